@@ -1,0 +1,146 @@
+"""Everything that can be said about a training config before any model is built."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.batching import accumulation
+from mmlab.config.build import check_target_names, check_targets
+from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.fieldcheck import check_fields, missing_values
+from mmlab.config.run import find_run
+
+INDEX = "index.npz"
+
+
+def check(cfg: DictConfig) -> None:
+    """Check a composed `TrainConfig`: keys, values, targets, files, batches and names of parts.
+
+    Raises:
+        ConfigError: the first thing that cannot run, with what to do about it.
+    """
+    check_fields(cfg)
+    check_target_names(cfg)
+    if missing := missing_values(cfg):
+        raise ConfigError(f"'{missing[0]}' has no value; give {missing[0]}=…")
+    check_trainable(cfg)
+    check_length(cfg)
+    check_batches(cfg)
+    check_sources(cfg.data)
+    check_local_files(cfg.model)
+    for run in OmegaConf.select(cfg, "stage.init_from") or []:
+        find_run(run, cfg.run.root)
+    check_targets(cfg)
+
+
+def check_trainable(cfg: DictConfig) -> None:
+    """Compare the first words of `stage.trainable` and `optim.part_lr` with the parts of the model."""
+    parts = getattr(OmegaConf.get_type(cfg.model), "parts", None)
+    if parts is None:  # a user's own model: the stage will compare with the built one
+        return
+    named = {
+        "stage.trainable": list(cfg.stage.trainable),
+        "optim.part_lr": list(cfg.optim.get("part_lr") or {}),
+    }
+    if not named["stage.trainable"]:
+        raise ConfigError(f"stage.trainable is empty; name the parts that learn, out of {', '.join(parts)}.")
+    for key, names in named.items():
+        for name in names:
+            if name.split(".")[0] not in parts:
+                hint = nearest(name, parts)
+                raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
+
+
+def check_length(cfg: DictConfig) -> None:
+    """Refuse a run whose end is not given."""
+    if cfg.trainer.max_steps is None and cfg.trainer.max_epochs is None:
+        raise ConfigError(
+            "How long the run lasts is not given; give trainer.max_steps=… or trainer.max_epochs=…"
+        )
+
+
+def check_batches(cfg: DictConfig) -> None:
+    """Check that the global batch divides into micro-batches on the devices."""
+    accumulation(cfg.data.global_batch, cfg.data.micro_batch, world_size(cfg.trainer))
+
+
+def world_size(trainer: DictConfig) -> int:
+    """Return the number of processes, devices × nodes; `auto` and -1 count the devices of this machine.
+
+    Raises:
+        ConfigError: `trainer.devices` is neither a number, a list of numbers nor `auto`.
+    """
+    devices = trainer.devices
+    if OmegaConf.is_list(devices) and len(devices):
+        return len(devices) * trainer.num_nodes
+    if isinstance(devices, int) and not isinstance(devices, bool) and (devices > 0 or devices == -1):
+        if devices > 0:
+            return devices * trainer.num_nodes
+    elif devices != "auto":
+        raise ConfigError(
+            f"'trainer.devices' must be a number above 0, a list of numbers or auto, not {devices!r}."
+        )
+    if trainer.accelerator in ("cpu", "mps"):
+        return trainer.num_nodes
+    import torch
+
+    return max(1, torch.cuda.device_count()) * trainer.num_nodes
+
+
+def check_sources(data: DictConfig) -> None:
+    """Check that every source of the data is a folder with shards and their index."""
+    if not data.train:
+        raise ConfigError("'data.train' has no source; give data.train=[{path: …}].")
+    weights = [source.weight for source in data.train]
+    if any(w is None for w in weights) and any(w is not None for w in weights):
+        raise ConfigError("'data.train': either every source has a weight, or none.")
+    for split in ("train", "val"):
+        for i, source in enumerate(data[split]):
+            check_shards(Path(data.root, source.path), f"data.{split}.{i}.path")
+
+
+def check_shards(folder: Path, where: str) -> None:
+    """Check that `folder` has an index, and say which command makes it.
+
+    Raises:
+        ConfigError: no folder, no shards, or shards without an index.
+    """
+    if (folder / INDEX).is_file():
+        return
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, siblings)
+        raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab shards build` makes shards.")
+    if any(folder.glob("*.tar")):
+        raise ConfigError(
+            f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`."
+        )
+    raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab shards build` makes them.")
+
+
+def check_local_files(model: DictConfig) -> None:
+    """Check that every `source` and `tokenizer` that looks like a path is a folder."""
+    for where, value in _texts(OmegaConf.to_container(model, resolve=True), "model"):
+        name = where.rpartition(".")[2]
+        if name not in ("source", "tokenizer") or not looks_local(value) or Path(value).expanduser().exists():
+            continue
+        what = "tokenizer" if name == "tokenizer" else "model"
+        hint = " `mmlab shards tokenizer` makes one." if name == "tokenizer" else ""
+        raise ConfigError(f"'{where}': there is no {what} folder {value}.{hint}")
+
+
+def looks_local(name: str) -> bool:
+    """Whether `name` is a path rather than a hub name (`owner/model`)."""
+    parts = Path(name).parts
+    return name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+
+
+def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and value of every text below `node`, open dicts (`architecture`) left out."""
+    for key, value in node.items():
+        if isinstance(value, dict) and key != "architecture":
+            yield from _texts(value, f"{where}.{key}")
+        elif isinstance(value, str):
+            yield f"{where}.{key}", value

@@ -1,0 +1,199 @@
+"""From a command line to a config: Hydra's machinery, driven by the verbs, with our checks and sentences."""
+
+import argparse
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.config.explain import groups_of
+from mmlab.config.loader import CheckedLoader
+from mmlab.config.locate import conf_dir, local_conf_dir
+from mmlab.config.schema import register
+
+Task = Callable[[DictConfig], Any]
+
+
+def hydra_verb(config_name: str, task: Task, argv: list[str]) -> int:
+    """Run `task` on the config that `argv` composes; Hydra's flags (-m, --cfg, --info, -cd, -sc …) all work.
+
+    Args:
+        config_name: root config in `conf/`, for example `train`.
+        task: called with the composed config, once per point of a sweep; its docstring heads `--help`.
+        argv: the command line behind the verb, flags and overrides in any order.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        ConfigError: the command line or the config is wrong.
+        UserError: raised by the task.
+    """
+    args = parse(argv)
+    config_name = args.config_name or config_name
+    lenient = args.help or args.cfg is not None or args.info is not None or args.shell_completion
+    hydra = start(config_name, args.config_path, args.config_dir, lenient)
+    try:
+        if args.help:
+            print(_help(hydra, config_name, task, args.overrides))
+        elif args.hydra_help:
+            hydra.hydra_help(config_name=config_name, args_parser=get_args_parser(), args=args)
+        elif args.cfg:
+            hydra.show_cfg(config_name, args.overrides, args.cfg, args.package, args.resolve)
+        elif args.info:
+            hydra.show_info(args.info, config_name=config_name, overrides=args.overrides)
+        elif args.shell_completion:
+            hydra.shell_completion(config_name=config_name, overrides=args.overrides)
+        else:
+            _run(hydra, config_name, task, args)
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
+
+
+def compose(
+    config_name: str, overrides: list[str] | None = None, config_dir: Path | str | None = None
+) -> DictConfig:
+    """Compose a config as a verb would, for tests and notebooks.
+
+    Args:
+        config_name: root config, for example `train`.
+        overrides: as on the command line.
+        config_dir: the root's folder in place of the shipped `conf/`.
+
+    Raises:
+        ConfigError: the overrides or the config are wrong, or a value is missing.
+    """
+    hydra = start(config_name, config_dir)
+    try:
+        cfg = hydra.config_loader.load_configuration(
+            config_name, list(overrides or []), RunMode.RUN, from_shell=False
+        )
+    finally:
+        GlobalHydra.instance().clear()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def start(
+    name: str, config_path: Path | str | None = None, config_dir: str | None = None, lenient: bool = False
+) -> Hydra:
+    """Return a Hydra over the shipped configs, `./conf` and `config_dir`."""
+    version.setbase("1.3")
+    register()
+    loader = CheckedLoader(_search_path(config_path, config_dir), lenient)
+    hydra = Hydra(task_name=name, config_loader=loader)
+    GlobalHydra.instance().clear()
+    GlobalHydra.instance().initialize(hydra)
+    return hydra
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read Hydra's flags and the overrides, in any order.
+
+    Raises:
+        ConfigError: an unknown or misused flag.
+    """
+    parser = get_args_parser()
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+
+    def refuse(message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        raise ConfigError(
+            f"There is no flag '{unknown}'.{nearest(unknown, flags)}"
+            if message.startswith("unrecognized")
+            else f"{message[:1].upper()}{message[1:]}."
+        )
+
+    parser.error = refuse  # type: ignore[method-assign]
+    # `--info` takes a word or none: without this an override behind it would be that word.
+    argv = [
+        "--info=all" if a in ("--info", "-i") and "=" in (argv + [""])[i + 1] else a
+        for i, a in enumerate(argv)
+    ]
+    args = parser.parse_intermixed_args(argv)
+    modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
+    if sum(map(bool, modes)) > 1:
+        raise ConfigError("Only one of --run, --multirun, --cfg, --info and --shell-completion can be given.")
+    if args.resolve and not args.cfg:
+        raise ConfigError("--resolve goes with --cfg.")
+    if args.experimental_rerun:
+        raise ConfigError(
+            "--experimental-rerun would read a pickle, which can run any code; it is not supported."
+        )
+    return args
+
+
+def _search_path(config_path: Path | str | None, config_dir: str | None) -> ConfigSearchPath:
+    main = Path(config_path or conf_dir()).resolve()
+    for folder in (main, Path(config_dir or main)):
+        if not folder.is_dir():
+            raise ConfigError(f"There is no config folder {folder}.")
+    path = create_config_search_path(str(main))
+    local = local_conf_dir() if config_path is None else None
+    for provider, folder in (("command-line", config_dir), ("working folder", local)):
+        if folder is not None:
+            where = f"file://{Path(folder).resolve()}"
+            path.prepend(provider=provider, path=where, anchor=SearchPathQuery(provider="schema"))
+    return path
+
+
+def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace) -> None:
+    mode = RunMode.MULTIRUN if args.multirun else hydra.get_mode(config_name, args.overrides) or RunMode.RUN
+    overrides = [*args.overrides, f"hydra.mode={mode.name}"]
+    if mode == RunMode.MULTIRUN:
+        hydra.multirun(config_name=config_name, task_function=task, overrides=overrides)
+        return
+    failures: list[UserError] = []
+
+    def job(cfg: DictConfig) -> None:
+        # Hydra announces a job's exception with a line of its own; ours says it in one sentence.
+        try:
+            task(cfg)
+        except UserError as error:
+            failures.append(error)
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+
+    hydra.run(config_name=config_name, task_function=job, overrides=overrides)
+    if failures:
+        raise failures[0]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the run's folder before the task can refuse the config."""
+    for made in (folder, folder.parent):
+        if made != Path.cwd() and made.name != "":
+            with suppress(OSError):
+                made.rmdir()
+
+
+def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> str:
+    loader = hydra.config_loader
+    cfg = loader.load_configuration(config_name, overrides, RunMode.RUN)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    groups = [(group, loader.get_group_options(group)) for group in sorted(groups_of(loader))]
+    lines = [f"  {group}: {', '.join(options)}" for group, options in groups if options]
+    return "\n".join(
+        [
+            f"mmlab {config_name} [flags] [group=option] [key=value]",
+            (task.__doc__ or "").strip(),
+            "\nConfig groups (group=option)",
+            *lines,
+            "\nConfig (key=value; ??? has to be given)",
+            OmegaConf.to_yaml(cfg).rstrip(),
+            "\nFlags: --cfg job shows the composed config, -m sweeps over a=1,2, --config-dir DIR adds",
+            "options of your own (./conf is added by itself), --hydra-help lists all flags.",
+        ]
+    )

@@ -1,0 +1,30 @@
+"""Errors written for the person who reads them: one sentence, an exit code, no traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake of the user's or a fault of the data: printed as one sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class RunError(UserError):
+    """A run that could not go on (exit code 1)."""
+
+
+class DataError(RunError):
+    """Shards that are missing, broken or not what the run needs (exit code 1)."""
+
+
+class ConfigError(UserError):
+    """A config that cannot run, found before anything is built (exit code 2)."""
+
+    exit_code = 2
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
+    close = get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,249 @@
+"""Every config section as a dataclass: its fields, their types, defaults and bounds; no heavy import.
+
+An option file of a group names its dataclass in the first line of its defaults list
+(`- /schema/model/vision_language@_here_`); SCHEMAS at the bottom lists the names.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING
+
+from mmlab.config.fields import choice, for_verb, number, section
+from mmlab.config.model_schema import (
+    DualEncoderConfig,
+    LanguageConfig,
+    LanguageOnlyConfig,
+    LinearConnectorConfig,
+    MLPConnectorConfig,
+    VisionConfig,
+    VisionLanguageConfig,
+)
+
+
+@dataclass
+class RunConfig:
+    """The identity of a run and where it lies."""
+
+    # None: the recipe (or <model>-<stage>) and 8 hex digits of what was overridden; set when composed.
+    name: str | None = None
+    root: str = "runs"
+    dir: str = "${run.root}/${run.name}"
+    fresh: bool = False  # start over; the run of that name is kept beside it
+
+
+@dataclass
+class PromptConfig:
+    template: str = "v1"
+    pictures: str = choice("tokens", "text", "none")  # the caption stands for the picture, or nothing
+    supervise: str = choice("answers", "all")
+    system: str | None = None  # None: the template's own
+    turns: str = "auto"
+
+
+@dataclass
+class StageConfig:
+    """What learns, and from which earlier runs it starts."""
+
+    _target_: str = MISSING
+    trainable: list[str] = MISSING  # names of the model's parts
+    init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs
+
+
+@dataclass
+class VisionLanguageStageConfig(StageConfig):
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    feature_cache_mb: int = number(0, at_least=0)  # memory for features of a frozen vision encoder
+
+
+@dataclass
+class AlignConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.align.ProjectorAlignment"
+
+
+@dataclass
+class FinetuneConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.finetune.EndToEndFinetuning"
+
+
+@dataclass
+class ContrastiveConfig(StageConfig):
+    _target_: str = "mmlab.stage.contrastive.ContrastivePretraining"
+
+
+@dataclass
+class LanguagePretrainingConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.language_pretraining.LanguagePretraining"
+
+
+@dataclass
+class SourceConfig:
+    """One set of shards in a mixture."""
+
+    path: str = MISSING  # folder with shards and their index, relative to data.root
+    weight: float | None = number(None, above=0)  # None for all sources: proportional to their sizes
+    name: str | None = None  # in reports; None: the folder's name
+
+
+@dataclass
+class DataConfig:
+    _target_: str = "mmlab.data.module.ShardDataModule"
+    root: str = for_verb(MISSING)  # joined before the paths of the sources
+    train: list[SourceConfig] = field(default_factory=list)
+    val: list[SourceConfig] = field(default_factory=list)
+    global_batch: int = number(MISSING, above=0)  # samples per optimizer step, over all devices
+    micro_batch: int = number(MISSING, above=0)  # samples that one device takes at a time
+    max_length: int = for_verb(number(2048, above=0))  # tokens of a row
+    pack: bool = for_verb(False)  # several samples in a row
+    aspect: str = for_verb(choice("pad", "crop", "stretch"))
+    augment: bool = for_verb(False)
+    workers: int = number(0, at_least=0)
+    seed: int = II("seed")
+    block_shards: int = number(8, above=0)  # shards whose samples are shuffled together
+    bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of samples that may be replaced
+
+
+@dataclass
+class AdamWConfig:
+    _target_: str = "mmlab.training.optim.AdamW"
+    lr: float = number(1e-3, above=0)
+    weight_decay: float = number(0.0, at_least=0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = number(1e-8, above=0)
+    schedule: str = choice("cosine", "constant", "linear")
+    warmup_ratio: float = number(0.03, at_least=0, at_most=1)
+    min_lr: float = number(0.0, at_least=0)
+    part_lr: dict[str, float] = field(default_factory=dict)  # learning rates of single parts
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
+    devices: Any = 1  # how many, or auto
+    num_nodes: int = number(1, above=0)
+    strategy: str = "auto"
+    precision: str = choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+    max_steps: int | None = number(None, above=0)  # optimizer steps
+    max_epochs: float | None = number(None, above=0)
+    gradient_clip_val: float | None = number(None, above=0)
+    val_every: int | None = number(None, above=0)  # optimizer steps; None: at the end only
+    limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation
+    log_every_n_steps: int = number(10, above=0)
+    deterministic: bool = False
+    overfit: bool = False  # repeat the first global batch
+    profile: str | None = field(default=None, metadata={"choices": ("simple", "advanced", "pytorch")})
+
+
+@dataclass
+class CSVLoggerConfig:
+    """One `metrics/version_N/metrics.csv` per start of the run, so that none erases an earlier one."""
+
+    _target_: str = "lightning.pytorch.loggers.CSVLogger"
+    save_dir: str = "${run.dir}"
+    name: str = "metrics"
+
+
+@dataclass
+class WandbLoggerConfig:
+    """The key stays in the environment (WANDB_API_KEY); it has no place in a config."""
+
+    _target_: str = "lightning.pytorch.loggers.WandbLogger"
+    project: str = "mmlab"
+    entity: str | None = None
+    name: str = "${run.name}"
+    id: str = "${run.name}"
+    save_dir: str = "${run.dir}"
+    offline: bool | None = None  # None: offline unless WANDB_API_KEY is in the environment; set when composed
+
+
+@dataclass
+class NoLoggerConfig:
+    _target_: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: Any = section("model")
+    data: Any = section("data")
+    stage: Any = section("stage")
+    optim: Any = section("optim")
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: Any = section("logger")
+    callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
+    seed: int = number(0, at_least=0)
+
+
+@dataclass
+class EvalDataConfig:
+    path: str = MISSING
+    blind_from: str | None = (
+        None  # training shards: their commonest answers are what one scores without looking
+    )
+
+
+@dataclass
+class HardwareConfig:
+    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
+    precision: str = choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+
+
+@dataclass
+class EvalConfig:
+    run: str = MISSING  # name or folder of a trained run
+    root: str = "runs"
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    template: str | None = None  # None: the one it was trained with
+    types: list[str] = field(default_factory=list)  # question types; none: all
+    batch_size: int = number(64, above=0)
+    max_new_tokens: int = number(64, above=0)
+    limit: int | None = number(None, above=0)
+    out: str | None = None
+    trainer: HardwareConfig = field(default_factory=HardwareConfig)
+
+
+@dataclass
+class ChatConfig:
+    run: str = MISSING  # name or folder of a trained run
+    root: str = "runs"
+    image: str | None = None
+    question: str | None = None  # None: ask at the terminal
+    template: str | None = None
+    max_new_tokens: int = number(256, above=0)
+    temperature: float = number(0.0, at_least=0)
+    trainer: HardwareConfig = field(default_factory=HardwareConfig)
+    trainer: HardwareConfig = field(default_factory=HardwareConfig)
+
+
+ROOTS: dict[str, type] = {"train": TrainConfig, "plan": TrainConfig, "eval": EvalConfig, "chat": ChatConfig}
+
+# The names that option files write as /schema/<name>@_here_.
+SCHEMAS: dict[str, type] = {
+    **ROOTS,
+    "model/vision_language": VisionLanguageConfig,
+    "model/dual_encoder": DualEncoderConfig,
+    "model/language_only": LanguageOnlyConfig,
+    "vision": VisionConfig,
+    "language": LanguageConfig,
+    "connector/mlp": MLPConnectorConfig,
+    "connector/linear": LinearConnectorConfig,
+    "stage/align": AlignConfig,
+    "stage/finetune": FinetuneConfig,
+    "stage/contrastive": ContrastiveConfig,
+    "stage/language_pretraining": LanguagePretrainingConfig,
+    "data": DataConfig,
+    "optim/adamw": AdamWConfig,
+    "trainer": TrainerConfig,
+    "logger/csv": CSVLoggerConfig,
+    "logger/wandb": WandbLoggerConfig,
+    "logger/none": NoLoggerConfig,
+}
+
+
+def register() -> None:
+    """Put the schemas into Hydra's ConfigStore (again and again without harm)."""
+    store = ConfigStore.instance()
+    for path, node in SCHEMAS.items():
+        group, _, name = f"schema/{path}".rpartition("/")
+        store.store(name=name, group=group, node=node)

@@ -1,0 +1,183 @@
+"""The door to instantiate: what is refused, and that it is refused before it is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.build import build, check_targets, locate
+from mmlab.config.errors import ConfigError
+from mmlab.config.schema import DataConfig
+from mmlab.model.connector import MLPConnector
+
+MLP = "mmlab.model.connector.MLPConnector"
+
+
+def test_builds_a_partial_that_gets_the_rest_later():
+    node = OmegaConf.create({"_target_": MLP, "_partial_": True, "depth": 3})
+    connector = build(node)(4, 6)
+    assert isinstance(connector, MLPConnector) and len(connector.layers) == 5
+    assert len(build(node, language_width=6)(4).layers) == 5
+
+
+def test_kwargs_win_and_keep_their_type():
+    given = {"a": [1, 2]}
+    node = {"_target_": "mmlab.training.optim.AdamW", "lr": 1.0, "betas": [0.5, 0.9], "part_lr": {"x": 1.0}}
+    optim = build(OmegaConf.create(node), part_lr=given)
+    assert optim.part_lr == given
+    assert build(node).lr == 1.0
+
+
+def test_no_target_builds_nothing():
+    assert build(OmegaConf.create({"_target_": None})) is None
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ({"_target_": MLP, "dept": 1}, f"{MLP} takes no argument 'dept'. Did you mean 'depth'?"),
+        ({"_target_": MLP, "depth": 1}, f"{MLP} needs vision_width, language_width."),
+        ({"_target_": MLP, "_args_": [1, 2]}, f"{MLP} takes no argument '_args_'. It takes vision_width"),
+        (
+            {"_target_": "mmlab.model.conector.MLP"},
+            "no module 'mmlab.model.conector'. Did you mean 'connector'?",
+        ),
+        (
+            {"_target_": "mmlab.model.connector.MLPConector"},
+            "no class 'MLPConector'. Did you mean 'MLPConnector'?",
+        ),
+        ({"_target_": 3}, "must be a dotted name"),
+        ({"_target_": "mmlab.model.connector.MLPConnector()"}, "must be a dotted name"),
+        ({"_target_": "lightning.pytorch.callbacks.ModelCheckpont"}, "callbacks.ModelCheckpoint'?"),
+    ],
+)
+def test_mistakes_are_named(node, sentence):
+    with pytest.raises(ConfigError) as error:
+        build(node)
+    assert sentence in str(error.value)
+
+
+def test_wrong_arguments_are_found_at_any_depth_before_anything_is_built():
+    node = {"_target_": "mmlab.model.vlm.VisionLanguageModel", "connector": {"_target_": MLP, "dept": 2}}
+    with pytest.raises(ConfigError, match=r"^'model.connector': .*'depth'"):
+        check_targets(node, "model")
+    check_targets([{"x": [{"_target_": MLP, "depth": 1}]}])
+
+
+def test_fields_for_the_verb_are_not_passed_on():
+    node = OmegaConf.merge(OmegaConf.structured(DataConfig), {"_target_": MLP, "seed": 0})
+    assert isinstance(node, DictConfig)
+    with pytest.raises(ConfigError) as error:
+        build(node)
+    assert "'train'" in str(error.value)  # the first key that is for the class
+    for key in ("root", "max_length", "pack", "aspect", "augment"):
+        assert f"'{key}'" not in str(error.value)
+
+
+GADGETS = [
+    "os.system",
+    "subprocess.run",
+    "builtins.eval",
+    "io.open",
+    "pickle.loads",
+    "functools.partial",
+    "hydra.utils.get_method",
+    "hydra.utils.instantiate",
+    "torch.load",
+    "torch.hub.load",
+    "numpy.load",
+    "pandas.read_pickle",
+    "transformers.AutoModel.from_pretrained",
+    "lightning.pytorch.callbacks.Callback",
+    "lightning.os.system",
+    "mmlab.config.build.build",
+    "mmlab.cli.main",
+    "mmlabx.evil.Thing",
+    # names that start well and lead elsewhere
+    "mmlab.data.index.os.system",
+    "mmlab.data.index.Path",
+    "mmlab.model.connector.nn.Linear",
+    "mmlab.model..connector.MLPConnector",
+    "mmlab.model.vision._layers",
+]
+
+
+@pytest.mark.parametrize("gadget", GADGETS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_gadgets_are_refused(gadget, nested):
+    bad = {"_target_": gadget}
+    with pytest.raises(ConfigError):
+        build({"_target_": MLP, "depth": [{"x": bad}]} if nested else bad)
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy", "pandas", "wandb", "sqlite3", "telnetlib"])
+def test_a_refused_module_is_never_imported(module):
+    code = f"""
+import sys
+from mmlab.config.build import build
+from mmlab.config.errors import ConfigError
+assert "{module}" not in sys.modules
+try:
+    build({{"_target_": "{MLP}", "depth": {{"_target_": "{module}.load"}}}})
+except ConfigError:
+    sys.exit("{module}" in sys.modules or "mmlab.model.connector" in sys.modules)
+sys.exit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_interpolated_target_is_refused_too():
+    cfg = OmegaConf.create({"a": "os.system", "b": {"_target_": "${a}", "command": "true"}})
+    with pytest.raises(ConfigError, match=r"os\.system' is not allowed"):
+        build(cfg.b)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A package of the user's."""
+    package = tmp_path / "mylab"
+    package.mkdir()
+    (package / "__init__.py").write_text("from mylab.parts import Thing\n")
+    (package / "parts.py").write_text(
+        "import os\nclass Thing:\n    def __init__(self, size=1):\n        self.size = size\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield package
+    for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
+        del sys.modules[name]
+
+
+def test_a_package_of_the_users_needs_their_word(lab, monkeypatch):
+    with pytest.raises(ConfigError, match="MMLAB_ALLOW_TARGETS"):
+        build({"_target_": "mylab.parts.Thing", "size": 3})
+    assert "mylab" not in sys.modules
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "other, mylab.")
+    assert build({"_target_": "mylab.parts.Thing", "size": 3}).size == 3
+    assert build({"_target_": "mylab.Thing"}).size == 1
+    given = [{"a": 1}]  # reaches the class as it is, not as a config
+    assert build({"_target_": "mylab.Thing", "size": 2}, size=given).size is given
+    with pytest.raises(ConfigError, match=r"no argument 'sise'\. Did you mean 'size'"):
+        build({"_target_": "mylab.Thing", "sise": 3})
+    with pytest.raises(ConfigError):
+        build({"_target_": "mylab.parts.os.system"})
+    with pytest.raises(ConfigError):
+        build({"_target_": "mylabs.Thing"})
+
+
+def test_a_missing_dependency_is_not_called_a_missing_module(lab, monkeypatch):
+    (lab / "needs.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "mylab")
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        locate("mylab.needs.Thing")
+
+
+def test_nothing_else_calls_instantiate():
+    package = Path(build.__code__.co_filename).parents[1]
+    callers = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "instantiate(" in path.read_text() or "hydra.utils" in path.read_text()
+    ]
+    assert callers == ["config/build.py"]

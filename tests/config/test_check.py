@@ -1,0 +1,120 @@
+"""What `check` says before any model is built."""
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.check import check, check_local_files, looks_local, world_size
+from mmlab.config.compose import compose
+from mmlab.config.errors import ConfigError
+from mmlab.config.schema import TrainerConfig
+from tests.config.tiny_conf import write_conf
+
+RECIPE = "experiment=llava/align_tiny"
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / "shapes" / split).mkdir(parents=True)
+        (tmp_path / "shapes" / split / "index.npz").touch()
+    return write_conf(tmp_path / "tree")
+
+
+def sentence(conf, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        check(compose("train", [RECIPE, *overrides], conf))
+    return str(error.value)
+
+
+def test_a_right_config_passes(conf):
+    check(compose("train", [RECIPE], conf))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "stage.trainable=[conector]",
+            "stage.trainable: the model has no part 'conector'. Did you mean 'connector'? "
+            "Parts: vision, connector, language.",
+        ),
+        ("stage.trainable=[]", "stage.trainable is empty; name the parts that learn"),
+        (
+            "+optim.part_lr.langage=1e-3",
+            "optim.part_lr: the model has no part 'langage'. Did you mean 'language'?",
+        ),
+        ("trainer.max_steps=null", "give trainer.max_steps=… or trainer.max_epochs=…"),
+        ("data.micro_batch=3", "micro_batch"),
+        ("trainer.devices=3", "global_batch"),
+        (
+            "trainer.devices=two",
+            "'trainer.devices' must be a number above 0, a list of numbers or auto, not 'two'.",
+        ),
+        ("trainer.devices=0", "'trainer.devices' must be a number above 0"),
+        ("data.train=[]", "'data.train' has no source"),
+        ("data.train=[{path: train, weight: 1},{path: val}]", "either every source has a weight, or none."),
+        (
+            "data.train=[{path: trian}]",
+            "'data.train.0.path': there is no folder shapes/trian. Did you mean 'train'?",
+        ),
+        (
+            "model.language.tokenizer=./tokens",
+            "'model.language.tokenizer': there is no tokenizer folder ./tokens.",
+        ),
+        (
+            "model.vision.source=/nowhere/clip",
+            "'model.vision.source': there is no model folder /nowhere/clip.",
+        ),
+        ("stage.init_from=[llava/vision]", "There is no run 'llava/vision' in runs."),
+        ("model.connector._target_=os.system", "'model.connector._target_' 'os.system' is not allowed."),
+        ("+callbacks.x={_target_: torch.load}", "'callbacks.x._target_' 'torch.load' is not allowed."),
+        (
+            "+callbacks.rate={_target_: lightning.pytorch.callbacks.LearningRateMonitor, "
+            "logging_intervall: step}",
+            "'callbacks.rate': lightning.pytorch.callbacks.LearningRateMonitor takes no argument "
+            "'logging_intervall'. Did you mean 'logging_interval'?",
+        ),
+    ],
+)
+def test_what_cannot_run_is_said(conf, override, expected):
+    assert expected in sentence(conf, override)
+
+
+def test_missing_indexes_say_which_command_makes_them(conf, tmp_path):
+    (tmp_path / "shapes" / "val" / "index.npz").unlink()
+    assert "'data.val.0.path': there are no shards in shapes/val; `mmlab shards build`" in sentence(conf)
+    (tmp_path / "shapes" / "val" / "000000.tar").touch()
+    assert sentence(conf).endswith("have no index; run `mmlab shards index shapes/val`.")
+
+
+def test_an_option_without_a_schema_goes_by_its_class(conf):
+    option = conf / "model" / "connector" / "own.yaml"
+    option.write_text("_target_: mmlab.model.connector.MLPConnector\n_partial_: true\ndepth: 4\n")
+    check(compose("train", [RECIPE, "model/connector=own"], conf))
+    assert "takes no argument 'dept'" in sentence(conf, "model/connector=own", "+model.connector.dept=1")
+
+
+def test_names_that_look_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert all(looks_local(name) for name in ("./x", "../x", "/x/y", "~/x", "a/b/c", "data/tokenizer"))
+    assert not any(looks_local(name) for name in ("gpt2", "openai/clip-vit-large-patch14"))
+
+
+def test_open_dicts_are_not_searched_for_paths():
+    check_local_files(
+        OmegaConf.create({"language": {"architecture": {"source": "/nowhere"}, "tokenizer": None}})
+    )
+
+
+def test_world_size():
+    def world(**changes):
+        trainer = OmegaConf.merge(OmegaConf.structured(TrainerConfig), changes)
+        assert isinstance(trainer, DictConfig)
+        return world_size(trainer)
+
+    assert world(devices=2, num_nodes=3) == 6
+    assert world(devices=[0, 1]) == 2
+    assert world(devices="auto", accelerator="cpu", num_nodes=2) == 2
+    assert world(devices=-1, accelerator="cpu") == 1

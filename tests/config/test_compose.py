@@ -1,0 +1,141 @@
+"""Composition: schemas, names, flags, search path, sweeps."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from mmlab.config.compose import compose, hydra_verb, parse
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.schema import MLPConnectorConfig, TrainConfig, VisionConfig
+from tests.config.tiny_conf import write_conf
+
+RECIPE = "experiment=llava/align_tiny"
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_conf(tmp_path / "tree")
+
+
+def test_every_section_keeps_its_dataclass(conf):
+    cfg = compose("train", [RECIPE], conf)
+    assert OmegaConf.get_type(cfg) is TrainConfig
+    assert OmegaConf.get_type(cfg.model.vision) is VisionConfig
+    assert OmegaConf.get_type(cfg.model.connector) is MLPConnectorConfig
+    assert (cfg.optim.lr, cfg.trainer.max_steps, cfg.model.connector.depth) == (2e-3, 4, 3)
+    assert cfg.data.seed == cfg.seed
+
+
+def test_a_part_is_swapped_with_its_schema(conf):
+    cfg = compose("train", [RECIPE, "model/connector=linear"], conf)
+    assert "depth" not in cfg.model.connector
+
+
+def test_debug_presets_win_over_the_recipe(conf):
+    assert compose("train", [RECIPE, "debug=fast"], conf).trainer.max_steps == 2
+    overfit = compose("train", [RECIPE, "debug=overfit"], conf).trainer
+    assert overfit.overfit and overfit.limit_val_batches == 0
+    assert compose("train", [RECIPE, "debug=profile"], conf).trainer.profile == "simple"
+
+
+def test_wandb_is_offline_without_a_key(conf, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert compose("train", [RECIPE, "logger=wandb"], conf).logger.offline is True
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    cfg = compose("train", [RECIPE, "logger=wandb"], conf)
+    assert cfg.logger.offline is False
+    assert cfg.logger.id == "llava-align_tiny"
+    assert "0123456789abcdef" not in OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def test_flags_may_stand_behind_overrides():
+    args = parse(["a=b", "--cfg", "job", "c=d", "-p", "run"])
+    assert (args.cfg, args.package, args.overrides) == ("job", "run", ["a=b", "c=d"])
+    assert parse(["--info", "a=b"]).info == "all"
+    assert parse(["a=b", "-m"]).multirun
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--cgf", "job"], "There is no flag '--cgf'. Did you mean '--cfg'?"),
+        (["--cfg", "jib"], "invalid choice: 'jib'"),
+        (["-m", "--cfg", "job"], "Only one of"),
+        (["--resolve"], "--resolve goes with --cfg."),
+        (["--experimental-rerun", "x.pickle"], "pickle"),
+    ],
+)
+def test_wrong_flags(argv, sentence):
+    with pytest.raises(ConfigError) as error:
+        parse(argv)
+    assert sentence in str(error.value)
+
+
+def test_a_task_gets_the_config_and_hydra_makes_no_folder_of_its_own(conf, tmp_path):
+    seen = []
+    code = hydra_verb("train", seen.append, ["--config-path", str(conf), RECIPE, "seed=3"])
+    assert code == 0 and seen[0].seed == 3 and "hydra" not in seen[0]
+    folder = tmp_path / seen[0].run.dir
+    assert folder.is_dir() and not list(folder.iterdir())
+
+
+def test_a_task_that_fails_raises_its_error_and_leaves_no_empty_folder(conf, tmp_path, capsys):
+    def task(cfg):
+        raise RunError("The loss is not a number.")
+
+    with pytest.raises(RunError, match="not a number"):
+        hydra_verb("train", task, ["--config-path", str(conf), RECIPE])
+    assert not (tmp_path / "runs").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_multirun_names_each_point(conf, tmp_path):
+    names = []
+    argv = ["-m", "--config-path", str(conf), RECIPE, "optim.lr=1e-3,1e-2", "seed=0"]
+    hydra_verb("train", lambda cfg: names.append((cfg.run.name, cfg.optim.lr)), argv)
+    assert [lr for _, lr in names] == [1e-3, 1e-2]
+    assert len({name for name, _ in names}) == 2
+    assert all((tmp_path / "runs" / name).is_dir() for name, _ in names)
+
+
+def test_multirun_stops_at_a_wrong_point(conf):
+    argv = ["-m", "--config-path", str(conf), RECIPE, "optim.lr=1e-3,-1"]
+    with pytest.raises(ConfigError, match=r"'optim.lr' must be above 0, not -1.0"):
+        hydra_verb("train", lambda cfg: None, argv)
+
+
+def test_conf_of_the_working_folder_and_config_dir_add_options(conf, tmp_path):
+    for folder in ("conf", "mine"):
+        (tmp_path / folder / "stage").mkdir(parents=True)
+        text = "defaults: [/schema/stage/align@_here_, _self_]\ntrainable: [vision]\n"
+        (tmp_path / folder / "stage" / f"of_{folder}.yaml").write_text(text)
+    seen = []
+    base = ["model/vision=clip_tiny", "model/language=llama_tiny"]
+    try:
+        hydra_verb("train", seen.append, ["model=llava", "data=shapes", "stage=of_conf", *base])
+        hydra_verb(
+            "train", seen.append, ["model=llava", "stage=of_mine", "data=shapes", *base, "-cd", "mine"]
+        )
+    except ConfigError as error:  # the shipped options are not the point here
+        pytest.fail(str(error))
+    assert [cfg.run.name.split("-")[1] for cfg in seen] == ["of_conf", "of_mine"]
+
+
+def test_cfg_and_help_show_what_is_not_chosen_yet(conf, capsys):
+    def task(cfg):
+        """Train something."""
+        pytest.fail("ran")
+
+    assert hydra_verb("train", task, ["--config-path", str(conf), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Train something." in text and "experiment: llava/align_tiny" in text and "model: ???" in text
+    assert "schema" not in text
+    assert hydra_verb("train", task, ["--config-path", str(conf), RECIPE, "--cfg", "job"]) == 0
+    assert "name: llava-align_tiny" in capsys.readouterr().out
+
+
+def test_hydra_full_error_raises_what_hydra_raised(conf, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="Could not override") as error:
+        compose("train", [RECIPE, "optim.lrr=1"], conf)
+    assert not isinstance(error.value, ConfigError)

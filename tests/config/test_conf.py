@@ -1,0 +1,113 @@
+"""The shipped `conf/`: every option has a schema, every file composes, every recipe checks."""
+
+from pathlib import Path
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from mmlab.config.build import check_targets
+from mmlab.config.compose import compose, start
+from mmlab.config.errors import ConfigError
+from mmlab.config.locate import conf_dir
+from mmlab.config.schema import ROOTS, SCHEMAS
+from tests.config.tiny_conf import write_conf
+
+CONF = conf_dir()
+# These are merged into sections that have a schema already, or belong to Hydra.
+WITHOUT = ("experiment", "debug", "hydra", "callbacks")
+OPTIONS = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix()
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and path.relative_to(CONF).parts[0] not in WITHOUT
+)
+RECIPES = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    for path in CONF.glob("experiment/**/*.yaml")
+)
+
+
+def has_schema(option: str, folder: Path) -> bool:
+    """Whether an option file is typed by a dataclass, or by the signature of its literal target."""
+    loader = start(option, folder, lenient=True).config_loader
+    try:
+        # Hydra's own loader: alone, an option may refer to sections that are not there.
+        cfg = ConfigLoaderImpl.load_configuration(loader, option, [], RunMode.MULTIRUN)  # type: ignore[arg-type]
+    finally:
+        GlobalHydra.instance().clear()
+    node = OmegaConf.select(cfg, option.rpartition("/")[0].replace("/", "."))
+    if node is not None and OmegaConf.get_type(node) in SCHEMAS.values():
+        return True
+    if node is None or not node.get("_target_"):
+        return False
+    check_targets(node, option)
+    return True
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_has_a_schema(option):
+    assert has_schema(option, CONF), (
+        f"conf/{option}.yaml: begin its defaults list with /schema/<name>@_here_, or give it a _target_"
+    )
+
+
+@pytest.mark.parametrize("text", ["depth: 2\n", "defaults: [align, _self_]\nx: 2\n", ""])
+def test_an_option_without_a_schema_is_noticed(tmp_path, text):
+    folder = write_conf(tmp_path / "tree")
+    (folder / "stage" / "align.yaml").write_text("trainable: [connector]\n")
+    (folder / "stage" / "new.yaml").write_text(text)
+    assert has_schema("stage/open", folder)
+    assert not has_schema("stage/new", folder)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes(recipe):
+    for root in ("train", "plan"):
+        cfg = compose(root, [f"experiment={recipe}"], CONF)
+        assert cfg.run.name == recipe.replace("/", "-")
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_names_classes_and_arguments_that_exist(recipe):
+    check_targets(compose("train", [f"experiment={recipe}"], CONF))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_a_page_with_the_global_package(recipe):
+    lines = (CONF / "experiment" / f"{recipe}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert len(lines) <= 40
+    assert any(f"experiment={recipe}" in line for line in lines), "the header gives the command"
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in CONF.glob("debug/*.yaml")))
+@pytest.mark.parametrize("recipe", RECIPES[:1])
+def test_debug_presets_compose_with_recipes(preset, recipe):
+    assert compose("train", [f"experiment={recipe}", f"debug={preset}"], CONF).trainer.limit_val_batches == 0
+
+
+@pytest.mark.parametrize("group", ["trainer", "logger"])
+@pytest.mark.parametrize("recipe", RECIPES[:1])
+def test_trainers_and_loggers_compose_with_recipes(group, recipe):
+    for path in CONF.glob(f"{group}/*.yaml"):
+        cfg = compose("train", [f"experiment={recipe}", f"{group}={path.stem}"], CONF)
+        check_targets(cfg[group], group)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_root_is_there(root):
+    assert (CONF / f"{root}.yaml").is_file()
+
+
+def test_a_value_that_a_root_needs_is_asked_for():
+    with pytest.raises(ConfigError, match=r"'data\.path' has no value"):
+        compose("eval", ["run=x"])
+
+
+def test_no_config_speaks_of_keys_or_machines():
+    for path in CONF.rglob("*.yaml"):
+        text = path.read_text()
+        assert "api_key" not in text.lower() and "/home/" not in text and "/work/" not in text, path

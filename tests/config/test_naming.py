@@ -1,0 +1,53 @@
+import pytest
+
+from mmlab.config.compose import compose
+from mmlab.config.naming import run_name
+from tests.config.tiny_conf import write_conf
+
+CHOICES = {"experiment": "llava/align_tiny", "model": "llava", "stage": "align"}
+RECIPE = "experiment=llava/align_tiny"
+
+
+def test_a_recipe_gives_its_name():
+    assert run_name(CHOICES, [RECIPE]) == "llava-align_tiny"
+    assert run_name({"model": "llava", "stage": "align"}, ["model=llava", "stage=align"]) == "llava-align"
+    assert run_name({"model": "???", "stage": "align"}, []) is None
+
+
+def test_what_changes_the_result_changes_the_name():
+    plain = run_name(CHOICES, [RECIPE])
+    changed = run_name(CHOICES, [RECIPE, "optim.lr=1"])
+    assert changed is not None and changed.startswith(f"{plain}-") and len(changed) == len(f"{plain}-") + 8
+    assert run_name(CHOICES, ["optim.lr=1", RECIPE]) == changed
+    assert run_name(CHOICES, ["optim.lr=2", RECIPE, "optim.lr=1"]) == changed
+    assert run_name(CHOICES, [RECIPE, "optim.lr=2"]) != changed
+    assert run_name(CHOICES, [RECIPE, "model=other"]) != plain
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.root=/x",
+        "hydra.run.dir=x",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "data.workers=4",
+        "data.micro_batch=1",
+    ]
+    + ["logger=wandb", "logger.project=x", "hydra/launcher=basic", "trainer.num_nodes=2"],
+)
+def test_how_a_run_is_executed_does_not_change_its_name(override):
+    assert run_name(CHOICES, [RECIPE, override]) == "llava-align_tiny"
+
+
+def test_what_looks_like_execution_but_is_not():
+    assert run_name(CHOICES, [RECIPE, "trainer.precision=bf16-true"]) != "llava-align_tiny"
+    assert run_name(CHOICES, [RECIPE, "trainer.max_steps=9"]) != "llava-align_tiny"
+    assert run_name(CHOICES, [RECIPE, "run_length=9"]) != "llava-align_tiny"
+
+
+def test_a_given_name_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    conf = write_conf(tmp_path / "tree")
+    assert compose("train", [RECIPE, "run.name=mine", "seed=4"], conf).run.dir == "runs/mine"
+    assert compose("train", [RECIPE], conf).run.dir == "runs/llava-align_tiny"

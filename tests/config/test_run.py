@@ -1,0 +1,165 @@
+"""A run's folder: what is written, read back, redacted and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mmlab.config.compose import compose, hydra_verb
+from mmlab.config.errors import ConfigError
+from mmlab.config.redact import HIDDEN, redact, redact_text
+from mmlab.config.run import find_run, finish, finished, load_run_config, prepare_run
+from mmlab.config.schema import MLPConnectorConfig, TrainConfig, VisionConfig
+from tests.config.tiny_conf import write_conf
+
+RECIPE = "experiment=llava/align_tiny"
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_conf(tmp_path / "tree")
+
+
+def prepare(conf: Path, *overrides: str) -> Path:
+    return prepare_run(compose("train", [RECIPE, *overrides], conf))
+
+
+def test_config_comes_back_as_it_was(conf):
+    cfg = compose("train", [RECIPE, "optim.lr=1e-5", "+optim.part_lr.connector=1e-4"], conf)
+    back = load_run_config(prepare_run(cfg))
+    assert OmegaConf.to_container(back, resolve=True) == OmegaConf.to_container(cfg, resolve=True)
+    assert [OmegaConf.get_type(node) for node in (back, back.model.vision, back.model.connector)] == [
+        TrainConfig,
+        VisionConfig,
+        MLPConnectorConfig,
+    ]
+
+
+def test_overrides_and_code_are_written(conf):
+    hydra_verb("train", prepare_run, ["--config-path", str(conf), RECIPE, "seed=${trainer.max_steps}"])
+    (folder,) = Path("runs").iterdir()
+    assert (folder / "overrides.txt").read_text().splitlines() == [RECIPE, "seed=${trainer.max_steps}"]
+    state = json.loads((folder / "code.json").read_text())
+    assert {"commit", "diff", "new_files", "versions"} == set(state) and state["versions"]["torch"]
+    assert "${" not in (folder / "config.yaml").read_text()
+    assert sorted(path.name for path in folder.iterdir()) == ["code.json", "config.yaml", "overrides.txt"]
+
+
+def test_no_secret_reaches_the_folder(conf, monkeypatch):
+    secret = "s3cr3t-0123456789"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("MY_DB_password", "hunter2hunter2")
+    overrides = [
+        f"model.vision.source=https://user:{secret}@host/model",
+        "model.language.source=hunter2hunter2",
+        "+model.language.architecture.api_key=plainly",
+        "model.language.tokenizer=keep/tokenizer",
+    ]
+    hydra_verb("train", prepare_run, ["--config-path", str(conf), RECIPE, *overrides])
+    (folder,) = Path("runs").iterdir()
+    text = "".join(path.read_text() for path in folder.iterdir())
+    assert secret not in text and "hunter2" not in text and "plainly" not in text
+    assert "keep/tokenizer" in text and f"https://user:{HIDDEN}@host/model" in text
+
+
+def test_redaction_by_name():
+    data = {
+        "api_key": "x",
+        "auth": {"token": "y"},
+        "tokens": "keep",
+        "tokenizer": "keep",
+        "keys": ["keep"],
+        "n": 1,
+    }
+    assert redact(data) == {**data, "api_key": HIDDEN, "auth": {"token": HIDDEN}}
+    assert redact_text("+a.api_key=1234") == f"+a.api_key={HIDDEN}"
+    assert redact_text("max_new_tokens=12") == "max_new_tokens=12"
+
+
+def test_the_same_command_comes_back_to_its_folder(conf):
+    folder = prepare(conf, "run.name=mine")
+    (folder / "kept").touch()
+    assert prepare(conf, "run.name=mine", "trainer.devices=2", "data.workers=2", "logger=none") == folder
+    assert (folder / "kept").exists()
+
+
+def test_another_run_does_not_move_in(conf):
+    prepare(conf, "run.name=mine")
+    with pytest.raises(
+        ConfigError, match=r"runs/mine holds a run with optim.lr=0.002, not 0.1; give another run.name"
+    ):
+        prepare(conf, "run.name=mine", "optim.lr=0.1")
+    with pytest.raises(ConfigError, match=r"stage.trainable.1=None, not vision"):
+        prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
+
+
+def test_a_fresh_run_sets_the_old_one_aside(conf, monkeypatch):
+    folder = prepare(conf)
+    finish(folder, {"loss": 1.0})
+    assert finished(prepare(conf))
+    assert not finished(prepare(conf, "run.fresh=true"))
+    assert finished(Path(f"{folder}.1"))
+    # A requeued job repeats its command line; it has to go on.
+    finish(folder, {"loss": 2.0})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert finished(prepare(conf, "run.fresh=true"))
+
+
+def test_a_run_whose_end_moved_is_not_complete(conf):
+    folder = prepare(conf, "run.name=mine")
+    finish(folder, {})
+    assert not finished(prepare(conf, "run.name=mine", "trainer.max_steps=9"))
+
+
+def test_only_the_first_process_writes(conf, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not prepare(conf).exists()
+
+
+def test_a_run_is_found_by_folder_name_and_recipe(conf):
+    folder = prepare(conf)
+    assert find_run(str(folder)) == find_run("llava-align_tiny") == find_run("llava/align_tiny") == folder
+    with pytest.raises(ConfigError) as error:
+        find_run("llava/aling_tiny")
+    assert str(error.value) == (
+        "There is no run 'llava/aling_tiny' in runs. Did you mean 'llava-align_tiny'? "
+        "Runs there: llava-align_tiny."
+    )
+    with pytest.raises(ConfigError, match="There is no run 'x' in elsewhere"):
+        find_run("x", "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            "mmlab.model.vision.VisionEncoder",
+            "os.system",
+            "'model.vision._target_' 'os.system' is not allowed",
+        ),
+        ("depth: 3", "dept: 3", "There is no key 'dept'"),
+        ("depth: 3", "depth: x", "takes a whole number, not 'x'"),
+        ("seed: 0", "seed: ${oc.env:HOME}", "holds an interpolation"),
+        ("seed: 0", "seed: !!python/object/apply:os.getcwd []", "is not plain YAML"),
+        ("\nseed: 0", "\nseed: 0\nsede: 1", "There is no key 'sede'. Did you mean 'seed'?"),
+        ("schedule: cosine", "schedule: cosin", "Did you mean 'cosine'?"),
+    ],
+)
+def test_a_foreign_config_is_read_with_care(conf, old, new, sentence):
+    file = prepare(conf) / "config.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError) as error:
+        load_run_config(file.parent)
+    assert sentence in str(error.value)
+
+
+def test_no_config_at_all(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
+        load_run_config(tmp_path)
+    (tmp_path / "config.yaml").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="not a mapping"):
+        load_run_config(tmp_path)
