@@ -1,0 +1,131 @@
+"""What may lie in a shard: extensions, keys, records and their limits. Needs neither torch nor Pillow."""
+
+import json
+import re
+from typing import Any
+
+from mmlab.config.errors import DataError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", "safetensors")
+"""Members that a shard may hold. All are read without running anything that the file says."""
+
+PIXEL_CAP = 50_000_000
+"""A picture whose header claims more pixels is never decoded."""
+SIDE_CAP = 65_535
+"""The longest side that is decoded (JPEG's own limit): weights of a resize take memory per pixel of it."""
+MEMBER_CAP = 1 << 30
+"""The largest member, in bytes."""
+
+Members = dict[str, bytes | str | dict[str, Any]]
+"""The members of one sample: extension → bytes, text, or (for `json`) the record itself."""
+
+_CODE_EXTENSIONS = ("pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "so", "py", "joblib", "dill")
+_COMPRESSED_EXTENSIONS = ("gz", "bz2", "xz", "zst", "zip", "lz4")
+_KEY = re.compile(r"[A-Za-z0-9._/ +=@,()-]+")
+_NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a member's name into key and lower-case extension, at the first dot of its file name.
+
+    This is webdataset's rule: `a.b/c.seg.png` has the key `a.b/c` and the extension `seg.png`.
+
+    Raises:
+        DataError: for a name without extension, an extension outside `EXTENSIONS`, or an unsafe key.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise DataError(f"member {name!r} has no key and extension as in 'key.jpg'")
+    key, extension = match[1], match[2].lower()
+    check_key(key)
+    check_extension(extension, name)
+    return key, extension
+
+
+def check_key(key: str) -> None:
+    """Raise DataError for a key that is unsafe as a path or could not be read back."""
+    if key.startswith("/") or ".." in key.split("/"):
+        raise DataError(f"key {key!r} points outside its folder; keys are relative paths without '..'")
+    if not _KEY.fullmatch(key):
+        raise DataError(f"key {key!r} has characters outside A-Z a-z 0-9 . _ / + = @ , ( ) - and space")
+    if "." in key.rpartition("/")[2] or key.endswith("/"):
+        raise DataError(f"key {key!r} must end in a name without a dot: the first dot starts the extension")
+
+
+def check_extension(extension: str, name: str) -> None:
+    """Raise DataError unless `extension` is one of `EXTENSIONS`."""
+    if extension in EXTENSIONS:
+        return
+    last = extension.rpartition(".")[2]
+    if last in _CODE_EXTENSIONS:
+        why = "it can hold code that runs when it is loaded"
+    elif last in _COMPRESSED_EXTENSIONS:
+        why = "compressed members are not read, store them plain"
+    else:
+        why = f"a shard holds {', '.join(EXTENSIONS)}"
+    raise DataError(f"member {name!r} is refused: {why}")
+
+
+def picture_kind(data: bytes) -> str | None:
+    """The extension that fits a picture's first bytes (`jpg`, `png`, `webp`), or None."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+class KeyMaker:
+    """Turns names of any kind into safe keys, each given out once.
+
+    Attributes:
+        repeats: how often a name had been given out before.
+    """
+
+    def __init__(self):
+        self.repeats = 0
+        self._used: set[str] = set()
+        self._last: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        """Return `name` with unsafe characters replaced, and `-1`, `-2`, … appended to a repeated one."""
+        base = re.sub(r"[^A-Za-z0-9_=+@,-]+", "_", name).strip("_")[:200] or "sample"
+        key = base
+        if key in self._used:
+            self.repeats += 1
+        while key in self._used:
+            self._last[base] = self._last.get(base, 0) + 1
+            key = f"{base}-{self._last[base]}"
+        self._used.add(key)
+        return key
+
+
+def record_texts(record: dict[str, Any]) -> list[str]:
+    """Every text of a record in order: caption, turns of the conversations, questions and answers."""
+    texts = [record.get("caption")]
+    for turn in _dicts(record.get("conversations")):
+        texts.append(turn.get("value"))
+    for question in _dicts(record.get("questions")):
+        texts += [question.get("question"), question.get("answer")]
+    return [text for text in texts if isinstance(text, str) and text]
+
+
+def parse_record(members: dict[str, bytes]) -> dict[str, Any]:
+    """The record of a sample: its `json`, with the caption taken from `txt` where the JSON has none.
+
+    Raises:
+        ValueError: the JSON is malformed or not an object, or a text is not UTF-8.
+    """
+    record = json.loads(members["json"]) if "json" in members else {}
+    if not isinstance(record, dict):
+        raise ValueError(f"the JSON is a {type(record).__name__}, not an object")
+    if not record.get("caption") and "txt" in members:
+        record["caption"] = members["txt"].decode().strip()
+    return record
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -1,0 +1,274 @@
+"""The index beside a folder of shards: random access by sample number, checked against checksums."""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mmlab.config.errors import DataError
+from mmlab.data.formats import EXTENSIONS
+from mmlab.data.sample import SampleError
+from mmlab.data.scan import ShardScan, list_shards, local_folder, scan_shards
+
+INDEX_NAME = "index.npz"
+_VERSION = 1
+_ARRAYS = ("shard_sizes", "samples_per_shard", "image_sizes", "text_lengths")
+_OPEN_FILES = 64
+_BUILD = "build it with `mmlab shards index"
+
+
+@dataclass(frozen=True)
+class Members:
+    """Where the members of all samples lie. M members; sample i owns members `first[i]:first[i + 1]`."""
+
+    first: np.ndarray  # int64 [N + 1]
+    extension: np.ndarray  # uint8 [M], an index into `formats.EXTENSIONS`
+    offset: np.ndarray  # int64 [M], first byte of the data in its shard
+    length: np.ndarray  # int64 [M]
+    crc: np.ndarray  # uint32 [M]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A folder of shards, opened. N samples in S shards; samples of one shard are adjacent, in tar order.
+
+    It pickles as its folder and hash alone, so worker processes of any start method open it for themselves.
+    """
+
+    root: Path
+    shards: tuple[str, ...]  # file names, sorted
+    shard_sizes: np.ndarray = field(repr=False)  # int64 [S], bytes of each file
+    samples_per_shard: np.ndarray = field(repr=False)  # int64 [S]
+    keys: np.ndarray = field(repr=False)  # '<U' [N]
+    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: width, height; 0, 0 = none, or unreadable
+    text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
+    members: Members = field(repr=False)
+    hash: str  # sha256 over shard names, keys, offsets, sizes and checksums
+    _files: dict[int, "_OpenFile"] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __reduce__(self):
+        return _reopen, (self.root, self.hash)
+
+    @classmethod
+    def open(cls, root: str | Path) -> "ShardIndex":
+        """Load the index of a folder and check that it still fits the shards beside it.
+
+        Raises:
+            DataError: no folder, no index, one of another version, or shards that were added, removed or
+                resized.
+        """
+        folder = local_folder(root)
+        path = folder / INDEX_NAME
+        if not path.exists():
+            raise DataError(f"{folder} has no index; {_BUILD} {folder}`.")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            if int(arrays.pop("version")) != _VERSION:
+                raise ValueError("another version")
+            index = cls(
+                root=folder,
+                shards=tuple(arrays.pop("shards").tolist()),
+                keys=arrays.pop("keys").astype(np.str_),
+                hash=str(arrays.pop("hash")),
+                members=Members(**{name: arrays.pop(name) for name in Members.__dataclass_fields__}),
+                **{name: arrays.pop(name) for name in _ARRAYS},
+            )
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{path} cannot be read ({error}); {_BUILD} {folder}`.") from None
+        index._check_fresh()
+        return index
+
+    def read(self, i: int, only: Collection[str] | None = None) -> dict[str, bytes]:
+        """Read the members of sample `i`.
+
+        Args:
+            i: number of the sample, 0 <= i < N.
+            only: extensions to read; None reads all.
+
+        Returns:
+            Lower-case extension → bytes.
+
+        Raises:
+            IndexError: there is no sample `i`.
+            SampleError: `checksum` for bytes that changed since the index was built, `io` for a failed read.
+            DataError: the shard cannot be opened.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = self.shard_of(i)
+        file = self._open_file(shard)
+        sample = {}
+        for m in range(self.members.first[i], self.members.first[i + 1]):
+            extension = EXTENSIONS[self.members.extension[m]]
+            if only is not None and extension not in only:
+                continue
+            length = int(self.members.length[m])
+            where = f"{self.root / self.shards[shard]}: {self.keys[i]}.{extension}"
+            try:
+                data = os.pread(file.fd, length, int(self.members.offset[m]))
+            except OSError as error:
+                raise SampleError("io", f"{where} could not be read: {error.strerror}.") from None
+            if len(data) != length or zlib.crc32(data) != self.members.crc[m]:
+                raise SampleError("checksum", f"{where} is not what it was when the index was built.")
+            sample[extension] = data
+        return sample
+
+    def shard_of(self, i: int) -> int:
+        """The number of the shard that holds sample `i`."""
+        return int(np.searchsorted(self._ends, i, side="right"))
+
+    def extensions(self, i: int) -> list[str]:
+        """The member extensions of sample `i`, without reading it."""
+        return [
+            EXTENSIONS[e] for e in self.members.extension[self.members.first[i] : self.members.first[i + 1]]
+        ]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.samples_per_shard)
+
+    def _open_file(self, shard: int) -> "_OpenFile":
+        # pread carries its own offset, so a descriptor may be shared with forked workers and among threads.
+        file = self._files.get(shard)
+        if file is None:
+            file = self._files[shard] = _OpenFile(self.root / self.shards[shard])
+            while len(self._files) > _OPEN_FILES:
+                self._files.pop(next(iter(self._files)), None)
+        return file
+
+    def _check_fresh(self) -> None:
+        found = [path.name for path in list_shards(self.root)]
+        for name in sorted(set(found) ^ set(self.shards)):
+            state = "was added" if name in found else "is missing"
+            raise DataError(
+                f"shard {name} of {self.root} {state} since the index was built; {_BUILD} {self.root}`."
+            )
+        for name, size in zip(self.shards, self.shard_sizes, strict=True):
+            now = (self.root / name).stat().st_size
+            if now != size:
+                state = f"has {now} bytes, {size} when the index was built"
+                raise DataError(f"shard {self.root / name} {state}; {_BUILD} {self.root}`.")
+
+
+class _OpenFile:
+    """A descriptor that closes with its last user: dropping a shard never pulls it from under a reader."""
+
+    def __init__(self, path: Path):
+        self.fd = -1
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(f"shard {path} cannot be opened: {error.strerror}.") from None
+
+    def __del__(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def build_index(
+    root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False
+) -> ShardIndex:
+    """Read every shard of a folder, verify it, and write the index beside it (at once or not at all).
+
+    Args:
+        root: a folder of `.tar` files, ours or foreign; files of other kinds are left alone.
+        required: members that each sample must have; `jpg|png` asks for one of them.
+        workers: processes that read shards side by side.
+        quiet: show no progress.
+
+    Raises:
+        DataError: naming shard, byte and reason, for whatever `scan_shard` refuses, or a key in two shards.
+    """
+    folder = local_folder(root)
+    shards = list_shards(folder)
+    if not shards:
+        raise DataError(f"{folder} holds no .tar files.")
+    index = _merge(folder, shards, scan_shards(shards, tuple(required), workers, quiet))
+    _write(index)
+    return index
+
+
+def _reopen(root: Path, content_hash: str) -> ShardIndex:
+    index = ShardIndex.open(root)
+    if index.hash != content_hash:
+        raise DataError(f"the index of {root} was rebuilt with other contents while it was in use.")
+    return index
+
+
+def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> ShardIndex:
+    """Join the shards' scans into one index, checking that no key is used in two of them."""
+    owner: dict[str, str] = {}
+    parts: list[ShardScan] = []
+    for path, scan in zip(shards, scans, strict=True):
+        for key in scan.keys:
+            if key in owner:
+                raise DataError(f"key '{key}' is in two shards of {folder}: {owner[key]} and {path.name}.")
+            owner[key] = path.name
+        parts.append(scan)
+    if not owner:
+        raise DataError(f"the shards of {folder} hold no samples.")
+    lengths = np.concatenate([np.diff(part.first) for part in parts])
+    members = Members(
+        first=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        extension=np.concatenate([part.extension for part in parts]),
+        offset=np.concatenate([part.offset for part in parts]),
+        length=np.concatenate([part.length for part in parts]),
+        crc=np.concatenate([part.crc for part in parts]),
+    )
+    names = tuple(path.name for path in shards)
+    samples_per_shard = np.array([len(part.keys) for part in parts], np.int64)
+    return ShardIndex(
+        root=folder,
+        shards=names,
+        shard_sizes=np.array([part.size for part in parts], np.int64),
+        samples_per_shard=samples_per_shard,
+        keys=np.array(list(owner)),
+        image_sizes=np.concatenate([part.image_sizes for part in parts]),
+        text_lengths=np.concatenate([part.text_lengths for part in parts]),
+        members=members,
+        hash=_content_hash(names, samples_per_shard, list(owner), members),
+    )
+
+
+def _content_hash(
+    shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members
+) -> str:
+    digest = hashlib.sha256()
+    digest.update("\n".join([*shards, "", *keys]).encode())
+    for array in (samples_per_shard, *vars(members).values()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write(index: ShardIndex) -> None:
+    """Write the index file under another name and rename it, so that there is never half of one."""
+    path = index.root / INDEX_NAME
+    beside = path.with_name(f".{INDEX_NAME}.tmp-{os.getpid()}")
+    arrays = {
+        "version": np.array(_VERSION),
+        "hash": np.array(index.hash),
+        "shards": np.array(index.shards),
+        "keys": index.keys.astype(np.bytes_),
+        **{name: getattr(index, name) for name in _ARRAYS},
+        **vars(index.members),
+    }
+    try:
+        with open(beside, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise DataError(f"the index {path} cannot be written: {error.strerror}.") from None
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,202 @@
+"""Writing samples as shards, checking a set of shards byte by byte, and summing it up."""
+
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from webdataset.writer import TarWriter
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
+from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
+from mmlab.data.progress import progress
+from mmlab.data.scan import scan_shards
+
+Samples = Generator[tuple[str, Members], None, dict[str, int]]
+"""What a converter is: it yields (key, members) and returns its counts."""
+
+
+class ShardWriter:
+    """Writes samples into numbered tars, in a folder that takes its name only when it is whole.
+
+    The shards are webdataset's, and equal samples give equal bytes. Use it as a context manager: an error or
+    a killed process leaves nothing under `root`.
+
+    Attributes:
+        index: the finished set's `ShardIndex`, once the context is left.
+    """
+
+    index: ShardIndex
+
+    def __init__(
+        self, root: str | Path, max_samples: int = 1000, overwrite: bool = False, quiet: bool = False
+    ):
+        """
+        Args:
+            root: the folder to make.
+            max_samples: samples per shard.
+            overwrite: replace an earlier set of shards at `root`.
+            quiet: show no progress.
+
+        Raises:
+            ConfigError: `root` holds files already, or with `overwrite` files that are not a set of shards.
+        """
+        if max_samples < 1:
+            raise ConfigError(f"a shard holds at least one sample, not {max_samples}.")
+        self.root = Path(root).expanduser().resolve()
+        self.max_samples = max_samples
+        self.quiet = quiet
+        _check_destination(self.root, overwrite)
+        self._building = self.root.with_name(f"{self.root.name}.tmp-{os.getpid()}")
+        self._keys: set[str] = set()
+        self._tar: TarWriter | None = None
+        self._shard = ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        if self._building.exists():
+            shutil.rmtree(self._building)
+        self._building.mkdir(parents=True)
+        return self
+
+    def write(self, key: str, members: Members) -> None:
+        """Append one sample; a text is written as UTF-8, a dict as sorted JSON.
+
+        Raises:
+            DataError: an unsafe or repeated key, a member that shards do not hold, or no member at all.
+        """
+        check_key(key)
+        if key in self._keys:
+            raise DataError(f"key '{key}' was written twice.")
+        if not members:
+            raise DataError(f"sample '{key}' is empty.")
+        for extension in members:
+            check_extension(extension, f"{key}.{extension}")
+        if len(self._keys) % self.max_samples == 0:
+            self._next_shard()
+        self._keys.add(key)
+        assert self._tar is not None
+        self._tar.write({"__key__": key, **{name: _encode(value) for name, value in members.items()}})
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self._shard.close()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._building, ignore_errors=True)
+
+    def _next_shard(self) -> None:
+        self._shard.close()
+        name = f"shard-{len(self._keys) // self.max_samples:06d}.tar"
+        file = self._shard.enter_context(open(self._building / name, "wb"))  # noqa: SIM115
+        writer = TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0)
+        self._tar = self._shard.enter_context(writer)
+
+    def _finish(self) -> None:
+        if not self._keys:
+            raise DataError(f"there was no sample to write to {self.root}.")
+        build_index(self._building, quiet=self.quiet)
+        old = self.root.with_name(f"{self.root.name}.old-{os.getpid()}")
+        if self.root.exists():
+            self.root.rename(old)
+        self._building.rename(self.root)
+        shutil.rmtree(old, ignore_errors=True)
+        self.index = ShardIndex.open(self.root)
+
+
+def write_shards(
+    samples: Samples,
+    root: str | Path,
+    max_samples: int = 1000,
+    overwrite: bool = False,
+    total: int | None = None,
+    quiet: bool = False,
+) -> tuple[ShardIndex, dict[str, int]]:
+    """Write what a converter yields and return the new index and the converter's counts."""
+    counts: dict[str, int] = {}
+
+    def counted():
+        counts.update((yield from samples))
+
+    with ShardWriter(root, max_samples, overwrite, quiet) as writer:
+        for key, members in progress(counted(), "writing samples", total, quiet):
+            writer.write(key, members)
+    return writer.index, counts
+
+
+def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardIndex:
+    """Read every byte of a set of shards again and compare it with the index.
+
+    Raises:
+        DataError: naming the shard, and the first sample in it that differs.
+    """
+    index = ShardIndex.open(root)
+    paths = [index.root / name for name in index.shards]
+    ends = np.cumsum(index.samples_per_shard)
+    for path, end, scan in zip(paths, ends, scan_shards(paths, (), workers, quiet), strict=True):
+        start = end - len(scan.keys)
+        if not np.array_equal(index.keys[start:end], scan.keys):
+            raise DataError(f"{path} holds other samples than its index says.")
+        low, high = index.members.first[start], index.members.first[end]
+        for name in ("extension", "offset", "length", "crc"):
+            differs = np.flatnonzero(getattr(index.members, name)[low:high] != getattr(scan, name))
+            if len(differs):
+                i = int(np.searchsorted(index.members.first, low + differs[0], side="right")) - 1
+                raise DataError(
+                    f"{path} changed since it was indexed: sample '{index.keys[i]}' is the first of"
+                    f" {len(differs)} members with another {'checksum' if name == 'crc' else name}."
+                )
+    return index
+
+
+def stats(index: ShardIndex) -> dict[str, Any]:
+    """Sum a set of shards up from its index alone, as plain JSON data."""
+    members = np.bincount(index.members.extension, minlength=len(EXTENSIONS))
+    is_picture = np.isin(index.members.extension, [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS])
+    has_picture = np.logical_or.reduceat(is_picture, index.members.first[:-1])
+    width, height = index.image_sizes[has_picture].astype(np.int64).T
+    readable = width > 0
+    return {
+        "root": str(index.root),
+        "samples": len(index),
+        "shards": len(index.shards),
+        "bytes": int(index.shard_sizes.sum()),
+        "samples_per_shard": _spread(index.samples_per_shard),
+        "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
+        "pictures": int(has_picture.sum()),
+        "pictures_unreadable": int((~readable).sum()),
+        "pictures_beyond_cap": int((width * height > PIXEL_CAP).sum()),
+        "width": _spread(width[readable]),
+        "height": _spread(height[readable]),
+        "text_characters": _spread(index.text_lengths),
+        "samples_without_text": int((index.text_lengths == 0).sum()),
+        "hash": index.hash,
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+
+
+def _encode(value: bytes | str | dict[str, Any]) -> bytes:
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+    return value.encode() if isinstance(value, str) else value
+
+
+def _check_destination(root: Path, overwrite: bool) -> None:
+    if root.is_file():
+        raise ConfigError(f"{root} is a file; shards are written to a folder.")
+    held = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    if held and not overwrite:
+        raise ConfigError(f"{root} is not empty; give another folder or --overwrite (overwrite=True).")
+    foreign = [name for name in held if name != INDEX_NAME and not name.endswith(".tar")]
+    if foreign:
+        raise ConfigError(f"{root} is not replaced: '{foreign[0]}' in it is not part of a set of shards.")

@@ -1,0 +1,82 @@
+"""LLaVA's format: a JSON list of conversations, and a folder with the pictures that it names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import DataError, nearest
+from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.shards import Samples
+from mmlab.data.sources.folder import PictureFolder
+
+_ROLES = ("human", "gpt", "system")
+
+
+def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0) -> Samples:
+    """Read `[{"id", "image", "conversations": [{"from", "value"}, …]}, …]`; entries without `image` are text
+    alone.
+
+    Args:
+        path: the JSON file.
+        images: the folder that the entries' `image` paths start from.
+        missing_budget: share of the entries whose picture may be absent or of another format than JPEG, PNG,
+            WebP; such entries are left out and counted.
+
+    Returns:
+        Counts: `samples`, `text_only`, `missing` (no such picture), `unsupported` (another picture format),
+        `renamed` (an id that had been used before).
+
+    Raises:
+        DataError: the file is not such a list, an entry is malformed (named by its place), or more pictures
+            than the budget allows are missing.
+    """
+    entries = _load(Path(path))
+    folder = PictureFolder(images, missing_budget, len(entries))
+    keys = KeyMaker()
+    counts = {"samples": 0, "text_only": 0}
+    for number, entry in enumerate(entries):
+        where = f"{path}, entry {number}"
+        conversations = _conversation(entry, where)
+        name = str(number) if entry.get("id") is None else str(entry["id"])
+        members: Members = {"json": {"id": name, "conversations": conversations}}
+        if entry.get("image"):
+            picture = folder.read(entry["image"], where)
+            if picture is None:
+                continue
+            members[picture[0]] = picture[1]
+        else:
+            counts["text_only"] += 1
+        counts["samples"] += 1
+        yield keys(name), members
+    return {**counts, "missing": folder.missing, "unsupported": folder.unsupported, "renamed": keys.repeats}
+
+
+def _load(path: Path) -> list[Any]:
+    if not path.is_file():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
+    try:
+        entries = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path} is not LLaVA's format: a non-empty JSON list of conversations is expected.")
+    return entries
+
+
+def _conversation(entry: Any, where: str) -> list[dict[str, str]]:
+    """The turns of an entry, with only their two known fields, or the DataError that names what is wrong."""
+    turns = entry.get("conversations") if isinstance(entry, dict) else None
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f'{where}: expected an object with a non-empty list "conversations".')
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not all(
+            isinstance(turn.get(field), str) for field in ("from", "value")
+        ):
+            raise DataError(f'{where}, turn {number}: expected {{"from": text, "value": text}}.')
+        if turn["from"] not in _ROLES:
+            hint = nearest(turn["from"], _ROLES)
+            raise DataError(
+                f"{where}, turn {number}: unknown speaker '{turn['from']}'; known: {', '.join(_ROLES)}.{hint}"
+            )
+    return [{"from": turn["from"], "value": turn["value"]} for turn in turns]

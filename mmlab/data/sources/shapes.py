@@ -1,0 +1,179 @@
+"""Drawn scenes of shapes with captions, boxes, questions and dialogues: any amount of data from a seed.
+
+Each question has exactly one right answer in its picture. Yes and no are equally likely whatever a yes/no
+question asks for; the other types keep their priors (a colour is one of eight, most counts are small).
+"""
+
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.formats import Members
+from mmlab.data.shards import Samples
+from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
+
+Question = dict[str, str]
+
+
+def shapes(
+    count: int,
+    split: str = "train",
+    seed: int = 0,
+    size: int = 64,
+    min_objects: int = 1,
+    max_objects: int = 3,
+) -> Samples:
+    """Draw `count` scenes. Scene i depends on (seed, split, i) and the options alone, never on `count`.
+
+    Args:
+        count: how many samples.
+        split: a word that makes another stream, such as `train` or `val`.
+        seed: another number draws another data set.
+        size: side of the square pictures in pixels.
+        min_objects: fewest objects in a scene.
+        max_objects: most objects in a scene, at most 4.
+
+    Returns:
+        Counts: `samples`, `objects`, `questions`.
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+    if count < 1 or size < 16 or not 1 <= min_objects <= max_objects <= 4:
+        raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
+    counts: dict[str, int] = dict.fromkeys(("samples", "objects", "questions"), 0)
+    for i in range(count):
+        members, scene, questions = _sample(
+            f"{split}-{i:07d}", f"{seed}/{split}/{i}", size, min_objects, max_objects
+        )
+        counts["samples"] += 1
+        counts["objects"] += len(scene)
+        counts["questions"] += len(questions)
+        yield f"{split}-{i:07d}", members
+    return counts
+
+
+def _sample(
+    name: str, seed: str, size: int, least: int, most: int
+) -> tuple[Members, list[Shape], list[Question]]:
+    rng = random.Random(seed)
+    scene = place(rng, rng.randint(least, most))
+    png = io.BytesIO()
+    draw(scene, size, rng).save(png, "PNG")
+    questions = list(ask(scene, rng))
+    record: dict[str, Any] = {
+        "id": name,
+        "caption": caption(scene),
+        "boxes": [
+            {"category": f"{s.colour} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene
+        ],
+        "questions": questions,
+        "conversations": dialogue(questions, rng),
+    }
+    return {"png": png.getvalue(), "json": record}, scene, questions
+
+
+def caption(scene: list[Shape]) -> str:
+    """Name the objects from left to right: "a red circle, a black star and a small blue square"."""
+    names = [_article(str(shape)) for shape in scene]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def ask(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
+    """Yield questions that have one right answer in this scene: at most one of a type, and a yes and a no."""
+    yield from _about_one(scene, rng)
+    yield _count(scene, rng)
+    yield from _position(scene, rng)
+    yesno = [_exists(scene, rng, answer) for answer in ("yes", "no")]
+    rng.shuffle(yesno)
+    yield from yesno
+
+
+def dialogue(questions: list[Question], rng: random.Random) -> list[dict[str, str]]:
+    """A conversation of two or three turns from questions of different types about one picture, which comes
+    first.
+
+    Of the two yes/no questions it takes one: after a yes the other's answer would be known.
+    """
+    by_type = {question["type"]: question for question in questions}
+    chosen = rng.sample(list(by_type.values()), min(len(by_type), rng.randint(2, 3)))
+    turns = []
+    for number, question in enumerate(chosen):
+        turns.append({"from": "human", "value": ("<image>\n" if number == 0 else "") + question["question"]})
+        turns.append({"from": "gpt", "value": question["answer"]})
+    return turns
+
+
+def _about_one(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
+    """The colour of an object named by its shape, the shape of one named by its colour, if just one is."""
+    kinds, colours = [s.kind for s in scene], [s.colour for s in scene]
+    by_kind = [s for s in scene if kinds.count(s.kind) == 1]
+    if by_kind:
+        s = rng.choice(by_kind)
+        yield {"question": f"what color is the {s.kind}?", "answer": s.colour, "type": "color"}
+    by_colour = [s for s in scene if colours.count(s.colour) == 1]
+    if by_colour:
+        s = rng.choice(by_colour)
+        yield {"question": f"what shape is the {s.colour} object?", "answer": s.kind, "type": "shape"}
+
+
+def _count(scene: list[Shape], rng: random.Random) -> Question:
+    if rng.random() < 0.5:
+        return {"question": "how many objects are there?", "answer": str(len(scene)), "type": "count"}
+    if rng.random() < 0.5:
+        kind = rng.choice([*(s.kind for s in scene), rng.choice(KINDS)])
+        return {
+            "question": f"how many {kind}{'es' if kind.endswith('s') else 's'} are there?",
+            "answer": str(sum(s.kind == kind for s in scene)),
+            "type": "count",
+        }
+    colour = rng.choice([*(s.colour for s in scene), rng.choice(list(COLOURS))])
+    return {
+        "question": f"how many {colour} objects are there?",
+        "answer": str(sum(s.colour == colour for s in scene)),
+        "type": "count",
+    }
+
+
+def _position(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
+    """Where one object lies from another, if one direction clearly outweighs the other."""
+    pairs = []
+    for a in scene:
+        for b in scene:
+            dx, dy = a.x - b.x, a.y - b.y
+            if a is not b and max(abs(dx), abs(dy)) > 1.6 * min(abs(dx), abs(dy)):
+                answer = (
+                    ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
+                )
+                pairs.append((a, b, answer))
+    if pairs:
+        a, b, answer = rng.choice(pairs)
+        question = f"where is the {a.colour} {a.kind} relative to the {b.colour} {b.kind}?"
+        yield {"question": question, "answer": answer, "type": "position"}
+
+
+def _exists(scene: list[Shape], rng: random.Random, answer: str) -> Question:
+    """Ask for a shape, a colour, or both; the thing is uniform whatever the answer, so it tells nothing."""
+    form = rng.choice(("kind", "colour", "both"))
+    everything = [(colour, kind) for colour in COLOURS for kind in KINDS]
+    there = {"kind": {s.kind for s in scene}, "colour": {s.colour for s in scene}}.get(form, set())
+    if form == "both":
+        there_pairs = {(s.colour, s.kind) for s in scene}
+        options = (
+            sorted(there_pairs)
+            if answer == "yes"
+            else [pair for pair in everything if pair not in there_pairs]
+        )
+        colour, kind = rng.choice(options)
+        thing = f"{colour} {kind}"
+    else:
+        names = KINDS if form == "kind" else tuple(COLOURS)
+        thing = rng.choice([name for name in names if (name in there) == (answer == "yes")])
+        thing = thing if form == "kind" else f"{thing} object"
+    return {"question": f"is there {_article(thing)}?", "answer": answer, "type": "yesno"}
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,199 @@
+"""A strict walk over an uncompressed tar file: whatever is cut off or damaged is an error, never a short
+list.
+
+Python's `tarfile` takes a broken header in mid-file for the end of the archive, and so drops the rest in
+silence.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmlab.config.errors import DataError
+from mmlab.data.formats import MEMBER_CAP
+
+BLOCK = 512
+_ZEROS = bytes(BLOCK)
+_EXTENDED_CAP = 1 << 20
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_KINDS = {
+    "1": "a hard link",
+    "2": "a symbolic link",
+    "3": "a device",
+    "4": "a device",
+    "6": "a pipe",
+    "S": "a sparse file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A regular file in a tar: its name, where its header and its bytes start, and how many bytes it has."""
+
+    name: str
+    header: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """One header block; `kind` is tar's type flag, with "0" for every spelling of a regular file."""
+
+    kind: str
+    name: str
+    size: int
+
+
+def walk(fd: int, path: Path) -> Iterator[TarMember]:
+    """Yield the regular files of an open ustar, GNU or pax archive; directories are passed over.
+
+    Raises:
+        DataError: naming `path` and the byte, for a bad checksum, a truncation anywhere, missing end blocks,
+            data behind the end, links and devices, or a compressed file.
+    """
+    length = os.fstat(fd).st_size
+    _check_start(fd, path, length)
+    at = 0
+    extended: dict[str, Any] = {}  # name and size that extended headers state for the member after them
+    while (header := _header_at(fd, path, at)) is not None:
+        if header.kind not in "Lxg":
+            header = replace(header, **extended)
+        payload = at + BLOCK
+        following = payload + -(-header.size // BLOCK) * BLOCK
+        if following > length:
+            left = max(length - payload, 0)
+            fail(path, at, f"member {header.name!r} is cut off: {header.size} bytes announced, {left} left")
+        if header.kind in "Lxg":
+            extended |= _read_extended(header, fd, payload, path, at)
+        else:
+            extended = {}
+            if header.kind == "0":
+                if header.size > MEMBER_CAP:
+                    fail(path, at, f"member {header.name!r} has {header.size} bytes, the cap is {MEMBER_CAP}")
+                yield TarMember(header.name, at, payload, header.size)
+            elif header.kind != "5":
+                what = _KINDS.get(header.kind, f"of type {header.kind!r}")
+                fail(path, at, f"member {header.name!r} is {what}, not a regular file")
+        at = following
+    if extended:
+        fail(path, at, "the archive ends after an extended header")
+    _check_end(fd, path, at, length)
+
+
+def fail(path: Path, at: int, reason: str) -> NoReturn:
+    """Raise the DataError that names shard, byte and reason."""
+    raise DataError(f"{path}, byte {at}: {reason}.")
+
+
+def _check_start(fd: int, path: Path, length: int) -> None:
+    start = os.pread(fd, 8, 0)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise DataError(f"{path} is compressed ({name}); decompress it to a plain .tar first.")
+    if not length:
+        raise DataError(f"{path} is empty, not a tar file.")
+
+
+def _check_end(fd: int, path: Path, at: int, length: int) -> None:
+    if os.pread(fd, BLOCK, at + BLOCK) != _ZEROS:
+        if at + 2 * BLOCK > length:
+            fail(path, at, "the archive is cut off: the second end block is missing")
+        fail(path, at, "a block of zeros in mid-archive; what follows it would never be read")
+    at += 2 * BLOCK
+    while chunk := os.pread(fd, 1 << 20, at):
+        if chunk.count(0) != len(chunk):
+            fail(path, at, "there is data behind the end of the archive (tars joined by cat?)")
+        at += len(chunk)
+
+
+def _header_at(fd: int, path: Path, at: int) -> _Header | None:
+    """The header at a byte, or None for a block of zeros."""
+    block = os.pread(fd, BLOCK, at)
+    if len(block) < BLOCK:
+        fail(path, at, "the archive is cut off: a header or the two end blocks are missing")
+    if block == _ZEROS:
+        return None
+    if _number(block[148:156]) not in _checksums(block):
+        what = "the header's checksum does not match: the archive is damaged"
+        fail(path, at, what if at else "this is not a tar file (no valid header)")
+    size = _number(block[124:136])
+    if size is None:
+        fail(path, at, "the header's size field is not a number")
+    raw = block[:100].split(b"\0", 1)[0]
+    prefix = block[345:500].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and prefix:
+        raw = prefix + b"/" + raw
+    name = _text(raw, path, at)
+    kind = "0" if block[156] == 0 else chr(block[156])
+    if kind == "5" or (kind == "0" and name.endswith("/")):
+        return _Header("5", name, 0)  # before ustar, a directory was a file whose name ends in a slash
+    return _Header(kind, name, size)
+
+
+def _checksums(block: bytes) -> tuple[int, int]:
+    """The header's checksum, and the one that old writers made of signed bytes."""
+    blanked = block[:148] + b" " * 8 + block[156:]
+    return sum(blanked), sum(byte - 256 if byte > 127 else byte for byte in blanked)
+
+
+def _number(field: bytes) -> int | None:
+    """An octal number, or GNU's base-256 for sizes that need more than eleven digits."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    match = re.fullmatch(rb" *([0-7]+)[ \0]*", field)
+    return int(match[1], 8) if match else None
+
+
+def _text(raw: bytes, path: Path, at: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        fail(path, at, f"member name {raw!r} is not UTF-8")
+
+
+def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -> dict[str, Any]:
+    """The fields of the next member's header that an extended header replaces."""
+    if header.size > _EXTENDED_CAP:
+        fail(path, at, f"an extended header of {header.size} bytes")
+    data = os.pread(fd, header.size, offset)
+    if header.kind == "L":
+        return {"name": _text(data.split(b"\0", 1)[0], path, at)}
+    records = _pax_records(data, path, at)
+    if any(key.startswith(b"GNU.sparse") for key in records):
+        fail(path, at, "sparse files are not read")
+    stated: dict[str, Any] = {}
+    if b"path" in records:
+        stated["name"] = _text(records[b"path"], path, at)
+    if b"size" in records:
+        if not re.fullmatch(rb"[0-9]{1,18}", records[b"size"]):
+            fail(path, at, f"the pax header's size {records[b'size']!r} is not a number")
+        stated["size"] = int(records[b"size"])
+    if stated and header.kind == "g":
+        fail(path, at, "a global header sets the path or size of every member")
+    return stated
+
+
+def _pax_records(data: bytes, path: Path, at: int) -> dict[bytes, bytes]:
+    """Parse pax records, each `<length> <key>=<value>\\n` with the length counting the whole record."""
+    records, rest = {}, data
+    while rest:
+        match = re.match(rb"([0-9]{1,7}) ", rest)
+        if match is None:
+            fail(path, at, "a malformed pax header")
+        record = rest[: int(match[1])]
+        key, equals, value = record[match.end() : -1].partition(b"=")
+        if not equals or not record.endswith(b"\n") or len(record) != int(match[1]):
+            fail(path, at, "a malformed pax header")
+        records[key] = value
+        rest = rest[len(record) :]
+    return records

@@ -1,0 +1,81 @@
+"""A small byte-level BPE tokenizer for models that are trained from nothing on a laptop."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.formats import parse_record, record_texts
+from mmlab.data.index import ShardIndex
+from mmlab.data.progress import progress
+from mmlab.data.sample import SampleError
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
+SMALLEST = len(_ALPHABET) + 3
+"""The bytes and the three special tokens: no text is ever unknown."""
+
+
+def train_tokenizer(
+    indexes: Sequence[ShardIndex],
+    out: str | Path,
+    vocab_size: int = 512,
+    extra: Iterable[str] = (),
+    quiet: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Learn merges from all texts of the shards and save a folder that `AutoTokenizer` loads.
+
+    A text begins with `<s>`, as LLaVA's language models expect; `</s>` ends an answer and is the template's
+    to add.
+
+    Args:
+        indexes: the sets of shards.
+        out: folder to write.
+        vocab_size: tokens at most, the special ones included; a small corpus gives fewer.
+        extra: further texts to learn from, such as the words of a chat template.
+        quiet: show no progress.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the bytes.
+        DataError: the shards hold no text, or a record cannot be read.
+    """
+    if vocab_size < SMALLEST:
+        raise ConfigError(f"a byte-level vocabulary has at least {SMALLEST} tokens, not {vocab_size}.")
+    texts = [*_texts(indexes, quiet), *extra]
+    if not texts:
+        raise DataError("the shards hold no text to learn a tokenizer from.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(_ALPHABET),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(out)
+    return fast
+
+
+def _texts(indexes: Sequence[ShardIndex], quiet: bool) -> Iterator[str]:
+    places = ((index, i) for index in indexes for i in range(len(index)))
+    for index, i in progress(places, "reading texts", sum(map(len, indexes)), quiet):
+        try:
+            record = parse_record(index.read(i, only=("json", "txt")))
+        except (SampleError, ValueError, RecursionError) as error:
+            raise DataError(f"{index.root}, sample '{index.keys[i]}': {error}.") from None
+        yield from record_texts(record)

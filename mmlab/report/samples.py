@@ -1,0 +1,49 @@
+"""A contact sheet of a set of shards, for a look at what a model will see."""
+
+import numpy as np
+from PIL import Image
+
+from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
+from mmlab.data.index import ShardIndex
+from mmlab.data.pictures import load_rgb
+from mmlab.data.sample import SampleError
+from mmlab.report.sheet import contact_sheet
+
+
+def sample_sheet(index: ShardIndex, count: int, columns: int = 4) -> Image.Image:
+    """Draw `count` samples, spread evenly over the set, with key, caption, questions and conversation.
+
+    What cannot be read is shown as such: the sheet is for finding it.
+    """
+    chosen = np.unique(np.linspace(0, len(index) - 1, count).round().astype(int)).tolist()
+    cards = [_card(index, i) for i in chosen]
+    pictures, texts = zip(*cards, strict=True)
+    title = f"{index.root.resolve().name}: {len(chosen)} of {len(index)} samples"
+    return contact_sheet(pictures, texts, columns, labels=[str(index.keys[i]) for i in chosen], title=title)
+
+
+def _card(index: ShardIndex, i: int) -> tuple[Image.Image | None, str]:
+    try:
+        members = index.read(i)
+    except SampleError as error:
+        return None, str(error)
+    picture, lines = None, []
+    data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+    try:
+        picture = None if data is None else load_rgb(data)
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        lines.append(f"unreadable picture: {error}")
+    try:
+        lines += _lines(parse_record(members))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        lines.append(f"unreadable record: {error}")
+    return picture, "\n".join(lines)
+
+
+def _lines(record: dict) -> list[str]:
+    lines = [f"“{record['caption']}”"] if record.get("caption") else []
+    lines += [f"{item['question']} → {item['answer']}" for item in record.get("questions") or ()]
+    for turn in () if record.get("questions") else record.get("conversations") or ():
+        speaker = {"human": "Q", "gpt": "A"}.get(turn["from"], turn["from"])
+        lines.append(f"{speaker}: {turn['value'].replace('<image>', '').strip()}")
+    return lines

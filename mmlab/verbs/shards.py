@@ -1,0 +1,238 @@
+"""`mmlab shards`: make, check and look at the shards that training reads."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError, UserError, nearest
+
+# Imports of torch, Pillow and transformers stand in the commands that need them: `--help` answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mmlab shards …` and return the exit code: 0, 1 for broken data, 2 for a command that cannot be."""
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        args.run(args)
+    except UserError as error:
+        print(f"mmlab shards: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as stop:  # argparse after --help
+        return int(stop.code or 0)
+    return 0
+
+
+def _build(args: argparse.Namespace) -> None:
+    from mmlab.data.shards import write_shards
+
+    start = time.monotonic()
+    index, counts = write_shards(
+        args.convert(args), args.out, args.shard_samples, args.overwrite, total=getattr(args, "count", None)
+    )
+    found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
+    took = time.monotonic() - start
+    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, {took:.1f} s ({found})")
+
+
+def _shapes(args: argparse.Namespace):
+    from mmlab.data.sources.shapes import shapes
+
+    return shapes(args.count, args.split, args.seed, args.size, args.min_objects, args.max_objects)
+
+
+def _easy_vqa(args: argparse.Namespace):
+    from mmlab.data.sources.easy_vqa import easy_vqa
+
+    return easy_vqa(_existing(args.data), args.split, args.held_out)
+
+
+def _llava_json(args: argparse.Namespace):
+    from mmlab.data.sources.llava_json import llava_json
+
+    return llava_json(_existing(args.json), _existing(args.images), args.missing_budget)
+
+
+def _captions(args: argparse.Namespace):
+    from mmlab.data.sources.captions import captions
+
+    table = _existing(args.captions) if args.captions else None
+    return captions(_existing(args.images), table, args.image_field, args.caption_field, args.missing_budget)
+
+
+def _index(args: argparse.Namespace) -> None:
+    from mmlab.data.index import build_index
+
+    index = build_index(_existing(args.root), args.require, args.workers)
+    print(
+        f"{index.root}: {len(index)} samples in {len(index.shards)} shards are whole; index {index.hash[:12]}"
+    )
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from mmlab.data.shards import verify
+
+    index = verify(_existing(args.root), args.workers)
+    size = index.shard_sizes.sum() / 1e6
+    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, all {size:.1f} MB as indexed")
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from mmlab.data.index import ShardIndex
+    from mmlab.data.shards import stats
+
+    summary = stats(ShardIndex.open(_existing(args.root)))
+    if args.json:
+        print(json.dumps(summary))
+        return
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key} {number:g}" for key, number in value.items())
+        print(f"{name.replace('_', ' '):<22} {'-' if value is None else value}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    from mmlab.data.index import ShardIndex
+    from mmlab.report.samples import sample_sheet
+
+    if args.number < 1:
+        raise ConfigError(f"-n must be at least 1, not {args.number}.")
+    out = Path(args.out)
+    if out.suffix != ".png" or not out.parent.is_dir():
+        raise ConfigError(f"--out must be a .png in an existing folder, not {out}.")
+    index = ShardIndex.open(_existing(args.root))
+    sample_sheet(index, args.number, args.columns).save(out)
+    print(f"{out}: {min(args.number, len(index))} of {len(index)} samples of {index.root}")
+
+
+def _tokenizer(args: argparse.Namespace) -> None:
+    from mmlab.data.index import ShardIndex
+    from mmlab.data.tokenizer import train_tokenizer
+
+    indexes = [ShardIndex.open(_existing(root)) for root in args.roots]
+    tokenizer = train_tokenizer(indexes, args.out, args.vocab_size, args.text)
+    print(f"{args.out}: {len(tokenizer)} tokens from {sum(map(len, indexes))} samples")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one sentence with the nearest right word."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
+
+    def error(self, message: str):
+        raise ConfigError(f"{message}; see `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            options = [str(choice) for choice in action.choices]
+            raise ConfigError(f"'{value}' is none of {', '.join(options)}.{nearest(str(value), options)}")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="mmlab shards", description="Make, check and look at the shards that training reads."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_build(commands)
+    index = _add(commands, "index", _index, "verify foreign or changed tars and write the index beside them")
+    index.add_argument("root", help="folder of .tar files; others in it are left alone")
+    help_require = "a member that each sample must have, such as json or 'jpg|png' (may be repeated)"
+    index.add_argument("--require", action="append", default=[], metavar="EXT", help=help_require)
+    verify = _add(commands, "verify", _verify, "read every byte again and compare it with the index")
+    verify.add_argument("root")
+    for command in (index, verify):
+        command.add_argument(
+            "--workers", type=int, default=1, help="processes that read side by side (%(default)s)"
+        )
+    stats = _add(commands, "stats", _stats, "sizes, members, pictures and text lengths")
+    stats.add_argument("root")
+    stats.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    show = _add(commands, "show", _show, "a contact sheet of samples with their texts")
+    show.add_argument("root")
+    show.add_argument("--out", default="samples.png", metavar="PNG", help="where to (%(default)s)")
+    show.add_argument(
+        "-n", dest="number", type=int, default=16, help="samples, spread over the set (%(default)s)"
+    )
+    show.add_argument("--columns", type=int, default=4, help="(%(default)s)")
+    tokenizer = _add(commands, "tokenizer", _tokenizer, "train a byte-level BPE tokenizer on all texts")
+    tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
+    tokenizer.add_argument(
+        "--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads"
+    )
+    tokenizer.add_argument("--vocab-size", type=int, default=512, help="tokens at most (%(default)s)")
+    help_text = "a further text to learn from, such as a chat template's words (may be repeated)"
+    tokenizer.add_argument("--text", action="append", default=[], metavar="TEXT", help=help_text)
+
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        options = [option for action in args.parser._actions for option in action.option_strings]
+        raise ConfigError(f"unknown argument '{unknown[0]}'.{nearest(unknown[0], options)}")
+    return args
+
+
+def _add_build(commands) -> None:
+    build = commands.add_parser("build", help="convert a foreign format, or draw shapes, into shards")
+    sources = build.add_subparsers(title="sources", required=True, metavar="SOURCE")
+
+    shapes = _add(sources, "shapes", _build, "drawn scenes with captions, boxes, questions and dialogues")
+    shapes.add_argument("--count", type=int, default=2000, help="samples (%(default)s)")
+    shapes.add_argument("--split", default="train", help="a word that makes another stream (%(default)s)")
+    shapes.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    shapes.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (%(default)s)")
+    shapes.add_argument("--min-objects", type=int, default=1, help="(%(default)s)")
+    shapes.add_argument("--max-objects", type=int, default=3, help="(%(default)s)")
+    shapes.set_defaults(convert=_shapes)
+
+    easy_vqa = _add(sources, "easy_vqa", _build, "the easy-VQA data set")
+    easy_vqa.add_argument("data", help="folder that holds easy_vqa/data")
+    easy_vqa.add_argument("--split", default="train", choices=("train", "val", "test"), help="(%(default)s)")
+    easy_vqa.add_argument(
+        "--held-out", type=int, default=0, metavar="N", help="every Nth train picture makes up val"
+    )
+    easy_vqa.set_defaults(convert=_easy_vqa)
+
+    llava = _add(sources, "llava_json", _build, "LLaVA's JSON list of conversations and its pictures")
+    llava.add_argument("json", help="such as llava_instruct_150k.json")
+    llava.add_argument("images", help="folder that the entries' pictures are in")
+    llava.set_defaults(convert=_llava_json)
+
+    captions = _add(sources, "captions", _build, "pictures with captions in .txt beside them, or in a table")
+    captions.add_argument("images", help="picture folder")
+    captions.add_argument(
+        "--captions", metavar="TABLE", help=".csv, .tsv or .jsonl; without it x.txt lies beside x.jpg"
+    )
+    captions.add_argument("--image-field", help="the table's column of picture paths")
+    captions.add_argument("--caption-field", help="the table's column of captions")
+    captions.set_defaults(convert=_captions)
+
+    for source in (llava, captions):
+        help_budget = "share of pictures that may be missing (%(default)s)"
+        source.add_argument("--missing-budget", type=float, default=0.0, metavar="SHARE", help=help_budget)
+    for source in (shapes, easy_vqa, llava, captions):
+        source.add_argument("out", help="folder to make")
+        source.add_argument("--shard-samples", type=int, default=1000, help="samples per shard (%(default)s)")
+        source.add_argument("--overwrite", action="store_true", help="replace an earlier set of shards")
+
+
+def _add(commands, name: str, run, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _existing(path: str) -> str:
+    """Return the path of something that exists, or raise ConfigError with the nearest name beside it."""
+    place = Path(path).expanduser()
+    if ":" in path or place.exists():  # a URL or a command is refused where folders are opened
+        return path
+    siblings = [str(other) for other in place.parent.iterdir()] if place.parent.is_dir() else []
+    raise ConfigError(f"there is no {path}.{nearest(str(place), siblings)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from mmlab.config.errors import DataError
+from mmlab.data.shards import write_shards
+from mmlab.data.sources.captions import captions
+from tests.tiny_files import png
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.JPG", "sub/a.png"):
+        (folder / name).write_bytes(png())
+    return folder
+
+
+def build(tmp_path, *arguments, **options):
+    index, counts = write_shards(captions(*arguments, **options), tmp_path / "out", quiet=True)
+    return {
+        str(key): json.loads(index.read(i)["json"])["caption"] for i, key in enumerate(index.keys)
+    }, counts
+
+
+def test_side_files(images, tmp_path):
+    (images / "a.txt").write_text("one\n")
+    (images / "sub" / "a.txt").write_text("zwölf", "utf-8")
+    found, counts = build(tmp_path, images)
+    assert found == {"a": "one", "sub_a": "zwölf"}
+    assert counts == {"samples": 2, "without_caption": 1, "missing": 0, "unsupported": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", '\ufefffilename,caption\na.png,"one, two"\na.png,other\nb.JPG,\n'),
+        ("t.tsv", "filename\tcaption\na.png\tone, two\na.png\tother\nb.JPG\t\n"),
+        (
+            "t.jsonl",
+            '{"file": "a.png", "text": "one, two"}\n\n{"file": "a.png", "text": "other"}\n'
+            '{"file": "b.JPG", "text": null}',
+        ),
+    ],
+)
+def test_tables(images, tmp_path, name, text):
+    (tmp_path / name).write_text(text, "utf-8")
+    found, counts = build(tmp_path, images, tmp_path / name)
+    assert found == {"a": "one, two", "a-1": "other"}
+    assert counts["without_caption"] == 1
+
+
+def test_columns_can_be_named(images, tmp_path):
+    (tmp_path / "t.csv").write_text("p,q,caption\na.png,mine,other\n")
+    found, _ = build(tmp_path, images, tmp_path / "t.csv", image_field="p", caption_field="q")
+    assert found == {"a": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "message"),
+    [
+        (
+            "t.csv",
+            "pictur,caption\na.png,x\n",
+            {"image_field": "picture"},
+            "no column 'picture'.*mean 'pictur'",
+        ),
+        ("t.csv", "image,words\na.png,x\n", {}, "no column any of caption"),
+        ("t.csv", "image,caption\nzz.png,x\n", {}, r"line 2: picture 'zz\.png' is not in"),
+        ("t.csv", "image,caption\n../a.png,x\n", {}, "points outside"),
+        ("t.jsonl", '{"image": "a.png", "caption": "x"}\n[1]\n', {}, "line 2: not a JSON object"),
+        ("t.jsonl", '{"image": "a.png", "caption": 5}', {}, "must be texts"),
+        ("t.parquet", "", {}, "not '.parquet'"),
+    ],
+)
+def test_bad_tables_are_named(images, tmp_path, name, text, options, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        build(tmp_path, images, tmp_path / name, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_pictures_within_the_budget(images, tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\nzz.png,x\na.png,y\n")
+    found, counts = build(tmp_path, images, tmp_path / "t.csv", missing_budget=0.5)
+    assert found == {"a": "y"} and counts["missing"] == 1

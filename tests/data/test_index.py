@@ -1,0 +1,236 @@
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmlab.config.errors import DataError
+from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
+from mmlab.data.sample import SampleError
+from tests.tiny_files import bomb, png, write_tar
+
+
+def sample(key: str, caption: str = "a red thing") -> list[tuple[str, bytes]]:
+    return [(f"{key}.png", png()), (f"{key}.json", json.dumps({"caption": caption}).encode())]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    folder = tmp_path / "set"
+    write_tar(folder / "00001.tar", *sample("c", "three"))
+    write_tar(folder / "00000.tar", *sample("dir.x/a"), *sample("b", "two"))
+    return folder
+
+
+def test_index_says_what_lies_where(root):
+    index = build_index(root)
+    assert len(index) == 3
+    assert index.shards == ("00000.tar", "00001.tar")
+    assert index.samples_per_shard.tolist() == [2, 1] and index.samples_per_shard.dtype == np.int64
+    assert index.keys.tolist() == ["dir.x/a", "b", "c"] and index.keys.dtype.kind == "U"
+    assert index.image_sizes.tolist() == [[8, 6]] * 3 and index.image_sizes.dtype == np.int32
+    assert index.text_lengths.tolist() == [11, 3, 5] and index.text_lengths.dtype == np.int32
+    assert index.read(1) == {"png": png(), "json": b'{"caption": "two"}'}
+    assert list(index.read(2, only=["json"])) == ["json"]
+    with pytest.raises(IndexError):
+        index.read(3)
+
+
+def test_open_gives_what_build_gave(root):
+    built, opened = build_index(root), ShardIndex.open(root)
+    assert opened.hash == built.hash and opened.keys.tolist() == built.keys.tolist()
+    assert [opened.read(i) for i in range(3)] == [built.read(i) for i in range(3)]
+    assert [path.name for path in root.iterdir() if "tmp" in path.name] == []
+
+
+def test_hash_follows_the_contents_alone(root, tmp_path):
+    first = build_index(root).hash
+    root.rename(tmp_path / "moved")
+    assert build_index(tmp_path / "moved").hash == first
+    write_tar(tmp_path / "moved" / "00001.tar", *sample("c", "THREE"))
+    assert build_index(tmp_path / "moved").hash != first
+
+
+def test_processes_read_side_by_side(root):
+    assert build_index(root, workers=2, quiet=True).hash == build_index(root).hash
+
+
+def test_side_files_of_img2dataset_are_left_alone(root):
+    (root / "00000.parquet").write_bytes(b"PAR1")
+    (root / "00000_stats.json").write_text("{}")
+    null = ("x.json", b'{"caption": null}')
+    write_tar(root / "00002.tar", ("x.jpg", b"\xff\xd8\xff"), ("x.txt", "grün".encode()), null)
+    index = build_index(root)
+    assert len(index) == 4
+    assert index.text_lengths[3] == 4  # the caption of the text file, as the JSON has none
+    assert index.image_sizes[3].tolist() == [0, 0]  # unreadable: the reader's to replace
+
+
+def test_a_bomb_is_recorded_not_fatal(tmp_path):
+    write_tar(tmp_path / "0.tar", ("x.jpg", bomb()))
+    assert build_index(tmp_path).image_sizes.tolist() == [[30000, 30000]]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", png()), ("b.png", png()), ("a.json", b"{}")], r"0\.tar, byte \d+: .*'a' do not lie"),
+        ([("a.png", png()), ("a.PNG", png())], r"'a' has the member \.png twice"),
+        ([("a.png", png()), ("b.txt", b"x")], r"'b' has no \.png or \.jpg \(it has \.txt\)"),
+        ([("a.pyd", b"cos\nsystem\n(S'touch marker'\ntR.")], r"'a\.pyd' is refused: it can hold code"),
+        ([("a.pth", b"x")], "it can hold code"),
+        ([("a.PKL", b"x")], "it can hold code"),
+        ([("a.txt.gz", b"x")], "compressed members"),
+        ([("a.mp4", b"x")], "a shard holds jpg"),
+        ([("a.left.png", b"x")], "a shard holds jpg"),
+        ([("README", b"x")], "no key and extension"),
+        ([("../../etc/a.png", b"x")], r"'\.\./\.\./etc/a' points outside"),
+        ([("/etc/a.png", b"x")], "points outside"),
+        ([("a\nb.png", b"x")], "characters outside"),
+        ([], "hold no samples"),
+    ],
+)
+def test_bad_members_are_named(tmp_path, monkeypatch, members, message):
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "set" / "0.tar", *members)
+    with pytest.raises(DataError, match=message):
+        build_index(tmp_path / "set", required=("png|jpg",))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0.tar", "set"]  # no marker, no index
+
+
+def test_a_key_in_two_shards(root):
+    write_tar(root / "00002.tar", *sample("b"))
+    with pytest.raises(DataError, match=r"'b' is in two shards .*00000\.tar and 00002\.tar"):
+        build_index(root)
+
+
+def test_truncated_shard_is_an_error_and_leaves_the_old_index(root):
+    before = build_index(root).hash
+    whole = (root / "00001.tar").read_bytes()
+    (root / "00001.tar").write_bytes(whole[:700])
+    with pytest.raises(DataError, match=r"00001\.tar, byte"):
+        build_index(root)
+    (root / "00001.tar").write_bytes(whole)
+    assert ShardIndex.open(root).hash == before
+
+
+@pytest.mark.parametrize("name", ["pipe:touch marker", "http://host/a.tar", "s3://bucket/set", "file:///tmp"])
+def test_commands_and_urls_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for reach in (build_index, ShardIndex.open):
+        with pytest.raises(DataError, match="never read from commands or URLs"):
+            reach(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_compressed_tars_are_named(root):
+    (root / "x.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"x\.tar\.gz is compressed"):
+        build_index(root)
+    (root / "x.tar.gz").rename(root / "x.tar")
+    with pytest.raises(DataError, match=r"x\.tar is compressed \(gzip\)"):
+        build_index(root)
+
+
+def test_missing_folder_file_or_index(root, tmp_path):
+    with pytest.raises(DataError, match="Did you mean 'set'"):
+        ShardIndex.open(tmp_path / "sett")
+    with pytest.raises(DataError, match="is a file"):
+        build_index(root / "00000.tar")
+    with pytest.raises(DataError, match="mmlab shards index"):
+        ShardIndex.open(root)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.tar files"):
+        build_index(tmp_path / "empty")
+
+
+def test_a_stale_index_is_refused(root):
+    build_index(root)
+    write_tar(root / "00002.tar", *sample("d"))
+    with pytest.raises(DataError, match=r"00002\.tar .* was added.*mmlab shards index"):
+        ShardIndex.open(root)
+    (root / "00002.tar").unlink()
+    with open(root / "00001.tar", "ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(DataError, match=r"00001\.tar has \d+ bytes"):
+        ShardIndex.open(root)
+    (root / "00001.tar").unlink()
+    with pytest.raises(DataError, match=r"00001\.tar .* is missing"):
+        ShardIndex.open(root)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", pickle.dumps({"hash": 1})])
+def test_a_broken_index_is_refused(root, content):
+    (root / INDEX_NAME).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.open(root)
+
+
+def test_an_index_with_pickled_objects_is_not_loaded(root):
+    class Marker:
+        def __reduce__(self):
+            return os.mkdir, (str(root / "marker"),)
+
+    np.savez(root / INDEX_NAME, version=np.array([Marker()], dtype=object))
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.open(root)
+    assert not (root / "marker").exists()
+
+
+def test_a_flipped_payload_byte_is_a_sample_error(root):
+    index = build_index(root)
+    path = root / "00000.tar"
+    data = bytearray(path.read_bytes())
+    data[int(index.members.offset[2]) + 20] ^= 1
+    path.write_bytes(data)
+    index = ShardIndex.open(root)
+    assert index.read(0)
+    with pytest.raises(SampleError, match=r"00000\.tar: b\.png") as caught:
+        index.read(1)
+    assert caught.value.reason == "checksum"
+
+
+def test_a_shard_cut_after_opening_is_a_sample_error(root):
+    index = build_index(root)
+    index.read(0)
+    os.truncate(root / "00000.tar", 600)
+    with pytest.raises(SampleError) as caught:
+        index.read(1)
+    assert caught.value.reason == "checksum"
+
+
+def _keys(index: ShardIndex) -> list[bytes]:
+    return [index.read(i)["json"] for i in range(len(index))]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(root, method):
+    index = build_index(root)
+    expected = _keys(index)  # opens the descriptors before the fork
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.map(_keys, [index] * 2) == [expected] * 2
+
+
+def test_a_pickled_index_is_small_and_refuses_other_contents(root):
+    index = build_index(root)
+    frozen = pickle.dumps(index)
+    assert len(frozen) < 500
+    assert pickle.loads(frozen).hash == index.hash
+    write_tar(root / "00001.tar", *sample("c", "four!"))
+    build_index(root)
+    with pytest.raises(DataError, match="rebuilt"):
+        pickle.loads(frozen)
+
+
+def test_many_shards_do_not_use_up_the_descriptors(tmp_path):
+    for i in range(80):
+        write_tar(tmp_path / f"{i:03d}.tar", (f"k{i}.txt", b"x"))
+    index = build_index(tmp_path)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for i in range(80):
+        index.read(i)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) - before <= 64

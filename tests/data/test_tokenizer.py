@@ -1,0 +1,48 @@
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.shards import ShardWriter
+from mmlab.data.tokenizer import SMALLEST, train_tokenizer
+
+
+@pytest.fixture
+def index(tmp_path):
+    with ShardWriter(tmp_path / "set", quiet=True) as writer:
+        for i in range(20):
+            question = {"question": "what color is the circle?", "answer": "red", "type": "color"}
+            writer.write(f"s{i}", {"json": {"caption": "a red circle", "questions": [question]}})
+    return writer.index
+
+
+def test_the_folder_is_a_llama_like_tokenizer(index, tmp_path):
+    train_tokenizer([index], tmp_path / "tok", 320, ["USER: ASSISTANT:"] * 9, quiet=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tok")
+    ids = tokenizer("what color? 漢 zürich\n").input_ids
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "what color? 漢 zürich\n"
+    assert tokenizer.tokenize("USER:") == ["USER", ":"]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
+    assert tokenizer("x</s>", add_special_tokens=False).input_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.model_max_length == 2048
+    assert len(tokenizer("what color is the circle?").input_ids) < 10
+    spans = tokenizer("a red circle", return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    assert spans[0][0] == 0 and spans[-1][1] == 12
+
+
+def test_the_same_texts_give_the_same_tokenizer(index, tmp_path):
+    for name in "ab":
+        train_tokenizer([index], tmp_path / name, 300, quiet=True)
+    first, second = (json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in "ab")
+    assert first == second
+
+
+def test_errors(index, tmp_path):
+    with pytest.raises(ConfigError, match=f"at least {SMALLEST}"):
+        train_tokenizer([index], tmp_path / "tok", 100)
+    with ShardWriter(tmp_path / "mute", quiet=True) as writer:
+        writer.write("s", {"cls": "1"})
+    with pytest.raises(DataError, match="no text"):
+        train_tokenizer([writer.index], tmp_path / "tok", quiet=True)

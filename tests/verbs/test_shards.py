@@ -1,0 +1,114 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from mmlab.verbs.shards import main
+from tests.tiny_files import png, write_tar
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["build", "shapes", "drawn", "--count", "12", "--size", "32", "--shard-samples", "5"]) == 0
+    return tmp_path / "drawn"
+
+
+def test_build_verify_stats_show_tokenizer(drawn, capsys):
+    assert main(["verify", "drawn"]) == 0
+    assert "12 samples in 3 shards" in capsys.readouterr().out
+    assert main(["index", "drawn", "--require", "json", "--require", "jpg|png"]) == 0
+    capsys.readouterr()
+    assert main(["stats", "drawn", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 12
+    assert main(["stats", "drawn"]) == 0
+    assert "min 32" in capsys.readouterr().out
+    assert main(["show", "drawn", "--out", "sheet.png", "-n", "6"]) == 0
+    assert Image.open("sheet.png").width > 500
+    assert (
+        main(["tokenizer", "drawn", "drawn", "--out", "tok", "--vocab-size", "300", "--text", "USER:"]) == 0
+    )
+    assert os.path.exists("tok/tokenizer.json")
+
+
+def test_overwrite(drawn, capsys):
+    assert main(["build", "shapes", "drawn", "--count", "3"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["build", "shapes", "drawn", "--count", "3", "--overwrite"]) == 0
+
+
+def test_foreign_formats(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("pictures")
+    (tmp_path / "pictures" / "a.png").write_bytes(png())
+    (tmp_path / "pictures" / "a.txt").write_text("a red thing")
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
+    (tmp_path / "chat.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
+    (tmp_path / "t.csv").write_text("image,caption\na.png,red\nb.png,blue\n")
+    assert main(["build", "captions", "pictures", "out/side"]) == 0
+    assert (
+        main(["build", "captions", "pictures", "out/table", "--captions", "t.csv", "--missing-budget", "0.5"])
+        == 0
+    )
+    assert "missing 1" in capsys.readouterr().out
+    assert main(["build", "llava_json", "chat.json", "pictures", "out/chat"]) == 0
+    assert main(["build", "captions", "pictures", "out/strict", "--captions", "t.csv"]) == 1
+    assert sorted(os.listdir("out")) == ["chat", "side", "table"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "--help"),
+        ("bild", "Did you mean 'build'?"),
+        ("build shaps out", "Did you mean 'shapes'?"),
+        ("build shapes out --cuont 3", "Did you mean '--count'?"),
+        ("build shapes out --count many", "invalid int value: 'many'"),
+        ("build shapes out --max-objects 9", "max_objects <= 4"),
+        ("build easy_vqa drawn out --split tset", "Did you mean 'test'?"),
+        ("stats drwan", "Did you mean 'drawn'?"),
+        ("show drawn --out nowhere/x.png", "existing folder"),
+        ("show drawn -n 0", "at least 1"),
+        ("tokenizer drawn --out tok --vocab-size 3", "at least 259"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(drawn, capsys, command, message):
+    capsys.readouterr()
+    assert main(command.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert message in printed.err and "Traceback" not in printed.err
+
+
+def test_bad_data_is_one_sentence_and_exit_code_1(drawn, capsys):
+    path = drawn / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    write_tar(drawn.parent / "evil" / "0.tar", ("a.pyd", b"x"))
+    commands = {
+        "verify drawn": "shard-000001.tar",
+        "index evil": "can hold code",
+        "stats evil": "mmlab shards index",
+        "index pipe:touch": "never read from commands",
+        "build easy_vqa evil out": "no easy-VQA",
+    }
+    for command, message in commands.items():
+        capsys.readouterr()
+        assert main(command.split()) == 1, command
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+@pytest.mark.parametrize("command", [["--help"], ["build", "shapes", "--help"]])
+def test_help_is_quick(command, capsys):
+    assert main(command) == 0
+    assert "usage: mmlab shards" in capsys.readouterr().out
+    script = (
+        f"import sys; from mmlab.verbs.shards import main; main({command}); assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, capture_output=True)
