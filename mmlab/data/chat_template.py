@@ -1,0 +1,124 @@
+"""The chat template that comes with a tokenizer, with the characters that the model learns to say."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.sample import SampleError
+from mmlab.data.turns import Dialogue, Rendered, Writer, tokenizer_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ChatTemplate:
+    """The template that comes with the tokenizer (`tokenizer.apply_chat_template`).
+
+    Each text is stood in for by a mark that no template changes; what lies between the marks is the
+    template's own, and the texts are put back at known places. The result must equal what the tokenizer
+    renders by itself.
+    """
+
+    def stop(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """The special token that follows an answer, as a rule the tokenizer's end of text.
+
+        Raises:
+            ConfigError: no chat template, or one that closes an answer with no special token.
+        """
+        return self._stop_in(self._frame(2, tokenizer, None)[-1], tokenizer)
+
+    def render(
+        self,
+        dialogue: Dialogue,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        system: str | None,
+        picture: bool,
+        answer: bool,
+    ) -> Rendered:
+        """See `render`; `system` None or empty leaves the system message to the chat template."""
+        texts = [turn.text for turn in dialogue] if answer else [turn.text for turn in dialogue] + ["answer"]
+        frame = self._frame(len(texts), tokenizer, system)
+        texts = self._as_rendered(texts, frame, tokenizer, system)
+        gap = self._gap(frame, tokenizer, system)
+        writer = Writer()
+        writer.say(frame[0])
+        for i, (text, after) in enumerate(zip(texts, frame[1:], strict=True)):
+            if i % 2 == 0:
+                writer.ask(text, picture and i == 0)
+                writer.say(after.removesuffix(gap))
+                continue
+            if i == len(texts) - 1 and not answer:
+                break
+            stop = self._stop_in(after, tokenizer)
+            learned = after[: after.index(stop) + len(stop)]
+            writer.learn((gap if frame[i].endswith(gap) else "") + text + learned)
+            writer.say(after[len(learned) :])
+        return writer.done()
+
+    def _apply(
+        self,
+        texts: Sequence[str],
+        tokenizer: "PreTrainedTokenizerBase",
+        system: str | None,
+        prompt: bool = False,
+    ) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"The tokenizer {tokenizer_name(tokenizer)} has no chat template; "
+                "choose another prompt.template."
+            )
+        try:
+            text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise ConfigError(f"The chat template of {tokenizer_name(tokenizer)} failed: {error}.") from error
+        return text
+
+    def _frame(self, turns: int, tokenizer: "PreTrainedTokenizerBase", system: str | None) -> list[str]:
+        """What the chat template writes before, between and after `turns` texts."""
+        marks = [f"\ue000{i}\ue001" for i in range(turns)]
+        rest, frame = self._apply(marks, tokenizer, system), []
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found or mark in rest:
+                raise ConfigError(
+                    f"The chat template of {tokenizer_name(tokenizer)} does not write each message once and "
+                    "in order, so labels cannot be placed; choose another prompt.template."
+                )
+            frame.append(before)
+        return [*frame, rest]
+
+    def _as_rendered(
+        self, texts: list[str], frame: list[str], tokenizer: "PreTrainedTokenizerBase", system: str | None
+    ) -> list[str]:
+        """The texts as the chat template writes them: as they are, or stripped on one side or both."""
+        whole = self._apply(texts, tokenizer, system)
+        for strip in product((False, True), repeat=2):
+            shown = [text.strip() if strip[i % 2] else text for i, text in enumerate(texts)]
+            if whole == frame[0] + "".join(a + b for a, b in zip(shown, frame[1:], strict=True)):
+                return shown
+        raise SampleError("template", "The tokenizer's chat template rewrites what this dialogue says.")
+
+    def _gap(self, frame: list[str], tokenizer: "PreTrainedTokenizerBase", system: str | None) -> str:
+        """White space that the model says before an answer: it follows the generation prompt."""
+        marks = [f"\ue000{i}\ue001" for i in range(len(frame) - 2)]
+        opened = self._apply(marks, tokenizer, system, prompt=True)
+        until = "".join(a + b for a, b in zip(frame, marks, strict=False)) + frame[-2]
+        gap = until[len(opened) :]
+        return gap if until.startswith(opened) and gap.isspace() and frame[-2].endswith(gap) else ""
+
+    def _stop_in(self, after: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+        added: Any = tokenizer.get_added_vocab  # its type is lost in the library's __getattr__
+        special = {*tokenizer.all_special_tokens, *added()}
+        found = [token for token in special if token and after.lstrip().startswith(token)]
+        if not found:
+            raise ConfigError(
+                f"The chat template of {tokenizer_name(tokenizer)} ends an answer without a special token, "
+                "so the model could not learn to stop; choose another prompt.template."
+            )
+        return max(found, key=len)

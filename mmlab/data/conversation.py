@@ -1,0 +1,147 @@
+"""From a dialogue to text, and from text to token ids with labels."""
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.batch import IGNORE
+from mmlab.data.dialogues import Prompt, conversations_of
+from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.templates import TEMPLATES
+from mmlab.data.tokens import check_tokenizer, leading_bos, pad_id, tokenize
+from mmlab.data.turns import IMAGE, Dialogue, Rendered, Turn, shows_picture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "IMAGE",
+    "Dialogue",
+    "Encoded",
+    "Prompt",
+    "Rendered",
+    "Turn",
+    "chat_prompt",
+    "conversations_of",
+    "encode",
+    "render",
+]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A dialogue as tokens.
+
+    Attributes:
+        input_ids: ids; the pad id at picture places.
+        labels: the id where there is loss, else `IGNORE`.
+        image_starts: the first place of each picture.
+        shared: tokens up to and including the picture's last place, 0 without a picture.
+        ends: tokens up to and including each answer's stop.
+        turns_dropped: pairs of question and answer that did not fit.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    image_starts: list[int]
+    shared: int
+    ends: list[int]
+    turns_dropped: int = 0
+
+
+def render(
+    dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", answer: bool = True
+) -> Rendered:
+    """The dialogue as text; with `answer` False it ends with a question, and the text where the model speaks.
+
+    Raises:
+        ConfigError: the tokenizer lacks what the template needs.
+        SampleError: `order` for turns that do not alternate, `template` where a chat template rewrites them.
+    """
+    roles = [turn.role for turn in dialogue]
+    if not roles or roles != (["human", "gpt"] * len(roles))[: len(roles)] or (roles[-1] == "gpt") != answer:
+        raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
+    picture = prompt.pictures == "tokens" and shows_picture(dialogue)
+    template = TEMPLATES[prompt.template]
+    return template.render(dialogue, tokenizer, system=prompt.system, picture=picture, answer=answer)
+
+
+def encode(
+    dialogue: Dialogue,
+    prompt: Prompt,
+    tokenizer: "PreTrainedTokenizerBase",
+    spec: ImageSpec | None,
+    max_length: int | None = None,
+) -> Encoded:
+    """Token ids and labels of a dialogue that ends with an answer.
+
+    Text before and behind the picture is tokenised separately, as LLaVA does; the beginning-of-text id comes
+    once. What is longer than `max_length`, pictures expanded, loses its last turns, never a part of one.
+
+    Raises:
+        ConfigError: a tokenizer without offsets, or a dialogue that shows a picture without `spec`.
+        SampleError: `too-long` where not even the first question and answer fit, `no-loss`; see `render`.
+    """
+    pairs = keep = len(dialogue) // 2
+    encoded = _encode(render(dialogue, prompt, tokenizer), prompt, tokenizer, spec)
+    if max_length is not None and len(encoded.input_ids) > max_length:
+        keep = min(keep - 1, sum(end <= max_length for end in encoded.ends))
+        while keep:
+            encoded = _encode(render(dialogue[: 2 * keep], prompt, tokenizer), prompt, tokenizer, spec)
+            if len(encoded.input_ids) <= max_length:
+                break
+            keep -= 1
+        else:
+            raise SampleError(
+                "too-long", f"The first question and answer take more than {max_length} tokens."
+            )
+    if all(label == IGNORE for label in encoded.labels):
+        raise SampleError("no-loss", "The dialogue has no token to learn.")
+    return replace(encoded, turns_dropped=pairs - keep)
+
+
+def chat_prompt(
+    dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", spec: ImageSpec | None
+) -> Encoded:
+    """Token ids of a dialogue that ends with a question, up to the place where the model speaks.
+
+    They are a strict prefix of what `encode` gives once the answer is there.
+
+    Raises:
+        ConfigError, SampleError: as `encode`.
+    """
+    encoded = _encode(render(dialogue, prompt, tokenizer, answer=False), prompt, tokenizer, spec)
+    return replace(encoded, labels=[IGNORE] * len(encoded.input_ids))
+
+
+def _encode(
+    rendered: Rendered, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", spec: ImageSpec | None
+) -> Encoded:
+    check_tokenizer(tokenizer)
+    if rendered.images and (spec is None or spec.tokens < 1):
+        raise ConfigError(
+            "The dialogue shows a picture, but no number of picture tokens is set (image.tokens)."
+        )
+    text, spans, bos = rendered.text, rendered.spans, tokenizer.bos_token_id
+    ids = leading_bos(tokenizer, text)
+    labels, places, starts, shared, at = [IGNORE] * len(ids), [-1] * len(ids), [], 0, 0
+    for stop, resume in [*rendered.images, (len(text), len(text))]:
+        inside = [(max(a, at) - at, min(b, stop) - at) for a, b in spans if a < stop and b > at]
+        span = 0
+        for token, a, b in tokenize(text[at:stop], inside, tokenizer):
+            while span < len(inside) and inside[span][1] <= a:
+                span += 1
+            every = prompt.supervise == "all" and (token != bos or bos == tokenizer.eos_token_id)
+            ids.append(token)
+            labels.append(token if every or (span < len(inside) and inside[span][0] < b) else IGNORE)
+            places.append(at + a)
+        if resume > stop and spec is not None:
+            starts.append(len(ids))
+            ids += [pad_id(tokenizer)] * spec.tokens
+            labels += [IGNORE] * spec.tokens
+            places += [stop] * spec.tokens
+            shared = len(ids)
+        at = resume
+    ends = [bisect_left(places, end) for _, end in spans]
+    return Encoded(ids, labels, starts, shared, ends)

@@ -1,0 +1,242 @@
+"""From a record in the shards' canonical form to dialogues."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mmlab.config.errors import ConfigError, nearest
+from mmlab.data.draw import choose
+from mmlab.data.sample import SampleError
+from mmlab.data.templates import TEMPLATES
+from mmlab.data.turns import IMAGE, Dialogue, Turn
+
+BRIEF_DESCRIPTION = (
+    "Describe the image concisely.",
+    "Provide a brief description of the given image.",
+    "Offer a succinct explanation of the picture presented.",
+    "Summarize the visual content of the image.",
+    "Give a short and clear explanation of the subsequent image.",
+    "Share a concise interpretation of the image provided.",
+    "Present a compact description of the photo's key features.",
+    "Relay a brief, clear account of the picture shown.",
+    "Render a clear and concise summary of the photo.",
+    "Write a terse but informative summary of the picture.",
+    "Create a compact narrative representing the image presented.",
+)
+"""The questions that LLaVA's stage 1 asks for a caption (its paper, table 11)."""
+
+_OWN_LINE = re.compile(rf"^[ \t]*{IMAGE}[ \t]*$\n?", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How records become text.
+
+    Attributes:
+        template: name of a conversation template; `tokenizer` is the tokenizer's own chat template.
+        pictures: `tokens` gives a picture its places in the sequence, `text` puts the caption there, `none`
+            leaves it out.
+        supervise: `answers` learns answers and their stops, `all` every token of text.
+        system: replaces the template's system message; None keeps it, empty leaves it out.
+        turns: which part of a record is used: `conversations`, `questions`, `caption`, `every` for
+            all that it has, or `auto` for the first of questions, conversations and caption that it has.
+
+    Raises:
+        ConfigError: an unknown name, or what the plain template cannot do.
+    """
+
+    template: str = "v1"
+    pictures: str = "tokens"
+    supervise: str = "answers"
+    system: str | None = None
+    turns: str = "auto"
+
+    def __post_init__(self):
+        known = {
+            "template": tuple(TEMPLATES),
+            "pictures": ("tokens", "text", "none"),
+            "supervise": ("answers", "all"),
+            "turns": ("auto", "every", "conversations", "questions", "caption"),
+        }
+        for name, options in known.items():
+            value = str(getattr(self, name))
+            if value not in options:
+                near = nearest(value, options)
+                raise ConfigError(f"prompt.{name} '{value}' is not one of {', '.join(options)}.{near}")
+        if self.template == "plain" and self.system:
+            raise ConfigError("prompt.template=plain has no place for prompt.system; leave it out.")
+        if self.template == "plain" and self.pictures == "text":
+            raise ConfigError(
+                "prompt.template=plain with prompt.pictures=text would show the very caption that it asks "
+                "for; take prompt.pictures=none to learn captions as text."
+            )
+
+
+def caption_of(record: dict[str, Any], seed: int) -> str | None:
+    """The record's caption; of several `captions` the one drawn by `seed`; None if there is none."""
+    captions = record.get("captions")
+    listed = captions if isinstance(captions, list) else []
+    several = [text for text in listed if isinstance(text, str) and text.strip()]
+    caption = choose(several, seed, "caption") if several else record.get("caption")
+    return caption if isinstance(caption, str) and caption.strip() else None
+
+
+def conversations_of(
+    record: dict[str, Any], prompt: Prompt, seed: int, picture: bool = True
+) -> list[Dialogue]:
+    """The dialogues of a record; where the picture is shown, each opens with `<image>` and a line break.
+
+    Args:
+        record: canonical record.
+        prompt: which part of it is used, and what stands in the picture's place.
+        seed: of the sample; draws a caption and the question asked for it.
+        picture: whether the sample has a decoded picture.
+
+    Raises:
+        SampleError: `no-caption`, `no-answer`, `empty-answer`, `empty-question`, `order`, `role`, `pictures`
+            (several), `no-picture`, or `turns` for a malformed list.
+    """
+    if prompt.template == "plain":
+        caption = caption_of(record, seed) or _last_answer(record)
+        return [
+            _shown(
+                [Turn("human", ""), Turn("gpt", caption)], picture and prompt.pictures == "tokens", IMAGE, ""
+            )
+        ]
+    return [
+        _place(dialogue, record, prompt, seed, picture, found, kind != "conversations")
+        for kind in _kinds(record, prompt.turns, seed)
+        for found, dialogue in _dialogues(kind, record, seed, picture)
+    ]
+
+
+def _kinds(record: dict[str, Any], turns: str, seed: int) -> list[str]:
+    """The parts of the record to use, in order."""
+    if turns not in ("auto", "every"):
+        return [turns]
+    has = {
+        "questions": bool(record.get("questions")),
+        "conversations": bool(record.get("conversations")),
+        "caption": caption_of(record, seed) is not None,
+    }
+    kinds = [kind for kind, there in has.items() if there] or ["caption"]
+    return kinds if turns == "every" else kinds[:1]
+
+
+def _dialogues(kind: str, record: dict[str, Any], seed: int, picture: bool) -> list[tuple[bool, Dialogue]]:
+    """The dialogues of one part of the record, and whether each marks the picture."""
+    if kind == "questions":
+        return [_one_turn(item, picture) for item in _list(record, "questions")]
+    if kind == "conversations":
+        return [_conversation(_list(record, "conversations"), picture)]
+    caption = caption_of(record, seed)
+    if caption is None:
+        raise SampleError("no-caption", "The record has no caption to ask for.")
+    return [(False, [Turn("human", choose(BRIEF_DESCRIPTION, seed, "question")), Turn("gpt", caption)])]
+
+
+def _place(
+    dialogue: Dialogue,
+    record: dict[str, Any],
+    prompt: Prompt,
+    seed: int,
+    picture: bool,
+    found: bool,
+    about: bool,
+) -> Dialogue:
+    """Put the picture, its caption or nothing before the first question."""
+    if prompt.pictures == "tokens" and found and not picture:
+        raise SampleError("no-picture", "The conversation marks a picture, and the sample has none.")
+    shown = ""
+    if prompt.pictures == "tokens" and picture:
+        shown = IMAGE
+    elif prompt.pictures == "text" and (found or picture or about):
+        caption = caption_of(record, seed)
+        if caption is None:
+            raise SampleError("no-caption", "The record has no caption to stand in the picture's place.")
+        shown = caption
+    if not shown and not dialogue[0].text.strip():
+        raise SampleError("empty-question", "A question without a picture is empty.")
+    return _shown(dialogue, bool(shown), shown, "\n")
+
+
+def _shown(dialogue: Dialogue, show: bool, what: str, joint: str) -> Dialogue:
+    question = dialogue[0].text
+    if not show:
+        return dialogue
+    return [Turn("human", what + joint + question if question else what), *dialogue[1:]]
+
+
+def _list(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    items = record.get(name)
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        raise SampleError("turns", f"The record's {name} are missing or no list of objects.")
+    return items
+
+
+def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
+    """As `_conversation`, of a question and its answer."""
+    turns = [{"from": "human", "value": item.get("question")}, {"from": "gpt", "value": item.get("answer")}]
+    found, dialogue = _conversation(turns, picture)
+    if not dialogue[0].text.strip():
+        raise SampleError("empty-question", "A question is empty.")
+    return found, dialogue
+
+
+def _last_answer(record: dict[str, Any]) -> str:
+    """The caption of a record in LLaVA's pretraining form: its last gpt turn."""
+    answers = [
+        t.get("value")
+        for t in record.get("conversations") or []
+        if isinstance(t, dict) and t.get("from") == "gpt"
+    ]
+    if not answers or not isinstance(answers[-1], str) or not answers[-1].strip():
+        raise SampleError("no-caption", "The record has no caption, and no conversation that holds one.")
+    return answers[-1]
+
+
+def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dialogue]:
+    """Whether the turns mark a picture, and the turns without the mark."""
+    dialogue: Dialogue = []
+    for i, item in enumerate(items):
+        role, text = item.get("from"), item.get("value")
+        if role not in ("human", "gpt"):
+            raise SampleError("role", f"A turn is from {role!r}; turns are from 'human' and 'gpt'.")
+        if role != ("human", "gpt")[i % 2]:
+            raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
+        if role == "gpt" and not (isinstance(text, str) and text.strip()):
+            raise SampleError("empty-answer", "An answer is empty or not text.")
+        if not isinstance(text, str):
+            raise SampleError("empty-question", "A question is not text.")
+        dialogue.append(Turn(role, text))
+    if len(dialogue) < 2:
+        raise SampleError("no-answer", "The conversation has no gpt turn.")
+    if dialogue[-1].role == "human":
+        raise SampleError("order", "The conversation's last question has no answer.")
+    found = 0
+    for i in range(0, len(dialogue), 2):
+        text, marks = _without_marks(dialogue[i].text)
+        found += marks
+        if marks:
+            dialogue[i] = Turn("human", text)
+    if not found and picture and IMAGE in dialogue[0].text:  # marked within a line
+        dialogue[0] = Turn("human", dialogue[0].text.replace(IMAGE, "", 1).strip())
+        found = 1
+    if found > 1:
+        raise SampleError("pictures", f"The conversation marks {found} pictures; one is supported.")
+    if any(turn.role == "human" and not turn.text.strip() for turn in dialogue[2:]):
+        raise SampleError("empty-question", "A later question is empty.")
+    return bool(found), dialogue
+
+
+def _without_marks(text: str) -> tuple[str, int]:
+    """A question without the picture marks that open it, end it or stand on a line; others are text."""
+    rest, found = _OWN_LINE.subn("", text)
+    if not found:
+        bare = text.strip()
+        if bare.startswith(IMAGE):
+            rest, found = bare[len(IMAGE) :], 1
+        elif bare.endswith(IMAGE):
+            rest, found = bare[: -len(IMAGE)], 1
+        found += len(_OWN_LINE.findall(rest))
+    return (rest.strip(), found) if found else (text, 0)

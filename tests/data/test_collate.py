@@ -1,0 +1,271 @@
+"""Rows of segments hold what each dialogue is by itself, packed or not."""
+
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.batch import IGNORE
+from mmlab.data.collate import ChatCollate, PairCollate
+from mmlab.data.conversation import Prompt, conversations_of, encode
+from mmlab.data.sample import ImageSpec, Sample, SampleError
+from tests.tiny_tokenizers import TOKENIZERS, llama_2, llama_3, wordpiece
+
+SPEC = ImageSpec(size=4, tokens=5)
+PAD = 0
+PROMPT = Prompt("v1", system="Look.")
+
+
+def sample(key: str, record: dict, image: bool = True, source: str = "shapes") -> Sample:
+    picture = torch.full((3, 4, 4), sum(map(ord, key)) % 256, dtype=torch.uint8) if image else None
+    return Sample(key, source, record, picture, seed=sum(map(ord, key)))
+
+
+def questions(n: int, words: int = 1) -> dict:
+    return {"questions": [{"question": f"Is it {i}?", "answer": "no " * words + str(i)} for i in range(n)]}
+
+
+def talk(*texts: str) -> dict:
+    return {
+        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    }
+
+
+SAMPLES = [
+    sample("a", questions(4)),
+    sample("b", talk("<image>\nWhat?", "A red square.", "Sure?", "Yes.")),
+    sample("c", talk("Hello", "Good day."), image=False, source="chat"),
+    sample("d", questions(1)),
+    sample("e", {"caption": "Two circles"}),
+    sample("f", talk("<image>\nWhat?", "A red square. " * 3)),
+]
+
+
+def batch_of(samples: list[Sample], **options) -> dict:
+    collate = ChatCollate(llama_2(), PROMPT, SPEC, **options)
+    return collate.batch([collate.prepare(one) for one in samples])
+
+
+def seen_by(batch: dict, row: int) -> torch.Tensor:
+    """[T, T]: what each token sees, by the rule that the batch promises."""
+    segment, context = batch["segment_ids"][row], batch["context_ids"][row]
+    same = segment[:, None] == segment[None, :]
+    shared = context[:, None] == segment[None, :]
+    return (same | shared).tril() & (segment > 0)[:, None] & (segment > 0)[None, :]
+
+
+def dialogues_in(batch: dict) -> list[tuple[tuple[int, int, int], ...]]:
+    """Each dialogue as (position, token, label), rebuilt from what the last token of a segment sees."""
+    found = []
+    for row in range(len(batch["input_ids"])):
+        sees, segments = seen_by(batch, row), batch["segment_ids"][row]
+        contexts = set(batch["context_ids"][row].tolist()) - {0}
+        for segment in sorted(set(segments.tolist()) - {0} - contexts):
+            last = int((segments == segment).nonzero()[-1])
+            visible = sees[last].nonzero()[:, 0]
+            columns = [batch[name][row][visible].tolist() for name in ("position_ids", "input_ids", "labels")]
+            found.append(tuple(zip(*columns, strict=True)))
+    return found
+
+
+def expected(one: Sample) -> list[tuple[tuple[int, int, int], ...]]:
+    dialogues = conversations_of(one.record, PROMPT, one.seed, one.image is not None)
+    encoded = [encode(dialogue, PROMPT, llama_2(), SPEC) for dialogue in dialogues]
+    return [tuple(zip(range(len(e.labels)), e.input_ids, e.labels, strict=True)) for e in encoded]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("max_length", [85, 120, 400])
+def test_every_dialogue_is_what_it_is_alone(pack: bool, max_length: int) -> None:
+    batch = batch_of(SAMPLES, max_length=max_length, pack=pack)
+    assert Counter(dialogues_in(batch)) == Counter(d for one in SAMPLES for d in expected(one))
+    rows, length = batch["input_ids"].shape
+    assert length % 8 == 0 and length - 8 < int((batch["segment_ids"] > 0).sum(1).max()) <= max_length
+    assert pack == (rows < len(SAMPLES))
+    padding = batch["segment_ids"] == 0
+    assert (batch["input_ids"][padding] == PAD).all() and (batch["labels"][padding] == IGNORE).all()
+    assert (batch["position_ids"][padding] == 0).all() and (batch["context_ids"][padding] == 0).all()
+    for name in ("input_ids", "position_ids", "segment_ids", "context_ids", "labels", "image_positions"):
+        assert batch[name].dtype == torch.int64
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
+    batch = batch_of(SAMPLES, max_length=90, pack=pack)
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert len(batch["pixel_values"]) == len(batch["image_positions"]) == len(batch["image_keys"])
+    assert sorted(set(batch["image_keys"])) == ["a", "b", "d", "e", "f"]
+    images = {one.key: one.image for one in SAMPLES if one.image is not None}
+    marked = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    for picture, (row, at), key in zip(
+        batch["pixel_values"], batch["image_positions"].tolist(), batch["image_keys"], strict=True
+    ):
+        assert torch.equal(picture, images[key])
+        places = slice(at, at + SPEC.tokens)
+        assert len(set(batch["segment_ids"][row, places].tolist())) == 1
+        assert (batch["input_ids"][row, places] == PAD).all() and (
+            batch["labels"][row, places] == IGNORE
+        ).all()
+        marked[row, places] = True
+    assert ((batch["input_ids"] == PAD) == (marked | (batch["segment_ids"] == 0))).all()
+
+
+def test_questions_share_one_picture() -> None:
+    batch = batch_of([SAMPLES[0]], max_length=400)
+    assert batch["input_ids"].shape[0] == 1 and len(batch["pixel_values"]) == 1
+    segments, contexts = batch["segment_ids"][0], batch["context_ids"][0]
+    assert segments.max() == 5
+    assert (contexts[segments == 1] == 0).all() and (contexts[segments > 1] == 1).all()
+    prefix = int((segments == 1).sum())
+    assert batch["image_positions"].tolist() == [[0, prefix - SPEC.tokens]]
+    for question in range(2, 6):
+        assert batch["position_ids"][0][segments == question][0] == prefix
+    sees = seen_by(batch, 0)
+    assert not sees[segments == 3][:, segments == 2].any() and sees[segments == 3][:, segments == 1].all()
+
+
+def test_a_sample_that_overflows_repeats_its_picture() -> None:
+    batch = batch_of([SAMPLES[0]], max_length=60)
+    rows = batch["input_ids"].shape[0]
+    assert rows > 1 and batch["image_keys"] == ["a"] * rows and batch["keys"] == ["a"]
+    assert batch["image_positions"][:, 0].tolist() == list(range(rows))
+    assert Counter(dialogues_in(batch)) == Counter(expected(SAMPLES[0]))
+
+
+def test_text_questions_are_ordinary_segments() -> None:
+    batch = batch_of([sample("t", questions(3), image=False)])
+    assert batch["segment_ids"].max() == 3 and batch["context_ids"].max() == 0
+    assert batch["pixel_values"].shape == (0, 3, 4, 4) and batch["pixel_values"].dtype == torch.uint8
+    assert batch["image_positions"].shape == (0, 2)
+    assert batch["stats"]["shapes"]["text_only"] == 1
+
+
+def test_nothing_is_predicted_across_segments() -> None:
+    # The model shifts labels along the row: the first token of a segment would be learned from a stranger.
+    collate = ChatCollate(llama_2(), Prompt("v1", supervise="all"), SPEC, pack=True)
+    batch = collate.batch([collate.prepare(one) for one in SAMPLES])
+    starts = (
+        batch["segment_ids"].diff(dim=1, prepend=torch.zeros(len(batch["labels"]), 1, dtype=torch.int64)) != 0
+    )
+    assert starts.any() and (batch["labels"][starts] == IGNORE).all()
+    learned = sum(counters["tokens_with_loss"] for counters in batch["stats"].values())
+    assert learned == int((batch["labels"] != IGNORE).sum())
+
+
+def test_the_same_samples_make_the_same_batch() -> None:
+    for pack in (False, True):
+        first, second = (batch_of(SAMPLES, max_length=90, pack=pack) for _ in range(2))
+        assert all(torch.equal(first[k], second[k]) for k in first if isinstance(first[k], torch.Tensor))
+        assert first["keys"] == [one.key for one in SAMPLES]
+
+
+def test_statistics_count_what_lies_in_the_rows() -> None:
+    long = sample("g", talk("<image>\nWhat?", "A red square.", "And?", "no " * 100, "More?", "no"))
+    partly = sample(
+        "h", {"questions": [*questions(2)["questions"], {"question": "Q", "answer": "no " * 200}]}
+    )
+    batch = batch_of([*SAMPLES, long, partly], max_length=90, pack=True)
+    shapes, chat = batch["stats"]["shapes"], batch["stats"]["chat"]
+    assert chat["text_only"] == 1 and chat["pictures"] == 0 and shapes["text_only"] == 0
+    assert shapes["truncated"] == 2 and shapes["turns_dropped"] == 2 + 1
+    assert shapes["pictures"] == len(batch["image_keys"])
+    assert shapes["tokens"] + chat["tokens"] == int((batch["segment_ids"] > 0).sum())
+    assert shapes["tokens_with_loss"] + chat["tokens_with_loss"] == int((batch["labels"] != IGNORE).sum())
+    assert batch["bad"] == []
+
+
+def reason(one: Sample, **options) -> str:
+    collate = ChatCollate(llama_2(), options.pop("prompt", PROMPT), SPEC, **options)
+    with pytest.raises(SampleError) as error:
+        collate.prepare(one)
+    return error.value.reason
+
+
+def test_unusable_samples_are_named() -> None:
+    assert reason(sample("a", talk("Q", "no " * 100)), max_length=40) == "too-long"
+    assert reason(sample("a", questions(2, words=100)), max_length=40) == "too-long"
+    assert reason(sample("a", {})) == "no-caption"
+    assert reason(sample("a", talk("<image>\nQ", "a"), image=False)) == "no-picture"
+    assert reason(sample("a", questions(1), image=False), prompt=Prompt(pictures="text")) == "no-caption"
+
+
+def test_pictures_as_text_are_not_decoded() -> None:
+    for pictures in ("text", "none"):
+        collate = ChatCollate(llama_2(), Prompt(pictures=pictures), SPEC)
+        assert collate.image is None
+        batch = collate.batch([collate.prepare(sample("a", {"caption": "Red."} | questions(2), image=False))])
+        assert len(batch["pixel_values"]) == 0 and batch["segment_ids"].max() == 2
+    assert ChatCollate(llama_2(), Prompt(), SPEC).image == SPEC
+
+
+def test_lengths_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match="takes 5 tokens and a row max_length=5"):
+        ChatCollate(llama_2(), PROMPT, SPEC, max_length=5)
+    with pytest.raises(ConfigError, match=r"image\.tokens"):
+        ChatCollate(llama_2(), PROMPT, ImageSpec(4))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_collates_travel_to_spawned_workers(name: str) -> None:
+    for collate in (
+        ChatCollate(TOKENIZERS[name](), PROMPT, SPEC, pack=True),
+        PairCollate(TOKENIZERS[name](), SPEC),
+    ):
+        one = sample("e", {"caption": "Two circles"})
+        here, there = collate.prepare(one), pickle.loads(pickle.dumps(collate)).prepare(one)
+        assert here.segments == there.segments and here.counters == there.counters
+
+
+def test_pairs() -> None:
+    collate = PairCollate(wordpiece(), SPEC, max_length=6)
+    samples = [sample("a", {"caption": "a red square"}), sample("b", {"caption": "the " * 9})]
+    batch = collate.batch([collate.prepare(one) for one in samples])
+    assert batch["pixel_values"].shape == (2, 3, 4, 4) and batch["pixel_values"].dtype == torch.uint8
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 6)
+    assert batch["attention_mask"].sum(1).tolist() == [5, 6]
+    ids = wordpiece()(["a red square", "the the the the"])["input_ids"]
+    assert batch["input_ids"].tolist() == [[*ids[0], 0], ids[1]]  # what is cut keeps its [SEP]
+    assert batch["stats"] == {"shapes": {"truncated": 1, "tokens": 11, "pictures": 2}}
+    assert batch["keys"] == ["a", "b"]
+
+
+def test_a_pairs_caption_is_drawn_by_the_seed() -> None:
+    collate = PairCollate(llama_3(), SPEC)
+    one = sample("a", {"caption": "a", "captions": ["red", "blue", "green"]})
+    drawn = {}
+    for seed in range(30):
+        one.seed = seed
+        drawn[seed] = tuple(collate.prepare(one).segments[0].input_ids)
+        assert tuple(collate.prepare(one).segments[0].input_ids) == drawn[seed]
+    assert len(set(drawn.values())) == 3
+
+
+def test_pairs_without_caption_or_picture_are_named() -> None:
+    for one, reason in (
+        (sample("a", {}), "no-caption"),
+        (sample("a", {"caption": "a"}, image=False), "no-picture"),
+    ):
+        with pytest.raises(SampleError) as error:
+            PairCollate(llama_3(), SPEC).prepare(one)
+        assert error.value.reason == reason
+
+
+def test_augmentation_crops_and_never_mirrors() -> None:
+    collate = PairCollate(llama_3(), ImageSpec(64), augment=True)
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64).contiguous()
+    one = Sample("a", "s", {"caption": "a"}, ramp, seed=0)
+    crops = []
+    for seed in range(40):
+        one.seed = seed
+        crop = collate.prepare(one).image
+        assert crop is not None and crop.shape == ramp.shape and crop.dtype == torch.uint8
+        again = collate.prepare(one).image
+        assert again is not None and torch.equal(crop, again)
+        assert (crop.int().diff(dim=-1) >= 0).all()  # brighter to the right, as before
+        kept = int(crop[0, 0].max()) - int(crop[0, 0].min())
+        assert 0.7**0.5 * 252 - 8 <= kept <= 252
+        crops.append(crop)
+    assert len({crop.numpy().tobytes() for crop in crops}) > 20
+    assert torch.equal(ramp, torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64))

@@ -1,0 +1,287 @@
+"""Labels are exactly the answers and their stops, for every template and every kind of tokenizer."""
+
+import re
+from itertools import groupby
+
+import pytest
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.batch import IGNORE
+from mmlab.data.conversation import Prompt, Turn, chat_prompt, encode, render
+from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.templates import TEMPLATES
+from tests.tiny_tokenizers import TOKENIZERS, gpt_2, llama_2, llama_3, wordpiece
+
+SPEC = ImageSpec(size=8, tokens=3)
+V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+V0 = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+LLAVA_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the "
+    "user provides, and assist the user with a variety of tasks using natural language."
+)
+# What the model says for an answer, by template.
+LEARNED = {
+    "plain": "{a}\n",
+    "v0": " {a}\n###",
+    "v1": " {a}{eos}",
+    "llama_2": " {a} {eos}",
+    "chatml": "{a}<|im_end|>",
+}
+OWN = {
+    "llama_3": "{stripped}{eos}",
+    "gpt_2": "{a}<|im_end|>",
+    "llama_2": " {a} {eos}",
+    "metaspace": "{a}{eos}",
+    "wordpiece": " {a}{eos}",
+}
+ANSWERS = {
+    "single": ["A red square."],
+    "multi": ["A red square.", "Two circles, and 3 triangles", "no"],
+    "unicode": ["Ein grünes Dreieck 😀 — 三角形", "é👍🏽"],
+    "markers": [
+        "He said USER: hi ASSISTANT: yes",
+        "### Human: a\n### Assistant: b",
+        "[/INST] c <|im_start|>user\n",
+    ],
+    "stops": ["one</s>two", "### ###", "a<|im_end|>\nb", "<|eot_id|>"],
+    "spaces": ["  two in front", "behind  ", "\nline\n\n", "\n\n", " "] + ["7"],
+    "picture": ["The tag <image> opens\n<image>\n", "<image>"],
+}
+ANSWERS["spaces"] = [answer for answer in ANSWERS["spaces"] if answer.strip()]
+QUESTIONS = [
+    "What is it?",
+    "Is ' ASSISTANT: ' or ### or [/INST] a <image>?\n<image> \n",
+    " and  this </s>😀 ",
+]
+
+tokenizers = pytest.mark.parametrize("tokenizer", TOKENIZERS)
+templates = pytest.mark.parametrize("template", TEMPLATES)
+cases = pytest.mark.parametrize("case", ANSWERS)
+
+
+def dialogue_of(answers: list[str], template: str = "v1", image: bool = True) -> list[Turn]:
+    dialogue = []
+    for i, answer in enumerate(answers[:1] if template == "plain" else answers):
+        question = QUESTIONS[i % len(QUESTIONS)]
+        dialogue += [
+            Turn("human", f"<image>\n{question}" if image and i == 0 else question),
+            Turn("gpt", answer),
+        ]
+    return dialogue
+
+
+def learned(answer: str, template: str, name: str) -> str:
+    form = OWN[name] if template == "tokenizer" else LEARNED[template]
+    if (template, name) == ("plain", "wordpiece"):
+        form = "{a}{eos}"  # it has no token for a line break
+    eos = str(TOKENIZERS[name]().eos_token)
+    return form.replace("{eos}", eos).replace("{stripped}", answer.strip()).replace("{a}", answer)
+
+
+def runs(labels: list[int]) -> list[list[int]]:
+    return [list(run) for loss, run in groupby(labels, lambda label: label != IGNORE) if loss]
+
+
+def decoded(ids: list[int], name: str) -> str:
+    return str(TOKENIZERS[name]().decode(ids, clean_up_tokenization_spaces=False))
+
+
+def same(said: str, text: str, name: str) -> bool:
+    """Whether `said` is what `text` decodes to after a tokenization that loses nothing."""
+    if name == "wordpiece":
+        return said == decoded(wordpiece()(text, add_special_tokens=False)["input_ids"], name)
+    if name == "llama_2":
+        text = re.sub("</s>(?!$)", "</s> ", text)  # it puts a space behind every special token
+    if name in ("llama_2", "metaspace"):
+        return said in (text, text.removeprefix(" "))  # SentencePiece shows no space in front
+    return said == text
+
+
+@tokenizers
+@templates
+@cases
+@pytest.mark.parametrize("image", [True, False])
+def test_labels_are_the_answers_and_their_stops(
+    tokenizer: str, template: str, case: str, image: bool
+) -> None:
+    dialogue = dialogue_of(ANSWERS[case], template, image)
+    encoded = encode(dialogue, Prompt(template), TOKENIZERS[tokenizer](), SPEC)
+    assert all(
+        label in (token, IGNORE) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)
+    )
+    said = [decoded(run, tokenizer) for run in runs(encoded.labels)]
+    answers = [turn.text for turn in dialogue if turn.role == "gpt"]
+    expected = [learned(a, template, tokenizer) for a in answers]
+    assert len(said) == len(expected)
+    assert all(same(*pair, tokenizer) for pair in zip(said, expected, strict=True)), (said, expected)
+    assert encoded.image_starts == ([encoded.shared - SPEC.tokens] if image else [])
+
+
+@tokenizers
+@templates
+@cases
+@pytest.mark.parametrize("image", [True, False])
+def test_the_prompt_of_inference_is_a_prefix_of_the_training_ids(
+    tokenizer: str, template: str, case: str, image: bool
+) -> None:
+    fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
+    dialogue = dialogue_of(ANSWERS[case], template, image)
+    trained = encode(dialogue, prompt, fast, SPEC)
+    for turns in range(1, len(dialogue), 2):
+        asked = chat_prompt(dialogue[:turns], prompt, fast, SPEC)
+        n = len(asked.input_ids)
+        assert asked.input_ids == trained.input_ids[:n] and n < len(trained.input_ids)
+        assert asked.image_starts == trained.image_starts
+        assert set(asked.labels) <= {IGNORE}
+        assert trained.labels[n] == trained.input_ids[n]  # the model speaks from here on
+        assert n == 0 or trained.labels[n - 1] == IGNORE
+        assert len(runs(trained.labels[:n])) == turns // 2
+
+
+@pytest.mark.parametrize("tokenizer", [name for name in TOKENIZERS if name != "wordpiece"])
+@pytest.mark.parametrize("template", ["plain", "v0", "v1", "llama_2"])
+@pytest.mark.parametrize("case", ["single", "multi", "unicode"])
+@pytest.mark.parametrize("image", [True, False])
+def test_ids_are_those_of_llava(tokenizer: str, template: str, case: str, image: bool) -> None:
+    fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
+    dialogue = dialogue_of(ANSWERS[case], template, image)
+    dialogue = [Turn(t.role, t.text.replace("\n<image> \n", "")) for t in dialogue]
+    rendered = render(dialogue, prompt, fast)
+    before, after = (
+        (rendered.text[: rendered.images[0][0]], rendered.text[rendered.images[0][1] :])
+        if image
+        else (
+            rendered.text,
+            None,
+        )
+    )
+    expected = list(fast(before)["input_ids"])  # LLaVA tokenises each part, and keeps the first one's bos
+    if after is not None:
+        part = list(fast(after)["input_ids"])
+        part = part[1:] if part[:1] == [fast.bos_token_id] else part
+        pad = fast.eos_token_id if fast.pad_token_id is None else fast.pad_token_id
+        expected += [pad] * SPEC.tokens + part
+    assert encode(dialogue, prompt, fast, SPEC).input_ids == expected
+
+
+def test_templates_write_the_published_forms() -> None:
+    dialogue = [Turn("human", "<image>\nQ1"), Turn("gpt", "A1"), Turn("human", "Q2"), Turn("gpt", "A2")]
+
+    def text(template: str, turns: int = 4, system: str | None = None) -> str:
+        return render(
+            dialogue[:turns], Prompt(template, system=system), llama_2(), answer=turns % 2 == 0
+        ).text
+
+    assert text("v1") == f"{V1} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>"
+    assert text("v1", 1) == f"{V1} USER: <image>\nQ1 ASSISTANT:"
+    assert text("v1", 2, system="") == "USER: <image>\nQ1 ASSISTANT: A1</s>"
+    assert text("v1", 2, system="Be {eos} brief.") == "Be {eos} brief. USER: <image>\nQ1 ASSISTANT: A1</s>"
+    assert text("v0") == (
+        f"{V0}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant: A2\n### "
+    )
+    assert (
+        text("v0", 3) == f"{V0}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant:"
+    )
+    assert text("plain", 2) == "<image>A1\n"
+    assert text("plain", 1) == "<image>"
+    assert text("llama_2") == (
+        f"[INST] <<SYS>>\n{LLAVA_LLAMA_2}\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s>"
+        "<s>[INST] Q2 [/INST] A2 </s>"
+    )
+    assert text("llama_2", 1, system="") == "[INST] <image>\nQ1 [/INST]"
+    assert text("chatml") == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1"
+        "<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
+        "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>\n"
+    )
+    assert text("chatml", 1, system="") == "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\n"
+
+
+@tokenizers
+@cases
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_the_chat_template_is_the_tokenizers_own(tokenizer: str, case: str, system: str | None) -> None:
+    fast, prompt = TOKENIZERS[tokenizer](), Prompt("tokenizer", system=system)
+    dialogue = dialogue_of(ANSWERS[case], "tokenizer")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user" if t.role == "human" else "assistant", "content": t.text} for t in dialogue]
+    assert render(dialogue, prompt, fast).text == fast.apply_chat_template(messages, tokenize=False)
+    opened = fast.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert render(dialogue[:-1], prompt, fast, answer=False).text == opened
+
+
+def test_stops() -> None:
+    stops = {name: template.stop(llama_2()) for name, template in TEMPLATES.items()}
+    assert stops == {
+        "plain": "\n",
+        "v0": "###",
+        "v1": "</s>",
+        "llama_2": "</s>",
+        "chatml": "<|im_end|>",
+        "tokenizer": "</s>",
+    }
+    assert TEMPLATES["plain"].stop(wordpiece()) == "[SEP]"
+    assert TEMPLATES["tokenizer"].stop(gpt_2()) == "<|im_end|>"  # its eos is another token
+
+
+@tokenizers
+@templates
+@cases
+def test_truncation_drops_whole_turns(tokenizer: str, template: str, case: str) -> None:
+    fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
+    dialogue = dialogue_of(ANSWERS[case], template)
+    whole = encode(dialogue, prompt, fast, SPEC)
+    assert encode(dialogue, prompt, fast, SPEC, len(whole.input_ids)) == whole
+    lengths = [
+        len(encode(dialogue[:n], prompt, fast, SPEC).input_ids) for n in range(2, len(dialogue) + 1, 2)
+    ]
+    for pairs, length in enumerate(lengths[:-1], 1):
+        for room in (length, lengths[pairs] - 1):
+            cut = encode(dialogue, prompt, fast, SPEC, room)
+            assert cut.turns_dropped == len(lengths) - pairs
+            assert cut.input_ids == encode(dialogue[: 2 * pairs], prompt, fast, SPEC).input_ids
+    with pytest.raises(SampleError, match="first question and answer") as error:
+        encode(dialogue, prompt, fast, SPEC, lengths[0] - 1)
+    assert error.value.reason == "too-long"
+
+
+@tokenizers
+@templates
+def test_supervise_all_learns_everything_but_the_start_and_pictures(tokenizer: str, template: str) -> None:
+    fast = TOKENIZERS[tokenizer]()
+    encoded = encode(dialogue_of(["A red square."], template), Prompt(template, supervise="all"), fast, SPEC)
+    unlearned = [i for i, label in enumerate(encoded.labels) if label == IGNORE]
+    starts = (
+        [0] if encoded.input_ids[0] == fast.bos_token_id and fast.bos_token_id != fast.eos_token_id else []
+    )
+    assert [i for i in unlearned if i not in range(encoded.shared - SPEC.tokens, encoded.shared)] == starts
+
+
+def test_a_picture_needs_places() -> None:
+    with pytest.raises(ConfigError, match=r"image\.tokens"):
+        encode(dialogue_of(["a"]), Prompt(), llama_2(), None)
+
+
+def test_unusable_tokenizers_are_refused() -> None:
+    class Slow:
+        is_fast, name_or_path, bos_token, eos_token = False, "my/slow", None, "</s>"
+
+    with pytest.raises(ConfigError, match="my/slow is not a fast one"):
+        encode(dialogue_of(["a"]), Prompt(), Slow(), SPEC)  # type: ignore[arg-type]
+    fast = llama_3().__class__(tokenizer_object=llama_3().backend_tokenizer)
+    with pytest.raises(ConfigError, match="no eos_token"):
+        encode(dialogue_of(["a"]), Prompt(), fast, SPEC)
+    with pytest.raises(ConfigError, match="no chat template"):
+        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, SPEC)
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    with pytest.raises(ConfigError, match="without a special token"):
+        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, SPEC)
+    fast.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(ConfigError, match="once and in order"):
+        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, SPEC)

@@ -1,0 +1,118 @@
+"""Records become the dialogues that a prompt asks for, or a named error."""
+
+import pytest
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.conversation import Prompt, conversations_of
+from mmlab.data.dialogues import BRIEF_DESCRIPTION
+from mmlab.data.sample import SampleError
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"caption": "c"}, [("<image>", "c")]),
+        (
+            {"conversations": [{"from": "human", "value": "Q\n<image>"}, {"from": "gpt", "value": "c"}]},
+            [("<image>", "c")],
+        ),
+    ],
+)
+def test_plain_is_a_picture_and_its_caption(record: dict, expected: list) -> None:
+    assert pairs(record, Prompt("plain")) == expected
+    assert pairs(record, Prompt("plain", pictures="none")) == [("", "c")]
+
+
+def pairs(record: dict, prompt: Prompt, seed: int = 0, picture: bool = True) -> list[tuple[str, str]]:
+    return [(d[0].text, d[1].text) for d in conversations_of(record, prompt, seed, picture)]
+
+
+def talk(*texts: str) -> dict:
+    return {
+        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ("<image>\nWhat?", "<image>\nWhat?"),
+        ("What?\n<image>", "<image>\nWhat?"),
+        ("  <image> What?", "<image>\nWhat?"),
+        ("What?<image>", "<image>\nWhat?"),
+        ("See <image> here", "<image>\nSee  here"),
+        ("What?", "<image>\nWhat?"),
+        ("<image>", "<image>"),
+        ("<image>\nIs <image> a tag?", "<image>\nIs <image> a tag?"),
+        ("<image>\n<image> is a tag", "<image>\n<image> is a tag"),
+    ],
+)
+def test_the_picture_comes_first(question: str, shown: str) -> None:
+    assert pairs(talk(question, "a"), Prompt()) == [(shown, "a")]
+
+
+def test_the_caption_stands_in_for_the_picture() -> None:
+    prompt = Prompt(pictures="text")
+    record = {
+        "caption": "A cat.",
+        "questions": [{"question": "Who?", "answer": "x"}, {"question": "Why?", "answer": "y"}],
+    }
+    assert pairs(record, prompt, picture=False) == [("A cat.\nWho?", "x"), ("A cat.\nWhy?", "y")]
+    assert pairs({"caption": "A cat."} | talk("<image>\nWho?", "x"), prompt, picture=False) == [
+        ("A cat.\nWho?", "x")
+    ]
+    assert pairs(talk("Hello", "x"), prompt, picture=False) == [("Hello", "x")]
+    assert pairs(talk("<image>\nWho?", "x"), Prompt(pictures="none"), picture=False) == [("Who?", "x")]
+    assert reason(talk("<image>\nWho?", "x"), prompt, picture=False) == "no-caption"
+
+
+def test_the_part_of_a_record() -> None:
+    record = {"caption": "c", "questions": [{"question": "q", "answer": "a"}]} | talk("h", "g")
+    assert pairs(record, Prompt()) == [("<image>\nq", "a")]
+    assert pairs(record, Prompt(turns="conversations"), picture=False) == [("h", "g")]
+    (question, answer), *_ = pairs(record, Prompt(turns="caption"))
+    assert question.removeprefix("<image>\n") in BRIEF_DESCRIPTION and answer == "c"
+    drawn = {pairs({"caption": "c"}, Prompt(), seed)[0][0] for seed in range(200)}
+    assert len(drawn) == len(BRIEF_DESCRIPTION) == 11
+    marked = {"questions": [{"question": "<image>\nq", "answer": "a"}]}
+    assert pairs(marked, Prompt()) == [("<image>\nq", "a")]
+    several = {pairs({"captions": ["c", "d"]}, Prompt("plain"), seed)[0][1] for seed in range(20)}
+    assert several == {"c", "d"}
+
+
+def reason(record: dict, prompt: Prompt | None = None, picture: bool = True) -> str:
+    with pytest.raises(SampleError) as error:
+        conversations_of(record, prompt or Prompt(), 0, picture)
+    return error.value.reason
+
+
+def test_malformed_records_are_named() -> None:
+    assert reason({}) == "no-caption"
+    assert reason({"caption": " "}, Prompt("plain")) == "no-caption"
+    assert reason(talk("q")) == "no-answer"
+    assert reason(talk("q", " ")) == "empty-answer"
+    assert reason(talk("q", "a", "q")) == "order"
+    assert (
+        reason({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}) == "order"
+    )
+    assert reason({"conversations": [{"from": "system", "value": "a"}]}) == "role"
+    assert reason({"conversations": "text"}) == "turns"
+    assert reason({"questions": [{"question": "q", "answer": ""}]}) == "empty-answer"
+    assert reason({"questions": [{"question": None, "answer": "a"}]}) == "empty-question"
+    assert reason(talk("<image>\n<image>\nCompare", "a")) == "pictures"
+    assert reason(talk("<image><image>\nCompare", "a")) == "pictures"
+    assert reason(talk("<image>\nq", "a", "<image>\nand this?", "b")) == "pictures"
+    assert reason(talk("<image>\nq", "a"), picture=False) == "no-picture"
+    assert reason(talk("q<image>", "a"), picture=False) == "no-picture"
+    assert reason(talk("<image>", "a"), Prompt(pictures="none"), picture=False) == "empty-question"
+    assert reason(talk("q", "a", " ", "b")) == "empty-question"
+
+
+def test_config_mistakes_are_named() -> None:
+    for wrong, near in (("template", "v1"), ("pictures", "text"), ("supervise", "all"), ("turns", "caption")):
+        with pytest.raises(ConfigError, match=f"prompt.{wrong} '{near}x' .* Did you mean '{near}'"):
+            Prompt(**{wrong: near + "x"})
+    with pytest.raises(ConfigError, match=r"no place for prompt\.system"):
+        Prompt("plain", system="Be brief.")
+    with pytest.raises(ConfigError, match="pictures=none"):
+        Prompt("plain", pictures="text")
