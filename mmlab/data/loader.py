@@ -1,0 +1,154 @@
+"""The loader around `LocalBatches`; imports no Lightning, so that spawned workers start fast."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mmlab.config.errors import RunError, UserError
+
+DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class LocalLoader:
+    """Batches `start() … stop - 1` of a map-style dataset, in order whatever the workers are.
+
+    It is deliberately no `DataLoader`: Lightning replaces the sampler of those on several devices. Its length
+    is true and counts from 0 also when it starts later, as Lightning's progress does after a resume. `start`
+    is asked at the first batch, when all state is restored.
+
+    Args:
+        dataset: maps an item number to a batch.
+        stop: the length.
+        start: gives the first item.
+        workers: processes that make batches; 0 makes them here.
+        pin_memory: page-lock tensors, for a CUDA device.
+        context: start method of the workers (`fork`, `spawn`, `forkserver`); None = the platform's.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        stop: int,
+        start: Callable[[], int] = lambda: 0,
+        *,
+        workers: int = 0,
+        pin_memory: bool = False,
+        context: str | None = None,
+    ):
+        self.stop = stop
+        self._loader = DataLoader(
+            _Guarded(dataset),
+            batch_size=None,
+            sampler=_Onwards(start, stop),
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=quiet_worker,
+            multiprocessing_context=context if workers else None,
+        )
+        self._workers: list[BaseProcess] = []
+        # At its exit Python sends SIGTERM to its children and waits for ever: those deaf to it must be gone
+        # by then. Unlike atexit, this also runs in ranks that multiprocessing started.
+        Finalize(self, _kill, (self._workers,), exitpriority=0)
+
+    def __len__(self) -> int:
+        return self.stop
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches; raises the dataset's own UserErrors unchanged, and RunError for a killed worker."""
+        try:
+            for batch in self._start():
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                raise RunError(
+                    f"a data worker died ({error}); the usual cause is too little memory."
+                ) from error
+            raise
+
+    def _start(self) -> Iterator[Any]:
+        """Start the workers deaf from birth, and without torch's SIGCHLD handler.
+
+        That one raises wherever the main thread happens to be, perhaps in the middle of a checkpoint; a dead
+        worker is also found by who waits for its batch, here.
+        """
+        in_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)  # children inherit it
+        try:
+            iterator = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if in_main:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+        self._workers[:] = getattr(iterator, "_workers", [])
+        return iterator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the position is kept by who gives `start`. Lightning takes it that the loader can go on."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do, see `state_dict`."""
+
+    def close(self) -> None:
+        """Stop the workers: those that do not leave when told are killed."""
+        iterator: Any = self._loader._iterator
+        self._loader._iterator = None
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()
+            _kill(self._workers)
+
+
+class _Onwards(Sampler[int]):
+    def __init__(self, start: Callable[[], int], stop: int):
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start(), self.stop))
+
+    def __len__(self) -> int:
+        return self.stop
+
+
+class _Guarded(Dataset):
+    """Hands a UserError over as an item: torch would wrap its one sentence into the worker's traceback."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # torch's default turns numpy arrays inside of a batch into tensors
+
+
+def quiet_worker(_: int) -> None:
+    """Set up a worker: one thread, and deaf to the signals that ask the run to save and leave.
+
+    A cluster sends those to every process of a job; the batches in flight are still needed for the last step.
+    A worker whose parent is gone leaves by itself.
+    """
+    torch.set_num_threads(1)
+    for number in DEAF_TO:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()

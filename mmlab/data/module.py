@@ -1,0 +1,300 @@
+"""Shards as a LightningDataModule: mixture, order, batches, and the one number that a resume needs."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from fractions import Fraction
+from functools import cached_property
+from math import floor
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mmlab.config.batching import accumulation
+from mmlab.config.errors import ConfigError, DataError, RunError, nearest
+from mmlab.data.loader import LocalLoader
+from mmlab.data.reader import (
+    Collate,
+    GlobalBatches,
+    LocalBatches,
+    OnePass,
+    Source,
+    SourceConfig,
+    open_sources,
+)
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Training and validation data from folders of shards.
+
+    One Lightning epoch spans the whole run: `plan` fixes the number of steps, the training loader is that
+    long, and nothing is dropped between passes over the data. The state is the number of samples *trained*;
+    ranks, accumulation and workers may differ after a resume, the global batch may not. Build the trainer
+    with `max_steps=data.plan(…)`, `max_epochs=-1` and `accumulate_grad_batches=data.accumulation(world)`.
+
+    Args:
+        train: sources of the mixture, as `SourceConfig` or mappings with its fields.
+        val: sources that validation reads once, in the order of their shards.
+        global_batch: samples per optimizer step, over all ranks and micro batches.
+        micro_batch: samples that one process takes at once.
+        workers: processes per rank that make batches; 0 makes them in the main process.
+        seed: of the order and of all per-sample randomness.
+        block_shards: samples are shuffled within blocks of this many shuffled shards.
+        bad_budget: largest share of replaced samples, per source.
+        start_method: of the workers (`fork`, `spawn`, `forkserver`); None = the platform's.
+        collate: prepares samples and makes batches.
+
+    Raises:
+        ConfigError: a source without path or with an unknown field, or no training source.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[SourceConfig | Mapping[str, Any]],
+        val: Sequence[SourceConfig | Mapping[str, Any]] = (),
+        global_batch: int = 128,
+        micro_batch: int = 32,
+        workers: int = 0,
+        seed: int = 0,
+        block_shards: int = 8,
+        bad_budget: float = 0.001,
+        start_method: str | None = None,
+        *,
+        collate: Collate,
+    ):
+        super().__init__()
+        if not train:
+            raise ConfigError("data.train names no source.")
+        self.train = [_source_config(source) for source in train]
+        self.val = [_source_config(source) for source in val]
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.workers = workers
+        self.seed = seed
+        self.block_shards = block_shards
+        self.bad_budget = bad_budget
+        self.start_method = start_method
+        self.collate = collate
+        self.total_steps: int | None = None
+        self._base = 0  # samples trained when the loader started …
+        self._mark: int | None = None  # … and Lightning's count of micro batches then; None = not started
+        self._loaders: list[LocalLoader] = []
+
+    @cached_property
+    def train_sources(self) -> list[Source]:
+        """The open training sources; raises what `open_sources` raises."""
+        return open_sources(self.train)
+
+    @cached_property
+    def val_sources(self) -> list[Source]:
+        """The open validation sources."""
+        return open_sources(self.val)
+
+    @property
+    def samples(self) -> int:
+        """Training samples over all sources: one pass, which `max_epochs` counts."""
+        return sum(len(source.index) for source in self.train_sources)
+
+    def accumulation(self, world: int) -> int:
+        """Micro batches per step on each of `world` processes; ConfigError where that is no whole number."""
+        return accumulation(self.global_batch, self.micro_batch, world)
+
+    def plan(self, max_steps: int | None = None, max_epochs: float | None = None) -> int:
+        """Fix and return the optimizer steps of the whole run; None or -1 = no limit, the smaller one counts.
+
+        Raises:
+            ConfigError: no limit, or not even one global batch.
+        """
+        limits = []
+        if max_steps is not None and max_steps >= 0:
+            limits.append(max_steps)
+        if max_epochs is not None and max_epochs >= 0:
+            limits.append(floor(Fraction(str(max_epochs)) * self.samples / self.global_batch))
+        if not limits:
+            raise ConfigError("the run has no end: set max_steps or max_epochs.")
+        steps = min(limits)
+        if steps == 0:
+            raise ConfigError(
+                f"max_steps={max_steps}, max_epochs={max_epochs} make no step: there are"
+                f" {self.samples} samples and global_batch={self.global_batch}."
+            )
+        self.total_steps = steps
+        return steps
+
+    @property
+    def position(self) -> int:
+        """Samples trained so far, in whole optimizer steps: half a step is not in a checkpoint."""
+        if self.trainer is None or self._mark is None:
+            return self._base
+        micro = self._micro_batches_done() - self._mark
+        return self._base + micro // self.accumulation(self.trainer.world_size) * self.global_batch
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What each training source holds and weighs: changes with anything that changes the order."""
+        return {s.name: f"{s.index.hash} x {s.weight}" for s in self.train_sources}
+
+    @property
+    def manifest_hash(self) -> str:
+        """One hash over the mixture, for a run's identity."""
+        return hashlib.sha256(json.dumps(list(self.sources.items())).encode()).hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, **self._fixed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's position; other verbs than training ignore it.
+
+        Raises:
+            ConfigError: seed, global batch or block size are not the checkpoint's.
+            DataError: a source was added, removed, reweighted, reordered or rebuilt with other contents.
+        """
+        if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
+            return
+        now = self._fixed()
+        for name in ("global_batch", "seed", "block_shards"):
+            if state_dict[name] != now[name]:
+                raise ConfigError(
+                    f"the checkpoint was made with data.{name}={state_dict[name]}, this run has {now[name]}:"
+                    f" the order of samples would change; keep {state_dict[name]} or start a new run."
+                )
+        _check_sources(state_dict["sources"], now["sources"])
+        self._base, self._mark = state_dict["position"], None
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":  # before Lightning restores a checkpoint
+            self._base, self._mark = 0, None
+
+    def train_dataloader(self) -> LocalLoader:
+        world, rank = self._place()
+        micro_per_step = self.accumulation(world)
+        steps = self.total_steps or self.plan(self.trainer.max_steps if self.trainer else None)
+        if self.trainer is not None:
+            self._check_trainer(micro_per_step)
+            self._align_progress(micro_per_step)
+        cut = GlobalBatches(self.global_batch, self.micro_batch, world, rank)
+        return self._loader(self.train_sources, cut, steps * micro_per_step, self._begin)
+
+    def val_dataloader(self) -> LocalLoader | list[LocalLoader]:
+        if not self.val:
+            return []
+        world, rank = self._place()
+        cut = OnePass(sum(len(source.index) for source in self.val_sources), self.micro_batch, world, rank)
+        if len(cut) == 0:
+            raise ConfigError(f"{cut.samples} validation samples are fewer than the {world} processes.")
+        if cut.dropped:
+            rank_zero_warn(
+                f"validation leaves out the last {cut.dropped} of {cut.samples} samples, which do not"
+                f" divide by {world} processes."
+            )
+        return self._loader(self.val_sources, cut, len(cut))
+
+    def teardown(self, stage: str) -> None:
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    def _loader(self, sources, cut, stop: int, start=lambda: 0) -> LocalLoader:
+        dataset = LocalBatches(
+            sources,
+            self.collate,
+            cut,
+            seed=self.seed,
+            block_shards=self.block_shards,
+            bad_budget=self.bad_budget,
+        )
+        cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        loader = LocalLoader(
+            dataset, stop, start, workers=self.workers, pin_memory=cuda, context=self.start_method
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _begin(self) -> int:
+        """The first local micro batch, asked whenever Lightning starts the loader."""
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.overfit_batches > 0:
+            return 0
+        self._base, self._mark = self.position, self._micro_batches_done()
+        step = self._base // self.global_batch
+        if step >= (self.total_steps or 0):
+            raise RunError(
+                f"all {self.total_steps} planned steps are trained, but the trainer asks for more."
+            )
+        first = step * self.accumulation(self._place()[0])
+        counted = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer else 0
+        if counted not in (0, first):
+            raise RunError(
+                f"the data goes on at micro batch {first}, Lightning at {counted}: the stage asked for the"
+                " data before the checkpoint was restored."
+            )
+        return first
+
+    def _place(self) -> tuple[int, int]:
+        # Asked in the main process: a spawned worker has no process group to ask.
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _micro_batches_done(self) -> int:
+        """Lightning's count of trained micro batches; unlike `global_step` it knows nothing of optimizers."""
+        if self.trainer is None:
+            return 0
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed
+
+    def _fixed(self) -> dict[str, Any]:
+        return {
+            "global_batch": self.global_batch,
+            "seed": self.seed,
+            "block_shards": self.block_shards,
+            "sources": self.sources,
+        }
+
+    def _check_trainer(self, micro_per_step: int) -> None:
+        """Lightning must step when a global batch is full; with manual optimization the stage sees to it."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        given = self.trainer.accumulate_grad_batches
+        if module is not None and module.automatic_optimization and given != micro_per_step:
+            raise ConfigError(
+                f"trainer.accumulate_grad_batches={given}, but global_batch={self.global_batch} in micro"
+                f" batches of {self.micro_batch} on {self.trainer.world_size} devices make {micro_per_step}."
+            )
+
+    def _align_progress(self, micro_per_step: int) -> None:
+        """After a resume, make Lightning count the done steps in the micro batches of *this* run.
+
+        Its progress is in micro batches of the run that saved it; with another accumulation it would end
+        early and step in mid-batch.
+        """
+        assert self.trainer is not None
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        unfinished = current.processed - current.completed
+        if self._base and current.processed:
+            current.ready = current.started = current.processed = (
+                self._base // self.global_batch * micro_per_step
+            )
+            current.completed = current.processed - unfinished
+
+
+def _source_config(source: SourceConfig | Mapping[str, Any]) -> SourceConfig:
+    if isinstance(source, SourceConfig):
+        return source
+    names = [field.name for field in fields(SourceConfig)]
+    for name in source:
+        if name not in names:
+            raise ConfigError(f"a data source has no field '{name}'.{nearest(str(name), names)}")
+    if "path" not in source:
+        raise ConfigError(f"a data source needs a `path`: {dict(source)}.")
+    return SourceConfig(**{str(name): value for name, value in source.items()})
+
+
+def _check_sources(then: dict[str, str], now: dict[str, str]) -> None:
+    if list(then.items()) == list(now.items()):
+        return
+    changed = [name for name in then if now.get(name) != then[name]] + [
+        name for name in now if name not in then
+    ]
+    what = f"source '{changed[0]}' is not" if changed else "the order of the sources is not"
+    raise DataError(f"{what} what it was when the checkpoint was made: the order of samples would change.")

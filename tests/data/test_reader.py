@@ -1,0 +1,174 @@
+import io
+from itertools import chain
+
+import pytest
+from PIL import Image
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.order import EpochOrder, sample_seed, source_seed
+from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass, Source, SourceConfig, open_sources
+from mmlab.data.sample import ImageSpec
+from mmlab.data.shards import ShardWriter
+from tests.tiny_shards import KeyCollate, make_shards
+
+NAMES = ("keys", "seeds", "sources", "bad")
+
+
+def batches_of(sources, micro_batch, world=1, steps=6, global_batch=8, seed=0, **options) -> list[dict]:
+    """All ranks' micro batches in the order of their positions, joined into global batches."""
+    joined = []
+    ranks = [
+        LocalBatches(
+            sources, KeyCollate(), GlobalBatches(global_batch, micro_batch, world, r), seed=seed, **options
+        )
+        for r in range(world)
+    ]
+    parts = global_batch // (micro_batch * world)
+    for step in range(steps):
+        pieces = [rank[step * parts + part] for part in range(parts) for rank in ranks]
+        joined.append({name: list(chain(*(piece[name] for piece in pieces))) for name in NAMES})
+    return joined
+
+
+@pytest.fixture
+def sources(tmp_path):
+    return [Source("a", make_shards(tmp_path / "a", 13)), Source("b", make_shards(tmp_path / "b", 6))]
+
+
+@pytest.mark.parametrize(("micro_batch", "world"), [(8, 1), (4, 1), (2, 1), (4, 2), (2, 2), (2, 4), (1, 4)])
+def test_global_batches_are_the_same_for_any_ranks_and_accumulation(sources, micro_batch, world):
+    assert batches_of(sources, micro_batch, world) == batches_of(sources, 8)
+
+
+def test_keys_seeds_and_sources_follow_from_the_position(sources):
+    batch = batches_of(sources[:1], 8, seed=5)[1]
+    order = EpochOrder(sources[0].index.samples_per_shard, source_seed(5, "a"))
+    places = [divmod(position, 13) for position in range(8, 16)]
+    assert batch["keys"] == [str(sources[0].index.keys[order.sample(*place)]) for place in places]
+    assert batch["seeds"] == [sample_seed(5, *place, "a") for place in places]
+    assert batch["sources"] == ["a"] * 8
+
+
+def test_each_pass_over_the_mixture_shows_each_sample_once(sources):
+    keys = list(chain(*(batch["keys"] for batch in batches_of(sources, 8, steps=19))))
+    every = sorted(str(key) for source in sources for key in source.index.keys)
+    for epoch in range(8):
+        assert sorted(keys[epoch * 19 : epoch * 19 + 19]) == every
+    assert keys[:19] != keys[19:38]
+
+
+def test_seeds_and_weights_change_the_stream(sources):
+    assert batches_of(sources, 8, seed=1) != batches_of(sources, 8, seed=2)
+    weighed = [Source("a", sources[0].index, 0.25), Source("b", sources[1].index, 0.75)]
+    served = list(chain(*(batch["sources"] for batch in batches_of(weighed, 8))))
+    assert served.count("b") == 36
+
+
+def test_a_replaced_sample_does_not_shift_the_order(tmp_path):
+    whole = [Source("s", make_shards(tmp_path / "whole" / "s", 20))]
+    broken = [Source("s", make_shards(tmp_path / "broken" / "s", 20, bad={3, 11}))]
+    expected = list(chain(*(b["keys"] for b in batches_of(whole, 4, 2))))
+    batches = batches_of(broken, 4, 2)
+    keys = list(chain(*(b["keys"] for b in batches)))
+    differ = [i for i, (one, other) in enumerate(zip(expected, keys, strict=True)) if one != other]
+    assert {expected[i] for i in differ} == {"s0003", "s0011"}
+    assert not {"s0003", "s0011"} & set(keys)
+    assert batches == batches_of(broken, 1, 4), "the stand-in is the same on any rank"
+    seeds = [list(chain(*(b["seeds"] for b in batches_of(s, 8)))) for s in (whole, broken)]
+    assert seeds[0] == seeds[1]
+
+
+def test_replacements_are_counted_with_their_reason(tmp_path):
+    data = LocalBatches(
+        [Source("s", make_shards(tmp_path / "s", 8, bad={2}))], KeyCollate(), GlobalBatches(8, 8), seed=0
+    )
+    batch = data[0]
+    n = batch["stats"]["s"]["replaced"]
+    assert batch["stats"] == {
+        "s": {"seen": 8, "replaced": n, "replaced/no-loss": n, "tokens": 32, "tokens_with_loss": 8}
+    }
+    assert batch["bad"][0] == {
+        "source": "s", "key": "s0002", "reason": "no-loss", "message": "nothing to learn"
+    }  # fmt: skip
+    assert len(batch["keys"]) == 8
+
+
+def test_damaged_bytes_and_json_are_replaced(tmp_path):
+    with ShardWriter(tmp_path / "s", 10, quiet=True) as writer:
+        for i in range(8):
+            json = {0: b"{broken", 1: b"[1]", 2: b"[" * 100_000}.get(i, b'{"caption": ""}')
+            writer.write(f"k{i}", {"json": json, "txt": "  a text \n"})
+    shard = tmp_path / "s" / writer.index.shards[0]
+    data = bytearray(shard.read_bytes())
+    at = int(writer.index.members.offset[writer.index.members.first[5]])
+    data[at] ^= 1
+    shard.write_bytes(data)
+    batch = LocalBatches([Source("s", writer.index)], KeyCollate(), GlobalBatches(8, 8))[0]
+    assert {bad["key"]: bad["reason"] for bad in batch["bad"]} == {
+        "k0": "json", "k1": "json", "k2": "json", "k5": "checksum"
+    }  # fmt: skip
+
+
+def test_records_and_pictures_reach_the_collate(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (255, 0, 0)).save(buffer, "PNG")
+    with ShardWriter(tmp_path / "s", 10, quiet=True) as writer:
+        writer.write("both", {"png": buffer.getvalue(), "json": {"caption": "from json"}, "txt": "from text"})
+        writer.write("text", {"png": buffer.getvalue(), "txt": "from text"})
+        writer.write("plain", {"json": {"conversations": []}})
+
+    class Keep(KeyCollate):
+        def batch(self, prepared):
+            return {"samples": prepared}
+
+    sources = [Source("s", writer.index)]
+    samples = LocalBatches(sources, Keep(ImageSpec(8, "stretch")), OnePass(3, 3))[0]["samples"]
+    assert [s.record for s in samples] == [
+        {"caption": "from json"}, {"caption": "from text"}, {"conversations": []}
+    ]  # fmt: skip
+    assert samples[0].image.shape == (3, 8, 8)
+    assert samples[0].image[:, 4, 4].tolist() == [255, 0, 0]
+    assert samples[2].image is None
+    assert LocalBatches(sources, Keep(), OnePass(3, 3))[0]["samples"][0].image is None
+
+
+def test_a_source_without_a_usable_sample_stops_the_run(tmp_path):
+    sources = [Source("s", make_shards(tmp_path / "s", 3, bad={0, 1, 2}))]
+    with pytest.raises(DataError, match=r"'s' gave 3 unusable samples in a row.*no-loss.*nothing to learn"):
+        LocalBatches(sources, KeyCollate(), GlobalBatches(2, 2))[0]
+
+
+def test_a_reader_far_over_the_budget_stops_by_itself(tmp_path):
+    sources = [Source("s", make_shards(tmp_path / "s", 40, bad=set(range(0, 40, 2))))]
+    data = LocalBatches(sources, KeyCollate(), GlobalBatches(8, 8), bad_budget=0.001)
+    with pytest.raises(DataError, match=r"bad_budget=0\.001"):
+        for m in range(40):
+            data[m]
+    patient = LocalBatches(sources, KeyCollate(), GlobalBatches(8, 8), bad_budget=1.0)
+    assert sum(patient[m]["stats"]["s"]["seen"] for m in range(40)) == 320
+
+
+@pytest.mark.parametrize(("samples", "world"), [(10, 1), (10, 2), (11, 3), (3, 3), (24, 2), (25, 2)])
+def test_one_pass_is_as_long_on_every_rank_and_shows_each_sample_once(samples, world):
+    cuts = [OnePass(samples, 4, world, rank) for rank in range(world)]
+    assert len({len(cut) for cut in cuts}) == 1
+    sizes = [[len(cut.positions(m)) for m in range(len(cut))] for cut in cuts]
+    assert all(size == sizes[0] and 0 not in size for size in sizes)
+    positions = sorted(p for cut in cuts for m in range(len(cut)) for p in cut.positions(m))
+    assert positions == list(range(samples - cuts[0].dropped))
+    assert cuts[0].dropped < world
+
+
+def test_sources_open_by_folder(tmp_path):
+    make_shards(tmp_path / "a", 3)
+    make_shards(tmp_path / "b", 3)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert [s.name for s in open_sources([SourceConfig(a), SourceConfig(b, name="other")])] == ["a", "other"]
+    with pytest.raises(ConfigError, match="two sources are named 'a'"):
+        open_sources([SourceConfig(a), SourceConfig(a)])
+    with pytest.raises(ConfigError, match="source 'b' has no weight"):
+        open_sources([SourceConfig(a, weight=1.0), SourceConfig(b)])
+    with pytest.raises(ConfigError, match="is one shard"):
+        open_sources([SourceConfig(f"{a}/shard-000000.tar")])
+    with pytest.raises(DataError):
+        open_sources([SourceConfig(str(tmp_path / "none"))])
