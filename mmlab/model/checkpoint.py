@@ -1,0 +1,121 @@
+"""Loading and saving parts as transformers folders, from the hub, a local folder, or random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from mmlab.config.errors import ConfigError, nearest
+
+# A checkpoint's config that asks for code beyond the installed transformers is refused: loading it would run that code.
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
+
+
+def read_config(source: str | None, architecture: dict[str, Any], init: str, part: str) -> PretrainedConfig:
+    """Return the transformers config of a part.
+
+    Args:
+        source: hub name or local folder, read when `init` is `pretrained`.
+        architecture: transformers config fields with `model_type`; the whole config when `init` is `random`.
+        init: `pretrained` or `random`.
+        part: name of the part, for messages.
+
+    Raises:
+        ConfigError: the source cannot be read, asks for remote code, or the architecture is incomplete.
+    """
+    if init == "random" or on_meta():
+        return _from_architecture(architecture, part)
+    if source is None:
+        raise ConfigError(
+            f"model.{part}.source is not set; give a hub name or a folder, or set model.{part}.init=random."
+        )
+    refuse_code(source)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
+
+
+def _from_architecture(architecture: dict[str, Any], part: str) -> PretrainedConfig:
+    fields = dict(architecture)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ConfigError(f"model.{part}.init=random needs model.{part}.architecture.model_type.")
+    try:
+        config = AutoConfig.for_model(model_type, **fields)
+    except ValueError as error:
+        from transformers import CONFIG_MAPPING
+
+        hint = nearest(model_type, CONFIG_MAPPING)
+        raise ConfigError(f"transformers has no model_type '{model_type}' (model.{part}).{hint}") from error
+    known = {*type(config)().to_dict(), *config.attribute_map}
+    for name in sorted(set(fields) - known):
+        raise ConfigError(
+            f"model.{part}.architecture has no field '{name}' for {model_type}.{nearest(name, known)}"
+        )
+    return config
+
+
+def on_meta() -> bool:
+    """Whether parts are being built for counting only: then nothing is read, neither hub nor folder."""
+    return torch.get_default_device().type == "meta"
+
+
+def refuse_code(source: str) -> None:
+    """Raise ConfigError when a local folder's config.json asks transformers to run code of its own."""
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        return
+    fields = json.loads(path.read_text())
+    found = [key for key in CODE_KEYS if key in fields]
+    if found:
+        raise ConfigError(
+            f"{path} holds '{found[0]}', which would run code from the checkpoint; remove it to load it."
+        )
+
+
+def build_pretrained(
+    auto: Any, config: PretrainedConfig, source: str | None, init: str, part: str, **kwargs: Any
+) -> PreTrainedModel:
+    """Build a part with random weights or load it; weights are fp32 and only safetensors are read."""
+    if init == "random" or on_meta():
+        return auto.from_config(config, **kwargs)
+    try:
+        model, info = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(info["missing_keys"]) + [key[0] for key in info["mismatched_keys"]]
+        raise ConfigError(
+            f"{source} does not fill model.{part}: {len(missing)} weights missing, first {missing[0]}."
+        )
+    return model
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Fill a built model from a transformers folder of the same architecture, strictly.
+
+    Raises:
+        ConfigError: other names or shapes.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("cpu"):
+        stored = type(model).from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
+    weights, wanted = stored.state_dict(), model.state_dict()
+    for key in sorted(weights.keys() | wanted.keys()):
+        found = list(weights[key].shape) if key in weights else "nothing"
+        needed = list(wanted[key].shape) if key in wanted else "nothing"
+        if found != needed:
+            raise ConfigError(f"{folder} does not fit the model: {key} is {found} there and {needed} here.")
+    model.load_state_dict(weights)

@@ -1,0 +1,39 @@
+"""Connectors: from the vision encoder's width to the language model's. Legend: N pictures, P tokens, V/D widths."""
+
+from torch import Tensor, nn
+
+
+class LinearConnector(nn.Module):
+    """One linear layer (LLaVA, section 4.1, the matrix W).
+
+    Args:
+        vision_width: V, width of the vision features.
+        language_width: D, width of the language model.
+    """
+
+    def __init__(self, vision_width: int, language_width: int):
+        super().__init__()
+        self.proj = nn.Linear(vision_width, language_width)
+
+    def forward(self, features_NPV: Tensor) -> Tensor:
+        return self.proj(features_NPV)
+
+
+class MLPConnector(nn.Module):
+    """`depth` linear layers with GELU between them (LLaVA-1.5: depth 2, `mlp2x_gelu`).
+
+    Args:
+        vision_width: V, width of the vision features.
+        language_width: D, width of the language model and of the hidden layers.
+        depth: number of linear layers.
+    """
+
+    def __init__(self, vision_width: int, language_width: int, depth: int = 2):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(vision_width, language_width)]
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Linear(language_width, language_width)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features_NPV: Tensor) -> Tensor:
+        return self.layers(features_NPV)

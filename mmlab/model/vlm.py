@@ -1,0 +1,86 @@
+"""LLaVA's model: vision encoder, connector, language model.
+
+Legend: B rows, T tokens, N pictures, P tokens per picture, D language width, S supervised places, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmlab.model.language import LanguageModel
+from mmlab.model.vision import VisionEncoder
+
+
+class VisionLanguageModel(nn.Module):
+    """Picture features, projected by the connector, stand at the picture's place in the token sequence.
+
+    Args:
+        vision: the vision encoder.
+        connector: built with (vision width, language width), so that no width is written twice.
+        language: the language model.
+    """
+
+    def __init__(
+        self, vision: VisionEncoder, connector: Callable[[int, int], nn.Module], language: LanguageModel
+    ):
+        super().__init__()
+        self.vision = vision
+        self.connector = connector(vision.width, language.width)
+        self.language = language
+
+    def embed(self, input_ids_BT: Tensor, features_NPV: Tensor, image_positions_N2: Tensor) -> Tensor:
+        """Embed tokens and put each picture's projected features at its place.
+
+        Args:
+            input_ids_BT: int64 `[B, T]`.
+            features_NPV: output of the vision encoder, `[N, P, V]`.
+            image_positions_N2: int64 `[N, 2]`, row and first token of each picture.
+
+        Returns:
+            `[B, T, D]`.
+        """
+        embeds = self.language.embed(input_ids_BT)
+        projected = self.connector(features_NPV).to(embeds.dtype)
+        if len(image_positions_N2) == 0:
+            # A rank without pictures still runs every part: under FSDP and DDP the others wait for it.
+            return embeds + 0 * projected.sum()
+        offsets = torch.arange(projected.shape[1], device=embeds.device)
+        rows, columns = image_positions_N2[:, :1], image_positions_N2[:, 1:] + offsets
+        return embeds.index_put((rows.expand_as(columns), columns), projected)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """uint8 `[N, 3, H, W]` → `[N, P, V]`; a blank stand-in when there is no picture (see `embed`)."""
+        if len(pixel_values) == 0:
+            size = self.vision.image_size
+            pixel_values = pixel_values.new_zeros(1, 3, size, size)
+        return self.vision(pixel_values)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        features: Tensor,
+        image_positions: Tensor,
+        keep: Tensor,
+        segment_ids: Tensor,
+        context_ids: Tensor,
+        position_ids: Tensor,
+        packed: bool = True,
+    ) -> Tensor:
+        """Logits `[S, V]` at the places where the bool `keep` `[B, T]` is true."""
+        embeds = self.embed(input_ids, features, image_positions)
+        return self.language(embeds, keep, segment_ids, context_ids, position_ids, packed)
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, mask: Tensor, pixel_values: Tensor, image_positions: Tensor, **options
+    ) -> Tensor:
+        """Answer left-padded prompts; returns new token ids `[B, new]`.
+
+        Args:
+            input_ids: int64 `[B, T]`; mask: int64 `[B, T]`, 1 = token.
+            pixel_values: uint8 `[N, 3, H, W]`; image_positions: int64 `[N, 2]`.
+            options: transformers generation options, such as `max_new_tokens`.
+        """
+        embeds = self.embed(input_ids, self.features(pixel_values), image_positions)
+        return self.language.generate(embeds, mask, **options)

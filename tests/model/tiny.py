@@ -1,0 +1,53 @@
+"""Tiny parts with random weights."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mmlab.model.connector import LinearConnector, MLPConnector
+from mmlab.model.language import LanguageModel
+from mmlab.model.vision import VisionEncoder
+from mmlab.model.vlm import VisionLanguageModel
+
+VISION = {
+    "clip": {"model_type": "clip_vision_model", "intermediate_size": 48},
+    "siglip": {"model_type": "siglip_vision_model", "intermediate_size": 48, "vision_use_head": False},
+    "dinov2": {"model_type": "dinov2", "mlp_ratio": 2},
+    "dinov2_registers": {"model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 2},
+}
+LANGUAGE = {
+    "llama": {"model_type": "llama", "intermediate_size": 48, "max_position_embeddings": 128},
+    "qwen2": {"model_type": "qwen2", "intermediate_size": 48, "num_key_value_heads": 1},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_positions": 128,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    },
+}
+
+
+def vision(kind: str = "clip", **options) -> VisionEncoder:
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    return VisionEncoder(init="random", architecture={**VISION[kind], **size}, **options)
+
+
+def language(tokenizer: Path, kind: str = "llama") -> LanguageModel:
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LanguageModel(init="random", architecture={**LANGUAGE[kind], **size}, tokenizer=str(tokenizer))
+
+
+def vlm(
+    tokenizer: Path, eye: str = "clip", tongue: str = "llama", connector: str = "mlp"
+) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    joint = {"mlp": partial(MLPConnector, depth=2), "linear": LinearConnector}[connector]
+    return VisionLanguageModel(vision(eye), joint, language(tokenizer, tongue)).eval()
