@@ -1,0 +1,98 @@
+"""A trained model's answers. Legend: B rows, T tokens, N pictures."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mmlab.data.conversation import Prompt, chat_prompt
+from mmlab.data.dialogues import conversations_of
+from mmlab.data.index import ShardIndex
+from mmlab.data.sample import ImageSpec
+from mmlab.data.templates import template_named
+from mmlab.data.tokens import pad_id
+from mmlab.data.turns import Turn
+from mmlab.evaluate.questions import Question, read_picture
+from mmlab.model.vlm import VisionLanguageModel
+
+
+class Answerer:
+    """Asks a model questions in the prompt that it was trained with.
+
+    Args:
+        model: in eval mode, on its device.
+        prompt: template and the pictures' form.
+        aspect: how pictures are fitted, as in training.
+        max_new_tokens: longest answer.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        prompt: Prompt,
+        aspect: str,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+    ):
+        self.model = model
+        self.prompt = prompt
+        self.tokenizer = model.language.tokenizer
+        self.spec = ImageSpec(model.vision.image_size, aspect, model.vision.tokens_per_image)
+        self.stop = template_named(prompt.template).stop(self.tokenizer)
+        self.options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+        if temperature > 0:
+            self.options["temperature"] = temperature
+        if self.stop != self.tokenizer.eos_token:
+            self.options |= {"stop_strings": [self.stop], "tokenizer": self.tokenizer}
+
+    def __call__(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[str]:
+        """Answer dialogues that end with a question; row b is about picture b, uint8 `[3, H, W]` or None."""
+        encoded = [chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec) for dialogue in dialogues]
+        device = next(self.model.parameters()).device
+        longest = max(len(one.input_ids) for one in encoded)
+        ids = torch.full((len(encoded), longest), pad_id(self.tokenizer))
+        mask = torch.zeros_like(ids)
+        positions: list[tuple[int, int]] = []
+        # Padding on the left: generation goes on at the right edge of every row.
+        for row, one in enumerate(encoded):
+            start = longest - len(one.input_ids)
+            ids[row, start:] = torch.tensor(one.input_ids)
+            mask[row, start:] = 1
+            positions += [(row, start + place) for place in one.image_starts]
+        size = self.spec.size
+        shown = [pictures[row] for row, _ in positions]
+        pixels = (
+            torch.stack([p for p in shown if p is not None])
+            if shown
+            else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+        )
+        places = torch.tensor(positions, dtype=torch.int64).reshape(-1, 2)
+        new = self.model.generate(
+            ids.to(device), mask.to(device), pixels.to(device), places.to(device), **self.options
+        )
+        return [self._text(row) for row in new]
+
+    def _text(self, ids: Tensor) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=self.stop == self.tokenizer.eos_token)
+        text = text.split(self.stop)[0]
+        for token in (self.tokenizer.pad_token, self.tokenizer.eos_token):
+            text = text.replace(token, "") if token else text
+        return text.strip()
+
+    def ask(self, question: str, picture: Tensor | None) -> list[Turn]:
+        """A dialogue of one open question, with the picture in front of it."""
+        record = {"questions": [{"question": question, "answer": "?"}]}
+        return conversations_of(record, self.prompt, 0, picture is not None)[0][:1]
+
+
+def answer_questions(
+    answerer: Answerer, index: ShardIndex, questions: Sequence[Question], batch_size: int
+) -> Iterator[tuple[int, str]]:
+    """Yield (place in `questions`, answer), questions of like length together."""
+    order = sorted(range(len(questions)), key=lambda n: (len(questions[n].text), questions[n].sample))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        pictures = [read_picture(index, questions[n].sample, answerer.spec) for n in batch]
+        dialogues = [answerer.ask(questions[n].text, p) for n, p in zip(batch, pictures, strict=True)]
+        yield from zip(batch, answerer(dialogues, pictures), strict=True)

@@ -1,0 +1,47 @@
+"""From a config to a stage and its data."""
+
+from typing import Any
+
+from lightning import LightningModule
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.build import build
+from mmlab.config.run import find_run
+from mmlab.data.conversation import Prompt
+from mmlab.data.module import ShardDataModule
+
+COLLATE = ("max_length", "pack", "aspect", "augment")
+"""The data settings that shape a batch; the stage that receives it interprets them."""
+
+
+def build_stage(cfg: DictConfig) -> LightningModule:
+    """Build model, optimiser and the stage around them.
+
+    Raises:
+        ConfigError: parts that cannot be built or loaded, or that do not fit.
+    """
+    given: dict[str, Any] = {}
+    if "prompt" in cfg.stage:
+        given["prompt"] = Prompt(**OmegaConf.to_container(cfg.stage.prompt, resolve=True))  # type: ignore[arg-type]
+    runs = [str(find_run(run, cfg.run.root)) for run in cfg.stage.init_from]
+    return build(cfg.stage, model=build(cfg.model), optim=build(cfg.optim), init_from=runs, **given)
+
+
+def build_data(cfg: DictConfig, stage: LightningModule) -> ShardDataModule:
+    """Build the data module with the stage's collate.
+
+    Raises:
+        ConfigError, DataError: sources that cannot be opened, or settings that the stage's batches do not have.
+    """
+    options = {name: cfg.data[name] for name in COLLATE}
+    node = {key: value for key, value in cfg.data.items() if key not in (*COLLATE, "root")}
+    node["train"], node["val"] = sources(cfg, "train"), sources(cfg, "val")
+    return build(node, collate=stage.collate(**options))
+
+
+def sources(cfg: DictConfig, split: str) -> list[dict[str, Any]]:
+    """The sources of a split, their paths resolved against `data.root`."""
+    from pathlib import Path
+
+    found = [dict(source) for source in cfg.data[split]]
+    return [{**source, "path": str(Path(cfg.data.root) / source["path"])} for source in found]

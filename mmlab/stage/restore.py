@@ -1,0 +1,44 @@
+"""A finished run, built again from its folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mmlab.config.build import build
+from mmlab.config.errors import ConfigError
+from mmlab.config.run import find_run, load_run_config
+from mmlab.data.conversation import Prompt
+from mmlab.training.artifacts import load_parts
+
+
+def restore(folder: Path) -> tuple[nn.Module, DictConfig]:
+    """Return (the trained model in eval mode, the run's config).
+
+    Parts come from the runs that this one started from, then from its own artifacts.
+
+    Raises:
+        ConfigError: the run has not finished, or a run that it started from is gone.
+    """
+    cfg = load_run_config(folder)
+    model = build(cfg.model)
+    runs = [find_run(run, cfg.run.root) for run in cfg.stage.init_from]
+    load_parts(model, [*runs, folder])
+    return model.eval(), cfg
+
+
+def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
+    """The prompt that a run was trained with, or the same with another template.
+
+    Raises:
+        ConfigError: a template without questions, which cannot ask anything.
+    """
+    trained = OmegaConf.to_container(cfg.stage.prompt, resolve=True)
+    prompt = replace(Prompt(**trained), pictures="tokens")  # type: ignore[arg-type]
+    prompt = replace(prompt, template=template) if template else prompt
+    if prompt.template == "plain":
+        raise ConfigError(
+            "The run was trained on captions (template plain), which asks nothing; choose template=v1 to ask questions."
+        )
+    return prompt

@@ -1,0 +1,148 @@
+"""What the vision-language stages share: forward, loss, logging. Each subclass states the paper's stage."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.batch import ChatBatch
+from mmlab.data.collate import ChatCollate
+from mmlab.data.conversation import Prompt
+from mmlab.data.sample import ImageSpec
+from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_entropy, supervised
+from mmlab.training.artifacts import load_parts
+from mmlab.training.feature_cache import FeatureCache
+from mmlab.training.optim import AdamW
+from mmlab.training.trainable import set_modes, set_trainable
+
+
+class NextTokenStage(LightningModule):
+    """Next-token training of some parts of a model, the others frozen.
+
+    Args:
+        model: its direct children are the parts.
+        optim: builds optimizer and schedule.
+        trainable: names of the parts that learn.
+        prompt: the form in which samples become token sequences.
+        init_from: run folders whose artifacts fill the parts first.
+        feature_cache_mb: memory for the features of a frozen vision encoder; 0 recomputes them.
+
+    Raises:
+        ConfigError: unknown parts, or artifacts that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: AdamW,
+        trainable: Sequence[str],
+        prompt: Prompt,
+        init_from: Sequence[str] = (),
+        feature_cache_mb: int = 0,
+    ):
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.prompt = prompt
+        self.frozen = set_trainable(model, trainable)
+        self.refuse()
+        load_parts(model, [Path(run) for run in init_from])
+        self.cache = FeatureCache(feature_cache_mb if "vision" in self.frozen else 0)
+        self.train_mean, self.val_mean = TokenMean(), TokenMean()
+        # A checkpoint holds what learns; frozen parts come from where they came from.
+        self.strict_loading = False
+
+    def refuse(self) -> None:
+        """Raise ConfigError for what the paper's stage does not do."""
+
+    def collate(self, max_length: int, pack: bool, aspect: str, augment: bool) -> ChatCollate:
+        """What turns samples into this stage's batches; arguments as in the data config.
+
+        Raises:
+            ConfigError: an option that this stage's batches do not have.
+        """
+        if augment:
+            raise ConfigError(
+                "data.augment=true changes pictures that questions are about; use it with stage=contrastive."
+            )
+        return ChatCollate(self.model.language.tokenizer, self.prompt, self.image(aspect), max_length, pack)
+
+    def image(self, aspect: str) -> ImageSpec | None:
+        """How pictures are read; None leaves them unread."""
+        return None
+
+    def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
+        """Logits `[S, V]` at the bool places `keep` `[B, T]`."""
+        raise NotImplementedError
+
+    def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
+        # Looked at on the host: asking the device would make it wait at every step.
+        return {**batch, "packed": bool((batch["segment_ids"] > 1).any())}
+
+    def loss(self, batch: ChatBatch) -> tuple[Tensor, int]:
+        """Return (cross-entropy summed over the supervised tokens, their number)."""
+        keep, targets = supervised(batch["labels"], batch["segment_ids"])
+        return summed_cross_entropy(self.logits(batch, keep), targets), len(targets)
+
+    def training_step(self, batch: ChatBatch, batch_idx: int) -> Tensor:
+        loss, tokens = self.loss(batch)
+        self.train_mean.add(loss, tokens)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        mean, tokens = self.train_mean.finish(self.trainer.world_size)
+        # DDP has averaged the gradients over ranks, and Lightning has divided each loss by the number of
+        # micro-batches: both are undone here.
+        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        rescale_gradients(self.model.parameters(), scale / tokens.clamp(min=1))
+        self.log_dict({"train/loss": mean, "train/tokens": tokens}, prog_bar=True)
+
+    def validation_step(self, batch: ChatBatch, batch_idx: int) -> None:
+        self.val_mean.add(*self.loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        mean, _ = self.val_mean.finish(self.trainer.world_size)
+        self.log("val/loss", mean, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        return self.optim.build(self.model, self.trainer.max_steps)
+
+    def on_fit_start(self) -> None:
+        if "bf16" in str(self.trainer.precision):
+            parts = dict(self.model.named_children())
+            for name in self.frozen:
+                parts[name].to(torch.bfloat16)
+
+    def train(self, mode: bool = True) -> "NextTokenStage":
+        super().train(mode)
+        set_modes(self.model, mode)
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        learns = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learns}
+
+
+class VisionLanguageStage(NextTokenStage):
+    """Next-token training of a vision-language model (parts: vision, connector, language)."""
+
+    def image(self, aspect: str) -> ImageSpec | None:
+        vision = self.model.vision
+        return ImageSpec(vision.image_size, aspect, vision.tokens_per_image)
+
+    def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
+        features = self.cache(batch["image_keys"], batch["pixel_values"], self.model.features)
+        return self.model(
+            input_ids=batch["input_ids"],
+            features=features,
+            image_positions=batch["image_positions"],
+            keep=keep,
+            segment_ids=batch["segment_ids"],
+            context_ids=batch["context_ids"],
+            position_ids=batch["position_ids"],
+            packed=batch["packed"],
+        )

@@ -1,0 +1,70 @@
+"""What learns is data: a list of part names; everything else is frozen."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mmlab.config.errors import ConfigError, nearest
+
+
+def parts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model that a config can name: its direct children."""
+    return dict(model.named_children())
+
+
+def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
+    """Let the named parts learn and freeze the rest: no gradient, eval mode.
+
+    Args:
+        model: its direct children are the parts.
+        trainable: names such as `connector`, or dotted names inside a part such as `language.causal.lm_head`.
+
+    Returns:
+        The names of the frozen parts.
+
+    Raises:
+        ConfigError: a name that is no part of the model, or nothing to learn.
+    """
+    parts = parts_of(model)
+    for name in trainable:
+        try:
+            model.get_submodule(name)
+        except AttributeError as error:
+            hint = nearest(name, parts)
+            raise ConfigError(
+                f"stage.trainable names '{name}', but the parts are {', '.join(parts)}.{hint}"
+            ) from error
+    if not trainable:
+        raise ConfigError(f"stage.trainable is empty; name at least one of {', '.join(parts)}.")
+    model.requires_grad_(False)
+    for name in trainable:
+        model.get_submodule(name).requires_grad_(True)
+    set_modes(model)
+    return [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
+
+
+def set_modes(model: nn.Module, training: bool = True) -> None:
+    """Put learning modules in train mode and frozen ones in eval mode: their dropout and statistics stay off."""
+    model.train(training)
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
+
+
+def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Parameters per part: `{part: {"trainable": n, "frozen": m}}`; a tied weight counts once."""
+    counts: dict[str, dict[str, int]] = {}
+    loose = {name: p for name, p in model.named_parameters(recurse=False)}
+    for name, part in parts_of(model).items():
+        counts[name] = _count(part.parameters())
+    if loose:
+        counts["own"] = _count(loose.values())
+    return counts
+
+
+def _count(parameters) -> dict[str, int]:
+    found = {"trainable": 0, "frozen": 0}
+    for parameter in parameters:
+        found["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return found

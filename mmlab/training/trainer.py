@@ -1,0 +1,114 @@
+"""From our trainer section to Lightning's Trainer. Only differences from its defaults are passed on."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import nn
+
+
+def precision(choice: str, accelerator: str) -> str:
+    """Resolve `auto`: bf16 mixed precision where bf16 matrix units exist (GPU, AMX), else fp32."""
+    if choice != "auto":
+        return choice
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+def processes(cfg: DictConfig) -> int:
+    """Ranks of the run; `auto` devices are all GPUs, or one process on a CPU."""
+    devices = cfg.devices
+    if devices in ("auto", -1, "-1"):
+        on_gpu = cfg.accelerator != "cpu" and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    count = len(devices) if not isinstance(devices, int | str) else int(devices)
+    return count * cfg.num_nodes
+
+
+def build_trainer(
+    cfg: DictConfig, folder: Path, logger: Logger | None, callbacks: list[Callback], data: Any, steps: int
+) -> Trainer:
+    """Build the Trainer of a run.
+
+    Args:
+        cfg: the `trainer` section.
+        folder: the run's folder.
+        logger: where metrics go, or None.
+        callbacks: built callbacks.
+        data: knows the micro-batches per optimizer step for a number of processes.
+        steps: optimizer steps of the whole run; one Lightning epoch spans it.
+    """
+    quieten()
+    options: dict[str, Any] = {}
+    world = processes(cfg)
+    accumulation = data.accumulation(world)
+    if cfg.overfit:
+        options["overfit_batches"] = accumulation
+    if cfg.gradient_clip_val is not None:
+        options["gradient_clip_val"] = cfg.gradient_clip_val
+    if cfg.limit_val_batches is not None:
+        options["limit_val_batches"] = cfg.limit_val_batches
+    if cfg.val_every is not None:
+        options["val_check_interval"] = min(cfg.val_every, steps) * accumulation
+    if cfg.deterministic:
+        options["deterministic"] = True
+    if cfg.profile is not None:
+        options["profiler"] = cfg.profile
+    return Trainer(
+        default_root_dir=folder,
+        accelerator=cfg.accelerator,
+        devices=cfg.devices,
+        num_nodes=cfg.num_nodes,
+        strategy=cfg.strategy,
+        precision=precision(cfg.precision, cfg.accelerator),
+        max_steps=steps,
+        accumulate_grad_batches=accumulation,
+        log_every_n_steps=cfg.log_every_n_steps,
+        num_sanity_val_steps=0,
+        # The loader makes each rank's batches itself.
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        logger=logger or False,
+        callbacks=callbacks,
+        enable_checkpointing=any(type(c).__name__.endswith("Checkpoint") for c in callbacks),
+        **options,
+    )
+
+
+def quieten() -> None:
+    """Leave out what Lightning says about itself; its warnings about a run stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", r".*Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
+
+
+def fit(trainer: Trainer, stage: Any, data: Any, folder: Path) -> dict[str, float]:
+    """Train from the newest checkpoint of the run's folder, or from the start; return the last metrics.
+
+    Raises:
+        KeyboardInterrupt: the person stopped it; Lightning would end as if all were well.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        print(f"going on from {last.resolve()}")
+    trainer.fit(stage, datamodule=data, ckpt_path=last if last.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    wanted = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {name: value for name, value in wanted.items() if name.startswith(("train/loss", "val/"))}
+
+
+def place(model: nn.Module, cfg: DictConfig) -> nn.Module:
+    """Put a model for answering on the device that `accelerator` names, in the dtype of `precision`."""
+    cuda = cfg.accelerator != "cpu" and torch.cuda.is_available()
+    dtype = torch.bfloat16 if "bf16" in precision(cfg.precision, cfg.accelerator) and cuda else torch.float32
+    return model.to("cuda" if cuda else "cpu", dtype).eval()

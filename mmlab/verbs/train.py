@@ -1,0 +1,48 @@
+"""Train parts of a model: compose, check, build, fit, leave artifacts."""
+
+from omegaconf import DictConfig
+
+from mmlab.config.compose import hydra_verb
+
+
+def main(argv: list[str]) -> int:
+    return hydra_verb("train", train, argv)
+
+
+def train(cfg: DictConfig) -> None:
+    """Train the parts that `stage.trainable` names and write them to `<run.dir>/artifacts`.
+
+    mmlab train experiment=llava/align_tiny optim.lr=1e-3
+    """
+    from mmlab.config.check import check
+    from mmlab.config.run import finished, prepare_run
+
+    check(cfg)
+    folder = prepare_run(cfg)
+    if finished(folder):
+        print(f"{cfg.run.name} is complete: {folder} (run.fresh=true trains it again, beside it)")
+        return
+
+    import lightning
+
+    from mmlab.config.build import build
+    from mmlab.config.run import finish
+    from mmlab.stage.parts import build_data, build_stage
+    from mmlab.training.artifacts import save_parts
+    from mmlab.training.trainable import count_parameters
+    from mmlab.training.trainer import build_trainer, fit
+
+    lightning.seed_everything(cfg.seed, verbose=False)
+    stage = build_stage(cfg)
+    data = build_data(cfg, stage)
+    steps = data.plan(cfg.trainer.max_steps, cfg.trainer.max_epochs)
+    for part, count in count_parameters(stage.model).items():
+        print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
+    callbacks = [build(node) for node in cfg.callbacks.values()]
+    trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
+    metrics = fit(trainer, stage, data, folder)
+    if trainer.is_global_zero:
+        written = save_parts(stage.model, cfg.stage.trainable, folder / "artifacts", {"run": cfg.run.name})
+        finish(folder, {"steps": steps, **metrics})
+        print(f"{cfg.run.name}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
+        print(f"trained parts: {', '.join(str(path) for path in written)}")
