@@ -1,0 +1,59 @@
+# make train: a small LLaVA learns to answer questions about drawn scenes.   make test: everything that CI checks.
+# Each target sets up what it needs. Needed beforehand: make, and Python 3.11, 3.12 or 3.13.
+
+usable = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(usable)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+MMLAB := $(BIN)/mmlab
+DATA := data/shapes
+
+.PHONY: setup train test check format bench clean
+.DELETE_ON_ERROR:
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Shards → small backbones → alignment → finetuning → answers. A step that is complete is not run again.
+train: setup $(DATA)/train/index.npz $(DATA)/val/index.npz $(DATA)/test/index.npz $(DATA)/tokenizer/tokenizer.json
+	$(MMLAB) train experiment=llava/vision_tiny
+	$(MMLAB) train experiment=llava/language_tiny
+	$(MMLAB) train experiment=llava/align_tiny
+	$(MMLAB) train experiment=llava/finetune_tiny
+	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.blind_from=$(DATA)/train
+
+$(DATA)/train/index.npz: | setup
+	$(MMLAB) shards build shapes $(DATA)/train --count 4000 --overwrite
+
+$(DATA)/val/index.npz: | setup
+	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 --overwrite
+
+$(DATA)/test/index.npz: | setup
+	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 --overwrite
+
+$(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
+	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
+
+test: setup check
+	$(BIN)/pytest --numprocesses=2
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/shard_reading.py
+	$(BIN)/python benchmarks/vlm_step.py
+
+clean:
+	rm -rf .venv data/shapes runs
