@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# easy-VQA from raw files to answers: experiments/easy_vqa/run.sh DATA OUT
+# DATA holds easy_vqa/data; everything is written below OUT. The last line is one JSON object of figures.
+set -euo pipefail
+[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(cd "$1" && pwd)
+mkdir -p "$2" && cd "$2"
+bin=$here/../../.venv/bin
+mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
+python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
+start=$SECONDS
+
+"$mmlab" shards build easy_vqa "$data" data/easy_vqa/train --overwrite
+"$mmlab" shards build easy_vqa "$data" data/easy_vqa/test --split test --overwrite
+"$mmlab" shards tokenizer data/easy_vqa/train --out data/easy_vqa/tokenizer
+
+for recipe in vision language align finetune no_align; do
+    "$mmlab" train experiment=easy_vqa/$recipe
+done
+
+ask() { # ask RUN …: answer the test questions
+    "$mmlab" eval run=easy_vqa/$1 data.path=data/easy_vqa/test out=eval/$1 batch_size=256 max_new_tokens=8 "${@:2}"
+}
+ask finetune data.blind_from=data/easy_vqa/train
+ask align template=v1 'types=[color,shape]'
+ask no_align
+
+"$python" "$here/figures.py" eval $((SECONDS - start))
