@@ -121,9 +121,7 @@ def metaspace() -> PreTrainedTokenizerFast:
     vocab, merges = _bpe(pre, 400, [])
     core = _sentencepiece(vocab, merges)
     core.pre_tokenizer = pre
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.chat_template = CHATML_TEMPLATE.replace("<|im_end|>", "{{ eos_token }}")
     return fast
 

@@ -70,8 +70,7 @@ def test_a_right_config_passes(conf):
         ("model.connector._target_=os.system", "'model.connector._target_' 'os.system' is not allowed."),
         ("+callbacks.x={_target_: torch.load}", "'callbacks.x._target_' 'torch.load' is not allowed."),
         (
-            "+callbacks.rate={_target_: lightning.pytorch.callbacks.LearningRateMonitor, "
-            "logging_intervall: step}",
+            "+callbacks.rate={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_intervall: step}",
             "'callbacks.rate': lightning.pytorch.callbacks.LearningRateMonitor takes no argument "
             "'logging_intervall'. Did you mean 'logging_interval'?",
         ),
@@ -103,9 +102,7 @@ def test_names_that_look_local(tmp_path, monkeypatch):
 
 
 def test_open_dicts_are_not_searched_for_paths():
-    check_local_files(
-        OmegaConf.create({"language": {"architecture": {"source": "/nowhere"}, "tokenizer": None}})
-    )
+    check_local_files(OmegaConf.create({"language": {"architecture": {"source": "/nowhere"}, "tokenizer": None}}))
 
 
 def test_world_size():

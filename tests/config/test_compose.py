@@ -113,9 +113,7 @@ def test_conf_of_the_working_folder_and_config_dir_add_options(conf, tmp_path):
     base = ["model/vision=clip_tiny", "model/language=llama_tiny"]
     try:
         hydra_verb("train", seen.append, ["model=llava", "data=shapes", "stage=of_conf", *base])
-        hydra_verb(
-            "train", seen.append, ["model=llava", "stage=of_mine", "data=shapes", *base, "-cd", "mine"]
-        )
+        hydra_verb("train", seen.append, ["model=llava", "stage=of_mine", "data=shapes", *base, "-cd", "mine"])
     except ConfigError as error:  # the shipped options are not the point here
         pytest.fail(str(error))
     assert [cfg.run.name.split("-")[1] for cfg in seen] == ["of_conf", "of_mine"]

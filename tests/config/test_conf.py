@@ -24,8 +24,7 @@ OPTIONS = sorted(
     if path.parent != CONF and path.relative_to(CONF).parts[0] not in WITHOUT
 )
 RECIPES = sorted(
-    path.relative_to(CONF / "experiment").with_suffix("").as_posix()
-    for path in CONF.glob("experiment/**/*.yaml")
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in CONF.glob("experiment/**/*.yaml")
 )
 
 

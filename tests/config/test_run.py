@@ -87,9 +87,7 @@ def test_the_same_command_comes_back_to_its_folder(conf):
 
 def test_another_run_does_not_move_in(conf):
     prepare(conf, "run.name=mine")
-    with pytest.raises(
-        ConfigError, match=r"runs/mine holds a run with optim.lr=0.002, not 0.1; give another run.name"
-    ):
+    with pytest.raises(ConfigError, match=r"runs/mine holds a run with optim.lr=0.002, not 0.1; give another run.name"):
         prepare(conf, "run.name=mine", "optim.lr=0.1")
     with pytest.raises(ConfigError, match=r"stage.trainable.1=None, not vision"):
         prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
@@ -124,8 +122,7 @@ def test_a_run_is_found_by_folder_name_and_recipe(conf):
     with pytest.raises(ConfigError) as error:
         find_run("llava/aling_tiny")
     assert str(error.value) == (
-        "There is no run 'llava/aling_tiny' in runs. Did you mean 'llava-align_tiny'? "
-        "Runs there: llava-align_tiny."
+        "There is no run 'llava/aling_tiny' in runs. Did you mean 'llava-align_tiny'? Runs there: llava-align_tiny."
     )
     with pytest.raises(ConfigError, match="There is no run 'x' in elsewhere"):
         find_run("x", "elsewhere")

@@ -28,9 +28,7 @@ def questions(n: int, words: int = 1) -> dict:
 
 
 def talk(*texts: str) -> dict:
-    return {
-        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-    }
+    return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}
 
 
 SAMPLES = [
@@ -96,8 +94,8 @@ def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
     batch = batch_of(SAMPLES, max_length=90, pack=pack)
     assert batch["pixel_values"].dtype == torch.uint8
     assert len(batch["pixel_values"]) == len(batch["image_positions"]) == len(batch["image_keys"])
-    assert sorted(set(batch["image_keys"])) == ["a", "b", "d", "e", "f"]
-    images = {one.key: one.image for one in SAMPLES if one.image is not None}
+    assert sorted(set(batch["image_keys"])) == [f"shapes/{key}" for key in "abdef"]
+    images = {f"{one.source}/{one.key}": one.image for one in SAMPLES if one.image is not None}
     marked = torch.zeros_like(batch["labels"], dtype=torch.bool)
     for picture, (row, at), key in zip(
         batch["pixel_values"], batch["image_positions"].tolist(), batch["image_keys"], strict=True
@@ -105,9 +103,7 @@ def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
         assert torch.equal(picture, images[key])
         places = slice(at, at + SPEC.tokens)
         assert len(set(batch["segment_ids"][row, places].tolist())) == 1
-        assert (batch["input_ids"][row, places] == PAD).all() and (
-            batch["labels"][row, places] == IGNORE
-        ).all()
+        assert (batch["input_ids"][row, places] == PAD).all() and (batch["labels"][row, places] == IGNORE).all()
         marked[row, places] = True
     assert ((batch["input_ids"] == PAD) == (marked | (batch["segment_ids"] == 0))).all()
 
@@ -129,7 +125,7 @@ def test_questions_share_one_picture() -> None:
 def test_a_sample_that_overflows_repeats_its_picture() -> None:
     batch = batch_of([SAMPLES[0]], max_length=60)
     rows = batch["input_ids"].shape[0]
-    assert rows > 1 and batch["image_keys"] == ["a"] * rows and batch["keys"] == ["a"]
+    assert rows > 1 and batch["image_keys"] == ["shapes/a"] * rows and batch["keys"] == ["a"]
     assert batch["image_positions"][:, 0].tolist() == list(range(rows))
     assert Counter(dialogues_in(batch)) == Counter(expected(SAMPLES[0]))
 
@@ -146,9 +142,7 @@ def test_nothing_is_predicted_across_segments() -> None:
     # The model shifts labels along the row: the first token of a segment would be learned from a stranger.
     collate = ChatCollate(llama_2(), Prompt("v1", supervise="all"), SPEC, pack=True)
     batch = collate.batch([collate.prepare(one) for one in SAMPLES])
-    starts = (
-        batch["segment_ids"].diff(dim=1, prepend=torch.zeros(len(batch["labels"]), 1, dtype=torch.int64)) != 0
-    )
+    starts = batch["segment_ids"].diff(dim=1, prepend=torch.zeros(len(batch["labels"]), 1, dtype=torch.int64)) != 0
     assert starts.any() and (batch["labels"][starts] == IGNORE).all()
     learned = sum(counters["tokens_with_loss"] for counters in batch["stats"].values())
     assert learned == int((batch["labels"] != IGNORE).sum())
@@ -163,9 +157,7 @@ def test_the_same_samples_make_the_same_batch() -> None:
 
 def test_statistics_count_what_lies_in_the_rows() -> None:
     long = sample("g", talk("<image>\nWhat?", "A red square.", "And?", "no " * 100, "More?", "no"))
-    partly = sample(
-        "h", {"questions": [*questions(2)["questions"], {"question": "Q", "answer": "no " * 200}]}
-    )
+    partly = sample("h", {"questions": [*questions(2)["questions"], {"question": "Q", "answer": "no " * 200}]})
     batch = batch_of([*SAMPLES, long, partly], max_length=90, pack=True)
     shapes, chat = batch["stats"]["shapes"], batch["stats"]["chat"]
     assert chat["text_only"] == 1 and chat["pictures"] == 0 and shapes["text_only"] == 0

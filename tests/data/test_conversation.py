@@ -107,14 +107,10 @@ def same(said: str, text: str, name: str) -> bool:
 @templates
 @cases
 @pytest.mark.parametrize("image", [True, False])
-def test_labels_are_the_answers_and_their_stops(
-    tokenizer: str, template: str, case: str, image: bool
-) -> None:
+def test_labels_are_the_answers_and_their_stops(tokenizer: str, template: str, case: str, image: bool) -> None:
     dialogue = dialogue_of(ANSWERS[case], template, image)
     encoded = encode(dialogue, Prompt(template), TOKENIZERS[tokenizer](), SPEC)
-    assert all(
-        label in (token, IGNORE) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)
-    )
+    assert all(label in (token, IGNORE) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
     said = [decoded(run, tokenizer) for run in runs(encoded.labels)]
     answers = [turn.text for turn in dialogue if turn.role == "gpt"]
     expected = [learned(a, template, tokenizer) for a in answers]
@@ -174,25 +170,18 @@ def test_templates_write_the_published_forms() -> None:
     dialogue = [Turn("human", "<image>\nQ1"), Turn("gpt", "A1"), Turn("human", "Q2"), Turn("gpt", "A2")]
 
     def text(template: str, turns: int = 4, system: str | None = None) -> str:
-        return render(
-            dialogue[:turns], Prompt(template, system=system), llama_2(), answer=turns % 2 == 0
-        ).text
+        return render(dialogue[:turns], Prompt(template, system=system), llama_2(), answer=turns % 2 == 0).text
 
     assert text("v1") == f"{V1} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>"
     assert text("v1", 1) == f"{V1} USER: <image>\nQ1 ASSISTANT:"
     assert text("v1", 2, system="") == "USER: <image>\nQ1 ASSISTANT: A1</s>"
     assert text("v1", 2, system="Be {eos} brief.") == "Be {eos} brief. USER: <image>\nQ1 ASSISTANT: A1</s>"
-    assert text("v0") == (
-        f"{V0}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant: A2\n### "
-    )
-    assert (
-        text("v0", 3) == f"{V0}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant:"
-    )
+    assert text("v0") == (f"{V0}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant: A2\n### ")
+    assert text("v0", 3) == f"{V0}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant:"
     assert text("plain", 2) == "<image>A1\n"
     assert text("plain", 1) == "<image>"
     assert text("llama_2") == (
-        f"[INST] <<SYS>>\n{LLAVA_LLAMA_2}\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s>"
-        "<s>[INST] Q2 [/INST] A2 </s>"
+        f"[INST] <<SYS>>\n{LLAVA_LLAMA_2}\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST] A2 </s>"
     )
     assert text("llama_2", 1, system="") == "[INST] <image>\nQ1 [/INST]"
     assert text("chatml") == (
@@ -238,9 +227,7 @@ def test_truncation_drops_whole_turns(tokenizer: str, template: str, case: str) 
     dialogue = dialogue_of(ANSWERS[case], template)
     whole = encode(dialogue, prompt, fast, SPEC)
     assert encode(dialogue, prompt, fast, SPEC, len(whole.input_ids)) == whole
-    lengths = [
-        len(encode(dialogue[:n], prompt, fast, SPEC).input_ids) for n in range(2, len(dialogue) + 1, 2)
-    ]
+    lengths = [len(encode(dialogue[:n], prompt, fast, SPEC).input_ids) for n in range(2, len(dialogue) + 1, 2)]
     for pairs, length in enumerate(lengths[:-1], 1):
         for room in (length, lengths[pairs] - 1):
             cut = encode(dialogue, prompt, fast, SPEC, room)
@@ -257,9 +244,7 @@ def test_supervise_all_learns_everything_but_the_start_and_pictures(tokenizer: s
     fast = TOKENIZERS[tokenizer]()
     encoded = encode(dialogue_of(["A red square."], template), Prompt(template, supervise="all"), fast, SPEC)
     unlearned = [i for i, label in enumerate(encoded.labels) if label == IGNORE]
-    starts = (
-        [0] if encoded.input_ids[0] == fast.bos_token_id and fast.bos_token_id != fast.eos_token_id else []
-    )
+    starts = [0] if encoded.input_ids[0] == fast.bos_token_id and fast.bos_token_id != fast.eos_token_id else []
     assert [i for i in unlearned if i not in range(encoded.shared - SPEC.tokens, encoded.shared)] == starts
 
 

@@ -28,9 +28,7 @@ def pairs(record: dict, prompt: Prompt, seed: int = 0, picture: bool = True) -> 
 
 
 def talk(*texts: str) -> dict:
-    return {
-        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-    }
+    return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}
 
 
 @pytest.mark.parametrize(
@@ -58,9 +56,7 @@ def test_the_caption_stands_in_for_the_picture() -> None:
         "questions": [{"question": "Who?", "answer": "x"}, {"question": "Why?", "answer": "y"}],
     }
     assert pairs(record, prompt, picture=False) == [("A cat.\nWho?", "x"), ("A cat.\nWhy?", "y")]
-    assert pairs({"caption": "A cat."} | talk("<image>\nWho?", "x"), prompt, picture=False) == [
-        ("A cat.\nWho?", "x")
-    ]
+    assert pairs({"caption": "A cat."} | talk("<image>\nWho?", "x"), prompt, picture=False) == [("A cat.\nWho?", "x")]
     assert pairs(talk("Hello", "x"), prompt, picture=False) == [("Hello", "x")]
     assert pairs(talk("<image>\nWho?", "x"), Prompt(pictures="none"), picture=False) == [("Who?", "x")]
     assert reason(talk("<image>\nWho?", "x"), prompt, picture=False) == "no-caption"
@@ -92,9 +88,7 @@ def test_malformed_records_are_named() -> None:
     assert reason(talk("q")) == "no-answer"
     assert reason(talk("q", " ")) == "empty-answer"
     assert reason(talk("q", "a", "q")) == "order"
-    assert (
-        reason({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}) == "order"
-    )
+    assert reason({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}) == "order"
     assert reason({"conversations": [{"from": "system", "value": "a"}]}) == "role"
     assert reason({"conversations": "text"}) == "turns"
     assert reason({"questions": [{"question": "q", "answer": ""}]}) == "empty-answer"

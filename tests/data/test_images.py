@@ -127,9 +127,7 @@ def png_of(width: int, height: int) -> bytes:
     return data[:8] + png_chunk(b"IHDR", struct.pack(">II", width, height) + data[24:29]) + data[33:]
 
 
-@pytest.mark.parametrize(
-    "data", [bomb(), png_of(8000, 8000), png_of(2**31 - 1, 2**31 - 1), png_of(70_000, 1)]
-)
+@pytest.mark.parametrize("data", [bomb(), png_of(8000, 8000), png_of(2**31 - 1, 2**31 - 1), png_of(70_000, 1)])
 def test_bombs_are_refused_from_the_header(data):
     start, memory = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(SampleError) as caught:

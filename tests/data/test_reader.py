@@ -18,9 +18,7 @@ def batches_of(sources, micro_batch, world=1, steps=6, global_batch=8, seed=0, *
     """All ranks' micro batches in the order of their positions, joined into global batches."""
     joined = []
     ranks = [
-        LocalBatches(
-            sources, KeyCollate(), GlobalBatches(global_batch, micro_batch, world, r), seed=seed, **options
-        )
+        LocalBatches(sources, KeyCollate(), GlobalBatches(global_batch, micro_batch, world, r), seed=seed, **options)
         for r in range(world)
     ]
     parts = global_batch // (micro_batch * world)

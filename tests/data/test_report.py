@@ -10,9 +10,7 @@ def batch(source: str = "a", seen: int = 4, bad: int = 0, **counters: int) -> di
     replaced = {"replaced": bad, "replaced/json": bad} if bad else {}
     return {
         "stats": {source: {"seen": seen, **replaced, **counters}},
-        "bad": [
-            {"source": source, "key": f"k{i}", "reason": "json", "message": "broken"} for i in range(bad)
-        ],
+        "bad": [{"source": source, "key": f"k{i}", "reason": "json", "message": "broken"} for i in range(bad)],
     }
 
 

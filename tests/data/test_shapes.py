@@ -58,9 +58,7 @@ def test_the_caption_names_the_boxes_from_left_to_right(scenes):
             box["box"][0] + box["box"][2] for box in record["boxes"]
         )
         named = re.split(r", | and ", record["caption"])
-        assert [re.sub(r"^an? (small )?", "", name) for name in named] == [
-            box["category"] for box in record["boxes"]
-        ]
+        assert [re.sub(r"^an? (small )?", "", name) for name in named] == [box["category"] for box in record["boxes"]]
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", record["caption"])
 
 

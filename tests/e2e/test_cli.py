@@ -51,16 +51,14 @@ CASES = {
     "Options: cosine, constant, linear.",
     "optim.lr=0": "'optim.lr' must be above 0, not 0.0.",
     "optim.warmup_ratio=3": "'optim.warmup_ratio' must be at most 1, not 3.0.",
-    "model.vision.source=${nope}": "'model.vision.source' cannot be resolved: "
-    "Interpolation key 'nope' not found.",
+    "model.vision.source=${nope}": "'model.vision.source' cannot be resolved: Interpolation key 'nope' not found.",
     # a wrong group or option
     "model=lava": "Config group 'model' has no option 'lava'. Did you mean 'llava'? Options: dual, llava.",
     "model/connector=liner": "Config group 'model/connector' has no option 'liner'. Did you mean 'linear'? "
     "Options: linear, mlp.",
     "experiment=llava/align": "Config group 'experiment' has no option 'llava/align'. "
     "Did you mean 'llava/align_tiny'? Options: llava/align_tiny.",
-    "debug=fst": "Config group 'debug' has no option 'fst'. Did you mean 'fast'? "
-    "Options: fast, overfit, profile.",
+    "debug=fst": "Config group 'debug' has no option 'fst'. Did you mean 'fast'? Options: fast, overfit, profile.",
     "debug=null": "Config group 'debug' takes the name of an option; leave it out to choose none.",
     "modle=llava": "There is no key or config group 'modle'. Did you mean 'model'?",
     "model/conector=mlp": "There is no config group 'model/conector'. Did you mean 'model/connector'?",
@@ -107,9 +105,7 @@ def test_a_mistake_in_a_file_names_the_file(conf, capsys):
 def test_other_roots(conf, capsys):
     base = ("--config-path", str(conf))
     assert refused(capsys, "eval", *base) == "'run' has no value; give run=…"
-    assert "'maxnew_tokens'. Did you mean 'max_new_tokens'?" in refused(
-        capsys, "chat", *base, "maxnew_tokens=1"
-    )
+    assert "'maxnew_tokens'. Did you mean 'max_new_tokens'?" in refused(capsys, "chat", *base, "maxnew_tokens=1")
 
 
 def test_verbs_and_flags(capsys):
@@ -139,18 +135,14 @@ def test_completion(capsys, monkeypatch):
     assert capsys.readouterr().out.rstrip().endswith("hydra_bash_completion mmlab")
 
 
-@pytest.mark.parametrize(
-    "command", [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["completion", "zsh"]]
-)
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["completion", "zsh"]])
 def test_light_commands_import_nothing_heavy(tmp_path, command):
     code = (
         "import sys; from mmlab.cli import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'lightning', 'transformers', 'numpy', 'wandb'} & set(sys.modules); "
         "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
     assert done.stdout and not list(tmp_path.iterdir())
 

@@ -45,9 +45,7 @@ def language(tokenizer: Path, kind: str = "llama") -> LanguageModel:
     return LanguageModel(init="random", architecture={**LANGUAGE[kind], **size}, tokenizer=str(tokenizer))
 
 
-def vlm(
-    tokenizer: Path, eye: str = "clip", tongue: str = "llama", connector: str = "mlp"
-) -> VisionLanguageModel:
+def vlm(tokenizer: Path, eye: str = "clip", tongue: str = "llama", connector: str = "mlp") -> VisionLanguageModel:
     torch.manual_seed(0)
     joint = {"mlp": partial(MLPConnector, depth=2), "linear": LinearConnector}[connector]
     return VisionLanguageModel(vision(eye), joint, language(tokenizer, tongue)).eval()

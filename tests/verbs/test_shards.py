@@ -28,9 +28,7 @@ def test_build_verify_stats_show_tokenizer(drawn, capsys):
     assert "min 32" in capsys.readouterr().out
     assert main(["show", "drawn", "--out", "sheet.png", "-n", "6"]) == 0
     assert Image.open("sheet.png").width > 500
-    assert (
-        main(["tokenizer", "drawn", "drawn", "--out", "tok", "--vocab-size", "300", "--text", "USER:"]) == 0
-    )
+    assert main(["tokenizer", "drawn", "drawn", "--out", "tok", "--vocab-size", "300", "--text", "USER:"]) == 0
     assert os.path.exists("tok/tokenizer.json")
 
 
@@ -49,10 +47,7 @@ def test_foreign_formats(tmp_path, monkeypatch, capsys):
     (tmp_path / "chat.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
     (tmp_path / "t.csv").write_text("image,caption\na.png,red\nb.png,blue\n")
     assert main(["build", "captions", "pictures", "out/side"]) == 0
-    assert (
-        main(["build", "captions", "pictures", "out/table", "--captions", "t.csv", "--missing-budget", "0.5"])
-        == 0
-    )
+    assert main(["build", "captions", "pictures", "out/table", "--captions", "t.csv", "--missing-budget", "0.5"]) == 0
     assert "missing 1" in capsys.readouterr().out
     assert main(["build", "llava_json", "chat.json", "pictures", "out/chat"]) == 0
     assert main(["build", "captions", "pictures", "out/strict", "--captions", "t.csv"]) == 1
@@ -107,8 +102,6 @@ def test_bad_data_is_one_sentence_and_exit_code_1(drawn, capsys):
 def test_help_is_quick(command, capsys):
     assert main(command) == 0
     assert "usage: mmlab shards" in capsys.readouterr().out
-    script = (
-        f"import sys; from mmlab.verbs.shards import main; main({command}); assert 'torch' not in sys.modules"
-    )
+    script = f"import sys; from mmlab.verbs.shards import main; main({command}); assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, capture_output=True)

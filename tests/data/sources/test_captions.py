@@ -19,9 +19,7 @@ def images(tmp_path):
 
 def build(tmp_path, *arguments, **options):
     index, counts = write_shards(captions(*arguments, **options), tmp_path / "out", quiet=True)
-    return {
-        str(key): json.loads(index.read(i)["json"])["caption"] for i, key in enumerate(index.keys)
-    }, counts
+    return {str(key): json.loads(index.read(i)["json"])["caption"] for i, key in enumerate(index.keys)}, counts
 
 
 def test_side_files(images, tmp_path):

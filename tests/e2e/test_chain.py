@@ -1,0 +1,149 @@
+"""The tiny chain as its user types it, and each part swapped by one argument."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModel, AutoModelForCausalLM
+
+from mmlab import cli
+from mmlab.stage.restore import restore
+
+# A preset of the user's own, so that every command of a chain has the same one word more.
+PRESET = """
+# @package _global_
+data: {global_batch: 4, micro_batch: 4}
+trainer: {max_steps: 2, limit_val_batches: 0, precision: 32-true}
+"""
+SHORT = ("debug=short", "trainer=cpu", "logger=none")
+RUNS = ("vision_tiny", "language_tiny", "align_tiny", "finetune_tiny")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A user's folder: a preset, drawn data, a tokenizer, a picture, and the chain of four runs."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "conf" / "debug").mkdir(parents=True)
+    (folder / "conf" / "debug" / "short.yaml").write_text(PRESET.lstrip())
+    Image.new("RGB", (90, 60), "red").save(folder / "photo.png")
+    commands = [
+        f"shards build shapes data/shapes/{split} --split {split} --count {count}"
+        for split, count in (("train", 36), ("val", 8))
+    ]
+    commands += ["shards tokenizer data/shapes/train --out data/shapes/tokenizer --vocab-size 320"]
+    commands += [f"train experiment=llava/{recipe} {' '.join(SHORT)}" for recipe in RUNS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            assert cli.main(command.split()) == 0, command
+    return folder
+
+
+@pytest.fixture
+def mmlab(work, monkeypatch, capsys):
+    """The command, run in the user's folder; it has to succeed."""
+    monkeypatch.chdir(work)
+
+    def run(*argv: str) -> str:
+        code = cli.main(list(argv))
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def card(run: str, part: str) -> dict:
+    return json.loads(Path("runs", run, "artifacts", part, "card.json").read_text())
+
+
+def trained_from(run: str) -> list[str]:
+    """The runs that `stage.init_from` meant."""
+    return yaml.safe_load(Path("runs", run, "config.yaml").read_text())["stage"]["init_from"]
+
+
+def ask(mmlab, run: str) -> None:
+    """Score the run on drawn questions and ask it one."""
+    out = mmlab(
+        "eval", f"run={run}", "data.path=data/shapes/val", "limit=8", "max_new_tokens=4", "trainer.accelerator=cpu"
+    )
+    assert out.startswith(f"{'':<14}{'questions':>10}")
+    folder = Path("runs", run.replace("/", "-"), "eval", "val")
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["questions"] == 8 and 0 <= scores["accuracy"] <= 1
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and sum(row["right"] for row in rows) == scores["accuracy"] * 8
+    assert Image.open(folder / "grid.png").width > 500
+    answer = mmlab("chat", f"run={run}", "image=photo.png", "question=what is it?", "max_new_tokens=4")
+    assert answer.endswith("\n") and len(answer.splitlines()) <= 5
+
+
+def test_the_chain(mmlab):
+    for recipe in RUNS:
+        assert json.loads(Path(f"runs/llava-{recipe}-short/done.json").read_text())["steps"] == 2
+    assert trained_from("llava-align_tiny-short") == ["llava-vision_tiny-short", "llava-language_tiny-short"]
+    assert trained_from("llava-finetune_tiny-short")[-1] == "llava-align_tiny-short"
+    aligned, tuned = (card(f"llava-{name}_tiny-short", "connector") for name in ("align", "finetune"))
+    assert aligned["against"]["vision"] == tuned["against"]["vision"]
+    assert aligned["fingerprint"] != tuned["fingerprint"]
+    ask(mmlab, "llava/finetune_tiny-short")
+
+
+def test_a_run_is_put_together_from_the_runs_before_it(work, monkeypatch):
+    monkeypatch.chdir(work)
+    model, _ = restore(Path("runs/llava-align_tiny-short"))
+    eye = AutoModel.from_pretrained("runs/llava-vision_tiny-short/artifacts/vision").state_dict()
+    tongue = AutoModelForCausalLM.from_pretrained("runs/llava-language_tiny-short/artifacts/language").state_dict()
+    with model.vision._whole():
+        ours = model.vision.tower.state_dict()
+    assert ours.keys() == eye.keys() and all(torch.equal(ours[k], eye[k]) for k in eye)
+    assert all(torch.equal(v, tongue[k]) for k, v in model.language.causal.state_dict().items())
+    tuned, _ = restore(Path("runs/llava-finetune_tiny-short"))
+    assert not all(torch.equal(v, tongue[k]) for k, v in tuned.language.causal.state_dict().items())
+
+
+def test_the_same_command_again_is_the_same_run(mmlab):
+    before = Path("runs/llava-align_tiny-short/done.json").stat().st_mtime_ns
+    out = mmlab("train", "experiment=llava/align_tiny", *SHORT)
+    assert out.startswith("llava-align_tiny-short is complete")
+    assert Path("runs/llava-align_tiny-short/done.json").stat().st_mtime_ns == before
+
+
+SWAPS = {
+    "model/connector=linear": ("align_tiny", "finetune_tiny"),
+    "model/vision=clip_tiny": ("vision_tiny", "align_tiny", "finetune_tiny"),
+    "model/language=qwen2_tiny": ("language_tiny", "align_tiny", "finetune_tiny"),
+}
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_swapping_a_part_is_one_argument(mmlab, swap):
+    option = swap.partition("=")[2]
+    for recipe in SWAPS[swap]:
+        mmlab("train", f"experiment=llava/{recipe}", swap, *SHORT)
+    run = f"llava-finetune_tiny-short-{option}"
+    swapped = {f"llava-{recipe}-short-{option}" for recipe in SWAPS[swap]} - {run}
+    plain = {f"llava-{recipe}-short" for recipe in set(RUNS) - set(SWAPS[swap])}
+    assert set(trained_from(run)) == swapped | plain
+    config = json.loads(Path("runs", run, "artifacts", "language", "config.json").read_text())
+    assert config["model_type"] == ("qwen2" if option == "qwen2_tiny" else "llama")
+    connector = card(run, "connector")
+    assert connector["class"] == ("LinearConnector" if option == "linear" else "MLPConnector")
+    aligned = card(f"llava-align_tiny-short-{option}", "connector")
+    assert aligned["against"]["vision"] == connector["against"]["vision"]
+    same = connector["against"]["vision"] == card("llava-finetune_tiny-short", "connector")["against"]["vision"]
+    assert same == (option != "clip_tiny")
+    ask(mmlab, run)
+
+
+def test_a_part_of_another_chain_is_refused(work, monkeypatch, capsys):
+    """A connector that learned beside one encoder is not silently put beside another."""
+    monkeypatch.chdir(work)
+    assert cli.main(["train", "experiment=llava/vision_tiny", "model/vision=clip_tiny", *SHORT]) == 0
+    runs = "[llava-vision_tiny-short-clip_tiny,llava-language_tiny-short,llava-align_tiny-short]"
+    argv = ["train", "experiment=llava/finetune_tiny", "model/vision=clip_tiny", *SHORT, "run.name=mixed"]
+    assert cli.main([*argv, f"stage.init_from={runs}"]) == 2
+    assert "was trained beside another vision" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""The published recipes describe the published models: every weight is counted, every number is the paper's.
+
+Numbers on the right are LLaVA's and LLaVA-1.5's (papers and training scripts), the counts follow from the
+architectures' published sizes; nothing here is read from conf/.
+"""
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.build import build
+from mmlab.config.compose import compose
+from mmlab.config.locate import conf_dir
+from mmlab.data.conversation import Prompt
+from mmlab.training.trainable import count_parameters, set_trainable
+
+CC3M, INSTRUCT, SCIENCE, LCS, MIX = (
+    "cc3m_595k", "llava_instruct_158k", "scienceqa", "lcs_558k", "llava_mix_665k",
+)  # fmt: skip
+# data, lr, global batch, epochs, template
+STAGES = {
+    ("v1", "align"): (CC3M, 2e-3, 128, 1, "plain"),
+    ("v1", "finetune"): (INSTRUCT, 2e-5, 32, 3, "v1"),
+    ("v1", "scienceqa"): (SCIENCE, 2e-5, 128, 12, "v1"),
+    ("v15", "align"): (LCS, 1e-3, 256, 1, "plain"),
+    ("v15", "finetune"): (MIX, 2e-5, 128, 1, "v1"),
+}
+RECIPES = [f"{version}_{size}_{stage}" for version, stage in STAGES for size in ("7b", "13b")]
+
+
+def clip_vit_l14(pixels: int) -> int:
+    """ViT-L/14: 24 layers of width 1024 and inner width 4096, a class token, norms before and behind."""
+    width, inner, layers, patch = 1024, 4096, 24, 14
+    norm = 2 * width
+    attention = 4 * (width * width + width)
+    mlp = width * inner + inner + inner * width + width
+    embeddings = width + 3 * patch * patch * width + ((pixels // patch) ** 2 + 1) * width  # patches have no bias
+    return embeddings + norm + layers * (attention + mlp + 2 * norm) + norm
+
+
+def llama(width: int, inner: int, layers: int, vocabulary: int = 32000) -> int:
+    """Llama 1 and 2 without grouped queries: no bias, three matrices in an MLP, embeddings not tied."""
+    return 2 * vocabulary * width + layers * (4 * width**2 + 3 * width * inner + 2 * width) + width
+
+
+LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320}
+WIDTH = {"7b": 4096, "13b": 5120}
+VISION = {"v1": clip_vit_l14(224), "v15": clip_vit_l14(336)}
+PICTURE_TOKENS = {"v1": 256, "v15": 576}
+
+
+def connector(version: str, size: str) -> int:
+    first, width = (1024 + 1) * WIDTH[size], WIDTH[size]
+    return first if version == "v1" else first + (width + 1) * width
+
+
+def test_the_formulas_give_the_published_counts():
+    assert llama(4096, 11008, 32) == LANGUAGE["7b"]
+    assert llama(5120, 13824, 40) == LANGUAGE["13b"]
+    assert VISION == {"v1": 303_179_776, "v15": 303_507_456}
+
+
+def test_every_published_recipe_is_checked_here():
+    files = {path.stem for path in (conf_dir() / "experiment" / "llava").glob("*.yaml")}
+    assert {name for name in files if not name.endswith("_tiny")} == set(RECIPES)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def recipe(request) -> tuple[list[str], DictConfig]:
+    return request.param.split("_"), compose("train", [f"experiment=llava/{request.param}"])
+
+
+def test_what_is_frozen_and_what_learns(recipe):
+    (version, size, stage), cfg = recipe
+    with torch.device("meta"):
+        model = build(cfg.model)
+    set_trainable(model, list(cfg.stage.trainable))
+    learns = ["connector"] if stage == "align" else ["connector", "language"]
+    sizes = {"vision": VISION[version], "connector": connector(version, size), "language": LANGUAGE[size]}
+    assert count_parameters(model) == {
+        part: {"trainable": count * (part in learns), "frozen": count * (part not in learns)}
+        for part, count in sizes.items()
+    }
+    assert list(cfg.stage.trainable) == learns
+    assert all(p.device.type == "meta" for p in model.parameters())
+    assert model.vision.tokens_per_image == PICTURE_TOKENS[version]
+    assert (model.vision.feature_layer, model.vision.keep_class) == (-2, False)
+
+
+def test_the_numbers_are_the_published_ones(recipe):
+    (version, _, stage), cfg = recipe
+    data, lr, batch, epochs, template = STAGES[version, stage]
+    assert cfg.data.root == f"data/{data}"
+    assert (cfg.optim.lr, cfg.data.global_batch, cfg.trainer.max_epochs) == (lr, batch, epochs)
+    assert cfg.trainer.max_steps is None
+    assert (cfg.optim.schedule, cfg.optim.warmup_ratio, cfg.optim.min_lr) == ("cosine", 0.03, 0.0)
+    assert (cfg.optim.weight_decay, list(cfg.optim.betas), cfg.optim.part_lr) == (0.0, [0.9, 0.999], {})
+    assert cfg.data.max_length == 2048
+    assert "bf16" in cfg.trainer.precision
+    prompt = Prompt(**OmegaConf.to_container(cfg.stage.prompt))  # type: ignore[arg-type]
+    assert prompt == Prompt(template, pictures="tokens", supervise="answers", system=None)
+
+
+def test_the_parts_and_the_chain_are_the_published_ones(recipe):
+    (version, size, stage), cfg = recipe
+    eye, tongue = {
+        "v1": ("openai/clip-vit-large-patch14", f"lmsys/vicuna-{size}-v1.3"),
+        "v15": ("openai/clip-vit-large-patch14-336", f"lmsys/vicuna-{size}-v1.5"),
+    }[version]
+    assert (cfg.model.vision.source, cfg.model.language.source) == (eye, tongue)
+    assert cfg.data.aspect == ("crop" if version == "v1" else "pad")
+    # ScienceQA starts from stage 1, without stage 2.
+    assert list(cfg.stage.init_from) == ([] if stage == "align" else [f"llava/{version}_{size}_align"])
+
+
+def test_the_global_batch_divides_on_eight_devices(recipe):
+    _, cfg = recipe
+    assert cfg.data.global_batch % (8 * cfg.data.micro_batch) == 0

@@ -1,0 +1,151 @@
+"""Imports point down, never up and never in a circle; what must start at once imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmlab
+
+assert mmlab.__file__ is not None
+ROOT = Path(mmlab.__file__).parent
+
+BOTTOM = {"config"}
+MIDDLE = {"data", "model", "diffusion", "training"}
+TOP = {"stage", "evaluate", "report", "curate"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "config": set(),
+    **dict.fromkeys(MIDDLE, BOTTOM),
+    **dict.fromkeys(TOP, MIDDLE | BOTTOM),
+    "evaluate": MIDDLE | BOTTOM | {"report"},
+    "verbs": TOP | MIDDLE | BOTTOM,
+    # Dispatch alone: it loads a verb by its name.
+    "cli": BOTTOM,
+}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name → file of every module below `root`, whose folder is the package."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: set[str]) -> Iterator[tuple[str, int]]:
+    """(module of the same package, line) of every import in a file, those within functions too."""
+    package = name.split(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+                base = ".".join([*parent[: len(parent) - node.level + 1], *([base] if base else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            names = [full if full in known else base for full in names]
+        else:
+            continue
+        yield from ((other, node.lineno) for other in names if other.split(".")[0] == package)
+
+
+def upward(root: Path) -> list[str]:
+    """A sentence for every import that a layer may not make."""
+    found, wrong = modules(root), []
+    for name, path in found.items():
+        layer = (name.split(".") + [""])[1]
+        if not layer:
+            continue
+        for other, line in imported(name, path, set(found)):
+            target = (other.split(".") + [""])[1]
+            if layer not in MAY_IMPORT:
+                wrong.append(f"{path.relative_to(root)}: {layer} is in no layer")
+            elif target and target != layer and target not in MAY_IMPORT[layer]:
+                wrong.append(f"{path.relative_to(root)}:{line} imports {other}")
+    return wrong
+
+
+def circle(root: Path) -> list[str]:
+    """The modules of one circle of imports, or nothing."""
+    found = modules(root)
+    after = {n: {o for o, _ in imported(n, p, set(found)) if o in found and o != n} for n, p in found.items()}
+    done: set[str] = set()
+
+    def search(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(after[name]):
+            if loop := search(other, [*trail, name]):
+                return loop
+        done.add(name)
+        return []
+
+    return next((loop for name in sorted(after) if (loop := search(name, []))), [])
+
+
+def test_imports_point_down():
+    assert upward(ROOT) == []
+
+
+def test_there_is_no_circle():
+    assert circle(ROOT) == []
+
+
+def test_every_import_of_ours_is_there():
+    found = set(modules(ROOT))
+    for name, path in modules(ROOT).items():
+        for other, line in imported(name, path, found):
+            assert other in found, f"{path}:{line} imports {other}"
+
+
+def test_packages_hold_no_code():
+    assert [path for path in ROOT.rglob("__init__.py") if path.read_text(encoding="utf-8").strip()] == []
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "says"),
+    [
+        ("data/a.py", "from mmlab.model.b import B", "data/a.py:1 imports mmlab.model.b"),
+        ("training/a.py", "def f():\n    import mmlab.stage.c", "training/a.py:2 imports mmlab.stage.c"),
+        ("config/a.py", "from ..verbs import d", "config/a.py:1 imports mmlab.verbs.d"),
+        ("stage/a.py", "from mmlab.evaluate import e", "stage/a.py:1 imports mmlab.evaluate.e"),
+        ("helpers/a.py", "from mmlab.config import f", "helpers/a.py: helpers is in no layer"),
+    ],
+)
+def test_an_upward_import_is_noticed(tmp_path, where, line, says):
+    root = tmp_path / "mmlab"
+    others = ("model/b.py", "stage/c.py", "verbs/d.py", "evaluate/e.py", "config/f.py")
+    for name in (*others, where):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(line if name == where else "")
+    assert upward(root) == [says]
+    (root / where).write_text("import torch\n")
+    assert upward(root) == []
+
+
+def test_a_circle_is_noticed(tmp_path):
+    root = tmp_path / "mmlab"
+    (root / "data").mkdir(parents=True)
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        (root / "data" / f"{name}.py").write_text(f"def f():\n    from mmlab.data.{other} import x\n")
+    assert circle(root) == ["mmlab.data.a", "mmlab.data.b", "mmlab.data.c", "mmlab.data.a"]
+    (root / "data" / "c.py").write_text("")
+    assert circle(root) == []
+
+
+def test_config_and_cli_import_nothing_heavy():
+    light = [name for name in modules(ROOT) if name.startswith("mmlab.config") or name == "mmlab.cli"]
+    assert len(light) > 10
+    code = (
+        f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"
+        "print(sorted({'torch', 'lightning', 'transformers', 'numpy', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -1,0 +1,220 @@
+"""What a run leaves behind fits the next one, or is refused with a reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from mmlab.config.errors import ConfigError
+from mmlab.model.language import LanguageModel
+from mmlab.model.vision import VisionEncoder
+from mmlab.training.artifacts import CARD, fingerprint, load_parts, save_parts
+from tests.model import tiny
+
+EVERY = ["vision", "connector", "language"]
+PIXELS = torch.arange(2 * 3 * 16 * 16).remainder(251).to(torch.uint8).view(2, 3, 16, 16)
+
+
+def different(model: nn.Module) -> Any:
+    """The same shapes with other weights."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def save(model: nn.Module, parts: list[str], run: Path) -> Path:
+    save_parts(model, parts, run / "artifacts", {"run": run.name})
+    return run
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("eye", tiny.VISION)
+@pytest.mark.parametrize("tongue", ["llama", "gpt2"])
+def test_round_trip(tmp_path, tokenizer_folder, eye, tongue):
+    trained = different(tiny.vlm(tokenizer_folder, eye, tongue))
+    run = save(trained, EVERY, tmp_path / "run")
+    fresh = tiny.vlm(tokenizer_folder, eye, tongue)
+    assert not same(fresh, trained)
+    assert load_parts(fresh, [run]) == {part: run / "artifacts" / part for part in EVERY}
+    assert same(fresh, trained)
+    with torch.no_grad():
+        assert torch.equal(fresh.features(PIXELS), trained.features(PIXELS))
+
+
+def test_a_card_says_what_and_beside_what(tmp_path, tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    run = save(model, ["connector"], tmp_path / "run")
+    assert [path.name for path in (run / "artifacts").iterdir()] == ["connector"]
+    card = json.loads((run / "artifacts" / "connector" / CARD).read_text())
+    assert (card["part"], card["class"], card["run"]) == ("connector", "MLPConnector", "run")
+    assert card["shapes"]["layers.0.weight"] == [24, 32]
+    assert set(card["against"]) == {"vision", "language"}
+    assert card["against"]["vision"]["fingerprint"] == fingerprint(model.vision)
+    assert card["against"]["vision"]["feature_layer"] == -2
+
+
+def test_a_part_alone_is_loaded_and_the_others_stay(tmp_path, tokenizer_folder):
+    trained = tiny.vlm(tokenizer_folder)
+    different(trained.vision)
+    different(trained.language)
+    run = save(trained, ["vision", "language"], tmp_path / "run")
+    fresh = tiny.vlm(tokenizer_folder)
+    connector = {name: value.clone() for name, value in fresh.connector.state_dict().items()}
+    assert set(load_parts(fresh, [run])) == {"vision", "language"}
+    assert same(fresh.vision, trained.vision) and same(fresh.language, trained.language)
+    assert all(torch.equal(connector[k], v) for k, v in fresh.connector.state_dict().items())
+
+
+def test_a_later_run_wins(tmp_path, tokenizer_folder):
+    first, second = tiny.vlm(tokenizer_folder), different(tiny.vlm(tokenizer_folder))
+    runs = [save(first, EVERY, tmp_path / "first"), save(second, EVERY, tmp_path / "second")]
+    fresh = tiny.vlm(tokenizer_folder)
+    load_parts(fresh, runs)
+    assert same(fresh, second)
+    load_parts(fresh, runs[::-1])
+    assert same(fresh, first)
+
+
+def test_tied_weights_stay_tied(tmp_path, tokenizer_folder):
+    def tied() -> Any:
+        model = tiny.vlm(tokenizer_folder)
+        size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        fields = {**tiny.LANGUAGE["llama"], **size, "tie_word_embeddings": True}
+        model.language = LanguageModel(init="random", architecture=fields, tokenizer=str(tokenizer_folder))
+        return model
+
+    trained = tied()
+    different(trained.language)
+    run = save(trained, ["language"], tmp_path / "run")
+    fresh = tied()
+    load_parts(fresh, [run])
+    assert same(fresh.language, trained.language)
+    causal = fresh.language.causal
+    assert causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
+    loaded: Any = AutoModelForCausalLM.from_pretrained(run / "artifacts" / "language")
+    assert torch.equal(loaded.lm_head.weight, causal.lm_head.weight)
+
+
+@pytest.mark.parametrize("eye", tiny.VISION)
+def test_the_vision_folder_is_a_whole_transformers_model(tmp_path, tokenizer_folder, eye):
+    model = tiny.vlm(tokenizer_folder, eye)
+    run = save(model, ["vision"], tmp_path / "run")
+    theirs, info = AutoModel.from_pretrained(run / "artifacts" / "vision", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert len(model.vision.unused_layers) == 1, "and ours runs the layers it needs, as before"
+    pixels = (PIXELS - model.vision.mean) / model.vision.std
+    with torch.no_grad():
+        hidden = theirs.eval()(pixel_values=pixels, output_hidden_states=True).hidden_states
+        expected = hidden[-2][:, model.vision.prefix :]
+        assert torch.allclose(model.features(PIXELS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tongue", tiny.LANGUAGE)
+def test_the_language_folder_is_a_transformers_model_with_its_tokenizer(tmp_path, tokenizer_folder, tongue):
+    model = tiny.vlm(tokenizer_folder, tongue=tongue)
+    folder = save(model, ["language"], tmp_path / "run") / "artifacts" / "language"
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer("what color is the circle?")["input_ids"]])
+    assert ids.tolist() == [model.language.tokenizer("what color is the circle?")["input_ids"]]
+    ones = torch.ones_like(ids)
+    with torch.no_grad():
+        ours = model.language(model.language.embed(ids), ones.bool(), ones, 0 * ones, ones.cumsum(1) - 1, False)
+        assert torch.allclose(ours, theirs.eval()(ids).logits[0], atol=1e-5)
+
+
+def test_a_folder_starts_a_model_as_its_source(tmp_path, tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    folder = save(model, ["language"], tmp_path / "run") / "artifacts" / "language"
+    assert same(LanguageModel(source=str(folder)).causal, model.language.causal)
+
+
+def test_other_shapes_are_refused(tmp_path, tokenizer_folder):
+    run = save(tiny.vlm(tokenizer_folder), ["connector"], tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"connector does not fit the model: layers.0.bias is .24. there and"):
+        load_parts(tiny.vlm(tokenizer_folder, connector="linear"), [run])
+    run = save(tiny.vlm(tokenizer_folder), ["vision"], tmp_path / "eye")
+    other = tiny.vlm(tokenizer_folder)
+    other.vision = tiny.vision("siglip")
+    with pytest.raises(ConfigError, match=r"does not fit .* is a clip_vision_model, here is a siglip_vision_model"):
+        load_parts(other, [run])
+    fields = {**other.vision.config.to_dict(), "hidden_size": 48}
+    fields = {k: fields[k] for k in ("hidden_size", "num_hidden_layers", "image_size", "patch_size")}
+    fields |= {"model_type": "clip_vision_model", "num_attention_heads": 2, "intermediate_size": 48}
+    other.vision = VisionEncoder(init="random", architecture=fields)
+    with pytest.raises(ConfigError, match=r"does not fit the model: .* is .* there and .* here"):
+        load_parts(other, [run])
+
+
+def test_a_connector_beside_another_encoder_is_refused(tmp_path, tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    connector = save(model, ["connector"], tmp_path / "connector")
+    other = tiny.vlm(tokenizer_folder)
+    load_parts(other, [connector])
+    different(other.vision)
+    with pytest.raises(ConfigError, match="trained beside another vision: its fingerprint was"):
+        load_parts(other, [connector])
+    eye = save(model, ["vision"], tmp_path / "eye")
+    for runs in ([eye, connector], [connector, eye]):
+        load_parts(different(other), [*runs, save(model, ["language"], tmp_path / "language")])
+        assert same(other, model), "loaded along, they are the parts that it knows"
+
+
+def test_a_connector_beside_another_language_model_is_refused(tmp_path, tokenizer_folder):
+    run = save(tiny.vlm(tokenizer_folder), ["connector"], tmp_path / "run")
+    other = tiny.vlm(tokenizer_folder)
+    different(other.language)
+    with pytest.raises(ConfigError, match=r"beside another language: its fingerprint was .* train connector again"):
+        load_parts(other, [run])
+
+
+def test_a_connector_for_another_feature_layer_is_refused(tmp_path, tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    run = save(model, ["connector"], tmp_path / "run")
+    eye = save(model, ["vision"], tmp_path / "eye")
+    other = tiny.vlm(tokenizer_folder)
+    other.vision = tiny.vision(feature_layer=-1)
+    with pytest.raises(ConfigError, match="trained beside another vision"):
+        load_parts(other, [eye, run])
+
+
+def test_a_run_without_artifacts_is_refused(tmp_path, tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no artifact for vision, connector, language; it has none: did it"):
+        load_parts(model, [tmp_path / "empty"])
+    heads = nn.ModuleDict({"head": nn.Linear(2, 2)})
+    with pytest.raises(ConfigError, match="it has head"):
+        load_parts(model, [save(heads, ["head"], tmp_path / "run")])
+
+
+def test_the_fingerprint_tells_weights_apart_and_not_their_dtype():
+    torch.manual_seed(0)
+    module = nn.Linear(64, 64).to(torch.bfloat16).float()  # as a checkpoint stored in bf16
+    before = fingerprint(module)
+    assert fingerprint(module) == before == fingerprint(module.to(torch.bfloat16)) == fingerprint(module.float())
+    with torch.no_grad():
+        module.weight[3, 4] += 0.25  # one of the 1,024 values that are looked at
+    assert fingerprint(module) != before
+    named = [nn.ModuleDict({name: nn.Linear(1, 1)}) for name in "ab"]
+    named[1]["b"].load_state_dict(named[0]["a"].state_dict())
+    assert fingerprint(named[0]) != fingerprint(named[1])
+
+
+def test_training_changes_the_fingerprint(tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    before = fingerprint(model.language)
+    optimizer = torch.optim.SGD(model.language.parameters(), lr=0.1)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    model.language.causal(ids, labels=ids).loss.backward()
+    optimizer.step()
+    assert fingerprint(model.language) != before

@@ -1,0 +1,151 @@
+"""From the `trainer` section to Lightning."""
+
+import signal
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from mmlab.config.compose import compose
+from mmlab.data.module import ShardDataModule
+from mmlab.training import trainer as ours
+from mmlab.training.progress import Progress
+from tests.tiny_shards import KeyCollate, make_shards
+
+PARTS = ["model=llava", "data=shapes", "stage=align", "trainer=cpu"]
+
+
+def section(*overrides: str):
+    return compose("train", [*PARTS, *(f"trainer.{override}" for override in overrides)]).trainer
+
+
+class Data:
+    def accumulation(self, world: int) -> int:
+        return 8 // world
+
+
+def build(tmp_path, *overrides: str, steps: int = 20, callbacks=()) -> Any:
+    return ours.build_trainer(section(*overrides), tmp_path, None, list(callbacks), Data(), steps)
+
+
+def test_steps_and_accumulation_come_from_the_data(tmp_path):
+    trainer = build(tmp_path)
+    assert (trainer.max_steps, trainer.accumulate_grad_batches) == (20, 8)
+    assert trainer.num_sanity_val_steps == 0
+    assert str(trainer.default_root_dir) == str(tmp_path)
+    assert trainer.checkpoint_callback is None and trainer.logger is None
+
+
+def test_options_are_passed_on_only_where_they_are_given(tmp_path):
+    plain = build(tmp_path)
+    assert (plain.gradient_clip_val, plain.limit_val_batches, plain.overfit_batches) == (None, 1.0, 0.0)
+    trainer = build(tmp_path, "gradient_clip_val=0.5", "limit_val_batches=3", "precision=bf16-mixed")
+    assert (trainer.gradient_clip_val, trainer.limit_val_batches) == (0.5, 3)
+    assert trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_overfitting_repeats_one_global_batch_and_leaves_validation_alone(tmp_path, batches):
+    trainer = build(tmp_path, "overfit=true", f"limit_val_batches={batches}")
+    assert (trainer.overfit_batches, trainer.limit_train_batches) == (8, 8)
+    assert trainer.limit_val_batches == batches
+
+
+@pytest.mark.parametrize(("every", "batches"), [(5, 40), (20, 160), (1000, 160)])
+def test_validation_is_counted_in_optimizer_steps(tmp_path, every, batches):
+    assert build(tmp_path, f"val_every={every}").val_check_interval == batches
+
+
+def test_processes():
+    assert ours.processes(section()) == 1
+    assert ours.processes(section("devices=3", "num_nodes=2")) == 6
+    assert ours.processes(section("devices=[0,2]")) == 2
+    assert ours.processes(section("devices=auto", "num_nodes=2")) == 2
+
+
+def test_precision(monkeypatch):
+    assert ours.precision("16-mixed", "cpu") == "16-mixed"
+    for amx, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert ours.precision("auto", "cpu") == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capable, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda capable=capable: capable)
+        assert ours.precision("auto", "auto") == expected
+
+
+def test_place():
+    model = ours.place(nn.Linear(1, 1).train(), section("precision=bf16-mixed"))
+    assert not model.training and next(model.parameters()).dtype == torch.float32
+
+
+class Line(L.LightningModule):
+    """Learns one number; `interrupt` stops it at a step as Ctrl-C would."""
+
+    def __init__(self, interrupt: int | None = None):
+        super().__init__()
+        self.model = nn.ModuleDict({"weight": nn.Linear(1, 1)})
+        self.interrupt = interrupt
+        self.steps: list[int] = []
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == self.interrupt:
+            raise KeyboardInterrupt
+        self.steps.append(self.global_step)
+        loss = ((self.model["weight"](batch["x"] / 97) - 1) ** 2).mean()
+        self.log_dict({"train/loss": loss, "train/other": loss}, prog_bar=True, batch_size=4)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def data(tmp_path):
+    make_shards(tmp_path / "shards", 12)
+    source = [{"path": str(tmp_path / "shards")}]
+    made = ShardDataModule(source, global_batch=4, micro_batch=2, collate=KeyCollate())
+    made.plan(6)
+    return made
+
+
+def trainer_for(data, folder):
+    keep = ModelCheckpoint(folder / "checkpoints", "{step}", save_last="link", every_n_train_steps=2)
+    callbacks: list[L.Callback] = [Progress(), keep]
+    return ours.build_trainer(section(), folder, None, callbacks, data, data.total_steps)
+
+
+@pytest.fixture
+def sigint():
+    """Lightning ignores the signal from the first interrupt on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_fit_goes_on_from_the_last_checkpoint_after_an_interrupt(tmp_path, data, capsys, sigint):
+    stopped = Line(interrupt=5)
+    with pytest.raises(KeyboardInterrupt):
+        ours.fit(trainer_for(data, tmp_path), stopped, data, tmp_path)
+    assert "going on" not in capsys.readouterr().out
+    rest = Line()
+    metrics = ours.fit(trainer_for(data, tmp_path), rest, data, tmp_path)
+    assert "going on from" in capsys.readouterr().out
+    assert set(metrics) == {"train/loss"}
+    assert sorted({*stopped.steps}) == [0, 1, 2, 3, 4] and sorted({*rest.steps}) == [4, 5]
+
+
+def test_an_error_is_not_an_interrupt(tmp_path, data):
+    class Exits(Line):
+        def training_step(self, batch, batch_idx):
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as stop:
+        ours.fit(trainer_for(data, tmp_path), Exits(), data, tmp_path)
+    assert stop.value.code == 3
