@@ -117,9 +117,7 @@ def allowed_prefixes() -> tuple[str, ...]:
 def _check_name(where: str, target: Any) -> None:
     at = f"'{where}._target_'" if where else "_target_"
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
-        raise ConfigError(
-            f"{at} must be a dotted name such as mmlab.model.connector.MLPConnector, not {target!r}."
-        )
+        raise ConfigError(f"{at} must be a dotted name such as mmlab.model.connector.MLPConnector, not {target!r}.")
     prefixes = (*PACKAGES, *allowed_prefixes())
     if target not in VETTED and not target.startswith(prefixes):
         packages = ", ".join(prefix.rstrip(".") for prefix in prefixes)

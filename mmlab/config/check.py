@@ -56,9 +56,7 @@ def check_trainable(cfg: DictConfig) -> None:
 def check_length(cfg: DictConfig) -> None:
     """Refuse a run whose end is not given."""
     if cfg.trainer.max_steps is None and cfg.trainer.max_epochs is None:
-        raise ConfigError(
-            "How long the run lasts is not given; give trainer.max_steps=… or trainer.max_epochs=…"
-        )
+        raise ConfigError("How long the run lasts is not given; give trainer.max_steps=… or trainer.max_epochs=…")
 
 
 def check_batches(cfg: DictConfig) -> None:
@@ -79,9 +77,7 @@ def world_size(trainer: DictConfig) -> int:
         if devices > 0:
             return devices * trainer.num_nodes
     elif devices != "auto":
-        raise ConfigError(
-            f"'trainer.devices' must be a number above 0, a list of numbers or auto, not {devices!r}."
-        )
+        raise ConfigError(f"'trainer.devices' must be a number above 0, a list of numbers or auto, not {devices!r}.")
     if trainer.accelerator in ("cpu", "mps"):
         return trainer.num_nodes
     import torch
@@ -114,9 +110,7 @@ def check_shards(folder: Path, where: str) -> None:
         hint = nearest(folder.name, siblings)
         raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab shards build` makes shards.")
     if any(folder.glob("*.tar")):
-        raise ConfigError(
-            f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`."
-        )
+        raise ConfigError(f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`.")
     raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab shards build` makes them.")
 
 

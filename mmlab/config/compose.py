@@ -61,9 +61,7 @@ def hydra_verb(config_name: str, task: Task, argv: list[str]) -> int:
     return 0
 
 
-def compose(
-    config_name: str, overrides: list[str] | None = None, config_dir: Path | str | None = None
-) -> DictConfig:
+def compose(config_name: str, overrides: list[str] | None = None, config_dir: Path | str | None = None) -> DictConfig:
     """Compose a config as a verb would, for tests and notebooks.
 
     Args:
@@ -76,9 +74,7 @@ def compose(
     """
     hydra = start(config_name, config_dir)
     try:
-        cfg = hydra.config_loader.load_configuration(
-            config_name, list(overrides or []), RunMode.RUN, from_shell=False
-        )
+        cfg = hydra.config_loader.load_configuration(config_name, list(overrides or []), RunMode.RUN, from_shell=False)
     finally:
         GlobalHydra.instance().clear()
     with open_dict(cfg):
@@ -118,10 +114,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     parser.error = refuse  # type: ignore[method-assign]
     # `--info` takes a word or none: without this an override behind it would be that word.
-    argv = [
-        "--info=all" if a in ("--info", "-i") and "=" in (argv + [""])[i + 1] else a
-        for i, a in enumerate(argv)
-    ]
+    argv = ["--info=all" if a in ("--info", "-i") and "=" in (argv + [""])[i + 1] else a for i, a in enumerate(argv)]
     args = parser.parse_intermixed_args(argv)
     modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
     if sum(map(bool, modes)) > 1:
@@ -129,9 +122,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.resolve and not args.cfg:
         raise ConfigError("--resolve goes with --cfg.")
     if args.experimental_rerun:
-        raise ConfigError(
-            "--experimental-rerun would read a pickle, which can run any code; it is not supported."
-        )
+        raise ConfigError("--experimental-rerun would read a pickle, which can run any code; it is not supported.")
     return args
 
 

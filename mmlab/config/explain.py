@@ -26,9 +26,7 @@ KINDS = {
 }
 
 
-def explain(
-    error: Exception, loader: ConfigLoader, config_name: str | None, overrides: list[str]
-) -> ConfigError:
+def explain(error: Exception, loader: ConfigLoader, config_name: str | None, overrides: list[str]) -> ConfigError:
     """Return the sentence for what went wrong while `overrides` were composed onto `config_name`."""
     if isinstance(error, OverrideParseException):
         return ConfigError(_syntax(error))
@@ -119,9 +117,7 @@ def explain_key(error: OmegaConfBaseException, groups: list[str] | tuple[str, ..
         hint = f" Config groups take a slash: {group}=…" if group in groups else ""
         return unknown_key(key, options) + hint if options else f"There is no key '{key}'."
     if isinstance(error, ValidationError):
-        if found := re.match(
-            r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", message
-        ):
+        if found := re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", message):
             return f"'{key}' takes {KINDS.get(found[2], found[2])}, not '{found[1]}'."
         if "is not Optional" in message:
             return f"'{key}' cannot be null."

@@ -85,9 +85,7 @@ def _check_value(where: str, value: Any, rules: Any) -> None:
         raise ConfigError(f"'{where}' is a config group; choose its option with {group}={value}.")
     if "choices" in rules and value not in rules["choices"]:
         options = ", ".join(rules["choices"])
-        raise ConfigError(
-            f"'{where}' cannot be '{value}'.{nearest(str(value), rules['choices'])} Options: {options}."
-        )
+        raise ConfigError(f"'{where}' cannot be '{value}'.{nearest(str(value), rules['choices'])} Options: {options}.")
     if isinstance(value, int | float) and not isinstance(value, bool):
         for name, holds in BOUNDS.items():
             if rules.get(name) is not None and not holds(value, rules[name]):

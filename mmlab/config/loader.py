@@ -43,9 +43,7 @@ class CheckedLoader(ConfigLoaderImpl):
         if self.lenient:
             run_mode, validate_sweep_overrides = RunMode.MULTIRUN, False
         try:
-            cfg = super().load_configuration(
-                config_name, overrides, run_mode, from_shell, validate_sweep_overrides
-            )
+            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         except COMPOSITION_ERRORS as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
@@ -71,9 +69,7 @@ class CheckedLoader(ConfigLoaderImpl):
         options = super().get_group_options(group_name, results_filter, config_name, overrides)
         if results_filter is ObjectType.CONFIG and group_name and not options:
             for folder in super().get_group_options(group_name, ObjectType.GROUP, config_name, overrides):
-                inner = self.get_group_options(
-                    f"{group_name}/{folder}", results_filter, config_name, overrides
-                )
+                inner = self.get_group_options(f"{group_name}/{folder}", results_filter, config_name, overrides)
                 options += [f"{folder}/{option}" for option in inner]
         return sorted({option for option in options if group_name or option != "schema"})
 

@@ -17,9 +17,7 @@ def conf_dir() -> Path:
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise ConfigError(
-        f"The config folder of mmlab is in neither {package} nor its parent; install the package again."
-    )
+    raise ConfigError(f"The config folder of mmlab is in neither {package} nor its parent; install the package again.")
 
 
 def local_conf_dir() -> Path | None:

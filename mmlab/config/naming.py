@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -28,40 +31,69 @@ def is_execution(key: str) -> bool:
 
 
 def run_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> str | None:
-    """Name a run after its recipe, or after its model and stage, and hash what else was overridden.
+    """Name a run after its recipe, or after its model and stage; add swapped options, and hash other overrides.
 
     Args:
         choices: config group → option (Hydra's `runtime.choices`).
         overrides: the command line's `key=value`; a later one of the same key wins.
 
     Returns:
-        The name, or None as long as neither a recipe nor a model and a stage are chosen.
+        The name, such as `llava-align_tiny-clip_tiny-1f2e3d4c`, or None as long as neither a recipe nor a
+        model and a stage are chosen.
     """
     recipe = choices.get("experiment")
-    named = {"experiment"} if recipe else {"model", "stage"}
     parts = [recipe] if recipe else [choices.get("model"), choices.get("stage")]
     if any(part in (None, "???") for part in parts):
         return None
-    changed = {}
+    swapped, changed = _changes(choices, overrides)
+    digest = hashlib.sha256(json.dumps(sorted(changed.items())).encode()).hexdigest()[:8]
+    words = [*parts, *swapped, *([digest] if changed else [])]
+    return "-".join(map(str, words)).replace("/", "-")
+
+
+def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
+    """The run that `stage.init_from` means by a recipe's name: that recipe with the same parts swapped in.
+
+    Of `swapped` a recipe can have only what it has groups for, so the run with most of them is taken. Where
+    there is none, `name` is returned as it is.
+    """
+    bare = name.replace("/", "-")
+    for count in range(len(swapped), 0, -1):
+        for some in combinations(swapped, count):
+            if (root / "-".join([bare, *some]) / "config.yaml").is_file():
+                return "-".join([bare, *some])
+    return name
+
+
+def _changes(choices: Mapping[str, str | None], overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(options of groups swapped in, other overridden keys and their values); what only executes is left out."""
+    named = {"experiment"} if choices.get("experiment") else {"model", "stage"}
+    swapped: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.partition("=")
         bare = key.lstrip("+")
-        if bare not in named | {"trainer"} and not is_execution(bare):
-            changed[bare] = value
-    digest = hashlib.sha256(json.dumps(sorted(changed.items())).encode()).hexdigest()[:8]
-    return "-".join(map(str, parts)).replace("/", "-") + (f"-{digest}" if changed else "")
+        if bare in named | {"trainer"} or is_execution(bare):
+            continue
+        (swapped if bare in choices and value.replace("_", "").isalnum() else changed)[bare] = value
+    return [swapped[group] for group in sorted(swapped)], changed
 
 
 def settle(cfg: DictConfig) -> None:
     """Write down, in place, the values that depend on the command line or the environment.
 
-    `run.name` becomes `run_name(…)` unless it was given; wandb's `offline` says whether the key is absent.
+    `run.name` becomes `run_name(…)` unless it was given; `stage.init_from` names the runs that it means
+    unless it was given; wandb's `offline` says whether the key is absent.
     """
     with open_dict(cfg):
+        choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
+        overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
         if OmegaConf.select(cfg, "run.dir", throw_on_resolution_failure=False) and cfg.run.name is None:
-            choices = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
-            overrides = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
-            cfg.run.name = run_name(choices, overrides)  # type: ignore[arg-type]
+            cfg.run.name = run_name(choices, overrides)
+        given = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
+        if not given and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
+            swapped, _ = _changes(choices, overrides)
+            cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]
         logger = OmegaConf.select(cfg, "logger")
         if isinstance(logger, DictConfig) and "offline" in logger and logger.offline is None:
             logger.offline = "WANDB_API_KEY" not in os.environ

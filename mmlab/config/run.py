@@ -74,9 +74,7 @@ def prepare_run(cfg: DictConfig) -> Path:
 
 def _reopen(folder: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
     """A complete run whose end was moved is not complete any more."""
-    if _rank() == 0 and any(
-        before["trainer"][key] != config["trainer"][key] for key in ("max_steps", "max_epochs")
-    ):
+    if _rank() == 0 and any(before["trainer"][key] != config["trainer"][key] for key in ("max_steps", "max_epochs")):
         (folder / DONE).unlink(missing_ok=True)
 
 

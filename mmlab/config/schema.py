@@ -178,9 +178,7 @@ class TrainConfig:
 @dataclass
 class EvalDataConfig:
     path: str = MISSING
-    blind_from: str | None = (
-        None  # training shards: their commonest answers are what one scores without looking
-    )
+    blind_from: str | None = None  # training shards: their commonest answers are what one scores without looking
 
 
 @dataclass

@@ -70,8 +70,7 @@ class ChatTemplate:
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
         if not tokenizer.chat_template:
             raise ConfigError(
-                f"The tokenizer {tokenizer_name(tokenizer)} has no chat template; "
-                "choose another prompt.template."
+                f"The tokenizer {tokenizer_name(tokenizer)} has no chat template; choose another prompt.template."
             )
         try:
             text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)

@@ -101,16 +101,12 @@ class ChatCollate:
         shown = any(one.image_starts for one in encoded)
         counters = {"truncated": int(dropped > 0), "turns_dropped": dropped, "text_only": int(not shown)}
         context, segments = _shared(encoded)
-        return Prepared(
-            sample.key, sample.source, context, segments, sample.image if shown else None, counters
-        )
+        return Prepared(sample.key, sample.source, context, segments, sample.image if shown else None, counters)
 
     def batch(self, prepared: list[Prepared]) -> dict[str, Any]:
         """Lay samples out in rows: a `ChatBatch`."""
         groups = [
-            group
-            for i, one in enumerate(prepared)
-            for group in split(i, one.context, one.segments, self.max_length)
+            group for i, one in enumerate(prepared) for group in split(i, one.context, one.segments, self.max_length)
         ]
         rows = first_fit(groups, self.max_length) if self.pack else [[group] for group in groups]
         layout = lay_out(rows, pad_id(self.tokenizer))
@@ -125,7 +121,7 @@ class ChatCollate:
             "labels": layout.labels,
             "pixel_values": torch.stack([p for p in pictures if p is not None]) if pictures else none,
             "image_positions": layout.image_positions,
-            "image_keys": [prepared[i].key for i in layout.image_samples],
+            "image_keys": [f"{prepared[i].source}/{prepared[i].key}" for i in layout.image_samples],
             "keys": [one.key for one in prepared],
             "stats": _stats(prepared, groups),
             "bad": [],

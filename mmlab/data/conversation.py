@@ -50,9 +50,7 @@ class Encoded:
     turns_dropped: int = 0
 
 
-def render(
-    dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", answer: bool = True
-) -> Rendered:
+def render(dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", answer: bool = True) -> Rendered:
     """The dialogue as text; with `answer` False it ends with a question, and the text where the model speaks.
 
     Raises:
@@ -93,9 +91,7 @@ def encode(
                 break
             keep -= 1
         else:
-            raise SampleError(
-                "too-long", f"The first question and answer take more than {max_length} tokens."
-            )
+            raise SampleError("too-long", f"The first question and answer take more than {max_length} tokens.")
     if all(label == IGNORE for label in encoded.labels):
         raise SampleError("no-loss", "The dialogue has no token to learn.")
     return replace(encoded, turns_dropped=pairs - keep)
@@ -120,9 +116,7 @@ def _encode(
 ) -> Encoded:
     check_tokenizer(tokenizer)
     if rendered.images and (spec is None or spec.tokens < 1):
-        raise ConfigError(
-            "The dialogue shows a picture, but no number of picture tokens is set (image.tokens)."
-        )
+        raise ConfigError("The dialogue shows a picture, but no number of picture tokens is set (image.tokens).")
     text, spans, bos = rendered.text, rendered.spans, tokenizer.bos_token_id
     ids = leading_bos(tokenizer, text)
     labels, places, starts, shared, at = [IGNORE] * len(ids), [-1] * len(ids), [], 0, 0

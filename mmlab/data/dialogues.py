@@ -81,9 +81,7 @@ def caption_of(record: dict[str, Any], seed: int) -> str | None:
     return caption if isinstance(caption, str) and caption.strip() else None
 
 
-def conversations_of(
-    record: dict[str, Any], prompt: Prompt, seed: int, picture: bool = True
-) -> list[Dialogue]:
+def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture: bool = True) -> list[Dialogue]:
     """The dialogues of a record; where the picture is shown, each opens with `<image>` and a line break.
 
     Args:
@@ -98,11 +96,7 @@ def conversations_of(
     """
     if prompt.template == "plain":
         caption = caption_of(record, seed) or _last_answer(record)
-        return [
-            _shown(
-                [Turn("human", ""), Turn("gpt", caption)], picture and prompt.pictures == "tokens", IMAGE, ""
-            )
-        ]
+        return [_shown([Turn("human", ""), Turn("gpt", caption)], picture and prompt.pictures == "tokens", IMAGE, "")]
     return [
         _place(dialogue, record, prompt, seed, picture, found, kind != "conversations")
         for kind in _kinds(record, prompt.turns, seed)
@@ -186,9 +180,7 @@ def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
 def _last_answer(record: dict[str, Any]) -> str:
     """The caption of a record in LLaVA's pretraining form: its last gpt turn."""
     answers = [
-        t.get("value")
-        for t in record.get("conversations") or []
-        if isinstance(t, dict) and t.get("from") == "gpt"
+        t.get("value") for t in record.get("conversations") or [] if isinstance(t, dict) and t.get("from") == "gpt"
     ]
     if not answers or not isinstance(answers[-1], str) or not answers[-1].strip():
         raise SampleError("no-caption", "The record has no caption, and no conversation that holds one.")

@@ -77,7 +77,5 @@ def resize(image_3HW: Tensor, spec: ImageSpec) -> Tensor:
 def _scale(image_3HW: Tensor, height: int, width: int) -> Tensor:
     if image_3HW.shape[1:] == (height, width):
         return image_3HW.contiguous()
-    scaled = interpolate(
-        image_3HW[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False
-    )
+    scaled = interpolate(image_3HW[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return scaled[0].contiguous()

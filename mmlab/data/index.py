@@ -129,9 +129,7 @@ class ShardIndex:
 
     def extensions(self, i: int) -> list[str]:
         """The member extensions of sample `i`, without reading it."""
-        return [
-            EXTENSIONS[e] for e in self.members.extension[self.members.first[i] : self.members.first[i + 1]]
-        ]
+        return [EXTENSIONS[e] for e in self.members.extension[self.members.first[i] : self.members.first[i + 1]]]
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -150,9 +148,7 @@ class ShardIndex:
         found = [path.name for path in list_shards(self.root)]
         for name in sorted(set(found) ^ set(self.shards)):
             state = "was added" if name in found else "is missing"
-            raise DataError(
-                f"shard {name} of {self.root} {state} since the index was built; {_BUILD} {self.root}`."
-            )
+            raise DataError(f"shard {name} of {self.root} {state} since the index was built; {_BUILD} {self.root}`.")
         for name, size in zip(self.shards, self.shard_sizes, strict=True):
             now = (self.root / name).stat().st_size
             if now != size:
@@ -175,9 +171,7 @@ class _OpenFile:
             os.close(self.fd)
 
 
-def build_index(
-    root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False
-) -> ShardIndex:
+def build_index(root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False) -> ShardIndex:
     """Read every shard of a folder, verify it, and write the index beside it (at once or not at all).
 
     Args:
@@ -240,9 +234,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
     )
 
 
-def _content_hash(
-    shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members
-) -> str:
+def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members) -> str:
     digest = hashlib.sha256()
     digest.update("\n".join([*shards, "", *keys]).encode())
     for array in (samples_per_shard, *vars(members).values()):

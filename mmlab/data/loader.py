@@ -70,9 +70,7 @@ class LocalLoader:
                 yield batch
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
-                raise RunError(
-                    f"a data worker died ({error}); the usual cause is too little memory."
-                ) from error
+                raise RunError(f"a data worker died ({error}); the usual cause is too little memory.") from error
             raise
 
     def _start(self) -> Iterator[Any]:

@@ -59,9 +59,7 @@ class Mixture:
         if last - first < 2:
             return
         middle = _middle(first, last)
-        self._nodes[first, last] = _Node(
-            first, last, sum(self.weights[first:middle]), sum(self.weights[first:last])
-        )
+        self._nodes[first, last] = _Node(first, last, sum(self.weights[first:middle]), sum(self.weights[first:last]))
         self._grow(first, middle)
         self._grow(middle, last)
 

@@ -206,9 +206,7 @@ class ShardDataModule(L.LightningDataModule):
             bad_budget=self.bad_budget,
         )
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        loader = LocalLoader(
-            dataset, stop, start, workers=self.workers, pin_memory=cuda, context=self.start_method
-        )
+        loader = LocalLoader(dataset, stop, start, workers=self.workers, pin_memory=cuda, context=self.start_method)
         self._loaders.append(loader)
         return loader
 
@@ -220,9 +218,7 @@ class ShardDataModule(L.LightningDataModule):
         self._base, self._mark = self.position, self._micro_batches_done()
         step = self._base // self.global_batch
         if step >= (self.total_steps or 0):
-            raise RunError(
-                f"all {self.total_steps} planned steps are trained, but the trainer asks for more."
-            )
+            raise RunError(f"all {self.total_steps} planned steps are trained, but the trainer asks for more.")
         first = step * self.accumulation(self._place()[0])
         counted = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer else 0
         if counted not in (0, first):
@@ -272,9 +268,7 @@ class ShardDataModule(L.LightningDataModule):
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         unfinished = current.processed - current.completed
         if self._base and current.processed:
-            current.ready = current.started = current.processed = (
-                self._base // self.global_batch * micro_per_step
-            )
+            current.ready = current.started = current.processed = self._base // self.global_batch * micro_per_step
             current.completed = current.processed - unfinished
 
 
@@ -293,8 +287,6 @@ def _source_config(source: SourceConfig | Mapping[str, Any]) -> SourceConfig:
 def _check_sources(then: dict[str, str], now: dict[str, str]) -> None:
     if list(then.items()) == list(now.items()):
         return
-    changed = [name for name in then if now.get(name) != then[name]] + [
-        name for name in now if name not in then
-    ]
+    changed = [name for name in then if now.get(name) != then[name]] + [name for name in now if name not in then]
     what = f"source '{changed[0]}' is not" if changed else "the order of the sources is not"
     raise DataError(f"{what} what it was when the checkpoint was made: the order of samples would change.")

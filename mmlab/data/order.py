@@ -77,9 +77,7 @@ class EpochOrder:
         self.block_shards = block_shards
         self.shuffle = shuffle
         self._first = np.cumsum(self.counts) - self.counts  # first sample of each shard
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = (
-            None  # epoch, shards in order, ends of blocks
-        )
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None  # epoch, shards in order, ends of blocks
         self._block: tuple[int, int, np.ndarray] | None = None  # epoch, block, samples in order
 
     def sample(self, epoch: int, position: int) -> int:

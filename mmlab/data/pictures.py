@@ -47,17 +47,15 @@ def load_rgb(data: bytes) -> Image.Image:
         raise TooManyPixels(str(error)) from None
     width, height = picture.size
     if width * height > PIXEL_CAP or max(width, height) > SIDE_CAP:
-        raise TooManyPixels(
-            f"{width} x {height} pixels are more than the cap of {PIXEL_CAP / 1e6:.0f} million"
-        )
+        raise TooManyPixels(f"{width} x {height} pixels are more than the cap of {PIXEL_CAP / 1e6:.0f} million")
     picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith(("I", "F")):  # 16-bit grey, which convert() would clip to white
-        return Image.fromarray(
-            (np.asarray(picture).astype(np.int64).clip(0, 65_535) >> 8).astype(np.uint8)
-        ).convert("RGB")
+        return Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65_535) >> 8).astype(np.uint8)).convert(
+            "RGB"
+        )
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -73,9 +73,7 @@ def open_sources(configs: Sequence[SourceConfig]) -> list[Source]:
     for config in configs:
         path = Path(config.path)
         if path.suffix == ".tar":
-            raise ConfigError(
-                f"{path} is one shard; a source is the folder that holds the shards: {path.parent}."
-            )
+            raise ConfigError(f"{path} is one shard; a source is the folder that holds the shards: {path.parent}.")
         name = config.name or path.resolve().name
         if any(name == source.name for source in sources):
             raise ConfigError(f"two sources are named '{name}'; give each its own `name`.")
@@ -194,9 +192,7 @@ class LocalBatches(Dataset):
                 _count(stats, source, name, count)
         return {"keys": keys, **batch, "stats": stats, "bad": bad + batch.get("bad", [])}
 
-    def _item(
-        self, position: int, stats: dict[str, dict[str, int]], bad: list[dict[str, Any]]
-    ) -> tuple[str, Any]:
+    def _item(self, position: int, stats: dict[str, dict[str, int]], bad: list[dict[str, Any]]) -> tuple[str, Any]:
         """The prepared sample at `position`, or its stand-in; what comes after does not shift."""
         number, cursor = self.stream.at(position)
         source = self.sources[number]
@@ -225,9 +221,7 @@ class LocalBatches(Dataset):
 
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         spec = self.collate.image
-        members = source.index.read(
-            i, ("json", "txt") if spec is None else (*IMAGE_EXTENSIONS, "json", "txt")
-        )
+        members = source.index.read(i, ("json", "txt") if spec is None else (*IMAGE_EXTENSIONS, "json", "txt"))
         try:
             record = parse_record(members)
         except (ValueError, RecursionError) as error:

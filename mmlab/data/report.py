@@ -39,9 +39,7 @@ class DataReportCallback(L.Callback):
     def on_validation_start(self, trainer, pl_module) -> None:
         self.validation = DataReport(*self._limits)
 
-    def on_validation_batch_end(
-        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
-    ) -> None:
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self.validation.add(batch)
         self.validation.check()
 

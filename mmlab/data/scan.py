@@ -33,9 +33,7 @@ class ShardScan:
     offset: np.ndarray  # int64 [M], first byte of the member's data
     length: np.ndarray  # int64 [M]
     crc: np.ndarray  # uint32 [M]
-    image_sizes: (
-        np.ndarray
-    )  # int32 [N, 2]: width, height; 0, 0 = no picture, or one whose header is unreadable
+    image_sizes: np.ndarray  # int32 [N, 2]: width, height; 0, 0 = no picture, or one whose header is unreadable
     text_lengths: np.ndarray  # int32 [N]: characters of all texts of the record
 
 
@@ -116,9 +114,7 @@ def list_shards(folder: Path) -> list[Path]:
 def local_folder(root: str | Path) -> Path:
     """Return `root` as the path of an existing local folder, or raise DataError."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", str(root)):
-        raise DataError(
-            f"'{root}' is not a local folder: shards are never read from commands or URLs, copy them here."
-        )
+        raise DataError(f"'{root}' is not a local folder: shards are never read from commands or URLs, copy them here.")
     folder = Path(root).expanduser()
     if folder.is_file():
         raise DataError(f"{folder} is a file; give the folder that holds the .tar files.")

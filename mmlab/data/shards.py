@@ -33,9 +33,7 @@ class ShardWriter:
 
     index: ShardIndex
 
-    def __init__(
-        self, root: str | Path, max_samples: int = 1000, overwrite: bool = False, quiet: bool = False
-    ):
+    def __init__(self, root: str | Path, max_samples: int = 1000, overwrite: bool = False, quiet: bool = False):
         """
         Args:
             root: the folder to make.

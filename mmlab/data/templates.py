@@ -150,7 +150,5 @@ def template_named(name: str) -> Template | ChatTemplate:
         ConfigError: there is none.
     """
     if name not in TEMPLATES:
-        raise ConfigError(
-            f"prompt.template '{name}' is not one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}"
-        )
+        raise ConfigError(f"prompt.template '{name}' is not one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}")
     return TEMPLATES[name]

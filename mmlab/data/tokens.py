@@ -35,7 +35,7 @@ def leading_bos(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     bos: int | None = tokenizer.bos_token_id  # type: ignore[assignment]
     if bos is None or text.startswith(str(tokenizer.bos_token)):
         return []
-    return [bos] if list(tokenizer("a")["input_ids"])[:1] == [bos] else []
+    return [bos] if tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos] else []  # type: ignore[attr-defined]
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -65,8 +65,9 @@ def tokenize(text: str, spans: list[tuple[int, int]], tokenizer: "PreTrainedToke
 
 
 def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [(i, a, b) for i, (a, b) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+    # The tokenizer below transformers' wrapper: a call to the wrapper takes five times as long.
+    found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)  # type: ignore[attr-defined]
+    return [(i, a, b) for i, (a, b) in zip(found.ids, found.offsets, strict=True)]
 
 
 def _across(cut: int, tokens: Tokens) -> int:

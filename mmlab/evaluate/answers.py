@@ -68,16 +68,14 @@ class Answerer:
             else torch.zeros(0, 3, size, size, dtype=torch.uint8)
         )
         places = torch.tensor(positions, dtype=torch.int64).reshape(-1, 2)
-        new = self.model.generate(
-            ids.to(device), mask.to(device), pixels.to(device), places.to(device), **self.options
-        )
+        new = self.model.generate(ids.to(device), mask.to(device), pixels.to(device), places.to(device), **self.options)
         return [self._text(row) for row in new]
 
     def _text(self, ids: Tensor) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=self.stop == self.tokenizer.eos_token)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=self.stop == self.tokenizer.eos_token))
         text = text.split(self.stop)[0]
         for token in (self.tokenizer.pad_token, self.tokenizer.eos_token):
-            text = text.replace(token, "") if token else text
+            text = text.replace(str(token), "") if token else text
         return text.strip()
 
     def ask(self, question: str, picture: Tensor | None) -> list[Turn]:

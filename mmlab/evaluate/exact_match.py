@@ -22,7 +22,5 @@ def score(questions: Sequence[Question], predictions: Sequence[str]) -> dict[str
     types: dict[str, list[bool]] = {}
     for question, ok in zip(questions, right, strict=True):
         types.setdefault(question.type, []).append(ok)
-    per_type = {
-        name: {"accuracy": sum(oks) / len(oks), "questions": len(oks)} for name, oks in sorted(types.items())
-    }
+    per_type = {name: {"accuracy": sum(oks) / len(oks), "questions": len(oks)} for name, oks in sorted(types.items())}
     return {"accuracy": sum(right) / len(right), "questions": len(right), "types": per_type}

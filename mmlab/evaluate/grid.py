@@ -31,9 +31,7 @@ def draw_grid(
     title = f"{scores['accuracy']:.1%} of {scores['questions']:,} questions"
     if "blind" in scores:
         title += f" (blind: {scores['blind']['accuracy']:.1%})"
-    return contact_sheet(
-        pictures, texts, columns=6, colours=[GOOD if ok else BAD for ok in right], title=title
-    )
+    return contact_sheet(pictures, texts, columns=6, colours=[GOOD if ok else BAD for ok in right], title=title)
 
 
 def _text(question: Question, prediction: str, right: bool) -> str:

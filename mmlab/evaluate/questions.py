@@ -58,9 +58,7 @@ def read_questions(index: ShardIndex, types: Sequence[str] = (), limit: int | No
             if seen
             else "it has none."
         )
-        raise DataError(
-            f"{index.root} holds no question{' of type ' + ', '.join(types) if types else ''}; {has}"
-        )
+        raise DataError(f"{index.root} holds no question{' of type ' + ', '.join(types) if types else ''}; {has}")
     return found
 
 
@@ -75,9 +73,7 @@ def _questions(i: int, key: str, index: ShardIndex) -> Iterator[Question]:
         return
     turns = record.get("conversations") or []
     if len(turns) > 1:
-        yield Question(
-            i, key, turns[0]["value"].replace("<image>", "").strip(), turns[1]["value"], "conversation"
-        )
+        yield Question(i, key, turns[0]["value"].replace("<image>", "").strip(), turns[1]["value"], "conversation")
 
 
 def read_picture(index: ShardIndex, i: int, spec: ImageSpec):
@@ -91,9 +87,7 @@ def read_picture(index: ShardIndex, i: int, spec: ImageSpec):
         data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         return None if data is None else decode_image(data, spec)
     except SampleError as error:
-        raise DataError(
-            f"{index.root}: the picture of sample {index.keys[i]} cannot be read: {error}"
-        ) from error
+        raise DataError(f"{index.root}: the picture of sample {index.keys[i]} cannot be read: {error}") from error
 
 
 class BlindAnswers:

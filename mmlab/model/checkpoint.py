@@ -53,9 +53,7 @@ def _from_architecture(architecture: dict[str, Any], part: str) -> PretrainedCon
         raise ConfigError(f"transformers has no model_type '{model_type}' (model.{part}).{hint}") from error
     known = {*type(config)().to_dict(), *config.attribute_map}
     for name in sorted(set(fields) - known):
-        raise ConfigError(
-            f"model.{part}.architecture has no field '{name}' for {model_type}.{nearest(name, known)}"
-        )
+        raise ConfigError(f"model.{part}.architecture has no field '{name}' for {model_type}.{nearest(name, known)}")
     return config
 
 
@@ -72,9 +70,7 @@ def refuse_code(source: str) -> None:
     fields = json.loads(path.read_text())
     found = [key for key in CODE_KEYS if key in fields]
     if found:
-        raise ConfigError(
-            f"{path} holds '{found[0]}', which would run code from the checkpoint; remove it to load it."
-        )
+        raise ConfigError(f"{path} holds '{found[0]}', which would run code from the checkpoint; remove it to load it.")
 
 
 def build_pretrained(
@@ -97,9 +93,7 @@ def build_pretrained(
         raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(info["missing_keys"]) + [key[0] for key in info["mismatched_keys"]]
-        raise ConfigError(
-            f"{source} does not fill model.{part}: {len(missing)} weights missing, first {missing[0]}."
-        )
+        raise ConfigError(f"{source} does not fill model.{part}: {len(missing)} weights missing, first {missing[0]}.")
     return model
 
 
@@ -107,9 +101,13 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Fill a built model from a transformers folder of the same architecture, strictly.
 
     Raises:
-        ConfigError: other names or shapes.
+        ConfigError: another architecture, or other names or shapes.
     """
     config = AutoConfig.from_pretrained(folder)
+    if config.model_type != model.config.model_type:
+        raise ConfigError(
+            f"{folder} does not fit the model: it is a {config.model_type}, here is a {model.config.model_type}."
+        )
     with torch.device("cpu"):
         stored = type(model).from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
     weights, wanted = stored.state_dict(), model.state_dict()

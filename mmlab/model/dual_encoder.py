@@ -75,9 +75,7 @@ class DualEncoder(nn.Module):
         self.text_head = nn.Sequential(nn.LayerNorm(text.width), nn.Linear(text.width, width))
         self.similarity = Similarity()
 
-    def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors `[B, E]` of the pictures and of the texts."""
         picture = self.vision_head(self.vision(pixel_values).mean(1))
         text = self.text_head(self.text(input_ids, attention_mask))

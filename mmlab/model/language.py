@@ -37,19 +37,23 @@ class LanguageModel(nn.Module):
     ):
         super().__init__()
         architecture = dict(architecture or {})
-        self.tokenizer: PreTrainedTokenizerFast | None = None
-        if not on_meta():
-            self.tokenizer = load_tokenizer(tokenizer or source)
-            if init == "random":
-                architecture = {**_token_fields(self.tokenizer), **architecture}
+        # On the meta device nothing is read: a published model is counted without its tokenizer.
+        self._tokenizer = None if on_meta() else load_tokenizer(tokenizer or source)
+        if self._tokenizer is not None and init == "random":
+            architecture = {**_token_fields(self._tokenizer), **architecture}
         config = read_config(source, architecture, init, "language")
-        self.causal = build_pretrained(
+        self.causal: Any = build_pretrained(
             AutoModelForCausalLM, config, source, init, "language", attn_implementation=attention
         )
-        if self.tokenizer is not None and len(self.tokenizer) > self.config.vocab_size:
+        if self._tokenizer is not None and len(self._tokenizer) > self.config.vocab_size:
             raise ConfigError(
-                f"The tokenizer has {len(self.tokenizer)} tokens, the language model only {self.config.vocab_size}."
+                f"The tokenizer has {len(self._tokenizer)} tokens, the language model only {self.config.vocab_size}."
             )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        assert self._tokenizer is not None, "a model on the meta device has no tokenizer"
+        return self._tokenizer
 
     @property
     def config(self) -> Any:
@@ -116,9 +120,7 @@ def load_tokenizer(source: str | None) -> PreTrainedTokenizerFast:
         ConfigError: no source, unreadable, or without character offsets (not a fast tokenizer).
     """
     if source is None:
-        raise ConfigError(
-            "model.language.tokenizer is not set; give a hub name or a folder with tokenizer.json."
-        )
+        raise ConfigError("model.language.tokenizer is not set; give a hub name or a folder with tokenizer.json.")
     refuse_code(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -132,7 +134,7 @@ def load_tokenizer(source: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _token_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def _token_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -39,6 +39,9 @@ class VisionEncoder(nn.Module):
         ConfigError: unknown architecture, or a feature layer that the tower does not have.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         source: str | None = None,
@@ -66,14 +69,10 @@ class VisionEncoder(nn.Module):
         self.feature_layer = feature_layer
         layers = _layers(self.tower, self.config.num_hidden_layers)
         if not -len(layers) - 1 <= feature_layer <= len(layers):
-            raise ConfigError(
-                f"model.vision.feature_layer={feature_layer}, but the tower has {len(layers)} layers."
-            )
+            raise ConfigError(f"model.vision.feature_layer={feature_layer}, but the tower has {len(layers)} layers.")
         run = feature_layer % (len(layers) + 1)
         if run == 0:
-            raise ConfigError(
-                "model.vision.feature_layer=0 has no transformer layer to read; use 1 or more, or -1."
-            )
+            raise ConfigError("model.vision.feature_layer=0 has no transformer layer to read; use 1 or more, or -1.")
         self.unused_layers = nn.ModuleList(layers[run:])
         del layers[run:]
         # In a tuple, so that the list is not registered a second time.
@@ -101,19 +100,13 @@ class VisionEncoder(nn.Module):
         pixels = ((pixels_N3HW - self.mean) / self.std).to(dtype)
         captured: list[Tensor] = []
         # A hook reads the layer's own output: towers differ in which norm they apply behind the last layer.
-        handle = self._run_layers[0][-1].register_forward_hook(
-            lambda module, args, out: captured.append(_hidden(out))
-        )
+        handle = self._run_layers[0][-1].register_forward_hook(lambda module, args, out: captured.append(_hidden(out)))
         try:
             self.tower(pixel_values=pixels)
         finally:
             handle.remove()
         hidden = captured[-1]
-        return (
-            torch.cat([hidden[:, :1], hidden[:, self.prefix :]], 1)
-            if self.keep_class
-            else hidden[:, self.prefix :]
-        )
+        return torch.cat([hidden[:, :1], hidden[:, self.prefix :]], 1) if self.keep_class else hidden[:, self.prefix :]
 
     def save(self, folder: Path) -> None:
         """Write the whole tower, unused layers included, as a transformers folder."""

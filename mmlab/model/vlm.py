@@ -21,9 +21,7 @@ class VisionLanguageModel(nn.Module):
         language: the language model.
     """
 
-    def __init__(
-        self, vision: VisionEncoder, connector: Callable[[int, int], nn.Module], language: LanguageModel
-    ):
+    def __init__(self, vision: VisionEncoder, connector: Callable[[int, int], nn.Module], language: LanguageModel):
         super().__init__()
         self.vision = vision
         self.connector = connector(vision.width, language.width)

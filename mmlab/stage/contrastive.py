@@ -32,6 +32,8 @@ class ContrastivePretraining(LightningModule):
         init_from: run folders whose artifacts fill the parts first.
     """
 
+    model: DualEncoder
+
     def __init__(
         self,
         model: DualEncoder,
@@ -52,9 +54,7 @@ class ContrastivePretraining(LightningModule):
             ConfigError: packing, which pairs do not have.
         """
         if pack:
-            raise ConfigError(
-                "stage=contrastive compares whole pictures and captions; data.pack=true does not apply."
-            )
+            raise ConfigError("stage=contrastive compares whole pictures and captions; data.pack=true does not apply.")
         image = ImageSpec(self.model.vision.image_size, aspect)
         return PairCollate(self.model.text.tokenizer, image, max_length=max_length, augment=augment)
 

@@ -16,6 +16,4 @@ class EndToEndFinetuning(VisionLanguageStage):
 
     def refuse(self) -> None:
         if self.prompt.template == "plain":
-            raise ConfigError(
-                "stage=finetune learns to answer; stage.prompt.template=plain has no questions, use v1."
-            )
+            raise ConfigError("stage=finetune learns to answer; stage.prompt.template=plain has no questions, use v1.")

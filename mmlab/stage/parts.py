@@ -1,8 +1,8 @@
 """From a config to a stage and its data."""
 
+from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
@@ -14,7 +14,7 @@ COLLATE = ("max_length", "pack", "aspect", "augment")
 """The data settings that shape a batch; the stage that receives it interprets them."""
 
 
-def build_stage(cfg: DictConfig) -> LightningModule:
+def build_stage(cfg: DictConfig) -> Any:
     """Build model, optimiser and the stage around them.
 
     Raises:
@@ -27,7 +27,7 @@ def build_stage(cfg: DictConfig) -> LightningModule:
     return build(cfg.stage, model=build(cfg.model), optim=build(cfg.optim), init_from=runs, **given)
 
 
-def build_data(cfg: DictConfig, stage: LightningModule) -> ShardDataModule:
+def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:
     """Build the data module with the stage's collate.
 
     Raises:
@@ -41,7 +41,5 @@ def build_data(cfg: DictConfig, stage: LightningModule) -> ShardDataModule:
 
 def sources(cfg: DictConfig, split: str) -> list[dict[str, Any]]:
     """The sources of a split, their paths resolved against `data.root`."""
-    from pathlib import Path
-
     found = [dict(source) for source in cfg.data[split]]
     return [{**source, "path": str(Path(cfg.data.root) / source["path"])} for source in found]

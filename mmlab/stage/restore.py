@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
@@ -13,7 +13,7 @@ from mmlab.data.conversation import Prompt
 from mmlab.training.artifacts import load_parts
 
 
-def restore(folder: Path) -> tuple[nn.Module, DictConfig]:
+def restore(folder: Path) -> tuple[Any, DictConfig]:
     """Return (the trained model in eval mode, the run's config).
 
     Parts come from the runs that this one started from, then from its own artifacts.
@@ -35,7 +35,7 @@ def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
         ConfigError: a template without questions, which cannot ask anything.
     """
     trained = OmegaConf.to_container(cfg.stage.prompt, resolve=True)
-    prompt = replace(Prompt(**trained), pictures="tokens")  # type: ignore[arg-type]
+    prompt = replace(Prompt(**trained), pictures="tokens", turns="questions")  # type: ignore[arg-type]
     prompt = replace(prompt, template=template) if template else prompt
     if prompt.template == "plain":
         raise ConfigError(

@@ -58,4 +58,4 @@ def rescale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> Non
     """Multiply all gradients in place by a 0-dimensional tensor."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
-        torch._foreach_mul_(gradients, factor.to(gradients[0].device))
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device))  # type: ignore[attr-defined]

@@ -35,6 +35,8 @@ class NextTokenStage(LightningModule):
         ConfigError: unknown parts, or artifacts that do not fit.
     """
 
+    model: Any
+
     def __init__(
         self,
         model: nn.Module,

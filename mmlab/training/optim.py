@@ -55,13 +55,8 @@ class AdamW:
         The number of steps is given, not read from the trainer: reading it there makes Lightning forget
         the data position on resume.
         """
-        optimizer = torch.optim.AdamW(
-            self._groups(model), lr=self.lr, betas=self.betas, eps=self.eps, foreach=True
-        )
-        factors = [
-            partial(self.factor, total_steps=total_steps, peak=group["lr"])
-            for group in optimizer.param_groups
-        ]
+        optimizer = torch.optim.AdamW(self._groups(model), lr=self.lr, betas=self.betas, eps=self.eps, foreach=True)
+        factors = [partial(self.factor, total_steps=total_steps, peak=group["lr"]) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
@@ -71,9 +66,7 @@ class AdamW:
         names = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
         for part in self.part_lr:
             if part not in names:
-                raise ConfigError(
-                    f"optim.part_lr names '{part}', which does not learn.{nearest(part, names)}"
-                )
+                raise ConfigError(f"optim.part_lr names '{part}', which does not learn.{nearest(part, names)}")
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

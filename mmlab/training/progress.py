@@ -35,9 +35,7 @@ class Progress(ProgressBar):
         self.started = self.ended
         self.wait, self.samples, self.shown = 0.0, 0, trainer.global_step
         if self.enabled and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True
-            )
+            self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.wait += time.perf_counter() - self.ended
@@ -65,10 +63,8 @@ class Progress(ProgressBar):
         return sum(r[2] for r in rows[1:]) / elapsed, sum(r[1] for r in rows[1:]) / elapsed
 
     def _show(self, trainer, pl_module, speed: float, waiting: float) -> None:
-        metrics = {
-            name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"
-        }
-        values = {name: float(value) for name, value in metrics.items()}
+        metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
+        values = {name: float(value) for name, value in metrics.items()}  # type: ignore[arg-type]
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "train/tokens")
         text += f", {speed:.0f} samples/s, data wait {waiting:.0%}"
         step, total = trainer.global_step, trainer.max_steps

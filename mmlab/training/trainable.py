@@ -31,9 +31,7 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
             model.get_submodule(name)
         except AttributeError as error:
             hint = nearest(name, parts)
-            raise ConfigError(
-                f"stage.trainable names '{name}', but the parts are {', '.join(parts)}.{hint}"
-            ) from error
+            raise ConfigError(f"stage.trainable names '{name}', but the parts are {', '.join(parts)}.{hint}") from error
     if not trainable:
         raise ConfigError(f"stage.trainable is empty; name at least one of {', '.join(parts)}.")
     model.requires_grad_(False)
@@ -55,7 +53,7 @@ def set_modes(model: nn.Module, training: bool = True) -> None:
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     """Parameters per part: `{part: {"trainable": n, "frozen": m}}`; a tied weight counts once."""
     counts: dict[str, dict[str, int]] = {}
-    loose = {name: p for name, p in model.named_parameters(recurse=False)}
+    loose = dict(model.named_parameters(recurse=False))
     for name, part in parts_of(model).items():
         counts[name] = _count(part.parameters())
     if loose:

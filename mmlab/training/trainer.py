@@ -9,7 +9,6 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from torch import nn
 
 
 def precision(choice: str, accelerator: str) -> str:
@@ -60,13 +59,13 @@ def build_trainer(
         options["deterministic"] = True
     if cfg.profile is not None:
         options["profiler"] = cfg.profile
-    return Trainer(
+    trainer = Trainer(
         default_root_dir=folder,
         accelerator=cfg.accelerator,
         devices=cfg.devices,
         num_nodes=cfg.num_nodes,
         strategy=cfg.strategy,
-        precision=precision(cfg.precision, cfg.accelerator),
+        precision=precision(cfg.precision, cfg.accelerator),  # type: ignore[arg-type]
         max_steps=steps,
         accumulate_grad_batches=accumulation,
         log_every_n_steps=cfg.log_every_n_steps,
@@ -79,6 +78,10 @@ def build_trainer(
         enable_checkpointing=any(type(c).__name__.endswith("Checkpoint") for c in callbacks),
         **options,
     )
+    if "limit_val_batches" in options:
+        # Overfitting would set it to the number of repeated batches.
+        trainer.limit_val_batches = options["limit_val_batches"]
+    return trainer
 
 
 def quieten() -> None:
@@ -88,6 +91,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", r".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", r".*overridden `on_before_batch_transfer`.*")
     warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
 
 
@@ -95,19 +99,22 @@ def fit(trainer: Trainer, stage: Any, data: Any, folder: Path) -> dict[str, floa
     """Train from the newest checkpoint of the run's folder, or from the start; return the last metrics.
 
     Raises:
-        KeyboardInterrupt: the person stopped it; Lightning would end as if all were well.
+        KeyboardInterrupt: the person stopped it; Lightning would leave the process by itself.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         print(f"going on from {last.resolve()}")
-    trainer.fit(stage, datamodule=data, ckpt_path=last if last.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=last if last.exists() else None)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     wanted = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {name: value for name, value in wanted.items() if name.startswith(("train/loss", "val/"))}
 
 
-def place(model: nn.Module, cfg: DictConfig) -> nn.Module:
+def place(model: Any, cfg: DictConfig) -> Any:
     """Put a model for answering on the device that `accelerator` names, in the dtype of `precision`."""
     cuda = cfg.accelerator != "cpu" and torch.cuda.is_available()
     dtype = torch.bfloat16 if "bf16" in precision(cfg.precision, cfg.accelerator) and cuda else torch.float32

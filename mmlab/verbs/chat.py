@@ -19,7 +19,8 @@ def chat(cfg: DictConfig) -> None:
     from mmlab.stage.restore import restore, run_prompt
     from mmlab.training.trainer import place
 
-    picture_bytes = read_picture_file(cfg.image) if cfg.image is not None else None
+    # Read first: a wrong path should not cost the loading of a model.
+    picture_bytes = None if cfg.image is None else read_picture_file(cfg.image)
     model, trained = restore(find_run(cfg.run, cfg.root))
     answerer = Answerer(
         place(model, cfg.trainer),
@@ -28,7 +29,7 @@ def chat(cfg: DictConfig) -> None:
         cfg.max_new_tokens,
         cfg.temperature,
     )
-    picture = decode(picture_bytes, answerer.spec, cfg.image) if picture_bytes is not None else None
+    picture = None if picture_bytes is None else decode(picture_bytes, answerer.spec, str(cfg.image))
     if cfg.question is not None:
         print(answerer([answerer.ask(cfg.question, picture)], [picture])[0])
         return

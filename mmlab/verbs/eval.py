@@ -72,9 +72,7 @@ def report(scores: dict, out: Path) -> None:
         if blind
         else f"{'':<14}{'questions':>10}{'accuracy':>10}"
     )
-    rows = [("all", scores, blind)] + [
-        (t, s, blind and blind["types"][t]) for t, s in scores["types"].items()
-    ]
+    rows = [("all", scores, blind)] + [(t, s, blind and blind["types"][t]) for t, s in scores["types"].items()]
     for name, row, without in rows:
         tail = f"{without['accuracy']:>10.1%}" if without else ""
         print(f"{name:<14}{row['questions']:>10,}{row['accuracy']:>10.1%}{tail}")

@@ -68,9 +68,7 @@ def _index(args: argparse.Namespace) -> None:
     from mmlab.data.index import build_index
 
     index = build_index(_existing(args.root), args.require, args.workers)
-    print(
-        f"{index.root}: {len(index)} samples in {len(index.shards)} shards are whole; index {index.hash[:12]}"
-    )
+    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards are whole; index {index.hash[:12]}")
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -134,9 +132,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="mmlab shards", description="Make, check and look at the shards that training reads."
-    )
+    parser = _Parser(prog="mmlab shards", description="Make, check and look at the shards that training reads.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_build(commands)
     index = _add(commands, "index", _index, "verify foreign or changed tars and write the index beside them")
@@ -146,24 +142,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     verify = _add(commands, "verify", _verify, "read every byte again and compare it with the index")
     verify.add_argument("root")
     for command in (index, verify):
-        command.add_argument(
-            "--workers", type=int, default=1, help="processes that read side by side (%(default)s)"
-        )
+        command.add_argument("--workers", type=int, default=1, help="processes that read side by side (%(default)s)")
     stats = _add(commands, "stats", _stats, "sizes, members, pictures and text lengths")
     stats.add_argument("root")
     stats.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     show = _add(commands, "show", _show, "a contact sheet of samples with their texts")
     show.add_argument("root")
     show.add_argument("--out", default="samples.png", metavar="PNG", help="where to (%(default)s)")
-    show.add_argument(
-        "-n", dest="number", type=int, default=16, help="samples, spread over the set (%(default)s)"
-    )
+    show.add_argument("-n", dest="number", type=int, default=16, help="samples, spread over the set (%(default)s)")
     show.add_argument("--columns", type=int, default=4, help="(%(default)s)")
     tokenizer = _add(commands, "tokenizer", _tokenizer, "train a byte-level BPE tokenizer on all texts")
     tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
-    tokenizer.add_argument(
-        "--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads"
-    )
+    tokenizer.add_argument("--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads")
     tokenizer.add_argument("--vocab-size", type=int, default=512, help="tokens at most (%(default)s)")
     help_text = "a further text to learn from, such as a chat template's words (may be repeated)"
     tokenizer.add_argument("--text", action="append", default=[], metavar="TEXT", help=help_text)
@@ -191,9 +181,7 @@ def _add_build(commands) -> None:
     easy_vqa = _add(sources, "easy_vqa", _build, "the easy-VQA data set")
     easy_vqa.add_argument("data", help="folder that holds easy_vqa/data")
     easy_vqa.add_argument("--split", default="train", choices=("train", "val", "test"), help="(%(default)s)")
-    easy_vqa.add_argument(
-        "--held-out", type=int, default=0, metavar="N", help="every Nth train picture makes up val"
-    )
+    easy_vqa.add_argument("--held-out", type=int, default=0, metavar="N", help="every Nth train picture makes up val")
     easy_vqa.set_defaults(convert=_easy_vqa)
 
     llava = _add(sources, "llava_json", _build, "LLaVA's JSON list of conversations and its pictures")

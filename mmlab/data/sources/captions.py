@@ -39,9 +39,7 @@ def captions(
     Raises:
         DataError: no such folder or table, a malformed row (named by its number), or a budget overrun.
     """
-    rows = list(
-        _side_files(Path(images)) if table is None else _table(Path(table), image_field, caption_field)
-    )
+    rows = list(_side_files(Path(images)) if table is None else _table(Path(table), image_field, caption_field))
     folder = PictureFolder(images, missing_budget, len(rows))
     keys = KeyMaker()
     counts = {"samples": 0, "without_caption": 0}
@@ -111,6 +109,4 @@ def _field(row: dict[str, Any], wanted: str | None, usual: tuple[str, ...], wher
             return name
     has = ", ".join(str(name) for name in row)
     names = f"'{wanted}'" if wanted else f"any of {', '.join(usual)}"
-    raise DataError(
-        f"{where}: no column {names}; there are {has}.{nearest(wanted or usual[0], map(str, row))}"
-    )
+    raise DataError(f"{where}: no column {names}; there are {has}.{nearest(wanted or usual[0], map(str, row))}")

@@ -31,9 +31,7 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
             picture.
     """
     if split not in SPLITS:
-        raise ConfigError(
-            f"unknown split '{split}' of easy-VQA; known: {', '.join(SPLITS)}.{nearest(split, SPLITS)}"
-        )
+        raise ConfigError(f"unknown split '{split}' of easy-VQA; known: {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
     if split == "val" and held_out < 2:
         raise ConfigError("easy-VQA has no val split of its own; hold one out, such as --held-out 20.")
     folder = _folder(Path(root)) / ("test" if split == "test" else "train")
@@ -43,9 +41,7 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
             continue
         picture = folder / "images" / f"{number}.png"
         if not picture.is_file():
-            raise DataError(
-                f"{folder / 'questions.json'} asks about picture {number}, but there is no {picture}."
-            )
+            raise DataError(f"{folder / 'questions.json'} asks about picture {number}, but there is no {picture}.")
         colour, shape = known_from(questions, f"{folder / 'questions.json'}, picture {number}")
         name = f"{split}-{number:05d}"
         record = {"id": name, "questions": questions}

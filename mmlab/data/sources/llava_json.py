@@ -70,9 +70,7 @@ def _conversation(entry: Any, where: str) -> list[dict[str, str]]:
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: expected an object with a non-empty list "conversations".')
     for number, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not all(
-            isinstance(turn.get(field), str) for field in ("from", "value")
-        ):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(field), str) for field in ("from", "value")):
             raise DataError(f'{where}, turn {number}: expected {{"from": text, "value": text}}.')
         if turn["from"] not in _ROLES:
             hint = nearest(turn["from"], _ROLES)

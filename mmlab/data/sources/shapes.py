@@ -45,9 +45,7 @@ def shapes(
         raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
     counts: dict[str, int] = dict.fromkeys(("samples", "objects", "questions"), 0)
     for i in range(count):
-        members, scene, questions = _sample(
-            f"{split}-{i:07d}", f"{seed}/{split}/{i}", size, min_objects, max_objects
-        )
+        members, scene, questions = _sample(f"{split}-{i:07d}", f"{seed}/{split}/{i}", size, min_objects, max_objects)
         counts["samples"] += 1
         counts["objects"] += len(scene)
         counts["questions"] += len(questions)
@@ -55,9 +53,7 @@ def shapes(
     return counts
 
 
-def _sample(
-    name: str, seed: str, size: int, least: int, most: int
-) -> tuple[Members, list[Shape], list[Question]]:
+def _sample(name: str, seed: str, size: int, least: int, most: int) -> tuple[Members, list[Shape], list[Question]]:
     rng = random.Random(seed)
     scene = place(rng, rng.randint(least, most))
     png = io.BytesIO()
@@ -66,9 +62,7 @@ def _sample(
     record: dict[str, Any] = {
         "id": name,
         "caption": caption(scene),
-        "boxes": [
-            {"category": f"{s.colour} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene
-        ],
+        "boxes": [{"category": f"{s.colour} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene],
         "questions": questions,
         "conversations": dialogue(questions, rng),
     }
@@ -144,9 +138,7 @@ def _position(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
         for b in scene:
             dx, dy = a.x - b.x, a.y - b.y
             if a is not b and max(abs(dx), abs(dy)) > 1.6 * min(abs(dx), abs(dy)):
-                answer = (
-                    ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
-                )
+                answer = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
                 pairs.append((a, b, answer))
     if pairs:
         a, b, answer = rng.choice(pairs)
@@ -161,11 +153,7 @@ def _exists(scene: list[Shape], rng: random.Random, answer: str) -> Question:
     there = {"kind": {s.kind for s in scene}, "colour": {s.colour for s in scene}}.get(form, set())
     if form == "both":
         there_pairs = {(s.colour, s.kind) for s in scene}
-        options = (
-            sorted(there_pairs)
-            if answer == "yes"
-            else [pair for pair in everything if pair not in there_pairs]
-        )
+        options = sorted(there_pairs) if answer == "yes" else [pair for pair in everything if pair not in there_pairs]
         colour, kind = rng.choice(options)
         thing = f"{colour} {kind}"
     else:

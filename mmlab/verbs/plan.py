@@ -1,0 +1,48 @@
+"""Say what a run would take, without allocating anything: parameters, memory, steps."""
+
+from omegaconf import DictConfig
+
+from mmlab.config.compose import hydra_verb
+
+
+def main(argv: list[str]) -> int:
+    return hydra_verb("plan", plan, argv)
+
+
+def plan(cfg: DictConfig) -> None:
+    """Build the model on the meta device and print its parameters, the memory they need, and the batches.
+
+    mmlab plan experiment=llava/v15_7b_finetune
+    """
+    import torch
+
+    from mmlab.config.batching import accumulation
+    from mmlab.config.build import build
+    from mmlab.config.check import check_trainable, world_size
+    from mmlab.training.trainable import count_parameters, set_trainable
+
+    check_trainable(cfg)
+    with torch.device("meta"):
+        model = build(cfg.model)
+    set_trainable(model, cfg.stage.trainable)
+    counts = count_parameters(model)
+    print(f"{'part':<14}{'trainable':>16}{'frozen':>16}")
+    for part, count in counts.items():
+        print(f"{part:<14}{count['trainable']:>16,}{count['frozen']:>16,}")
+    learns, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
+    print(f"{'all':<14}{learns:>16,}{frozen:>16,}")
+
+    world = world_size(cfg.trainer)
+    micro = accumulation(cfg.data.global_batch, cfg.data.micro_batch, world)
+    batch = f"{cfg.data.micro_batch} samples x {micro} micro-batches x {world} device(s)"
+    print(f"\nglobal batch {cfg.data.global_batch} = {batch}")
+    print(f"length: {cfg.trainer.max_steps or '-'} steps, {cfg.trainer.max_epochs or '-'} epochs")
+    for precision, (weight, state) in BYTES.items():
+        # A learning weight has a gradient and Adam's two moments beside it.
+        size = (learns * (weight + state) + frozen * (2 if "bf16" in precision else weight)) / 2**30
+        chosen = " (configured)" if cfg.trainer.precision == precision else ""
+        print(f"{precision:<12} weights, gradients, optimizer: {size:8.2f} GiB a device, activations apart{chosen}")
+
+
+# Bytes of a learning weight, and of its gradient and two moments, by precision.
+BYTES = {"32-true": (4, 12), "bf16-mixed": (4, 12), "bf16-true": (2, 6)}
