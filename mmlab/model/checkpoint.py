@@ -1,11 +1,13 @@
 """Loading and saving parts as transformers folders, from the hub, a local folder, or random weights."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from mmlab.config.errors import ConfigError, nearest
 
@@ -79,6 +81,7 @@ def build_pretrained(
     """Build a part with random weights or load it; weights are fp32 and only safetensors are read."""
     if init == "random" or on_meta():
         return auto.from_config(config, **kwargs)
+    quieten()
     try:
         model, info = auto.from_pretrained(
             source,
@@ -97,6 +100,12 @@ def build_pretrained(
     return model
 
 
+def quieten() -> None:
+    """Keep transformers' progress bars to terminals: elsewhere each would be a line of control characters."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Fill a built model from a transformers folder of the same architecture, strictly.
 
@@ -108,6 +117,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         raise ConfigError(
             f"{folder} does not fit the model: it is a {config.model_type}, here is a {model.config.model_type}."
         )
+    quieten()
     with torch.device("cpu"):
         stored = type(model).from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
     weights, wanted = stored.state_dict(), model.state_dict()

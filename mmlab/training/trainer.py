@@ -91,6 +91,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", r".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", r".*overridden `on_before_batch_transfer`.*")
     warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
 
