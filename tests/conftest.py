@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+# Tests run side by side: more threads than cores make each of them ten times slower.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
