@@ -28,13 +28,13 @@ train: setup $(DATA)/train/index.npz $(DATA)/val/index.npz $(DATA)/test/index.np
 	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.blind_from=$(DATA)/train
 
 $(DATA)/train/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/train --count 4000 --overwrite
+	$(MMLAB) shards build shapes $(DATA)/train --count 4000 --max-objects 1 --overwrite
 
 $(DATA)/val/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 --overwrite
+	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 --max-objects 1 --overwrite
 
 $(DATA)/test/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 --overwrite
+	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 --max-objects 1 --overwrite
 
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
