@@ -7,7 +7,7 @@ from mmlab.stage.vision_language import VisionLanguageStage
 class EndToEndFinetuning(VisionLanguageStage):
     """Fine-tuning end to end (Visual Instruction Tuning, section 4.2, stage 2).
 
-    The vision encoder stays frozen; connector and language model learn to answer. The prompt is a chat
+    In the paper the vision encoder stays frozen; connector and language model learn to answer. The prompt is a chat
     template; the loss is on the answers and their stops.
 
     Raises:
