@@ -36,11 +36,12 @@ class RunConfig:
 @dataclass
 class PromptConfig:
     template: str = "v1"
-    pictures: str = choice("tokens", "text", "none")  # the caption stands for the picture, or nothing
+    pictures: str = choice("tokens", "text", "scattered", "none")  # what stands for a picture
     supervise: str = choice("answers", "all")
     system: str | None = None  # None: the template's own
     turns: str = "auto"
 
+    places: int = number(64, above=0)  # of a scattered caption
 
 @dataclass
 class StageConfig:

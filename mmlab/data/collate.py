@@ -1,6 +1,7 @@
 """Samples become batches: dialogues about pictures, and pictures paired with captions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,12 +73,15 @@ class ChatCollate:
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.image = image if prompt.pictures == "tokens" else None
+        scattered = ImageSpec(0, tokens=prompt.places) if prompt.pictures == "scattered" else None
+        self.spec = self.image or scattered
         self.max_length = max_length
         self.pack = pack
-        if self.image and not 0 < self.image.tokens < max_length:
+        if self.spec and not 0 < self.spec.tokens < max_length:
+            of = "prompt.places" if scattered else "image.tokens to what the connector gives"
             raise ConfigError(
-                f"A picture takes {self.image.tokens} tokens and a row max_length={max_length}; set "
-                "image.tokens to what the connector gives, and max_length above it."
+                f"A picture takes {self.spec.tokens} tokens and a row max_length={max_length}; set {of}, and "
+                "max_length above it."
             )
 
     def prepare(self, sample: Sample) -> Prepared:
@@ -91,7 +95,7 @@ class ChatCollate:
         dialogues = conversations_of(sample.record, self.prompt, sample.seed, picture)
         for dialogue in dialogues:
             try:
-                encoded.append(encode(dialogue, self.prompt, self.tokenizer, self.image, self.max_length))
+                encoded.append(encode(dialogue, self.prompt, self.tokenizer, self.spec, self.max_length))
             except SampleError as error:
                 if error.reason != "too-long" or len(dialogues) == 1:
                     raise
@@ -100,8 +104,26 @@ class ChatCollate:
         dropped = len(dialogues) - len(encoded) + sum(one.turns_dropped for one in encoded)
         shown = any(one.image_starts for one in encoded)
         counters = {"truncated": int(dropped > 0), "turns_dropped": dropped, "text_only": int(not shown)}
+        if self.prompt.pictures == "scattered":
+            encoded = [self._scatter(one, sample) for one in encoded]
         context, segments = _shared(encoded)
         return Prepared(sample.key, sample.source, context, segments, sample.image if shown else None, counters)
+
+    def _scatter(self, encoded: Encoded, sample: Sample) -> Encoded:
+        """Fill a picture's places with tokens of its caption, drawn at random, and random others between them.
+
+        A picture's features are spread over its places like that, and most of them say nothing. A language model
+        that only ever read the bare caption there repeats it later whatever it is asked: it never had to search.
+        """
+        caption = self.tokenizer(caption_of(sample.record, sample.seed) or "", add_special_tokens=False)["input_ids"]
+        ids = list(encoded.input_ids)
+        random = Random(f"{sample.seed}/scatter")
+        share = 0.1 + 0.9 * random.random()
+        for start in encoded.image_starts:
+            for place in range(start, start + self.prompt.places):
+                known = random.random() < share
+                ids[place] = random.choice(caption) if known else random.randrange(len(self.tokenizer))
+        return replace(encoded, input_ids=ids, image_starts=[])
 
     def batch(self, prepared: list[Prepared]) -> dict[str, Any]:
         """Lay samples out in rows: a `ChatBatch`."""

@@ -60,7 +60,7 @@ def render(dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBa
     roles = [turn.role for turn in dialogue]
     if not roles or roles != (["human", "gpt"] * len(roles))[: len(roles)] or (roles[-1] == "gpt") != answer:
         raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
-    picture = prompt.pictures == "tokens" and shows_picture(dialogue)
+    picture = prompt.pictures in ("tokens", "scattered") and shows_picture(dialogue)
     template = TEMPLATES[prompt.template]
     return template.render(dialogue, tokenizer, system=prompt.system, picture=picture, answer=answer)
 

@@ -34,12 +34,13 @@ class Prompt:
 
     Attributes:
         template: name of a conversation template; `tokenizer` is the tokenizer's own chat template.
-        pictures: `tokens` gives a picture its places in the sequence, `text` puts the caption there, `none`
-            leaves it out.
+        pictures: `tokens` gives a picture its places in the sequence, `text` puts the caption there,
+            `scattered` puts the caption's tokens at random among as many places, `none` leaves it out.
         supervise: `answers` learns answers and their stops, `all` every token of text.
         system: replaces the template's system message; None keeps it, empty leaves it out.
         turns: which part of a record is used: `conversations`, `questions`, `caption`, `every` for
             all that it has, or `auto` for the first of questions, conversations and caption that it has.
+        places: how many places a `scattered` caption takes; those of `tokens` are the model's.
 
     Raises:
         ConfigError: an unknown name, or what the plain template cannot do.
@@ -50,11 +51,12 @@ class Prompt:
     supervise: str = "answers"
     system: str | None = None
     turns: str = "auto"
+    places: int = 64
 
     def __post_init__(self):
         known = {
             "template": tuple(TEMPLATES),
-            "pictures": ("tokens", "text", "none"),
+            "pictures": ("tokens", "text", "scattered", "none"),
             "supervise": ("answers", "all"),
             "turns": ("auto", "every", "conversations", "questions", "caption"),
         }
@@ -63,6 +65,8 @@ class Prompt:
             if value not in options:
                 near = nearest(value, options)
                 raise ConfigError(f"prompt.{name} '{value}' is not one of {', '.join(options)}.{near}")
+        if self.places < 1:
+            raise ConfigError(f"prompt.places must be at least 1, not {self.places}.")
         if self.template == "plain" and self.system:
             raise ConfigError("prompt.template=plain has no place for prompt.system; leave it out.")
         if self.template == "plain" and self.pictures == "text":
@@ -96,7 +100,8 @@ def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture:
     """
     if prompt.template == "plain":
         caption = caption_of(record, seed) or _last_answer(record)
-        return [_shown([Turn("human", ""), Turn("gpt", caption)], picture and prompt.pictures == "tokens", IMAGE, "")]
+        shown = prompt.pictures == "scattered" or (picture and prompt.pictures == "tokens")
+        return [_shown([Turn("human", ""), Turn("gpt", caption)], shown, IMAGE, "")]
     return [
         _place(dialogue, record, prompt, seed, picture, found, kind != "conversations")
         for kind in _kinds(record, prompt.turns, seed)
@@ -144,11 +149,11 @@ def _place(
     shown = ""
     if prompt.pictures == "tokens" and picture:
         shown = IMAGE
-    elif prompt.pictures == "text" and (found or picture or about):
+    elif prompt.pictures in ("text", "scattered") and (found or picture or about):
         caption = caption_of(record, seed)
         if caption is None:
             raise SampleError("no-caption", "The record has no caption to stand in the picture's place.")
-        shown = caption
+        shown = caption if prompt.pictures == "text" else IMAGE
     if not shown and not dialogue[0].text.strip():
         raise SampleError("empty-question", "A question without a picture is empty.")
     return _shown(dialogue, bool(shown), shown, "\n")

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,12 +185,51 @@ def test_unusable_samples_are_named() -> None:
 
 
 def test_pictures_as_text_are_not_decoded() -> None:
-    for pictures in ("text", "none"):
+    for pictures in ("text", "scattered", "none"):
         collate = ChatCollate(llama_2(), Prompt(pictures=pictures), SPEC)
         assert collate.image is None
         batch = collate.batch([collate.prepare(sample("a", {"caption": "Red."} | questions(2), image=False))])
-        assert len(batch["pixel_values"]) == 0 and batch["segment_ids"].max() == 2
+        assert len(batch["pixel_values"]) == len(batch["image_positions"]) == 0
+        assert batch["segment_ids"].max() == (3 if pictures == "scattered" else 2)
     assert ChatCollate(llama_2(), Prompt(), SPEC).image == SPEC
+
+
+def test_scattered_captions_lie_where_pictures_would() -> None:
+    record = {"caption": "Two circles"} | questions(3)
+    scattered, shown = Prompt("v1", pictures="scattered", places=40), ImageSpec(4, tokens=40)
+    collate = ChatCollate(llama_2(), scattered, None)
+    batch = collate.batch([collate.prepare(sample("a", record, image=False))])
+    picture = ChatCollate(llama_2(), Prompt("v1"), shown)
+    like = picture.batch([picture.prepare(sample("a", record))])
+    for name in ("segment_ids", "context_ids", "position_ids", "labels"):
+        assert torch.equal(batch[name], like[name]), name
+    (row, at), caption = like["image_positions"][0].tolist(), llama_2().encode("Two circles", add_special_tokens=False)
+    places = torch.zeros_like(batch["segment_ids"], dtype=torch.bool)
+    places[row, at : at + 40] = True
+    assert torch.equal(batch["input_ids"][~places], like["input_ids"][~places])
+    counts = Counter(batch["input_ids"][places].tolist())
+    assert all(counts[token] > 40 * 0.1 / 2 / len(caption) for token in caption)
+    again = collate.batch([collate.prepare(sample("a", record, image=False))])
+    assert torch.equal(batch["input_ids"], again["input_ids"])
+    other = collate.prepare(replace(sample("a", record, image=False), seed=8)).context
+    assert other is not None and other.input_ids != batch["input_ids"][row, : at + 40].tolist()
+    shares = []
+    for seed in range(200):
+        context = collate.prepare(replace(sample("a", record, image=False), seed=seed)).context
+        assert context is not None
+        shares.append(sum(token in caption for token in context.input_ids[at:]) / 40)
+    assert min(shares) < 0.2 and max(shares) > 0.95 and abs(sum(shares) / 200 - 0.55) < 0.1
+
+
+def test_scattered_captions_are_needed_only_where_a_picture_is_meant() -> None:
+    prompt = Prompt(pictures="scattered")
+    assert reason(sample("a", questions(1), image=False), prompt=prompt) == "no-caption"
+    collate = ChatCollate(llama_2(), prompt, None)
+    assert collate.prepare(sample("c", talk("Hello", "Good day."), image=False)).counters["text_only"] == 1
+    plain = ChatCollate(llama_2(), Prompt("plain", pictures="scattered", places=3), None)
+    assert len(plain.prepare(sample("e", {"caption": "Two"}, image=False)).segments[0]) > 3
+    with pytest.raises(ConfigError, match="max_length=64"):
+        ChatCollate(llama_2(), prompt, None, max_length=64)
 
 
 def test_lengths_that_cannot_work_are_refused() -> None:
