@@ -42,7 +42,7 @@ def _build(args: argparse.Namespace) -> None:
 def _shapes(args: argparse.Namespace):
     from mmlab.data.sources.shapes import shapes
 
-    return shapes(args.count, args.split, args.seed, args.size, args.min_objects, args.max_objects)
+    return shapes(args.count, args.split, args.seed, args.size, args.min_objects, args.max_objects, args.kinds)
 
 
 def _easy_vqa(args: argparse.Namespace):
@@ -176,6 +176,8 @@ def _add_build(commands) -> None:
     shapes.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (%(default)s)")
     shapes.add_argument("--min-objects", type=int, default=1, help="(%(default)s)")
     shapes.add_argument("--max-objects", type=int, default=3, help="(%(default)s)")
+    kinds = ("circle", "square", "triangle", "diamond", "star", "cross")
+    shapes.add_argument("--kinds", nargs="+", default=kinds, metavar="SHAPE", help=f"({' '.join(kinds)})")
     shapes.set_defaults(convert=_shapes)
 
     easy_vqa = _add(sources, "easy_vqa", _build, "the easy-VQA data set")

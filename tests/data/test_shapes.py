@@ -129,7 +129,15 @@ def test_sizes_and_object_counts():
         assert image.shape == (32, 32, 3) and len(record["boxes"]) == 4
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"max_objects": 9}, {"min_objects": 4}, {"size": 4}])
+def test_only_the_named_kinds_occur_and_are_asked_for():
+    for record, _ in draw(60, kinds=("circle", "star")):
+        text = json.dumps(record)
+        assert not any(kind in text for kind in ("square", "triangle", "diamond", "cross"))
+    with pytest.raises(ConfigError, match=r"not 'cirle'\. Did you mean 'circle'"):
+        next(shapes(1, kinds=["star", "cirle"]))
+
+
+@pytest.mark.parametrize("options", [{"count": 0}, {"max_objects": 9}, {"min_objects": 4}, {"size": 4}, {"kinds": ()}])
 def test_options_out_of_range(options):
     with pytest.raises(ConfigError):
         next(shapes(**{"count": 1, **options}))

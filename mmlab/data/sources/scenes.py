@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -80,7 +81,7 @@ class Shape:
         return min(xs), min(ys), max(xs), max(ys)
 
 
-def place(rng: random.Random, count: int) -> list[Shape]:
+def place(rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[Shape]:
     """Choose `count` objects that neither overlap nor share colour and kind both, from left to right."""
     while True:
         scene: list[Shape] = []
@@ -89,7 +90,7 @@ def place(rng: random.Random, count: int) -> list[Shape]:
             radius = rng.uniform(*_RADII[size])
             low, high = 1.1 * radius + _CLEAR, 1 - 1.1 * radius - _CLEAR
             x, y = rng.uniform(low, high), rng.uniform(low, high)
-            new = Shape(rng.choice(list(COLOURS)), rng.choice(KINDS), size, x, y, radius)
+            new = Shape(rng.choice(list(COLOURS)), rng.choice(kinds), size, x, y, radius)
             if all(_apart(new, old) for old in scene):
                 scene.append(new)
             if len(scene) == count:

@@ -6,10 +6,10 @@ question asks for; the other types keep their priors (a colour is one of eight, 
 
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import Members
 from mmlab.data.shards import Samples
 from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
@@ -24,6 +24,7 @@ def shapes(
     size: int = 64,
     min_objects: int = 1,
     max_objects: int = 3,
+    kinds: Sequence[str] = KINDS,
 ) -> Samples:
     """Draw `count` scenes. Scene i depends on (seed, split, i) and the options alone, never on `count`.
 
@@ -34,6 +35,7 @@ def shapes(
         size: side of the square pictures in pixels.
         min_objects: fewest objects in a scene.
         max_objects: most objects in a scene, at most 4.
+        kinds: the shapes that occur and are asked for.
 
     Returns:
         Counts: `samples`, `objects`, `questions`.
@@ -43,9 +45,16 @@ def shapes(
     """
     if count < 1 or size < 16 or not 1 <= min_objects <= max_objects <= 4:
         raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
+    if not kinds:
+        raise ConfigError(f"shapes draw {', '.join(KINDS)}, not an empty list.")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"shapes draw {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
     counts: dict[str, int] = dict.fromkeys(("samples", "objects", "questions"), 0)
     for i in range(count):
-        members, scene, questions = _sample(f"{split}-{i:07d}", f"{seed}/{split}/{i}", size, min_objects, max_objects)
+        members, scene, questions = _sample(
+            f"{split}-{i:07d}", f"{seed}/{split}/{i}", size, min_objects, max_objects, kinds
+        )
         counts["samples"] += 1
         counts["objects"] += len(scene)
         counts["questions"] += len(questions)
@@ -53,12 +62,14 @@ def shapes(
     return counts
 
 
-def _sample(name: str, seed: str, size: int, least: int, most: int) -> tuple[Members, list[Shape], list[Question]]:
+def _sample(
+    name: str, seed: str, size: int, least: int, most: int, kinds: Sequence[str]
+) -> tuple[Members, list[Shape], list[Question]]:
     rng = random.Random(seed)
-    scene = place(rng, rng.randint(least, most))
+    scene = place(rng, rng.randint(least, most), kinds)
     png = io.BytesIO()
     draw(scene, size, rng).save(png, "PNG")
-    questions = list(ask(scene, rng))
+    questions = list(ask(scene, rng, kinds))
     record: dict[str, Any] = {
         "id": name,
         "caption": caption(scene),
@@ -75,12 +86,12 @@ def caption(scene: list[Shape]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def ask(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
+def ask(scene: list[Shape], rng: random.Random, kinds: Sequence[str] = KINDS) -> Iterator[Question]:
     """Yield questions that have one right answer in this scene: at most one of a type, and a yes and a no."""
     yield from _about_one(scene, rng)
-    yield _count(scene, rng)
+    yield _count(scene, rng, kinds)
     yield from _position(scene, rng)
-    yesno = [_exists(scene, rng, answer) for answer in ("yes", "no")]
+    yesno = [_exists(scene, rng, kinds, answer) for answer in ("yes", "no")]
     rng.shuffle(yesno)
     yield from yesno
 
@@ -113,11 +124,11 @@ def _about_one(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
         yield {"question": f"what shape is the {s.colour} object?", "answer": s.kind, "type": "shape"}
 
 
-def _count(scene: list[Shape], rng: random.Random) -> Question:
+def _count(scene: list[Shape], rng: random.Random, kinds: Sequence[str]) -> Question:
     if rng.random() < 0.5:
         return {"question": "how many objects are there?", "answer": str(len(scene)), "type": "count"}
     if rng.random() < 0.5:
-        kind = rng.choice([*(s.kind for s in scene), rng.choice(KINDS)])
+        kind = rng.choice([*(s.kind for s in scene), rng.choice(kinds)])
         return {
             "question": f"how many {kind}{'es' if kind.endswith('s') else 's'} are there?",
             "answer": str(sum(s.kind == kind for s in scene)),
@@ -146,20 +157,17 @@ def _position(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
         yield {"question": question, "answer": answer, "type": "position"}
 
 
-def _exists(scene: list[Shape], rng: random.Random, answer: str) -> Question:
+def _exists(scene: list[Shape], rng: random.Random, kinds: Sequence[str], answer: str) -> Question:
     """Ask for a shape, a colour, or both; the thing is uniform whatever the answer, so it tells nothing."""
     form = rng.choice(("kind", "colour", "both"))
-    everything = [(colour, kind) for colour in COLOURS for kind in KINDS]
     there = {"kind": {s.kind for s in scene}, "colour": {s.colour for s in scene}}.get(form, set())
-    if form == "both":
-        there_pairs = {(s.colour, s.kind) for s in scene}
-        options = sorted(there_pairs) if answer == "yes" else [pair for pair in everything if pair not in there_pairs]
-        colour, kind = rng.choice(options)
-        thing = f"{colour} {kind}"
-    else:
-        names = KINDS if form == "kind" else tuple(COLOURS)
-        thing = rng.choice([name for name in names if (name in there) == (answer == "yes")])
-        thing = thing if form == "kind" else f"{thing} object"
+    names = {"kind": list(kinds), "colour": list(COLOURS)}.get(form, [])
+    if options := [name for name in names if (name in there) == (answer == "yes")]:
+        thing = rng.choice(options) + (" object" if form == "colour" else "")
+    else:  # also where every kind is there, and a no needs a colour
+        pairs = {(s.colour, s.kind) for s in scene}
+        others = [(colour, kind) for colour in COLOURS for kind in kinds if (colour, kind) not in pairs]
+        thing = " ".join(rng.choice(sorted(pairs) if answer == "yes" else others))
     return {"question": f"is there {_article(thing)}?", "answer": answer, "type": "yesno"}
 
 
