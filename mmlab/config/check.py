@@ -11,6 +11,7 @@ from mmlab.config.build import check_target_names, check_targets
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.fieldcheck import check_fields, missing_values
 from mmlab.config.run import find_run
+from mmlab.config.slurm import check_tasks
 
 INDEX = "index.npz"
 
@@ -60,8 +61,10 @@ def check_length(cfg: DictConfig) -> None:
 
 
 def check_batches(cfg: DictConfig) -> None:
-    """Check that the global batch divides into micro-batches on the devices."""
-    accumulation(cfg.data.global_batch, cfg.data.micro_batch, world_size(cfg.trainer))
+    """Check that there is a task for each device under SLURM, and that the global batch divides on them."""
+    ranks, nodes = world_size(cfg.trainer), cfg.trainer.num_nodes
+    check_tasks(ranks // nodes, nodes)
+    accumulation(cfg.data.global_batch, cfg.data.micro_batch, ranks)
 
 
 def world_size(trainer: DictConfig) -> int:

@@ -1,5 +1,6 @@
 """A run's folder: what was configured, what was overridden, and which code ran it."""
 
+import fcntl
 import json
 import os
 import platform
@@ -7,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import mmlab
 from mmlab.config.build import check_target_names
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fieldcheck import check_fields
 from mmlab.config.naming import is_execution
@@ -24,6 +25,8 @@ from mmlab.config.redact import redact, redact_text
 from mmlab.config.schema import SCHEMAS, TrainConfig
 
 DONE = "done.json"
+LOCK = ".lock"
+_CLAIMS: list[TextIO] = []  # open as long as the process lives: closing a file gives its lock back
 PACKAGES = (
     "mmlab",
     "torch",
@@ -42,17 +45,20 @@ MAY_CHANGE = ("run", "trainer", "logger", "callbacks", "data.root")
 def prepare_run(cfg: DictConfig) -> Path:
     """Make the run's folder and write `config.yaml` (resolved), `overrides.txt` and `code.json` into it.
 
-    Secrets are redacted. Only the first process of a run writes. With `run.fresh` an earlier folder of
-    that name is set aside.
+    Secrets are redacted. Only the first process of a run writes, and as long as it lives no other command can
+    train that run. With `run.fresh` an earlier folder of that name is set aside.
 
     Returns:
         The folder, `cfg.run.dir`.
 
     Raises:
         ConfigError: the folder holds a run that was configured differently.
+        RunError: another process is training it.
     """
     folder = Path(cfg.run.dir)
     config: Any = redact(OmegaConf.to_container(cfg, resolve=True))
+    if (folder / "config.yaml").is_file():
+        _claim(folder)
     if cfg.run.fresh:
         # A requeued job is the same start of the run, not another one.
         if _rank() == 0 and int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
@@ -63,6 +69,7 @@ def prepare_run(cfg: DictConfig) -> Path:
     if _rank() > 0:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
     overrides: Any = []
     if HydraConfig.initialized():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -86,6 +93,25 @@ def _set_aside(folder: Path) -> None:
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     folder.rename(aside)
+
+
+def _claim(folder: Path) -> None:
+    """Make this process the only one that trains the run: the system's lock ends with it, in whatever way."""
+    if _rank() > 0:
+        return
+    file = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read().strip() or "another process"
+        raise RunError(f"{folder} is being trained by {who}; wait for it, or stop it.") from None
+    except OSError:
+        return  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    _CLAIMS.append(file)
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:

@@ -49,6 +49,8 @@ class LocalLoader:
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin_memory,
+            # Its own, or it would draw from the numbers of the training, and how many depends on the workers.
+            generator=torch.Generator(),
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
             multiprocessing_context=context if workers else None,

@@ -1,14 +1,24 @@
 """From our trainer section to Lightning's Trainer. Only differences from its defaults are passed on."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
+
+from mmlab.config.slurm import under_srun
+from mmlab.training.checkpoint import Checkpoints
+from mmlab.training.checkpoint_io import FolderCheckpointIO
 
 
 def precision(choice: str, accelerator: str) -> str:
@@ -59,6 +69,9 @@ def build_trainer(
         options["deterministic"] = True
     if cfg.profile is not None:
         options["profiler"] = cfg.profile
+    plugins: list[Any] = [FolderCheckpointIO()]
+    if (cluster := environment()) is not None:
+        plugins.append(cluster)
     trainer = Trainer(
         default_root_dir=folder,
         accelerator=cfg.accelerator,
@@ -75,7 +88,8 @@ def build_trainer(
         enable_model_summary=False,
         logger=logger or False,
         callbacks=callbacks,
-        enable_checkpointing=any(type(c).__name__.endswith("Checkpoint") for c in callbacks),
+        plugins=plugins,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         **options,
     )
     if "limit_val_batches" in options:
@@ -84,35 +98,52 @@ def build_trainer(
     return trainer
 
 
+def environment() -> ClusterEnvironment | None:
+    """Who started the ranks, where Lightning's own guess would be wrong; None: leave it to Lightning."""
+    if TorchElasticEnvironment.detect():
+        return None
+    if under_srun():
+        # One owner of requeueing, which is not Lightning.
+        return SLURMEnvironment(auto_requeue=False)
+    # In an allocation without srun Lightning takes this process for a rank, and waits for the others.
+    return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
+
+
 def quieten() -> None:
     """Leave out what Lightning says about itself; its warnings about a run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", r".*Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", r".*`srun` command is available on your system but is not used.*")
     warnings.filterwarnings("ignore", r".*does not have many workers.*")
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", r".*overridden `on_before_batch_transfer`.*")
     warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
 
 
-def fit(trainer: Trainer, stage: Any, data: Any, folder: Path) -> dict[str, float]:
-    """Train from the newest checkpoint of the run's folder, or from the start; return the last metrics.
+def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
+    """Train from the newest checkpoint that is whole, or from the start; return the last metrics.
 
     Raises:
-        KeyboardInterrupt: the person stopped it; Lightning would leave the process by itself.
+        RunError: the run has checkpoints, and none is whole.
+        Preempted: the run was asked to leave, and has saved.
+        KeyboardInterrupt: the person stopped it at once; Lightning would leave the process by itself.
     """
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        print(f"going on from {last.resolve()}")
+    saving = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
+    newest = saving.newest() if saving else None
+    if newest and trainer.is_global_zero:
+        print(f"going on from {newest}")
     try:
-        trainer.fit(stage, datamodule=data, ckpt_path=last if last.exists() else None)
+        trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
+        if saving and saving.validation_due:  # killed after the last step, before its validation had ended
+            trainer.validate(stage, datamodule=data, verbose=False)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    wanted = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {name: value for name, value in wanted.items() if name.startswith(("train/loss", "val/"))}
+    metrics = {**(saving.metrics if saving else {}), **trainer.callback_metrics}
+    return {name: float(metrics[name]) for name in metrics if name.startswith(("train/loss", "val/"))}
 
 
 def place(model: Any, cfg: DictConfig) -> Any:

@@ -1,12 +1,15 @@
 """Train parts of a model: compose, check, build, fit, leave artifacts."""
 
+import signal
+
 from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
+from mmlab.sweep.sweep import sweep
 
 
 def main(argv: list[str]) -> int:
-    return hydra_verb("train", train, argv)
+    return hydra_verb("train", train, argv, sweep)
 
 
 def train(cfg: DictConfig) -> None:
@@ -22,6 +25,10 @@ def train(cfg: DictConfig) -> None:
     if finished(folder):
         print(f"{cfg.run.name} is complete: {folder} (run.fresh=true trains it again, beside it)")
         return
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)  # a warning of the cluster's must not end a run that starts
 
     import lightning
 
@@ -40,7 +47,7 @@ def train(cfg: DictConfig) -> None:
         print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
     callbacks = [build(node) for node in cfg.callbacks.values()]
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
-    metrics = fit(trainer, stage, data, folder)
+    metrics = fit(trainer, stage, data)
     if trainer.is_global_zero:
         written = save_parts(stage.model, cfg.stage.trainable, folder / "artifacts", {"run": cfg.run.name})
         finish(folder, {"steps": steps, **metrics})

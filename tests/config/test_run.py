@@ -1,13 +1,16 @@
 """A run's folder: what is written, read back, redacted and refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose, hydra_verb
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.config.redact import HIDDEN, redact, redact_text
 from mmlab.config.run import find_run, finish, finished, load_run_config, prepare_run
 from mmlab.config.schema import MLPConnectorConfig, TrainConfig, VisionConfig
@@ -44,7 +47,7 @@ def test_overrides_and_code_are_written(conf):
     state = json.loads((folder / "code.json").read_text())
     assert {"commit", "diff", "new_files", "versions"} == set(state) and state["versions"]["torch"]
     assert "${" not in (folder / "config.yaml").read_text()
-    assert sorted(path.name for path in folder.iterdir()) == ["code.json", "config.yaml", "overrides.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "code.json", "config.yaml", "overrides.txt"]
 
 
 def test_no_secret_reaches_the_folder(conf, monkeypatch):
@@ -114,6 +117,40 @@ def test_a_run_whose_end_moved_is_not_complete(conf):
 def test_only_the_first_process_writes(conf, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not prepare(conf).exists()
+
+
+def test_one_process_at_a_time_trains_a_run(conf):
+    folder = prepare(conf)
+    script = f"""
+import fcntl, sys
+file = open({str(folder / ".lock")!r}, "a+")
+file.seek(0)
+print(file.read())
+try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(7)
+"""
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert other.returncode == 7 and f"process {os.getpid()} on " in other.stdout
+
+
+@pytest.mark.parametrize("fresh", ["false", "true"])
+def test_a_run_in_training_is_not_touched(conf, fresh):
+    folder = Path("runs/llava-align_tiny")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); f.write('process 1 on x'); "
+    script += "f.flush(); print('held', flush=True); input()"
+    command = [sys.executable, "-c", script, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=r"is being trained by process 1 on x"):
+            prepare(conf, f"run.fresh={fresh}")
+        assert (folder / "config.yaml").read_text() == "{}"
+        holder.kill()
+    (folder / "config.yaml").unlink()
+    prepare(conf, f"run.fresh={fresh}")
 
 
 def test_a_run_is_found_by_folder_name_and_recipe(conf):

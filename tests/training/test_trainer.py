@@ -6,12 +6,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from mmlab.config.compose import compose
 from mmlab.data.module import ShardDataModule
 from mmlab.training import trainer as ours
+from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.progress import Progress
 from tests.tiny_shards import KeyCollate, make_shards
 
@@ -116,7 +116,7 @@ def data(tmp_path):
 
 
 def trainer_for(data, folder):
-    keep = ModelCheckpoint(folder / "checkpoints", "{step}", save_last="link", every_n_train_steps=2)
+    keep = Checkpoints(str(folder / "checkpoints"), every_n_steps=2)
     callbacks: list[L.Callback] = [Progress(), keep]
     return ours.build_trainer(section(), folder, None, callbacks, data, data.total_steps)
 
@@ -132,10 +132,10 @@ def sigint():
 def test_fit_goes_on_from_the_last_checkpoint_after_an_interrupt(tmp_path, data, capsys, sigint):
     stopped = Line(interrupt=5)
     with pytest.raises(KeyboardInterrupt):
-        ours.fit(trainer_for(data, tmp_path), stopped, data, tmp_path)
+        ours.fit(trainer_for(data, tmp_path), stopped, data)
     assert "going on" not in capsys.readouterr().out
     rest = Line()
-    metrics = ours.fit(trainer_for(data, tmp_path), rest, data, tmp_path)
+    metrics = ours.fit(trainer_for(data, tmp_path), rest, data)
     assert "going on from" in capsys.readouterr().out
     assert set(metrics) == {"train/loss"}
     assert sorted({*stopped.steps}) == [0, 1, 2, 3, 4] and sorted({*rest.steps}) == [4, 5]
@@ -147,5 +147,5 @@ def test_an_error_is_not_an_interrupt(tmp_path, data):
             raise SystemExit(3)
 
     with pytest.raises(SystemExit) as stop:
-        ours.fit(trainer_for(data, tmp_path), Exits(), data, tmp_path)
+        ours.fit(trainer_for(data, tmp_path), Exits(), data)
     assert stop.value.code == 3
