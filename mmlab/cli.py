@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.config.locate import conf_dir
@@ -18,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except UserError as error:
-        print(f"mmlab: {' '.join(str(error).split())}", file=sys.stderr)
+        if str(error):
+            print(f"mmlab: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `mmlab … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,19 +49,23 @@ def dispatch(argv: list[str]) -> int:
     verb, rest = argv[0], argv[1:]
     if verb not in verbs():
         raise ConfigError(f"There is no verb '{verb}'.{nearest(verb, verbs())} Verbs: {', '.join(verbs())}.")
-    return importlib.import_module(f"mmlab.verbs.{verb}").main(rest)
+    return _module(verb).main(rest)
 
 
 def verbs() -> list[str]:
-    """Return the names of the verbs: the modules of `mmlab/verbs`."""
-    return sorted(path.stem for path in VERBS.glob("[a-z]*.py"))
+    """Return the names of the verbs: the modules of `mmlab/verbs`, with hyphens."""
+    return sorted(path.stem.replace("_", "-") for path in VERBS.glob("[a-z]*.py"))
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"mmlab.verbs.{verb.replace('-', '_')}")
 
 
 def usage() -> str:
     """Return the overview, one line a verb, read from the modules' docstrings without importing them."""
     lines = ["mmlab <verb> …   (mmlab <verb> --help says more)", ""]
     for verb in verbs():
-        text = ast.get_docstring(ast.parse((VERBS / f"{verb}.py").read_text(encoding="utf-8"))) or ""
+        text = ast.get_docstring(ast.parse((VERBS / f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8"))) or ""
         lines.append(f"  {verb:<12} {text.splitlines()[0] if text else ''}".rstrip())
     return "\n".join(lines)
 
@@ -76,7 +82,7 @@ def complete(argv: list[str]) -> int:
         return 0
     # Hydra's completion takes the first word for the program.
     os.environ["COMP_LINE"] = rest
-    return importlib.import_module(f"mmlab.verbs.{verb}").main(argv)
+    return _module(verb).main(argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""SIGKILL at random moments of a run that checkpoints every step: kill_matrix.py OUT [KILLS] [STEPS].
+
+Each start of the run is a fork of this process, which has everything imported, and is killed after a random time.
+After each kill the newest checkpoint must be whole, at most one step behind, with nothing else left over than one
+draft; in the end the run must be, bit for bit, the run that was never killed. The last line is one JSON object.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import transformers.models.siglip.modeling_siglip  # noqa: F401  imported before the forks, which then start fast
+
+import mmlab.data.module
+import mmlab.stage.contrastive
+import mmlab.training.trainer  # noqa: F401
+from mmlab import cli
+from mmlab.training.batch_log import read_batches
+from mmlab.training.checkpoint_io import newest_whole, read, steps
+from mmlab.training.compare import difference
+
+RECIPE = [
+    "experiment=llava/vision_tiny",
+    "data.global_batch=4",
+    "data.micro_batch=2",
+    "data.workers=0",
+    "data.val=[]",
+    "trainer=cpu",
+    "logger=none",
+    "model.vision.architecture.num_hidden_layers=1",
+    "callbacks.checkpoint.every_n_steps=1",
+    "+callbacks.batch_log._target_=mmlab.training.batch_log.BatchLog",
+]
+
+
+def main(out: Path, kills: int = 200, length: int = 400) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(out)
+    other = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
+    cli.main(["shards", "build", "shapes", "data/shapes/train", "--count", "64", "--overwrite"])
+    cli.main(["shards", "tokenizer", "data/shapes/train", "--out", "data/shapes/tokenizer", "--vocab-size", "320"])
+    run = Path("killed")
+    random.seed(0)
+    figures = {"kills": 0, "in_a_save": 0, "before_training": 0, "most_steps_lost": 0, "most_drafts": 0}
+    began, startup = time.monotonic(), time_to_train(length)
+    while figures["kills"] < kills:
+        before = max(steps(run / "checkpoints"), default=0)
+        if before >= length:
+            break
+        child = start(run, length, tmpdir=other if figures["kills"] % 2 else Path.cwd())
+        # Mostly while it trains; some while it starts.
+        time.sleep(random.uniform(0.5 * startup, 2 * startup))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            break
+        figures["kills"] += 1
+        newest = newest_whole(run / "checkpoints", fail)
+        saved = int(newest.name.removeprefix("step-")) if newest else 0
+        trained = max(read_batches(run)[0], default=0)
+        drafts = len(list((run / "checkpoints").glob(".*")))
+        assert saved >= before, (saved, before)
+        figures["in_a_save"] += drafts
+        figures["before_training"] += saved == before
+        # The step that was under way is lost; one that had ended may be, while it was being saved.
+        figures["most_steps_lost"] = max(figures["most_steps_lost"], trained - saved)
+        figures["most_drafts"] = max(figures["most_drafts"], drafts)
+        print(f"kill {figures['kills']}/{kills}: step {saved} of {length} is saved", flush=True)
+    length = max(steps(run / "checkpoints"), default=0) + 2
+    for folder in (run, Path("straight")):
+        _, status = os.waitpid(start(folder, length, Path.cwd()), 0)
+        assert status == 0, f"{folder} failed: see {out / folder / 'output.log'}"
+    batches, differing = read_batches(run)
+    same = not differing and batches == read_batches(Path("straight"))[0]
+    states = [read(folder / "checkpoints" / f"step-{length}") for folder in (run, Path("straight"))]
+    figures |= {
+        "steps": length,
+        "same_batches": same,
+        "difference": difference(*states),
+        "left_over": sorted(path.name for path in (run / "checkpoints").iterdir()),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    print(json.dumps(figures))
+    good = same and figures["difference"] is None and figures["most_steps_lost"] <= 1 and figures["most_drafts"] <= 1
+    return 0 if good else 1
+
+
+def time_to_train(length: int) -> float:
+    """Seconds from a start to the first step."""
+    began = time.monotonic()
+    child = start(Path("first"), length, Path.cwd())
+    while not read_batches(Path("first"))[0]:
+        time.sleep(0.01)
+    needed = time.monotonic() - began
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return needed
+
+
+def start(run: Path, length: int, tmpdir: Path) -> int:
+    """Fork a process that trains; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    run.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = str(tmpdir)
+    log = os.open(run / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    # One schedule, whenever the run is ended.
+    last = [f"trainer.max_steps={length}", "optim.schedule=constant", "optim.warmup_ratio=0"]
+    os._exit(cli.main(["train", *RECIPE, *last, f"run.dir={run}", f"+callbacks.batch_log.folder={run}"]))
+
+
+def fail(fault: str) -> None:
+    raise AssertionError(fault)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))

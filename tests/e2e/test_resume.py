@@ -1,0 +1,86 @@
+"""Runs killed from outside go on to the very same end, and the proof finds where they would not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmlab import cli
+from mmlab.training.checkpoint_io import PREFIX, STATE, newest_whole, read, write
+from mmlab.verbs.resume_check import compare
+
+MATRIX = Path(__file__).parents[2] / "experiments" / "kill_matrix" / "kill_matrix.py"
+TINY = [
+    "experiment=llava/language_tiny",
+    "data.global_batch=4",
+    "data.micro_batch=2",
+    "data.workers=1",
+    "data.max_length=128",
+    "data.val=[]",
+    "trainer=cpu",
+    "model.language.architecture.num_hidden_layers=1",
+    "+model.language.architecture.attention_dropout=0.1",
+]
+
+
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory) -> tuple[Path, str]:
+    """Two runs that `mmlab resume-check` has compared, and what it printed."""
+    folder = tmp_path_factory.mktemp("proof")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["shards", "build", "shapes", "data/shapes/train", "--count", "24"]) == 0
+        assert cli.main(["shards", "tokenizer", "data/shapes/train", "--out", "data/shapes/tokenizer"]) == 0
+        command = [sys.executable, "-m", "mmlab.cli", "resume-check", *TINY]
+        options = ["--steps", "7", "--every", "3", "--kill-at", "5", "--out", "proof"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "proof", done.stdout
+
+
+def test_a_killed_run_is_identical(proof):
+    assert proof[1].splitlines()[-1] == "identical: 7 steps, killed at 5"
+    lines = (proof[0] / "killed" / "batches-0.jsonl").read_text().splitlines()
+    assert len(lines) > 14, "the step after the checkpoint was trained twice"
+
+
+def test_what_differs_is_named(proof, tmp_path):
+    straight, killed = proof[0] / "straight", proof[0] / "killed"
+    assert compare(straight, killed) is None
+    newest = newest_whole(killed / "checkpoints", pytest.fail)
+    assert newest is not None
+    other = tmp_path / "checkpoints" / f"{PREFIX}7"
+    other.mkdir(parents=True)
+    log = killed / "batches-0.jsonl"
+    (tmp_path / log.name).write_bytes(log.read_bytes())
+    state = read(newest)
+    name = next(iter(state["state_dict"]))
+    state["state_dict"][name].view(-1)[0] += 1e-3
+    write(state, other)
+    found = compare(straight, tmp_path)
+    assert found is not None and f"state_dict.{name}: 1 of " in found
+    (other / STATE).unlink()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[-1]["keys"] = lines[-1]["keys"][::-1][:1]
+    (tmp_path / log.name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(straight, tmp_path)
+    assert found is not None and found.startswith("step 7 was trained on")
+
+
+def test_a_run_that_cannot_start_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["resume-check", "experiment=llava/language_tny"]) == 2
+    assert "language_tiny" in capsys.readouterr().err
+    assert cli.main(["resume-check", *TINY, "--kill-at", "99"]) == 2
+
+
+def test_a_short_kill_matrix(tmp_path):
+    """The long one, 200 kills, is experiments/kill_matrix/run.sh."""
+    done = subprocess.run(
+        [sys.executable, str(MATRIX), str(tmp_path / "out"), "5", "30"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["kills"] > 0 and figures["same_batches"] and figures["difference"] is None
