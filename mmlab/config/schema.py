@@ -138,23 +138,25 @@ class TrainerConfig:
 
 @dataclass
 class CSVLoggerConfig:
-    """One `metrics/version_N/metrics.csv` per start of the run, so that none erases an earlier one."""
+    """One `metrics.csv` in the run's folder."""
 
-    _target_: str = "lightning.pytorch.loggers.CSVLogger"
+    _target_: str = "mmlab.training.csv_log.CSVLog"
     save_dir: str = "${run.dir}"
-    name: str = "metrics"
 
 
 @dataclass
 class WandbLoggerConfig:
-    """The key stays in the environment (WANDB_API_KEY); it has no place in a config."""
+    """wandb, with `metrics.csv` beside it. The key stays in the environment: it has no place in a config."""
 
-    _target_: str = "lightning.pytorch.loggers.WandbLogger"
+    _target_: str = "mmlab.training.wandb_log.WandbLog"
+    save_dir: str = "${run.dir}"
     project: str = "mmlab"
     entity: str | None = None
-    name: str = "${run.name}"
-    id: str = "${run.name}"
-    save_dir: str = "${run.dir}"
+    name: str | None = "${run.name}"
+    id: str | None = None  # None: the run's name and a few characters, fixed at its first start
+    group: str | None = "${run.sweep}"
+    job_type: str | None = None  # None: the option of the stage; set when composed
+    tags: list[str] | None = None  # None: the options of experiment, model and data; set when composed
     offline: bool | None = None  # None: offline unless WANDB_API_KEY is in the environment; set when composed
 
 

@@ -17,6 +17,7 @@ class DataReportCallback(L.Callback):
     The file lies in the trainer's `default_root_dir` and is renewed after each validation, at the end and on
     an exception. Its counts go on after a resume. Every rank watches the budget on its own batches; the file
     has the sums over the ranks, except after an exception, when others may be gone: then `ranks` is 1.
+    `data/replaced` of all ranks is logged.
 
     Args:
         budget: see `DataReport`.
@@ -27,13 +28,18 @@ class DataReportCallback(L.Callback):
         self.train = DataReport(budget, floor)
         self.validation = DataReport(budget, floor)
         self._limits = budget, floor
-        self._logged = 0
+        self._step = 0
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.train.add(batch)
-        if self.train.replaced > self._logged:
-            self._logged = self.train.replaced
-            pl_module.log("data/replaced", float(self._logged), batch_size=1)
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            if self._step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+                count = float(self.train.replaced)
+                pl_module.log("data/replaced", count, batch_size=1, sync_dist=True, reduce_fx="sum")
         self.train.check()
 
     def on_validation_start(self, trainer, pl_module) -> None:
@@ -61,7 +67,6 @@ class DataReportCallback(L.Callback):
         self.train = DataReport(*self._limits)
         if not _several_ranks() or dist.get_rank() == 0:
             self.train.add(state_dict)
-        self._logged = self.train.replaced
 
     def _write(self, trainer: L.Trainer, everyone: bool) -> None:
         train, validation = (_merged(r) if everyone else r for r in (self.train, self.validation))

@@ -15,7 +15,7 @@ from mmlab.data.collate import PairCollate
 from mmlab.data.sample import ImageSpec
 from mmlab.model.dual_encoder import DualEncoder
 from mmlab.training.artifacts import load_parts
-from mmlab.training.optim import AdamW
+from mmlab.training.optim import AdamW, log_optimizer
 from mmlab.training.trainable import set_modes, set_trainable
 
 
@@ -69,6 +69,9 @@ class ContrastivePretraining(LightningModule):
         loss = -F.logsigmoid(torch.where(match, logits, -logits)).sum() / len(logits)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        log_optimizer(self, optimizer)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Log how often a picture's most similar caption of the batch is its own (or an equal one)."""

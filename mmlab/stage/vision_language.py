@@ -16,7 +16,7 @@ from mmlab.data.sample import ImageSpec
 from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_entropy, supervised
 from mmlab.training.artifacts import load_parts
 from mmlab.training.feature_cache import FeatureCache
-from mmlab.training.optim import AdamW
+from mmlab.training.optim import AdamW, log_optimizer
 from mmlab.training.trainable import set_modes, set_trainable
 
 
@@ -102,6 +102,7 @@ class NextTokenStage(LightningModule):
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
         rescale_gradients(self.model.parameters(), scale / tokens.clamp(min=1))
         self.log_dict({"train/loss": mean, "train/tokens": tokens}, prog_bar=True)
+        log_optimizer(self, optimizer)
 
     def validation_step(self, batch: ChatBatch, batch_idx: int) -> None:
         self.val_mean.add(*self.loss(batch))

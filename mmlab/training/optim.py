@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -86,3 +87,17 @@ class AdamW:
         shape = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1 - progress
         floor = self.min_lr / peak
         return floor + (1 - floor) * shape
+
+
+def log_optimizer(module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    """Log `train/lr` (the highest of the parts') and `train/grad_norm`, before clipping, at steps that are logged.
+
+    Call it in `on_before_optimizer_step`, where the gradients are final.
+    """
+    trainer = module.trainer
+    if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        return
+    groups = optimizer.param_groups
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    module.log("train/lr", max(group["lr"] for group in groups), batch_size=1)
+    module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)

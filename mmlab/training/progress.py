@@ -20,6 +20,7 @@ class Progress(ProgressBar):
         self.lines = lines
         self.enabled = True
         self.bar: tqdm | None = None
+        self.paused: float | None = None
         # Start of recent steps, time lost waiting for data, and samples, for a speed over the last steps.
         self.recent: deque[tuple[float, float, int]] = deque(maxlen=50)
 
@@ -34,10 +35,19 @@ class Progress(ProgressBar):
         self.ended = time.perf_counter()
         self.started = self.ended
         self.wait, self.samples, self.shown = 0.0, 0, trainer.global_step
+        self.paused = None
         if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self.paused = time.perf_counter()
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.paused is not None:
+            # Training stood still while the model was validated and shown: that is no part of its speed.
+            still = time.perf_counter() - self.paused
+            self.started, self.ended, self.paused = self.started + still, self.ended + still, None
+            self.recent = deque(((t + still, wait, n) for t, wait, n in self.recent), maxlen=self.recent.maxlen)
         self.wait += time.perf_counter() - self.ended
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

@@ -1,0 +1,160 @@
+"""What a model makes of a few fixed validation samples while it is trained: a sheet per look, and a table in wandb."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from mmlab.config.errors import DataError
+from mmlab.data.conversation import IMAGE, Turn, conversations_of
+from mmlab.data.formats import parse_record
+from mmlab.data.module import ShardDataModule
+from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.exact_match import matches
+from mmlab.evaluate.questions import read_picture
+from mmlab.model.vlm import VisionLanguageModel
+from mmlab.report.sheet import BAD, GOOD, as_picture, contact_sheet
+from mmlab.training.wandb_log import WandbLog
+
+NAME = "val/samples"
+SHORT = 2  # words of an answer that is right or wrong; a longer one is rather good or bad
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample on a sheet.
+
+    Attributes:
+        picture: uint8 `[3, H, W]`, or None.
+        cells: the other columns of its row in the table, by name.
+        text: what stands under the picture.
+        colour: of the card's edge, or None.
+    """
+
+    picture: torch.Tensor | None
+    cells: dict[str, str]
+    text: str
+    colour: str | None = None
+
+
+class Samples(L.Callback, ABC):
+    """Shows what a model makes of fixed samples, as `<run>/samples/step-<N>.png` and in wandb.
+
+    It looks after a validation, at most `sheets` times in a run and at its end, and changes nothing: modes and
+    random state are as before. All ranks do the same, the first writes, so no rank waits for another in vain.
+
+    Args:
+        count: samples on a sheet.
+        sheets: looks that are spread over a run.
+    """
+
+    def __init__(self, count: int = 8, sheets: int = 20):
+        self.count = count
+        self.sheets = sheets
+        self._shown = 0
+
+    @abstractmethod
+    def show(self, trainer: L.Trainer, module: L.LightningModule) -> list[Card]:
+        """The samples as the model sees them now; none where it has nothing to show."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._shown = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step, last = trainer.global_step, trainer.global_step >= trainer.max_steps
+        if trainer.sanity_checking or (step - self._shown < trainer.max_steps / self.sheets and not last):
+            return
+        self._shown = step
+        modes = [(module, module.training) for module in pl_module.modules()]
+        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), trainer.precision_plugin.forward_context():
+            pl_module.eval()
+            cards = self.show(trainer, pl_module)
+        for module, training in modes:
+            module.training = training
+        if cards and trainer.is_global_zero:
+            self._write(trainer, cards, step)
+
+    def _write(self, trainer: L.Trainer, cards: list[Card], step: int) -> None:
+        sheet = contact_sheet(
+            [card.picture for card in cards],
+            [card.text for card in cards],
+            colours=[card.colour for card in cards],
+            title=f"step {step:,}",
+        )
+        path = Path(trainer.default_root_dir, "samples", f"step-{step}.png")
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLog):
+                columns = ["picture", *cards[0].cells]
+                pictures = [None if card.picture is None else as_picture(card.picture) for card in cards]
+                rows = [[picture, *card.cells.values()] for picture, card in zip(pictures, cards, strict=True)]
+                logger.log_table(NAME, columns, rows, step)
+                logger.log_pictures(f"{NAME}_sheet", [sheet], step)
+
+
+class AnsweredSamples(Samples):
+    """Validation samples with the model's likeliest answer beside the right one; for vision-language models.
+
+    Args:
+        count: see `Samples`.
+        sheets: see `Samples`.
+        max_new_tokens: longest answer.
+    """
+
+    def __init__(self, count: int = 8, sheets: int = 20, max_new_tokens: int = 32):
+        super().__init__(count, sheets)
+        self.max_new_tokens = max_new_tokens
+        self._fixed: list[tuple[str, torch.Tensor | None, list[Turn]]] | None = None
+
+    def show(self, trainer: L.Trainer, module: Any) -> list[Card]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(module.model, VisionLanguageModel) or not isinstance(data, ShardDataModule):
+            return []
+        spec = data.collate.image
+        if spec is None or module.prompt.pictures != "tokens":
+            return []
+        if self._fixed is None:
+            self._fixed = list(self._choose(data, module, spec))
+        if not self._fixed:
+            return []
+        answerer = Answerer(module.model, module.prompt, spec.aspect, self.max_new_tokens)
+        _, pictures, dialogues = zip(*self._fixed, strict=True)
+        answers = answerer([dialogue[:1] for dialogue in dialogues], pictures)
+        return [_card(*fixed, answer) for fixed, answer in zip(self._fixed, answers, strict=True)]
+
+    def _choose(
+        self, data: ShardDataModule, module: Any, spec: ImageSpec
+    ) -> Iterator[tuple[str, torch.Tensor | None, list[Turn]]]:
+        """Samples spread evenly over the validation sources: key, picture, question and answer."""
+        places = [(source.index, i) for source in data.val_sources for i in range(len(source.index))]
+        if not places:
+            return
+        spread = np.unique(np.linspace(0, len(places) - 1, self.count).round().astype(int))
+        for n, place in enumerate(spread):
+            index, i = places[place]
+            try:
+                picture = read_picture(index, i, spec)
+                record = parse_record(index.read(i, ("json", "txt")))
+                dialogues = conversations_of(record, module.prompt, 0, picture is not None)
+            except (SampleError, DataError, ValueError):
+                continue  # validation counts and reports it
+            # Another of a picture's questions each time: the first are often all alike.
+            yield str(index.keys[i]), picture, dialogues[n % len(dialogues)][:2]
+
+
+def _card(key: str, picture: torch.Tensor | None, dialogue: list[Turn], prediction: str) -> Card:
+    question, answer = dialogue[0].text.removeprefix(IMAGE).strip(), dialogue[1].text
+    right = matches(prediction, answer)
+    colour = GOOD if right else BAD if len(answer.split()) <= SHORT else None
+    said = prediction or "(nothing)"
+    lines = [question, said] if right else [question, said, f"(right: {answer})"]
+    cells = {"key": key, "question": question, "answer": answer, "prediction": prediction}
+    return Card(picture, cells, "\n".join(line for line in lines if line), colour)

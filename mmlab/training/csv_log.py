@@ -1,0 +1,143 @@
+"""A run's metrics as one table: a row per logged optimizer step, whatever happened in between."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
+
+FILE_NAME = "metrics.csv"
+STEP = "step"
+
+
+class CSVLog(Logger):
+    """Writes `<save_dir>/metrics.csv`, at once: the column `step` counts finished optimizer steps.
+
+    What is logged at one step is one row. A run that goes on from a checkpoint takes up its table: rows of
+    steps that are trained again are replaced, so each step is there once.
+
+    Args:
+        save_dir: the run's folder.
+    """
+
+    def __init__(self, save_dir: str):
+        super().__init__()
+        self.path = Path(save_dir, FILE_NAME)
+        self.columns: list[str] = [STEP]
+        self.rows: dict[int, dict[str, Any]] = {}
+        self._module: LightningModule | None = None
+        self._opened = False
+        self._last_at = 0  # where the last row begins in the file
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's config lies beside the table."""
+
+    def log_graph(self, model: LightningModule, input_array: Any = None) -> None:
+        """Keep the module: Lightning calls this when training is about to begin."""
+        self._module = model
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add values to a step's row.
+
+        Args:
+            metrics: numbers by name.
+            step: Lightning's count, for who has no trainer. It is one behind, and differs after some restarts.
+        """
+        if self._module is not None:
+            done = self._module.trainer.global_step
+        else:
+            done = self.last_step if step is None else step + 1
+        self.add(values_of(metrics), done)
+
+    def add(self, values: Mapping[str, Any], step: int) -> None:
+        """Add values to the row of `step`, which counts from 1; later rows are of a run that was cut off."""
+        if not values:
+            return
+        self.open()
+        ahead = [later for later in self.rows if later > step]
+        for later in ahead:
+            del self.rows[later]
+        new = sorted(values.keys() - set(self.columns))
+        self.columns += new
+        going_on = bool(self.rows) and self.last_step < step
+        self.rows.setdefault(step, {}).update(values)
+        if ahead or new or not self.path.exists():
+            self._write_all()
+        else:
+            self._write_last(append=going_on)
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last row, 0 without any."""
+        return next(reversed(self.rows), 0)
+
+    def open(self) -> None:
+        """Take up the table of an earlier start, once."""
+        if not self._opened:
+            self._opened = True
+            self.rows = read_table(self.path)
+            names = dict.fromkeys(name for row in self.rows.values() for name in row)
+            self.columns += names
+            if self.rows:
+                self._write_all()  # without what a killed process left half written
+
+    def _write_all(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{FILE_NAME}")
+        lines = [self._line({name: name for name in self.columns}), *map(self._line_of, self.rows)]
+        self._last_at = sum(map(len, lines[:-1]))
+        beside.write_bytes(b"".join(lines))
+        beside.replace(self.path)
+
+    def _write_last(self, append: bool) -> None:
+        with self.path.open("r+b") as file:
+            if append:
+                self._last_at = file.seek(0, io.SEEK_END)
+            else:
+                file.seek(self._last_at)
+                file.truncate()
+            file.write(self._line_of(self.last_step))
+
+    def _line_of(self, step: int) -> bytes:
+        return self._line({STEP: step, **self.rows[step]})
+
+    def _line(self, row: Mapping[str, Any]) -> bytes:
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
+        return text.getvalue().encode()
+
+
+def values_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics without Lightning's epoch: one of its epochs spans a run, so it is always 0."""
+    return {name: float(value) for name, value in metrics.items() if name != "epoch"}
+
+
+def read_table(path: str | Path) -> dict[int, dict[str, str]]:
+    """Return a table's rows by step, in order, without empty cells; none where there is no file.
+
+    A last line that a killed process left half written is left out.
+    """
+    path = Path(path)
+    text = path.read_text() if path.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    rows: dict[int, dict[str, str]] = {}
+    for row in csv.DictReader(io.StringIO(whole)):
+        rows[int(row[STEP])] = {name: value for name, value in row.items() if value and name != STEP}
+    return rows

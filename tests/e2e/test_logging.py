@@ -1,0 +1,144 @@
+"""What a run's logs hold, and what they never hold."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmlab import cli
+from mmlab.training.csv_log import read_table
+from mmlab.training.wandb_files import find_segments, read_history
+from tests.tiny_shapes import make_shapes
+
+SECRETS = {
+    "WANDB_API_KEY": "5e5e5e5ewandb5e5e5e5e5e5e5e5e5e5e5e5e5e5",
+    "HF_TOKEN": "hf_sentinelSentinelSentinel",
+    "AWS_SECRET_ACCESS_KEY": "aws/Sentinel+Sentinel",
+    "DB_PASSWORD": "pass-word-sentinel",
+}
+PRESET = """
+# @package _global_
+data: {global_batch: 4, micro_batch: 2}
+trainer: {max_steps: 4, val_every: 2, precision: 32-true, log_every_n_steps: 1}
+callbacks: {checkpoint: {every_n_steps: 2}, samples: {count: 2, max_new_tokens: 4}}
+"""
+MODEL = ("stage.init_from=[]", "debug=short", "trainer=cpu")
+METRICS = ("train/loss", "train/lr", "train/grad_norm", "val/loss", "data/replaced", "perf/samples_per_s")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    make_shapes(folder / "data" / "shapes", train=16, val=4, size=64)
+    (folder / "conf" / "debug").mkdir(parents=True)
+    (folder / "conf" / "debug" / "short.yaml").write_text(PRESET.lstrip())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def secret_run(work) -> tuple[Path, str]:
+    """A run with secrets in its environment and on its command line, as a process of its own."""
+    command = [sys.executable, "-m", "mmlab.cli", "train", "experiment=llava/finetune_tiny", *MODEL]
+    command += ["logger=wandb", "logger.offline=true", "run.name=secret"]
+    command += [f"logger.tags=[tiny,'{SECRETS['DB_PASSWORD']}']", f"logger.entity={SECRETS['HF_TOKEN']}"]
+    env = {**os.environ, **SECRETS, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return work / "runs" / "secret", done.stdout + done.stderr
+
+
+def test_no_secret_reaches_a_file(secret_run):
+    folder, said = secret_run
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files}
+    assert {".wandb", ".pt", ".csv", ".yaml", ".log", ".safetensors", ".png"} <= kinds
+    for name, secret in SECRETS.items():
+        assert secret not in said, name
+        # Compressed within a picture or a checkpoint would be a secret that nobody has put there.
+        assert [path for path in files if secret.encode() in path.read_bytes()] == [], name
+        assert [path for path in folder.rglob("*") if secret in path.name] == [], name
+
+
+def test_wandb_is_quiet_where_no_one_looks(secret_run):
+    folder, said = secret_run
+    assert "wandb" not in said
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert not names & {"wandb-metadata.json", "requirements.txt", "output.log", "diff.patch"}
+
+
+def test_the_offline_folder_has_everything(secret_run):
+    folder, _ = secret_run
+    (segment,) = find_segments(folder)
+    assert segment.ended and segment.offline and segment.id.startswith("secret-")
+    assert segment.config["run"]["name"] == "secret" and segment.config["optim"]["lr"]
+    assert segment.config["data"]["global_batch"] == 4
+    history = read_history(folder)
+    table = read_table(folder / "metrics.csv")
+    assert history is not None and list(history.rows) == [1, 2, 3, 4] == list(table)
+    for step, row in history.rows.items():
+        assert row["trainer/global_step"] == step
+        missing = [name for name in METRICS if name not in row and (name != "val/loss" or step % 2 == 0)]
+        assert missing == [], step
+        assert {name: float(value) for name, value in table[step].items()} == {name: row[name] for name in table[step]}
+    assert [step for step, row in history.rows.items() if "val/samples" in row] == [2, 4]
+    sheet = history.rows[4]["val/samples_sheet"]["filenames"][0]
+    assert Image.open(segment.file.parent / "files" / sheet).size == Image.open(folder / "samples" / "step-4.png").size
+    table_file = segment.file.parent / "files" / history.rows[4]["val/samples"]["path"]
+    shown = json.loads(table_file.read_text())
+    assert shown["columns"] == ["picture", "key", "question", "answer", "prediction"] and len(shown["data"]) == 2
+
+
+def train(work: Path, monkeypatch, *overrides: str) -> Path:
+    monkeypatch.chdir(work)
+    assert cli.main(["train", "experiment=llava/align_tiny", *MODEL, *overrides]) == 0
+    return work / "runs" / next(o for o in overrides if o.startswith("run.name=")).partition("=")[2]
+
+
+def test_a_run_that_goes_on_has_each_step_once_and_the_same_values(work, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    whole = train(work, monkeypatch, "logger=wandb", "run.name=whole")
+    cut = whole.with_name("cut")
+    # As a kill leaves it: at the checkpoint of step 2, with step 3 and 4 logged already.
+    shutil.copytree(whole, cut, symlinks=True)
+    (cut / "done.json").unlink()
+    shutil.rmtree(cut / "artifacts")
+    shutil.rmtree(cut / "checkpoints" / "step-4")
+    config = (cut / "config.yaml").read_text()
+    (cut / "config.yaml").write_text(config.replace("runs/whole", "runs/cut").replace("name: whole", "name: cut"))
+    train(work, monkeypatch, "logger=wandb", "run.name=cut")
+    segments = find_segments(cut)
+    assert list(segments[0].rows) == [1, 2, 3, 4] and min(segments[1].rows) in (2, 3)
+    assert segments[0].id == segments[1].id
+    tables = [untimed(read_table(run / "metrics.csv")) for run in (whole, cut)]
+    assert tables[0] == tables[1] and list(tables[1]) == [1, 2, 3, 4]
+    history = read_history(cut)
+    assert history is not None and list(history.rows) == [1, 2, 3, 4]
+    for step, row in tables[0].items():
+        assert {name: history.rows[step][name] for name in row} == {name: float(value) for name, value in row.items()}
+
+
+def untimed(table: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
+    return {step: {n: v for n, v in row.items() if not n.startswith("perf/")} for step, row in table.items()}
+
+
+def test_without_wandb(work):
+    code = (
+        "import sys; from mmlab.cli import main; code = main(sys.argv[1:]); "
+        "print('wandb' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    command = ["train", "experiment=llava/align_tiny", *MODEL, "logger=csv", "run.name=csv"]
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "False", done.stderr
+    folder = work / "runs" / "csv"
+    assert list(read_table(folder / "metrics.csv")) == [1, 2, 3, 4]
+    assert (folder / "samples" / "step-4.png").exists() and not (folder / "wandb").exists()
+
+
+def test_without_any_logger(work, monkeypatch):
+    folder = train(work, monkeypatch, "logger=none", "run.name=none")
+    assert (folder / "done.json").exists() and not (folder / "metrics.csv").exists()

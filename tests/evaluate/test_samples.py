@@ -1,0 +1,151 @@
+"""Fixed validation samples that are shown while a model is trained."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmlab.data.conversation import Prompt
+from mmlab.data.module import ShardDataModule
+from mmlab.evaluate.samples import AnsweredSamples, Card
+from mmlab.report.sheet import BAD, GOOD
+from mmlab.stage.align import ProjectorAlignment
+from mmlab.stage.finetune import EndToEndFinetuning
+from tests.model import tiny
+from tests.stage.tiny_stage import QUESTIONS, optim
+from tests.tiny_shapes import make_shapes
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=12, val=6)
+
+
+def stage_of(root: Path, prompt: Prompt = QUESTIONS, kind: type = EndToEndFinetuning) -> Any:
+    torch.manual_seed(0)
+    learns = ["connector", "language"] if kind is EndToEndFinetuning else ["connector"]
+    return kind(tiny.vlm(root / "tokenizer"), optim(), learns, prompt)
+
+
+def train(root: Path, folder: Path, stage: Any, *callbacks: L.Callback, steps: int = 4, val_every: int = 1) -> Any:
+    collate = stage.collate(max_length=120, pack=False, aspect="stretch", augment=False)
+    paths = [[{"path": str(root / split)}] for split in ("train", "val")]
+    data = ShardDataModule(*paths, global_batch=4, micro_batch=4, collate=collate)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        max_epochs=-1,
+        max_steps=data.plan(steps),
+        val_check_interval=val_every,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(stage, data)
+    return stage
+
+
+class Watch(L.Callback):
+    """The random state and the modes at each training batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        modes = tuple(module.training for module in pl_module.modules())
+        state = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+        self.seen.append((modes, state))
+
+
+def test_training_does_not_notice(root, tmp_path):
+    with_samples, without = Watch(), Watch()
+    torch.manual_seed(1)
+    shown = train(root, tmp_path, stage_of(root), with_samples, AnsweredSamples(3, max_new_tokens=4))
+    torch.manual_seed(1)
+    plain = train(root, tmp_path, stage_of(root), without)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"step-{n}.png" for n in range(1, 5)]
+    assert with_samples.seen == without.seen
+    weights = plain.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in shown.state_dict().items())
+
+
+def test_at_most_so_many_sheets_and_the_last(root, tmp_path):
+    samples = AnsweredSamples(2, sheets=2, max_new_tokens=2)
+    train(root, tmp_path, stage_of(root), samples, steps=7)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-4.png", "step-7.png"]
+    assert Image.open(tmp_path / "samples" / "step-7.png").width > 500
+
+
+class Kept(AnsweredSamples):
+    cards: list[Card] = []
+
+    def _write(self, trainer, cards, step) -> None:
+        self.cards = cards
+
+
+def test_the_samples_are_spread_and_their_questions_vary(root, tmp_path):
+    kept = Kept(count=3, max_new_tokens=2)
+    stage = train(root, tmp_path, stage_of(root), kept, steps=1)
+    keys = [card.cells["key"] for card in kept.cards]
+    assert len(set(keys)) == 3 and keys == sorted(keys)
+    for card in kept.cards:
+        assert set(card.cells) == {"key", "question", "answer", "prediction"} and card.cells["answer"]
+        assert "<image>" not in card.cells["question"] and card.cells["question"].endswith("?")
+        assert card.picture is not None and card.picture.shape == (3, 16, 16)
+    before = kept._fixed
+    train(root, tmp_path, stage, kept, steps=1)
+    assert kept._fixed is before, "the same samples each time"
+
+
+def test_a_stage_that_asks_nothing_shows_captions(root, tmp_path):
+    kept = Kept(count=2, max_new_tokens=2)
+    train(root, tmp_path, stage_of(root, Prompt("plain"), ProjectorAlignment), kept, steps=1)
+    assert [card.cells["question"] for card in kept.cards] == ["", ""]
+    assert all(card.cells["answer"] and card.text for card in kept.cards)
+
+
+def test_colours(monkeypatch):
+    from mmlab.data.turns import Turn
+    from mmlab.evaluate.samples import _card
+
+    def colour(answer: str, prediction: str) -> str | None:
+        return _card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", answer)], prediction).colour
+
+    assert colour("red", "Red.") == GOOD and colour("red", "blue") == BAD
+    assert colour("a big red circle", "a circle") is None
+    card = _card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", "red")], "")
+    assert card.text == "what?\n(nothing)\n(right: red)"
+
+
+def test_what_has_nothing_to_show(root):
+    samples = AnsweredSamples()
+    trainer: Any = SimpleNamespace(datamodule=None)
+    assert samples.show(trainer, SimpleNamespace(model=torch.nn.Linear(1, 1))) == []
+
+
+def test_an_unreadable_sample_is_left_out(root, tmp_path, monkeypatch):
+    from mmlab.config.errors import DataError
+    from mmlab.evaluate import samples
+
+    read = samples.read_picture
+
+    def fails_first(index, i, spec):
+        if i == 0:
+            raise DataError("broken")
+        return read(index, i, spec)
+
+    monkeypatch.setattr(samples, "read_picture", fails_first)
+    kept = Kept(count=3, max_new_tokens=2)
+    train(root, tmp_path, stage_of(root), kept, steps=1)
+    assert len(kept.cards) == 2
