@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(MIDDLE, BOTTOM),
     **dict.fromkeys(TOP, MIDDLE | BOTTOM),
     "evaluate": MIDDLE | BOTTOM | {"report"},
-    "verbs": TOP | MIDDLE | BOTTOM,
+    "sweep": BOTTOM | {"report"},
+    "verbs": TOP | MIDDLE | BOTTOM | {"sweep"},
     # Dispatch alone: it loads a verb by its name.
     "cli": BOTTOM,
 }

@@ -10,8 +10,10 @@ from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -19,18 +21,21 @@ from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.config.explain import groups_of
 from mmlab.config.loader import CheckedLoader
 from mmlab.config.locate import conf_dir, local_conf_dir
+from mmlab.config.multirun import Multirun, run_in_turn
 from mmlab.config.schema import register
 
 Task = Callable[[DictConfig], Any]
+Sweep = Callable[[Multirun, Task], None]
 
 
-def hydra_verb(config_name: str, task: Task, argv: list[str]) -> int:
+def hydra_verb(config_name: str, task: Task, argv: list[str], sweep: Sweep = run_in_turn) -> int:
     """Run `task` on the config that `argv` composes; Hydra's flags (-m, --cfg, --info, -cd, -sc …) all work.
 
     Args:
         config_name: root config in `conf/`, for example `train`.
         task: called with the composed config, once per point of a sweep; its docstring heads `--help`.
         argv: the command line behind the verb, flags and overrides in any order.
+        sweep: runs the points of `-m`.
 
     Returns:
         The exit code 0.
@@ -55,7 +60,7 @@ def hydra_verb(config_name: str, task: Task, argv: list[str]) -> int:
         elif args.shell_completion:
             hydra.shell_completion(config_name=config_name, overrides=args.overrides)
         else:
-            _run(hydra, config_name, task, args)
+            _run(hydra, config_name, task, args, sweep)
     finally:
         GlobalHydra.instance().clear()
     return 0
@@ -89,6 +94,8 @@ def start(
     version.setbase("1.3")
     register()
     loader = CheckedLoader(_search_path(config_path, config_dir), lenient)
+    # The plugin's own option of this name: Hydra would match ours to it by the name, and refuses what it matches.
+    ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
     hydra = Hydra(task_name=name, config_loader=loader)
     GlobalHydra.instance().clear()
     GlobalHydra.instance().initialize(hydra)
@@ -140,11 +147,13 @@ def _search_path(config_path: Path | str | None, config_dir: str | None) -> Conf
     return path
 
 
-def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace) -> None:
+def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace, sweep: Sweep) -> None:
     mode = RunMode.MULTIRUN if args.multirun else hydra.get_mode(config_name, args.overrides) or RunMode.RUN
     overrides = [*args.overrides, f"hydra.mode={mode.name}"]
     if mode == RunMode.MULTIRUN:
-        hydra.multirun(config_name=config_name, task_function=task, overrides=overrides)
+        cfg = hydra.compose_config(config_name, overrides, mode)
+        configure_log(cfg.hydra.job_logging, cfg.hydra.verbose)
+        sweep(Multirun(hydra.config_loader, cfg, _flags(args)), task)
         return
     failures: list[UserError] = []
 
@@ -159,6 +168,12 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace) -
     hydra.run(config_name=config_name, task_function=job, overrides=overrides)
     if failures:
         raise failures[0]
+
+
+def _flags(args: argparse.Namespace) -> list[str]:
+    """The flags that say which configs there are."""
+    named = {"--config-path": args.config_path, "--config-dir": args.config_dir, "--config-name": args.config_name}
+    return [word for flag, value in named.items() if value for word in (flag, str(value))]
 
 
 def _remove_if_empty(folder: Path) -> None:

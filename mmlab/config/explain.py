@@ -95,6 +95,8 @@ def _no_option(group: str, name: str, options: list[str], source: str = "") -> s
 
 def _missing_option(error: MissingConfigException, loader: ConfigLoader) -> str:
     missing = error.missing_cfg_file or ""
+    if found := re.match(r"(hydra/(launcher|sweeper))/(.+)", missing):
+        return _missing_plugin(found[1], found[3], loader)
     parents = [group for group in [*groups_of(loader), "schema"] if missing.startswith(f"{group}/")]
     if not parents:
         return str(error).splitlines()[0].replace("primary config", "config") + "."
@@ -104,6 +106,17 @@ def _missing_option(error: MissingConfigException, loader: ConfigLoader) -> str:
     file = re.match(r"In '([^']+)'", str(error))
     source = f" (asked for in {file[1]})" if file and "/" in file[1] else ""
     return _no_option(group, name, options, source)
+
+
+def _missing_plugin(group: str, name: str, loader: ConfigLoader) -> str:
+    """A launcher or a sweeper that is an extra, or that there is not at all."""
+    plugins = {"sampler": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "submitit_local"}
+    what = plugins.get(name.partition("/")[0])
+    folder, _, name = f"{group}/{name}".rpartition("/")
+    options = loader.get_group_options(folder)
+    if what and (what != "optuna" or not options):
+        return f"{group}={what} needs a plugin of Hydra: pip install 'mmlab[sweep]'"
+    return _no_option(folder, name, options)
 
 
 def explain_key(error: OmegaConfBaseException, groups: list[str] | tuple[str, ...] = ()) -> str:

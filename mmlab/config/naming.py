@@ -8,13 +8,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mmlab.config.schema import WandbLoggerConfig
 
 # What says how or where a run is executed, and not what it computes: another device count is the same run.
 EXECUTION = (
     "run",
     "hydra",
+    "sweep",
     "logger",
+    "callbacks.checkpoint",
+    "callbacks.samples",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -51,6 +58,44 @@ def run_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> str
     return "-".join(map(str, words)).replace("/", "-")
 
 
+def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> str:
+    """Name a sweep after its recipe (or its model and stage) and a hash of what it sweeps and overrides.
+
+    Args:
+        choices: config group → option, where one is chosen for all points.
+        overrides: the command line's `key=value`, sweeps such as `optim.lr=1e-3,1e-4` among them.
+    """
+    recipe = choices.get("experiment")
+    parts = [recipe] if recipe else [choices.get("model"), choices.get("stage")]
+    words = [str(part) for part in parts if part not in (None, "???")]
+    # An execution key counts where it is swept, and the metric decides what a search tries.
+    what = {
+        override.partition("=")[0].lstrip("+"): canonical(override)
+        for override in overrides
+        if is_sweep(override)
+        or override.startswith("sweep.")
+        or not is_execution(override.partition("=")[0].lstrip("+"))
+    }
+    digest = hashlib.sha256(json.dumps(sorted(what.items())).encode()).hexdigest()[:8]
+    return "-".join([*words, "sweep", digest]).replace("/", "-")
+
+
+def canonical(override: str) -> str:
+    """Write an override as the points of a sweep have it: `optim.lr=1e-3` and `optim.lr=0.001` are one run."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except OverrideParseException:
+        return override
+    if "=" not in override or parsed.is_sweep_override():
+        return override
+    return f"{parsed.get_key_element()}={parsed.get_value_element_as_str()}"
+
+
+def is_sweep(override: str) -> bool:
+    """Whether an override has several values, or an interval of them."""
+    return OverridesParser.create().parse_override(override).is_sweep_override()
+
+
 def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
     """The run that `stage.init_from` means by a recipe's name: that recipe with the same parts swapped in.
 
@@ -71,7 +116,7 @@ def _changes(choices: Mapping[str, str | None], overrides: Sequence[str]) -> tup
     swapped: dict[str, str] = {}
     changed: dict[str, str] = {}
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, _, value = canonical(override).partition("=")
         bare = key.lstrip("+")
         if bare in named | {"trainer"} or is_execution(bare):
             continue
@@ -83,7 +128,7 @@ def settle(cfg: DictConfig) -> None:
     """Write down, in place, the values that depend on the command line or the environment.
 
     `run.name` becomes `run_name(…)` unless it was given; `stage.init_from` names the runs that it means
-    unless it was given; wandb's `offline` says whether the key is absent.
+    unless it was given; wandb learns whether there is a key, the stage and the options for its tags.
     """
     with open_dict(cfg):
         choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
@@ -94,6 +139,15 @@ def settle(cfg: DictConfig) -> None:
         if not given and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
             swapped, _ = _changes(choices, overrides)
             cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]
-        logger = OmegaConf.select(cfg, "logger")
-        if isinstance(logger, DictConfig) and "offline" in logger and logger.offline is None:
-            logger.offline = "WANDB_API_KEY" not in os.environ
+        if OmegaConf.get_type(logger := OmegaConf.select(cfg, "logger")) is WandbLoggerConfig:
+            _settle_wandb(logger, choices)
+
+
+def _settle_wandb(logger: DictConfig, choices: Mapping[str, str | None]) -> None:
+    if logger.offline is None:
+        logger.offline = "WANDB_API_KEY" not in os.environ or os.environ.get("WANDB_MODE") == "offline"
+    if logger.job_type is None:
+        logger.job_type = choices.get("stage")
+    if logger.tags is None:
+        chosen = [choices.get(group) for group in ("experiment", "model", "data")]
+        logger.tags = [option for option in chosen if option not in (None, "???")]

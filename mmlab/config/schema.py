@@ -31,6 +31,7 @@ class RunConfig:
     root: str = "runs"
     dir: str = "${run.root}/${run.name}"
     fresh: bool = False  # start over; the run of that name is kept beside it
+    sweep: str | None = None  # the sweep that the run is a point of
 
 
 @dataclass
@@ -40,8 +41,8 @@ class PromptConfig:
     supervise: str = choice("answers", "all")
     system: str | None = None  # None: the template's own
     turns: str = "auto"
-
     places: int = number(64, above=0)  # of a scattered caption
+
 
 @dataclass
 class StageConfig:
@@ -166,6 +167,14 @@ class NoLoggerConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What the points of a sweep (`-m`) are compared by."""
+
+    metric: str = "train/loss"  # a name in the runs' done.json: train/loss, val/loss, …
+    direction: str = choice("minimize", "maximize")
+
+
+@dataclass
 class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     model: Any = section("model")
@@ -175,6 +184,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: Any = section("logger")
     callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = number(0, at_least=0)
 
 

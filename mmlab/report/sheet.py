@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 GOOD = "#2e7d32"
 BAD = "#c62828"
-_PAGE, _CARD, _LINE, _INK, _FAINT = "#eef0f3", "#ffffff", "#d5d9e0", "#1c2330", "#8a93a3"
+PAGE, CARD, LINE, INK, FAINT = "#eef0f3", "#ffffff", "#d5d9e0", "#1c2330", "#8a93a3"
 _MARGIN, _GAP, _PADDING, _STRIPE = 24, 16, 12, 6
 _FONT_SIZE, _LEADING, _TITLE_HEIGHT = 15, 20, 46
 _FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf")  # Pillow's own knows ASCII and little else
@@ -54,9 +54,9 @@ def contact_sheet(
     card = cell + 2 * _PADDING
     top = _MARGIN + (_TITLE_HEIGHT if title else 0)
     width = 2 * _MARGIN + columns * (card + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * _GAP + _MARGIN), _PAGE)
+    sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * _GAP + _MARGIN), PAGE)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN, _MARGIN), title, font=_font(24), fill=_INK)
+    pen.text((_MARGIN, _MARGIN), title, font=font(24), fill=INK)
     for row, height in zip(rows, heights, strict=True):
         for column, i in enumerate(row):
             left = _MARGIN + column * (card + _GAP)
@@ -80,7 +80,8 @@ def as_picture(picture) -> Image.Image:
 
 
 @cache
-def _font(size: int = _FONT_SIZE):
+def font(size: int = _FONT_SIZE):
+    """A font of this machine that knows more than ASCII, where there is one."""
     for name in _FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -90,23 +91,23 @@ def _font(size: int = _FONT_SIZE):
 
 
 def _frame(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: str | None) -> None:
-    pen.rounded_rectangle(box, 8, fill=colour or _CARD, outline=_LINE)
+    pen.rounded_rectangle(box, 8, fill=colour or CARD, outline=LINE)
     if colour:
         left, top, right, bottom = box
         below = (left + 1, top + _STRIPE, right - 1, bottom - 1)
-        pen.rounded_rectangle(below, 7, fill=_CARD, corners=(False, False, True, True))
+        pen.rounded_rectangle(below, 7, fill=CARD, corners=(False, False, True, True))
 
 
 def _paste(sheet, pen, picture, corner: tuple[int, int], cell: int) -> None:
     left, top = corner
     if picture is None:
-        pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=_PAGE)
-        pen.text((left + cell / 2, top + cell / 2), "text only", font=_font(), fill=_FAINT, anchor="mm")
+        pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=PAGE)
+        pen.text((left + cell / 2, top + cell / 2), "text only", font=font(), fill=FAINT, anchor="mm")
         return
     fitted = _fit(as_picture(picture), cell)
     left, top = left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2
     sheet.paste(fitted, (left, top))
-    pen.rectangle((left - 1, top - 1, left + fitted.width, top + fitted.height), outline=_LINE)
+    pen.rectangle((left - 1, top - 1, left + fitted.width, top + fitted.height), outline=LINE)
 
 
 def _fit(picture: Image.Image, cell: int) -> Image.Image:
@@ -120,33 +121,33 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
 
 
 def _write(pen, notes: list[tuple[str, str]], corner: tuple[int, int], colour: str | None) -> None:
-    font = _font()
+    face = font()
     for number, (line, ink) in enumerate(notes):
         ink = colour if colour and number == len(notes) - 1 else ink
-        pen.text((corner[0], corner[1] + number * _LEADING), line, font=font, fill=ink)
+        pen.text((corner[0], corner[1] + number * _LEADING), line, font=face, fill=ink)
 
 
 def _notes(label: str, text: str, width: int, max_lines: int) -> list[tuple[str, str]]:
     """The lines below a picture, each with its ink."""
-    lines = [(line, _FAINT) for line in _wrap(label, width, 1) if line]
-    return lines + [(line, _INK) for line in _wrap(text, width, max_lines)]
+    lines = [(line, FAINT) for line in _wrap(label, width, 1) if line]
+    return lines + [(line, INK) for line in _wrap(text, width, max_lines)]
 
 
 def _wrap(text: str, width: int, max_lines: int) -> list[str]:
     """Break a text into lines that fit `width` pixels; words that are longer than a line are broken too."""
-    font, lines = _font(), []
+    face, lines = font(), []
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split(" "):
             joined = f"{line} {word}" if line else word
-            if font.getlength(joined) <= width:
+            if face.getlength(joined) <= width:
                 line = joined
                 continue
             if line:
                 lines.append(line)
             line = word
-            while font.getlength(line) > width:
-                fits = max((n for n in range(1, len(line)) if font.getlength(line[:n]) <= width), default=1)
+            while face.getlength(line) > width:
+                fits = max((n for n in range(1, len(line)) if face.getlength(line[:n]) <= width), default=1)
                 lines.append(line[:fits])
                 line = line[fits:]
         lines.append(line)

@@ -1,7 +1,7 @@
 import pytest
 
 from mmlab.config.compose import compose
-from mmlab.config.naming import run_name
+from mmlab.config.naming import run_name, sweep_name
 from tests.config.tiny_conf import write_conf
 
 CHOICES = {"experiment": "llava/align_tiny", "model": "llava", "stage": "align"}
@@ -51,3 +51,20 @@ def test_a_given_name_stays(tmp_path, monkeypatch):
     conf = write_conf(tmp_path / "tree")
     assert compose("train", [RECIPE, "run.name=mine", "seed=4"], conf).run.dir == "runs/mine"
     assert compose("train", [RECIPE], conf).run.dir == "runs/llava-align_tiny"
+
+
+def test_a_point_of_a_sweep_has_the_name_that_it_has_alone():
+    for typed, swept in (("optim.lr=1e-3", "optim.lr=0.001"), ("data.pack=true", "data.pack=True")):
+        assert run_name(CHOICES, [RECIPE, typed]) == run_name(CHOICES, [RECIPE, swept])
+    assert run_name(CHOICES, [RECIPE, "run.sweep=x", "sweep.metric=y"]) == "llava-align_tiny"
+
+
+def test_a_sweep_is_named_by_what_it_sweeps():
+    name = sweep_name(CHOICES, [RECIPE, "optim.lr=1,2"])
+    assert name.startswith("llava-align_tiny-sweep-")
+    assert sweep_name(CHOICES, ["optim.lr=1,2", "hydra/launcher=joblib", "trainer.devices=2", RECIPE]) == name
+    assert sweep_name(CHOICES, [RECIPE, "optim.lr=1,2,3"]) != name
+    assert sweep_name(CHOICES, [RECIPE, "optim.lr=1,2", "seed=1"]) != name
+    workers = [sweep_name(CHOICES, [RECIPE, f"data.workers={values}"]) for values in ("0,1", "0,2")]
+    assert workers[0] != workers[1]
+    assert sweep_name({}, ["model=a,b", "stage=align"]).startswith("sweep-")

@@ -1,0 +1,30 @@
+"""A user's folder with a tiny config tree, and `mmlab train -m` in it, with the stand-in of a training."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mmlab
+from mmlab import cli
+from mmlab.sweep import launcher, points
+from tests.config.tiny_conf import write_conf
+from tests.sweep.tiny_sweep import RECIPE
+
+Sweep = Callable[..., int]
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch) -> Sweep:
+    """Run a sweep in a fresh folder and return its exit code."""
+    tree = write_conf(tmp_path / "tree")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert mmlab.__file__ is not None
+    monkeypatch.setenv("PYTHONPATH", str(Path(mmlab.__file__).parent.parent))
+    monkeypatch.setattr(launcher, "TRAIN", (sys.executable, "-m", "tests.sweep.tiny_sweep"))
+    # There is no data, and torch is not needed for it.
+    monkeypatch.setattr(points, "check_apart", lambda configs: None)
+    return lambda *argv: cli.main(["train", "-m", "--config-path", str(tree), RECIPE, "logger=none", *argv])
