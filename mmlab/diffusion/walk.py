@@ -1,0 +1,131 @@
+"""What all samplers share: the levels they visit, the denoiser's answers, fresh noise, and reports of each step."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from mmlab.diffusion.clipping import Clip
+from mmlab.diffusion.noise import Seeds, normal
+from mmlab.diffusion.process import Level, NoiseProcess
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x_t `[B, …]`, time `[B]`) → the process's target. It gets float32 (float64 for float64 samples) and the time of
+`NoiseProcess.model_time`; its answer may have any dtype."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step.
+
+    Attributes:
+        number: 1 … steps.
+        steps: of the whole run.
+        x: the samples after the step.
+        x_0: the clean samples that the step predicted.
+    """
+
+    number: int
+    steps: int
+    x: Tensor
+    x_0: Tensor
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of every sampler.
+
+    Attributes:
+        rng: of the noise that a sampler adds: one seed per sample (sample i then depends on its seed alone, whatever
+            else is in the batch) or a torch generator.
+        spacing: `trailing` (default), `linspace` or `leading`, see `spaced`.
+        clip: bounds on the predicted clean sample.
+        on_step: called after each step, for progress bars and denoising strips.
+    """
+
+    rng: Seeds | torch.Generator | None
+    spacing: str
+    clip: Clip | None
+    on_step: Callable[[Step], None] | None
+
+
+class Walk:
+    """One sampling run from noise to samples: iterate over its pairs of levels, and `move` once in each.
+
+    Args:
+        model: the denoiser.
+        process: that the denoiser was trained with.
+        x: the starting noise; the run works in float32, or float64 where this is float64.
+        steps: number of levels to visit.
+        **options: see `Options`.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        process: NoiseProcess,
+        x: Tensor,
+        steps: int,
+        rng: Seeds | torch.Generator | None = None,
+        spacing: str = "trailing",
+        clip: Clip | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ):
+        self.levels = process.grid(steps, spacing)
+        self.x = x.to(torch.promote_types(x.dtype, torch.float32))
+        self._model, self._process, self._rng, self._clip, self._on_step = model, process, rng, clip, on_step
+        self._number = 0
+
+    def __iter__(self) -> Iterator[tuple[Level, Level]]:
+        return pairwise(self.levels)
+
+    def predict(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """(x_0, ε) that the denoiser sees in x. Clipping x_0 moves ε with it, so that both still add up to x."""
+        t = self._process.model_time(torch.full((len(x),), level.time, device=x.device))
+        x_0, noise = self._process.split_at(self._model(x, t).to(x.dtype), x, level)
+        if self._clip is not None:
+            x_0 = self._clip(x_0)
+            noise = (x - level.alpha * x_0) / level.sigma
+        return x_0, noise
+
+    def fresh(self) -> Tensor:
+        """Standard normal noise for the step under way.
+
+        Raises:
+            ValueError: the run was given neither seeds nor a generator.
+        """
+        if self._rng is None:
+            raise ValueError("This sampler adds noise: give it rng, one seed per sample or a torch.Generator.")
+        if isinstance(self._rng, torch.Generator):
+            noise = torch.randn(self.x.shape, dtype=self.x.dtype, generator=self._rng, device=self._rng.device)
+        else:
+            noise = normal(self._rng, self.x.shape[1:], f"sampling step {self._number}")
+        return noise.to(self.x.device, self.x.dtype)
+
+    def move(self, x: Tensor, x_0: Tensor) -> None:
+        """End the step: the samples are now `x`, and were predicted to become `x_0`."""
+        self.x = x
+        self._number += 1
+        if self._on_step is not None:
+            self._on_step(Step(self._number, len(self.levels) - 1, x, x_0))
+
+
+class Trajectory:
+    """Collects evenly spaced states of a run, the last one included; give it to a sampler as `on_step`.
+
+    Args:
+        frames: how many to keep, or as many as there are steps.
+    """
+
+    def __init__(self, frames: int = 8):
+        self.frames = frames
+        self.x: list[Tensor] = []
+        self.x_0: list[Tensor] = []
+
+    def __call__(self, step: Step) -> None:
+        # Frame k of n is taken at the first step that reaches k/n of the way.
+        if step.number * self.frames // step.steps > (step.number - 1) * self.frames // step.steps:
+            self.x.append(step.x.cpu())
+            self.x_0.append(step.x_0.cpu())
