@@ -1,5 +1,6 @@
 """Shared fixtures: everything is made here, nothing is downloaded."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 # Tests run side by side: more threads than cores make each of them ten times slower.
 torch.set_num_threads(1)
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
