@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.fieldcheck import schema_fields
 
-PACKAGES = ("mmlab.model.", "mmlab.stage.", "mmlab.data.", "mmlab.training.", "mmlab.evaluate.")
+PACKAGES = ("mmlab.model.", "mmlab.stage.", "mmlab.data.", "mmlab.training.", "mmlab.evaluate.", "mmlab.diffusion.")
 VETTED = (
     "lightning.Trainer",
     "lightning.pytorch.Trainer",

@@ -27,6 +27,7 @@ def check(cfg: DictConfig) -> None:
     if missing := missing_values(cfg):
         raise ConfigError(f"'{missing[0]}' has no value; give {missing[0]}=…")
     check_trainable(cfg)
+    check_process(cfg)
     check_length(cfg)
     check_batches(cfg)
     check_sources(cfg.data)
@@ -52,6 +53,19 @@ def check_trainable(cfg: DictConfig) -> None:
             if name.split(".")[0] not in parts:
                 hint = nearest(name, parts)
                 raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
+
+
+def check_process(cfg: DictConfig) -> None:
+    """A stage that adds noise needs a process, and no other stage takes a process or a sampler."""
+    kind = OmegaConf.get_type(cfg.stage)
+    if kind is dict:  # a user's own stage: its constructor says what it takes
+        return
+    takes = getattr(kind, "has_process", False)
+    if takes and cfg.process is None:
+        raise ConfigError("'process' is not chosen: how does a picture become noise? Give process=cosine_v, say.")
+    given = [name for name in ("process", "sampler") if cfg[name] is not None]
+    if given and not takes:
+        raise ConfigError(f"'{given[0]}' is chosen, but {cfg.stage._target_} adds no noise; leave {given[0]} out.")
 
 
 def check_length(cfg: DictConfig) -> None:

@@ -19,6 +19,7 @@ EXECUTION = (
     "run",
     "hydra",
     "sweep",
+    "sampler",
     "logger",
     "callbacks.checkpoint",
     "callbacks.samples",

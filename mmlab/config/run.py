@@ -168,13 +168,22 @@ def load_run_config(folder: str | Path) -> DictConfig:
 def typed(plain: dict[str, Any], schema: type | None) -> DictConfig:
     """Merge `plain` into its dataclass, and each part with a known `_target_` into that target's."""
     cfg = OmegaConf.structured(schema) if schema else OmegaConf.create({})
-    by_target = {s._target_: s for s in SCHEMAS.values() if getattr(s, "_target_", None)}
-    parts = {k: v for k, v in plain.items() if isinstance(v, dict) and v.get("_target_") in by_target}
+    schemas = {key: found for key, value in plain.items() if (found := _schema_of(value)) is not None}
+    parts = {key: plain[key] for key in schemas}
     merged = OmegaConf.merge(cfg, {k: v for k, v in plain.items() if k not in parts})
     assert isinstance(merged, DictConfig)
     for key, part in parts.items():
-        merged[key] = typed(part, by_target[part["_target_"]])
+        merged[key] = typed(part, schemas[key])
     return merged
+
+
+def _schema_of(part: Any) -> type | None:
+    """The dataclass of a part with a known `_target_`: of several, the one with the part's keys."""
+    if not isinstance(part, dict) or part.get("_target_") is None:
+        return None
+    found = [schema for schema in SCHEMAS.values() if getattr(schema, "_target_", None) == part["_target_"]]
+    fitting = [schema for schema in found if part.keys() <= schema.__dataclass_fields__.keys()]
+    return next(iter(fitting or found), None)
 
 
 def code_state() -> dict[str, Any]:

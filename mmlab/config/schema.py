@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import II, MISSING
+from omegaconf import MISSING
 
-from mmlab.config.fields import choice, for_verb, number, section
+from mmlab.config import image_schema as image
+from mmlab.config.data_schema import DataConfig, ImageDataConfig
+from mmlab.config.fields import choice, number, section
 from mmlab.config.model_schema import (
     DualEncoderConfig,
     LanguageConfig,
@@ -20,6 +22,7 @@ from mmlab.config.model_schema import (
     VisionConfig,
     VisionLanguageConfig,
 )
+from mmlab.config.stage_schema import AlignConfig, ContrastiveConfig, FinetuneConfig, LanguagePretrainingConfig
 
 
 @dataclass
@@ -32,78 +35,6 @@ class RunConfig:
     dir: str = "${run.root}/${run.name}"
     fresh: bool = False  # start over; the run of that name is kept beside it
     sweep: str | None = None  # the sweep that the run is a point of
-
-
-@dataclass
-class PromptConfig:
-    template: str = "v1"
-    pictures: str = choice("tokens", "text", "scattered", "none")  # what stands for a picture
-    supervise: str = choice("answers", "all")
-    system: str | None = None  # None: the template's own
-    turns: str = "auto"
-    places: int = number(64, above=0)  # of a scattered caption
-
-
-@dataclass
-class StageConfig:
-    """What learns, and from which earlier runs it starts."""
-
-    _target_: str = MISSING
-    trainable: list[str] = MISSING  # names of the model's parts
-    init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs
-
-
-@dataclass
-class VisionLanguageStageConfig(StageConfig):
-    prompt: PromptConfig = field(default_factory=PromptConfig)
-    feature_cache_mb: int = number(0, at_least=0)  # memory for features of a frozen vision encoder
-
-
-@dataclass
-class AlignConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.align.ProjectorAlignment"
-
-
-@dataclass
-class FinetuneConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.finetune.EndToEndFinetuning"
-
-
-@dataclass
-class ContrastiveConfig(StageConfig):
-    _target_: str = "mmlab.stage.contrastive.ContrastivePretraining"
-
-
-@dataclass
-class LanguagePretrainingConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.language_pretraining.LanguagePretraining"
-
-
-@dataclass
-class SourceConfig:
-    """One set of shards in a mixture."""
-
-    path: str = MISSING  # folder with shards and their index, relative to data.root
-    weight: float | None = number(None, above=0)  # None for all sources: proportional to their sizes
-    name: str | None = None  # in reports; None: the folder's name
-
-
-@dataclass
-class DataConfig:
-    _target_: str = "mmlab.data.module.ShardDataModule"
-    root: str = for_verb(MISSING)  # joined before the paths of the sources
-    train: list[SourceConfig] = field(default_factory=list)
-    val: list[SourceConfig] = field(default_factory=list)
-    global_batch: int = number(MISSING, above=0)  # samples per optimizer step, over all devices
-    micro_batch: int = number(MISSING, above=0)  # samples that one device takes at a time
-    max_length: int = for_verb(number(2048, above=0))  # tokens of a row
-    pack: bool = for_verb(False)  # several samples in a row
-    aspect: str = for_verb(choice("pad", "crop", "stretch"))
-    augment: bool = for_verb(False)
-    workers: int = number(0, at_least=0)
-    seed: int = II("seed")
-    block_shards: int = number(8, above=0)  # shards whose samples are shuffled together
-    bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of samples that may be replaced
 
 
 @dataclass
@@ -185,6 +116,8 @@ class TrainConfig:
     logger: Any = section("logger")
     callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    process: Any = None  # how a picture becomes noise; of diffusion stages
+    sampler: Any = None  # of the samples that a diffusion stage shows; changes nothing that is trained
     seed: int = number(0, at_least=0)
 
 
@@ -224,7 +157,6 @@ class ChatConfig:
     max_new_tokens: int = number(256, above=0)
     temperature: float = number(0.0, at_least=0)
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
-    trainer: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "plan": TrainConfig, "eval": EvalConfig, "chat": ChatConfig}
@@ -244,6 +176,26 @@ SCHEMAS: dict[str, type] = {
     "stage/contrastive": ContrastiveConfig,
     "stage/language_pretraining": LanguagePretrainingConfig,
     "data": DataConfig,
+    "data/images": ImageDataConfig,
+    "model/autoencoder": image.AutoencoderModelConfig,
+    "model/diffusion": image.DiffusionModelConfig,
+    "first_stage/identity": image.IdentityConfig,
+    "first_stage/kl": image.KLAutoencoderConfig,
+    "first_stage/vq": image.VQAutoencoderConfig,
+    "discriminator/patch": image.PatchDiscriminatorConfig,
+    "perceptual/lpips": image.LPIPSConfig,
+    "perceptual/stand_in": image.StandInConfig,
+    "conditioner/none": image.NoConditionConfig,
+    "conditioner/class": image.ClassConditionConfig,
+    "conditioner/text": image.TextConditionConfig,
+    "denoiser/unet": image.UNetConfig,
+    "denoiser/dit": image.DiTConfig,
+    "stage/autoencoder": image.AutoencoderTrainingConfig,
+    "stage/latent_diffusion": image.LatentDiffusionConfig,
+    "process/diffusion": image.DiffusionProcessConfig,
+    "process/flow": image.FlowMatchingConfig,
+    "sampler": image.SamplerConfig,
+    "clip": image.ClipConfig,
     "optim/adamw": AdamWConfig,
     "trainer": TrainerConfig,
     "logger/csv": CSVLoggerConfig,

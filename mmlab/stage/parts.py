@@ -6,12 +6,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
+from mmlab.config.fieldcheck import schema_fields
 from mmlab.config.run import find_run
 from mmlab.data.conversation import Prompt
 from mmlab.data.module import ShardDataModule
-
-COLLATE = ("max_length", "pack", "aspect", "augment")
-"""The data settings that shape a batch; the stage that receives it interprets them."""
 
 
 def build_stage(cfg: DictConfig) -> Any:
@@ -23,6 +21,9 @@ def build_stage(cfg: DictConfig) -> Any:
     given: dict[str, Any] = {}
     if "prompt" in cfg.stage:
         given["prompt"] = Prompt(**OmegaConf.to_container(cfg.stage.prompt, resolve=True))  # type: ignore[arg-type]
+    for name in ("process", "sampler"):
+        if cfg.get(name) is not None:
+            given[name] = build(cfg[name])
     runs = [str(find_run(run, cfg.run.root)) for run in cfg.stage.init_from]
     return build(cfg.stage, model=build(cfg.model), optim=build(cfg.optim), init_from=runs, **given)
 
@@ -33,8 +34,10 @@ def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:
     Raises:
         ConfigError, DataError: sources that cannot be opened, or settings that the stage's batches do not have.
     """
-    options = {name: cfg.data[name] for name in COLLATE}
-    node = {key: value for key, value in cfg.data.items() if key not in (*COLLATE, "root")}
+    # The settings that shape a batch: the stage that receives it interprets them.
+    shape = [name for name, field in schema_fields(cfg.data).items() if field.metadata.get("verb") and name != "root"]
+    options = {name: cfg.data[name] for name in shape}
+    node = {key: value for key, value in cfg.data.items() if key not in (*shape, "root")}
     node["train"], node["val"] = sources(cfg, "train"), sources(cfg, "val")
     return build(node, collate=stage.collate(**options))
 

@@ -1,0 +1,52 @@
+"""The dataclasses of conf/stage: what learns, from what, with which prompt."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from mmlab.config.fields import choice, number
+
+
+@dataclass
+class PromptConfig:
+    template: str = "v1"
+    pictures: str = choice("tokens", "text", "scattered", "none")  # what stands for a picture
+    supervise: str = choice("answers", "all")
+    system: str | None = None  # None: the template's own
+    turns: str = "auto"
+    places: int = number(64, above=0)  # of a scattered caption
+
+
+@dataclass
+class StageConfig:
+    """What learns, and from which earlier runs it starts."""
+
+    _target_: str = MISSING
+    trainable: list[str] = MISSING  # names of the model's parts
+    init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs
+
+
+@dataclass
+class VisionLanguageStageConfig(StageConfig):
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    feature_cache_mb: int = number(0, at_least=0)  # memory for features of a frozen vision encoder
+
+
+@dataclass
+class AlignConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.align.ProjectorAlignment"
+
+
+@dataclass
+class FinetuneConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.finetune.EndToEndFinetuning"
+
+
+@dataclass
+class ContrastiveConfig(StageConfig):
+    _target_: str = "mmlab.stage.contrastive.ContrastivePretraining"
+
+
+@dataclass
+class LanguagePretrainingConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.language_pretraining.LanguagePretraining"
