@@ -2,10 +2,12 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -106,8 +108,13 @@ def quieten() -> None:
         logging.disable_progress_bar()
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path, **kwargs: Any) -> None:
     """Fill a built model from a transformers folder of the same architecture, strictly.
+
+    Args:
+        model: the built model.
+        folder: with a config and safetensors.
+        **kwargs: arguments that the model's class was built with beside its config.
 
     Raises:
         ConfigError: another architecture, or other names or shapes.
@@ -119,11 +126,26 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         )
     quieten()
     with torch.device("cpu"):
-        stored = type(model).from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
-    weights, wanted = stored.state_dict(), model.state_dict()
+        options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **kwargs}
+        stored = type(model).from_pretrained(folder, **options)
+    fill(model, stored.state_dict(), folder)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Fill a module with weights of the same names and shapes, strictly.
+
+    Args:
+        module: the module.
+        weights: tensors by name.
+        source: where they come from, for messages.
+
+    Raises:
+        ConfigError: other names or shapes.
+    """
+    wanted = module.state_dict()
     for key in sorted(weights.keys() | wanted.keys()):
         found = list(weights[key].shape) if key in weights else "nothing"
         needed = list(wanted[key].shape) if key in wanted else "nothing"
         if found != needed:
-            raise ConfigError(f"{folder} does not fit the model: {key} is {found} there and {needed} here.")
-    model.load_state_dict(weights)
+            raise ConfigError(f"{source} does not fit the model: {key} is {found} there and {needed} here.")
+    module.load_state_dict(weights)

@@ -113,14 +113,18 @@ class LanguageModel(nn.Module):
         return {"vocabulary": self.config.vocab_size}
 
 
-def load_tokenizer(source: str | None) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast:
     """Load a fast tokenizer; a missing pad token becomes the end token (padding is never attended to).
+
+    Args:
+        source: hub name or local folder.
+        part: name of the part that it belongs to, for messages.
 
     Raises:
         ConfigError: no source, unreadable, or without character offsets (not a fast tokenizer).
     """
     if source is None:
-        raise ConfigError("model.language.tokenizer is not set; give a hub name or a folder with tokenizer.json.")
+        raise ConfigError(f"model.{part}.tokenizer is not set; give a hub name or a folder with tokenizer.json.")
     refuse_code(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -1,0 +1,210 @@
+"""Autoencoders as first stages. Legend: B pictures, H/W pixels, C/h/w channels and sides of latents."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmlab.config.errors import ConfigError
+from mmlab.model.checkpoint import fill, on_meta
+from mmlab.model.diffusers_vae import (
+    NOT_ARCHITECTURE,
+    build_kl,
+    read_kl,
+    sizes_that_fit,
+    stated_statistics,
+    with_blocks,
+)
+from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
+from mmlab.model.quantizer import VectorQuantizer
+
+LOGVAR = (-30.0, 20.0)
+"""Bounds of the posterior's log-variance, as in LDM and diffusers: exp of more overflows."""
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class KLAutoencoder(Autoencoder):
+    """diffusers' `AutoencoderKL`: a Gaussian posterior, held near the standard normal by a small weight (LDM, 3.1).
+
+    Its artifact is a diffusers folder with the latents' statistics as `latents_mean` and `latents_std` (and
+    `scaling_factor` 1). In a folder from elsewhere, `scaling_factor` and `shift_factor` are the statistics; a
+    `scaling_factor` of 1 alone says nothing, and the latents count as not measured.
+
+    Args:
+        source: hub name or local folder of an AutoencoderKL, in safetensors.
+        init: `pretrained`, or `random` to build `architecture` with random weights.
+        architecture: fields of AutoencoderKL; the block types follow from `block_out_channels` unless given.
+
+    Raises:
+        ConfigError: unknown fields, sizes that do not fit together, or a source that cannot be read.
+    """
+
+    def __init__(
+        self, source: str | None = None, init: str = "pretrained", architecture: Mapping[str, Any] | None = None
+    ):
+        vae = build_kl(source, init, architecture or {})
+        super().__init__(vae.config["latent_channels"], factor=2 ** (len(vae.config["block_out_channels"]) - 1))
+        self.vae = vae
+        self._take_statistics()
+
+    def encode(self, x_B3HW: Tensor) -> Posterior:
+        hidden = self.vae.encoder(x_B3HW.to(self.vae.dtype))
+        if self.vae.quant_conv is not None:
+            hidden = self.vae.quant_conv(hidden)
+        mean, logvar = hidden.float().chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(*LOGVAR))
+
+    def decode(self, z_BChw: Tensor) -> Tensor:
+        hidden = z_BChw.to(self.vae.dtype)
+        if self.vae.post_quant_conv is not None:
+            hidden = self.vae.post_quant_conv(hidden)
+        return self.vae.decoder(hidden).float()
+
+    def reconstruct(self, z_BChw: Tensor) -> Reconstruction:
+        return Reconstruction(self.decode(z_BChw))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.vae.decoder.get_parameter("conv_out.weight")
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers AutoencoderKL folder, statistics included."""
+        if self.measured and not self._states_statistics():
+            self.vae.register_to_config(
+                latents_mean=self.latent_mean.tolist(),
+                latents_std=self.latent_std.tolist(),
+                scaling_factor=1.0,
+                shift_factor=None,
+            )
+        self.vae.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Fill weights and statistics from an AutoencoderKL folder; raises ConfigError when it does not fit."""
+        with torch.device("cpu"):
+            stored = read_kl(str(folder))
+        names = [name for name in self.vae.config if not name.startswith("_") and name not in NOT_ARCHITECTURE]
+        _compare({n: stored.config.get(n) for n in names}, {n: self.vae.config[n] for n in names}, folder)
+        fill(self.vae, stored.state_dict(), folder)
+        self.vae.register_to_config(**{name: stored.config.get(name) for name in NOT_ARCHITECTURE})
+        self._take_statistics()
+
+    def describe(self) -> dict[str, Any]:
+        """What a denoiser that was trained on these latents depends on, apart from the weights."""
+        return _described(self)
+
+    def _states_statistics(self) -> bool:
+        """Whether the diffusers config already says what was measured."""
+        known = stated_statistics(self.vae.config, self.channels)
+        now = torch.stack([self.latent_mean, self.latent_std]).cpu()
+        return known is not None and torch.equal(torch.stack(known), now)
+
+    def _take_statistics(self) -> None:
+        if on_meta():
+            return
+        known = stated_statistics(self.vae.config, self.channels)
+        if known is None:
+            self.forget_statistics()
+        else:
+            self.set_statistics(*known)
+
+
+class VQAutoencoder(Autoencoder):
+    """An encoder and a decoder around a codebook (VQGAN, section 3.1; LDM's "VQ-reg.").
+
+    `encode` gives the latents before they are quantised and `decode` quantises them, so that a denoiser works on
+    continuous latents and its small errors vanish (LDM, section 3.1). 1x1 convolutions lie between the encoder's
+    channels and the codes' width, which may differ.
+
+    Args:
+        architecture: fields of diffusers' AutoencoderKL that describe encoder and decoder: `block_out_channels`,
+            `layers_per_block`, `norm_num_groups`, `act_fn`, `mid_block_add_attention`, `latent_channels` (of the
+            encoder's output; the codes' width unless given), `down_block_types` and `up_block_types`.
+        quantizer: the codebook; C is its width.
+
+    Raises:
+        ConfigError: unknown fields, or sizes that do not fit together.
+    """
+
+    FIELDS = (
+        "block_out_channels", "layers_per_block", "norm_num_groups", "act_fn", "mid_block_add_attention",
+        "latent_channels", "down_block_types", "up_block_types",
+    )  # fmt: skip
+
+    def __init__(self, architecture: Mapping[str, Any], quantizer: VectorQuantizer):
+        fields = with_blocks(architecture, self.FIELDS)
+        super().__init__(quantizer.width, factor=2 ** (len(fields["block_out_channels"]) - 1))
+        self.architecture = dict(fields)
+        hidden = fields.pop("latent_channels", quantizer.width)
+        down, up = fields.pop("down_block_types"), fields.pop("up_block_types")
+        from diffusers.models.autoencoders.vae import Decoder, Encoder
+
+        with sizes_that_fit():
+            self.encoder = Encoder(3, hidden, down_block_types=down, double_z=False, **fields)
+            self.decoder = Decoder(hidden, 3, up_block_types=up, **fields)
+        self.quant_conv = nn.Conv2d(hidden, quantizer.width, 1)
+        self.quantizer = quantizer
+        self.post_quant_conv = nn.Conv2d(quantizer.width, hidden, 1)
+
+    def encode(self, x_B3HW: Tensor) -> Posterior:
+        hidden = self.quant_conv(self.encoder(x_B3HW.to(self.last_layer.dtype)))
+        return Posterior(self.quantizer.project(hidden))
+
+    def decode(self, z_BChw: Tensor) -> Tensor:
+        return self.reconstruct(z_BChw).pixels
+
+    def reconstruct(self, z_BChw: Tensor) -> Reconstruction:
+        codes = self.quantizer(z_BChw)
+        hidden = self.post_quant_conv(codes.values.to(self.last_layer.dtype))
+        return Reconstruction(self.decoder(hidden).float(), codes)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.get_parameter("conv_out.weight")
+
+    def after_step(self, step: int) -> None:
+        self.quantizer.after_step(step)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors`, statistics and codebook included."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(json.dumps(self._config(), indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+
+    def load(self, folder: Path) -> None:
+        """Fill the autoencoder from such a folder; raises ConfigError when it does not fit."""
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            weights = load_file(folder / WEIGHTS)
+        except OSError as error:
+            raise ConfigError(f"{folder} holds no VQ autoencoder: {error}.") from error
+        _compare(config, self._config(), folder)
+        fill(self, weights, folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What a denoiser that was trained on these latents depends on, apart from the weights."""
+        return _described(self)
+
+    def _config(self) -> dict[str, Any]:
+        codebook = {name: getattr(self.quantizer, name) for name in ("codes", "width", "normalize")}
+        return {**self.architecture, **codebook}
+
+
+def _described(stage: Autoencoder) -> dict[str, Any]:
+    mean, std = stage.latent_mean.tolist(), stage.latent_std.tolist()
+    return {"factor": stage.factor, "latent_mean": mean, "latent_std": std}
+
+
+def _compare(stored: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+    """Refuse another architecture by the name of its field: equal shapes can hide it."""
+    for name in sorted(stored.keys() | here.keys()):
+        there, wanted = (_listed(config.get(name)) for config in (stored, here))
+        if there != wanted:
+            raise ConfigError(f"{folder} does not fit the model: its {name} is {there}, here it is {wanted}.")
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

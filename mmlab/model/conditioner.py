@@ -1,0 +1,240 @@
+"""Conditioners: what a denoiser is told about a picture, and what it is told instead where that is dropped.
+
+A condition is a dict with any of `vector [B, D]` (added to the embedding of the time), `context [B, T, D]` and its
+bool `mask [B, T]` (for cross-attention; without a mask all of it is seen). Dropping happens here and nowhere else: a
+dropped row is the null row, the one that `null` gives for unconditional sampling.
+
+Legend: B pictures, T tokens, D width.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerFast
+
+from mmlab.config.errors import ConfigError, nearest
+from mmlab.model.checkpoint import build_pretrained, load_weights, on_meta, read_config
+from mmlab.model.language import load_tokenizer
+
+Condition = dict[str, Tensor]
+
+
+class Conditioner(nn.Module, ABC):
+    """What all conditioners share.
+
+    Attributes:
+        reads: what it needs of a batch: `none`, `class` or `text`.
+        dropout: probability that a training picture's condition is replaced by the null one; whoever draws the
+            numbers passes the rows to `forward`.
+        vector_width: D of `vector`, None where the condition has none.
+        context_width: D of `context`, likewise.
+    """
+
+    reads: str
+    dropout: float = 0.0
+    vector_width: int | None = None
+    context_width: int | None = None
+
+    @abstractmethod
+    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        """Embed what a batch gives.
+
+        Args:
+            given: the fields of the batch that `reads` asks for; others are ignored.
+            drop_B: bool `[B]`, rows that get the null condition; None drops none.
+        """
+
+    @abstractmethod
+    def null(self, count: int, device: torch.device | str) -> Condition:
+        """The condition of `count` dropped rows."""
+
+
+class NoCondition(Conditioner):
+    """Unconditional: an empty condition."""
+
+    reads = "none"
+
+    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        return {}
+
+    def null(self, count: int, device: torch.device | str) -> Condition:
+        return {}
+
+
+class ClassCondition(Conditioner):
+    """One learned embedding per class, and one more for no class (classifier-free guidance, arXiv 2207.12598, section
+    3.2), which is row `len(names)`.
+
+    Args:
+        classes: how many, or their names in the order of their indices.
+        width: D of the embedding; rows start as normal numbers of standard deviation 0.02.
+        dropout: see `Conditioner`.
+        as_context: give `context [B, 1, D]` for cross-attention (latent diffusion's ImageNet models: 1001 rows of
+            width 512) instead of `vector [B, D]`.
+
+    Raises:
+        ConfigError: no classes, or a name twice.
+    """
+
+    reads = "class"
+
+    def __init__(self, classes: int | Sequence[str], width: int, dropout: float = 0.1, as_context: bool = False):
+        super().__init__()
+        if not classes or (isinstance(classes, int) and classes < 1):
+            raise ConfigError("model.conditioner.classes is not set; give their number or the list of their names.")
+        self.names = [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
+        if twice := next((name for name in self.names if self.names.count(name) > 1), None):
+            raise ConfigError(f"model.conditioner.classes names '{twice}' twice.")
+        self.dropout, self.as_context = dropout, as_context
+        self.vector_width, self.context_width = (None, width) if as_context else (width, None)
+        self.embedding = nn.Embedding(len(self.names) + 1, width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def index(self, name: str | int) -> int:
+        """The index of a class; raises ConfigError with the nearest name."""
+        if str(name) in self.names:
+            return self.names.index(str(name))
+        few = f" Classes: {', '.join(self.names)}." if len(self.names) <= 12 else ""
+        raise ConfigError(f"There is no class '{name}'.{nearest(str(name), self.names)}{few}")
+
+    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        """`given["labels"]`: int64 `[B]`."""
+        labels_B = given["labels"]
+        if drop_B is not None:
+            labels_B = torch.where(drop_B, len(self.names), labels_B)
+        rows = self.embedding(labels_B)
+        return {"context": rows[:, None]} if self.as_context else {"vector": rows}
+
+    def null(self, count: int, device: torch.device | str) -> Condition:
+        return self({"labels": torch.full((count,), len(self.names), device=device)})
+
+
+class TextCondition(Conditioner):
+    """The last hidden states of a transformers text encoder (CLIP, T5, BERT, …), of rows padded to `max_length`.
+
+    A dropped row is the encoding of the empty text, which pipelines of Stable Diffusion use as their null condition.
+
+    Args:
+        source: hub name or local folder.
+        init: `pretrained`, or `random` to build `architecture` with random weights.
+        architecture: transformers config fields for random weights; `vocab_size` defaults to the tokenizer's.
+        tokenizer: hub name or local folder; the source's own when None.
+        max_length: T.
+        dropout: see `Conditioner`.
+        hide_padding: keep padding out of the encoder's attention and of the cross-attention, as models on T5 do.
+            Latent and Stable Diffusion see the padding, and their pipelines have no mask.
+
+    Raises:
+        ConfigError: encoder or tokenizer cannot be loaded, or the encoder is too short or has too few tokens.
+    """
+
+    reads = "text"
+
+    def __init__(
+        self,
+        source: str | None = None,
+        init: str = "pretrained",
+        architecture: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        max_length: int = 77,
+        dropout: float = 0.1,
+        hide_padding: bool = False,
+    ):
+        super().__init__()
+        # On the meta device nothing is read: a published model is counted without its tokenizer.
+        self._tokenizer = None if on_meta() else load_tokenizer(tokenizer or source, "conditioner")
+        fields = dict(architecture or {})
+        if self._tokenizer is not None:
+            self._tokenizer.padding_side = "right"  # a causal encoder must not see padding before the text
+        if self._tokenizer is not None and init == "random":
+            fields = {"vocab_size": len(self._tokenizer), **fields}
+        config = read_config(source, fields, init, "conditioner")
+        config = getattr(config, "text_config", config)
+        self._built_with = _without_pooler(config)
+        auto = AutoModelForTextEncoding
+        self.encoder: Any = build_pretrained(auto, config, source, init, "conditioner", **self._built_with)
+        self.max_length, self.dropout, self.hide_padding = max_length, dropout, hide_padding
+        self.context_width = config.hidden_size
+        self._check(config)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        assert self._tokenizer is not None, "a model on the meta device has no tokenizer"
+        return self._tokenizer
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and attention mask of texts, int64 `[B, T]`, cut and padded to `max_length`."""
+        options = {"padding": "max_length", "truncation": True, "max_length": self.max_length}
+        rows = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **options)
+        return {name: rows[name] for name in ("input_ids", "attention_mask")}
+
+    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        """`given["input_ids"]` and `given["attention_mask"]`: `[B, ≤ T]`, padding on the right."""
+        ids, mask = self._padded(given["input_ids"], given["attention_mask"])
+        if drop_B is not None:
+            empty = {name: row.to(ids.device) for name, row in self.tokenize([""]).items()}
+            ids = torch.where(drop_B[:, None], empty["input_ids"], ids)
+            mask = torch.where(drop_B[:, None], empty["attention_mask"], mask)
+        if not self.hide_padding:
+            return {"context": self.encoder(input_ids=ids).last_hidden_state}
+        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return {"context": hidden, "mask": mask.bool()}
+
+    def null(self, count: int, device: torch.device | str) -> Condition:
+        one = self({name: row.to(device) for name, row in self.tokenize([""]).items()})
+        return {name: row.expand(count, *row.shape[1:]) for name, row in one.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write weights, config and tokenizer as a transformers folder."""
+        self.encoder.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Fill the weights from a transformers folder; raises ConfigError when they do not fit."""
+        load_weights(self.encoder, folder, **self._built_with)
+
+    def describe(self) -> dict[str, Any]:
+        """What a denoiser that was trained beside this encoder depends on, apart from its weights."""
+        return {"max_length": self.max_length, "hide_padding": self.hide_padding}
+
+    def _padded(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of T tokens, so that a condition and its null have one shape whatever the batch was padded to."""
+        missing = self.max_length - ids_BT.shape[1]
+        if missing < 0:
+            raise ConfigError(
+                f"Texts of {ids_BT.shape[1]} tokens do not fit model.conditioner.max_length={self.max_length}."
+            )
+        pad: Any = self.tokenizer.pad_token_id
+        ids = nn.functional.pad(ids_BT, (0, missing), value=pad)
+        return ids, nn.functional.pad(mask_BT, (0, missing))
+
+    def _check(self, config: PretrainedConfig) -> None:
+        positions = getattr(config, "max_position_embeddings", None) or self.max_length  # T5's are relative
+        if positions < self.max_length:
+            raise ConfigError(
+                f"model.conditioner.max_length={self.max_length}, but the text encoder has {positions} positions."
+            )
+        if self._tokenizer is not None and len(self._tokenizer) > config.vocab_size:
+            raise ConfigError(
+                f"The tokenizer has {len(self._tokenizer)} tokens, the text encoder only {config.vocab_size}."
+            )
+
+
+def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
+    """The argument that leaves out BERT's pooler: nothing reads it, and data parallelism refuses unused weights.
+
+    Raises:
+        ConfigError: transformers has no text encoder of this kind.
+    """
+    encoders: Any = AutoModelForTextEncoding._model_mapping
+    if type(config) not in encoders:
+        kinds = sorted(kind.model_type for kind in list(encoders))
+        hint = nearest(config.model_type, kinds)
+        raise ConfigError(f"model.conditioner: '{config.model_type}' is no text encoder.{hint} One is clip_text_model.")
+    takes = inspect.signature(encoders[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}

@@ -1,0 +1,105 @@
+"""UNet denoisers around diffusers' networks. Legend: B pictures, C channels, H/W rows and columns, T tokens, D width.
+
+Every denoiser is called with `(x_BCHW, time_B, condition)` and answers `[B, C, H, W]`; the condition is the dict that
+`mmlab.model.conditioner` describes.
+"""
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmlab.config.errors import ConfigError, nearest
+
+GIVEN = ("in_channels", "out_channels", "cross_attention_dim", "class_embed_type", "num_class_embeds")
+"""Fields of diffusers' UNets that follow from the first stage and the conditioner."""
+
+
+class UNet(nn.Module):
+    """diffusers' `UNet2DModel`, or `UNet2DConditionModel` where the condition has a context.
+
+    A condition's vector is added to the time embedding, through a linear layer where their widths differ. Beware of
+    `attention_head_dim`: the width of a head in the first class, and the number of heads in the second.
+
+    Args:
+        channels: C of the latents.
+        vector_width: width of the condition's vector, None where it has none.
+        context_width: width of the condition's context, likewise.
+        architecture: config fields of the diffusers class, without those in `GIVEN`. Unless block types are given,
+            all levels but the first one have attention, as in latent diffusion.
+
+    Raises:
+        ConfigError: a field that the class does not have, one of `GIVEN`, or fields that do not fit together.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        vector_width: int | None = None,
+        context_width: int | None = None,
+        architecture: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        from diffusers.models.unets.unet_2d import UNet2DModel  # importing diffusers takes seconds
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        kind = UNet2DModel if context_width is None else UNet2DConditionModel
+        fields: dict[str, Any] = {"in_channels": channels, "out_channels": channels}
+        if context_width is not None:
+            fields["cross_attention_dim"] = context_width
+        if vector_width is not None:
+            fields["class_embed_type"] = "identity"
+        architecture = _with_blocks(architecture or {}, "Attn" if context_width is None else "CrossAttn")
+        self.unet: Any = _build(kind, architecture, fields)
+        self.channels, self.vector_width, self.context_width = channels, vector_width, context_width
+        self.reduction = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        time_width = self.unet.time_embedding.linear_2.out_features
+        self.vector = nn.Linear(vector_width, time_width) if vector_width not in (None, time_width) else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor, time_B: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Predict the process's target, `[B, C, H, W]` in the weights' dtype.
+
+        Raises:
+            ConfigError: latents whose sides cannot be halved as often as the UNet does.
+        """
+        height, width = x_BCHW.shape[-2:]
+        if height % self.reduction or width % self.reduction:
+            raise ConfigError(
+                f"The UNet halves its input {self.reduction.bit_length() - 1} times: {height} x {width} must divide "
+                f"by {self.reduction}; choose another data.size, or fewer block_out_channels."
+            )
+        options: dict[str, Any] = {}
+        if self.vector_width is not None:
+            options["class_labels"] = self.vector(condition["vector"])
+        if self.context_width is not None:
+            options["encoder_hidden_states"] = condition["context"].to(self.unet.dtype)
+            options["encoder_attention_mask"] = condition.get("mask")
+        return self.unet(x_BCHW.to(self.unet.dtype), time_B, **options).sample
+
+
+def _with_blocks(architecture: dict[str, Any], attention: str) -> dict[str, Any]:
+    """The fields, with block types for the levels that `block_out_channels` gives."""
+    deeper = len(architecture.get("block_out_channels", [])) - 1
+    if deeper < 0:
+        return dict(architecture)
+    down = ["DownBlock2D", *[f"{attention}DownBlock2D"] * deeper]
+    up = [*[f"{attention}UpBlock2D"] * deeper, "UpBlock2D"]
+    return {"down_block_types": down, "up_block_types": up, **architecture}
+
+
+def _build(kind: type, architecture: dict[str, Any], given: dict[str, Any]) -> nn.Module:
+    """Build a diffusers class from its config fields, and say which of them is wrong."""
+    known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", *GIVEN)]
+    for name in architecture:
+        if name in GIVEN:
+            raise ConfigError(
+                f"model.denoiser.architecture.{name} follows from the first stage and the conditioner; leave it out."
+            )
+        if name not in known:
+            hint = nearest(name, known)
+            raise ConfigError(f"model.denoiser.architecture has no field '{name}' for {kind.__name__}.{hint}")
+    try:
+        return kind(**architecture, **given)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"model.denoiser.architecture makes no {kind.__name__}: {reason}.") from error

@@ -1,0 +1,53 @@
+"""How close a picture is to another, value by value. Legend: B pictures, H/W pixels; pixels are in [-1, 1]."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PEAK = 2.0
+"""The distance between black and white."""
+WINDOW, SIGMA = 11, 1.5
+"""Side and deviation in pixels of SSIM's Gaussian window (Wang et al. 2004, section III.B)."""
+K1, K2 = 0.01, 0.03
+
+
+def psnr(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair of pictures in [-1, 1], in decibels: float32 `[B]`, infinite where equal.
+
+    Values are not clamped; clamp a reconstruction first, as a picture file would.
+    """
+    error = (x_B3HW.float() - y_B3HW.float()).square().mean((1, 2, 3))
+    return 10 * (PEAK**2 / error).log10()
+
+
+def ssim(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
+    """Structural similarity of each pair of pictures in [-1, 1] (Wang et al. 2004, equation 13): float32 `[B]`.
+
+    Per channel, with the paper's Gaussian window where it lies fully within the picture; the window of a picture
+    that is smaller than it is cut to the picture's odd side.
+    """
+    window = _window(min(WINDOW, *x_B3HW.shape[-2:]), x_B3HW.device)
+    x, y = x_B3HW.float(), y_B3HW.float()
+    with torch.autocast(x.device.type, enabled=False):
+        mean_x, mean_y = _blur(x, window), _blur(y, window)
+        var_x = _blur(x * x, window) - mean_x.square()
+        var_y = _blur(y * y, window) - mean_y.square()
+        covariance = _blur(x * y, window) - mean_x * mean_y
+    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return (luminance * structure).mean((1, 2, 3))
+
+
+def _window(size: int, device: torch.device) -> Tensor:
+    size -= 1 - size % 2
+    at = torch.arange(size, dtype=torch.float32, device=device) - size // 2
+    weights = torch.exp(-at.square() / (2 * SIGMA**2))
+    return weights / weights.sum()
+
+
+def _blur(x_B3HW: Tensor, window: Tensor) -> Tensor:
+    channels = x_B3HW.shape[1]
+    down = window.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    across = window.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    return F.conv2d(F.conv2d(x_B3HW, down, groups=channels), across, groups=channels)

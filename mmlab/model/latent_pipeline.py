@@ -1,0 +1,124 @@
+"""A diffusers pipeline for what diffusers has none for: classes or nothing as the condition, of latents or of pixels.
+
+This file is copied into exported folders as `pipeline.py`; it needs torch and diffusers alone.
+
+    pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+    pipe(classes=["cat", "dog"], guidance_scale=2.0).images
+    pipe(count=4).images  # of an unconditional model, or of no class
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    DiffusionPipeline,  # pyright: ignore[reportPrivateImportUsage]
+    FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    ImagePipelineOutput,  # pyright: ignore[reportPrivateImportUsage]
+    UNet2DConditionModel,  # pyright: ignore[reportPrivateImportUsage]
+)
+from diffusers.utils.torch_utils import randn_tensor
+from torch.nn import functional as F
+
+
+class LatentDiffusionPipeline(DiffusionPipeline):
+    """Samples from noise, with classifier-free guidance where there are classes.
+
+    Args:
+        denoiser: UNet2DModel, UNet2DConditionModel (a class is a one-hot row as its context) or DiTTransformer2DModel.
+        scheduler: DDIMScheduler, FlowMatchEulerDiscreteScheduler, or others of diffusers.
+        vae: AutoencoderKL or VQModel; None for pixels.
+        classes: names of the classes, in the order of their numbers; none for an unconditional model.
+        null_class: the number that stands for no class.
+        latents_mean, latents_std: per channel, of raw latents; none where the vae takes normalised ones.
+    """
+
+    _optional_components = ["vae"]
+    model_cpu_offload_seq = "denoiser->vae"
+
+    def __init__(
+        self, denoiser, scheduler, vae=None, classes=None, null_class=None, latents_mean=None, latents_std=None
+    ):
+        super().__init__()
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae)
+        self.register_to_config(
+            classes=classes, null_class=null_class, latents_mean=latents_mean, latents_std=latents_std
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes=None,
+        count=1,
+        guidance_scale=1.0,
+        num_inference_steps=50,
+        generator=None,
+        latents=None,
+        output_type="pil",
+        return_dict=True,
+    ):
+        """Return pictures.
+
+        Args:
+            classes: names or numbers, one picture each.
+            count: how many pictures of no class, where `classes` is None.
+            guidance_scale: 1 is the conditional model alone.
+            num_inference_steps: a divisor of the scheduler's timesteps.
+            generator: of the noise.
+            latents: the noise itself, `[B, C, h, w]`.
+            output_type: `pil`, `np` or `pt` (in 0 … 1).
+            return_dict: False gives a tuple.
+        """
+        numbers = self._numbers(classes, count)
+        config, size = self.denoiser.config, self.denoiser.config.sample_size
+        if latents is None:
+            shape = (len(numbers), config.in_channels, size, size)
+            latents = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
+        given = torch.tensor(numbers, device=latents.device) if self.config["classes"] else None
+        bar: Any = self.progress_bar
+        for t in bar(self._timesteps(num_inference_steps, latents.device)):
+            prediction = self._guided(latents, t, given, guidance_scale)
+            latents = self.scheduler.step(prediction, t, latents).prev_sample
+        images = self._decode(latents).cpu()
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).float().numpy()
+            images = self.numpy_to_pil(images) if output_type == "pil" else images
+        return ImagePipelineOutput(images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
+
+    def _numbers(self, classes, count):
+        names = self.config["classes"] or []
+        for name in classes or []:
+            if name not in names and name not in range(len(names)):
+                raise ValueError(f"There is no class {name!r}; classes: {', '.join(names)}.")
+        numbers = [name if isinstance(name, int) else names.index(name) for name in classes or []]
+        return numbers if classes is not None else [self.config["null_class"]] * count
+
+    def _timesteps(self, steps, device):
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), device=device)
+        else:
+            self.scheduler.set_timesteps(steps, device=device)
+        return self.scheduler.timesteps
+
+    def _guided(self, x, t, classes, scale):
+        if classes is None or scale == 1:
+            return self._predict(x, t, classes)
+        null = torch.full_like(classes, self.config["null_class"])
+        given, without = self._predict(torch.cat([x, x]), t, torch.cat([classes, null])).chunk(2)
+        return without + scale * (given - without)
+
+    def _predict(self, x, t, classes):
+        t = t.expand(len(x))
+        if classes is None:
+            return self.denoiser(x, t).sample
+        if isinstance(self.denoiser, UNet2DConditionModel):
+            context = F.one_hot(classes, len(self.config["classes"]) + 1).to(x.dtype)[:, None]
+            return self.denoiser(x, t, encoder_hidden_states=context).sample
+        return self.denoiser(x, t, class_labels=classes).sample
+
+    def _decode(self, latents):
+        if self.config["latents_mean"] is not None:
+            mean, std = (torch.tensor(c).to(latents) for c in (self.config["latents_mean"], self.config["latents_std"]))
+            latents = latents * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+        pixels = latents if self.vae is None else self.vae.decode(latents).sample
+        return (pixels / 2 + 0.5).clamp(0, 1)

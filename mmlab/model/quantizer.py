@@ -1,0 +1,134 @@
+"""Vector quantization. Legend: B pictures, D width of a code, h/w sides of latents, K codes, N vectors."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DISTANCES = 1 << 25
+"""Distances that are held at a time: 128 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Latents replaced by codes.
+
+    Attributes:
+        values: float32 `[B, D, h, w]`, the codes; their gradient passes straight through to the latents.
+        indices: int64 `[B, h, w]`.
+        loss: float32 `[B]`, codebook + β · commitment term, summed over a picture's latent values.
+        codes: K.
+    """
+
+    values: Tensor
+    indices: Tensor
+    loss: Tensor
+    codes: int
+
+
+class VectorQuantizer(nn.Module):
+    """Each latent vector becomes its nearest code (van den Oord et al. 2017, equation 3).
+
+    The loss is ‖sg[z] − e‖² + β ‖z − sg[e]‖², β on the commitment term as in the paper; VQGAN's released code
+    has it on the other one. With `normalize`, latents and codes are compared on the unit sphere (ViT-VQGAN,
+    section 3.2), and the loss and the decoder see them there.
+
+    Args:
+        codes: K.
+        width: D.
+        beta: weight of the commitment term.
+        normalize: whether latents and codes have length 1.
+        revive_after: every so many optimizer steps, codes that no latent has used since the last time become
+            latents of the current batch, distinct ones; None leaves dead codes alone.
+    """
+
+    uses: Tensor
+
+    def __init__(
+        self, codes: int, width: int, beta: float = 0.25, normalize: bool = True, revive_after: int | None = None
+    ):
+        super().__init__()
+        self.codes = codes
+        self.width = width
+        self.beta = beta
+        self.normalize = normalize
+        self.revive_after = revive_after
+        # Unit vectors in all directions, or VQGAN's start close to 0.
+        start = torch.randn(codes, width) if normalize else torch.empty(codes, width).uniform_(-1 / codes, 1 / codes)
+        self.codebook = nn.Parameter(F.normalize(start) if normalize else start)
+        # Over all ranks, so that rank 0's checkpoint speaks for all.
+        self.register_buffer("uses", torch.zeros(codes, dtype=torch.int64))
+        # Of the current step alone: checkpoints lie between steps, and DDP would overwrite a buffer.
+        self._counts: Tensor | None = None
+        self._latents: Tensor | None = None
+
+    def project(self, z_BDhw: Tensor) -> Tensor:
+        """Latents where codes live: of length 1 over D with `normalize`; float32."""
+        return F.normalize(z_BDhw.float(), dim=1) if self.normalize else z_BDhw.float()
+
+    def forward(self, z_BDhw: Tensor) -> Quantized:
+        z_BDhw = self.project(z_BDhw)
+        book_KD = F.normalize(self.codebook.float(), dim=1) if self.normalize else self.codebook.float()
+        indices_Bhw = self._nearest(z_BDhw.detach(), book_KD.detach())
+        e_BDhw = F.embedding(indices_Bhw, book_KD).permute(0, 3, 1, 2)
+        codebook = (e_BDhw - z_BDhw.detach()).square().sum((1, 2, 3))
+        commitment = (z_BDhw - e_BDhw.detach()).square().sum((1, 2, 3))
+        if self.training and torch.is_grad_enabled() and self.revive_after is not None:
+            self._note(z_BDhw.detach(), indices_Bhw)
+        straight = z_BDhw + (e_BDhw - z_BDhw).detach()
+        return Quantized(straight, indices_Bhw, codebook + self.beta * commitment, self.codes)
+
+    def _nearest(self, z_BDhw: Tensor, book_KD: Tensor) -> Tensor:
+        """int64 `[B, h, w]`: the nearest code of each vector."""
+        batch, _, height, width = z_BDhw.shape
+        flat_ND = z_BDhw.permute(0, 2, 3, 1).reshape(-1, self.width)
+        # Half precision would take the wrong one of two codes that lie close.
+        with torch.autocast(flat_ND.device.type, enabled=False):
+            length_K = book_KD.square().sum(1)
+            chunks = flat_ND.split(max(1, DISTANCES // self.codes))
+            found = [(length_K - 2 * chunk @ book_KD.T).argmin(1) for chunk in chunks]
+        return torch.cat(found).view(batch, height, width)
+
+    def _note(self, z_BDhw: Tensor, indices_Bhw: Tensor) -> None:
+        counts = indices_Bhw.flatten().bincount(minlength=self.codes)
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._latents = z_BDhw.permute(0, 2, 3, 1).reshape(-1, self.width)
+
+    def after_step(self, step: int) -> None:
+        """Count the step's codes over all ranks, and revive the dead ones when it is time.
+
+        Args:
+            step: optimizer steps done.
+        """
+        if self.revive_after is None or self._counts is None:
+            return
+        if dist.is_initialized():
+            dist.all_reduce(self._counts)
+        self.uses += self._counts
+        self._counts = None
+        if step % self.revive_after == 0:
+            self._revive(step)
+            self.uses.zero_()
+
+    @torch.no_grad()
+    def _revive(self, step: int) -> None:
+        assert self._latents is not None
+        # A plain background gives the same vector many times, and of equal codes only one is ever used.
+        fresh = self._latents.unique(dim=0)
+        dead = (self.uses == 0).nonzero().flatten()[: len(fresh)]
+        order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(step))[: len(dead)]
+        self.codebook[dead] = fresh[order.to(fresh.device)].to(self.codebook)
+        if dist.is_initialized():
+            dist.broadcast(self.codebook.data, 0)
+
+
+def usage(counts_K: Tensor) -> tuple[float, float]:
+    """(share of codes that are used at all, perplexity: how many equally used codes would be as uncertain).
+
+    Args:
+        counts_K: how often each code was used.
+    """
+    share_K = counts_K.double() / counts_K.sum().clamp(min=1)
+    return (counts_K > 0).double().mean().item(), torch.special.entr(share_K).sum().exp().item()
