@@ -22,6 +22,8 @@ def make_shards(root: Path, samples: int, per_shard: int = 4, bad: Collection[in
 class KeyCollate:
     """Passes keys, sources and seeds through; picklable, so that spawned workers can have it."""
 
+    members: tuple[str, ...] = ()
+
     def __init__(self, image: ImageSpec | None = None):
         self.image = image
 

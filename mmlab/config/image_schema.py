@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from omegaconf import MISSING
+
 from mmlab.config.fields import choice, number, section
 from mmlab.config.stage_schema import StageConfig
 
@@ -91,6 +93,7 @@ class TextConditionConfig:
     tokenizer: str | None = None
     max_length: int = number(77, above=0)
     dropout: float = number(0.1, at_least=0, at_most=1)
+    hide_padding: bool = False  # from the encoder's attention and the denoiser's; pipelines of Stable Diffusion cannot
 
 
 @dataclass
@@ -186,3 +189,11 @@ class SamplerConfig:
     eta: float | None = number(None, at_least=0, at_most=1)
     variance: str | None = None
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+
+@dataclass
+class ExportConfig:
+    run: str = MISSING  # name or folder of a trained run
+    root: str = "runs"
+    to: str = choice("diffusers")
+    out: str | None = None  # None: <run>/export/<to>

@@ -125,6 +125,7 @@ class TrainConfig:
 class EvalDataConfig:
     path: str = MISSING
     blind_from: str | None = None  # training shards: their commonest answers are what one scores without looking
+    train_from: str | None = None  # training pictures: a linear code made of them, or the samples' nearest neighbours
 
 
 @dataclass
@@ -142,7 +143,11 @@ class EvalConfig:
     types: list[str] = field(default_factory=list)  # question types; none: all
     batch_size: int = number(64, above=0)
     max_new_tokens: int = number(64, above=0)
-    limit: int | None = number(None, above=0)
+    limit: int | None = number(None, above=0)  # questions, or pictures
+    features: str | None = None  # network of FID and KID: a run of stage=contrastive, or inception
+    samples: int = number(1000, above=1)  # drawn from a diffusion model
+    sampler: Any = None  # None: the run's own
+    seed: int = number(0, at_least=0)  # of the samples
     out: str | None = None
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
 
@@ -159,7 +164,13 @@ class ChatConfig:
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
 
 
-ROOTS: dict[str, type] = {"train": TrainConfig, "plan": TrainConfig, "eval": EvalConfig, "chat": ChatConfig}
+ROOTS: dict[str, type] = {
+    "train": TrainConfig,
+    "plan": TrainConfig,
+    "eval": EvalConfig,
+    "chat": ChatConfig,
+    "export": image.ExportConfig,
+}
 
 # The names that option files write as /schema/<name>@_here_.
 SCHEMAS: dict[str, type] = {

@@ -1,6 +1,6 @@
-"""The batches that stages receive. Legend: B rows, T tokens, N pictures, H/W pixels."""
+"""The batches that stages receive. Legend: B rows, T tokens, N pictures, H/W pixels, C/h/w sizes of latents."""
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -38,3 +38,28 @@ class PairBatch(TypedDict):
     keys: list[str]
     stats: dict[str, dict[str, int]]
     bad: list[dict[str, Any]]
+
+
+class ConditionedBatch(TypedDict):
+    """What a generative model is told of its samples, and the seeds of all that is drawn for them."""
+
+    seeds: Tensor  # int64 [B]
+    labels: NotRequired[Tensor]  # int64 [B]; of classes
+    input_ids: NotRequired[Tensor]  # int64 [B, T]; of captions, padded to the same T in every batch
+    attention_mask: NotRequired[Tensor]  # int64 [B, T]; 1 = token
+    keys: list[str]
+    stats: dict[str, dict[str, int]]
+    bad: list[dict[str, Any]]
+
+
+class ImageBatch(ConditionedBatch):
+    """Pictures to encode or to generate."""
+
+    pixel_values: Tensor  # uint8 [B, 3, H, W]
+
+
+class LatentBatch(ConditionedBatch):
+    """Pictures as a first stage encoded them: its posterior, so that the sample is still drawn at each visit."""
+
+    mean: Tensor  # float32 [B, C, h, w]; raw latents, not normalised
+    logvar: NotRequired[Tensor]  # float32 [B, C, h, w]; not there for a deterministic first stage

@@ -60,6 +60,8 @@ class ChatCollate:
         ConfigError: a tokenizer or lengths with which no sample could be made.
     """
 
+    members: tuple[str, ...] = ()
+
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
@@ -186,6 +188,8 @@ class PairCollate:
         augment: cut a random square of 70 to 100 % of the picture's area. Nothing is mirrored: captions
             say left and right.
     """
+
+    members: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -178,10 +178,16 @@ class ShardDataModule(L.LightningDataModule):
         return self._loader(self.train_sources, cut, steps * micro_per_step, self._begin)
 
     def val_dataloader(self) -> LocalLoader | list[LocalLoader]:
-        if not self.val:
-            return []
+        return self._pass(self.val_sources) if self.val else []
+
+    def spread(self, count: int) -> LocalLoader:
+        """A pass over some `count` samples, spread evenly over the validation (without any: training) sources."""
+        sources = self.val_sources if self.val else self.train_sources
+        return self._pass(sources, max(1, sum(len(source.index) for source in sources) // count))
+
+    def _pass(self, sources: list[Source], every: int = 1) -> LocalLoader:
         world, rank = self._place()
-        cut = OnePass(sum(len(source.index) for source in self.val_sources), self.micro_batch, world, rank)
+        cut = OnePass(sum(len(source.index) for source in sources) // every, self.micro_batch, world, rank, every)
         if len(cut) == 0:
             raise ConfigError(f"{cut.samples} validation samples are fewer than the {world} processes.")
         if cut.dropped:
@@ -189,7 +195,7 @@ class ShardDataModule(L.LightningDataModule):
                 f"validation leaves out the last {cut.dropped} of {cut.samples} samples, which do not"
                 f" divide by {world} processes."
             )
-        return self._loader(self.val_sources, cut, len(cut))
+        return self._loader(sources, cut, len(cut))
 
     def teardown(self, stage: str) -> None:
         for loader in self._loaders:

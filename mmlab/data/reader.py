@@ -25,9 +25,11 @@ class Collate(Protocol):
 
     Attributes:
         image: how pictures are decoded; None leaves them unread.
+        members: extensions of the further members that it reads, beside picture and record.
     """
 
     image: ImageSpec | None
+    members: tuple[str, ...]
 
     def prepare(self, sample: Sample) -> Any:
         """Tokenise one sample; raises SampleError where it cannot be used (the reader then replaces it)."""
@@ -110,13 +112,15 @@ class GlobalBatches:
 class OnePass:
     """This rank's batches of one pass over `samples`: as many on every rank, so that none waits for ever.
 
-    The tail is shared out evenly as a smaller last batch; only what the ranks do not divide is `dropped`.
+    The tail is shared out evenly as a smaller last batch; only what the ranks do not divide is `dropped`. The samples
+    lie `every` places apart: more than 1 is a pass over a part of them.
     """
 
     samples: int
     micro_batch: int
     world: int = 1
     rank: int = 0
+    every: int = 1
 
     def __len__(self) -> int:
         full, tail = divmod(self.samples, self.micro_batch * self.world)
@@ -129,7 +133,8 @@ class OnePass:
     def positions(self, m: int) -> range:
         start = m * self.micro_batch * self.world
         size = min(self.micro_batch, (self.samples - start) // self.world)
-        return range(start + self.rank * size, start + (self.rank + 1) * size)
+        first = start + self.rank * size
+        return range(first * self.every, (first + size) * self.every, self.every)
 
 
 class LocalBatches(Dataset):
@@ -221,14 +226,16 @@ class LocalBatches(Dataset):
 
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         spec = self.collate.image
-        members = source.index.read(i, ("json", "txt") if spec is None else (*IMAGE_EXTENSIONS, "json", "txt"))
+        pictures = () if spec is None else IMAGE_EXTENSIONS
+        members = source.index.read(i, (*pictures, "json", "txt", *self.collate.members))
         try:
             record = parse_record(members)
         except (ValueError, RecursionError) as error:
             raise SampleError("json", f"its record does not parse: {error}") from error
         picture = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         image = None if picture is None or spec is None else decode_image(picture, spec)
-        return Sample(key, source.name, record, image, seed)
+        further = {name: members[name] for name in self.collate.members if name in members}
+        return Sample(key, source.name, record, image, seed, further)
 
 
 def _count(stats: dict[str, dict[str, int]], source: str, name: str, count: int) -> None:

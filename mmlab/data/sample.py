@@ -1,6 +1,6 @@
 """One sample on its way from a shard to a batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +48,7 @@ class Sample:
         record: canonical record (`caption`, `conversations`, `questions`, …).
         image: uint8 `[3, H, W]`, already resized, or None for text alone.
         seed: function of (run seed, epoch, position); all per-sample randomness comes from it.
+        members: the bytes of further members that the collate asks for, by extension.
     """
 
     key: str
@@ -55,3 +56,4 @@ class Sample:
     record: dict[str, Any]
     image: Tensor | None
     seed: int
+    members: dict[str, bytes] = field(default_factory=dict)

@@ -135,10 +135,17 @@ class NoiseProcess(ABC):
         level = self.level(t)
         return (level.alpha / level.sigma) ** 2
 
-    def loss(self, prediction: Tensor, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Loss of each sample, float32 `[B]`: squared error, mean over the sample's values, times its weight."""
+    def loss(self, prediction: Tensor, x_0: Tensor, noise: Tensor, t: Tensor, kind: str = "l2") -> Tensor:
+        """Loss of each sample, float32 `[B]`: its error's mean over the sample's values, times its weight.
+
+        Args:
+            prediction: of the denoiser.
+            x_0, noise, t: what it was shown a mixture of.
+            kind: `l2` squares the error, `l1` takes its absolute value (latent diffusion on LSUN-Churches).
+        """
         error = prediction.float() - self.target_of(x_0, noise, t).float()
-        return self.weight(t) * error.square().flatten(1).mean(1)
+        error = error.abs() if kind == "l1" else error.square()
+        return self.weight(t) * error.flatten(1).mean(1)
 
     def _mixture(self, level: Level, target: str | None) -> tuple[Any, Any]:
         """The target as (a, b) of a·x_0 + b·ε."""
@@ -197,6 +204,7 @@ class Diffusion(NoiseProcess):
         super().__init__(target)
         bars = alphas_bar(schedule, timesteps, beta_start, beta_end)
         self.schedule, self.timesteps, self.min_snr_gamma = schedule, timesteps, min_snr_gamma
+        self.beta_start, self.beta_end = beta_start, beta_end
         self.zero_terminal_snr = zero_terminal_snr
         self.alphas_bar = without_terminal_signal(bars) if zero_terminal_snr else bars
         if zero_terminal_snr and target == "epsilon":

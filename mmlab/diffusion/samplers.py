@@ -6,6 +6,7 @@ clean level: α = 1, σ = 0. They hold for every `NoiseProcess`, as they are wri
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.diffusion.clipping import Clip
+from mmlab.diffusion.guidance import Guidance
 from mmlab.diffusion.process import Level, NoiseProcess, between
 from mmlab.diffusion.walk import Denoiser, Options, Walk
 
@@ -180,6 +182,7 @@ class Sampler:
         clip: bounds on the predicted clean sample; none for latents.
         eta: of `ddim`.
         variance: of `ddpm`.
+        guidance: of conditional samples; None: the conditional model alone.
 
     Raises:
         ConfigError: an unknown sampler, or a setting that it does not have.
@@ -193,16 +196,35 @@ class Sampler:
         clip: Clip | None = None,
         eta: float | None = None,
         variance: str | None = None,
+        guidance: Guidance | None = None,
     ):
         if name not in SAMPLERS:
             raise ConfigError(f"sampler {name!r} is none of {', '.join(SAMPLERS)}.{nearest(name, SAMPLERS)}")
         self.name, self.steps, self.spacing, self.clip = name, steps, spacing, clip
+        self.guidance = guidance or Guidance()
         self.own = {key: value for key, value in (("eta", eta), ("variance", variance)) if value is not None}
         for key in self.own:
             if key not in inspect.signature(SAMPLERS[name]).parameters:
                 raise ConfigError(f"sampler {name} has no {key}.")
 
-    def __call__(self, model: Denoiser, process: NoiseProcess, x: Tensor, **options: Any) -> Tensor:
-        """Samples from noise `x`; `options` are `rng` and `on_step` of `Options`."""
+    def __call__(
+        self,
+        model: Callable[..., Tensor],
+        process: NoiseProcess,
+        x: Tensor,
+        condition: Any = None,
+        null: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """Samples from noise `x`.
+
+        Args:
+            model: a `Denoiser`; with a condition (x_t, time, condition) → prediction.
+            process: that the model was trained with.
+            x: noise to start from.
+            condition, null: see `Guidance`; None for a model without one.
+            **options: `rng` and `on_step` of `Options`.
+        """
         chosen: Any = SAMPLERS[self.name]
-        return chosen(model, process, x, self.steps, spacing=self.spacing, clip=self.clip, **self.own, **options)
+        denoiser: Denoiser = model if condition is None else self.guidance(model, condition, null)
+        return chosen(denoiser, process, x, self.steps, spacing=self.spacing, clip=self.clip, **self.own, **options)

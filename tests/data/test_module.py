@@ -278,3 +278,16 @@ def test_sources_are_checked_by_field(root):
         module_of(root, train=[{"weight": 1}])
     with pytest.raises(ConfigError, match="no source"):
         module_of(root, train=[])
+
+
+@pytest.mark.parametrize(("val", "total"), [(True, 9), (False, 30)])
+def test_a_spread_goes_over_all_sources_without_moving_the_position(tmp_path, val, total):
+    make_shards(tmp_path / "a", 21)
+    make_shards(tmp_path / "b", 9)
+    data = module_of(tmp_path, val=[{"path": str(tmp_path / "b")}] if val else [])
+    data.plan(4)
+    whole = [key for batch in data.spread(100) for key in batch["keys"]]
+    assert len(set(whole)) == total
+    some = [key for batch in data.spread(4) for key in batch["keys"]]
+    assert some == whole[:: total // 4][: len(some)] and 4 <= len(some) < 8
+    assert data.position == 0

@@ -157,6 +157,13 @@ def test_one_pass_is_as_long_on_every_rank_and_shows_each_sample_once(samples, w
     assert cuts[0].dropped < world
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_one_pass_over_a_part_takes_samples_that_lie_apart(world):
+    cuts = [OnePass(7, 2, world, rank, every=3) for rank in range(world)]
+    positions = sorted(p for cut in cuts for m in range(len(cut)) for p in cut.positions(m))
+    assert positions == [0, 3, 6, 9, 12, 15, 18][: 7 - cuts[0].dropped]
+
+
 def test_sources_open_by_folder(tmp_path):
     make_shards(tmp_path / "a", 3)
     make_shards(tmp_path / "b", 3)

@@ -162,6 +162,8 @@ def test_loss_is_the_weighted_mean_square_per_sample():
     prediction = samples(2, 3, 2, 4)
     error = (prediction - process.target_of(x_0, noise, t)).square().mean((1, 2))
     torch.testing.assert_close(process.loss(prediction, x_0, noise, t), (process.weight(t) * error).float())
+    absolute = (prediction - process.target_of(x_0, noise, t)).abs().mean((1, 2))
+    torch.testing.assert_close(process.loss(prediction, x_0, noise, t, "l1"), (process.weight(t) * absolute).float())
     assert process.loss(prediction.bfloat16(), x_0.float(), noise.float(), t).dtype == torch.float32
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError
 from mmlab.diffusion.clipping import Clip
 from mmlab.diffusion.flow import FlowMatching
+from mmlab.diffusion.guidance import Guidance
 from mmlab.diffusion.noise import normal
 from mmlab.diffusion.process import Diffusion, Level, between
 from mmlab.diffusion.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, heun
@@ -259,6 +260,19 @@ def test_a_sampler_from_a_config_is_the_function():
     spaced = Sampler("heun", 10, spacing="linspace")
     linspaced = GaussianDenoiser(process, 10, "linspace")
     assert torch.equal(spaced(linspaced, process, X), heun(linspaced, process, X, 10, spacing="linspace"))
+
+
+def test_a_sampler_with_a_condition_guides():
+    process, condition, null = Diffusion(), torch.ones(len(X), 1), -torch.ones(len(X), 1)
+
+    def model(x, t, given):
+        return x * given
+
+    guidance = Guidance(3.0)
+    expected = ddim(guidance(model, condition, null), process, X, 5)
+    assert torch.equal(Sampler("ddim", 5, guidance=guidance)(model, process, X, condition, null), expected)
+    unguided = Sampler("ddim", 5)(model, process, X, condition, null)
+    assert torch.equal(unguided, ddim(lambda x, t: x, process, X, 5)) and not torch.equal(unguided, expected)
 
 
 @pytest.mark.parametrize(

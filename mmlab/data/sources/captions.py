@@ -1,18 +1,27 @@
 """A folder of pictures with captions: text files beside them, or a table (CSV, TSV, JSON lines)."""
 
-import csv
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import DataError, nearest
+from mmlab.config.errors import DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker
 from mmlab.data.shards import Samples
 from mmlab.data.sources.folder import PictureFolder
+from mmlab.data.sources.table import CLASS_FIELDS, IMAGE_FIELDS, class_of, column, optional_column, rows
 
-_IMAGE_FIELDS = ("image", "file", "filename", "file_name", "image_path", "path")
 _CAPTION_FIELDS = ("caption", "text", "title")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A picture of the data set: where it was named, its path from the folder, caption (or empty) and class."""
+
+    where: str
+    name: str
+    caption: str
+    kind: str | int | None = None
 
 
 def captions(
@@ -20,6 +29,7 @@ def captions(
     table: str | Path | None = None,
     image_field: str | None = None,
     caption_field: str | None = None,
+    class_field: str | None = None,
     missing_budget: float = 0.0,
 ) -> Samples:
     """Read captioned pictures.
@@ -30,6 +40,7 @@ def captions(
             a picture with several rows makes several samples.
         image_field: the column of the path; None takes the first of `image`, `file`, `filename`, `path`, …
         caption_field: the column of the caption; None takes `caption`, `text` or `title`.
+        class_field: the column of the class, a name or a number; None takes `class` or `label` where there is one.
         missing_budget: share of the rows whose picture may be absent or unreadable.
 
     Returns:
@@ -39,74 +50,43 @@ def captions(
     Raises:
         DataError: no such folder or table, a malformed row (named by its number), or a budget overrun.
     """
-    rows = list(_side_files(Path(images)) if table is None else _table(Path(table), image_field, caption_field))
-    folder = PictureFolder(images, missing_budget, len(rows))
+    if table is None:
+        entries = list(_side_files(Path(images)))
+    else:
+        entries = list(_table(Path(table), image_field, caption_field, class_field))
+    folder = PictureFolder(images, missing_budget, len(entries))
     keys = KeyMaker()
     counts = {"samples": 0, "without_caption": 0}
-    for where, name, caption in rows:
-        if not caption:
+    for entry in entries:
+        if not entry.caption:
             counts["without_caption"] += 1
-        elif (picture := folder.read(name, where)) is not None:
+        elif (picture := folder.read(entry.name, entry.where)) is not None:
             counts["samples"] += 1
-            kind, data = picture
-            yield (
-                keys(str(Path(name).with_suffix(""))),
-                {kind: data, "json": {"id": name, "caption": caption}},
-            )
+            extension, data = picture
+            record: dict[str, Any] = {"id": entry.name, "caption": entry.caption}
+            if entry.kind is not None:
+                record["class"] = entry.kind
+            yield keys(str(Path(entry.name).with_suffix(""))), {extension: data, "json": record}
     return {**counts, "missing": folder.missing, "unsupported": folder.unsupported}
 
 
-def _side_files(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(where, picture's path from the folder, caption) of each picture; no text file, empty caption."""
+def _side_files(folder: Path) -> Iterator[_Entry]:
+    """Every picture; the caption of one without a text file is empty."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
             text = path.with_suffix(".txt")
-            yield (
-                str(path),
-                str(path.relative_to(folder)),
-                text.read_text("utf-8").strip() if text.is_file() else "",
-            )
+            caption = text.read_text("utf-8").strip() if text.is_file() else ""
+            yield _Entry(str(path), str(path.relative_to(folder)), caption)
 
 
-def _table(path: Path, image_field: str | None, caption_field: str | None) -> Iterator[tuple[str, str, str]]:
-    """(where, picture's path, caption) of each row of a table."""
-    image = caption = None
-    for where, row in _rows(path):
-        image = image or _field(row, image_field, _IMAGE_FIELDS, where)
-        caption = caption or _field(row, caption_field, _CAPTION_FIELDS, where)
+def _table(path: Path, image_field: str | None, caption_field: str | None, class_field: str | None) -> Iterator[_Entry]:
+    """Every row of a table."""
+    image = caption = kind = None
+    for where, row in rows(path):
+        if image is None or caption is None:
+            image = column(row, image_field, IMAGE_FIELDS, where)
+            caption = column(row, caption_field, _CAPTION_FIELDS, where)
+        kind = kind or optional_column(row, class_field, CLASS_FIELDS, where)
         if not isinstance(row.get(image), str) or not isinstance(row.get(caption), (str, type(None))):
             raise DataError(f"{where}: '{image}' and '{caption}' must be texts.")
-        yield where, row[image], (row.get(caption) or "").strip()
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
-    if path.suffix not in (".csv", ".tsv", ".jsonl"):
-        raise DataError(f"{path}: captions are read from .csv, .tsv and .jsonl, not '{path.suffix}'.")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if path.suffix != ".jsonl":
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            yield from ((f"{path}, line {reader.line_num}", row) for row in reader)
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object.")
-            yield f"{path}, line {number}", row
-
-
-def _field(row: dict[str, Any], wanted: str | None, usual: tuple[str, ...], where: str) -> str:
-    """The column to use: the one asked for, or the first usual one that the table has."""
-    for name in (wanted,) if wanted else usual:
-        if name in row:
-            return name
-    has = ", ".join(str(name) for name in row)
-    names = f"'{wanted}'" if wanted else f"any of {', '.join(usual)}"
-    raise DataError(f"{where}: no column {names}; there are {has}.{nearest(wanted or usual[0], map(str, row))}")
+        yield _Entry(where, row[image], (row.get(caption) or "").strip(), class_of(row, kind, where))

@@ -49,6 +49,27 @@ def test_tables(images, tmp_path, name, text):
     assert counts["without_caption"] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "classes"),
+    [
+        ('{"image": "a.png", "caption": "x", "class": "red"}\n{"image": "b.JPG", "caption": "y"}', {}, ["red", None]),
+        ('{"image": "a.png", "caption": "x", "label": 0}\n', {}, [0]),
+        ('{"image": "a.png", "caption": "x", "kind": "k", "class": "c"}\n', {"class_field": "kind"}, ["k"]),
+        ('{"image": "a.png", "caption": "x"}\n', {}, [None]),
+    ],
+)
+def test_a_class_column_is_passed_on(images, tmp_path, text, options, classes):
+    (tmp_path / "t.jsonl").write_text(text)
+    index, _ = write_shards(captions(images, tmp_path / "t.jsonl", **options), tmp_path / "out", quiet=True)
+    assert [json.loads(index.read(i)["json"]).get("class") for i in range(len(index))] == classes
+
+
+def test_a_class_column_that_is_not_there(images, tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption,knid\na.png,x,y\n")
+    with pytest.raises(DataError, match=r"no column 'kind'.*mean 'knid'"):
+        build(tmp_path, images, tmp_path / "t.csv", class_field="kind")
+
+
 def test_columns_can_be_named(images, tmp_path):
     (tmp_path / "t.csv").write_text("p,q,caption\na.png,mine,other\n")
     found, _ = build(tmp_path, images, tmp_path / "t.csv", image_field="p", caption_field="q")

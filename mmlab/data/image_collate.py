@@ -1,0 +1,180 @@
+"""Pictures, or the latents that a first stage made of them, become batches. Legend: S side, C/h/w latent sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.draw import draw
+from mmlab.data.image_condition import Conditions, Told
+from mmlab.data.images import ASPECTS
+from mmlab.data.sample import ImageSpec, Sample, SampleError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LATENTS = "safetensors"
+"""The member that holds a picture's posterior: `mean`, `logvar`, and `mean_flipped`, `logvar_flipped` of its mirror
+image, float16 or float32 `[C, h, w]`; no `logvar` where the first stage is deterministic."""
+FIRST_STAGE = "first_stage"
+"""The record's field with the fingerprint of the first stage that encoded it."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One sample on its way into a batch.
+
+    Attributes:
+        key, source, seed: of the sample.
+        values: tensors of one row each, by their name in the batch.
+        counters: what happened to the sample, for the data report.
+    """
+
+    key: str
+    source: str
+    seed: int
+    values: dict[str, Tensor]
+    counters: dict[str, int]
+
+
+def mirrored(seed: int) -> bool:
+    """Whether a sample with this seed is mirrored, where mirroring is on: pictures and cached latents agree."""
+    return draw(seed, "flip") < 0.5
+
+
+class ImageCollate:
+    """Square pictures with their class or caption, see `ImageBatch`.
+
+    Args:
+        size: S, side of the pictures in pixels.
+        aspect: `crop` the centre, `pad` or `stretch`.
+        flip: mirror half of the pictures, drawn by their seeds. Captions that say left and right become wrong.
+        labels, tokenizer, max_length: see `Conditions`.
+
+    Raises:
+        ConfigError: an unknown aspect.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        aspect: str = "crop",
+        flip: bool = False,
+        labels: Sequence[str] | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        max_length: int = 77,
+    ):
+        if aspect not in ASPECTS:
+            raise ConfigError(f"data.aspect={aspect} is none of {', '.join(ASPECTS)}.{nearest(aspect, ASPECTS)}")
+        self.image: ImageSpec | None = ImageSpec(size, aspect)
+        self.flip = flip
+        self.conditions = Conditions(labels, tokenizer, max_length)
+        self.members = self.conditions.members
+
+    def prepare(self, sample: Sample) -> PreparedImage:
+        """Read one sample.
+
+        Raises:
+            SampleError: `no-picture`, and what `Conditions` raises.
+            DataError: the shards hold latents.
+        """
+        if sample.image is None:
+            if FIRST_STAGE in sample.record:
+                raise DataError(f"source '{sample.source}' holds latents, not pictures; set data.latents=true.")
+            raise SampleError("no-picture", "The sample has no picture.")
+        turned = self.flip and mirrored(sample.seed)
+        pixels = sample.image.flip(-1) if turned else sample.image
+        return _prepared(sample, {"pixel_values": pixels}, self.conditions(sample))
+
+    def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
+        """Stack the samples: an `ImageBatch`."""
+        return _stacked(prepared)
+
+
+class LatentCollate:
+    """Latents that `mmlab shards encode` made, with class or caption, see `LatentBatch`; no picture is read.
+
+    Args:
+        first_stage: fingerprint of the first stage that the latents must come from.
+        shape: (C, h, w) that it makes of the configured pictures.
+        flip, labels, tokenizer, max_length: as for `ImageCollate`, and drawn alike.
+    """
+
+    def __init__(
+        self,
+        first_stage: str,
+        shape: tuple[int, int, int],
+        flip: bool = False,
+        labels: Sequence[str] | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        max_length: int = 77,
+    ):
+        self.image: ImageSpec | None = None
+        self.first_stage = first_stage
+        self.shape = shape
+        self.flip = flip
+        self.conditions = Conditions(labels, tokenizer, max_length)
+        self.members = (LATENTS, *self.conditions.members)
+
+    def prepare(self, sample: Sample) -> PreparedImage:
+        """Read one sample.
+
+        Raises:
+            SampleError: `latents` for a damaged member, and what `Conditions` raises.
+            DataError: no latents, those of another first stage or picture size, or none of mirrored pictures.
+        """
+        where = f"source '{sample.source}'"
+        if LATENTS not in sample.members:
+            raise DataError(f"{where} holds no latents; make them with `mmlab shards encode`, or data.latents=false.")
+        made_by = sample.record.get(FIRST_STAGE)
+        if made_by != self.first_stage:
+            raise DataError(
+                f"the latents of {where} were made by the first stage {made_by}, and this model's is"
+                f" {self.first_stage}: encode the pictures again with `mmlab shards encode`."
+            )
+        stored = _tensors(sample.members[LATENTS])
+        ending = "_flipped" if self.flip and mirrored(sample.seed) else ""
+        if self.flip and "mean_flipped" not in stored:
+            raise DataError(f"{where} holds no latents of mirrored pictures; encode with --flip, or data.flip=false.")
+        values = {name: stored[name + ending].float() for name in ("mean", "logvar") if name + ending in stored}
+        if "mean" not in values:
+            raise SampleError("latents", "Its latents have no mean.")
+        for tensor in values.values():
+            if tuple(tensor.shape) != self.shape:
+                raise DataError(
+                    f"the latents of {where} have the shape {list(tensor.shape)}, and data.size asks for"
+                    f" {list(self.shape)}: set data.size to the size that they were encoded at."
+                )
+        return _prepared(sample, values, self.conditions(sample))
+
+    def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
+        """Stack the samples: a `LatentBatch`."""
+        return _stacked(prepared)
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise SampleError("latents", f"Its latents cannot be read: {error}.") from error
+
+
+def _prepared(sample: Sample, values: dict[str, Tensor], told: Told) -> PreparedImage:
+    counters = {"pictures": 1, **told.counters}
+    return PreparedImage(sample.key, sample.source, sample.seed, {**values, **told.values}, counters)
+
+
+def _stacked(prepared: list[PreparedImage]) -> dict[str, Any]:
+    stats: dict[str, dict[str, int]] = {}
+    for one in prepared:
+        known = stats.setdefault(one.source, {})
+        for name, count in one.counters.items():
+            known[name] = known.get(name, 0) + count
+    rows = {name: torch.stack([one.values[name] for one in prepared]) for name in prepared[0].values}
+    seeds = torch.tensor([one.seed for one in prepared], dtype=torch.int64)
+    return {**rows, "seeds": seeds, "keys": [one.key for one in prepared], "stats": stats, "bad": []}

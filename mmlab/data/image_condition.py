@@ -1,0 +1,107 @@
+"""What a generative model is told of a picture: its class or its caption, read from the sample's record."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmlab.config.errors import nearest
+from mmlab.data.dialogues import caption_of
+from mmlab.data.sample import Sample, SampleError
+from mmlab.data.tokens import pad_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of one sample.
+
+    Attributes:
+        values: tensors of one row each, by their name in the batch.
+        counters: for the data report.
+    """
+
+    values: dict[str, Tensor]
+    counters: dict[str, int]
+
+
+class Conditions:
+    """Reads a sample's class, its caption, both or neither.
+
+    Args:
+        labels: names of the classes in the order of their numbers; None reads no class.
+        tokenizer: of the captions; None reads none.
+        max_length: tokens of every caption, padded or cut, as CLIP and LDM feed theirs: shapes never change.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str] | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        max_length: int = 77,
+    ):
+        self.labels = None if labels is None else {str(name): i for i, name in enumerate(labels)}
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members of a sample that it reads beside the record."""
+        return () if self.labels is None else ("cls",)
+
+    def __call__(self, sample: Sample) -> Told:
+        """Read one sample.
+
+        Raises:
+            SampleError: `no-class` where the class is missing or unknown, `no-caption`.
+        """
+        values: dict[str, Tensor] = {}
+        counters: dict[str, int] = {}
+        if self.labels is not None:
+            values["labels"] = torch.tensor(self._label(sample, self.labels))
+        if self.tokenizer is not None:
+            caption = caption_of(sample.record, sample.seed)
+            if caption is None:
+                raise SampleError("no-caption", "The record has no caption.")
+            ids, mask, cut = _fixed_length(self.tokenizer, caption, self.max_length)
+            values |= {"input_ids": ids, "attention_mask": mask}
+            counters |= {"tokens": int(mask.sum()), "truncated": int(cut)}
+        return Told(values, counters)
+
+    def _label(self, sample: Sample, labels: dict[str, int]) -> int:
+        """The class's number: its name is looked up first, so that a class named "7" need not be the seventh."""
+        found: Any = sample.record.get("class")
+        if found is None and "cls" in sample.members:
+            found = sample.members["cls"].decode(errors="replace").strip()
+        if found is None:
+            raise SampleError("no-class", "The record has no class, and there is no .cls member.")
+        if str(found) in labels:
+            return labels[str(found)]
+        try:
+            number = int(found)
+        except (TypeError, ValueError):
+            number = -1
+        if not 0 <= number < len(labels):
+            hint = nearest(str(found), labels)
+            raise SampleError("no-class", f"The class {found!r} is none of the {len(labels)} of the model.{hint}")
+        return number
+
+
+def _fixed_length(tokenizer: "PreTrainedTokenizerBase", text: str, max_length: int) -> tuple[Tensor, Tensor, bool]:
+    """Tokenise a caption, special tokens included, and pad it.
+
+    Returns:
+        int64 ids `[max_length]`, int64 mask `[max_length]` (1 = token), and whether the caption was cut.
+    """
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    cut = len(ids) > max_length
+    if cut:
+        ids = list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+    padded, mask = torch.full((max_length,), pad_id(tokenizer)), torch.zeros(max_length, dtype=torch.int64)
+    padded[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    mask[: len(ids)] = 1
+    return padded, mask, cut

@@ -1,0 +1,139 @@
+"""A finished run of image generation as a folder that diffusers loads, and that gives the same pictures there."""
+
+import copy
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError
+from mmlab.diffusion.export_diffusers import scheduler
+from mmlab.diffusion.process import Diffusion, NoiseProcess
+from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
+from mmlab.model.conditioner import ClassCondition, TextCondition
+from mmlab.model.denoiser import UNet
+from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.dit import DiT
+from mmlab.model.export_diffusers import DIT_NULL, autoencoder, transformer, unet
+from mmlab.model.first_stage import FirstStage, Identity
+
+INDEX = "model_index.json"
+OURS = "mmlab.model.latent_pipeline"
+"""The pipeline for conditions that no pipeline of diffusers takes; its file goes into the folder as pipeline.py."""
+
+
+def export_first_stage(first_stage: FirstStage, out: Path) -> str:
+    """Write an `AutoencoderKL` of normalised latents, or a `VQModel`, and return the line that loads it.
+
+    Raises:
+        ConfigError: a first stage that diffusers has no class for.
+    """
+    exported = autoencoder(first_stage)
+    if exported is None:
+        raise ConfigError("The run's first stage is pixel space, which has no weights to export.")
+    exported.save_pretrained(out)
+    return f'{type(exported).__name__}.from_pretrained("{out}")'
+
+
+def export_pipeline(model: DiffusionModel, process: NoiseProcess, size: int, out: Path) -> str:
+    """Write a whole pipeline and return the line that loads it.
+
+    Text with a UNet on KL latents is a `StableDiffusionPipeline`, classes with a DiT on KL latents a `DiTPipeline`,
+    and no condition with a UNet on pixels a `DDIMPipeline`. Other classes, and no condition, go with a pipeline of
+    ours, whose code is in the folder (`mmlab/model/latent_pipeline.py`).
+
+    Args:
+        model: the trained model.
+        process: that it was trained with.
+        size: sides of the pictures.
+        out: the folder.
+
+    Raises:
+        ConfigError: parts that no pipeline takes together.
+    """
+    pipeline = _stock(model, process, size // model.first_stage.factor)
+    if pipeline is None:
+        return _export_ours(model, process, size // model.first_stage.factor, out)
+    pipeline.save_pretrained(out)
+    if isinstance(model.conditioner, ClassCondition):
+        # DiTPipeline takes names of classes, but does not save them.
+        _edit_index(out, id2label=dict(enumerate(model.conditioner.names)))
+    return f'{type(pipeline).__name__}.from_pretrained("{out}")'
+
+
+def _stock(model: DiffusionModel, process: NoiseProcess, side: int) -> Any:
+    """diffusers' own pipeline for such a model, None where it has none."""
+    first_stage, conditioner, denoiser = model.first_stage, model.conditioner, model.denoiser
+    if not isinstance(process, Diffusion):
+        return None
+    if isinstance(conditioner, TextCondition):
+        return _stable_diffusion(first_stage, conditioner, denoiser, process, side)
+    if isinstance(denoiser, DiT) and isinstance(first_stage, KLAutoencoder):
+        from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+
+        network = transformer(denoiser, conditioner, side)
+        return DiTPipeline(network, autoencoder(first_stage), scheduler(process))
+    if isinstance(denoiser, UNet) and isinstance(first_stage, Identity) and conditioner.reads == "none":
+        from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+
+        return DDIMPipeline(unet(denoiser, conditioner, side), scheduler(process))
+    return None
+
+
+def _stable_diffusion(
+    first_stage: FirstStage, conditioner: TextCondition, denoiser: Any, process: Diffusion, side: int
+) -> Any:
+    if conditioner.hide_padding:
+        raise ConfigError(
+            "StableDiffusionPipeline shows padding to the denoiser, and this run hid it (hide_padding=true)."
+        )
+    if not isinstance(denoiser, UNet) or not isinstance(first_stage, KLAutoencoder):
+        raise ConfigError("A text model exports to StableDiffusionPipeline: with a UNet, on a KL first stage.")
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    tokenizer = copy.deepcopy(conditioner.tokenizer)
+    tokenizer.model_max_length = conditioner.max_length
+    return StableDiffusionPipeline(
+        vae=autoencoder(first_stage),
+        text_encoder=conditioner.encoder,
+        tokenizer=tokenizer,  # type: ignore[arg-type]
+        unet=unet(denoiser, conditioner, side),
+        scheduler=scheduler(process),
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+
+
+def _export_ours(model: DiffusionModel, process: NoiseProcess, side: int, out: Path) -> str:
+    from mmlab.model.latent_pipeline import LatentDiffusionPipeline
+
+    first_stage, conditioner, denoiser = model.first_stage, model.conditioner, model.denoiser
+    if isinstance(conditioner, TextCondition) or not isinstance(denoiser, UNet | DiT):
+        raise ConfigError(
+            f"diffusers has no pipeline for {type(denoiser).__name__} with {type(conditioner).__name__} and "
+            f"{type(process).__name__}; a text model exports with process=stable_diffusion, for example."
+        )
+    names = conditioner.names if isinstance(conditioner, ClassCondition) else None
+    raw = isinstance(first_stage, VQAutoencoder)
+    pipeline = LatentDiffusionPipeline(
+        (unet if isinstance(denoiser, UNet) else transformer)(denoiser, conditioner, side),  # type: ignore[arg-type]
+        scheduler(process),
+        autoencoder(first_stage),
+        classes=names,
+        null_class=DIT_NULL if isinstance(denoiser, DiT) else len(names or []),
+        latents_mean=first_stage.latent_mean.tolist() if raw else None,
+        latents_std=first_stage.latent_std.tolist() if raw else None,
+    )
+    pipeline.save_pretrained(out)
+    _edit_index(out, _class_name=["pipeline", type(pipeline).__name__])
+    file = importlib.util.find_spec(OURS)
+    assert file is not None and file.origin is not None
+    shutil.copyfile(file.origin, out / "pipeline.py")
+    return f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
+
+
+def _edit_index(out: Path, **entries: Any) -> None:
+    index = json.loads((out / INDEX).read_text())
+    (out / INDEX).write_text(json.dumps({**index, **entries}, indent=2) + "\n")

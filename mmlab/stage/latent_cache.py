@@ -1,0 +1,131 @@
+"""Pictures are encoded once instead of at every step: shards of latents. Legend: B pictures, C/h/w sizes of latents."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
+from mmlab.data.image_collate import FIRST_STAGE, LATENTS
+from mmlab.data.images import decode_image
+from mmlab.data.index import ShardIndex
+from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.shards import Samples
+from mmlab.model.first_stage import FirstStage, to_signed
+from mmlab.stage.restore import restore
+from mmlab.training.artifacts import fingerprint
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+KEPT = ("json", "txt", "cls")
+"""Members that go from the pictures' shards into those of the latents: what a model may be told."""
+
+
+def first_stage_of(folder: Path) -> tuple[FirstStage, ImageSpec]:
+    """The first stage of a finished run, and the form of the pictures that it was trained on.
+
+    Raises:
+        ConfigError: the run has no first stage, one that makes no latents, or one whose statistics are not measured
+            (they are part of what a cache is checked by).
+    """
+    model, cfg = restore(folder)
+    first_stage = getattr(model, "first_stage", None)
+    if first_stage is None or "size" not in cfg.data:
+        raise ConfigError(f"{folder} has no first stage; give a run of stage=autoencoder, or one that started from it.")
+    if first_stage.factor == 1:
+        raise ConfigError(f"The first stage of {folder} is the identity: its latents are the pictures themselves.")
+    if not first_stage.measured:
+        raise ConfigError(f"The latent statistics of {folder} were never measured; finish its training first.")
+    return first_stage, ImageSpec(cfg.data.size, cfg.data.aspect)
+
+
+def latents(
+    first_stage: FirstStage,
+    index: ShardIndex,
+    spec: ImageSpec,
+    dtype: str = "float32",
+    flip: bool = False,
+    batch_size: int = 64,
+    missing_budget: float = 0.0,
+) -> Samples:
+    """Encode every picture of a set of shards, in its order.
+
+    A sample keeps its record, to which the first stage's fingerprint is added, its text and its class; in place of
+    the picture it gets `safetensors` with `mean` and, where the posterior is not deterministic, `logvar` `[C, h, w]`.
+
+    Args:
+        first_stage: in eval mode, on its device.
+        index: open shards with pictures.
+        spec: how the pictures are decoded.
+        dtype: `float32`, or `float16` at half the size.
+        flip: encode the mirror images too, as `mean_flipped` and `logvar_flipped`.
+        batch_size: pictures that are encoded at a time.
+        missing_budget: share of the samples whose picture may be absent or unreadable.
+
+    Returns:
+        Counts: `samples`, `unreadable` (left out).
+
+    Raises:
+        DataError: losses beyond the budget.
+        RunError: a latent that is not finite, or that the dtype does not hold.
+    """
+    made_by = fingerprint(first_stage)
+    device = first_stage.latent_mean.device
+    counts = {"samples": 0, "unreadable": 0}
+    pictures = _pictures(index, spec, counts, int(missing_budget * len(index)))
+    while rows := list(islice(pictures, batch_size)):
+        pixels = torch.stack([picture for _, _, picture in rows]).to(device)
+        values = _posterior(first_stage, pixels, "")
+        if flip:
+            values |= _posterior(first_stage, pixels.flip(-1), "_flipped")
+        stored = {name: value.to(DTYPES[dtype]) for name, value in values.items()}
+        _refuse_infinite(stored, dtype)
+        for n, (key, members, _) in enumerate(rows):
+            record = {**parse_record(members), FIRST_STAGE: made_by}
+            own: dict[str, Any] = {name: members[name] for name in KEPT if name in members}
+            tensors = {name: value[n].contiguous() for name, value in stored.items()}
+            yield key, {**own, "json": record, LATENTS: save(tensors)}
+            counts["samples"] += 1
+    return counts
+
+
+@torch.no_grad()
+def _posterior(first_stage: FirstStage, pixels_B3HW: Tensor, ending: str) -> dict[str, Tensor]:
+    """Mean and log variance, fp32 `[B, C, h, w]` on the CPU, of uint8 pictures."""
+    posterior = first_stage.encode(to_signed(pixels_B3HW))
+    found = {"mean": posterior.mean, "logvar": posterior.logvar}
+    return {name + ending: value.float().cpu() for name, value in found.items() if value is not None}
+
+
+def _pictures(
+    index: ShardIndex, spec: ImageSpec, counts: dict[str, int], allowed: int
+) -> Iterator[tuple[str, dict[str, bytes], Tensor]]:
+    """(key, members, uint8 `[3, S, S]`) of each sample whose picture can be read."""
+    for i, key in enumerate(index.keys):
+        try:
+            members = index.read(i, (*IMAGE_EXTENSIONS, *KEPT))
+            data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+            if data is None:
+                raise SampleError("no-picture", "it has no picture")
+            parse_record(members)
+            picture = decode_image(data, spec)
+        except (SampleError, ValueError, RecursionError) as error:
+            counts["unreadable"] += 1
+            if counts["unreadable"] > allowed:
+                raise DataError(
+                    f"{index.root}: sample {key} cannot be encoded ({error}); {counts['unreadable']} are lost and the"
+                    f" missing budget allows {allowed}."
+                ) from error
+            continue
+        yield str(key), members, picture
+
+
+def _refuse_infinite(stored: dict[str, Tensor], dtype: str) -> None:
+    for name, value in stored.items():
+        if not value.isfinite().all():
+            hint = " float16 holds nothing above 65,504: encode with --dtype float32." if dtype == "float16" else ""
+            raise RunError(f"The first stage gave a {name} that is not finite in {dtype}.{hint}")

@@ -1,0 +1,165 @@
+"""A denoiser learns to undo noise, in pixels or in a first stage's latents. Legend: B pictures, C/h/w of latents."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.data.image_collate import ImageCollate, LatentCollate
+from mmlab.diffusion.noise import normal, uniform
+from mmlab.diffusion.process import NoiseProcess
+from mmlab.diffusion.samplers import Sampler
+from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.first_stage import Posterior, to_signed
+from mmlab.stage.token_loss import TokenMean
+from mmlab.training.artifacts import fingerprint, load_parts
+from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.training.trainable import set_modes, set_trainable
+
+
+class LatentDiffusion(LightningModule):
+    """DDPM's simple loss (arXiv 2006.11239, equation 14) on a frozen first stage's latents (latent diffusion, arXiv
+    2112.10752, equations 2 and 3); with the `Identity` first stage it is diffusion of pixels.
+
+    Everything drawn is keyed by a sample's seed: the latent out of its posterior, its timestep, its noise, whether its
+    condition is dropped. So ranks and micro-batches, cached latents and resumed runs learn from the same numbers.
+
+    Args:
+        model: first stage, conditioner and denoiser.
+        optim: builds optimizer and schedule.
+        trainable: names of the parts that learn; not the first stage.
+        process: how latents become noise, and what the denoiser predicts.
+        init_from: run folders whose artifacts fill the parts first.
+        sampler: of the pictures that are shown; DDIM with 50 steps where it is None.
+        loss: `l2`, or `l1` (latent diffusion's LSUN-Churches model).
+
+    Raises:
+        ConfigError: unknown parts, a first stage that would learn or whose latents were never measured, or artifacts
+            that do not fit.
+    """
+
+    model: DiffusionModel
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        optim: AdamW,
+        trainable: Sequence[str],
+        process: NoiseProcess,
+        init_from: Sequence[str] = (),
+        sampler: Sampler | None = None,
+        loss: str = "l2",
+    ):
+        super().__init__()
+        if any(name.split(".")[0] == "first_stage" for name in trainable):
+            raise ConfigError(
+                "stage.trainable names 'first_stage', which stays as it is here: stage=autoencoder trains it."
+            )
+        self.model = model
+        self.optim = optim
+        self.process = process
+        self.sampler = sampler or Sampler()
+        self.kind = loss
+        self.frozen = set_trainable(model, trainable)
+        load_parts(model, [Path(run) for run in init_from])
+        if not model.first_stage.measured:
+            raise ConfigError(
+                "The latents of the first stage were never measured, so nothing brings them to unit variance: name the"
+                " run that trained it in stage.init_from, or give model.first_stage a pretrained source."
+            )
+        # A mean over samples here: "tokens" are samples.
+        self.train_mean = TokenMean()
+        # A checkpoint holds what learns; frozen parts come from where they came from.
+        self.strict_loading = False
+
+    def collate(self, size: int, aspect: str, flip: bool, latents: bool) -> ImageCollate | LatentCollate:
+        """What turns samples into this stage's batches; arguments as in the data config.
+
+        Raises:
+            ConfigError: a size that the first stage cannot encode.
+        """
+        first_stage, conditioner = self.model.first_stage, self.model.conditioner
+        side, rest = divmod(size, first_stage.factor)
+        if rest:
+            raise ConfigError(f"data.size={size} must divide by the first stage's factor {first_stage.factor}.")
+        told: dict[str, Any] = {}
+        if conditioner.reads == "class":
+            told = {"labels": conditioner.names}
+        elif conditioner.reads == "text":
+            told = {"tokenizer": conditioner.tokenizer, "max_length": conditioner.max_length}
+        if latents:
+            return LatentCollate(fingerprint(first_stage), (first_stage.channels, side, side), flip, **told)
+        return ImageCollate(size, aspect, flip, **told)
+
+    def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        # Numbers are drawn on the host: asking the device for the seeds would make it wait at every step.
+        return {**batch, "seeds": torch.as_tensor(batch["seeds"]).tolist()}
+
+    @torch.no_grad()
+    def latents(self, batch: Mapping[str, Any]) -> Tensor:
+        """Normalised latents of a batch, one draw of each posterior, float32 `[B, C, h, w]`.
+
+        Args:
+            batch: an `ImageBatch` or `LatentBatch`.
+        """
+        first_stage = self.model.first_stage
+        if "mean" in batch:
+            posterior = Posterior(batch["mean"], batch.get("logvar"))
+        else:
+            posterior = first_stage.encode(to_signed(batch["pixel_values"]))
+        if posterior.logvar is None:
+            return first_stage.normalized(posterior.mean)
+        noise = normal(batch["seeds"], posterior.mean.shape[1:], "posterior")
+        return first_stage.normalized(posterior.sample(noise))
+
+    def loss(self, batch: Mapping[str, Any], dropout: float) -> Tensor:
+        """Loss of each sample, float32 `[B]`.
+
+        Args:
+            batch: an `ImageBatch` or `LatentBatch`.
+            dropout: probability that a sample's condition is replaced by the null one.
+        """
+        x_0 = self.latents(batch)
+        t, noise = (drawn.to(x_0.device) for drawn in self.process.draw(batch["seeds"], x_0.shape[1:]))
+        drop = (uniform(batch["seeds"], "drop condition") < dropout).to(x_0.device)
+        condition = self.model.conditioner(batch, drop)
+        x_t = self.process.add_noise(x_0, noise, t)
+        prediction = self.model(x_t, self.process.model_time(t), condition)
+        return self.process.loss(prediction, x_0, noise, t, self.kind)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        losses = self.loss(batch, self.model.conditioner.dropout)
+        self.train_mean.add(losses.sum(), len(losses))
+        return losses.mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        mean, _ = self.train_mean.finish(self.trainer.world_size)
+        self.log("train/loss", mean, prog_bar=True)
+        log_optimizer(self, optimizer)
+        # Looked at only where it is logged anyway: it makes the device wait.
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0 and not mean.isfinite():  # type: ignore[attr-defined]
+            raise RunError(
+                f"The loss is {float(mean)} at step {step}: lower optim.lr, or set trainer.gradient_clip_val."
+            )
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the loss with every condition given; each validation draws the same noise for the same samples."""
+        losses = self.loss(batch, dropout=0.0)
+        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return self.optim.build(self.model, self.trainer.max_steps)
+
+    def train(self, mode: bool = True) -> "LatentDiffusion":
+        super().train(mode)
+        set_modes(self.model, mode)
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = tuple(f"model.{part}." for part in self.frozen)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(frozen)}

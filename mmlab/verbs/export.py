@@ -1,0 +1,40 @@
+"""Write a trained run as a folder that diffusers loads."""
+
+from omegaconf import DictConfig
+
+from mmlab.config.compose import hydra_verb
+
+
+def main(argv: list[str]) -> int:
+    return hydra_verb("export", export, argv)
+
+
+def export(cfg: DictConfig) -> None:
+    """Write a run's first stage, or its whole diffusion model, for diffusers; print the line that loads it.
+
+    mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
+    """
+    from pathlib import Path
+
+    from mmlab.config.build import build
+    from mmlab.config.errors import ConfigError
+    from mmlab.config.run import find_run
+    from mmlab.model.adversarial_autoencoder import AutoencoderModel
+    from mmlab.model.diffusion_model import DiffusionModel
+    from mmlab.stage.export_diffusers import export_first_stage, export_pipeline
+    from mmlab.stage.restore import restore
+
+    folder = find_run(cfg.run, cfg.root)
+    out = Path(cfg.out or folder / "export" / cfg.to)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; give another out=…, or remove that folder.")
+    model, trained = restore(folder)
+    if isinstance(model, AutoencoderModel):
+        line = export_first_stage(model.first_stage, out)
+    elif isinstance(model, DiffusionModel):
+        line = export_pipeline(model, build(trained.process), trained.data.size, out)
+    else:
+        raise ConfigError(
+            f"{folder} holds a {type(model).__name__}; diffusers takes runs of stage=autoencoder and latent_diffusion."
+        )
+    print(line)

@@ -1,0 +1,234 @@
+"""Exported pipelines give our pictures: same noise, same grid, their code on one side and ours on the other."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from mmlab.config.errors import ConfigError
+from mmlab.diffusion.flow import FlowMatching
+from mmlab.diffusion.guidance import Guidance
+from mmlab.diffusion.process import Diffusion, NoiseProcess
+from mmlab.diffusion.samplers import Sampler
+from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
+from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, NoCondition, TextCondition
+from mmlab.model.denoiser import UNet
+from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.dit import DiT
+from mmlab.model.first_stage import FirstStage, Identity
+from mmlab.model.quantizer import VectorQuantizer
+from mmlab.stage.export_diffusers import export_first_stage, export_pipeline
+
+SIZE, STEPS = 16, 5
+NAMES = ["cat", "dog", "red fox"]
+AUTOENCODER = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+UNET = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
+LDM = partial(Diffusion, "scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+def kl() -> KLAutoencoder:
+    first_stage = KLAutoencoder(init="random", architecture=AUTOENCODER)
+    first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
+    return first_stage
+
+
+def vq(normalize: bool) -> VQAutoencoder:
+    quantizer = VectorQuantizer(64, 3, normalize=normalize)
+    nn.init.normal_(quantizer.codebook)
+    first_stage = VQAutoencoder({**AUTOENCODER, "latent_channels": 5}, quantizer)
+    first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0]), torch.tensor([0.5, 2.0, 1.0]))
+    return first_stage
+
+
+def bert(tokenizer_folder: Path, **options: Any) -> TextCondition:
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = {"tokenizer": str(tokenizer_folder), "max_length": 12, **options}
+    return TextCondition(init="random", architecture={"model_type": "bert", **size}, **settings)
+
+
+def model(first_stage: FirstStage, conditioner: Conditioner, kind: str = "unet") -> DiffusionModel:
+    """Weights large enough that class and text show in the pictures, and small enough for float32."""
+    torch.manual_seed(0)
+    denoiser = partial(UNet, architecture=UNET) if kind == "unet" else partial(DiT, depth=2, width=16, heads=2)
+    built = DiffusionModel(first_stage, conditioner, denoiser)
+    if kind == "dit":
+        for parameter in built.denoiser.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    if isinstance(conditioner, ClassCondition):
+        nn.init.normal_(conditioner.embedding.weight, std=3)
+    return built.eval()
+
+
+def noise(built: DiffusionModel, count: int) -> Tensor:
+    side = SIZE // built.first_stage.factor
+    return torch.randn(count, built.first_stage.channels, side, side, generator=torch.Generator().manual_seed(7))
+
+
+@torch.no_grad()
+def pictures(built: DiffusionModel, process: NoiseProcess, condition: Condition, scale: float, count: int) -> Tensor:
+    """What we sample, in 0 … 1."""
+    sampler = Sampler("ddim", STEPS, guidance=Guidance(scale))
+    null = built.conditioner.null(count, "cpu")
+    latents = sampler(built, process, noise(built, count), condition=condition, null=null)
+    return (built.first_stage.decode(built.first_stage.raw(latents)) / 2 + 0.5).clamp(0, 1)
+
+
+def same(theirs: Any, ours: Tensor) -> None:
+    theirs = torch.as_tensor(theirs)
+    assert ours.std() > 0.01 and ((ours > 0.001) & (ours < 0.999)).float().mean() > 0.3
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+
+
+def load(kind: Any, folder: Path, **options: Any) -> Any:
+    pipeline = kind.from_pretrained(folder, local_files_only=True, **options)
+    if isinstance(pipeline, DiffusionPipeline):
+        pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@torch.no_grad()
+def test_text_is_stable_diffusion(tokenizer_folder, tmp_path, scale):
+    built, process = model(kl(), bert(tokenizer_folder)), LDM()
+    line = export_pipeline(built, process, SIZE, tmp_path / "out")
+    assert line == f'StableDiffusionPipeline.from_pretrained("{tmp_path / "out"}")'
+    pipeline = load(StableDiffusionPipeline, tmp_path / "out")
+    conditioner = built.conditioner
+    assert isinstance(conditioner, TextCondition)
+    texts = ["what color is the red circle?", "red"]
+    ours = pictures(built, process, conditioner(conditioner.tokenize(texts)), scale, 2)
+    options = {"guidance_scale": scale, "num_inference_steps": STEPS, "output_type": "pt"}
+    same(pipeline(texts, latents=noise(built, 2), **options).images, ours)
+    assert (ours[0] - pictures(built, process, conditioner.null(2, "cpu"), 1.0, 2)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@torch.no_grad()
+def test_classes_with_a_transformer_are_dit(tmp_path, scale):
+    built, process = model(kl(), ClassCondition(NAMES, 12), "dit"), Diffusion("linear", target="v")
+    assert export_pipeline(built, process, SIZE, tmp_path).startswith("DiTPipeline")
+    pipeline = load(DiTPipeline, tmp_path)
+    numbers = pipeline.get_label_ids(["red fox", "cat"])
+    ours = pictures(built, process, built.conditioner({"labels": torch.tensor([2, 0])}), scale, 2)
+    options = {"guidance_scale": scale, "num_inference_steps": STEPS, "output_type": "pt"}
+    same(pipeline(numbers, generator=torch.Generator().manual_seed(7), **options).images, ours)
+    assert (ours[0] - ours[1]).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_pixels_without_a_condition_are_ddim(tmp_path):
+    built, process = model(Identity(), NoCondition()), Diffusion("cosine", target="v", zero_terminal_snr=True)
+    assert export_pipeline(built, process, SIZE, tmp_path).startswith("DDIMPipeline")
+    pipeline = load(DDIMPipeline, tmp_path)
+    assert pipeline.unet.config.sample_size == SIZE
+    options = {"batch_size": 2, "num_inference_steps": STEPS, "output_type": "np"}
+    theirs = pipeline(generator=torch.Generator().manual_seed(7), **options).images
+    same(torch.from_numpy(theirs).permute(0, 3, 1, 2), pictures(built, process, {}, 1.0, 2))
+
+
+OURS = {
+    "class beside the time": (kl, lambda: ClassCondition(NAMES, 12), "unet", LDM),
+    "class as context": (kl, lambda: ClassCondition(NAMES, 12, as_context=True), "unet", LDM),
+    "pixels": (Identity, lambda: ClassCondition(NAMES, 32), "unet", partial(Diffusion, "linear", target="x0")),
+    "codes": (partial(vq, False), lambda: ClassCondition(NAMES, 12), "unet", LDM),
+    "codes on the sphere": (partial(vq, True), lambda: ClassCondition(NAMES, 12), "unet", LDM),
+    "flow": (kl, lambda: ClassCondition(NAMES, 12), "unet", partial(FlowMatching, shift=2.0)),
+    "flow with a transformer": (kl, lambda: ClassCondition(NAMES, 12), "dit", FlowMatching),
+}
+
+
+@pytest.mark.parametrize("case", OURS)
+@torch.no_grad()
+def test_classes_go_with_our_pipeline(tmp_path, case):
+    first_stage, conditioner, kind, make = OURS[case]
+    torch.manual_seed(0)
+    built, process = model(first_stage(), conditioner(), kind), make()
+    line = export_pipeline(built, process, SIZE, tmp_path)
+    assert line == f'DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)'
+    pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
+    assert type(pipeline).__name__ == "LatentDiffusionPipeline" and "mmlab" not in type(pipeline).__module__
+    options = {"num_inference_steps": STEPS, "output_type": "pt"}
+    given = built.conditioner({"labels": torch.tensor([2, 0])})
+    ours = pictures(built, process, given, 2.5, 2)
+    same(pipeline(["red fox", 0], guidance_scale=2.5, latents=noise(built, 2), **options).images, ours)
+    same(
+        pipeline(["red fox", "cat"], latents=noise(built, 2), **options).images, pictures(built, process, given, 1.0, 2)
+    )
+    none = pictures(built, process, built.conditioner.null(2, "cpu"), 1.0, 2)
+    same(pipeline(count=2, generator=torch.Generator().manual_seed(7), **options).images, none)
+    assert (none - ours).abs().amax((1, 2, 3)).min() > 1e-3
+    with pytest.raises(ValueError, match="no class 'fox'; classes: cat, dog, red fox"):
+        pipeline(["fox"])
+
+
+@torch.no_grad()
+def test_no_condition_in_latents_goes_with_our_pipeline(tmp_path):
+    built, process = model(kl(), NoCondition()), LDM()
+    export_pipeline(built, process, SIZE, tmp_path)
+    pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
+    images = pipeline(latents=noise(built, 2), count=2, num_inference_steps=STEPS, output_type="pt").images
+    same(images, pictures(built, process, {}, 1.0, 2))
+
+
+@torch.no_grad()
+def test_statistics_are_folded_into_the_autoencoder(tmp_path):
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    first_stage, x = kl().eval(), torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    export_first_stage(first_stage, tmp_path)
+    vae = load(AutoencoderKL, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["scaling_factor"] == 1 and not config.get("latents_mean") and not config.get("shift_factor")
+    ours, theirs = first_stage.encode(x), vae.encode(x).latent_dist
+    torch.testing.assert_close(theirs.mean, first_stage.normalized(ours.mean), rtol=1e-4, atol=1e-5)
+    assert ours.logvar is not None
+    std = first_stage.latent_std.view(-1, 1, 1)
+    torch.testing.assert_close(theirs.std, (0.5 * ours.logvar).exp() / std, rtol=1e-4, atol=1e-5)
+    latents = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(vae.decode(latents).sample, first_stage.decode(first_stage.raw(latents)))
+
+
+@torch.no_grad()
+def test_an_autoencoder_without_1x1_convolutions_gets_them(tmp_path):
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    architecture = {**AUTOENCODER, "use_quant_conv": False, "use_post_quant_conv": False}
+    first_stage = KLAutoencoder(init="random", architecture=architecture).eval()
+    first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
+    export_first_stage(first_stage, tmp_path)
+    x, vae = torch.rand(2, 3, SIZE, SIZE), load(AutoencoderKL, tmp_path)
+    mean = first_stage.normalized(first_stage.encode(x).mean)
+    torch.testing.assert_close(vae.encode(x).latent_dist.mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vae.decode(mean).sample, first_stage.decode(first_stage.raw(mean)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_exported_model_is_a_copy(tmp_path):
+    built = model(kl(), ClassCondition(NAMES, 12))
+    before = {name: value.clone() for name, value in built.state_dict().items()}
+    export_pipeline(built, LDM(), SIZE, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in built.state_dict().items())
+    denoiser = built.denoiser
+    assert isinstance(denoiser, UNet) and denoiser.unet.config["class_embed_type"] == "identity"
+
+
+def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
+    def refused(built: DiffusionModel, process: NoiseProcess, says: str) -> None:
+        with pytest.raises(ConfigError, match=says):
+            export_pipeline(built, process, SIZE, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refused(model(kl(), bert(tokenizer_folder, hide_padding=True)), LDM(), "hide_padding=true")
+    refused(model(Identity(), bert(tokenizer_folder)), LDM(), "with a UNet, on a KL first stage")
+    refused(model(kl(), bert(tokenizer_folder)), FlowMatching(), "no pipeline for UNet with TextCondition and FlowM")
+    refused(model(kl(), ClassCondition(NAMES, 12)), FlowMatching(target="x0"), "no scheduler for FlowMatching with")
+    refused(model(kl(), NoCondition(), "dit"), LDM(), "a class of up to 1000 as its only condition")
+    with pytest.raises(ConfigError, match="pixel space"):
+        export_first_stage(Identity(), tmp_path / "out")

@@ -1,0 +1,220 @@
+"""The average is the formula's, survives kills bit by bit, and is what validation sees and the run leaves behind."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.data.module import ShardDataModule
+from mmlab.training import checkpoint_io
+from mmlab.training.checkpoint import Checkpoints
+from mmlab.training.checkpoint_io import FolderCheckpointIO
+from mmlab.training.compare import difference
+from mmlab.training.ema import EMA
+from mmlab.training.trainer import fit
+from tests.tiny_shards import KeyCollate, make_shards
+
+STEPS, EVERY, VAL_EVERY, DECAY = 12, 3, 4, 0.6
+
+
+class Keys(KeyCollate):
+    def batch(self, prepared) -> dict[str, Any]:
+        return {**super().batch(prepared), "keys": [sample.key for sample in prepared]}
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.eye, self.ear, self.still = nn.Linear(1, 4), nn.Linear(4, 1), nn.Linear(1, 1)
+        self.still.requires_grad_(False)
+
+
+class Stage(L.LightningModule):
+    """Keeps its weights after each step and those that each validation saw."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.model = Parts().to(dtype)
+        self.after: dict[int, dict[str, torch.Tensor]] = {0: self.weights()}
+        self.validated: dict[int, dict[str, torch.Tensor]] = {}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        self.after[self.global_step] = self.weights()
+        x = (batch["x"] / 97).to(self.model.eye.weight.dtype)
+        loss = (self.model.ear(torch.relu(self.model.eye(x))) - 1).float().square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.validated[self.global_step] = self.weights()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.5)
+
+
+class Kill(BaseException):
+    """What SIGKILL does, as far as this process's objects are concerned."""
+
+
+class KillAt(L.Callback):
+    def __init__(self, hook: str, number: int):
+        self.hook, self.number = hook, number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.hook == "step" and batch_idx == self.number:
+            raise Kill
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.hook == "validation" and trainer.global_step == self.number:
+            raise Kill
+
+
+def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype = torch.float32) -> Stage:
+    """Go on with the run in `folder`, or start it: two micro-batches a step."""
+    folder.mkdir(exist_ok=True)
+    sources = [{"path": str(root / "a")}]
+    data = ShardDataModule(sources, sources, global_batch=8, micro_batch=4, collate=Keys())
+    stage = Stage(dtype)
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=-1,
+            max_steps=data.plan(STEPS),
+            accumulate_grad_batches=2,
+            val_check_interval=VAL_EVERY * 2,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[Checkpoints(str(folder / "checkpoints"), every_n_steps=EVERY), *callbacks],
+            plugins=[FolderCheckpointIO()],
+        )
+        fit(trainer, stage, data)
+    return stage
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    return checkpoint_io.read(folder / "checkpoints" / f"step-{STEPS}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    make_shards(root / "a", 21)
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(root):
+    stage = train(root, root / "straight", EMA(DECAY))
+    return stage, last_state(root / "straight")
+
+
+def averages(stage: Stage, own: dict[str, torch.Tensor], decay: float) -> list[dict[str, torch.Tensor]]:
+    """The average after each step, computed from the weights that the stage had."""
+    found = [{name: value.double() for name, value in stage.after[0].items()}]
+    for step in range(1, STEPS + 1):
+        weights = stage.after[step] if step < STEPS else own
+        d = min(decay, (1 + step) / (10 + step))
+        found.append({name: d * value + (1 - d) * weights[name].double() for name, value in found[-1].items()})
+    return found
+
+
+def test_the_average_is_the_formulas(straight):
+    stage, state = straight
+    own = {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+    expected = averages(stage, own, DECAY)
+    ema = state["callbacks"]["EMA"]
+    assert ema["updates"] == STEPS
+    assert set(ema["average"]) == {"eye.weight", "eye.bias", "ear.weight", "ear.bias"}, "what learns, and no more"
+    for name, value in ema["average"].items():
+        torch.testing.assert_close(value.double(), expected[-1][name], rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(value, own[name]), "an average that is no other than the weights shows nothing"
+    for step in (4, 8, 12):
+        for name, value in stage.validated[step].items():
+            torch.testing.assert_close(value.double(), expected[step][name], rtol=1e-5, atol=1e-7)
+
+
+def test_training_does_not_notice_and_the_run_leaves_the_average(root, tmp_path, straight):
+    stage, state = straight
+    plain = train(root, tmp_path)
+    assert difference(last_state(tmp_path)["state_dict"], state["state_dict"]) is None
+    for step, weights in plain.after.items():
+        assert difference(weights, stage.after[step]) is None
+    average = state["callbacks"]["EMA"]["average"]
+    for name, value in stage.weights().items():
+        assert torch.equal(value, average.get(name, plain.weights()[name]))
+
+
+CUTS = {
+    "within a step": ("step", 11),
+    "first step": ("step", 0),
+    "after a save": ("step", 12),
+    "validation": ("validation", 4),
+    "last validation": ("validation", 12),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_killed_run_has_the_same_average(root, tmp_path, straight, cut):
+    with pytest.raises(Kill):
+        train(root, tmp_path, KillAt(*CUTS[cut]), EMA(DECAY))
+    again = train(root, tmp_path, EMA(DECAY))
+    assert difference(last_state(tmp_path), straight[1]) is None
+    assert difference(again.weights(), straight[0].weights()) is None, "the average is left behind"
+    for step, weights in again.validated.items():
+        assert difference(weights, straight[0].validated[step]) is None
+
+
+def test_a_complete_run_that_is_started_again_leaves_the_average_too(root, tmp_path, straight):
+    train(root, tmp_path, EMA(DECAY))
+    assert difference(train(root, tmp_path, EMA(DECAY)).weights(), straight[0].weights()) is None
+
+
+def test_it_averages_in_float32_what_is_less(root, tmp_path):
+    ema = EMA(0.999)
+    stage = train(root, tmp_path, ema, dtype=torch.bfloat16)
+    assert {value.dtype for value in ema.average.values()} == {torch.float32}
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in ema.average.values())
+    assert {value.dtype for value in stage.weights().values()} == {torch.bfloat16}
+
+
+def test_some_parts_alone(root, tmp_path, straight):
+    ema = EMA(DECAY, ["ear"])
+    stage = train(root, tmp_path, ema)
+    assert set(ema.average) == {"ear.weight", "ear.bias"}
+    own = last_state(tmp_path)["state_dict"]
+    assert torch.equal(stage.weights()["eye.weight"], own["model.eye.weight"])
+    assert torch.equal(stage.weights()["ear.weight"], straight[0].weights()["ear.weight"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"), [(["eyes"], "Did you mean 'eye'"), (["still"], "'still', which does not learn")]
+)
+def test_parts_that_do_not_learn_are_refused(root, tmp_path, parts, says):
+    with pytest.raises(ConfigError, match=says):
+        train(root, tmp_path, EMA(parts=parts))
+
+
+def test_a_decay_out_of_range_is_refused():
+    with pytest.raises(ConfigError, match="must lie in 0 … 1"):
+        EMA(1.0)
+
+
+def test_the_average_of_other_weights_is_refused(root, tmp_path):
+    with pytest.raises(Kill):
+        train(root, tmp_path, KillAt("step", 11), EMA(DECAY))
+    with pytest.raises(RunError, match=r"averages other weights than this run, such as eye\.bias"):
+        train(root, tmp_path, EMA(DECAY, ["ear"]))
