@@ -13,6 +13,7 @@ import torch
 from mmlab.config.errors import DataError
 from mmlab.data.conversation import IMAGE, Turn, conversations_of
 from mmlab.data.formats import parse_record
+from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.evaluate.answers import Answerer
@@ -134,12 +135,7 @@ class AnsweredSamples(Samples):
         self, data: ShardDataModule, module: Any, spec: ImageSpec
     ) -> Iterator[tuple[str, torch.Tensor | None, list[Turn]]]:
         """Samples spread evenly over the validation sources: key, picture, question and answer."""
-        places = [(source.index, i) for source in data.val_sources for i in range(len(source.index))]
-        if not places:
-            return
-        spread = np.unique(np.linspace(0, len(places) - 1, self.count).round().astype(int))
-        for n, place in enumerate(spread):
-            index, i = places[place]
+        for n, (index, i) in enumerate(spread(data, self.count)):
             try:
                 picture = read_picture(index, i, spec)
                 record = parse_record(index.read(i, ("json", "txt")))
@@ -148,6 +144,13 @@ class AnsweredSamples(Samples):
                 continue  # validation counts and reports it
             # Another of a picture's questions each time: the first are often all alike.
             yield str(index.keys[i]), picture, dialogues[n % len(dialogues)][:2]
+
+
+def spread(data: ShardDataModule, count: int) -> list[tuple[ShardIndex, int]]:
+    """`count` validation samples, or as many as there are, spread evenly over the sources: index and number."""
+    places = [(source.index, i) for source in data.val_sources for i in range(len(source.index))]
+    chosen = np.linspace(0, len(places) - 1, count).round().astype(int) if places else []
+    return [places[place] for place in np.unique(chosen)]
 
 
 def _card(key: str, picture: torch.Tensor | None, dialogue: list[Turn], prediction: str) -> Card:

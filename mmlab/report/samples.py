@@ -11,7 +11,7 @@ from mmlab.report.sheet import contact_sheet
 
 
 def sample_sheet(index: ShardIndex, count: int, columns: int = 4) -> Image.Image:
-    """Draw `count` samples, spread evenly over the set, with key, caption, questions and conversation.
+    """Draw `count` samples, spread evenly over the set, with key, class, caption, questions and conversation.
 
     What cannot be read is shown as such: the sheet is for finding it.
     """
@@ -41,7 +41,8 @@ def _card(index: ShardIndex, i: int) -> tuple[Image.Image | None, str]:
 
 
 def _lines(record: dict) -> list[str]:
-    lines = [f"“{record['caption']}”"] if record.get("caption") else []
+    lines = [f"class: {record['class']}"] if record.get("class") is not None else []
+    lines += [f"“{record['caption']}”"] if record.get("caption") else []
     lines += [f"{item['question']} → {item['answer']}" for item in record.get("questions") or ()]
     for turn in () if record.get("questions") else record.get("conversations") or ():
         speaker = {"human": "Q", "gpt": "A"}.get(turn["from"], turn["from"])

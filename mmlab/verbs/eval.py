@@ -1,6 +1,7 @@
-"""Ask a trained model questions with known answers: scores, predictions, a picture of both."""
+"""Score a trained model: its answers, its reconstructions or its samples, with pictures of them."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,68 +13,124 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Score exact match per question type; write scores.json, predictions.jsonl and grid.png.
+    """Write scores.json and pictures to `<run>/eval/<name of data.path>`, for what the run's model does:
 
-    mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
+    it answers questions: exact match per type; data.blind_from is training data whose commonest answers to compare with
+      mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
+    it encodes pictures: PSNR, SSIM, rFID; data.train_from is training data for a linear code to compare with
+      mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
+    it makes pictures: FID, KID; data.train_from is training data among which to look for copies
+      mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     """
-    import json
+    from mmlab.config.errors import ConfigError
+    from mmlab.config.run import find_run, load_run_config
 
-    from tqdm import tqdm
+    folder = find_run(cfg.run, cfg.root)
+    trained = load_run_config(folder)
+    if "prompt" in trained.stage:
+        score = answers
+    elif trained.process is not None:
+        score = samples
+    elif "first_stage" in trained.model:
+        score = reconstructions
+    else:
+        raise ConfigError(f"{cfg.run} neither answers questions nor makes pictures, so there is nothing to score.")
+    score(cfg, folder, Path(cfg.out or folder / "eval" / Path(cfg.data.path).name))
 
-    from mmlab.config.run import find_run
+
+def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
+    """Ask a vision-language model questions with known answers."""
     from mmlab.data.index import ShardIndex
-    from mmlab.evaluate.answers import Answerer, answer_questions
-    from mmlab.evaluate.exact_match import matches, score
+    from mmlab.evaluate.answer_scores import answer_scores, answer_table, predict, write_predictions
+    from mmlab.evaluate.answers import Answerer
     from mmlab.evaluate.grid import draw_grid
-    from mmlab.evaluate.questions import BlindAnswers, read_questions
+    from mmlab.evaluate.picture_set import write_scores
+    from mmlab.evaluate.questions import read_questions
     from mmlab.stage.restore import restore, run_prompt
     from mmlab.training.trainer import place
 
-    folder = find_run(cfg.run, cfg.root)
     index = ShardIndex.open(cfg.data.path)
     questions = read_questions(index, cfg.types, cfg.limit)
+    blind = None if cfg.data.blind_from is None else read_questions(ShardIndex.open(cfg.data.blind_from))
     model, trained = restore(folder)
-    answerer = Answerer(
-        place(model, cfg.trainer), run_prompt(trained, cfg.template), trained.data.aspect, cfg.max_new_tokens
-    )
-    predictions = [""] * len(questions)
-    done = tqdm(total=len(questions), unit="question", disable=None, dynamic_ncols=True)
-    for n, answer in answer_questions(answerer, index, questions, cfg.batch_size):
-        predictions[n] = answer
-        done.update()
-    done.close()
-
-    scores = score(questions, predictions)
-    if cfg.data.blind_from is not None:
-        blind = BlindAnswers(read_questions(ShardIndex.open(cfg.data.blind_from)))
-        scores["blind"] = score(questions, [blind(question) for question in questions])
-    out = Path(cfg.out or folder / "eval" / Path(cfg.data.path).name)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    with (out / "predictions.jsonl").open("w") as lines:
-        for question, prediction in zip(questions, predictions, strict=True):
-            row = {
-                "key": question.key,
-                "type": question.type,
-                "question": question.text,
-                "answer": question.answer,
-            }
-            right = matches(prediction, question.answer)
-            lines.write(json.dumps({**row, "prediction": prediction, "right": right}) + "\n")
+    prompt = run_prompt(trained, cfg.template)
+    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, cfg.max_new_tokens)
+    predictions = predict(answerer, index, questions, cfg.batch_size)
+    scores = answer_scores(questions, predictions, blind)
+    write_scores(out, scores)
+    write_predictions(out, questions, predictions)
     draw_grid(index, questions, predictions, scores).save(out / "grid.png")
-    report(scores, out)
-
-
-def report(scores: dict, out: Path) -> None:
-    """Print the scores as a table, blind answers beside them."""
-    blind = scores.get("blind")
-    print(
-        f"{'':<14}{'questions':>10}{'accuracy':>10}{'blind':>10}"
-        if blind
-        else f"{'':<14}{'questions':>10}{'accuracy':>10}"
-    )
-    rows = [("all", scores, blind)] + [(t, s, blind and blind["types"][t]) for t, s in scores["types"].items()]
-    for name, row, without in rows:
-        tail = f"{without['accuracy']:>10.1%}" if without else ""
-        print(f"{name:<14}{row['questions']:>10,}{row['accuracy']:>10.1%}{tail}")
+    print(answer_table(scores))
     print(f"pictures with answers: {out / 'grid.png'}")
+
+
+def reconstructions(cfg: DictConfig, folder: Path, out: Path) -> None:
+    """Encode and decode pictures with a first stage."""
+    from mmlab.evaluate.reconstructions import reconstruction_sheet, score_reconstructions
+
+    model, _, network, pictures, train = everything(cfg, folder)
+    scores = score_reconstructions(model, pictures, network, train, cfg.batch_size)
+    report({"run": folder.name, **scores}, {"reconstructions": reconstruction_sheet(model.first_stage, pictures)}, out)
+
+
+def samples(cfg: DictConfig, folder: Path, out: Path) -> None:
+    """Draw samples of a diffusion model under the conditions of real pictures, and compare them with these."""
+    from mmlab.config.build import build
+    from mmlab.config.errors import ConfigError
+    from mmlab.diffusion.samplers import Sampler
+    from mmlab.evaluate.generated_scores import score_samples
+    from mmlab.evaluate.generation import Generator
+
+    if cfg.features is None:
+        raise ConfigError("FID and KID need a network; give features=<a run of stage=contrastive>, or inception.")
+    model, trained, network, pictures, train = everything(cfg, folder)
+    chosen = trained.sampler if cfg.sampler is None else cfg.sampler
+    sampler = Sampler() if chosen is None else build(chosen)
+    generator = Generator(model, build(trained.process), sampler, trained.data.size)
+    scores, sheets = score_samples(generator, network, pictures, train, cfg.samples, cfg.batch_size, cfg.seed)
+    about = {"sampler": sampler.name, "steps": sampler.steps, "guidance": sampler.guidance.scale, "seed": cfg.seed}
+    report({"run": folder.name, **scores, **about}, sheets, out)
+
+
+def everything(cfg: DictConfig, folder: Path) -> tuple[Any, DictConfig, Any, Any, Any]:
+    """For scores of pictures: model, the run's config, feature network or None, pictures, training pictures or None."""
+    from omegaconf import OmegaConf
+
+    from mmlab.config.run import load_run_config
+    from mmlab.data.sample import ImageSpec
+    from mmlab.evaluate.feature_networks import feature_network
+    from mmlab.evaluate.picture_set import PictureSet
+    from mmlab.stage.restore import restore
+    from mmlab.training.trainer import place
+
+    # Shards and network first: a wrong name should not cost the loading of a model.
+    data = load_run_config(folder).data
+    spec = ImageSpec(data.size, data.aspect)
+    pictures = PictureSet(cfg.data.path, spec, cfg.limit)
+    train = None if cfg.data.train_from is None else PictureSet(cfg.data.train_from, spec)
+    network = None if cfg.features is None else feature_network(cfg.features, cfg.root)
+    model, trained = restore(folder)
+    # Scores of one model should not depend on the machine.
+    model = place(model, OmegaConf.create({"accelerator": cfg.trainer.accelerator, "precision": "32-true"}))
+    if network is not None:
+        network.to(model.first_stage.latent_mean.device)
+    return model, trained, network, pictures, train
+
+
+def report(scores: dict, sheets: dict, out: Path) -> None:
+    """Write scores and sheets, and print the numbers, a line each."""
+    from mmlab.evaluate.picture_set import write_scores
+
+    write_scores(out, scores)
+    for name, sheet in sheets.items():
+        sheet.save(out / f"{name}.png")
+    neighbours = scores.get("neighbours") or {}
+    rows = {**scores, **{f"neighbours_{name}": value for name, value in neighbours.items()}}
+    for name, value in rows.items():
+        if isinstance(value, int | float):
+            print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
+    if features := scores.get("features"):
+        print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
+    if scores.get("caution"):
+        print(scores["caution"])
+    print(f"pictures: {', '.join(str(out / f'{name}.png') for name in sheets)}")

@@ -31,8 +31,9 @@ def _build(args: argparse.Namespace) -> None:
     from mmlab.data.shards import write_shards
 
     start = time.monotonic()
+    samples = args.convert(args)
     index, counts = write_shards(
-        args.convert(args), args.out, args.shard_samples, args.overwrite, total=getattr(args, "count", None)
+        samples, args.out, args.shard_samples, args.overwrite, total=getattr(args, "count", None)
     )
     found = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
     took = time.monotonic() - start
@@ -61,7 +62,29 @@ def _captions(args: argparse.Namespace):
     from mmlab.data.sources.captions import captions
 
     table = _existing(args.captions) if args.captions else None
-    return captions(_existing(args.images), table, args.image_field, args.caption_field, args.missing_budget)
+    fields = args.image_field, args.caption_field, args.class_field
+    return captions(_existing(args.images), table, *fields, args.missing_budget)
+
+
+def _images(args: argparse.Namespace):
+    from mmlab.data.sources.images import images
+
+    table = _existing(args.labels) if args.labels else None
+    return images(_existing(args.images), table, args.image_field, args.class_field, args.missing_budget)
+
+
+def _latents(args: argparse.Namespace):
+    import torch
+
+    from mmlab.config.run import find_run
+    from mmlab.data.index import ShardIndex
+    from mmlab.stage.latent_cache import first_stage_of, latents
+
+    index = ShardIndex.open(_existing(args.source))
+    first_stage, spec = first_stage_of(find_run(args.run_name, args.runs))
+    first_stage.to("cuda" if torch.cuda.is_available() else "cpu")
+    args.count = len(index)
+    return latents(first_stage, index, spec, args.dtype, args.flip, args.batch_size, args.missing_budget)
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -135,6 +158,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="mmlab shards", description="Make, check and look at the shards that training reads.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_build(commands)
+    _add_encode(commands)
     index = _add(commands, "index", _index, "verify foreign or changed tars and write the index beside them")
     index.add_argument("root", help="folder of .tar files; others in it are left alone")
     help_require = "a member that each sample must have, such as json or 'jpg|png' (may be repeated)"
@@ -196,17 +220,46 @@ def _add_build(commands) -> None:
     captions.add_argument(
         "--captions", metavar="TABLE", help=".csv, .tsv or .jsonl; without it x.txt lies beside x.jpg"
     )
-    captions.add_argument("--image-field", help="the table's column of picture paths")
     captions.add_argument("--caption-field", help="the table's column of captions")
     captions.set_defaults(convert=_captions)
 
-    for source in (llava, captions):
-        help_budget = "share of pictures that may be missing (%(default)s)"
-        source.add_argument("--missing-budget", type=float, default=0.0, metavar="SHARE", help=help_budget)
-    for source in (shapes, easy_vqa, llava, captions):
-        source.add_argument("out", help="folder to make")
-        source.add_argument("--shard-samples", type=int, default=1000, help="samples per shard (%(default)s)")
-        source.add_argument("--overwrite", action="store_true", help="replace an earlier set of shards")
+    images = _add(sources, "images", _build, "pictures with classes: a sub-folder for each class, or a table")
+    images.add_argument("images", help="picture folder")
+    images.add_argument("--labels", metavar="TABLE", help=".csv, .tsv or .jsonl; without it sub-folders are classes")
+    images.set_defaults(convert=_images)
+
+    for source in (captions, images):
+        source.add_argument("--image-field", help="the table's column of picture paths")
+        source.add_argument("--class-field", help="the table's column of classes")
+    for source in (llava, captions, images):
+        _add_budget(source)
+    for source in (shapes, easy_vqa, llava, captions, images):
+        _add_destination(source)
+
+
+def _add_encode(commands) -> None:
+    encode = _add(commands, "encode", _build, "encode pictures with a trained first stage: a cache of its latents")
+    encode.add_argument("run_name", metavar="RUN", help="name or folder of a run that trained or started from it")
+    encode.add_argument("source", metavar="SRC", help="folder of shards with pictures")
+    encode.add_argument("--runs", default="runs", metavar="DIR", help="folder of runs (%(default)s)")
+    help_dtype = "of the latents; float16 takes half the space (%(default)s)"
+    encode.add_argument("--dtype", default="float32", choices=("float32", "float16"), help=help_dtype)
+    encode.add_argument("--flip", action="store_true", help="encode the mirror images too, for data.flip=true")
+    encode.add_argument("--batch-size", type=int, default=64, help="pictures at a time (%(default)s)")
+    encode.set_defaults(convert=_latents)
+    _add_budget(encode)
+    _add_destination(encode)
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    help_budget = "share of pictures that may be missing (%(default)s)"
+    parser.add_argument("--missing-budget", type=float, default=0.0, metavar="SHARE", help=help_budget)
+
+
+def _add_destination(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", help="folder to make")
+    parser.add_argument("--shard-samples", type=int, default=1000, help="samples per shard (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier set of shards")
 
 
 def _add(commands, name: str, run, summary: str) -> argparse.ArgumentParser:

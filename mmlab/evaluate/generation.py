@@ -1,0 +1,101 @@
+"""Pictures from a diffusion model, under the conditions of a set of pictures. Legend: B pictures, C/h/w latents."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlab.config.errors import DataError
+from mmlab.data.image_condition import Conditions
+from mmlab.data.sample import SampleError
+from mmlab.diffusion.noise import normal
+from mmlab.diffusion.process import NoiseProcess
+from mmlab.diffusion.samplers import Sampler
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.first_stage import to_uint8
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A diffusion model with all that it takes to draw pictures from it.
+
+    Attributes:
+        model: in eval mode, on its device.
+        process: that it was trained with.
+        sampler: how it is walked back.
+        size: side of the pictures in pixels.
+    """
+
+    model: DiffusionModel
+    process: NoiseProcess
+    sampler: Sampler
+    size: int
+
+    @torch.no_grad()
+    def __call__(
+        self, given: dict[str, Tensor], seeds: list[int], on_step: Callable[[Any], None] | None = None
+    ) -> Tensor:
+        """uint8 `[B, 3, S, S]`: picture b depends on the model, on row b of `given` and on seed b alone."""
+        x = self.noise(seeds)
+        condition = self.model.conditioner({name: value.to(x.device) for name, value in given.items()})
+        null = self.model.conditioner.null(len(seeds), x.device)
+        z = self.sampler(self.model, self.process, x, condition=condition, null=null, rng=seeds, on_step=on_step)
+        return self.decode(z)
+
+    def noise(self, seeds: list[int]) -> Tensor:
+        """The noise that sampling starts from, float32 `[B, C, h, w]`."""
+        first_stage = self.model.first_stage
+        side = self.size // first_stage.factor
+        return normal(seeds, (first_stage.channels, side, side), "start").to(first_stage.latent_mean.device)
+
+    @torch.no_grad()
+    def decode(self, z_BChw: Tensor) -> Tensor:
+        """Normalised latents → uint8 pictures on the CPU."""
+        first_stage = self.model.first_stage
+        return to_uint8(first_stage.decode(first_stage.raw(z_BChw))).cpu()
+
+
+class BorrowedConditions:
+    """Conditions taken in turn from a set of pictures, so that samples are told what real pictures show.
+
+    Args:
+        model: whose conditioner reads them.
+        pictures: with records; those without a class or caption that the model knows are passed over.
+
+    Raises:
+        DataError: no picture has one.
+    """
+
+    def __init__(self, model: DiffusionModel, pictures: PictureSet):
+        conditioner: Any = model.conditioner
+        labels = conditioner.names if conditioner.reads == "class" else None
+        text = conditioner.reads == "text"
+        read = Conditions(labels, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
+        self.rows: list[dict[str, Tensor]] = []
+        self.names: list[str] = []
+        fault = ""
+        for n in range(len(pictures)):
+            sample = pictures.sample(n)
+            try:
+                self.rows.append(read(sample).values)
+            except SampleError as error:
+                fault = str(error)
+                continue
+            told = {"class": sample.record.get("class"), "text": sample.record.get("caption")}
+            self.names.append(str(told.get(conditioner.reads) or ""))
+        if not self.rows:
+            raise DataError(f"{pictures.index.root} has nothing to tell the model; of its last sample: {fault}")
+
+    def __call__(self, start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
+        """(what the conditioner is given, in words) for samples `start` … `stop` - 1."""
+        places = [n % len(self.rows) for n in range(start, stop)]
+        fields = {name: torch.stack([self.rows[n][name] for n in places]) for name in self.rows[0]}
+        return fields, [self.names[n] for n in places]
+
+
+def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of each batch of at most `size` out of `count`."""
+    return ((start, min(start + size, count)) for start in range(0, count, size))

@@ -1,0 +1,111 @@
+"""What a first stage keeps of pictures that it has not seen. Legend: B pictures, S side."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmlab.evaluate.feature_networks import FeatureNetwork
+from mmlab.evaluate.image_quality import FeatureSet, caution, compare
+from mmlab.evaluate.linear_code import LinearCode
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.model.fidelity import psnr, ssim
+from mmlab.model.first_stage import FirstStage, to_signed, to_uint8
+from mmlab.report.sheet import contact_sheet
+
+LINEAR_BYTES = 1 << 30
+"""Memory for the training pictures that a linear code is made from, as float32."""
+EQUAL = 99.0
+"""Decibels of a picture that comes back as it was, in place of infinity, which JSON does not have."""
+
+
+@torch.no_grad()
+def reconstruct(first_stage: FirstStage, pixels_B3SS: Tensor) -> Tensor:
+    """Encode and decode uint8 pictures, through the mean of the posterior; uint8 again."""
+    device = first_stage.latent_mean.device
+    return to_uint8(first_stage.decode(first_stage.encode(to_signed(pixels_B3SS).to(device)).mean)).cpu()
+
+
+@torch.no_grad()
+def score_reconstructions(
+    model: Any,
+    pictures: PictureSet,
+    network: FeatureNetwork | None,
+    train: PictureSet | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Mean PSNR (dB) and SSIM over the pictures, the model's perceptual distance, and rFID and rKID.
+
+    Pictures come back as uint8, as from a file, before anything is measured.
+
+    Args:
+        model: has a `first_stage`, and may have a `perceptual` distance with its `label`.
+        pictures: held out.
+        network: of rFID and rKID; None leaves them out.
+        train: training pictures; the best linear code of as many numbers as the latents have is made from them, and
+            its mean PSNR on `pictures` stands beside the first stage's.
+        batch_size: pictures at a time.
+
+    Returns:
+        Scores, as they stand in `scores.json`.
+
+    Raises:
+        ConfigError: fewer training pictures than numbers in a picture's latents.
+        DataError: a picture that cannot be read.
+    """
+    first_stage, perceptual = model.first_stage, getattr(model, "perceptual", None)
+    sums: dict[str, list[Tensor]] = {}
+    real, made = FeatureSet(), FeatureSet()
+    for batch in pictures.batches(batch_size, "reconstructing"):
+        back = reconstruct(first_stage, batch)
+        x, y = to_signed(batch), to_signed(back)
+        sums.setdefault("psnr", []).append(psnr(x, y).clamp(max=EQUAL))
+        sums.setdefault("ssim", []).append(ssim(x, y))
+        if perceptual is not None:
+            device = first_stage.latent_mean.device
+            sums.setdefault("perceptual", []).append(perceptual(x.to(device), y.to(device)).cpu())
+        if network is not None:
+            real.add(network(batch))
+            made.add(network(back))
+    scores: dict[str, Any] = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
+    if perceptual is not None:
+        scores["perceptual_distance"] = perceptual.label
+    if network is not None:
+        scores |= {f"r{name}": value for name, value in compare(made, real).items()}
+        scores |= {"features": network.describe(), "caution": caution(made, real)}
+    if train is not None:
+        side = pictures.spec.size // first_stage.factor
+        scores |= linear_scores(pictures, train, first_stage.channels * side**2, batch_size)
+    return scores | {"pictures": pictures.describe()}
+
+
+def linear_scores(pictures: PictureSet, train: PictureSet, values: int, batch_size: int) -> dict[str, Any]:
+    """Mean PSNR (dB) of the best linear code with `values` numbers: `{linear_psnr, linear_values, linear_pictures}`."""
+    fits = LINEAR_BYTES // (4 * 3 * pictures.spec.size**2)
+    chosen = PictureSet(train.index.root, train.spec, min(len(train), fits))
+    code = LinearCode(torch.cat(list(chosen.batches(batch_size, "reading training pictures"))), values)
+    found = [
+        psnr(to_signed(batch), to_signed(code(batch))).clamp(max=EQUAL)
+        for batch in pictures.batches(batch_size, "coding linearly")
+    ]
+    return {
+        "linear_psnr": float(torch.cat(found).mean()),
+        "linear_values": values,
+        "linear_pictures": len(chosen),
+    }
+
+
+def reconstruction_sheet(first_stage: FirstStage, pictures: PictureSet, cells: int = 24) -> Image.Image:
+    """Some pictures, spread over the set, each with its reconstruction on the right."""
+    shown = PictureSet(pictures.index.root, pictures.spec, min(cells, len(pictures)))
+    originals = torch.stack([shown.picture(n) for n in range(len(shown))])
+    back = reconstruct(first_stage, originals)
+    decibels = psnr(to_signed(originals), to_signed(back)).clamp(max=EQUAL).tolist()
+    return contact_sheet(
+        list(torch.cat([originals, back], -1)),
+        [f"{value:.1f} dB" for value in decibels],
+        columns=6,
+        labels=[shown.key(n) for n in range(len(shown))],
+        title=f"{pictures.index.root.name}: pictures and what the first stage makes of them",
+    )

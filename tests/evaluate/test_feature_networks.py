@@ -1,0 +1,103 @@
+"""The networks of FID and KID: which they are stands in every result, and what is not here is said."""
+
+import json
+import pickle
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from mmlab.config.errors import ConfigError
+from mmlab.evaluate import feature_networks
+from mmlab.evaluate.feature_networks import WEIGHTS, feature_network, resized
+from tests.evaluate.tiny_scores import contrastive_run, make_run
+
+
+def pictures(count: int = 3, side: int = 16) -> torch.Tensor:
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_runs_eye_is_its_trained_encoder(tmp_path, tokenizer_folder):
+    folder = contrastive_run(tmp_path, tokenizer_folder)
+    network = feature_network("eye", tmp_path)
+    features = network(pictures())
+    assert features.shape == (3, 32) and features.dtype == torch.float32 and not features.requires_grad
+    about = network.describe()
+    card = json.loads((folder / "artifacts" / "vision" / "card.json").read_text())
+    assert about["hash"] == card["fingerprint"], "the weights that were trained, not random ones"
+    assert about["width"] == 32 and about["stand_in"] is True and "run eye" in about["network"]
+    assert "16 px, bicubic with antialiasing" in about["input"]
+    assert torch.equal(network(pictures()[:1]), features[:1])
+    larger = pictures(side=40)
+    assert torch.equal(network(larger), network(resized(larger, 16)))
+
+
+def test_a_run_without_an_eye_is_refused(tmp_path, tokenizer_folder):
+    tiny = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
+    overrides = ["experiment=llava/language_tiny", f"model.language.architecture={tiny}"]
+    make_run(tmp_path, "tongue", [*overrides, f"model.language.tokenizer={tokenizer_folder}"], ["language"])
+    with pytest.raises(ConfigError, match="no vision encoder; give features a run of stage=contrastive"):
+        feature_network("tongue", tmp_path)
+    with pytest.raises(ConfigError, match=r"no run 'ton'.*Did you mean 'tongue'"):
+        feature_network("ton", tmp_path)
+
+
+def test_resizing_is_antialiased():
+    stripes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    small = resized(stripes, 8).float()
+    assert small.shape == (1, 3, 8, 8) and (small[..., 1:-1] - 127.5).abs().max() < 8
+    assert resized(small, 8) is small
+
+
+class FakeInception(torch.nn.Module):
+    def __init__(self, name, features_list, feature_extractor_weights_path=None):
+        super().__init__()
+        self.asked = (name, features_list, feature_extractor_weights_path)
+
+    def forward(self, pixels):
+        assert pixels.dtype == torch.uint8
+        return (pixels.float().mean((2, 3)).double(),)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A machine with torch-fidelity; its weights would lie in the folder that is returned."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def test_inception_is_asked_for_fids_own_layer(hub):
+    torch.save({"weight": torch.zeros(2)}, hub / WEIGHTS)
+    network = feature_network("inception")
+    assert network.network.asked == ("inception-v3-compat", ["2048"], str(hub / WEIGHTS))  # type: ignore[attr-defined]
+    assert (
+        torch.equal(network(pictures()), pictures().float().mean((2, 3))) and network(pictures()).dtype == torch.float32
+    )
+    about = network.describe()
+    assert about["stand_in"] is False and about["width"] == 2048 and len(about["hash"]) == 16
+    torch.save({"weight": torch.ones(2)}, hub / WEIGHTS)
+    assert feature_network("inception").describe()["hash"] != about["hash"]
+
+
+def test_inception_without_its_weights(hub):
+    with pytest.raises(ConfigError, match=f"{WEIGHTS}; put the file there from https://"):
+        feature_network("inception")
+
+
+def test_weights_that_are_code_are_refused(hub):
+    (hub / WEIGHTS).write_bytes(pickle.dumps(print, protocol=2))
+    with pytest.raises(ConfigError, match="plain tensors"):
+        feature_network("inception")
+
+
+def test_inception_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ConfigError, match=r"needs the package torch-fidelity.*contrastive run"):
+        feature_network(feature_networks.INCEPTION)

@@ -1,0 +1,132 @@
+"""Scores of samples: near is near, copies are found, and each sample depends on its seed alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mmlab.config.errors import DataError
+from mmlab.data.sample import ImageSpec
+from mmlab.diffusion.guidance import Guidance
+from mmlab.diffusion.process import Diffusion
+from mmlab.diffusion.samplers import Sampler
+from mmlab.evaluate.generated_scores import score_samples
+from mmlab.evaluate.generation import BorrowedConditions, Generator
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
+from mmlab.model.first_stage import to_uint8
+from tests.evaluate.tiny_scores import SIDE, Quadrants, make_noise
+from tests.stage.tiny_diffusion import NAMES, diffusion_model
+
+SPEC = ImageSpec(SIDE, "crop")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for seed, (name, count) in enumerate({"train": 200, "val": 60, "more": 60}.items()):
+        make_noise(folder / name, count, seed)
+    return folder
+
+
+def generator(model=None, **options) -> Generator:
+    sampler = Sampler("ddpm", steps=3, **options)
+    return Generator((model or diffusion_model()).eval(), Diffusion(schedule="cosine", target="v"), sampler, SIDE)
+
+
+class Repeats:
+    """Stands for a model whose samples are the pictures of a set."""
+
+    def __init__(self, pictures: PictureSet):
+        self.model = diffusion_model(conditioner=NoCondition())
+        self.pictures = pictures
+
+    def __call__(self, given: Any, seeds: list[int]) -> torch.Tensor:
+        return torch.stack([self.pictures.picture(seed % len(self.pictures)) for seed in seeds])
+
+    def noise(self, seeds: list[int]) -> torch.Tensor:
+        return torch.ones(len(seeds), 3, SIDE, SIDE)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return to_uint8(z)
+
+
+def scores_of(repeats: str, root: Path, against: str = "val", train: str | None = "train", count: int = 60):
+    sets = {name: PictureSet(root / name, SPEC) for name in ("train", "val", "more")}
+    fake: Any = Repeats(sets[repeats])
+    return score_samples(fake, Quadrants(), sets[against], sets[train] if train else None, count, batch_size=25)
+
+
+def test_copies_of_training_pictures_are_found(root):
+    scores, sheets = scores_of("train", root)
+    assert scores["neighbours"]["samples_median"] == 0 and scores["neighbours"]["close"] == 1
+    assert scores["neighbours"]["unseen_median"] > 0
+    assert sheets["neighbours"].width > 1500 and isinstance(sheets["samples"], Image.Image)
+
+
+def test_new_pictures_are_as_far_as_unseen_ones(root):
+    neighbours = scores_of("more", root)[0]["neighbours"]
+    assert neighbours["close"] < 0.2
+    assert neighbours["samples_median"] == pytest.approx(neighbours["unseen_median"], rel=0.2)
+
+
+def test_real_pictures_are_near_and_noise_is_far(root):
+    scores, _ = scores_of("more", root)
+    assert scores["samples"] == 60 and scores["pictures"]["pictures"] == 60
+    assert abs(scores["kid"]) < 0.05 * scores["noise_kid"]
+    assert scores["fid"] < 0.3 * scores["noise_fid"] and scores["train_fid"] < scores["noise_fid"]
+    assert scores["caution"] is None, "60 pictures for 12 features"
+    assert "59 pictures" in scores_of("more", root, count=59)[0]["caution"]
+    itself, _ = scores_of("val", root)
+    assert itself["fid"] == pytest.approx(0, abs=1e-4)
+
+
+def test_without_training_pictures_or_with_the_same(root):
+    scores, sheets = scores_of("more", root, train=None)
+    assert "neighbours" not in scores and set(sheets) == {"samples"}
+    same, sheets = scores_of("train", root, against="train", count=200)
+    assert "train_fid" not in same and set(same["neighbours"]) == {"samples_median"} and "neighbours" in sheets
+
+
+def test_a_sample_depends_on_its_seed_and_condition_alone():
+    draw = generator()
+    labels = torch.tensor([0, 2, 1])
+    together = draw({"labels": labels}, [5, 6, 7])
+    assert together.shape == (3, 3, SIDE, SIDE) and together.dtype == torch.uint8
+    assert torch.equal(draw({"labels": labels[1:2]}, [6])[0], together[1])
+    assert not torch.equal(draw({"labels": labels[1:2]}, [8])[0], together[1])
+    assert not torch.equal(draw({"labels": labels[:1]}, [6])[0], together[1])
+
+
+def test_guidance_is_the_samplers():
+    model = diffusion_model()
+    with torch.no_grad():
+        model.conditioner.embedding.weight.mul_(50)  # type: ignore[union-attr]
+    given = {"labels": torch.tensor([0, 1])}
+    plain, guided, null = (generator(model, guidance=Guidance(scale))(given, [1, 2]) for scale in (1.0, 4.0, 0.0))
+    assert not torch.equal(plain, guided)
+    assert torch.equal(null, generator(model)({"labels": torch.tensor([3, 3])}, [1, 2]))
+
+
+def test_conditions_are_borrowed_in_turn(root, tokenizer_folder):
+    pictures = PictureSet(root / "val", SPEC, 6)
+    given, names = BorrowedConditions(diffusion_model(conditioner=ClassCondition(NAMES, 4)), pictures)(4, 8)
+    records = [pictures.sample(n % 6).record for n in range(4, 8)]
+    assert names == [record["class"] for record in records]
+    assert given["labels"].tolist() == [NAMES.index(name) for name in names]
+    assert BorrowedConditions(diffusion_model(conditioner=NoCondition()), pictures)(0, 2) == ({}, ["", ""])
+    bert = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    text = TextCondition(None, "random", {**bert, "num_attention_heads": 1}, str(tokenizer_folder), max_length=16)
+    given, names = BorrowedConditions(diffusion_model(conditioner=text), pictures)(0, 2)
+    assert names == [pictures.sample(n).record["caption"] for n in range(2)]
+    assert torch.equal(given["input_ids"], text.tokenize(names)["input_ids"])
+
+
+def test_conditions_that_the_model_does_not_know(root):
+    pictures = PictureSet(root / "val", SPEC, 6)
+    some = BorrowedConditions(diffusion_model(conditioner=ClassCondition(["star"], 4)), pictures)
+    assert set(some(0, 6)[1]) == {"star"}
+    with pytest.raises(DataError, match=r"nothing to tell the model.*'squarre'|nothing to tell the model.*The class"):
+        BorrowedConditions(diffusion_model(conditioner=ClassCondition(["squarre"], 4)), pictures)

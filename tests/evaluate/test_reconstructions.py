@@ -1,0 +1,91 @@
+"""Scores of a first stage: what it keeps, beside what a linear code of as many numbers keeps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.sample import ImageSpec
+from mmlab.evaluate.linear_code import LinearCode
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.reconstructions import EQUAL, reconstruct, reconstruction_sheet, score_reconstructions
+from mmlab.model.fidelity import psnr
+from mmlab.model.first_stage import to_signed
+from tests.evaluate.tiny_scores import SIDE, Quadrants, Unshuffle, make_noise
+from tests.tiny_shapes import make_records
+
+SPEC = ImageSpec(SIDE, "crop")
+
+
+class Difference(torch.nn.Module):
+    label = "a difference"
+
+    def forward(self, x, y):
+        return (x - y).abs().mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> tuple[PictureSet, PictureSet]:
+    root = tmp_path_factory.mktemp("sets")
+    make_noise(root / "val", 30, 1)
+    make_noise(root / "train", 260, 2)
+    return PictureSet(root / "val", SPEC), PictureSet(root / "train", SPEC)
+
+
+def test_what_comes_back_whole_scores_best(sets):
+    model = SimpleNamespace(first_stage=Unshuffle(), perceptual=Difference())
+    scores = score_reconstructions(model, sets[0], Quadrants())
+    assert scores["psnr"] == EQUAL and scores["ssim"] == pytest.approx(1, abs=1e-5)
+    assert scores["perceptual"] == 0 and scores["perceptual_distance"] == "a difference"
+    assert scores["rfid"] == pytest.approx(0, abs=1e-4) and scores["features"]["network"] == "quadrants"
+    assert scores["pictures"]["pictures"] == 30 and "bicubic with antialiasing" in scores["pictures"]["form"]
+
+
+def test_the_scores_are_means_over_the_pictures(sets):
+    first_stage = Unshuffle(blur=0.8)
+    model = SimpleNamespace(first_stage=first_stage)
+    scores = score_reconstructions(model, sets[0], Quadrants(), batch_size=7)
+    originals = torch.stack([sets[0].picture(n) for n in range(30)])
+    back = reconstruct(first_stage, originals)
+    assert back.dtype == torch.uint8
+    expected = psnr(to_signed(originals), to_signed(back))
+    assert scores["psnr"] == pytest.approx(float(expected.mean()), abs=1e-4)
+    assert scores["psnr"] < 40 and 0 < scores["ssim"] < 1 and scores["rfid"] > 0.01
+    assert "perceptual" not in scores and "biased" in scores["caution"]
+    again = score_reconstructions(model, sets[0], None, batch_size=30)
+    assert again["psnr"] == pytest.approx(scores["psnr"], abs=1e-4) and "rfid" not in again
+
+
+def test_a_linear_code_of_as_many_numbers_stands_beside_it(sets):
+    pictures, train = sets
+    scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), pictures, None, train)
+    assert scores["linear_values"] == 12 * (SIDE // 2) ** 2 and scores["linear_pictures"] == 260
+    # Pictures of 4 x 4 random colours lie in a space of 48 directions: 192 numbers keep all of it but the rounding.
+    assert scores["linear_psnr"] > 35
+    rows = torch.stack([train.picture(n) for n in range(260)])
+    held_out = torch.stack([pictures.picture(n) for n in range(30)])
+    expected = psnr(to_signed(held_out), to_signed(LinearCode(rows, 192)(held_out))).clamp(max=EQUAL).mean()
+    assert scores["linear_psnr"] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_too_few_training_pictures_for_the_linear_code(sets):
+    few = PictureSet(sets[1].index.root, SPEC, 100)
+    with pytest.raises(ConfigError, match="192 numbers takes more than 192 training pictures; there are 100"):
+        score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), sets[0], None, few)
+
+
+def test_the_sheet_shows_pairs(sets):
+    sheet = reconstruction_sheet(Unshuffle(), sets[0], cells=12)
+    assert sheet.mode == "RGB" and sheet.width > 1500
+
+
+def test_a_set_of_pictures(sets, tmp_path):
+    some = PictureSet(sets[1].index.root, SPEC, 10)
+    assert len(some) == 10 and some.places[0] == 0 and some.places[-1] == 259
+    assert some.key(9) == "train259" and some.sample(9).record["caption"] == "number 259"
+    assert [len(batch) for batch in some.batches(4, "x")] == [4, 4, 2]
+    assert torch.equal(torch.cat(list(some.batches(4, "x")))[9], some.picture(9))
+    make_records(tmp_path / "texts", [{"caption": "no picture"}], [None])
+    with pytest.raises(DataError, match="has no picture; scores need the pictures"):
+        PictureSet(tmp_path / "texts", SPEC).picture(0)

@@ -1,0 +1,88 @@
+"""`mmlab eval` of first stages and diffusion models, as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmlab import cli
+from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run, make_noise
+from tests.verbs.test_shards_encode import latents_of
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tokenizer_folder) -> Path:
+    """A folder with an eye, a first stage, a denoiser, and held-out and training pictures."""
+    root = tmp_path_factory.mktemp("work")
+    contrastive_run(root / "runs", tokenizer_folder)
+    first_stage_run(root / "runs")
+    diffusion_run(root / "runs")
+    make_noise(root / "val", 12, 1)
+    make_noise(root / "train", 80, 2)
+    return root
+
+
+def evaluate(work, monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    monkeypatch.chdir(work)
+    code = cli.main(["eval", *argv, "data.path=val", "trainer.accelerator=cpu"])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_first_stage(work, monkeypatch, capsys):
+    code, out, err = evaluate(
+        work, monkeypatch, capsys, "run=first_stage", "data.train_from=train", "features=eye", "batch_size=5"
+    )
+    assert code == 0, err
+    folder = work / "runs" / "first_stage" / "eval" / "val"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["run"] == "first_stage" and scores["pictures"]["pictures"] == 12
+    assert 0 < scores["psnr"] < 40 and -1 < scores["ssim"] <= 1 and scores["perceptual"] > 0
+    assert "not LPIPS" in scores["perceptual_distance"]
+    assert scores["linear_values"] == 64 and scores["linear_psnr"] > scores["psnr"], "untrained, it loses to a line"
+    assert scores["rfid"] > 0 and scores["features"]["width"] == 32
+    assert f"{'psnr':<28}" in out and "stand-in: no published FID" in out and "biased" in out
+    assert Image.open(folder / "reconstructions.png").width > 500
+
+
+def test_a_diffusion_model(work, monkeypatch, capsys):
+    asked = ["run=denoiser", "data.train_from=train", "features=eye", "samples=14", "batch_size=6", "out=here"]
+    code, out, err = evaluate(work, monkeypatch, capsys, *asked)
+    assert code == 0, err
+    scores = json.loads((work / "here" / "scores.json").read_text())
+    assert scores["samples"] == 14 and scores["sampler"] == "ddim" and scores["steps"] == 2
+    assert scores["fid"] > 0 and scores["noise_fid"] > 0 and scores["train_fid"] > 0
+    assert 0 <= scores["neighbours"]["close"] <= 1 and "neighbours close" in out
+    assert {path.name for path in (work / "here").glob("*.png")} == {"samples.png", "neighbours.png"}
+    again = [*asked[:-1], "out=again"]
+    assert evaluate(work, monkeypatch, capsys, *again)[0] == 0
+    assert (work / "again" / "scores.json").read_bytes() == (work / "here" / "scores.json").read_bytes()
+    other = [*asked[:-1], "out=other", "sampler=euler", "sampler.steps=3", "sampler.guidance.scale=2", "seed=5"]
+    assert evaluate(work, monkeypatch, capsys, *other)[0] == 0
+    changed = json.loads((work / "other" / "scores.json").read_text())
+    assert (changed["sampler"], changed["steps"], changed["guidance"], changed["seed"]) == ("euler", 3, 2, 5)
+    assert changed["fid"] != scores["fid"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run=eye"], "neither answers questions nor makes pictures"),
+        (["run=denoiser"], "give features=<a run of stage=contrastive>"),
+        (["run=denoiser", "features=ey"], "Did you mean 'eye'?"),
+        (["run=denoiser", "features=eye", "sampler=dimm"], "Did you mean 'ddim'?"),
+        (["run=first_stage", "features=first_stage"], "has no vision encoder"),
+        (["run=first_stage", "data.train_from=val"], "takes more than 64 training pictures; there are 12"),
+    ],
+)
+def test_mistakes_are_one_sentence(work, monkeypatch, capsys, argv, message):
+    code, _, err = evaluate(work, monkeypatch, capsys, *argv)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_pictures_are_needed_and_not_their_latents(work, monkeypatch, capsys):
+    latents_of(work, "first_stage", "val", "cached")
+    monkeypatch.chdir(work)
+    assert cli.main(["eval", "run=first_stage", "data.path=cached", "trainer.accelerator=cpu"]) == 1
+    assert "scores need the pictures, not their latents" in capsys.readouterr().err
