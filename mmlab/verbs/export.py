@@ -26,6 +26,8 @@ def export(cfg: DictConfig) -> None:
 
     folder = find_run(cfg.run, cfg.root)
     out = Path(cfg.out or folder / "export" / cfg.to)
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; give a folder as out=…")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give another out=…, or remove that folder.")
     model, trained = restore(folder)
