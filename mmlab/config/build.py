@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.config.fieldcheck import schema_fields
 
 PACKAGES = ("mmlab.model.", "mmlab.stage.", "mmlab.data.", "mmlab.training.", "mmlab.evaluate.", "mmlab.diffusion.")
@@ -44,7 +45,8 @@ def build(node: DictConfig | Mapping[str, Any], **kwargs: Any) -> Any:
         The object; a partial of its class with `_partial_: true`; None when `_target_` is null.
 
     Raises:
-        ConfigError: a target that is not allowed or not there, or an argument that its class does not take.
+        ConfigError: a target that is not allowed or not there, an argument that its class does not take, or whatever
+            a part finds wrong with its own.
     """
     plain = _plain(node)
     if plain.get("_target_") is None:
@@ -55,7 +57,13 @@ def build(node: DictConfig | Mapping[str, Any], **kwargs: Any) -> Any:
     plain = {key: value for key, value in plain.items() if key not in kwargs}
     _check_arguments(target, {**plain, **kwargs}, plain["_target_"], "", complete=not partial)
     # Kwargs stay out of Hydra's sight: it would turn lists, dicts and dataclasses into configs.
-    factory = hydra.utils.instantiate(plain, _partial_=True, _convert_="all")
+    try:
+        factory = hydra.utils.instantiate(plain, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        # A part's own sentence, without Hydra's frame around it.
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
     if partial:
         return functools.partial(factory, **kwargs) if kwargs else factory
     return factory(**kwargs)

@@ -59,6 +59,15 @@ def test_mistakes_are_named(node, sentence):
     assert sentence in str(error.value)
 
 
+def test_what_a_part_refuses_is_its_own_sentence():
+    """At any depth: Hydra would wrap it into an error of its own, which is a traceback to the user."""
+    part = {"_target_": "mmlab.model.conditioner.ClassCondition", "classes": [], "width": 4}
+    parts = {"first_stage": {"_target_": "mmlab.model.first_stage.Identity"}, "conditioner": part}
+    denoiser = {"_target_": "mmlab.model.dit.DiT", "_partial_": True}
+    with pytest.raises(ConfigError, match=r"^model\.conditioner\.classes is not set"):
+        build({"_target_": "mmlab.model.diffusion_model.DiffusionModel", **parts, "denoiser": denoiser})
+
+
 def test_wrong_arguments_are_found_at_any_depth_before_anything_is_built():
     node = {"_target_": "mmlab.model.vlm.VisionLanguageModel", "connector": {"_target_": MLP, "dept": 2}}
     with pytest.raises(ConfigError, match=r"^'model.connector': .*'depth'"):

@@ -116,7 +116,8 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, shapes, recipe):
     artifacts = sorted((tmp_path / "runs" / "it" / "artifacts").iterdir())
     assert {folder.name for folder in artifacts} == LEARNS[stage[1]]
     for folder in artifacts:
-        assert (folder / "card.json").is_file() and (folder / "model.safetensors").stat().st_size > 0
+        weights = [path.stat().st_size for path in folder.glob("*.safetensors")]  # diffusers has a name of its own
+        assert (folder / "card.json").is_file() and weights and min(weights) > 0
         assert str(folder.relative_to(tmp_path)) in out
     report = json.loads((tmp_path / "runs" / "it" / "data_report.json").read_text())
     assert report["train"]["seen"] == 8

@@ -123,9 +123,10 @@ def test_classes_with_a_transformer_are_dit(tmp_path, scale):
     assert (ours[0] - ours[1]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("make", [partial(Diffusion, "cosine"), partial(LDM, zero_terminal_snr=True)])
 @torch.no_grad()
-def test_pixels_without_a_condition_are_ddim(tmp_path):
-    built, process = model(Identity(), NoCondition()), Diffusion("cosine", target="v", zero_terminal_snr=True)
+def test_pixels_without_a_condition_are_ddim(tmp_path, make):
+    built, process = model(Identity(), NoCondition()), make(target="v")
     assert export_pipeline(built, process, SIZE, tmp_path).startswith("DDIMPipeline")
     pipeline = load(DDIMPipeline, tmp_path)
     assert pipeline.unet.config.sample_size == SIZE
