@@ -47,7 +47,7 @@ class GeneratedSamples(Samples):
             return []
         sampler = copy(module.sampler)
         sampler.steps = min(sampler.steps, self.steps)
-        generator = Generator(module.model, module.process, sampler, _size(data.collate, module.model))
+        generator = Generator(module.model, module.process, sampler, picture_size(data.collate, module.model))
         pictures = generator(given, list(range(len(words))))
         return [_card(*pair) for pair in zip(pictures, words, strict=True)]
 
@@ -76,7 +76,7 @@ def _captions(data: ShardDataModule, count: int) -> list[str]:
     return captions
 
 
-def _size(collate: Any, model: DiffusionModel) -> int:
+def picture_size(collate: Any, model: DiffusionModel) -> int:
     """Side of the pictures in pixels."""
     return collate.shape[1] * model.first_stage.factor if isinstance(collate, LatentCollate) else collate.image.size
 

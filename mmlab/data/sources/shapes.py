@@ -1,7 +1,8 @@
 """Drawn scenes of shapes with captions, boxes, questions and dialogues: any amount of data from a seed.
 
 Each question has exactly one right answer in its picture. Yes and no are equally likely whatever a yes/no
-question asks for; the other types keep their priors (a colour is one of eight, most counts are small).
+question asks for; the other types keep their priors (a colour is one of eight, most counts are small). The class
+of a scene is the kind of its leftmost shape.
 """
 
 import io
@@ -73,6 +74,7 @@ def _sample(
     record: dict[str, Any] = {
         "id": name,
         "caption": caption(scene),
+        "class": scene[0].kind,
         "boxes": [{"category": f"{s.colour} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene],
         "questions": questions,
         "conversations": dialogue(questions, rng),

@@ -1,0 +1,75 @@
+"""How near a diffusion model's pictures are to real ones, as a metric of the run itself: what sweeps compare."""
+
+from typing import Any
+
+import lightning as L
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.sample import ImageSpec
+from mmlab.evaluate.feature_networks import FeatureNetwork, feature_network
+from mmlab.evaluate.generated_samples import picture_size
+from mmlab.evaluate.generated_scores import draw_samples, features_of
+from mmlab.evaluate.generation import BorrowedConditions, Generator
+from mmlab.evaluate.image_quality import compare
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.model.diffusion_model import DiffusionModel
+
+
+class SampleQuality(L.Callback):
+    """Logs `val/fid` and `val/kid` in the last validation of a run, of its sampler and, under `EMA`, of the average.
+
+    The n-th sample has the seed n and the condition of the n-th picture, as in `mmlab eval`, which gives the same
+    numbers later. Every rank draws the same samples, so none waits for another in vain.
+
+    Args:
+        features: network whose features are compared: a run of stage=contrastive, or `inception`.
+        pictures: folder of shards to compare with.
+        aspect: how their pictures become square.
+        samples: how many are drawn.
+        batch_size: how many at a time.
+        root: where runs lie.
+
+    Raises:
+        ConfigError: no such run, or a stage that does not generate.
+        DataError: no such shards.
+    """
+
+    def __init__(
+        self,
+        features: str,
+        pictures: str,
+        aspect: str = "stretch",
+        samples: int = 1000,
+        batch_size: int = 64,
+        root: str = "runs",
+    ):
+        self.features = features
+        self.pictures = pictures
+        self.aspect = aspect
+        self.samples = samples
+        self.batch_size = batch_size
+        self.root = root
+        self._opened: tuple[FeatureNetwork, PictureSet, BorrowedConditions] | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Opened before the first step: a wrong name should not cost a run.
+        model: Any = pl_module.model
+        if not isinstance(model, DiffusionModel):
+            raise ConfigError("callbacks.sample_quality draws samples; it goes with stage=latent_diffusion.")
+        spec = ImageSpec(self._size(trainer, model), self.aspect)
+        pictures = PictureSet(self.pictures, spec)
+        network = feature_network(self.features, self.root).to(trainer.strategy.root_device)
+        self._opened = network, pictures, BorrowedConditions(model, pictures)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self._opened is None or trainer.global_step < trainer.max_steps:
+            return
+        network, pictures, conditions = self._opened
+        size = self._size(trainer, pl_module.model)
+        generator = Generator(pl_module.model, pl_module.process, pl_module.sampler, size)
+        drawn = draw_samples(generator, conditions, network, self.samples, self.batch_size)
+        distances = compare(drawn.features, features_of(pictures, network, self.batch_size))
+        pl_module.log_dict({"val/fid": distances["fid"], "val/kid": distances["kid"]}, rank_zero_only=False)
+
+    def _size(self, trainer: L.Trainer, model: DiffusionModel) -> int:
+        return picture_size(trainer.datamodule.collate, model)  # type: ignore[attr-defined]
