@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a run that checkpoints every step: kill_matrix.py OUT [KILLS] [STEPS].
+"""SIGKILL at random moments of a run that checkpoints every step: kill_matrix.py OUT [KILLS].
 
 Each start of the run is a fork of this process, which has everything imported, and is killed after a random time.
 After each kill the newest checkpoint must be whole, at most one step behind, with nothing else left over than one
@@ -37,7 +37,11 @@ RECIPE = [
 ]
 
 
-def main(out: Path, kills: int = 200, length: int = 400) -> int:
+# Never reached: the kills end the run, and the last start gets two steps more than are saved.
+LENGTH = 1_000_000
+
+
+def main(out: Path, kills: int = 200) -> int:
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
     other = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
@@ -46,18 +50,20 @@ def main(out: Path, kills: int = 200, length: int = 400) -> int:
     run = Path("killed")
     random.seed(0)
     figures = {"kills": 0, "in_a_save": 0, "before_training": 0, "most_steps_lost": 0, "most_drafts": 0}
-    began, startup = time.monotonic(), time_to_train(length)
+    began, startup = time.monotonic(), time_to_train()
     while figures["kills"] < kills:
         before = max(steps(run / "checkpoints"), default=0)
-        if before >= length:
-            break
-        child = start(run, length, tmpdir=other if figures["kills"] % 2 else Path.cwd())
-        # Mostly while it trains; some while it starts.
-        time.sleep(random.uniform(0.5 * startup, 2 * startup))
+        child = start(run, LENGTH, tmpdir=other if figures["kills"] % 2 else Path.cwd())
+        # One of four while it starts; the others while it trains, however long the machine takes to get there.
+        if figures["kills"] % 4:
+            while max(steps(run / "checkpoints"), default=0) == before and not ended(child):
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 1))
+        else:
+            time.sleep(random.uniform(0, startup))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            break
+        assert os.WIFSIGNALED(status), f"the run ended by itself: see {out / run / 'output.log'}"
         figures["kills"] += 1
         newest = newest_whole(run / "checkpoints", fail)
         saved = int(newest.name.removeprefix("step-")) if newest else 0
@@ -69,7 +75,7 @@ def main(out: Path, kills: int = 200, length: int = 400) -> int:
         # The step that was under way is lost; one that had ended may be, while it was being saved.
         figures["most_steps_lost"] = max(figures["most_steps_lost"], trained - saved)
         figures["most_drafts"] = max(figures["most_drafts"], drafts)
-        print(f"kill {figures['kills']}/{kills}: step {saved} of {length} is saved", flush=True)
+        print(f"kill {figures['kills']}/{kills}: step {saved} is saved", flush=True)
     length = max(steps(run / "checkpoints"), default=0) + 2
     for folder in (run, Path("straight")):
         _, status = os.waitpid(start(folder, length, Path.cwd()), 0)
@@ -89,10 +95,10 @@ def main(out: Path, kills: int = 200, length: int = 400) -> int:
     return 0 if good else 1
 
 
-def time_to_train(length: int) -> float:
+def time_to_train() -> float:
     """Seconds from a start to the first step."""
     began = time.monotonic()
-    child = start(Path("first"), length, Path.cwd())
+    child = start(Path("first"), LENGTH, Path.cwd())
     while not read_batches(Path("first"))[0]:
         time.sleep(0.01)
     needed = time.monotonic() - began
@@ -114,6 +120,10 @@ def start(run: Path, length: int, tmpdir: Path) -> int:
     # One schedule, whenever the run is ended.
     last = [f"trainer.max_steps={length}", "optim.schedule=constant", "optim.warmup_ratio=0"]
     os._exit(cli.main(["train", *RECIPE, *last, f"run.dir={run}", f"+callbacks.batch_log.folder={run}"]))
+
+
+def ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def fail(fault: str) -> None:
