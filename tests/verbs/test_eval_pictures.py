@@ -86,3 +86,33 @@ def test_pictures_are_needed_and_not_their_latents(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     assert cli.main(["eval", "run=first_stage", "data.path=cached", "trainer.accelerator=cpu"]) == 1
     assert "scores need the pictures, not their latents" in capsys.readouterr().err
+
+
+PIXELS = [
+    *("train", "model=diffusion", "model/conditioner=class", "model/denoiser=dit_tiny", "data=emoji", "data.root=."),
+    *("stage=latent_diffusion", "stage.trainable=[denoiser, conditioner]", "process=cosine_v", "sampler=euler"),
+    *("sampler.steps=2", "callbacks=diffusion_scored", "callbacks.ema.decay=0.5", "model.conditioner.width=8"),
+    *("model.denoiser={depth: 1, width: 16, heads: 2}", "model.conditioner.classes=[circle, square, star]"),
+    *("data.size=8", "data.global_batch=8", "data.micro_batch=8", "data.workers=0", "trainer=cpu", "logger=none"),
+    *("trainer.max_steps=4", "trainer.val_every=2", "callbacks.sample_quality.pictures=val"),
+    *("callbacks.sample_quality.samples=14", "callbacks.sample_quality.batch_size=6"),
+]
+
+
+def test_a_run_knows_the_score_of_its_average(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    assert cli.main([*PIXELS, "run.name=scored", "callbacks.sample_quality.features=eye"]) == 0
+    done = json.loads((work / "runs" / "scored" / "done.json").read_text())
+    capsys.readouterr()
+    code, _, err = evaluate(work, monkeypatch, capsys, "run=scored", "features=eye", "samples=14", "out=scored")
+    assert code == 0, err
+    scores = json.loads((work / "scored" / "scores.json").read_text())
+    assert done["val/fid"] == pytest.approx(scores["fid"], rel=1e-4)
+    assert done["val/kid"] == pytest.approx(scores["kid"], rel=1e-4, abs=1e-4)
+
+
+def test_a_wrong_eye_costs_no_run(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    assert cli.main([*PIXELS, "run.name=blind", "callbacks.sample_quality.features=ey"]) == 2
+    assert "Did you mean 'eye'?" in capsys.readouterr().err
+    assert not list((work / "runs" / "blind").glob("checkpoints/*"))
