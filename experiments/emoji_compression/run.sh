@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# How far to compress before diffusion: experiments/emoji_compression/run.sh DATA OUT
+# DATA is a checkout of EmojiTwo; OUT may be that of emoji_ldm, whose runs are then not trained again. The last line is
+# one JSON object of figures.
+set -euo pipefail
+start=$SECONDS
+here=$(cd "$(dirname "$0")" && pwd)
+source "$here/../emoji_ldm/begin.sh"
+
+"$mmlab" train -m experiment=emoji/first_stage model/first_stage=kl_f2_tiny,kl_f8_tiny sweep.metric=val/psnr \
+    sweep.direction=maximize
+for f in 2 8; do
+    score first_stage-kl_f${f}_tiny
+    encode first_stage-kl_f${f}_tiny latents_f$f
+done
+"$mmlab" train -m experiment=emoji/compression_f1,emoji/compression_f2,emoji/compression_f4,emoji/compression_f8 \
+    sweep.metric=val/fid run.sweep=emoji_compression
+
+"$python" "$here/figures.py" . $((SECONDS - start))

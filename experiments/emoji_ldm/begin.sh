@@ -1,0 +1,30 @@
+# Sourced by this run.sh and by that of emoji_compression with DATA and OUT: goes to OUT, makes the shards of the emoji
+# and trains what both need. A run that is complete is not trained again.
+[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
+emoji=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+data=$(cd "$1" && pwd)
+mkdir -p "$2" && cd "$2"
+bin=$emoji/../../.venv/bin
+mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
+python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
+
+score() { # score RUN …: compare with held-out pictures, and with the training pictures
+    "$mmlab" eval run=emoji/$1 data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features \
+        out=eval/$1 "${@:2}"
+}
+encode() { # encode RUN FOLDER: the latents of all pictures, and of their mirror images
+    for split in train val; do
+        "$mmlab" shards encode emoji/$1 data/emoji/$split data/emoji/$2/$split --flip --overwrite
+    done
+}
+
+"$python" "$emoji/prepare.py" "$data" tables
+for split in train val; do
+    "$mmlab" shards build captions "$data/png/64" data/emoji/$split --captions tables/$split.jsonl --overwrite
+    "$mmlab" shards show data/emoji/$split --out $split.png -n 60 --columns 10
+done
+"$mmlab" shards tokenizer data/emoji/train --out data/emoji/tokenizer
+"$mmlab" train experiment=emoji/features
+"$mmlab" train experiment=emoji/first_stage
+score first_stage
+encode first_stage latents
