@@ -54,6 +54,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/shard_reading.py
 	$(BIN)/python benchmarks/vlm_step.py
+	$(BIN)/python benchmarks/latents_step.py
 
 clean:
 	rm -rf .venv data/shapes runs
