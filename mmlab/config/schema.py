@@ -153,6 +153,27 @@ class EvalConfig:
 
 
 @dataclass
+class SampleConfig:
+    run: str = MISSING  # name or folder of a trained run
+    root: str = "runs"
+    # `class`: a name, a number or a list of them; None: all classes in turn. Python keeps the word for itself: it can
+    # name a field and a key, but no parameter and no attribute that code spells out.
+    __annotations__["class"] = Any
+    vars()["class"] = field(default=None, init=False, repr=False, compare=False)
+    prompt: str | None = None
+    count: int = number(16, above=0)
+    batch_size: int = number(16, above=0)
+    sampler: Any = None  # None: the run's own
+    steps: int | None = number(None, above=0)  # None: the sampler's own
+    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own
+    seed: int = number(0, at_least=0)  # of the first picture; one more for each
+    strip: int = number(4, at_least=0)  # pictures that are shown on their way from noise
+    out: str | None = None  # None: the first of <run>/samples/1, 2, … that is free
+    # Float32: a seed's picture should not depend on the machine.
+    trainer: HardwareConfig = field(default_factory=lambda: HardwareConfig(precision="32-true"))
+
+
+@dataclass
 class ChatConfig:
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
@@ -168,6 +189,7 @@ ROOTS: dict[str, type] = {
     "train": TrainConfig,
     "plan": TrainConfig,
     "eval": EvalConfig,
+    "sample": SampleConfig,
     "chat": ChatConfig,
     "export": image.ExportConfig,
 }

@@ -117,15 +117,21 @@ class Trajectory:
 
     Args:
         frames: how many to keep, or as many as there are steps.
+
+    Attributes:
+        numbers: of the steps that were kept, 1 … steps.
+        x, x_0: see `Step`; on the CPU.
     """
 
     def __init__(self, frames: int = 8):
         self.frames = frames
+        self.numbers: list[int] = []
         self.x: list[Tensor] = []
         self.x_0: list[Tensor] = []
 
     def __call__(self, step: Step) -> None:
         # Frame k of n is taken at the first step that reaches k/n of the way.
         if step.number * self.frames // step.steps > (step.number - 1) * self.frames // step.steps:
+            self.numbers.append(step.number)
             self.x.append(step.x.cpu())
             self.x_0.append(step.x_0.cpu())

@@ -4,8 +4,6 @@ from copy import copy
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from torch import Tensor
 
 from mmlab.config.errors import DataError
@@ -14,7 +12,7 @@ from mmlab.data.formats import parse_record
 from mmlab.data.image_collate import LatentCollate
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample import SampleError
-from mmlab.evaluate.generation import Generator
+from mmlab.evaluate.generation import Generator, conditions
 from mmlab.evaluate.samples import Card, Samples, spread
 from mmlab.model.diffusion_model import DiffusionModel
 
@@ -53,16 +51,10 @@ class GeneratedSamples(Samples):
 
     def _choose(self, model: DiffusionModel, data: ShardDataModule) -> tuple[dict[str, Tensor], list[str]]:
         """What the conditioner is given for each picture, and in words."""
-        conditioner: Any = model.conditioner
-        if conditioner.reads == "class":
-            names = conditioner.names
-            few = np.linspace(0, len(names) - 1, min(self.count, len(names))).round().astype(int).tolist()
-            labels = [few[n % len(few)] for n in range(self.count)]
-            return {"labels": torch.tensor(labels)}, [names[label] for label in labels]
-        if conditioner.reads == "text":
-            captions = _captions(data, self.count)
-            return (conditioner.tokenize(captions) if captions else {}), captions
-        return {}, [""] * self.count
+        if model.conditioner.reads != "text":
+            return conditions(model.conditioner, [], self.count)
+        captions = _captions(data, self.count)
+        return conditions(model.conditioner, captions, len(captions)) if captions else ({}, [])
 
 
 def _captions(data: ShardDataModule, count: int) -> list[str]:

@@ -1,9 +1,10 @@
 """Pictures from a diffusion model, under the conditions of a set of pictures. Legend: B pictures, C/h/w latents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,9 +54,31 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, z_BChw: Tensor) -> Tensor:
-        """Normalised latents → uint8 pictures on the CPU."""
+        """Normalised latents on any device → uint8 pictures on the CPU."""
         first_stage = self.model.first_stage
-        return to_uint8(first_stage.decode(first_stage.raw(z_BChw))).cpu()
+        return to_uint8(first_stage.decode(first_stage.raw(z_BChw.to(first_stage.latent_mean.device)))).cpu()
+
+
+def conditions(conditioner: Any, asked: Sequence[str | int], count: int) -> tuple[dict[str, Tensor], list[str]]:
+    """(what the conditioner is given, in words) for `count` pictures.
+
+    Args:
+        conditioner: of a diffusion model.
+        asked: what the pictures are told in turn: classes, none of them for classes spread over all; or texts.
+        count: how many pictures.
+
+    Raises:
+        ConfigError: a class that the model does not know.
+    """
+    if conditioner.reads == "class":
+        few = np.linspace(0, len(conditioner.names) - 1, min(count, len(conditioner.names))).round().astype(int)
+        labels = [conditioner.index(name) for name in asked] or few.tolist()
+        labels = [labels[n % len(labels)] for n in range(count)]
+        return {"labels": torch.tensor(labels)}, [conditioner.names[label] for label in labels]
+    if conditioner.reads == "text":
+        texts = [str(asked[n % len(asked)]) for n in range(count)]
+        return conditioner.tokenize(texts), texts
+    return {}, [""] * count
 
 
 class BorrowedConditions:

@@ -96,9 +96,11 @@ class ClassCondition(Conditioner):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def index(self, name: str | int) -> int:
-        """The index of a class; raises ConfigError with the nearest name."""
+        """The index of a class, given that or its name (which is looked up first); raises ConfigError otherwise."""
         if str(name) in self.names:
             return self.names.index(str(name))
+        if str(name).isdecimal() and int(name) < len(self.names):
+            return int(name)
         few = f" Classes: {', '.join(self.names)}." if len(self.names) <= 12 else ""
         raise ConfigError(f"There is no class '{name}'.{nearest(str(name), self.names)}{few}")
 

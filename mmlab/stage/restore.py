@@ -10,6 +10,7 @@ from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.config.run import find_run, load_run_config
 from mmlab.data.conversation import Prompt
+from mmlab.diffusion.samplers import Sampler
 from mmlab.training.artifacts import load_parts
 
 
@@ -26,6 +27,29 @@ def restore(folder: Path) -> tuple[Any, DictConfig]:
     runs = [find_run(run, cfg.run.root) for run in cfg.stage.init_from]
     load_parts(model, [*runs, folder])
     return model.eval(), cfg
+
+
+def run_sampler(
+    cfg: DictConfig, chosen: DictConfig | None = None, steps: int | None = None, guidance: float | None = None
+) -> Sampler:
+    """The sampler of a run's config, or another one.
+
+    Args:
+        cfg: the run's config.
+        chosen: a sampler's config in place of the run's.
+        steps: in place of that sampler's own.
+        guidance: scale, likewise.
+
+    Raises:
+        ConfigError: settings that the sampler does not have.
+    """
+    node = cfg.sampler if chosen is None else chosen
+    sampler = Sampler() if node is None else build(node)
+    if steps is not None:
+        sampler.steps = steps
+    if guidance is not None:
+        sampler.guidance.scale = guidance
+    return sampler
 
 
 def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:

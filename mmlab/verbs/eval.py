@@ -77,15 +77,14 @@ def samples(cfg: DictConfig, folder: Path, out: Path) -> None:
     """Draw samples of a diffusion model under the conditions of real pictures, and compare them with these."""
     from mmlab.config.build import build
     from mmlab.config.errors import ConfigError
-    from mmlab.diffusion.samplers import Sampler
     from mmlab.evaluate.generated_scores import score_samples
     from mmlab.evaluate.generation import Generator
+    from mmlab.stage.restore import run_sampler
 
     if cfg.features is None:
         raise ConfigError("FID and KID need a network; give features=<a run of stage=contrastive>, or inception.")
     model, trained, network, pictures, train = everything(cfg, folder)
-    chosen = trained.sampler if cfg.sampler is None else cfg.sampler
-    sampler = Sampler() if chosen is None else build(chosen)
+    sampler = run_sampler(trained, cfg.sampler)
     generator = Generator(model, build(trained.process), sampler, trained.data.size)
     scores, sheets = score_samples(generator, network, pictures, train, cfg.samples, cfg.batch_size, cfg.seed)
     about = {"sampler": sampler.name, "steps": sampler.steps, "guidance": sampler.guidance.scale, "seed": cfg.seed}

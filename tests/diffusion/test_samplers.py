@@ -242,7 +242,8 @@ def test_a_trajectory_keeps_evenly_spaced_states_and_the_last(frames, kept):
         states.append(step)
 
     samples = ddim(GaussianDenoiser(FlowMatching(), 12), FlowMatching(), X, 12, on_step=both)
-    assert len(trajectory.x) == len(trajectory.x_0) == len(list(kept))
+    assert trajectory.numbers == list(kept)
+    assert len(trajectory.x) == len(trajectory.x_0) == len(trajectory.numbers)
     for x, x_0, number in zip(trajectory.x, trajectory.x_0, kept, strict=True):
         assert torch.equal(x, states[number - 1].x)
         assert torch.equal(x_0, states[number - 1].x_0)

@@ -1,5 +1,6 @@
 """What scores of pictures need, small: a network, a first stage that loses nothing, pictures, and a run with an eye."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def make_run(root: Path, name: str, overrides: list[str], learns: list[str]) -> 
     return folder
 
 
+CLASSES = ("model/conditioner=class", f"model.conditioner={{classes: [{', '.join(NAMES)}], width: 8}}")
 TINY_KL = "{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, latent_channels: 4}"
 
 
@@ -87,12 +89,12 @@ def first_stage_run(root: Path, name: str = "first_stage") -> Path:
     return make_run(root, name, [*overrides, *small], ["first_stage", "discriminator"])
 
 
-def diffusion_run(root: Path, name: str = "denoiser") -> Path:
+def diffusion_run(root: Path, name: str = "denoiser", conditioner: Sequence[str] = CLASSES) -> Path:
     """A run of stage=latent_diffusion on the latents of `first_stage_run`, told one of `NAMES`."""
     overrides = ["model=diffusion", "data=emoji", "stage=latent_diffusion", "process=cosine_v", "sampler=ddim"]
-    parts = ["model/first_stage=kl_tiny", "model/conditioner=class", "model/denoiser=dit_tiny"]
+    parts = ["model/first_stage=kl_tiny", "model/denoiser=dit_tiny", *conditioner]
     small = [f"model.first_stage.architecture={TINY_KL}", "model.denoiser={depth: 1, width: 16, heads: 2}"]
-    small += [f"model.conditioner={{classes: [{', '.join(NAMES)}], width: 8}}", "data.size=8", "sampler.steps=2"]
+    small += ["data.size=8", "sampler.steps=2"]
     learns = ["stage.init_from=[first_stage]", "stage.trainable=[denoiser, conditioner]"]
     return make_run(root, name, [*overrides, *parts, *small, *learns], ["denoiser", "conditioner"])
 

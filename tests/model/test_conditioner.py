@@ -81,6 +81,9 @@ def test_nothing_is_dropped_that_was_not_asked_for():
 def test_class_names():
     named = ClassCondition(["tench", "goldfish"], 4)
     assert (named.names, named.index("goldfish"), ClassCondition(12, 4).index(7)) == (["tench", "goldfish"], 1, 7)
+    assert (named.index(0), named.index("1"), ClassCondition(["1", "0"], 4).index(1)) == (0, 1, 0), "names come first"
+    with pytest.raises(ConfigError, match="There is no class '2'"):
+        named.index(2)
     with pytest.raises(ConfigError, match=r"no class 'goldfisch'\. Did you mean 'goldfish'\? Classes: tench, goldfish"):
         named.index("goldfisch")
     with pytest.raises(ConfigError, match="'cat' twice"):

@@ -1,0 +1,91 @@
+"""Pictures drawn on request, as files."""
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from mmlab.data.progress import progress
+from mmlab.diffusion.walk import Step, Trajectory
+from mmlab.evaluate.generation import Generator, ranges
+from mmlab.report.sheet import as_picture, contact_sheet
+
+GRID = 64
+"""Most pictures on a grid."""
+FRAMES = 8
+"""Most steps that a strip shows."""
+
+
+def draw_files(
+    generator: Generator,
+    given: dict[str, Tensor],
+    words: list[str],
+    seed: int,
+    out: Path,
+    batch_size: int = 16,
+    strip: int = 4,
+    title: str = "",
+) -> list[str]:
+    """Draw pictures, each into `<its seed>.png`, with `grid.png` of the first ones and `strip.png` of how they came.
+
+    Args:
+        generator: the model that draws.
+        given: what its conditioner is given, a row for each picture.
+        words: the same in words.
+        seed: of the first picture, and one more for each.
+        out: folder, made with the first picture.
+        batch_size: pictures at a time.
+        strip: rows of the strip; 0 for none.
+        title: of grid and strip.
+
+    Returns:
+        The names of the pictures' files.
+    """
+    names = [f"{seed + n:04d}.png" for n in range(len(words))]
+    labels = [f"seed {seed + n}" for n in range(len(words))]
+    batches, steps = list(ranges(len(words), batch_size)), generator.sampler.steps
+    bar = progress(range(len(batches) * steps), "sampling steps", len(batches) * steps)
+    next(bar)
+    shown: list[Tensor] = []
+    rows: list[list[Tensor]] = []
+    columns: list[str] = []
+    for start, stop in batches:
+        walked = Trajectory(FRAMES if start < strip else 0)
+
+        def on_step(step: Step, walked: Trajectory = walked) -> None:
+            walked(step)
+            next(bar, None)
+
+        seeds = list(range(seed + start, seed + stop))
+        pictures = generator({name: values[start:stop] for name, values in given.items()}, seeds, on_step)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, picture in zip(names[start:stop], pictures, strict=True):
+            as_picture(picture).save(out / name)
+        shown += pictures[: max(0, GRID - start)]
+        if start < strip:
+            columns = ["x_T: noise", *(f"step {number} of {steps}" for number in walked.numbers)]
+            rows += way(generator, seeds, walked, pictures)[: strip - start]
+    across = 4 if len(shown) <= 16 else 8
+    sheet(shown, words[:GRID], labels[:GRID], across, title, generator.size).save(out / "grid.png")
+    if rows:
+        told = [f"{label}\n{word}".strip() for label, word in zip(labels, words, strict=True)]
+        texts = [text if n == 0 else "" for text, row in zip(told, rows, strict=False) for n in range(len(row))]
+        title = f"{title}: x_t on its way from noise, decoded"
+        flat = [picture for row in rows for picture in row]
+        sheet(flat, texts, columns * len(rows), len(columns), title, generator.size).save(out / "strip.png")
+    return names
+
+
+def way(generator: Generator, seeds: list[int], walked: Trajectory, pictures: Tensor) -> list[list[Tensor]]:
+    """For each sample the decoded x_t from its noise to itself, which is not decoded again."""
+    states = [generator.noise(seeds), *walked.x[:-1]]
+    columns = [*(generator.decode(state) for state in states), pictures]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def sheet(
+    pictures: list[Tensor], texts: list[str], labels: list[str], columns: int, title: str, size: int
+) -> Image.Image:
+    """A contact sheet on which small pictures are enlarged and large ones fit."""
+    cell = min(256, max(128, size))
+    return contact_sheet(pictures, texts, columns, labels=labels, title=title, cell=cell, max_lines=4)

@@ -1,0 +1,211 @@
+"""`mmlab sample`, as a user types it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmlab import cli
+from mmlab.config.build import build
+from mmlab.evaluate import generated_files
+from mmlab.evaluate.generation import Generator
+from mmlab.stage.restore import restore, run_sampler
+from mmlab.training.artifacts import save_parts
+from tests.evaluate.tiny_scores import CLASSES, contrastive_run, diffusion_run, first_stage_run
+from tests.stage.tiny_diffusion import NAMES
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tokenizer_folder) -> Path:
+    """A folder with runs that are told a class, a text and nothing, and one that draws nothing."""
+    root = tmp_path_factory.mktemp("work")
+    first_stage_run(root / "runs")
+    learnt(diffusion_run(root / "runs", "class"))
+    text = ["model/conditioner=text_tiny", f"model.conditioner.tokenizer={tokenizer_folder}"]
+    learnt(diffusion_run(root / "runs", "text", text))
+    learnt(diffusion_run(root / "runs", "free", ["model/conditioner=none"]))
+    learnt(diffusion_run(root / "runs", "always_told", [*CLASSES, "model.conditioner.dropout=0"]))
+    contrastive_run(root / "runs", tokenizer_folder)
+    return root
+
+
+@torch.no_grad()
+def learnt(folder: Path) -> None:
+    """A denoiser starts as zero, whatever it is told; this one does not."""
+    model, _ = restore(folder)
+    torch.manual_seed(1)
+    for weight in [*model.denoiser.parameters(), *model.conditioner.parameters()]:
+        weight.add_(0.3 * torch.randn_like(weight))
+    save_parts(model, ["denoiser", "conditioner"], folder / "artifacts", {"run": folder.name})
+
+
+def sample(work, monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    monkeypatch.chdir(work)
+    code = cli.main(["sample", *argv, "trainer.accelerator=cpu"])
+    out, err = capsys.readouterr()
+    return code, out.strip(), err.strip()
+
+
+def drawn(work, monkeypatch, capsys, out: str, *argv: str) -> dict[str, np.ndarray]:
+    """The pictures that a command draws, by file; nothing is told on the way."""
+    code, _, err = sample(work, monkeypatch, capsys, *argv, f"out={out}", "strip=0")
+    assert (code, err) == (0, "")
+    return {path.name: np.array(Image.open(path)) for path in sorted((work / out).glob("[0-9]*.png"))}
+
+
+def apart(some: np.ndarray, others: np.ndarray) -> int:
+    return int(np.abs(some.astype(int) - others.astype(int)).max())
+
+
+def test_files_and_their_record(work, monkeypatch, capsys):
+    code, line, err = sample(work, monkeypatch, capsys, "run=class", "count=5", "seed=7", "batch_size=2", "strip=3")
+    assert (code, err) == (0, "")
+    out = work / "runs" / "class" / "samples" / "1"
+    assert line == "pictures: runs/class/samples/1/grid.png, runs/class/samples/1/strip.png"
+    files = [f"{seed:04d}.png" for seed in range(7, 12)]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*files, "grid.png", "strip.png", "samples.json"])
+    assert {Image.open(out / file).size for file in files} == {(8, 8)}
+    written = json.loads((out / "samples.json").read_text())
+    assert (written["run"], written["sampler"], written["steps"], written["guidance"]) == ("class", "ddim", 2, 1)
+    assert [picture["file"] for picture in written["pictures"]] == files
+    assert [picture["seed"] for picture in written["pictures"]] == [7, 8, 9, 10, 11]
+    assert [picture["told"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
+    assert written["settings"]["count"] == 5 and written["settings"]["class"] is None
+
+    first = (out / "samples.json").read_bytes()
+    assert sample(work, monkeypatch, capsys, "run=class", "count=1", "strip=0")[1].endswith("samples/2/grid.png")
+    assert (out / "samples.json").read_bytes() == first
+    assert not (out.parent / "2" / "strip.png").exists()
+
+
+def test_a_picture_depends_on_its_class_and_its_seed_alone(work, monkeypatch, capsys):
+    asked = ["run=class", "class=star", "sampler.eta=1", "sampler=ddim", "steps=3", "guidance=2"]
+    whole = drawn(work, monkeypatch, capsys, "whole", *asked, "count=5", "seed=3")
+    parts = drawn(work, monkeypatch, capsys, "parts", *asked, "count=5", "seed=3", "batch_size=2")
+    last = drawn(work, monkeypatch, capsys, "last", *asked, "count=1", "seed=7")
+    assert list(whole) == list(parts) == [f"{seed:04d}.png" for seed in range(3, 8)] and list(last) == ["0007.png"]
+    # Sums of another order may round to the next of 256 values.
+    assert all(apart(whole[name], parts[name]) <= 1 for name in whole)
+    assert apart(whole["0007.png"], last["0007.png"]) <= 1
+    assert all(apart(whole["0003.png"], whole[name]) > 20 for name in list(whole)[1:])
+    model, trained = restore(work / "runs" / "class")
+    generator = Generator(model, build(trained.process), run_sampler(trained, None, 3, 2.0), 8)
+    generator.sampler.own["eta"] = 1
+    expected = generator({"labels": torch.tensor([2])}, [7])[0].permute(1, 2, 0).numpy()
+    assert apart(expected, last["0007.png"]) <= 1
+
+
+def test_classes_by_name_number_and_list(work, monkeypatch, capsys):
+    def told(out: str, asked: str) -> list[str]:
+        assert drawn(work, monkeypatch, capsys, out, "run=class", asked, "count=3")
+        return [picture["told"] for picture in json.loads((work / out / "samples.json").read_text())["pictures"]]
+
+    assert told("name", "class=star") == ["star"] * 3
+    assert told("number", "class=1") == ["square"] * 3
+    assert told("list", "class=[star,0]") == ["star", "circle", "star"]
+    star, square = (np.array(Image.open(work / name / "0000.png")) for name in ("name", "number"))
+    assert apart(star, square) > 2
+
+
+def test_texts(work, monkeypatch, capsys):
+    red = drawn(work, monkeypatch, capsys, "red", "run=text", "prompt='red circle, large'", "count=2")
+    blue = drawn(work, monkeypatch, capsys, "blue", "run=text", "prompt=what", "count=2")
+    assert json.loads((work / "red" / "samples.json").read_text())["pictures"][1]["told"] == "red circle, large"
+    assert apart(red["0000.png"], blue["0000.png"]) > 2
+
+
+def test_steps_and_guidance_win_over_the_sampler_s_own(work, monkeypatch, capsys):
+    base = drawn(work, monkeypatch, capsys, "base", "run=class", "count=1")["0000.png"]
+    short = ["run=class", "count=1", "steps=4", "guidance=3"]
+    given = drawn(work, monkeypatch, capsys, "short", *short, "sampler=dpmpp_2m", "sampler.steps=9")["0000.png"]
+    long = ["sampler=dpmpp_2m", "sampler.steps=4", "sampler.guidance.scale=3"]
+    assert apart(drawn(work, monkeypatch, capsys, "long", "run=class", "count=1", *long)["0000.png"], given) == 0
+    written = json.loads((work / "short" / "samples.json").read_text())
+    assert (written["sampler"], written["steps"], written["guidance"]) == ("dpmpp_2m", 4, 3)
+    one = drawn(work, monkeypatch, capsys, "steps", "run=class", "count=1", "steps=1")["0000.png"]
+    strong = drawn(work, monkeypatch, capsys, "guidance", "run=class", "count=1", "guidance=9")["0000.png"]
+    assert min(apart(one, base), apart(strong, base), apart(one, strong)) > 2
+
+
+def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
+    sheets = {}
+    real = generated_files.contact_sheet
+
+    def kept(pictures, texts, columns, **options):
+        sheets[columns] = (pictures, texts, options["labels"])
+        return real(pictures, texts, columns, **options)
+
+    monkeypatch.setattr(generated_files, "contact_sheet", kept)
+    asked = ["run=class", "count=6", "batch_size=2", "strip=3", "steps=12", "seed=2", "out=strip"]
+    assert sample(work, monkeypatch, capsys, *asked)[0] == 0
+    pictures, texts, labels = sheets[9]
+    steps = [2, 3, 5, 6, 8, 9, 11, 12]
+    assert labels == ["x_T: noise", *(f"step {number} of 12" for number in steps)] * 3
+    assert texts[::9] == [f"seed {2 + n}\n{NAMES[n]}" for n in range(3)]
+    model, trained = restore(work / "runs" / "class")
+    generator = Generator(model, build(trained.process), run_sampler(trained), 8)
+    noise = generator.decode(generator.noise([2, 3, 4]))
+    for row in range(3):
+        start, end = pictures[9 * row], pictures[9 * row + 8]
+        assert apart(start.numpy(), noise[row].numpy()) <= 1
+        file = np.array(Image.open(work / "strip" / f"{2 + row:04d}.png")).transpose(2, 0, 1)
+        assert np.array_equal(end.numpy(), file)
+    assert Image.open(work / "strip" / "strip.png").width > 9 * 128
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "'run' has no value; give run="),
+        (["run=clas"], "There is no run 'clas' in runs. Did you mean 'class'?"),
+        (["run=eye"], "eye is no diffusion model, so it draws nothing; give a run of stage=latent_diffusion."),
+        (["run=first_stage"], "first_stage is no diffusion model"),
+        (["run=class", "class=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
+        (["run=class", "class=[star,3]"], "There is no class '3'."),
+        (["run=class", "prompt=star"], "class takes class=…, not prompt=…."),
+        (["run=text", "class=star", "prompt=star"], "text takes prompt=…, not class=…."),
+        (["run=text"], "text draws what a text says; give prompt=…"),
+        (["run=free", "class=star"], "free cannot be told what to show; leave out class=…."),
+        (["run=free", "prompt=star"], "free cannot be told what to show; leave out prompt=…."),
+        (["run=free", "guidance=2"], "free is told nothing, so guidance=2 has nothing to strengthen; give guidance=1."),
+        (["run=class", "steps=0"], "'steps' must be above 0, not 0."),
+        (["run=class", "steps=2000"], "2000"),
+        (["run=class", "guidance=-1"], "'guidance' must be at least 0, not -1"),
+        (["run=class", "clas=star"], "Did you mean 'class'?"),
+        (["run=class", "class=star,square"], "write class=[star,square] for a list"),
+        (["run=class", "sampler=dimm"], "Did you mean 'ddim'?"),
+        (["run=class", "out=runs"], "runs is not empty; give another out="),
+        (["run=class", "out=runs/class/config.yaml"], "config.yaml is a file; give a folder as out="),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_weights_are_loaded(work, monkeypatch, capsys, argv, says):
+    monkeypatch.setattr("mmlab.stage.restore.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    code, _, err = sample(work, monkeypatch, capsys, *argv)
+    assert code == 2 and says in err and "\n" not in err
+
+
+def test_samples_are_not_mixed_with_others(work, monkeypatch, capsys):
+    asked = ["run=class", "count=2", "class=[star]", "out=mine"]
+    assert sample(work, monkeypatch, capsys, *asked)[0] == 0
+    before = (work / "mine" / "0000.png").read_bytes()
+    assert sample(work, monkeypatch, capsys, *asked, "batch_size=1")[0] == 0
+    code, _, err = sample(work, monkeypatch, capsys, *asked, "seed=1")
+    assert code == 2 and "mine holds samples with seed=0, not 1; give another out=" in err
+    assert (work / "mine" / "0000.png").read_bytes() == before
+
+
+def test_without_a_condition_and_with_one_that_never_was_dropped(work, monkeypatch, capsys):
+    assert len(drawn(work, monkeypatch, capsys, "free", "run=free", "count=3")) == 3
+    code, _, err = sample(work, monkeypatch, capsys, "run=always_told", "count=1", "guidance=2")
+    assert code == 0 and "conditioner.dropout=0" in err
+    assert sample(work, monkeypatch, capsys, "run=always_told", "count=1")[2] == ""
+
+
+def test_it_is_listed(capsys):
+    assert cli.main([]) == 0
+    assert "sample       Draw pictures with a trained diffusion model." in capsys.readouterr().out
+    assert cli.main(["sample", "--help"]) == 0
+    assert "\nclass: null\n" in capsys.readouterr().out
