@@ -17,7 +17,7 @@ def make_shapes(root: Path, train: int = 12, val: int = 4, size: int = 16) -> Pa
         write_shards(shapes(count, split, size=size), root / split, 6, quiet=True)[0]
         for split, count in (("train", train), ("val", val))
     ]
-    train_tokenizer(indexes, root / "tokenizer", 300, ["USER: ASSISTANT:"] * 4, quiet=True)
+    train_tokenizer(indexes, root / "tokenizer", 300, quiet=True)
     return root
 
 

@@ -16,6 +16,8 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 SMALLEST = len(_ALPHABET) + 3
 """The bytes and the three special tokens: no text is ever unknown."""
+ROLES = "USER: ASSISTANT:"
+"""Template v1's words before each question and answer: letter by letter they would outnumber what is said."""
 
 
 def train_tokenizer(
@@ -25,7 +27,7 @@ def train_tokenizer(
     extra: Iterable[str] = (),
     quiet: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Learn merges from all texts of the shards and save a folder that `AutoTokenizer` loads.
+    """Learn merges from all texts of the shards, and from `ROLES`, and save a folder that `AutoTokenizer` loads.
 
     A text begins with `<s>`, as LLaVA's language models expect; `</s>` ends an answer and is the template's
     to add.
@@ -34,7 +36,7 @@ def train_tokenizer(
         indexes: the sets of shards.
         out: folder to write.
         vocab_size: tokens at most, the special ones included; a small corpus gives fewer.
-        extra: further texts to learn from, such as the words of a chat template.
+        extra: further texts to learn from, such as the words of another chat template.
         quiet: show no progress.
 
     Raises:
@@ -78,4 +80,8 @@ def _texts(indexes: Sequence[ShardIndex], quiet: bool) -> Iterator[str]:
             record = parse_record(index.read(i, only=("json", "txt")))
         except (SampleError, ValueError, RecursionError) as error:
             raise DataError(f"{index.root}, sample '{index.keys[i]}': {error}.") from None
-        yield from record_texts(record)
+        for text in record_texts(record):
+            # As it begins a line, and as it follows a word or "ASSISTANT:".
+            yield from (text, f" {text}")
+        if record.get("questions") or record.get("conversations"):
+            yield ROLES

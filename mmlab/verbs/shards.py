@@ -179,7 +179,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
     tokenizer.add_argument("--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads")
     tokenizer.add_argument("--vocab-size", type=int, default=512, help="tokens at most (%(default)s)")
-    help_text = "a further text to learn from, such as a chat template's words (may be repeated)"
+    help_text = "a further text to learn from, such as the words of another template than v1 (may be repeated)"
     tokenizer.add_argument("--text", action="append", default=[], metavar="TEXT", help=help_text)
 
     args, unknown = parser.parse_known_args(argv)

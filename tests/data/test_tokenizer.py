@@ -18,12 +18,16 @@ def index(tmp_path):
 
 
 def test_the_folder_is_a_llama_like_tokenizer(index, tmp_path):
-    train_tokenizer([index], tmp_path / "tok", 320, ["USER: ASSISTANT:"] * 9, quiet=True)
+    train_tokenizer([index], tmp_path / "tok", 320, ["###Human:"], quiet=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tok")
     ids = tokenizer("what color? 漢 zürich\n").input_ids
     assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "what color? 漢 zürich\n"
-    assert tokenizer.tokenize("USER:") == ["USER", ":"]
+    asked = tokenizer.decode(tokenizer("a red circle\nUSER: what color is the circle?").input_ids[1:])
+    assert asked == "a red circle\nUSER: what color is the circle?"
+    words = [tokenizer.decode(i) for i in tokenizer("what color is the circle? ASSISTANT: red</s>").input_ids]
+    assert words == ["<s>", "what", " color", " is", " the", " circle", "?", " ASSISTANT", ":", " red", "</s>"]
+    assert tokenizer.tokenize("###Human")[-1] == "Human"
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
     assert tokenizer("x</s>", add_special_tokens=False).input_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.model_max_length == 2048
