@@ -12,6 +12,13 @@ score() { # score RUN …: compare with held-out pictures, and with the training
     "$mmlab" eval run=emoji/$1 data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features \
         out=eval/$1 "${@:2}"
 }
+train() { # train RECIPE …: side by side, on one core each
+    local recipe job jobs=()
+    for recipe in "$@"; do
+        OMP_NUM_THREADS=1 "$mmlab" train experiment=emoji/$recipe & jobs+=($!)
+    done
+    for job in "${jobs[@]}"; do wait "$job"; done
+}
 encode() { # encode RUN FOLDER: the latents of all pictures, and of their mirror images
     for split in train val; do
         "$mmlab" shards encode emoji/$1 data/emoji/$split data/emoji/$2/$split --flip --overwrite
@@ -24,7 +31,6 @@ for split in train val; do
     "$mmlab" shards show data/emoji/$split --out $split.png -n 60 --columns 10
 done
 "$mmlab" shards tokenizer data/emoji/train --out data/emoji/tokenizer
-"$mmlab" train experiment=emoji/features
-"$mmlab" train experiment=emoji/first_stage
+train features first_stage
 score first_stage
 encode first_stage latents

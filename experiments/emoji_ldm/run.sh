@@ -6,8 +6,8 @@ set -euo pipefail
 start=$SECONDS
 source "$(dirname "$0")/begin.sh"
 
+train class text
 for recipe in class text; do
-    "$mmlab" train experiment=emoji/$recipe
     score $recipe samples=540
 done
 for name in nature people flags; do
