@@ -26,8 +26,8 @@ class Guidance:
     def __init__(self, scale: float = 1.0, interval: tuple[float, float] | None = None, rescale: float = 0.0):
         if scale < 0:
             raise ConfigError(f"scale={scale:g} must be at least 0; 1 is the conditional model unguided.")
-        if interval is not None and not interval[0] <= interval[1]:
-            raise ConfigError(f"interval={list(interval)} must rise from the lowest to the highest time.")
+        if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
+            raise ConfigError(f"interval={list(interval)} must be two times, the lowest and the highest.")
         if not 0 <= rescale <= 1:
             raise ConfigError(f"rescale={rescale:g} must lie in 0 … 1.")
         self.scale, self.interval, self.rescale = scale, interval, rescale

@@ -64,7 +64,7 @@ def draw_files(
         shown += pictures[: max(0, GRID - start)]
         if start < strip:
             columns = ["x_T: noise", *(f"step {number} of {steps}" for number in walked.numbers)]
-            rows += way(generator, seeds, walked, pictures)[: strip - start]
+            rows += way(generator, seeds[: strip - start], walked, pictures)
     across = 4 if len(shown) <= 16 else 8
     sheet(shown, words[:GRID], labels[:GRID], across, title, generator.size).save(out / "grid.png")
     if rows:
@@ -77,9 +77,9 @@ def draw_files(
 
 
 def way(generator: Generator, seeds: list[int], walked: Trajectory, pictures: Tensor) -> list[list[Tensor]]:
-    """For each sample the decoded x_t from its noise to itself, which is not decoded again."""
-    states = [generator.noise(seeds), *walked.x[:-1]]
-    columns = [*(generator.decode(state) for state in states), pictures]
+    """For each of the first samples, those of `seeds`, the decoded x_t from its noise to its picture."""
+    states = [generator.noise(seeds), *(x[: len(seeds)] for x in walked.x[:-1])]
+    columns = [*(generator.decode(state) for state in states), pictures[: len(seeds)]]
     return [list(row) for row in zip(*columns, strict=True)]
 
 

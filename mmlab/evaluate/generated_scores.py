@@ -61,7 +61,7 @@ def score_samples(
     Raises:
         DataError: pictures without a condition that the model knows, or that cannot be read.
     """
-    conditions = BorrowedConditions(generator.model, pictures)
+    conditions = BorrowedConditions(generator.model, pictures, count)
     drawn = draw_samples(generator, conditions, network, count, batch_size, seed)
     real = features_of(pictures, network, batch_size)
     scores: dict[str, Any] = dict(compare(drawn.features, real))

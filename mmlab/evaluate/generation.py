@@ -82,17 +82,18 @@ def conditions(conditioner: Any, asked: Sequence[str | int], count: int) -> tupl
 
 
 class BorrowedConditions:
-    """Conditions taken in turn from a set of pictures, so that samples are told what real pictures show.
+    """Conditions of `count` samples, taken from a set of pictures: spread evenly over it, or all of it in turn.
 
     Args:
         model: whose conditioner reads them.
         pictures: with records; those without a class or caption that the model knows are passed over.
+        count: samples that will be drawn.
 
     Raises:
         DataError: no picture has one.
     """
 
-    def __init__(self, model: DiffusionModel, pictures: PictureSet):
+    def __init__(self, model: DiffusionModel, pictures: PictureSet, count: int):
         conditioner: Any = model.conditioner
         labels = conditioner.names if conditioner.reads == "class" else None
         text = conditioner.reads == "text"
@@ -107,14 +108,17 @@ class BorrowedConditions:
             except SampleError as error:
                 fault = str(error)
                 continue
-            told = {"class": sample.record.get("class"), "text": sample.record.get("caption")}
-            self.names.append(str(told.get(conditioner.reads) or ""))
+            labelled = labels is not None and labels[int(self.rows[-1]["labels"])]
+            self.names.append(labelled or (str(sample.record.get("caption") or "") if text else ""))
         if not self.rows:
             raise DataError(f"{pictures.index.root} has nothing to tell the model; of its last sample: {fault}")
+        rows = len(self.rows)
+        # Shards are often sorted by class: the first pictures would be of one.
+        self.places = [n * rows // count if count < rows else n % rows for n in range(count)]
 
     def __call__(self, start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
         """(what the conditioner is given, in words) for samples `start` … `stop` - 1."""
-        places = [n % len(self.rows) for n in range(start, stop)]
+        places = self.places[start:stop]
         fields = {name: torch.stack([self.rows[n][name] for n in places]) for name in self.rows[0]}
         return fields, [self.names[n] for n in places]
 

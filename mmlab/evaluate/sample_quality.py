@@ -18,7 +18,7 @@ from mmlab.model.diffusion_model import DiffusionModel
 class SampleQuality(L.Callback):
     """Logs `val/fid` and `val/kid` in the last validation of a run, of its sampler and, under `EMA`, of the average.
 
-    The n-th sample has the seed n and the condition of the n-th picture, as in `mmlab eval`, which gives the same
+    The n-th sample has the seed n, and conditions are those of the pictures, as in `mmlab eval`, which gives the same
     numbers later. Every rank draws the same samples, so none waits for another in vain.
 
     Args:
@@ -30,8 +30,8 @@ class SampleQuality(L.Callback):
         root: where runs lie.
 
     Raises:
-        ConfigError: no such run, or a stage that does not generate.
-        DataError: no such shards.
+        ConfigError: no such run, a stage that does not generate, fewer than two samples, or no validation at the end.
+        DataError: no such shards, or latents in place of pictures.
     """
 
     def __init__(
@@ -56,10 +56,14 @@ class SampleQuality(L.Callback):
         model: Any = pl_module.model
         if not isinstance(model, DiffusionModel):
             raise ConfigError("callbacks.sample_quality draws samples; it goes with stage=latent_diffusion.")
+        if self.samples < 2:
+            raise ConfigError(f"callbacks.sample_quality.samples={self.samples}: a distance needs two samples or more.")
+        refuse_no_last_validation(trainer)
         spec = ImageSpec(self._size(trainer, model), self.aspect)
         pictures = PictureSet(self.pictures, spec)
         network = feature_network(self.features, self.root).to(trainer.strategy.root_device)
-        self._opened = network, pictures, BorrowedConditions(model, pictures)
+        network(pictures.picture(0)[None])
+        self._opened = network, pictures, BorrowedConditions(model, pictures, self.samples)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._opened is None or trainer.global_step < trainer.max_steps:
@@ -73,3 +77,15 @@ class SampleQuality(L.Callback):
 
     def _size(self, trainer: L.Trainer, model: DiffusionModel) -> int:
         return picture_size(trainer.datamodule.collate, model)  # type: ignore[attr-defined]
+
+
+def refuse_no_last_validation(trainer: L.Trainer) -> None:
+    """Raise ConfigError where a run would end without a validation, and so without its score."""
+    every = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+    if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
+        raise ConfigError("callbacks.sample_quality scores the last validation; give data.val, if only a few samples.")
+    if isinstance(trainer.val_check_interval, int) and trainer.max_steps % every:
+        raise ConfigError(
+            f"callbacks.sample_quality scores the last validation, and trainer.val_every={every} has none after "
+            f"{trainer.max_steps} steps; let it divide them."
+        )

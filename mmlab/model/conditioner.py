@@ -33,12 +33,14 @@ class Conditioner(nn.Module, ABC):
             numbers passes the rows to `forward`.
         vector_width: D of `vector`, None where the condition has none.
         context_width: D of `context`, likewise.
+        unlearnt: whether it is built with random weights, of no use before they have learnt.
     """
 
     reads: str
     dropout: float = 0.0
     vector_width: int | None = None
     context_width: int | None = None
+    unlearnt: bool = False
 
     @abstractmethod
     def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
@@ -82,11 +84,13 @@ class ClassCondition(Conditioner):
     """
 
     reads = "class"
+    unlearnt = True
 
     def __init__(self, classes: int | Sequence[str], width: int, dropout: float = 0.1, as_context: bool = False):
         super().__init__()
-        if not classes or (isinstance(classes, int) and classes < 1):
-            raise ConfigError("model.conditioner.classes is not set; give their number or the list of their names.")
+        counted = isinstance(classes, int) and not isinstance(classes, bool)
+        if not (classes > 0 if counted else classes and isinstance(classes, Sequence) and not isinstance(classes, str)):
+            raise ConfigError(f"model.conditioner.classes={classes!r}: give their number or the list of their names.")
         self.names = [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
         if twice := next((name for name in self.names if self.names.count(name) > 1), None):
             raise ConfigError(f"model.conditioner.classes names '{twice}' twice.")
@@ -161,6 +165,7 @@ class TextCondition(Conditioner):
         auto = AutoModelForTextEncoding
         self.encoder: Any = build_pretrained(auto, config, source, init, "conditioner", **self._built_with)
         self.max_length, self.dropout, self.hide_padding = max_length, dropout, hide_padding
+        self.unlearnt = init == "random"
         self.context_width = config.hidden_size
         self._check(config)
 

@@ -5,6 +5,7 @@ Every denoiser is called with `(x_BCHW, time_B, condition)` and answers `[B, C, 
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,7 +80,10 @@ class UNet(nn.Module):
 
 def _with_blocks(architecture: dict[str, Any], attention: str) -> dict[str, Any]:
     """The fields, with block types for the levels that `block_out_channels` gives."""
-    deeper = len(architecture.get("block_out_channels", [])) - 1
+    widths = architecture.get("block_out_channels", [])
+    if not isinstance(widths, Sequence):
+        raise ConfigError(f"model.denoiser.architecture.block_out_channels={widths}: give a list, a width per level.")
+    deeper = len(widths) - 1
     if deeper < 0:
         return dict(architecture)
     down = ["DownBlock2D", *[f"{attention}DownBlock2D"] * deeper]

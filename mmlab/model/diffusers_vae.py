@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,9 @@ def with_blocks(architecture: Mapping[str, Any], known: Iterable[str]) -> dict[s
     for name in architecture:
         if name not in known:
             raise ConfigError(f"model.first_stage.architecture has no field '{name}'.{nearest(name, known)}")
-    if not architecture.get("block_out_channels"):
-        raise ConfigError("model.first_stage.architecture needs block_out_channels, the width of each level.")
+    widths = architecture.get("block_out_channels")
+    if not widths or not isinstance(widths, Sequence):
+        raise ConfigError("model.first_stage.architecture needs block_out_channels, a list of the width of each level.")
     depth = len(architecture["block_out_channels"])
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * depth, "up_block_types": ["UpDecoderBlock2D"] * depth}
     fields = {**blocks, **architecture}

@@ -54,6 +54,7 @@ class DiT(nn.Module):
         self.embed = nn.Linear(patch * patch * channels, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.vector = nn.Linear(vector_width, width) if vector_width not in (None, width) else nn.Identity()
+        self.reduction = patch
         self.blocks = nn.ModuleList([Block(width, heads, context_width) for _ in range(depth)])
         self.final = FinalLayer(width, patch * patch * channels)
         self._initialise()

@@ -161,7 +161,8 @@ class AutoencoderTraining(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.model.first_stage.after_step(self.trainer.global_step)
+        # Lightning counts a step once this has returned.
+        self.model.first_stage.after_step(self.trainer.global_step + 1)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         x = to_signed(batch["pixel_values"])

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.config.run import load_run_config
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.image_collate import FIRST_STAGE, LATENTS
 from mmlab.data.images import decode_image
@@ -32,10 +33,10 @@ def first_stage_of(folder: Path) -> tuple[FirstStage, ImageSpec]:
         ConfigError: the run has no first stage, one that makes no latents, or one whose statistics are not measured
             (they are part of what a cache is checked by).
     """
-    model, cfg = restore(folder)
-    first_stage = getattr(model, "first_stage", None)
-    if first_stage is None or "size" not in cfg.data:
+    if "first_stage" not in load_run_config(folder).model:
         raise ConfigError(f"{folder} has no first stage; give a run of stage=autoencoder, or one that started from it.")
+    model, cfg = restore(folder)
+    first_stage = model.first_stage
     if first_stage.factor == 1:
         raise ConfigError(f"The first stage of {folder} is the identity: its latents are the pictures themselves.")
     if not first_stage.measured:

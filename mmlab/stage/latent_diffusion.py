@@ -55,6 +55,10 @@ class LatentDiffusion(LightningModule):
         loss: str = "l2",
     ):
         super().__init__()
+        if loss not in ("l2", "l1"):
+            raise ConfigError(f"stage.loss={loss} is none of l2, l1.")
+        if loss == "l1" and getattr(process, "min_snr_gamma", None) is not None:
+            raise ConfigError("process.min_snr_gamma weights squared errors; leave it out, or take stage.loss=l2.")
         if any(name.split(".")[0] == "first_stage" for name in trainable):
             raise ConfigError(
                 "stage.trainable names 'first_stage', which stays as it is here: stage=autoencoder trains it."
@@ -65,7 +69,12 @@ class LatentDiffusion(LightningModule):
         self.sampler = sampler or Sampler()
         self.kind = loss
         self.frozen = set_trainable(model, trainable)
-        load_parts(model, [Path(run) for run in init_from])
+        loaded = load_parts(model, [Path(run) for run in init_from])
+        if "conditioner" in self.frozen and "conditioner" not in loaded and model.conditioner.unlearnt:
+            raise ConfigError(
+                "The conditioner's weights are random, and would stay so: give stage.trainable=[denoiser, conditioner],"
+                " or name the run that trained it in stage.init_from."
+            )
         if not model.first_stage.measured:
             raise ConfigError(
                 "The latents of the first stage were never measured, so nothing brings them to unit variance: name the"
@@ -86,6 +95,12 @@ class LatentDiffusion(LightningModule):
         side, rest = divmod(size, first_stage.factor)
         if rest:
             raise ConfigError(f"data.size={size} must divide by the first stage's factor {first_stage.factor}.")
+        reduction = getattr(self.model.denoiser, "reduction", 1)
+        if side % reduction:
+            raise ConfigError(
+                f"data.size={size} makes latents of {side} x {side}, which the denoiser cannot divide by {reduction}; "
+                f"take a multiple of {first_stage.factor * reduction}."
+            )
         told: dict[str, Any] = {}
         if conditioner.reads == "class":
             told = {"labels": conditioner.names}
@@ -110,7 +125,10 @@ class LatentDiffusion(LightningModule):
         if "mean" in batch:
             posterior = Posterior(batch["mean"], batch.get("logvar"))
         else:
-            posterior = first_stage.encode(to_signed(batch["pixel_values"]))
+            pixels = to_signed(batch["pixel_values"])
+            # In full precision, as the statistics and the caches of latents are made.
+            with torch.autocast(pixels.device.type, enabled=False):
+                posterior = first_stage.encode(pixels)
         if posterior.logvar is None:
             return first_stage.normalized(posterior.mean)
         noise = normal(batch["seeds"], posterior.mean.shape[1:], "posterior")

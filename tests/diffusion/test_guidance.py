@@ -124,7 +124,8 @@ def test_a_guided_run_moves_samples_further():
     ("arguments", "says"),
     [
         ({"scale": -1.0}, "scale=-1 must be at least 0"),
-        ({"interval": (800, 300)}, "interval=[800, 300] must rise"),
+        ({"interval": (800, 300)}, "interval=[800, 300] must be two times"),
+        ({"interval": (500,)}, "interval=[500] must be two times"),
         ({"rescale": 1.5}, "rescale=1.5 must lie in 0 … 1"),
     ],
 )

@@ -118,6 +118,7 @@ def test_a_folder_with_a_weight_missing_is_refused(tmp_path):
         (lambda: KLAutoencoder("/nowhere"), "source=/nowhere is no AutoencoderKL"),
         (lambda: tiny.kl(latent_chanels=3), "Did you mean 'latent_channels'"),
         (lambda: KLAutoencoder(init="random", architecture={}), "needs block_out_channels"),
+        (lambda: KLAutoencoder(init="random", architecture={"block_out_channels": 8}), "block_out_channels, a list"),
         (lambda: tiny.kl(norm_num_groups=3), r"does not fit together: num_channels"),
         (lambda: tiny.kl(down_block_types=["DownEncoderBlock2D"]), "down_block_types has 1 blocks"),
         (lambda: tiny.vq({"latent_chanels": 3}), "Did you mean 'latent_channels'"),
@@ -181,7 +182,7 @@ def test_vq_comes_back_exactly(tmp_path):
 COUNTS = {"kl_f8": 83.65e6, "kl_f4": 55.3e6, "vq_f4": 55.3e6, "vqgan_f16": 71.7e6 + 1024 * 256}
 SHAPES = {
     "identity": (3, 1),
-    "kl_tiny": (4, 4), "vq_tiny": (4, 4),
+    "kl_f2_tiny": (2, 2), "kl_tiny": (4, 4), "kl_f8_tiny": (8, 8), "vq_tiny": (4, 4),
     "kl_f4": (3, 4), "kl_f8": (4, 8), "kl_f16": (16, 16),
     "vq_f4": (3, 4), "vq_f8": (4, 8), "vq_f16": (8, 16), "vqgan_f16": (256, 16),
 }  # fmt: skip

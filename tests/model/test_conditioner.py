@@ -88,8 +88,9 @@ def test_class_names():
         named.index("goldfisch")
     with pytest.raises(ConfigError, match="'cat' twice"):
         ClassCondition(["cat", "dog", "cat"], 4)
-    with pytest.raises(ConfigError, match=r"classes is not set"):
-        ClassCondition([], 4)
+    for wrong in ([], None, "cat", 2.5, True, 0):
+        with pytest.raises(ConfigError, match="give their number or the list of their names"):
+            ClassCondition(wrong, 4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", SIZES)

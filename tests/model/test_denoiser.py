@@ -101,6 +101,7 @@ def test_float_times_are_taken():
 @pytest.mark.parametrize(
     ("architecture", "says"),
     [
+        ({"block_out_channels": 64}, "block_out_channels=64: give a list"),
         ({"block_out_chanels": [8]}, "no field 'block_out_chanels' for UNet2DModel. Did you mean 'block_out_channels'"),
         ({"in_channels": 4}, "in_channels follows from the first stage and the conditioner; leave it out"),
         ({"up_block_types": ["UpBlock2D"]}, "makes no UNet2DModel: Must provide the same number"),

@@ -71,19 +71,19 @@ def test_latents_have_unit_variance_and_are_drawn_from_their_posterior(pictures)
 
 
 def test_the_loss_is_the_process_loss_of_the_keyed_draws(pictures):
-    for process in (Diffusion(target="v", min_snr_gamma=5.0), FlowMatching()):
-        for kind in ("l2", "l1"):
-            stage = diffusion_stage(process=process, loss=kind)
-            batch = batches(stage, pictures)[0]
-            x_0 = stage.latents(batch)
-            t, noise = process.draw(batch["seeds"], x_0.shape[1:])
-            x_t = process.add_noise(x_0, noise, t)
-            condition = stage.model.conditioner({"labels": batch["labels"]})
-            prediction = stage.model.denoiser(x_t, process.model_time(t), condition)
-            error = prediction - process.target_of(x_0, noise, t)
-            error = error.abs() if kind == "l1" else error.square()
-            expected = process.weight(t) * error.mean((1, 2, 3))
-            torch.testing.assert_close(stage.loss(batch, 0.0), expected.float(), rtol=1e-5, atol=1e-6)
+    weighted, flow = Diffusion(target="v", min_snr_gamma=5.0), FlowMatching()
+    for process, kind in ((weighted, "l2"), (flow, "l2"), (flow, "l1")):
+        stage = diffusion_stage(process=process, loss=kind)
+        batch = batches(stage, pictures)[0]
+        x_0 = stage.latents(batch)
+        t, noise = process.draw(batch["seeds"], x_0.shape[1:])
+        x_t = process.add_noise(x_0, noise, t)
+        condition = stage.model.conditioner({"labels": batch["labels"]})
+        prediction = stage.model.denoiser(x_t, process.model_time(t), condition)
+        error = prediction - process.target_of(x_0, noise, t)
+        error = error.abs() if kind == "l1" else error.square()
+        expected = process.weight(t) * error.mean((1, 2, 3))
+        torch.testing.assert_close(stage.loss(batch, 0.0), expected.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_conditions_are_dropped_as_often_as_the_conditioner_says(pictures):
@@ -162,6 +162,13 @@ def test_a_checkpoint_holds_what_learns(pictures):
     assert parts == {"denoiser", "conditioner"}
 
 
+def picky(reduction: int) -> Any:
+    """A stage whose denoiser takes sides that `reduction` divides."""
+    stage = diffusion_stage()
+    stage.model.denoiser.reduction = reduction
+    return stage
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -172,6 +179,10 @@ def test_a_checkpoint_holds_what_learns(pictures):
             lambda: diffusion_stage().collate(SIZE + 1, "crop", False, False),
             "must divide by the first stage's factor 2",
         ),
+        (lambda: picky(4).collate(SIZE + 4, "crop", False, False), "latents of 6 x 6, .* take a multiple of 8"),
+        (lambda: diffusion_stage(trainable=["denoiser"]), "conditioner's weights are random, and would stay so"),
+        (lambda: diffusion_stage(loss="l3"), "stage.loss=l3 is none of l2, l1"),
+        (lambda: diffusion_stage(process=Diffusion(min_snr_gamma=5), loss="l1"), "min_snr_gamma weights squared"),
     ],
 )
 def test_what_cannot_be_is_refused(make, says):

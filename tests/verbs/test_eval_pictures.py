@@ -111,8 +111,21 @@ def test_a_run_knows_the_score_of_its_average(work, monkeypatch, capsys):
     assert done["val/kid"] == pytest.approx(scores["kid"], rel=1e-4, abs=1e-4)
 
 
-def test_a_wrong_eye_costs_no_run(work, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["callbacks.sample_quality.features=ey"], 2, "Did you mean 'eye'?"),
+        (["callbacks.sample_quality.samples=1"], 2, "needs two samples or more"),
+        (["trainer.val_every=3"], 2, "trainer.val_every=3 has none after 4 steps"),
+        (["data.val=[]"], 2, "scores the last validation; give data.val"),
+        (["callbacks.sample_quality.pictures=cached"], 1, "scores need the pictures, not their latents"),
+    ],
+)
+def test_a_score_that_cannot_be_costs_no_run(work, monkeypatch, capsys, argv, code, message):
     monkeypatch.chdir(work)
-    assert cli.main([*PIXELS, "run.name=blind", "callbacks.sample_quality.features=ey"]) == 2
-    assert "Did you mean 'eye'?" in capsys.readouterr().err
-    assert not list((work / "runs" / "blind").glob("checkpoints/*"))
+    if not (work / "cached").exists():
+        latents_of(work, "first_stage", "val", "cached")
+    name = f"run.name={abs(hash(message))}"
+    assert cli.main([*PIXELS, "callbacks.sample_quality.features=eye", *argv, name]) == code
+    assert message in capsys.readouterr().err
+    assert not list((work / "runs").glob("[0-9]*/checkpoints/*"))

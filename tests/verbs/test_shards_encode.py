@@ -150,7 +150,7 @@ def test_a_run_and_what_started_from_it_make_one_cache(work, capsys):
 def test_the_stage_accepts_the_cache(work):
     assert latents_of(work, "first_stage", "pictures", "cache", "--flip") == 0
     model, _ = restore(work / "runs" / "denoiser")
-    stage = LatentDiffusion(model, optim(), ["denoiser"], Diffusion())
+    stage = LatentDiffusion(model, optim(), ["denoiser", "conditioner"], Diffusion())
     data = image_data(stage, ShardIndex.open(work / "cache"), latents=True, global_batch=4, micro_batch=4)
     data.plan(1)
     batch = next(iter(data.train_dataloader()))
