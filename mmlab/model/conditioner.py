@@ -88,8 +88,9 @@ class ClassCondition(Conditioner):
 
     def __init__(self, classes: int | Sequence[str], width: int, dropout: float = 0.1, as_context: bool = False):
         super().__init__()
-        counted = isinstance(classes, int) and not isinstance(classes, bool)
-        if not (classes > 0 if counted else classes and isinstance(classes, Sequence) and not isinstance(classes, str)):
+        named = isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) > 0
+        counted = isinstance(classes, int) and not isinstance(classes, bool) and classes > 0
+        if not (named or counted):
             raise ConfigError(f"model.conditioner.classes={classes!r}: give their number or the list of their names.")
         self.names = [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
         if twice := next((name for name in self.names if self.names.count(name) > 1), None):
