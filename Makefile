@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 MMLAB := $(BIN)/mmlab
 DATA := data/shapes
+SCENES := --max-objects 1 --kinds circle square triangle --overwrite
 
 .PHONY: setup train test check format bench clean
 .DELETE_ON_ERROR:
@@ -28,13 +29,13 @@ train: setup $(DATA)/train/index.npz $(DATA)/val/index.npz $(DATA)/test/index.np
 	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.blind_from=$(DATA)/train
 
 $(DATA)/train/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/train --count 4000 --max-objects 1 --overwrite
+	$(MMLAB) shards build shapes $(DATA)/train --count 4000 $(SCENES)
 
 $(DATA)/val/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 --max-objects 1 --overwrite
+	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 $(SCENES)
 
 $(DATA)/test/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 --max-objects 1 --overwrite
+	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 $(SCENES)
 
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
