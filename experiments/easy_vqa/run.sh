@@ -15,7 +15,7 @@ start=$SECONDS
 "$mmlab" shards build easy_vqa "$data" data/easy_vqa/test --split test --overwrite
 "$mmlab" shards tokenizer data/easy_vqa/train --out data/easy_vqa/tokenizer
 
-for recipe in vision language align finetune no_align; do
+for recipe in vision language language_places align finetune no_align; do
     "$mmlab" train experiment=easy_vqa/$recipe
 done
 
