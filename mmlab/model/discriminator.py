@@ -32,7 +32,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Pixels in [-1, 1] → logits `[B, 1, h, w]`, high where a patch looks real."""
-        return self.blocks(x_B3HW)
+        return self.blocks(x_B3HW.to(self.blocks[0].weight.dtype))
 
 
 def _initialise(module: nn.Module) -> None:

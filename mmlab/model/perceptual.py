@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
         """Distances `[B]` of pixels in [-1, 1], float32; H and W are at least 16."""
-        both = (torch.cat([x_B3HW, y_B3HW]) - self.shift) / self.scale
+        both = ((torch.cat([x_B3HW, y_B3HW]) - self.shift) / self.scale).to(self.features[0].weight.dtype)
         distance = torch.zeros(len(x_B3HW), device=x_B3HW.device)
         for k, stage in enumerate(self._stages()):
             both = stage(both)
@@ -97,7 +97,7 @@ class StandIn(nn.Module):
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
         """Distances `[B]` of pixels in [-1, 1], float32, between 0 and about 1; H and W are at least 8."""
-        both = torch.cat([x_B3HW, y_B3HW])
+        both = torch.cat([x_B3HW, y_B3HW]).to(self.first.dtype)
         distances = []
         for scale in range(self.SCALES):
             if scale:

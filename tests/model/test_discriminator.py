@@ -35,3 +35,10 @@ def test_layers_and_norms_are_pix2pix_s():
     torch.manual_seed(0)
     weights = PatchDiscriminator().blocks[2].get_parameter("weight").detach()
     assert weights.std() == pytest.approx(0.02, rel=0.02) and abs(weights.mean()) < 1e-3
+
+
+def test_weights_of_bf16_take_float32_pictures():
+    model = PatchDiscriminator(1, width=8).eval()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    expected = model(x)
+    torch.testing.assert_close(model.to(torch.bfloat16)(x).float(), expected, rtol=0.05, atol=0.01)

@@ -136,3 +136,14 @@ def test_a_gradient_step_on_the_stand_in_brings_pictures_closer():
     assert gradient.isfinite().all()
     with torch.no_grad():
         assert (distance(y - 0.05 * gradient.sign(), x) < before).all()
+
+
+@pytest.mark.parametrize("make", [LPIPS, StandIn])
+def test_weights_of_bf16_take_float32_pictures(tmp_path, make):
+    save_file(weights(), tmp_path / FILE)
+    distance = make(str(tmp_path)) if make is LPIPS else make()
+    x, y = tiny.pictures(2, 32), tiny.pictures(2, 32, seed=1)
+    expected = distance(x, y)
+    found = distance.to(torch.bfloat16)(x, y)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)

@@ -269,3 +269,11 @@ def test_it_says_once_what_its_perceptual_distance_is(root, tmp_path, capsys):
     module = stage()
     train(module, data_of(module, root), tmp_path, 2)
     assert capsys.readouterr().out.count(StandIn.label) == 1
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_weights_may_be_bf16_throughout(root, tmp_path, kind):
+    module = stage(kind)
+    metrics = train(module, data_of(module, root), tmp_path, 2, precision="bf16-true")
+    assert {p.dtype for p in module.model.discriminator.parameters()} == {torch.bfloat16}
+    assert metrics["val/psnr"] > 0
