@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -179,7 +180,7 @@ class VQAutoencoder(Autoencoder):
         try:
             config = json.loads((folder / CONFIG).read_text())
             weights = load_file(folder / WEIGHTS)
-        except OSError as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{folder} holds no VQ autoencoder: {error}.") from error
         _compare(config, self._config(), folder)
         fill(self, weights, folder)

@@ -1,5 +1,7 @@
 """The discriminator of adversarial autoencoders. Legend: B pictures, H/W pixels, h/w patches."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -32,7 +34,9 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Pixels in [-1, 1] → logits `[B, 1, h, w]`, high where a patch looks real."""
-        return self.blocks(x_B3HW.to(self.blocks[0].weight.dtype))
+        # No get_parameter: while the discriminator judges as a fixed one, its weights are plain tensors.
+        first: Any = self.blocks[0]
+        return self.blocks(x_B3HW.to(first.weight.dtype))
 
 
 def _initialise(module: nn.Module) -> None:

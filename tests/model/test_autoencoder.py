@@ -178,6 +178,14 @@ def test_vq_comes_back_exactly(tmp_path):
         again.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_vq_artifact_is_one_sentence(tmp_path, name):
+    tiny.vq().save(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    with pytest.raises(ConfigError, match="holds no VQ autoencoder"):
+        tiny.vq().load(tmp_path)
+
+
 # From the papers' tables and the released checkpoints; with the codebook, where there is one.
 COUNTS = {"kl_f8": 83.65e6, "kl_f4": 55.3e6, "vq_f4": 55.3e6, "vqgan_f16": 71.7e6 + 1024 * 256}
 SHAPES = {
