@@ -13,7 +13,8 @@ class AutoencoderModel(nn.Module):
     Args:
         first_stage: learns to encode and decode.
         discriminator: learns to tell its reconstructions from pictures.
-        perceptual: a distance of pictures, `(x, y)` in [-1, 1] → `[B]`; never learns.
+        perceptual: a distance of pictures, `(x, y)` in [-1, 1] → `[B]`, with its `label` and the side of the `smallest`
+            picture that it takes; never learns.
 
     Raises:
         ConfigError: a first stage without anything to learn.

@@ -36,6 +36,8 @@ class LPIPS(nn.Module):
     """
 
     label = "LPIPS (VGG16, lin 0.1)"
+    smallest = 16
+    """Side in pixels of the smallest picture that it takes: VGG16 halves it four times."""
     shift: Tensor
     scale: Tensor
 
@@ -51,8 +53,9 @@ class LPIPS(nn.Module):
             fill(self, _read(path), path)
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-        """Distances `[B]` of pixels in [-1, 1], float32; H and W are at least 16."""
-        both = ((torch.cat([x_B3HW, y_B3HW]) - self.shift) / self.scale).to(self.features[0].weight.dtype)
+        """Distances `[B]` of pixels in [-1, 1], float32; H and W are at least `smallest`."""
+        both = (torch.cat([x_B3HW, y_B3HW]) - self.shift) / self.scale
+        both = both.to(self.features.get_parameter("0.weight").dtype)
         distance = torch.zeros(len(x_B3HW), device=x_B3HW.device)
         for k, stage in enumerate(self._stages()):
             both = stage(both)
@@ -77,6 +80,8 @@ class StandIn(nn.Module):
     """
 
     label = "stand-in (untrained convolutions; its numbers are not LPIPS)"
+    smallest = 8
+    """Side in pixels of the smallest picture in which both convolutions see something."""
     SCALES = 3
     FLOOR = 0.05
     """Strength of features below which a difference counts less: noise on a plain background is not seen."""
@@ -96,7 +101,7 @@ class StandIn(nn.Module):
         self.register_buffer("second", second * (2 / (32 * 9)) ** 0.5, persistent=False)
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-        """Distances `[B]` of pixels in [-1, 1], float32, between 0 and about 1; H and W are at least 8."""
+        """Distances `[B]` of pixels in [-1, 1], float32, between 0 and about 1; H and W are at least `smallest`."""
         both = torch.cat([x_B3HW, y_B3HW]).to(self.first.dtype)
         distances = []
         for scale in range(self.SCALES):

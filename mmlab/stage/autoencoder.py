@@ -14,6 +14,7 @@ from mmlab.diffusion.noise import normal
 from mmlab.model.adversarial_autoencoder import AutoencoderModel
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Posterior, Reconstruction, to_signed
+from mmlab.model.perceptual import StandIn
 from mmlab.model.quantizer import usage
 from mmlab.stage.autoencoder_guards import refuse_blow_up, refuse_code_collapse
 from mmlab.stage.autoencoder_loss import AutoencoderLoss, Terms, adaptive_weight, generator_loss, hinge_loss
@@ -104,6 +105,12 @@ class AutoencoderTraining(LightningModule):
             raise ConfigError(
                 f"data.size={size} is less than the discriminator's {smallest}; give model.discriminator fewer layers."
             )
+        perceptual: Any = self.model.perceptual
+        if size < perceptual.smallest:
+            least, name = perceptual.smallest, type(perceptual).__name__
+            small = StandIn.smallest
+            otherwise = f", or model/perceptual=stand_in, which takes {small}" if size >= small else ""
+            raise ConfigError(f"data.size={size} is less than {name}'s {least}; set data.size={least}{otherwise}.")
         return ImageCollate(size=size, aspect=aspect, flip=flip)
 
     @property

@@ -147,3 +147,11 @@ def test_weights_of_bf16_take_float32_pictures(tmp_path, make):
     found = distance.to(torch.bfloat16)(x, y)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+
+
+def test_the_smallest_picture_is_the_smallest(tmp_path):
+    save_file(weights(), tmp_path / FILE)
+    distance = LPIPS(str(tmp_path))
+    assert distance(*(tiny.pictures(1, distance.smallest, seed=n) for n in range(2))).isfinite().all()
+    with pytest.raises(RuntimeError):
+        distance(*(tiny.pictures(1, distance.smallest - 1, seed=n) for n in range(2)))

@@ -15,7 +15,7 @@ from mmlab.model.adversarial_autoencoder import AutoencoderModel
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Identity, to_signed
-from mmlab.model.perceptual import StandIn
+from mmlab.model.perceptual import LPIPS, StandIn
 from mmlab.model.quantizer import usage
 from mmlab.stage.autoencoder import AutoencoderTraining
 from mmlab.training.artifacts import load_parts, save_parts
@@ -251,7 +251,14 @@ def test_what_the_stage_does_not_do_is_refused():
         stage().collate(size=18, latents=False, **given)
     with pytest.raises(ConfigError, match=r"data\.size=8 is less than the discriminator's 12"):
         stage().collate(size=8, latents=False, **given)
-    stage(adversarial_weight=0).collate(size=8, latents=False, **given)
+    alone = stage(adversarial_weight=0)
+    alone.collate(size=8, latents=False, **given)
+    with pytest.raises(ConfigError, match=r"data\.size=4 is less than StandIn's 8; set data\.size=8\.$"):
+        alone.collate(size=4, latents=False, **given)
+    with torch.device("meta"):
+        alone.model.perceptual = LPIPS()
+    with pytest.raises(ConfigError, match=r"LPIPS's 16; .*, or model/perceptual=stand_in, which takes 8\.$"):
+        alone.collate(size=12, latents=False, **given)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_applied(root, tmp_path):
