@@ -120,8 +120,6 @@ def _show(args: argparse.Namespace) -> None:
     from mmlab.data.index import ShardIndex
     from mmlab.report.samples import sample_sheet
 
-    if args.number < 1:
-        raise ConfigError(f"-n must be at least 1, not {args.number}.")
     out = Path(args.out)
     if out.suffix != ".png" or not out.parent.is_dir():
         raise ConfigError(f"--out must be a .png in an existing folder, not {out}.")
@@ -173,8 +171,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     show = _add(commands, "show", _show, "a contact sheet of samples with their texts")
     show.add_argument("root")
     show.add_argument("--out", default="samples.png", metavar="PNG", help="where to (%(default)s)")
-    show.add_argument("-n", dest="number", type=int, default=16, help="samples, spread over the set (%(default)s)")
-    show.add_argument("--columns", type=int, default=4, help="(%(default)s)")
+    help_number = "samples, spread over the set (%(default)s)"
+    show.add_argument("-n", dest="number", type=_positive, default=16, help=help_number)
+    show.add_argument("--columns", type=_positive, default=4, help="(%(default)s)")
     tokenizer = _add(commands, "tokenizer", _tokenizer, "train a byte-level BPE tokenizer on all texts")
     tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
     tokenizer.add_argument("--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads")
@@ -245,7 +244,7 @@ def _add_encode(commands) -> None:
     help_dtype = "of the latents; float16 takes half the space (%(default)s)"
     encode.add_argument("--dtype", default="float32", choices=("float32", "float16"), help=help_dtype)
     encode.add_argument("--flip", action="store_true", help="encode the mirror images too, for data.flip=true")
-    encode.add_argument("--batch-size", type=int, default=64, help="pictures at a time (%(default)s)")
+    encode.add_argument("--batch-size", type=_positive, default=64, help="pictures at a time (%(default)s)")
     encode.set_defaults(convert=_latents)
     _add_budget(encode)
     _add_destination(encode)
@@ -266,6 +265,13 @@ def _add(commands, name: str, run, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def _positive(text: str) -> int:
+    """The type of an option that counts something: 1, 2, …"""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text}")
+    return int(text)
 
 
 def _existing(path: str) -> str:

@@ -66,7 +66,8 @@ def test_foreign_formats(tmp_path, monkeypatch, capsys):
         ("build easy_vqa drawn out --split tset", "Did you mean 'test'?"),
         ("stats drwan", "Did you mean 'drawn'?"),
         ("show drawn --out nowhere/x.png", "existing folder"),
-        ("show drawn -n 0", "at least 1"),
+        ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
+        ("show drawn --columns 0", "--columns: it must be a whole number of at least 1, not 0"),
         ("tokenizer drawn --out tok --vocab-size 3", "at least 259"),
     ],
 )
