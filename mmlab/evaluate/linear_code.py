@@ -6,6 +6,14 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError
 
 
+def refuse_too_few(values: int, pictures: int) -> None:
+    """Raise ConfigError where `pictures` span fewer directions than a linear code of `values` numbers needs."""
+    if not 0 < values < pictures:
+        raise ConfigError(
+            f"A linear code of {values} numbers takes more than {values} training pictures; there are {pictures}."
+        )
+
+
 class LinearCode:
     """Principal components of training pictures: of all linear codes with K numbers, the one of least square error.
 
@@ -18,11 +26,8 @@ class LinearCode:
     """
 
     def __init__(self, train_N3HW: Tensor, values: int):
+        refuse_too_few(values, len(train_N3HW))
         flat = train_N3HW.flatten(1).float()
-        if not 0 < values < len(flat):
-            raise ConfigError(
-                f"A linear code of {values} numbers takes more than {values} training pictures; there are {len(flat)}."
-            )
         self.mean = flat.mean(0)
         centred = flat - self.mean
         # The smaller of the two Gram matrices has the same components.

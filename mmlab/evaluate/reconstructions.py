@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmlab.evaluate.feature_networks import FeatureNetwork
 from mmlab.evaluate.image_quality import FeatureSet, caution, compare
-from mmlab.evaluate.linear_code import LinearCode
+from mmlab.evaluate.linear_code import LinearCode, refuse_too_few
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import FirstStage, to_signed, to_uint8
@@ -44,7 +44,8 @@ def score_reconstructions(
         pictures: held out.
         network: of rFID and rKID; None leaves them out.
         train: training pictures; the best linear code of as many numbers as the latents have is made from them, and
-            its mean PSNR on `pictures` stands beside the first stage's.
+            its mean PSNR on `pictures` stands beside the first stage's. Where memory has no room for enough of them,
+            `linear_left_out` says so.
         batch_size: pictures at a time.
 
     Returns:
@@ -55,6 +56,10 @@ def score_reconstructions(
         DataError: a picture that cannot be read.
     """
     first_stage, perceptual = model.first_stage, getattr(model, "perceptual", None)
+    values = first_stage.channels * (pictures.spec.size // first_stage.factor) ** 2
+    if train is not None:
+        # Before the pictures are gone through, which takes long.
+        refuse_too_few(values, len(train))
     sums: dict[str, list[Tensor]] = {}
     real, made = FeatureSet(), FeatureSet()
     for batch in pictures.batches(batch_size, "reconstructing"):
@@ -75,14 +80,20 @@ def score_reconstructions(
         scores |= {f"r{name}": value for name, value in compare(made, real).items()}
         scores |= {"features": network.describe(), "caution": caution(made, real)}
     if train is not None:
-        side = pictures.spec.size // first_stage.factor
-        scores |= linear_scores(pictures, train, first_stage.channels * side**2, batch_size)
+        scores |= linear_scores(pictures, train, values, batch_size)
     return scores | {"pictures": pictures.describe()}
 
 
 def linear_scores(pictures: PictureSet, train: PictureSet, values: int, batch_size: int) -> dict[str, Any]:
-    """Mean PSNR (dB) of the best linear code with `values` numbers: `{linear_psnr, linear_values, linear_pictures}`."""
-    fits = LINEAR_BYTES // (4 * 3 * pictures.spec.size**2)
+    """Mean PSNR (dB) of the best linear code with `values` numbers: `{linear_psnr, linear_values, linear_pictures}`.
+
+    `{linear_left_out}` where more than `values` training pictures, which it takes, do not fit in memory.
+    """
+    size = pictures.spec.size
+    fits = LINEAR_BYTES // (4 * 3 * size**2)
+    if fits <= values:
+        room = f"{LINEAR_BYTES / 2**30:.2g} GiB hold {fits} of {size} px"
+        return {"linear_left_out": f"a linear code of {values} numbers takes more than {values} pictures, and {room}"}
     chosen = PictureSet(train.index.root, train.spec, min(len(train), fits))
     code = LinearCode(torch.cat(list(chosen.batches(batch_size, "reading training pictures"))), values)
     found = [

@@ -130,6 +130,8 @@ def report(scores: dict, sheets: dict, out: Path) -> None:
             print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
     if features := scores.get("features"):
         print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
+    if left_out := scores.get("linear_left_out"):
+        print(f"no linear code to compare with: {left_out}")
     if scores.get("caution"):
         print(scores["caution"])
     print(f"pictures: {', '.join(str(out / f'{name}.png') for name in sheets)}")

@@ -7,6 +7,7 @@ import torch
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.sample import ImageSpec
+from mmlab.evaluate import reconstructions
 from mmlab.evaluate.linear_code import LinearCode
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.evaluate.reconstructions import EQUAL, reconstruct, reconstruction_sheet, score_reconstructions
@@ -71,8 +72,22 @@ def test_a_linear_code_of_as_many_numbers_stands_beside_it(sets):
 
 def test_too_few_training_pictures_for_the_linear_code(sets):
     few = PictureSet(sets[1].index.root, SPEC, 100)
+    first_stage = Unshuffle()
+    first_stage.encode = lambda x: pytest.fail("it is known before any picture is encoded")
     with pytest.raises(ConfigError, match="192 numbers takes more than 192 training pictures; there are 100"):
-        score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), sets[0], None, few)
+        score_reconstructions(SimpleNamespace(first_stage=first_stage), sets[0], None, few)
+
+
+@pytest.mark.parametrize("fits", [192, 193])
+def test_where_memory_has_no_room_for_a_linear_code_the_other_scores_stay(sets, monkeypatch, fits):
+    monkeypatch.setattr(reconstructions, "LINEAR_BYTES", fits * 4 * 3 * SIDE**2)
+    scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), sets[0], None, sets[1])
+    assert scores["psnr"] == EQUAL
+    if fits > 192:
+        assert scores["linear_pictures"] == fits and "linear_left_out" not in scores
+    else:
+        assert "takes more than 192 pictures, and" in scores["linear_left_out"] and "linear_psnr" not in scores
+        assert scores["linear_left_out"].endswith("GiB hold 192 of 8 px")
 
 
 def test_the_sheet_shows_pairs(sets):

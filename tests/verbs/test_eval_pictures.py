@@ -46,6 +46,15 @@ def test_a_first_stage(work, monkeypatch, capsys):
     assert Image.open(folder / "reconstructions.png").width > 500
 
 
+def test_a_linear_code_that_does_not_fit_costs_no_other_score(work, monkeypatch, capsys):
+    monkeypatch.setattr("mmlab.evaluate.reconstructions.LINEAR_BYTES", 4 * 3 * 8**2)
+    code, out, err = evaluate(work, monkeypatch, capsys, "run=first_stage", "data.train_from=train", "out=unlined")
+    assert code == 0, err
+    scores = json.loads((work / "unlined" / "scores.json").read_text())
+    assert scores["psnr"] > 0 and "takes more than 64 pictures" in scores["linear_left_out"]
+    assert f"no linear code to compare with: {scores['linear_left_out']}" in out
+
+
 def test_a_diffusion_model(work, monkeypatch, capsys):
     asked = ["run=denoiser", "data.train_from=train", "features=eye", "samples=14", "batch_size=6", "out=here"]
     code, out, err = evaluate(work, monkeypatch, capsys, *asked)
