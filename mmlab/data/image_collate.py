@@ -23,6 +23,13 @@ LATENTS = "safetensors"
 image, float16 or float32 `[C, h, w]`; no `logvar` where the first stage is deterministic."""
 FIRST_STAGE = "first_stage"
 """The record's field with the fingerprint of the first stage that encoded it."""
+ENCODED_AS = "encoded_as"
+"""The record's field with the form of the picture that was encoded, see `form`."""
+
+
+def form(size: int, aspect: str) -> str:
+    """A square picture's size and how it became square, as a record of latents has them."""
+    return f"data.size={size} data.aspect={aspect}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class LatentCollate:
     Args:
         first_stage: fingerprint of the first stage that the latents must come from.
         shape: (C, h, w) that it makes of the configured pictures.
+        encoded_as: `form` of these pictures.
         flip, labels, tokenizer, max_length: as for `ImageCollate`, and drawn alike.
     """
 
@@ -109,6 +117,7 @@ class LatentCollate:
         self,
         first_stage: str,
         shape: tuple[int, int, int],
+        encoded_as: str,
         flip: bool = False,
         labels: Sequence[str] | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -117,6 +126,7 @@ class LatentCollate:
         self.image: ImageSpec | None = None
         self.first_stage = first_stage
         self.shape = shape
+        self.encoded_as = encoded_as
         self.flip = flip
         self.conditions = Conditions(labels, tokenizer, max_length)
         self.members = (LATENTS, *self.conditions.members)
@@ -126,7 +136,7 @@ class LatentCollate:
 
         Raises:
             SampleError: `latents` for a damaged member, and what `Conditions` raises.
-            DataError: no latents, those of another first stage or picture size, or none of mirrored pictures.
+            DataError: no latents, those of another first stage, picture size or aspect, or none of mirrored pictures.
         """
         where = f"source '{sample.source}'"
         if LATENTS not in sample.members:
@@ -136,6 +146,14 @@ class LatentCollate:
             raise DataError(
                 f"the latents of {where} were made by the first stage {made_by}, and this model's is"
                 f" {self.first_stage}: encode the pictures again with `mmlab shards encode`."
+            )
+        encoded_as = sample.record.get(ENCODED_AS)
+        if encoded_as != self.encoded_as:
+            # Caches from before this field cannot say; `mmlab shards encode` takes both from the first stage's run.
+            way = "encode them again with `mmlab shards encode`" if encoded_as is None else "set what they have"
+            raise DataError(
+                f"the pictures of {where} were encoded with {encoded_as or 'an unknown data.aspect'}, and this run has"
+                f" {self.encoded_as}: {way}."
             )
         stored = _tensors(sample.members[LATENTS])
         ending = "_flipped" if self.flip and mirrored(sample.seed) else ""
@@ -147,8 +165,8 @@ class LatentCollate:
         for tensor in values.values():
             if tuple(tensor.shape) != self.shape:
                 raise DataError(
-                    f"the latents of {where} have the shape {list(tensor.shape)}, and data.size asks for"
-                    f" {list(self.shape)}: set data.size to the size that they were encoded at."
+                    f"the latents of {where} have the shape {list(tensor.shape)}, and the first stage makes"
+                    f" {list(self.shape)}: encode the pictures again with `mmlab shards encode`."
                 )
         return _prepared(sample, values, self.conditions(sample))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.config.run import load_run_config
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
-from mmlab.data.image_collate import FIRST_STAGE, LATENTS
+from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, LATENTS, form
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
@@ -55,8 +55,9 @@ def latents(
 ) -> Samples:
     """Encode every picture of a set of shards, in its order.
 
-    A sample keeps its record, to which the first stage's fingerprint is added, its text and its class; in place of
-    the picture it gets `safetensors` with `mean` and, where the posterior is not deterministic, `logvar` `[C, h, w]`.
+    A sample keeps its record, to which the first stage's fingerprint and the picture's form are added, its text and its
+    class; in place of the picture it gets `safetensors` with `mean` and, where the posterior is not deterministic,
+    `logvar` `[C, h, w]`.
 
     Args:
         first_stage: in eval mode, on its device.
@@ -86,7 +87,7 @@ def latents(
         stored = {name: value.to(DTYPES[dtype]) for name, value in values.items()}
         _refuse_infinite(stored, dtype)
         for n, (key, members, _) in enumerate(rows):
-            record = {**parse_record(members), FIRST_STAGE: made_by}
+            record = {**parse_record(members), FIRST_STAGE: made_by, ENCODED_AS: form(spec.size, spec.aspect)}
             own: dict[str, Any] = {name: members[name] for name in KEPT if name in members}
             tensors = {name: value[n].contiguous() for name, value in stored.items()}
             yield key, {**own, "json": record, LATENTS: save(tensors)}

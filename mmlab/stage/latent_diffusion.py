@@ -9,7 +9,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.data.image_collate import ImageCollate, LatentCollate
+from mmlab.data.image_collate import ImageCollate, LatentCollate, form
 from mmlab.diffusion.noise import normal, uniform
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
@@ -107,7 +107,8 @@ class LatentDiffusion(LightningModule):
         elif conditioner.reads == "text":
             told = {"tokenizer": conditioner.tokenizer, "max_length": conditioner.max_length}
         if latents:
-            return LatentCollate(fingerprint(first_stage), (first_stage.channels, side, side), flip, **told)
+            shape = (first_stage.channels, side, side)
+            return LatentCollate(fingerprint(first_stage), shape, form(size, aspect), flip, **told)
         return ImageCollate(size, aspect, flip, **told)
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.image_collate import FIRST_STAGE, ImageCollate, LatentCollate, mirrored
+from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, ImageCollate, LatentCollate, form, mirrored
 from mmlab.data.reader import GlobalBatches, LocalBatches, Source
 from mmlab.data.sample import Sample, SampleError
 from mmlab.data.shards import ShardWriter
@@ -21,6 +21,7 @@ from tests.tiny_tokenizers import llama_2, wordpiece
 
 NAMES = ["circle", "square", "7"]
 RAMP = torch.arange(3 * 4 * 4, dtype=torch.uint8).view(3, 4, 4)
+FORM = form(6, "crop")
 # One that is mirrored, and one that is not.
 TURNED, STRAIGHT = (next(seed for seed in range(99) if mirrored(seed) is wanted) for wanted in (True, False))
 
@@ -29,8 +30,14 @@ def sample(record: dict[str, Any], seed: int = STRAIGHT, **members: bytes) -> Sa
     return Sample("k", "s", record, RAMP.clone(), seed, members)
 
 
-def latent(tensors: dict[str, torch.Tensor] | None = None, seed: int = STRAIGHT, made_by: str = "abc") -> Sample:
-    return Sample("k", "s", {FIRST_STAGE: made_by}, None, seed, {"safetensors": save(tensors or posterior())})
+def latent(
+    tensors: dict[str, torch.Tensor] | None = None,
+    seed: int = STRAIGHT,
+    made_by: str = "abc",
+    encoded_as: str | None = FORM,
+) -> Sample:
+    record = {FIRST_STAGE: made_by, ENCODED_AS: encoded_as}
+    return Sample("k", "s", record, None, seed, {"safetensors": save(tensors or posterior())})
 
 
 def posterior(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -121,12 +128,12 @@ def test_a_caption_is_drawn_by_the_seed():
 def test_latents_are_mirrored_as_the_pictures_are(dtype):
     tensors = posterior(dtype)
     for flip, seed, ending in ((False, TURNED, ""), (True, STRAIGHT, ""), (True, TURNED, "_flipped")):
-        batch = one(LatentCollate("abc", (2, 3, 3), flip), latent(tensors, seed))
+        batch = one(LatentCollate("abc", (2, 3, 3), FORM, flip), latent(tensors, seed))
         assert batch["mean"].dtype == torch.float32
         for name in ("mean", "logvar"):
             assert torch.equal(batch[name][0], tensors[name + ending].float())
     mean_alone = {name: tensors[name] for name in ("mean", "mean_flipped")}
-    assert "logvar" not in one(LatentCollate("abc", (2, 3, 3)), latent(mean_alone)), "a deterministic first stage"
+    assert "logvar" not in one(LatentCollate("abc", (2, 3, 3), FORM), latent(mean_alone)), "a deterministic first stage"
 
 
 @pytest.mark.parametrize(
@@ -135,19 +142,30 @@ def test_latents_are_mirrored_as_the_pictures_are(dtype):
         (latent(made_by="stale"), False, "made by the first stage stale, and this model's is abc"),
         (sample({}), False, "holds no latents"),
         (latent({"mean": torch.zeros(2, 3, 3)}), True, "encode with --flip"),
-        (latent({"mean": torch.zeros(2, 6, 6)}), False, r"shape \[2, 6, 6\], and data.size asks for \[2, 3, 3\]"),
+        (latent({"mean": torch.zeros(2, 6, 6)}), False, r"shape \[2, 6, 6\], and the first stage makes \[2, 3, 3\]"),
+        (
+            latent(encoded_as=form(6, "pad")),
+            False,
+            r"with data.size=6 data.aspect=pad, .* data.aspect=crop: set",
+        ),
+        (
+            latent(encoded_as=form(8, "crop")),
+            False,
+            r"with data.size=8 .* this run has data.size=6",
+        ),
+        (latent(encoded_as=None), False, r"encoded with an unknown data.aspect, and .*: encode them again"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(given, flip, says):
     with pytest.raises(DataError, match=says):
-        LatentCollate("abc", (2, 3, 3), flip).prepare(given)
+        LatentCollate("abc", (2, 3, 3), FORM, flip).prepare(given)
 
 
 def test_damaged_latents_are_a_bad_sample():
-    broken = Sample("k", "s", {FIRST_STAGE: "abc"}, None, 0, {"safetensors": b"no"})
+    broken = Sample("k", "s", {FIRST_STAGE: "abc", ENCODED_AS: FORM}, None, 0, {"safetensors": b"no"})
     for given in (broken, latent({"logvar": torch.zeros(2, 3, 3)})):
         with pytest.raises(SampleError) as caught:
-            LatentCollate("abc", (2, 3, 3)).prepare(given)
+            LatentCollate("abc", (2, 3, 3), FORM).prepare(given)
         assert caught.value.reason == "latents"
 
 
@@ -169,7 +187,7 @@ def sources(tmp_path_factory):
     with ShardWriter(root / "latents" / "s", 4, quiet=True) as latents:
         for i in range(10):
             member = {name: value * i for name, value in posterior().items()}
-            record = {FIRST_STAGE: "abc", "class": NAMES[i % 3]}
+            record = {FIRST_STAGE: "abc", ENCODED_AS: FORM, "class": NAMES[i % 3]}
             latents.write(f"k{i}", {"safetensors": save(member), "json": record})
     return [Source("s", pictures.index)], [Source("s", latents.index)]
 
@@ -193,7 +211,7 @@ def joined(sources: list[Source], collate: Any, micro: int, world: int) -> list[
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
-    collates = ImageCollate(4, flip=True, labels=NAMES), LatentCollate("abc", (2, 3, 3), True, NAMES)
+    collates = ImageCollate(4, flip=True, labels=NAMES), LatentCollate("abc", (2, 3, 3), FORM, True, NAMES)
     expected = joined(sources[kind], collates[kind], 8, 1)
     copied = pickle.loads(pickle.dumps(collates[kind]))
     for micro, world in ((4, 1), (2, 2), (1, 8)):
@@ -203,8 +221,8 @@ def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
 
 def test_latents_have_the_seeds_and_classes_of_the_pictures(sources):
     pictures = joined(sources[0], ImageCollate(4, labels=NAMES), 8, 1)
-    latents = joined(sources[1], LatentCollate("abc", (2, 3, 3), labels=NAMES), 8, 1)
+    latents = joined(sources[1], LatentCollate("abc", (2, 3, 3), FORM, labels=NAMES), 8, 1)
     for name in ("seeds", "labels"):
         assert [batch[name] for batch in pictures] == [batch[name] for batch in latents]
     with pytest.raises(DataError, match=r"the first stage abc, and this model's is stale"):
-        joined(sources[1], LatentCollate("stale", (2, 3, 3)), 8, 1)
+        joined(sources[1], LatentCollate("stale", (2, 3, 3), FORM), 8, 1)

@@ -202,6 +202,11 @@ def test_latents_of_another_first_stage_are_refused(cached):
         batches(diffusion_stage(rescaled), cached, latents=True)
 
 
+def test_latents_of_pictures_in_another_form_are_refused(cached):
+    with pytest.raises(DataError, match=rf"with data.size={SIZE} data.aspect=crop, and .* data.aspect=stretch: set"):
+        batches(diffusion_stage(), cached, latents=True, aspect="stretch")
+
+
 def test_pixels_need_no_first_stage(pictures):
     stage = diffusion_stage(diffusion_model(Identity(), NoCondition()), trainable=["denoiser"])
     batch = batches(stage, pictures, flip=False)[0]

@@ -86,10 +86,16 @@ def make_latents(root: Path, model: DiffusionModel, index: ShardIndex, **options
 
 
 def image_data(
-    stage: Any, index: ShardIndex, latents: bool = False, flip: bool = True, global_batch: int = 8, micro_batch: int = 8
+    stage: Any,
+    index: ShardIndex,
+    latents: bool = False,
+    flip: bool = True,
+    global_batch: int = 8,
+    micro_batch: int = 8,
+    aspect: str = "crop",
 ) -> ShardDataModule:
     """Training data of a stage; a source of pictures and one of latents share a name, hence seeds and order."""
-    collate = stage.collate(size=SIZE, aspect="crop", flip=flip, latents=latents)
+    collate = stage.collate(size=SIZE, aspect=aspect, flip=flip, latents=latents)
     sources = [{"path": str(index.root), "name": "s"}]
     return ShardDataModule(sources, sources, global_batch=global_batch, micro_batch=micro_batch, collate=collate)
 

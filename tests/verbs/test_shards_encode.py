@@ -54,6 +54,7 @@ def test_a_cache_is_the_posterior_of_each_picture(tmp_path, batch_size):
         assert torch.allclose(stored["logvar"], posterior.logvar[0], atol=1e-6)
         record = json.loads(members["json"])
         assert record.pop("first_stage") == fingerprint(first_stage())
+        assert record.pop("encoded_as") == f"data.size={SIZE} data.aspect=crop"
         assert record == json.loads(original["json"]), "class and caption stay"
 
 
