@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    DDIMScheduler,  # pyright: ignore[reportPrivateImportUsage]
     DiffusionPipeline,  # pyright: ignore[reportPrivateImportUsage]
     FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
     ImagePipelineOutput,  # pyright: ignore[reportPrivateImportUsage]
@@ -75,10 +76,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             shape = (len(numbers), config.in_channels, size, size)
             latents = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
         given = torch.tensor(numbers, device=latents.device) if self.config["classes"] else None
+        # The noise moves with a clipped picture, so that both still add up to the latents.
+        moves: Any = {"use_clipped_model_output": True} if isinstance(self.scheduler, DDIMScheduler) else {}
         bar: Any = self.progress_bar
+        step: Any = self.scheduler.step
         for t in bar(self._timesteps(num_inference_steps, latents.device)):
             prediction = self._guided(latents, t, given, guidance_scale)
-            latents = self.scheduler.step(prediction, t, latents).prev_sample
+            latents = step(prediction, t, latents, **moves).prev_sample
         images = self._decode(latents).cpu()
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).float().numpy()

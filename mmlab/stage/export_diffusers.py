@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.clipping import Clip
 from mmlab.diffusion.export_diffusers import scheduler
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
@@ -36,40 +37,50 @@ def export_first_stage(first_stage: FirstStage, out: Path) -> str:
     return f'{type(exported).__name__}.from_pretrained("{out}")'
 
 
-def export_pipeline(model: DiffusionModel, process: NoiseProcess, size: int, out: Path) -> str:
+def export_pipeline(
+    model: DiffusionModel, process: NoiseProcess, size: int, out: Path, clip: Clip | None = None
+) -> str:
     """Write a whole pipeline and return the line that loads it.
 
     Text with a UNet on KL latents is a `StableDiffusionPipeline`, classes with a DiT on KL latents a `DiTPipeline`,
     and no condition with a UNet on pixels a `DDIMPipeline`. Other classes, and no condition, go with a pipeline of
-    ours, whose code is in the folder (`mmlab/model/latent_pipeline.py`).
+    ours, whose code is in the folder (`mmlab/model/latent_pipeline.py`); so does a DiT with a clip, whose own pipeline
+    does not move the noise with what is clipped. `DDIMPipeline` does where it is told to, and the line says so.
 
     Args:
         model: the trained model.
         process: that it was trained with.
         size: sides of the pictures.
         out: the folder.
+        clip: of the run's sampler.
 
     Raises:
         ConfigError: parts that no pipeline takes together.
     """
-    pipeline = _stock(model, process, size // model.first_stage.factor)
+    pipeline = _stock(model, process, size // model.first_stage.factor, clip)
     if pipeline is None:
-        return _export_ours(model, process, size // model.first_stage.factor, out)
+        return _export_ours(model, process, size // model.first_stage.factor, out, clip)
     pipeline.save_pretrained(out)
     if isinstance(model.conditioner, ClassCondition):
         # DiTPipeline takes names of classes, but does not save them.
         _edit_index(out, id2label=dict(enumerate(model.conditioner.names)))
-    return f'{type(pipeline).__name__}.from_pretrained("{out}")'
+    asked = "" if clip is None else "  # call it with use_clipped_model_output=True, as our sampler does"
+    return f'{type(pipeline).__name__}.from_pretrained("{out}"){asked}'
 
 
-def _stock(model: DiffusionModel, process: NoiseProcess, side: int) -> Any:
+def _stock(model: DiffusionModel, process: NoiseProcess, side: int, clip: Clip | None) -> Any:
     """diffusers' own pipeline for such a model, None where it has none."""
     first_stage, conditioner, denoiser = model.first_stage, model.conditioner, model.denoiser
     if not isinstance(process, Diffusion):
         return None
     if isinstance(conditioner, TextCondition):
+        if clip is not None:
+            raise ConfigError(
+                "StableDiffusionPipeline does not clip as this run's sampler does; latents have no bounds, so set"
+                " sampler.clip to null in the run's config.yaml."
+            )
         return _stable_diffusion(first_stage, conditioner, denoiser, process, side)
-    if isinstance(denoiser, DiT) and isinstance(first_stage, KLAutoencoder):
+    if isinstance(denoiser, DiT) and isinstance(first_stage, KLAutoencoder) and clip is None:
         from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
         network = transformer(denoiser, conditioner, side)
@@ -77,7 +88,7 @@ def _stock(model: DiffusionModel, process: NoiseProcess, side: int) -> Any:
     if isinstance(denoiser, UNet) and isinstance(first_stage, Identity) and conditioner.reads == "none":
         from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 
-        return DDIMPipeline(unet(denoiser, conditioner, side), scheduler(process))
+        return DDIMPipeline(unet(denoiser, conditioner, side), scheduler(process, clip))
     return None
 
 
@@ -106,7 +117,7 @@ def _stable_diffusion(
     )
 
 
-def _export_ours(model: DiffusionModel, process: NoiseProcess, side: int, out: Path) -> str:
+def _export_ours(model: DiffusionModel, process: NoiseProcess, side: int, out: Path, clip: Clip | None) -> str:
     from mmlab.model.latent_pipeline import LatentDiffusionPipeline
 
     first_stage, conditioner, denoiser = model.first_stage, model.conditioner, model.denoiser
@@ -119,7 +130,7 @@ def _export_ours(model: DiffusionModel, process: NoiseProcess, side: int, out: P
     raw = isinstance(first_stage, VQAutoencoder)
     pipeline = LatentDiffusionPipeline(
         (unet if isinstance(denoiser, UNet) else transformer)(denoiser, conditioner, side),  # type: ignore[arg-type]
-        scheduler(process),
+        scheduler(process, clip),
         autoencoder(first_stage),
         classes=names,
         null_class=DIT_NULL if isinstance(denoiser, DiT) else len(names or []),

@@ -22,7 +22,7 @@ def export(cfg: DictConfig) -> None:
     from mmlab.model.adversarial_autoencoder import AutoencoderModel
     from mmlab.model.diffusion_model import DiffusionModel
     from mmlab.stage.export_diffusers import export_first_stage, export_pipeline
-    from mmlab.stage.restore import restore
+    from mmlab.stage.restore import restore, run_sampler
 
     folder = find_run(cfg.run, cfg.root)
     out = Path(cfg.out or folder / "export" / cfg.to)
@@ -34,7 +34,7 @@ def export(cfg: DictConfig) -> None:
     if isinstance(model, AutoencoderModel):
         line = export_first_stage(model.first_stage, out)
     elif isinstance(model, DiffusionModel):
-        line = export_pipeline(model, build(trained.process), trained.data.size, out)
+        line = export_pipeline(model, build(trained.process), trained.data.size, out, run_sampler(trained).clip)
     else:
         raise ConfigError(
             f"{folder} holds a {type(model).__name__}; diffusers takes runs of stage=autoencoder and latent_diffusion."

@@ -14,6 +14,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.clipping import Clip
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Guidance
 from mmlab.diffusion.process import Diffusion, NoiseProcess
@@ -73,9 +74,16 @@ def noise(built: DiffusionModel, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def pictures(built: DiffusionModel, process: NoiseProcess, condition: Condition, scale: float, count: int) -> Tensor:
+def pictures(
+    built: DiffusionModel,
+    process: NoiseProcess,
+    condition: Condition,
+    scale: float,
+    count: int,
+    clip: Clip | None = None,
+) -> Tensor:
     """What we sample, in 0 … 1."""
-    sampler = Sampler("ddim", STEPS, guidance=Guidance(scale))
+    sampler = Sampler("ddim", STEPS, clip=clip, guidance=Guidance(scale))
     null = built.conditioner.null(count, "cpu")
     latents = sampler(built, process, noise(built, count), condition=condition, null=null)
     return (built.first_stage.decode(built.first_stage.raw(latents)) / 2 + 0.5).clamp(0, 1)
@@ -133,6 +141,41 @@ def test_pixels_without_a_condition_are_ddim(tmp_path, make):
     options = {"batch_size": 2, "num_inference_steps": STEPS, "output_type": "np"}
     theirs = pipeline(generator=torch.Generator().manual_seed(7), **options).images
     same(torch.from_numpy(theirs).permute(0, 3, 1, 2), pictures(built, process, {}, 1.0, 2))
+
+
+CLIPS = {"fixed": Clip(0.7), "dynamic": Clip(percentile=0.8)}
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+@torch.no_grad()
+def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
+    built, process, clip = model(Identity(), NoCondition()), Diffusion("linear"), CLIPS[kind]
+    line = export_pipeline(built, process, SIZE, tmp_path, clip)
+    assert line.startswith("DDIMPipeline") and line.endswith("use_clipped_model_output=True, as our sampler does")
+    pipeline = eval(line, {"DDIMPipeline": DDIMPipeline})
+    pipeline.set_progress_bar_config(disable=True)
+    ours = pictures(built, process, {}, 1.0, 2, clip)
+    options = {"use_clipped_model_output": True, "num_inference_steps": STEPS, "output_type": "pt"}
+    same(pipeline(batch_size=2, generator=torch.Generator().manual_seed(7), **options).images, ours)
+    for other in (None, Clip(), *(clip for name, clip in CLIPS.items() if name != kind)):
+        assert (pictures(built, process, {}, 1.0, 2, other) - ours).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("case", ["pixels", "a transformer on latents"])
+@pytest.mark.parametrize("kind", CLIPS)
+@torch.no_grad()
+def test_our_pipeline_clips_as_the_run_does(tmp_path, case, kind):
+    pixels = case == "pixels"
+    conditioner = ClassCondition(NAMES, 32 if pixels else 12)
+    built = model(Identity(), conditioner) if pixels else model(kl(), conditioner, "dit")
+    process, clip = Diffusion("linear"), CLIPS[kind]
+    assert export_pipeline(built, process, SIZE, tmp_path, clip).startswith("DiffusionPipeline")
+    pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
+    given = built.conditioner({"labels": torch.tensor([2, 0])})
+    ours = pictures(built, process, given, 2.5, 2, clip)
+    asked = {"guidance_scale": 2.5, "num_inference_steps": STEPS, "output_type": "pt"}
+    same(pipeline(["red fox", 0], latents=noise(built, 2), **asked).images, ours)
+    assert (pictures(built, process, given, 2.5, 2) - ours).abs().max() > 0.01
 
 
 OURS = {
@@ -231,5 +274,18 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
     refused(model(kl(), bert(tokenizer_folder)), FlowMatching(), "no pipeline for UNet with TextCondition and FlowM")
     refused(model(kl(), ClassCondition(NAMES, 12)), FlowMatching(target="x0"), "no scheduler for FlowMatching with")
     refused(model(kl(), NoCondition(), "dit"), LDM(), "a class of up to 1000 as its only condition")
+    for clip, built, process, says in (
+        (Clip(), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip to null"),
+        (
+            Clip(),
+            model(Identity(), ClassCondition(NAMES, 32)),
+            FlowMatching(),
+            "scheduler of flow matching clips nothing",
+        ),
+        (Clip(2.0, 0.9), model(Identity(), NoCondition()), LDM(), "this run has sampler.clip.limit=2"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            export_pipeline(built, process, SIZE, tmp_path / "out", clip)
+        assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="pixel space"):
         export_first_stage(Identity(), tmp_path / "out")

@@ -63,6 +63,16 @@ def test_a_diffusion_model_with_the_statistics_of_the_run_it_started_from(work, 
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 
 
+def test_a_model_of_pixels_keeps_the_clip_of_its_sampler(work, monkeypatch, capsys):
+    overrides = ["model=diffusion", "model/denoiser=unet_tiny", "data=emoji", "stage=latent_diffusion", "data.size=8"]
+    sampler = ["process=cosine_v", "sampler=ddim", "sampler/clip=pixels", "sampler.clip.limit=1.5"]
+    make_run(work / "runs", "pixels", [*overrides, *sampler], ["denoiser"])
+    code, line, err = export(work, monkeypatch, capsys, "run=pixels")
+    assert code == 0 and line.startswith("DDIMPipeline"), err
+    pipeline = eval(line, {"DDIMPipeline": diffusers.DDIMPipeline})
+    assert pipeline.scheduler.config.clip_sample and pipeline.scheduler.config.clip_sample_range == 1.5
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
