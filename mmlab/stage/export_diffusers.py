@@ -74,12 +74,7 @@ def _stock(model: DiffusionModel, process: NoiseProcess, side: int, clip: Clip |
     if not isinstance(process, Diffusion):
         return None
     if isinstance(conditioner, TextCondition):
-        if clip is not None:
-            raise ConfigError(
-                "StableDiffusionPipeline does not clip as this run's sampler does; latents have no bounds, so set"
-                " sampler.clip to null in the run's config.yaml."
-            )
-        return _stable_diffusion(first_stage, conditioner, denoiser, process, side)
+        return _stable_diffusion(first_stage, conditioner, denoiser, process, side, clip)
     if isinstance(denoiser, DiT) and isinstance(first_stage, KLAutoencoder) and clip is None:
         from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
@@ -93,7 +88,7 @@ def _stock(model: DiffusionModel, process: NoiseProcess, side: int, clip: Clip |
 
 
 def _stable_diffusion(
-    first_stage: FirstStage, conditioner: TextCondition, denoiser: Any, process: Diffusion, side: int
+    first_stage: FirstStage, conditioner: TextCondition, denoiser: Any, process: Diffusion, side: int, clip: Clip | None
 ) -> Any:
     if conditioner.hide_padding:
         raise ConfigError(
@@ -101,6 +96,11 @@ def _stable_diffusion(
         )
     if not isinstance(denoiser, UNet) or not isinstance(first_stage, KLAutoencoder):
         raise ConfigError("A text model exports to StableDiffusionPipeline: with a UNet, on a KL first stage.")
+    if clip is not None:
+        raise ConfigError(
+            "StableDiffusionPipeline does not clip as this run's sampler does; latents have no bounds, so set"
+            " sampler.clip to null in the run's config.yaml."
+        )
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     tokenizer = copy.deepcopy(conditioner.tokenizer)
