@@ -25,7 +25,12 @@ class Preempted(UserError):
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
+        self.number = number
         self.exit_code = 130 if number == signal.SIGINT else 143
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # submitit sends what a task raised to the sweep.
+        return type(self), (str(self), self.number)
 
 
 class Signals:
@@ -58,9 +63,10 @@ class Signals:
         """The signal that any rank has noted, or 0; a collective call, so that all leave after the same step."""
         if _ranks() == 1:
             return self.noted
-        number = torch.tensor(self.noted)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
-        return int(number)
+        # The first of LEAVE_ON that any rank noted: where one asks for a new start, SIGTERM elsewhere must not hide it.
+        urgency = torch.tensor(len(LEAVE_ON) - LEAVE_ON.index(self.noted) if self.noted else 0)
+        torch.distributed.all_reduce(urgency, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(LEAVE_ON[-int(urgency)]) if urgency else 0
 
     def owner(self, number: int) -> Callable[[int, Any], Any] | None:
         """The handler of a launcher that was there before us: submitit's queues the job again and exits."""

@@ -64,7 +64,7 @@ def test_what_a_part_refuses_is_its_own_sentence():
     part = {"_target_": "mmlab.model.conditioner.ClassCondition", "classes": [], "width": 4}
     parts = {"first_stage": {"_target_": "mmlab.model.first_stage.Identity"}, "conditioner": part}
     denoiser = {"_target_": "mmlab.model.dit.DiT", "_partial_": True}
-    with pytest.raises(ConfigError, match=r"^model\.conditioner\.classes is not set"):
+    with pytest.raises(ConfigError, match=r"^model\.conditioner\.classes=\[\]: give their number"):
         build({"_target_": "mmlab.model.diffusion_model.DiffusionModel", **parts, "denoiser": denoiser})
 
 

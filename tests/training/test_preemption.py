@@ -1,0 +1,36 @@
+"""Who leaves, and what for: ranks agree, and what is raised can be sent to another process."""
+
+import pickle
+import signal
+from pathlib import Path
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from mmlab.training.preemption import Preempted, Signals
+
+
+def test_what_is_raised_can_be_sent():
+    sent = pickle.loads(pickle.dumps(Preempted("stopped", signal.SIGINT)))
+    assert (str(sent), sent.exit_code) == ("stopped", 130)
+
+
+def rank(number: int, folder: str, noted: list[int]) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=len(noted))
+    signals = Signals()
+    signals.noted = noted[number]
+    Path(folder, str(number)).write_text(str(signals.agreed()))
+    torch.distributed.destroy_process_group()
+
+
+def agreed(folder: Path, *noted: int) -> set[int]:
+    folder.mkdir()
+    spawn(rank, (str(folder), list(noted)), len(noted))
+    return {int((folder / str(number)).read_text()) for number in range(len(noted))}
+
+
+def test_ranks_agree_and_a_new_start_is_not_hidden(tmp_path):
+    assert agreed(tmp_path / "a", 0, 0) == {0}
+    assert agreed(tmp_path / "b", 0, signal.SIGTERM) == {signal.SIGTERM}
+    assert agreed(tmp_path / "c", signal.SIGUSR1, signal.SIGTERM) == {signal.SIGUSR1}
+    assert agreed(tmp_path / "d", signal.SIGTERM, signal.SIGUSR2) == {signal.SIGUSR2}
