@@ -26,13 +26,11 @@ class Drawn:
         pictures: uint8 `[N, 3, S, S]`.
         told: N texts, what each was to show.
         features: of the samples.
-        noise: features of as much noise, decoded in the same way: what an untrained denoiser is worth.
     """
 
     pictures: Tensor
     told: list[str]
     features: FeatureSet
-    noise: FeatureSet
 
 
 def score_samples(
@@ -65,7 +63,8 @@ def score_samples(
     drawn = draw_samples(generator, conditions, network, count, batch_size, seed)
     real = features_of(pictures, network, batch_size)
     scores: dict[str, Any] = dict(compare(drawn.features, real))
-    scores |= {f"noise_{name}": value for name, value in compare(drawn.noise, real).items()}
+    noise = noise_features(generator, network, count, batch_size, seed)
+    scores |= {f"noise_{name}": value for name, value in compare(noise, real).items()}
     sheets = {"samples": sample_sheet(drawn)}
     if train is not None:
         known = features_of(train, network, batch_size)
@@ -90,15 +89,24 @@ def draw_samples(
     """Draw `count` samples, the n-th with the seed `seed` + n, and take their features."""
     pictures: list[Tensor] = []
     told: list[str] = []
-    features, noise = FeatureSet(), FeatureSet()
+    features = FeatureSet()
     for start, stop in progress(ranges(count, batch_size), "drawing samples", -(-count // batch_size)):
         seeds = list(range(seed + start, seed + stop))
         given, names = conditions(start, stop)
         pictures.append(generator(given, seeds))
         told += names
         features.add(network(pictures[-1]))
-        noise.add(network(generator.decode(generator.noise(seeds))))
-    return Drawn(torch.cat(pictures), told, features, noise)
+    return Drawn(torch.cat(pictures), told, features)
+
+
+def noise_features(
+    generator: Generator, network: FeatureNetwork, count: int, batch_size: int = 64, seed: int = 0
+) -> FeatureSet:
+    """The features of the noise that as many samples start from, decoded: what an untrained denoiser is worth."""
+    found = FeatureSet()
+    for start, stop in ranges(count, batch_size):
+        found.add(network(generator.decode(generator.noise(list(range(seed + start, seed + stop))))))
+    return found
 
 
 def features_of(pictures: PictureSet, network: FeatureNetwork, batch_size: int = 64) -> FeatureSet:

@@ -49,7 +49,7 @@ class Generator:
     def noise(self, seeds: list[int]) -> Tensor:
         """The noise that sampling starts from, float32 `[B, C, h, w]`."""
         first_stage = self.model.first_stage
-        side = self.size // first_stage.factor
+        side = first_stage.side(self.size)
         return normal(seeds, (first_stage.channels, side, side), "start").to(first_stage.latent_mean.device)
 
     @torch.no_grad()
@@ -108,8 +108,10 @@ class BorrowedConditions:
             except SampleError as error:
                 fault = str(error)
                 continue
-            labelled = labels is not None and labels[int(self.rows[-1]["labels"])]
-            self.names.append(labelled or (str(sample.record.get("caption") or "") if text else ""))
+            if labels is not None:
+                self.names.append(labels[int(self.rows[-1]["labels"])])
+            else:
+                self.names.append(str(sample.record.get("caption") or "") if text else "")
         if not self.rows:
             raise DataError(f"{pictures.index.root} has nothing to tell the model; of its last sample: {fault}")
         rows = len(self.rows)

@@ -56,7 +56,7 @@ def score_reconstructions(
         DataError: a picture that cannot be read.
     """
     first_stage, perceptual = model.first_stage, getattr(model, "perceptual", None)
-    values = first_stage.channels * (pictures.spec.size // first_stage.factor) ** 2
+    values = first_stage.channels * first_stage.side(pictures.spec.size) ** 2
     if train is not None:
         # Before the pictures are gone through, which takes long.
         refuse_too_few(values, len(train))

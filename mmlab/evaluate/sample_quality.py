@@ -81,10 +81,12 @@ class SampleQuality(L.Callback):
 
 def refuse_no_last_validation(trainer: L.Trainer) -> None:
     """Raise ConfigError where a run would end without a validation, and so without its score."""
-    every = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
     if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
         raise ConfigError("callbacks.sample_quality scores the last validation; give data.val, if only a few samples.")
-    if isinstance(trainer.val_check_interval, int) and trainer.max_steps % every:
+    batches = trainer.val_check_interval
+    # A share of an epoch, which spans the run, where no number of batches was given.
+    every = batches // trainer.accumulate_grad_batches if isinstance(batches, int) else trainer.max_steps
+    if trainer.max_steps % every:
         raise ConfigError(
             f"callbacks.sample_quality scores the last validation, and trainer.val_every={every} has none after "
             f"{trainer.max_steps} steps; let it divide them."

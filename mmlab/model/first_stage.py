@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlab.config.errors import RunError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.quantizer import Quantized
 
 
@@ -77,6 +77,16 @@ class FirstStage(nn.Module, ABC):
     def measured(self) -> bool:
         """Whether the latents' statistics are known; else they stand at 0 and 1, and normalise nothing."""
         return bool(self.statistics_known)
+
+    def side(self, size: int) -> int:
+        """Side of the latents of square pictures with `size` pixels a side.
+
+        Raises:
+            ConfigError: a size that does not divide by the factor.
+        """
+        if size % self.factor:
+            raise ConfigError(f"data.size={size} must divide by the first stage's factor {self.factor}.")
+        return size // self.factor
 
     @abstractmethod
     def encode(self, x_B3HW: Tensor) -> Posterior:

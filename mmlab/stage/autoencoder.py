@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.image_collate import ImageCollate
-from mmlab.diffusion.noise import normal
 from mmlab.model.adversarial_autoencoder import AutoencoderModel
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Posterior, Reconstruction, to_signed
@@ -18,18 +16,19 @@ from mmlab.model.perceptual import StandIn
 from mmlab.model.quantizer import usage
 from mmlab.stage.autoencoder_guards import refuse_blow_up, refuse_code_collapse
 from mmlab.stage.autoencoder_loss import AutoencoderLoss, Terms, adaptive_weight, generator_loss, hinge_loss
+from mmlab.stage.keyed_latents import keyed_sample, with_seeds_on_host
 from mmlab.stage.latent_moments import LatentMoments
 from mmlab.stage.means import Means
+from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import load_parts
 from mmlab.training.optim import AdamW, log_optimizer
-from mmlab.training.trainable import set_modes, set_trainable
 
 LEARNS = ("first_stage", "discriminator")
 STATISTICS_PICTURES = 4096
 """Pictures that the latents' statistics are measured on: a channel's mean is then known to 2 % of its deviation."""
 
 
-class AutoencoderTraining(LightningModule):
+class AutoencoderTraining(Stage):
     """The adversarial autoencoder of VQGAN (arXiv 2012.09841, section 3.1) and latent diffusion (arXiv 2112.10752,
     appendix G): pixel and perceptual distance, a KL or codebook term, and a patch discriminator with hinge loss.
 
@@ -70,13 +69,10 @@ class AutoencoderTraining(LightningModule):
         adversarial_weight: float = 0.5,
         adversarial_start: int = 50001,
     ):
-        super().__init__()
-        self.model = model
-        self.optim = optim
+        super().__init__(model, optim, trainable)
         self.loss = AutoencoderLoss(reduction, pixel, perceptual_weight, kl_weight, codebook_weight)
         self.adversarial_weight = adversarial_weight
         self.adversarial_start = adversarial_start
-        self.frozen = set_trainable(model, trainable)
         if set(trainable) != set(LEARNS):
             raise ConfigError(
                 f"stage=autoencoder trains {' and '.join(LEARNS)}, so stage.trainable must be [{', '.join(LEARNS)}]; "
@@ -87,8 +83,6 @@ class AutoencoderTraining(LightningModule):
         model.first_stage.forget_statistics()
         self.train_means, self.val_means = Means(), Means()
         self.val_latents, self.val_codes = LatentMoments(), torch.zeros(0)
-        # A checkpoint holds what learns; the perceptual distance comes from where it came from.
-        self.strict_loading = False
 
     def collate(self, size: int, aspect: str, flip: bool, latents: bool) -> ImageCollate:
         """What turns samples into this stage's batches; arguments as in the data config.
@@ -98,9 +92,8 @@ class AutoencoderTraining(LightningModule):
         """
         if latents:
             raise ConfigError("stage=autoencoder learns from pictures; data.latents=true does not apply.")
-        factor, smallest = self.model.first_stage.factor, self.model.discriminator.smallest
-        if size % factor:
-            raise ConfigError(f"data.size={size} must divide by the first stage's factor {factor}.")
+        self.model.first_stage.side(size)
+        smallest = self.model.discriminator.smallest
         if self.adversarial_weight and size < smallest:
             raise ConfigError(
                 f"data.size={size} is less than the discriminator's {smallest}; give model.discriminator fewer layers."
@@ -119,15 +112,12 @@ class AutoencoderTraining(LightningModule):
         return not self.adversarial_weight or self.trainer.global_step < self.adversarial_start
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        # Noise is drawn on the host: asking the device for the seeds would make it wait at every step.
-        return {**batch, "seeds": torch.as_tensor(batch["seeds"]).tolist()}
+        return with_seeds_on_host(batch)
 
     def latents(self, x_B3HW: Tensor, seeds: Sequence[int]) -> tuple[Posterior, Tensor]:
         """Return (posterior, a draw of it keyed by the seeds) of pictures in [-1, 1]."""
         posterior = self.model.first_stage.encode(x_B3HW)
-        if posterior.logvar is None:
-            return posterior, posterior.mean
-        return posterior, posterior.sample(normal(seeds, posterior.mean.shape[1:], "posterior"))
+        return posterior, keyed_sample(posterior, seeds)
 
     def reconstruct(self, x_B3HW: Tensor, seeds: Sequence[int]) -> tuple[Reconstruction, Tensor, Terms]:
         """Return (reconstruction, raw latents, terms of the loss) of pictures in [-1, 1]."""
@@ -201,9 +191,6 @@ class AutoencoderTraining(LightningModule):
         self.log("val/psnr", values.pop("psnr"), prog_bar=True, batch_size=1)
         self.log_dict({f"val/{name}": value for name, value in values.items()}, batch_size=1)
 
-    def configure_optimizers(self) -> Any:
-        return self.optim.build(self.model, self.trainer.max_steps)
-
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
             print(f"perceptual distance: {self.model.perceptual.label}")
@@ -220,12 +207,3 @@ class AutoencoderTraining(LightningModule):
             moments.add(self.latents(x, batch["seeds"].tolist())[1])
         found = moments.finish(self.trainer.world_size, device)
         first_stage.set_statistics(found.mean, found.std)
-
-    def train(self, mode: bool = True) -> "AutoencoderTraining":
-        super().train(mode)
-        set_modes(self.model, mode)
-        return self
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = tuple(f"model.{part}." for part in self.frozen)
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(frozen)}

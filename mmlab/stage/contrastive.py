@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,12 +12,12 @@ from mmlab.data.batch import PairBatch
 from mmlab.data.collate import PairCollate
 from mmlab.data.sample import ImageSpec
 from mmlab.model.dual_encoder import DualEncoder
+from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import load_parts
 from mmlab.training.optim import AdamW, log_optimizer
-from mmlab.training.trainable import set_modes, set_trainable
 
 
-class ContrastivePretraining(LightningModule):
+class ContrastivePretraining(Stage):
     """Pictures against captions with the pairwise sigmoid loss (SigLIP, section 3, algorithm 1).
 
     Each micro-batch of each rank is compared within itself. Pictures whose captions are equal match each
@@ -41,11 +39,8 @@ class ContrastivePretraining(LightningModule):
         trainable: Sequence[str],
         init_from: Sequence[str] = (),
     ):
-        super().__init__()
-        self.model = model
-        self.optim = optim
+        super().__init__(model, optim, trainable)
         load_parts(model, [Path(run) for run in init_from])
-        self.frozen = set_trainable(model, trainable)
 
     def collate(self, max_length: int, pack: bool, aspect: str, augment: bool) -> PairCollate:
         """What turns samples into this stage's batches; arguments as in the data config.
@@ -78,11 +73,3 @@ class ContrastivePretraining(LightningModule):
         logits, match = self.similarities(batch)
         best = match.gather(1, logits.argmax(1, keepdim=True)).float().mean()
         self.log("val/retrieval", best, prog_bar=True, batch_size=len(logits), sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        return self.optim.build(self.model, self.trainer.max_steps)
-
-    def train(self, mode: bool = True) -> "ContrastivePretraining":
-        super().train(mode)
-        set_modes(self.model, mode)
-        return self

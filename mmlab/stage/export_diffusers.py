@@ -57,9 +57,10 @@ def export_pipeline(
     Raises:
         ConfigError: parts that no pipeline takes together.
     """
-    pipeline = _stock(model, process, size // model.first_stage.factor, clip)
+    side = model.first_stage.side(size)
+    pipeline = _stock(model, process, side, clip)
     if pipeline is None:
-        return _export_ours(model, process, size // model.first_stage.factor, out, clip)
+        return _export_ours(model, process, side, out, clip)
     pipeline.save_pretrained(out)
     if isinstance(model.conditioner, ClassCondition):
         # DiTPipeline takes names of classes, but does not save them.

@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.image_collate import ImageCollate, LatentCollate, form
-from mmlab.diffusion.noise import normal, uniform
+from mmlab.diffusion.noise import uniform
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.model.diffusion_model import DiffusionModel
 from mmlab.model.first_stage import Posterior, to_signed
+from mmlab.stage.keyed_latents import keyed_sample, with_seeds_on_host
+from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean
 from mmlab.training.artifacts import fingerprint, load_parts
 from mmlab.training.optim import AdamW, log_optimizer
-from mmlab.training.trainable import set_modes, set_trainable
 
 
-class LatentDiffusion(LightningModule):
+class LatentDiffusion(Stage):
     """DDPM's simple loss (arXiv 2006.11239, equation 14) on a frozen first stage's latents (latent diffusion, arXiv
     2112.10752, equations 2 and 3); with the `Identity` first stage it is diffusion of pixels.
 
@@ -54,7 +54,6 @@ class LatentDiffusion(LightningModule):
         sampler: Sampler | None = None,
         loss: str = "l2",
     ):
-        super().__init__()
         if loss not in ("l2", "l1"):
             raise ConfigError(f"stage.loss={loss} is none of l2, l1.")
         if loss == "l1" and getattr(process, "min_snr_gamma", None) is not None:
@@ -63,12 +62,10 @@ class LatentDiffusion(LightningModule):
             raise ConfigError(
                 "stage.trainable names 'first_stage', which stays as it is here: stage=autoencoder trains it."
             )
-        self.model = model
-        self.optim = optim
+        super().__init__(model, optim, trainable)
         self.process = process
         self.sampler = sampler or Sampler()
         self.kind = loss
-        self.frozen = set_trainable(model, trainable)
         loaded = load_parts(model, [Path(run) for run in init_from])
         if "conditioner" in self.frozen and "conditioner" not in loaded and model.conditioner.unlearnt:
             raise ConfigError(
@@ -82,8 +79,6 @@ class LatentDiffusion(LightningModule):
             )
         # A mean over samples here: "tokens" are samples.
         self.train_mean = TokenMean()
-        # A checkpoint holds what learns; frozen parts come from where they came from.
-        self.strict_loading = False
 
     def collate(self, size: int, aspect: str, flip: bool, latents: bool) -> ImageCollate | LatentCollate:
         """What turns samples into this stage's batches; arguments as in the data config.
@@ -92,9 +87,7 @@ class LatentDiffusion(LightningModule):
             ConfigError: a size that the first stage cannot encode.
         """
         first_stage, conditioner = self.model.first_stage, self.model.conditioner
-        side, rest = divmod(size, first_stage.factor)
-        if rest:
-            raise ConfigError(f"data.size={size} must divide by the first stage's factor {first_stage.factor}.")
+        side = first_stage.side(size)
         reduction = getattr(self.model.denoiser, "reduction", 1)
         if side % reduction:
             raise ConfigError(
@@ -112,8 +105,7 @@ class LatentDiffusion(LightningModule):
         return ImageCollate(size, aspect, flip, **told)
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        # Numbers are drawn on the host: asking the device for the seeds would make it wait at every step.
-        return {**batch, "seeds": torch.as_tensor(batch["seeds"]).tolist()}
+        return with_seeds_on_host(batch)
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Any]) -> Tensor:
@@ -130,10 +122,7 @@ class LatentDiffusion(LightningModule):
             # In full precision, as the statistics and the caches of latents are made.
             with torch.autocast(pixels.device.type, enabled=False):
                 posterior = first_stage.encode(pixels)
-        if posterior.logvar is None:
-            return first_stage.normalized(posterior.mean)
-        noise = normal(batch["seeds"], posterior.mean.shape[1:], "posterior")
-        return first_stage.normalized(posterior.sample(noise))
+        return first_stage.normalized(keyed_sample(posterior, batch["seeds"]))
 
     def loss(self, batch: Mapping[str, Any], dropout: float) -> Tensor:
         """Loss of each sample, float32 `[B]`.
@@ -170,15 +159,3 @@ class LatentDiffusion(LightningModule):
         """Log the loss with every condition given; each validation draws the same noise for the same samples."""
         losses = self.loss(batch, dropout=0.0)
         self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        return self.optim.build(self.model, self.trainer.max_steps)
-
-    def train(self, mode: bool = True) -> "LatentDiffusion":
-        super().train(mode)
-        set_modes(self.model, mode)
-        return self
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = tuple(f"model.{part}." for part in self.frozen)
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(frozen)}

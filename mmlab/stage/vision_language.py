@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
@@ -13,14 +11,14 @@ from mmlab.data.batch import ChatBatch
 from mmlab.data.collate import ChatCollate
 from mmlab.data.conversation import Prompt
 from mmlab.data.sample import ImageSpec
+from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_entropy, supervised
 from mmlab.training.artifacts import load_parts
 from mmlab.training.feature_cache import FeatureCache
 from mmlab.training.optim import AdamW, log_optimizer
-from mmlab.training.trainable import set_modes, set_trainable
 
 
-class NextTokenStage(LightningModule):
+class NextTokenStage(Stage):
     """Next-token training of some parts of a model, the others frozen.
 
     Args:
@@ -35,8 +33,6 @@ class NextTokenStage(LightningModule):
         ConfigError: unknown parts, or artifacts that do not fit.
     """
 
-    model: Any
-
     def __init__(
         self,
         model: nn.Module,
@@ -46,17 +42,12 @@ class NextTokenStage(LightningModule):
         init_from: Sequence[str] = (),
         feature_cache_mb: int = 0,
     ):
-        super().__init__()
-        self.model = model
-        self.optim = optim
+        super().__init__(model, optim, trainable)
         self.prompt = prompt
-        self.frozen = set_trainable(model, trainable)
         self.refuse()
         load_parts(model, [Path(run) for run in init_from])
         self.cache = FeatureCache(feature_cache_mb if "vision" in self.frozen else 0)
         self.train_mean, self.val_mean = TokenMean(), TokenMean()
-        # A checkpoint holds what learns; frozen parts come from where they came from.
-        self.strict_loading = False
 
     def refuse(self) -> None:
         """Raise ConfigError for what the paper's stage does not do."""
@@ -111,23 +102,11 @@ class NextTokenStage(LightningModule):
         mean, _ = self.val_mean.finish(self.trainer.world_size)
         self.log("val/loss", mean, prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
-        return self.optim.build(self.model, self.trainer.max_steps)
-
     def on_fit_start(self) -> None:
         if "bf16" in str(self.trainer.precision):
             parts = dict(self.model.named_children())
             for name in self.frozen:
                 parts[name].to(torch.bfloat16)
-
-    def train(self, mode: bool = True) -> "NextTokenStage":
-        super().train(mode)
-        set_modes(self.model, mode)
-        return self
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        learns = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learns}
 
 
 class VisionLanguageStage(NextTokenStage):
