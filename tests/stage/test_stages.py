@@ -175,6 +175,13 @@ def test_only_what_learns_is_in_a_checkpoint(root):
     stage.load_state_dict(checkpoint["state_dict"], strict=stage.strict_loading)
 
 
+def test_of_a_part_that_learns_in_part_only_that_is_in_a_checkpoint(root):
+    stage = EndToEndFinetuning(tiny.vlm(root / "tokenizer"), optim(), ["language.causal.lm_head"], QUESTIONS)
+    checkpoint = {"state_dict": stage.state_dict()}
+    stage.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["state_dict"]) == {"model.language.causal.lm_head.weight"}
+
+
 def test_frozen_parts_sit_in_the_compute_dtype(root):
     stage = build("align", root)
     losses = fit(stage, data_of(stage, [root / "train"]), 3, precision="bf16-mixed").losses
