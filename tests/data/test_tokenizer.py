@@ -28,7 +28,7 @@ def test_the_folder_is_a_llama_like_tokenizer(index, tmp_path):
     assert asked == "a red circle\nUSER: what color is the circle?"
     words = [tokenizer.decode(i) for i in tokenizer("what color is the circle? ASSISTANT: red</s>").input_ids]
     assert words == ["<s>", "what", " color", " is", " the", " circle", "?", " ASSISTANT", ":", " red", "</s>"]
-    assert len(tokenizer.tokenize(" yes")) == 1, "an answer stands behind a space, and in the data at a line's beginning"
+    assert len(tokenizer.tokenize(" yes")) == 1, "an answer stands behind a space"
     assert tokenizer.tokenize("###Human")[-1] == "Human"
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
     assert tokenizer("x</s>", add_special_tokens=False).input_ids[-1] == tokenizer.eos_token_id
