@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 
 from mmlab.config.errors import UserError
 
@@ -54,9 +55,14 @@ class Signals:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def restore(self) -> None:
-        """Put the handlers back that were there before."""
+        """Put the handlers back that were there before, but for Lightning's of SIGTERM.
+
+        That one broadcasts (2.6), which fails or hangs where other ranks have left. When Lightning's trainer ends
+        it puts back what was there before it.
+        """
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if not isinstance(handler, _HandlersCompose):
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
     def agreed(self) -> int:

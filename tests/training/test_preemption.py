@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import torch
+from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from torch.multiprocessing.spawn import spawn
 
 from mmlab.training.preemption import Preempted, Signals
@@ -34,3 +35,18 @@ def test_ranks_agree_and_a_new_start_is_not_hidden(tmp_path):
     assert agreed(tmp_path / "b", 0, signal.SIGTERM) == {signal.SIGTERM}
     assert agreed(tmp_path / "c", signal.SIGUSR1, signal.SIGTERM) == {signal.SIGUSR1}
     assert agreed(tmp_path / "d", signal.SIGTERM, signal.SIGUSR2) == {signal.SIGUSR2}
+
+
+def test_a_terminated_run_that_is_leaving_waits_for_no_other_rank():
+    broadcasts: list[int] = []
+    there = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        signal.signal(signal.SIGTERM, _HandlersCompose([lambda number, frame: broadcasts.append(number)]))
+        signals = Signals()
+        signals.listen()
+        signals.restore()
+        signal.raise_signal(signal.SIGTERM)
+        assert broadcasts == [] and signal.getsignal(signal.SIGUSR1) == there[signal.SIGUSR1]
+    finally:
+        for number, handler in there.items():
+            signal.signal(number, handler)
