@@ -10,9 +10,15 @@ train class text
 for recipe in class text; do
     score $recipe samples=540
 done
-for name in nature people flags; do
-    "$mmlab" sample run=emoji/class class=$name count=16 out=samples/$name
-done
-"$mmlab" sample run=emoji/text "prompt='red heart, love'" count=16 out=samples/red_heart
+"$mmlab" sample run=emoji/class count=54 out=samples/classes
+"$mmlab" sample run=emoji/class class=people count=16 out=samples/people # its strip is shown
+# Names of training pictures; the sheet of eval/text has held-out ones.
+names="'grinning face, happy, smiley, emotion','panda face, wildlife, roar, animal','penguin, wildlife, animal'"
+names+=",'honeybee, insects, animal','strawberry, fruit, food','watermelon, fruit, food','pineapple, fruit, food, tropical'"
+names+=",'hamburger, america, food','tulip, nature, flower, plant','cactus, nature, plant, trees'"
+names+=",'christmas tree, plant, holidays, trees','rocket, transportation, object, space','bus, transportation, office'"
+names+=",'umbrella, weather, object, sky','key, object, lock','soccer ball, game, sport, football','blue heart, love, symbol'"
+names+=",'flag of turkey, country'"
+"$mmlab" sample run=emoji/text "prompt=[$names]" count=36 out=samples/names
 
 "$python" "$emoji/figures.py" eval $((SECONDS - start))
