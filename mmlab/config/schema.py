@@ -160,7 +160,7 @@ class SampleConfig:
     # name a field and a key, but no parameter and no attribute that code spells out.
     __annotations__["class"] = Any
     vars()["class"] = field(default=None, init=False, repr=False, compare=False)
-    prompt: str | None = None
+    prompt: Any = None  # a text, or a list of them in turn
     count: int = number(16, above=0)
     batch_size: int = number(16, above=0)
     sampler: Any = None  # None: the run's own
