@@ -52,6 +52,22 @@ class VisionLanguageConfig:
 
 
 @dataclass
+class QFormerConfig:
+    _target_: str = "mmlab.model.qformer.QFormer"
+    _partial_: bool = True  # the model gives the vision width
+    source: str | None = None  # hub name or local folder of a BLIP-2 checkpoint
+    init: str = choice("pretrained", "random")
+    architecture: dict[str, Any] = field(default_factory=dict)  # fields of transformers' Blip2QFormerConfig
+    queries: int = number(32, above=0)
+
+
+@dataclass
+class QFormerVisionLanguageConfig(VisionLanguageConfig):
+    parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "connector", "language")
+    qformer: Any = section("model/qformer")
+
+
+@dataclass
 class TextTowerConfig:
     _target_: str = "mmlab.model.dual_encoder.TextEncoder"
     source: str | None = None

@@ -19,6 +19,8 @@ from mmlab.config.model_schema import (
     LanguageOnlyConfig,
     LinearConnectorConfig,
     MLPConnectorConfig,
+    QFormerConfig,
+    QFormerVisionLanguageConfig,
     VisionConfig,
     VisionLanguageConfig,
 )
@@ -198,10 +200,12 @@ ROOTS: dict[str, type] = {
 SCHEMAS: dict[str, type] = {
     **ROOTS,
     "model/vision_language": VisionLanguageConfig,
+    "model/qformer_vision_language": QFormerVisionLanguageConfig,
     "model/dual_encoder": DualEncoderConfig,
     "model/language_only": LanguageOnlyConfig,
     "vision": VisionConfig,
     "language": LanguageConfig,
+    "qformer": QFormerConfig,
     "connector/mlp": MLPConnectorConfig,
     "connector/linear": LinearConnectorConfig,
     "stage/align": AlignConfig,

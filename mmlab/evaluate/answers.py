@@ -38,7 +38,7 @@ class Answerer:
         self.model = model
         self.prompt = prompt
         self.tokenizer = model.language.tokenizer
-        self.spec = ImageSpec(model.vision.image_size, aspect, model.vision.tokens_per_image)
+        self.spec = ImageSpec(model.vision.image_size, aspect, model.tokens_per_image)
         self.stop = template_named(prompt.template).stop(self.tokenizer)
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:

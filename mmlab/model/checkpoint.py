@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError, nearest
 
@@ -100,6 +102,38 @@ def build_pretrained(
         missing = sorted(info["missing_keys"]) + [key[0] for key in info["mismatched_keys"]]
         raise ConfigError(f"{source} does not fill model.{part}: {len(missing)} weights missing, first {missing[0]}.")
     return model
+
+
+def read_tensors(source: str, prefixes: tuple[str, ...], part: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin with one of `prefixes`, as fp32.
+
+    Of a checkpoint in several files only those that hold such tensors are opened, or fetched from the hub: a
+    Q-Former is a hundredth of the checkpoint that it comes in.
+
+    Args:
+        source: hub name or local folder with safetensors.
+        prefixes: beginnings of names.
+        part: name of the part, for messages.
+
+    Raises:
+        ConfigError: the source has no safetensors, or they cannot be read.
+    """
+    quieten()
+    try:
+        index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+        if index is None:
+            names = {"model.safetensors"}
+        else:
+            places = json.loads(Path(index).read_text())["weight_map"]
+            names = {file for key, file in places.items() if key.startswith(prefixes)}
+        found: dict[str, Tensor] = {}
+        for name in sorted(names):
+            with safe_open(cached_file(source, name), "pt") as file:
+                found |= {key: file.get_tensor(key).float() for key in file.offset_keys() if key.startswith(prefixes)}
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
+    return found
 
 
 def quieten() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel, Blip2VisionModel, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import build_pretrained, load_weights, read_config
+from mmlab.model.checkpoint import build_pretrained, fill, load_weights, on_meta, read_config, read_tensors
 
 # Tokens before the grid (class token, registers), by transformers model_type.
 PREFIX_TOKENS = {
@@ -18,6 +18,7 @@ PREFIX_TOKENS = {
     "siglip_vision_model": lambda config: 0,
     "dinov2": lambda config: 1,
     "dinov2_with_registers": lambda config: 1 + config.num_register_tokens,
+    "blip_2_vision_model": lambda config: 1,
 }
 
 
@@ -28,7 +29,7 @@ class VisionEncoder(nn.Module):
     layer"; table 8 of the paper). Layers behind it are kept, so that the tower is saved whole, but not run.
 
     Args:
-        source: hub name or local folder of a CLIP, SigLIP or DINOv2 checkpoint.
+        source: hub name or local folder of a CLIP, SigLIP, DINOv2 or BLIP-2 checkpoint.
         init: `pretrained`, or `random` to build `architecture` with random weights.
         architecture: transformers config fields (`model_type`, `hidden_size`, …) for random weights.
         feature_layer: index into the hidden states (0 = embeddings, -1 = after the last layer).
@@ -59,7 +60,8 @@ class VisionEncoder(nn.Module):
             raise ConfigError(
                 f"model.vision: '{self.config.model_type}' is not supported; use one of {', '.join(PREFIX_TOKENS)}."
             )
-        self.tower = build_pretrained(AutoModel, self.config, source, init, "vision")
+        # Of a whole BLIP-2 checkpoint, the vision encoder alone.
+        self.tower = _build_tower(self.config, source, init, "" if config is self.config else "vision_model.")
         self.prefix = PREFIX_TOKENS[self.config.model_type](self.config)
         if features not in ("patch", "cls_patch") or (features == "cls_patch" and not self.prefix):
             raise ConfigError(
@@ -132,6 +134,19 @@ class VisionEncoder(nn.Module):
             yield
         finally:
             del layers[run:]
+
+
+def _build_tower(config: PretrainedConfig, source: str | None, init: str, prefix: str) -> Any:
+    """The tower that `config` describes, with random weights or those whose names begin with `prefix`."""
+    if config.model_type != "blip_2_vision_model":
+        return build_pretrained(AutoModel, config, source, init, "vision")
+    # transformers' AutoModel does not know the vision encoder of BLIP-2.
+    tower: Any = Blip2VisionModel._from_config(config)
+    if init == "pretrained" and not on_meta():
+        assert source is not None, "read_config refuses a missing source"
+        tensors = read_tensors(source, (prefix,), "vision")
+        fill(tower, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, source)
+    return tower
 
 
 def _layers(tower: nn.Module, depth: int) -> nn.ModuleList:

@@ -1,4 +1,4 @@
-"""LLaVA's model: vision encoder, connector, language model.
+"""LLaVA's model: vision encoder, connector, language model; and MiniGPT-4's, with a Q-Former before the connector.
 
 Legend: B rows, T tokens, N pictures, P tokens per picture, D language width, S supervised places, V vocabulary.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.model.language import LanguageModel
+from mmlab.model.qformer import QFormer
 from mmlab.model.vision import VisionEncoder
 
 
@@ -17,22 +18,33 @@ class VisionLanguageModel(nn.Module):
 
     Args:
         vision: the vision encoder.
-        connector: built with (vision width, language width), so that no width is written twice.
+        connector: built with (width of the picture's tokens, language width), so that no width is written twice.
         language: the language model.
+        qformer: built with the vision width; its queries' outputs are then the picture's tokens (MiniGPT-4,
+            section 3). None gives the connector the vision encoder's own.
     """
 
-    def __init__(self, vision: VisionEncoder, connector: Callable[[int, int], nn.Module], language: LanguageModel):
+    def __init__(
+        self,
+        vision: VisionEncoder,
+        connector: Callable[[int, int], nn.Module],
+        language: LanguageModel,
+        qformer: Callable[[int], QFormer] | None = None,
+    ):
         super().__init__()
         self.vision = vision
-        self.connector = connector(vision.width, language.width)
+        self.qformer = None if qformer is None else qformer(vision.width)
+        eye = self.qformer or vision
+        self.connector = connector(eye.width, language.width)
         self.language = language
+        self.tokens_per_image = eye.tokens_per_image
 
     def embed(self, input_ids_BT: Tensor, features_NPV: Tensor, image_positions_N2: Tensor) -> Tensor:
         """Embed tokens and put each picture's projected features at its place.
 
         Args:
             input_ids_BT: int64 `[B, T]`.
-            features_NPV: output of the vision encoder, `[N, P, V]`.
+            features_NPV: output of `features`, `[N, P, V]`.
             image_positions_N2: int64 `[N, 2]`, row and first token of each picture.
 
         Returns:
@@ -52,7 +64,8 @@ class VisionLanguageModel(nn.Module):
         if len(pixel_values) == 0:
             size = self.vision.image_size
             pixel_values = pixel_values.new_zeros(1, 3, size, size)
-        return self.vision(pixel_values)
+        features = self.vision(pixel_values)
+        return features if self.qformer is None else self.qformer(features)
 
     def forward(
         self,

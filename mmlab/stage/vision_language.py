@@ -16,6 +16,7 @@ from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_en
 from mmlab.training.artifacts import load_parts
 from mmlab.training.feature_cache import FeatureCache
 from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.training.trainable import parts_of
 
 
 class NextTokenStage(Stage):
@@ -27,7 +28,7 @@ class NextTokenStage(Stage):
         trainable: names of the parts that learn.
         prompt: the form in which samples become token sequences.
         init_from: run folders whose artifacts fill the parts first.
-        feature_cache_mb: memory for the features of a frozen vision encoder; 0 recomputes them.
+        feature_cache_mb: memory for the features of a frozen vision encoder (and Q-Former); 0 recomputes them.
 
     Raises:
         ConfigError: unknown parts, or artifacts that do not fit.
@@ -46,7 +47,9 @@ class NextTokenStage(Stage):
         self.prompt = prompt
         self.refuse()
         load_parts(model, [Path(run) for run in init_from])
-        self.cache = FeatureCache(feature_cache_mb if "vision" in self.frozen else 0)
+        # What comes before the connector; a part of it that learns has other features at every step.
+        reads = {"vision", "qformer"} & parts_of(model).keys()
+        self.cache = FeatureCache(feature_cache_mb if reads and reads <= set(self.frozen) else 0)
         self.train_mean, self.val_mean = TokenMean(), TokenMean()
 
     def refuse(self) -> None:
@@ -113,8 +116,7 @@ class VisionLanguageStage(NextTokenStage):
     """Next-token training of a vision-language model (parts: vision, connector, language)."""
 
     def image(self, aspect: str) -> ImageSpec | None:
-        vision = self.model.vision
-        return ImageSpec(vision.image_size, aspect, vision.tokens_per_image)
+        return ImageSpec(self.model.vision.image_size, aspect, self.model.tokens_per_image)
 
     def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
         features = self.cache(batch["image_keys"], batch["pixel_values"], self.model.features)

@@ -7,6 +7,7 @@ import torch
 
 from mmlab.model.connector import LinearConnector, MLPConnector
 from mmlab.model.language import LanguageModel
+from mmlab.model.qformer import QFormer
 from mmlab.model.vision import VisionEncoder
 from mmlab.model.vlm import VisionLanguageModel
 
@@ -15,6 +16,8 @@ VISION = {
     "siglip": {"model_type": "siglip_vision_model", "intermediate_size": 48, "vision_use_head": False},
     "dinov2": {"model_type": "dinov2", "mlp_ratio": 2},
     "dinov2_registers": {"model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 2},
+    # Its published initializer_range of 1e-10 would make all features alike.
+    "blip2": {"model_type": "blip_2_vision_model", "intermediate_size": 48, "initializer_range": 0.02},
 }
 LANGUAGE = {
     "llama": {"model_type": "llama", "intermediate_size": 48, "max_position_embeddings": 128},
@@ -45,7 +48,29 @@ def language(tokenizer: Path, kind: str = "llama") -> LanguageModel:
     return LanguageModel(init="random", architecture={**LANGUAGE[kind], **size}, tokenizer=str(tokenizer))
 
 
+QFORMER = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def qformer(vision_width: int = 32, queries: int = 5, text: bool = False) -> QFormer:
+    return QFormer(vision_width, init="random", architecture=QFORMER, queries=queries, text=text)
+
+
 def vlm(tokenizer: Path, eye: str = "clip", tongue: str = "llama", connector: str = "mlp") -> VisionLanguageModel:
     torch.manual_seed(0)
     joint = {"mlp": partial(MLPConnector, depth=2), "linear": LinearConnector}[connector]
     return VisionLanguageModel(vision(eye), joint, language(tokenizer, tongue)).eval()
+
+
+def minigpt4(tokenizer: Path, tongue: str = "llama") -> VisionLanguageModel:
+    """A model with a Q-Former, whose vision encoder is read as BLIP-2 reads it."""
+    torch.manual_seed(0)
+    eye = vision("blip2", feature_layer=-1, features="cls_patch")
+    return VisionLanguageModel(eye, LinearConnector, language(tokenizer, tongue), qformer).eval()
