@@ -15,6 +15,8 @@ class PromptConfig:
     system: str | None = None  # None: the template's own
     turns: str = "auto"
     places: int = number(64, above=0)  # of a scattered caption
+    requests: str = choice("llava", "minigpt4")  # whose questions ask for a caption
+    captions: str = choice("raw", "blip")
 
 
 @dataclass

@@ -117,7 +117,8 @@ class ChatCollate:
         A picture's features are spread over its places like that, and most of them say nothing. A language model
         that only ever read the bare caption there repeats it later whatever it is asked: it never had to search.
         """
-        caption = self.tokenizer(caption_of(sample.record, sample.seed) or "", add_special_tokens=False)["input_ids"]
+        text = caption_of(sample.record, sample.seed, self.prompt.captions) or ""
+        caption = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = list(encoded.input_ids)
         random = Random(f"{sample.seed}/scatter")
         share = 0.1 + 0.9 * random.random()

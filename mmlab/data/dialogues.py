@@ -25,6 +25,18 @@ BRIEF_DESCRIPTION = (
 )
 """The questions that LLaVA's stage 1 asks for a caption (its paper, table 11)."""
 
+DETAILED_DESCRIPTION = (
+    "Describe this image in detail.",
+    "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.",
+    "Could you describe the contents of this image for me?",
+)
+"""The questions that MiniGPT-4's stage 2 asks for a description (its repository, prompts/alignment.txt)."""
+
+REQUESTS = {"llava": BRIEF_DESCRIPTION, "minigpt4": DETAILED_DESCRIPTION}
+BLIP_WORDS = 50  # longest caption in words (LAVIS and MiniGPT-4, processors/blip_processors.py)
+
+_MARKS = re.compile(r'[.!"()*#:;~]')
 _OWN_LINE = re.compile(rf"^[ \t]*{IMAGE}[ \t]*$\n?", re.MULTILINE)
 
 
@@ -41,6 +53,9 @@ class Prompt:
         turns: which part of a record is used: `conversations`, `questions`, `caption`, `every` for
             all that it has, or `auto` for the first of questions, conversations and caption that it has.
         places: how many places a `scattered` caption takes; those of `tokens` are the model's.
+        requests: whose questions ask for a caption: the brief ones of `llava`, or the detailed of `minigpt4`.
+        captions: `raw`, or in lower case, without marks and cut to 50 words as BLIP-2 and MiniGPT-4's stage 1
+            learn them (`blip`).
 
     Raises:
         ConfigError: an unknown name, or what the plain template cannot do.
@@ -52,6 +67,8 @@ class Prompt:
     system: str | None = None
     turns: str = "auto"
     places: int = 64
+    requests: str = "llava"
+    captions: str = "raw"
 
     def __post_init__(self):
         known = {
@@ -59,6 +76,8 @@ class Prompt:
             "pictures": ("tokens", "text", "scattered", "none"),
             "supervise": ("answers", "all"),
             "turns": ("auto", "every", "conversations", "questions", "caption"),
+            "requests": tuple(REQUESTS),
+            "captions": ("raw", "blip"),
         }
         for name, options in known.items():
             value = str(getattr(self, name))
@@ -76,13 +95,24 @@ class Prompt:
             )
 
 
-def caption_of(record: dict[str, Any], seed: int) -> str | None:
-    """The record's caption; of several `captions` the one drawn by `seed`; None if there is none."""
+def caption_of(record: dict[str, Any], seed: int, form: str = "raw") -> str | None:
+    """The record's caption; of several `captions` the one drawn by `seed`; None if there is none.
+
+    Args:
+        record: canonical record.
+        seed: of the sample.
+        form: `raw` or `blip`, see `Prompt.captions`.
+    """
     captions = record.get("captions")
     listed = captions if isinstance(captions, list) else []
     several = [text for text in listed if isinstance(text, str) and text.strip()]
     caption = choose(several, seed, "caption") if several else record.get("caption")
-    return caption if isinstance(caption, str) and caption.strip() else None
+    caption = _formed(caption, form) if isinstance(caption, str) else ""
+    return caption if caption.strip() else None
+
+
+def _formed(caption: str, form: str) -> str:
+    return caption if form == "raw" else " ".join(_MARKS.sub(" ", caption.lower()).split()[:BLIP_WORDS])
 
 
 def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture: bool = True) -> list[Dialogue]:
@@ -99,13 +129,13 @@ def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture:
             (several), `no-picture`, or `turns` for a malformed list.
     """
     if prompt.template == "plain":
-        caption = caption_of(record, seed) or _last_answer(record)
+        caption = caption_of(record, seed, prompt.captions) or _last_answer(record, prompt.captions)
         shown = prompt.pictures == "scattered" or (picture and prompt.pictures == "tokens")
         return [_shown([Turn("human", ""), Turn("gpt", caption)], shown, IMAGE, "")]
     return [
         _place(dialogue, record, prompt, seed, picture, found, kind != "conversations")
         for kind in _kinds(record, prompt.turns, seed)
-        for found, dialogue in _dialogues(kind, record, seed, picture)
+        for found, dialogue in _dialogues(kind, record, prompt, seed, picture)
     ]
 
 
@@ -122,16 +152,18 @@ def _kinds(record: dict[str, Any], turns: str, seed: int) -> list[str]:
     return kinds if turns == "every" else kinds[:1]
 
 
-def _dialogues(kind: str, record: dict[str, Any], seed: int, picture: bool) -> list[tuple[bool, Dialogue]]:
+def _dialogues(
+    kind: str, record: dict[str, Any], prompt: Prompt, seed: int, picture: bool
+) -> list[tuple[bool, Dialogue]]:
     """The dialogues of one part of the record, and whether each marks the picture."""
     if kind == "questions":
         return [_one_turn(item, picture) for item in _list(record, "questions")]
     if kind == "conversations":
         return [_conversation(_list(record, "conversations"), picture)]
-    caption = caption_of(record, seed)
+    caption = caption_of(record, seed, prompt.captions)
     if caption is None:
         raise SampleError("no-caption", "The record has no caption to ask for.")
-    return [(False, [Turn("human", choose(BRIEF_DESCRIPTION, seed, "question")), Turn("gpt", caption)])]
+    return [(False, [Turn("human", choose(REQUESTS[prompt.requests], seed, "question")), Turn("gpt", caption)])]
 
 
 def _place(
@@ -150,7 +182,7 @@ def _place(
     if prompt.pictures == "tokens" and picture:
         shown = IMAGE
     elif prompt.pictures in ("text", "scattered") and (found or picture or about):
-        caption = caption_of(record, seed)
+        caption = caption_of(record, seed, prompt.captions)
         if caption is None:
             raise SampleError("no-caption", "The record has no caption to stand in the picture's place.")
         shown = caption if prompt.pictures == "text" else IMAGE
@@ -182,14 +214,15 @@ def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
     return found, dialogue
 
 
-def _last_answer(record: dict[str, Any]) -> str:
+def _last_answer(record: dict[str, Any], form: str) -> str:
     """The caption of a record in LLaVA's pretraining form: its last gpt turn."""
     answers = [
         t.get("value") for t in record.get("conversations") or [] if isinstance(t, dict) and t.get("from") == "gpt"
     ]
-    if not answers or not isinstance(answers[-1], str) or not answers[-1].strip():
+    last = _formed(answers[-1], form) if answers and isinstance(answers[-1], str) else ""
+    if not last.strip():
         raise SampleError("no-caption", "The record has no caption, and no conversation that holds one.")
-    return answers[-1]
+    return last
 
 
 def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dialogue]:

@@ -31,6 +31,7 @@ class Template:
         end: the stop; learned.
         tail: after the last stop; not learned.
         asks: False where the question is thrown away and only the picture stays.
+        before, behind: around the picture; `behind` None leaves the line break that a dialogue has there.
     """
 
     system: str = ""
@@ -43,6 +44,8 @@ class Template:
     end: str = "{eos}"
     tail: str = ""
     asks: bool = True
+    before: str = ""
+    behind: str | None = None
 
     def stop(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The string at which generation stops.
@@ -84,11 +87,20 @@ class Template:
             here = picture and i == 0
             if i > 0:
                 writer.say(self.later.replace("{bos}", bos))
-            writer.ask(turn.text if self.asks else IMAGE if here else "", here)
+            writer.say(self.before if here else "")
+            writer.ask(self._question(turn.text, here), here)
             writer.say(self.speak)
         if answer:
             writer.say(self.tail)
         return writer.done()
+
+    def _question(self, text: str, picture: bool) -> str:
+        """What stands for a question that opens with a picture, or for one without."""
+        if not self.asks:
+            return IMAGE if picture else ""
+        if not picture or self.behind is None:
+            return text
+        return IMAGE + self.behind + text.removeprefix(IMAGE).removeprefix("\n")
 
 
 _ASSISTANT = "The assistant gives helpful, detailed, and polite answers to the {user}'s questions."
@@ -138,6 +150,26 @@ TEMPLATES: dict[str, Template | ChatTemplate] = {
         speak="<|im_end|>\n<|im_start|>assistant\n",
         end="<|im_end|>",
         tail="\n",
+    ),
+    # MiniGPT-4 on Vicuna v0 (its training code). It tokenises the answer by itself, and Llama's tokenizer puts a
+    # space before each text: two of them part question and answer. The stop is also the mark of the next turn.
+    "minigpt4": Template(
+        bare="###Human: ",
+        later="Human: ",
+        speak=" ###Assistant: ",
+        answer=" ",
+        end="###",
+        before="<Img>",
+        behind="</Img> ",
+    ),
+    # MiniGPT-4 on Llama-2-chat.
+    "minigpt4_llama_2": Template(
+        bare="[INST] ",
+        later="{bos}[INST] ",
+        speak=" [/INST] ",
+        answer=" ",
+        before="<Img>",
+        behind="</Img> ",
     ),
     "tokenizer": ChatTemplate(),
 }

@@ -10,6 +10,7 @@ from mmlab.data.batch import IGNORE
 from mmlab.data.conversation import Prompt, Turn, chat_prompt, encode, render
 from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.data.templates import TEMPLATES
+from mmlab.data.tokens import pad_id
 from tests.tiny_tokenizers import TOKENIZERS, gpt_2, llama_2, llama_3, wordpiece
 
 SPEC = ImageSpec(size=8, tokens=3)
@@ -32,6 +33,8 @@ LEARNED = {
     "v1": " {a}{eos}",
     "llama_2": " {a} {eos}",
     "chatml": "{a}<|im_end|>",
+    "minigpt4": " {a}###",
+    "minigpt4_llama_2": " {a}{eos}",
 }
 OWN = {
     "llama_3": "{stripped}{eos}",
@@ -166,6 +169,31 @@ def test_ids_are_those_of_llava(tokenizer: str, template: str, case: str, image:
     assert encode(dialogue, prompt, fast, SPEC).input_ids == expected
 
 
+@pytest.mark.parametrize("tokenizer", ["llama_2", "metaspace"])
+@pytest.mark.parametrize(
+    ("template", "before", "behind", "stop"),
+    [
+        ("minigpt4", "###Human: <Img>", "</Img> {q} ###Assistant: ", "###"),
+        ("minigpt4_llama_2", "[INST] <Img>", "</Img> {q} [/INST] ", "</s>"),
+    ],
+)
+@pytest.mark.parametrize("answer", ["A red square.", "ein grünes Dreieck 😀"])
+def test_ids_are_those_of_minigpt4(
+    tokenizer: str, template: str, before: str, behind: str, stop: str, answer: str
+) -> None:
+    """It tokenises what stands before the picture, what stands behind it, and the answer, each by itself."""
+    fast, question = TOKENIZERS[tokenizer](), "Describe this image in detail."
+
+    def ids(text: str) -> list[int]:
+        return list(fast(text, add_special_tokens=False)["input_ids"])
+
+    dialogue = [Turn("human", f"<image>\n{question}"), Turn("gpt", answer)]
+    encoded = encode(dialogue, Prompt(template), fast, SPEC)
+    asked = [fast.bos_token_id, *ids(before), *[pad_id(fast)] * SPEC.tokens, *ids(behind.format(q=question))]
+    assert encoded.input_ids == asked + ids(answer + stop)
+    assert encoded.labels == [IGNORE] * len(asked) + ids(answer + stop)
+
+
 def test_templates_write_the_published_forms() -> None:
     dialogue = [Turn("human", "<image>\nQ1"), Turn("gpt", "A1"), Turn("human", "Q2"), Turn("gpt", "A2")]
 
@@ -189,6 +217,9 @@ def test_templates_write_the_published_forms() -> None:
         "<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
         "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>\n"
     )
+    assert text("minigpt4", 2) == "###Human: <Img><image></Img> Q1 ###Assistant:  A1###"
+    assert text("minigpt4", 3).endswith(" A1###Human: Q2 ###Assistant: ")
+    assert text("minigpt4_llama_2") == "[INST] <Img><image></Img> Q1 [/INST]  A1</s><s>[INST] Q2 [/INST]  A2</s>"
     assert text("chatml", 1, system="") == "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -213,6 +244,8 @@ def test_stops() -> None:
         "v1": "</s>",
         "llama_2": "</s>",
         "chatml": "<|im_end|>",
+        "minigpt4": "###",
+        "minigpt4_llama_2": "</s>",
         "tokenizer": "</s>",
     }
     assert TEMPLATES["plain"].stop(wordpiece()) == "[SEP]"

@@ -4,7 +4,7 @@ import pytest
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.conversation import Prompt, conversations_of
-from mmlab.data.dialogues import BRIEF_DESCRIPTION
+from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION
 from mmlab.data.sample import SampleError
 
 
@@ -76,6 +76,29 @@ def test_the_part_of_a_record() -> None:
     assert several == {"c", "d"}
 
 
+def test_minigpt4_asks_with_its_own_questions() -> None:
+    drawn = [pairs({"caption": "c"}, Prompt(requests="minigpt4"), seed)[0] for seed in range(100)]
+    assert {question.removeprefix("<image>\n") for question, _ in drawn} == set(DETAILED_DESCRIPTION)
+    again = [pairs({"caption": "c"}, Prompt(requests="minigpt4"), seed)[0] for seed in range(100)]
+    assert again == drawn and len(DETAILED_DESCRIPTION) == 4
+
+
+@pytest.mark.parametrize(
+    ("caption", "learned"),
+    [
+        ('A "Red" Cat: (sitting)  on the Mat.\n', "a red cat sitting on the mat"),
+        ("Don't stop, it's 3/4 full?", "don't stop, it's 3/4 full?"),
+        (" ".join(f"W{i}" for i in range(60)), " ".join(f"w{i}" for i in range(50))),
+    ],
+)
+def test_captions_as_blip_learns_them(caption: str, learned: str) -> None:
+    for record in ({"caption": caption}, talk("<image>", caption)):
+        assert pairs(record, Prompt("plain", captions="blip")) == [("<image>", learned)]
+        assert pairs(record, Prompt("plain")) == [("<image>", caption)]
+    assert pairs({"caption": caption}, Prompt(captions="blip"))[0][1] == learned
+    assert reason({"caption": "..."}, Prompt("plain", captions="blip")) == "no-caption"
+
+
 def reason(record: dict, prompt: Prompt | None = None, picture: bool = True) -> str:
     with pytest.raises(SampleError) as error:
         conversations_of(record, prompt or Prompt(), 0, picture)
@@ -103,7 +126,13 @@ def test_malformed_records_are_named() -> None:
 
 
 def test_config_mistakes_are_named() -> None:
-    for wrong, near in (("template", "v1"), ("pictures", "text"), ("supervise", "all"), ("turns", "caption")):
+    for wrong, near in (
+        ("template", "v1"),
+        ("pictures", "text"),
+        ("supervise", "all"),
+        ("turns", "caption"),
+        ("captions", "blip"),
+    ):
         with pytest.raises(ConfigError, match=f"prompt.{wrong} '{near}x' .* Did you mean '{near}'"):
             Prompt(**{wrong: near + "x"})
     with pytest.raises(ConfigError, match=r"no place for prompt\.system"):
