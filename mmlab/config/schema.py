@@ -24,7 +24,13 @@ from mmlab.config.model_schema import (
     VisionConfig,
     VisionLanguageConfig,
 )
-from mmlab.config.stage_schema import AlignConfig, ContrastiveConfig, FinetuneConfig, LanguagePretrainingConfig
+from mmlab.config.stage_schema import (
+    AlignConfig,
+    ContrastiveConfig,
+    FinetuneConfig,
+    LanguagePretrainingConfig,
+    QFormerAlignmentConfig,
+)
 
 
 @dataclass
@@ -210,6 +216,7 @@ SCHEMAS: dict[str, type] = {
     "connector/linear": LinearConnectorConfig,
     "stage/align": AlignConfig,
     "stage/finetune": FinetuneConfig,
+    "stage/qformer_align": QFormerAlignmentConfig,
     "stage/contrastive": ContrastiveConfig,
     "stage/language_pretraining": LanguagePretrainingConfig,
     "data": DataConfig,

@@ -45,6 +45,11 @@ class FinetuneConfig(VisionLanguageStageConfig):
 
 
 @dataclass
+class QFormerAlignmentConfig(VisionLanguageStageConfig):
+    _target_: str = "mmlab.stage.qformer_align.QFormerAlignment"
+
+
+@dataclass
 class ContrastiveConfig(StageConfig):
     _target_: str = "mmlab.stage.contrastive.ContrastivePretraining"
 
