@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from omegaconf import MISSING
+
 from mmlab.config.fields import choice, number, section
 
 
@@ -65,6 +67,16 @@ class QFormerConfig:
 class QFormerVisionLanguageConfig(VisionLanguageConfig):
     parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "connector", "language")
     qformer: Any = section("model/qformer")
+
+
+@dataclass
+class ImageTextQFormerConfig:
+    parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "words", "contrast", "match")
+    _target_: str = "mmlab.model.image_text_qformer.ImageTextQFormer"
+    vision: Any = section("model/vision")
+    qformer: Any = section("model/qformer")
+    tokenizer: str = MISSING  # hub name or local folder
+    width: int = number(256, above=0)  # in which pictures and texts are compared
 
 
 @dataclass

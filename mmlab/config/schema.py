@@ -15,6 +15,7 @@ from mmlab.config.data_schema import DataConfig, ImageDataConfig
 from mmlab.config.fields import choice, number, section
 from mmlab.config.model_schema import (
     DualEncoderConfig,
+    ImageTextQFormerConfig,
     LanguageConfig,
     LanguageOnlyConfig,
     LinearConnectorConfig,
@@ -30,6 +31,7 @@ from mmlab.config.stage_schema import (
     FinetuneConfig,
     LanguagePretrainingConfig,
     QFormerAlignmentConfig,
+    QFormerPretrainingConfig,
 )
 
 
@@ -207,6 +209,7 @@ SCHEMAS: dict[str, type] = {
     **ROOTS,
     "model/vision_language": VisionLanguageConfig,
     "model/qformer_vision_language": QFormerVisionLanguageConfig,
+    "model/image_text_qformer": ImageTextQFormerConfig,
     "model/dual_encoder": DualEncoderConfig,
     "model/language_only": LanguageOnlyConfig,
     "vision": VisionConfig,
@@ -217,6 +220,7 @@ SCHEMAS: dict[str, type] = {
     "stage/align": AlignConfig,
     "stage/finetune": FinetuneConfig,
     "stage/qformer_align": QFormerAlignmentConfig,
+    "stage/qformer_pretraining": QFormerPretrainingConfig,
     "stage/contrastive": ContrastiveConfig,
     "stage/language_pretraining": LanguagePretrainingConfig,
     "data": DataConfig,

@@ -55,5 +55,10 @@ class ContrastiveConfig(StageConfig):
 
 
 @dataclass
+class QFormerPretrainingConfig(StageConfig):
+    _target_: str = "mmlab.stage.qformer_pretraining.QFormerPretraining"
+
+
+@dataclass
 class LanguagePretrainingConfig(VisionLanguageStageConfig):
     _target_: str = "mmlab.stage.language_pretraining.LanguagePretraining"

@@ -183,11 +183,12 @@ class PairCollate:
     """Pictures with one caption each, see `PairBatch`; a caption longer than `max_length` is cut.
 
     Args:
-        tokenizer: of the text encoder; its special tokens are added.
+        tokenizer: of the text encoder; its special tokens are added, unless there is a `frame`.
         image: how pictures are decoded.
         max_length: longest caption in tokens.
         augment: cut a random square of 70 to 100 % of the picture's area. Nothing is mirrored: captions
             say left and right.
+        frame: ids that begin and end a caption, in place of the tokenizer's special tokens; a cut one has both.
     """
 
     members: tuple[str, ...] = ()
@@ -198,11 +199,13 @@ class PairCollate:
         image: ImageSpec,
         max_length: int = 64,
         augment: bool = False,
+        frame: tuple[int, int] | None = None,
     ):
         self.tokenizer = tokenizer
         self.image: ImageSpec | None = image
         self.max_length = max_length
         self.augment = augment
+        self.frame = frame
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tokenise the caption, of several the one drawn by the sample's seed.
@@ -215,13 +218,20 @@ class PairCollate:
             raise SampleError("no-caption", "The record has no caption.")
         if sample.image is None:
             raise SampleError("no-picture", "The sample has no picture.")
-        ids = list(self.tokenizer(caption, verbose=False)["input_ids"])
-        kept = ids
-        if len(ids) > self.max_length:
-            kept = list(self.tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"])
+        ids, kept = self._tokens(caption)
         picture = _crop(sample.image, sample.seed) if self.augment else sample.image
         counters = {"truncated": int(len(ids) > len(kept)), "tokens": len(kept), "pictures": 1}
         return Prepared(sample.key, sample.source, None, [Segment(kept, [])], picture, counters)
+
+    def _tokens(self, caption: str) -> tuple[list[int], list[int]]:
+        """A caption's ids, and those of them that fit."""
+        ids = list(self.tokenizer(caption, add_special_tokens=self.frame is None, verbose=False)["input_ids"])
+        if self.frame is not None:
+            begin, end = self.frame
+            return [begin, *ids, end], [begin, *ids[: self.max_length - 2], end]
+        if len(ids) <= self.max_length:
+            return ids, ids
+        return ids, list(self.tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"])
 
     def batch(self, prepared: list[Prepared]) -> dict[str, Any]:
         """Pad captions to the longest: a `PairBatch`."""

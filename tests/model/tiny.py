@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mmlab.model.connector import LinearConnector, MLPConnector
+from mmlab.model.image_text_qformer import ImageTextQFormer
 from mmlab.model.language import LanguageModel
 from mmlab.model.qformer import QFormer
 from mmlab.model.vision import VisionEncoder
@@ -74,3 +75,9 @@ def minigpt4(tokenizer: Path, tongue: str = "llama") -> VisionLanguageModel:
     torch.manual_seed(0)
     eye = vision("blip2", feature_layer=-1, features="cls_patch")
     return VisionLanguageModel(eye, LinearConnector, language(tokenizer, tongue), qformer).eval()
+
+
+def image_text_qformer(tokenizer: Path) -> ImageTextQFormer:
+    torch.manual_seed(0)
+    eye = vision("blip2", feature_layer=-1, features="cls_patch")
+    return ImageTextQFormer(eye, qformer, str(tokenizer), width=16).eval()

@@ -1,0 +1,125 @@
+"""A Q-Former with a text side, for BLIP-2's first stage.
+
+Legend: B pairs, P tokens per picture, V vision width, Q queries, T text tokens, D the Q-Former's width, E joint width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmlab.config.errors import ConfigError
+from mmlab.model.language import load_tokenizer
+from mmlab.model.qformer import QFormer, visible
+from mmlab.model.vision import VisionEncoder
+
+
+class Words(nn.Module):
+    """Words on their way into the Q-Former and out of it: BERT's embeddings and its head, which share a matrix.
+
+    Args:
+        vocabulary: number of tokens.
+        config: of the Q-Former: `hidden_size`, `max_position_embeddings`, `initializer_range`, `layer_norm_eps`.
+    """
+
+    def __init__(self, vocabulary: int, config: Any):
+        super().__init__()
+        width = config.hidden_size
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(config.max_position_embeddings, width)
+        self.transform = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=config.layer_norm_eps)
+        )
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=config.initializer_range)
+
+    def forward(self, input_ids_BT: Tensor) -> Tensor:
+        """Token ids `[B, T]` → embeddings `[B, T, D]`; the Q-Former's first norm is BERT's."""
+        places = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+        return self.tokens(input_ids_BT) + self.positions(places)
+
+    def predict(self, hidden_BTD: Tensor) -> Tensor:
+        """Outputs `[…, D]` → logits over the vocabulary."""
+        return F.linear(self.transform(hidden_BTD), self.tokens.weight, self.bias)
+
+
+class QueryContrast(nn.Module):
+    """How alike pictures and texts are: the query that fits the text best speaks for the picture.
+
+    Args:
+        width: D.
+        joint: E.
+    """
+
+    def __init__(self, width: int, joint: int):
+        super().__init__()
+        self.picture = nn.Linear(width, joint)
+        self.text = nn.Linear(width, joint)
+        # As a logarithm it stays positive; BLIP-2 starts at 0.07 (LAVIS, blip2_qformer.py).
+        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
+
+    def forward(self, queries_BQD: Tensor, text_BD: Tensor) -> Tensor:
+        """Logits `[B, B]`, float32, of picture i against text j."""
+        pictures = F.normalize(self.picture(queries_BQD).float(), dim=-1)
+        texts = F.normalize(self.text(text_BD).float(), dim=-1)
+        return torch.einsum("iqe,je->ijq", pictures, texts).amax(-1) / self.log_temperature.exp()
+
+
+class ImageTextQFormer(nn.Module):
+    """A vision encoder and a Q-Former that reads pictures, texts, or both (BLIP-2, section 3.2 and figure 2).
+
+    Args:
+        vision: the vision encoder.
+        qformer: built with (vision width, `text=True`).
+        tokenizer: hub name or local folder; with [CLS] and [SEP], or with tokens that begin and end a text.
+        width: E, width of the space in which pictures and texts are compared.
+
+    Raises:
+        ConfigError: a tokenizer that has no such tokens.
+    """
+
+    def __init__(self, vision: VisionEncoder, qformer: Callable[..., QFormer], tokenizer: str, width: int = 256):
+        super().__init__()
+        self.tokenizer = load_tokenizer(tokenizer, "words")
+        self.frame = _frame(self.tokenizer)
+        self.vision = vision
+        self.qformer = qformer(vision.width, text=True)
+        # [DEC], which begins a text that is to be written, is one token more.
+        self.decode = len(self.tokenizer)
+        self.words = Words(self.decode + 1, self.qformer.config)
+        self.contrast = QueryContrast(self.qformer.width, width)
+        self.match = nn.Linear(self.qformer.width, 2)
+
+    def similarities(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits `[B, B]` of picture i against text j; queries and texts see nothing of each other."""
+        queries, text = self._read("contrast", features_BPV, input_ids_BT, mask_BT)
+        return self.contrast(queries, text[:, 0])
+
+    def matches(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits `[B, 2]` whether a picture and its text are a pair (index 1) or not; all see all."""
+        queries, _ = self._read("match", features_BPV, input_ids_BT, mask_BT)
+        return self.match(queries).mean(1)
+
+    def captions(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits `[B, T, vocabulary]` of the next token at each place, after the queries and the text before it."""
+        started = torch.cat([torch.full_like(input_ids_BT[:, :1], self.decode), input_ids_BT[:, 1:]], 1)
+        _, text = self._read("caption", features_BPV, started, mask_BT)
+        return self.words.predict(text)
+
+    def _read(self, task: str, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        seen = visible(task, mask_BT, self.qformer.tokens_per_image)
+        return self.qformer.with_text(features_BPV, self.words(input_ids_BT), seen)
+
+
+def _frame(tokenizer: Any) -> tuple[int, int]:
+    """Ids that begin and end a text: BERT's, or those of a language model's tokenizer."""
+    begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    if begin is None or end is None:
+        raise ConfigError(
+            f"model.tokenizer {tokenizer.name_or_path} has no tokens that begin and end a text; take bert-base-uncased."
+        )
+    return begin, end
