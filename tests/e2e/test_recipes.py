@@ -15,17 +15,20 @@ from tests.tiny_shapes import make_shapes
 
 CONF = conf_dir() / "experiment"
 RECIPES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-PUBLISHED = [name for name in RECIPES if re.fullmatch(r"llava/v\d+_.*", name)]
+PUBLISHED = [name for name in RECIPES if re.fullmatch(r"llava/v\d+_.*|minigpt4/(?!.*_tiny).*", name)]
 # What each stage leaves behind.
 LEARNS = {
     "ProjectorAlignment": {"connector"},
     "EndToEndFinetuning": {"connector", "language"},
     "ContrastivePretraining": {"vision", "text", "vision_head", "text_head", "similarity"},
     "LanguagePretraining": {"language"},
+    "QFormerPretraining": {"qformer", "words", "contrast", "match"},
+    "QFormerAlignment": {"connector"},
     "AutoencoderTraining": {"first_stage", "discriminator"},
 }
 TINY_EYE = "model.vision.architecture={hidden_size:32,intermediate_size:64,num_hidden_layers:2,num_attention_heads:2}"
 TINY_TONGUE = TINY_EYE.replace("vision", "language")
+TINY_QFORMER = TINY_EYE.replace("vision", "qformer")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def shapes(tmp_path_factory):
 
 
 def test_there_are_recipes():
-    assert len(PUBLISHED) >= 10 and len(RECIPES) - len(PUBLISHED) >= 4
+    assert len(PUBLISHED) >= 16 and len(RECIPES) - len(PUBLISHED) >= 4
 
 
 def lines_of(recipe: str) -> list[str]:
@@ -55,7 +58,8 @@ def test_a_recipe_is_a_page_with_a_header(recipe):
 def test_a_published_recipe_says_its_numbers_and_how_far_it_was_tried(recipe):
     header = [line for line in lines_of(recipe) if line.startswith("#")]
     assert any(line.startswith("# Status: ") for line in header)
-    assert any(re.search(r"\d+ epochs?, \d+, \de-\d", line) for line in header), "epochs, batch, learning rate"
+    length = r"\d+ (epochs?|steps), \d+, \de-\d"
+    assert any(re.search(length, line) for line in header), "epochs or steps, batch, learning rate"
 
 
 def language_stand_ins(cfg: DictConfig) -> list[str]:
@@ -63,6 +67,8 @@ def language_stand_ins(cfg: DictConfig) -> list[str]:
     overrides = ["data.max_length=400"]
     if "vision" in cfg.model:
         overrides += ["model/vision=clip_tiny", TINY_EYE]
+    if "qformer" in cfg.model:
+        overrides += ["model/qformer=tiny", TINY_QFORMER]
     if "language" in cfg.model:
         overrides += ["model/language=llama_tiny", TINY_TONGUE]
     return overrides
