@@ -151,6 +151,7 @@ class EvalConfig:
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     template: str | None = None  # None: the one it was trained with
     types: list[str] = field(default_factory=list)  # question types; none: all
+    describe: bool | None = None  # ask for descriptions, not answers; None: if the run learned captions
     batch_size: int = number(64, above=0)
     max_new_tokens: int = number(64, above=0)
     limit: int | None = number(None, above=0)  # questions, or pictures

@@ -48,6 +48,10 @@ class Answerer:
 
     def __call__(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[str]:
         """Answer dialogues that end with a question; row b is about picture b, uint8 `[3, H, W]` or None."""
+        return [text for text, _ in self.replies(dialogues, pictures)]
+
+    def replies(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[tuple[str, bool]]:
+        """As a call, with whether each answer ended by itself, before `max_new_tokens` cut it."""
         encoded = [chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec) for dialogue in dialogues]
         device = next(self.model.parameters()).device
         longest = max(len(one.input_ids) for one in encoded)
@@ -69,7 +73,7 @@ class Answerer:
         )
         places = torch.tensor(positions, dtype=torch.int64).reshape(-1, 2)
         new = self.model.generate(ids.to(device), mask.to(device), pixels.to(device), places.to(device), **self.options)
-        return [self._text(row) for row in new]
+        return [(self._text(row), self._ended(row)) for row in new]
 
     def _text(self, ids: Tensor) -> str:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=self.stop == self.tokenizer.eos_token))
@@ -77,6 +81,11 @@ class Answerer:
         for token in (self.tokenizer.pad_token, self.tokenizer.eos_token):
             text = text.replace(str(token), "") if token else text
         return text.strip()
+
+    def _ended(self, ids: Tensor) -> bool:
+        # A row that was cut has neither, and no padding.
+        eos = self.tokenizer.eos_token_id
+        return (eos is not None and bool((ids == eos).any())) or self.stop in str(self.tokenizer.decode(ids))
 
     def ask(self, question: str, picture: Tensor | None) -> list[Turn]:
         """A dialogue of one open question, with the picture in front of it."""

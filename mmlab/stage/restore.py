@@ -66,3 +66,19 @@ def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
             "The run was trained on captions (template plain), which asks nothing; choose template=v1 to ask questions."
         )
     return prompt
+
+
+def learned_captions(cfg: DictConfig) -> bool:
+    """Whether a run learned to describe pictures, and not to answer questions about them."""
+    return cfg.stage.prompt.template == "plain" or cfg.stage.prompt.get("turns") == "caption"
+
+
+def description_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
+    """The prompt in which a run is asked for descriptions: as it was trained, or in another template.
+
+    Raises:
+        ConfigError: an unknown template.
+    """
+    trained = OmegaConf.to_container(cfg.stage.prompt, resolve=True)
+    prompt = replace(Prompt(**trained), pictures="tokens", turns="caption")  # type: ignore[arg-type]
+    return replace(prompt, template=template) if template else prompt

@@ -1,4 +1,4 @@
-"""Score a trained model: its answers, its reconstructions or its samples, with pictures of them."""
+"""Score a trained model: its answers, descriptions, reconstructions or samples, with pictures of them."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ def evaluate(cfg: DictConfig) -> None:
 
     it answers questions: exact match per type; data.blind_from is training data whose commonest answers to compare with
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
+    it describes pictures: shares that repeat themselves, break off or do not end; template=minigpt4 asks as its stage 2
+      mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
     it encodes pictures: PSNR, SSIM, rFID; data.train_from is training data for a linear code to compare with
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     it makes pictures: FID, KID; data.train_from is training data among which to look for copies
@@ -24,11 +26,13 @@ def evaluate(cfg: DictConfig) -> None:
     """
     from mmlab.config.errors import ConfigError
     from mmlab.config.run import find_run, load_run_config
+    from mmlab.stage.restore import learned_captions
 
     folder = find_run(cfg.run, cfg.root)
     trained = load_run_config(folder)
     if "prompt" in trained.stage:
-        score = answers
+        describes = learned_captions(trained) if cfg.describe is None else cfg.describe
+        score = descriptions if describes else answers
     elif trained.process is not None:
         score = samples
     elif "first_stage" in trained.model:
@@ -62,6 +66,35 @@ def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
     draw_grid(index, questions, predictions, scores).save(out / "grid.png")
     print(answer_table(scores))
     print(f"pictures with answers: {out / 'grid.png'}")
+
+
+def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
+    """Ask a vision-language model to describe pictures, and count what is incoherent."""
+    from mmlab.config.run import load_run_config
+    from mmlab.data.sample import ImageSpec
+    from mmlab.evaluate.answers import Answerer
+    from mmlab.evaluate.descriptions import (
+        describe,
+        description_scores,
+        description_sheet,
+        judge,
+        write_descriptions,
+    )
+    from mmlab.evaluate.picture_set import PictureSet
+    from mmlab.stage.restore import description_prompt, restore
+    from mmlab.training.trainer import place
+
+    prompt = description_prompt(load_run_config(folder), cfg.template)
+    PictureSet(cfg.data.path, ImageSpec(1))  # a wrong path should not cost the loading of a model
+    model, trained = restore(folder)
+    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, cfg.max_new_tokens)
+    pictures = PictureSet(cfg.data.path, answerer.spec, cfg.limit)
+    said = describe(answerer, pictures, cfg.batch_size)
+    found = judge(said)
+    scores = description_scores(said, found)
+    write_descriptions(out, said, found)
+    about = {"template": prompt.template, "max_new_tokens": cfg.max_new_tokens}
+    report({"run": folder.name, **scores, **about}, {"grid": description_sheet(pictures, said, found, scores)}, out)
 
 
 def reconstructions(cfg: DictConfig, folder: Path, out: Path) -> None:

@@ -1,0 +1,114 @@
+"""What a model says when it is asked to describe pictures, and how coherent that is."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmlab.data.dialogues import caption_of, conversations_of
+from mmlab.data.progress import progress
+from mmlab.data.sample import ImageSpec
+from mmlab.data.turns import IMAGE
+from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.exact_match import matches
+from mmlab.evaluate.incoherence import faults, finished, incoherence, words_of
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.questions import read_picture
+from mmlab.report.sheet import BAD, GOOD, contact_sheet
+
+SIDE = 224
+
+
+@dataclass(frozen=True)
+class Description:
+    """One picture's description.
+
+    Attributes:
+        place: of the picture in its set.
+        key: of its sample.
+        question: what the model was asked; empty where the picture alone asks.
+        text: what it said.
+        ended: whether it ended by itself.
+        caption: the sample's own, in the form that the run learned, or None.
+    """
+
+    place: int
+    key: str
+    question: str
+    text: str
+    ended: bool
+    caption: str | None
+
+
+def describe(answerer: Answerer, pictures: PictureSet, batch_size: int) -> list[Description]:
+    """A description of each picture, in order.
+
+    Args:
+        answerer: its prompt asks for captions.
+        pictures: the request for the n-th is drawn by n.
+        batch_size: pictures at a time.
+
+    Raises:
+        DataError: a sample without a readable picture or record.
+    """
+    found: list[Description] = []
+    starts = range(0, len(pictures), batch_size)
+    for start in progress(starts, "describing pictures", len(starts)):
+        places = range(start, min(start + batch_size, len(pictures)))
+        captions = [caption_of(pictures.sample(n).record, n, answerer.prompt.captions) for n in places]
+        # The request does not depend on the caption, which a picture to be described need not have.
+        asked = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n in places]
+        replies = answerer.replies(asked, [pictures.picture(n) for n in places])
+        for n, caption, dialogue, (text, ended) in zip(places, captions, asked, replies, strict=True):
+            question = dialogue[0].text.removeprefix(IMAGE).strip()
+            found.append(Description(n, pictures.key(n), question, text, ended, caption))
+    return found
+
+
+def judge(descriptions: Sequence[Description]) -> list[list[str]]:
+    """The faults of each description; whether it has to end with a full stop is what most captions say."""
+    captions = [one.caption for one in descriptions if one.caption is not None]
+    sentences = sum(map(finished, captions)) * 2 > len(captions)
+    return [faults(one.text, one.ended, sentences) for one in descriptions]
+
+
+def description_scores(descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Shares of incoherent descriptions, their mean length, and the share that equals the caption.
+
+    Returns:
+        As `incoherence`, with `words`, and `exact` where there are captions.
+    """
+    known = [matches(one.text, one.caption) for one in descriptions if one.caption is not None]
+    words = sum(len(words_of(one.text)) for one in descriptions) / len(descriptions)
+    exact = {"exact": sum(known) / len(known)} if known else {}
+    return {**incoherence(found), "words": words, **exact}
+
+
+def write_descriptions(folder: Path, descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> None:
+    """Write `descriptions.jsonl`, one line a picture, into the folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "descriptions.jsonl").open("w", encoding="utf-8") as lines:
+        for one, wrong in zip(descriptions, found, strict=True):
+            row = {"key": one.key, "question": one.question, "description": one.text, "caption": one.caption}
+            lines.write(json.dumps({**row, "ended": one.ended, "faults": list(wrong)}) + "\n")
+
+
+def description_sheet(
+    pictures: PictureSet,
+    descriptions: Sequence[Description],
+    found: Sequence[Sequence[str]],
+    scores: dict[str, Any],
+    cells: int = 24,
+) -> Image.Image:
+    """Pictures spread evenly over the set with what was said of them; green where coherent, red with the faults."""
+    chosen = range(0, len(descriptions), max(1, len(descriptions) // cells))[:cells]
+    spec = ImageSpec(SIDE)
+    shown = [read_picture(pictures.index, pictures.places[descriptions[n].place], spec) for n in chosen]
+    said = [descriptions[n].text or "(nothing)" for n in chosen]
+    texts = [f"{text}\n({', '.join(found[n])})" if found[n] else text for n, text in zip(chosen, said, strict=True)]
+    colours = [BAD if found[n] else GOOD for n in chosen]
+    title = f"{scores['incoherent']:.1%} of {scores['descriptions']:,} descriptions are incoherent"
+    return contact_sheet(shown, texts, columns=6, colours=colours, title=title)

@@ -1,0 +1,128 @@
+"""Descriptions of a model that has learned a few by heart, and of one that has not."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageColor
+
+from mmlab.data.conversation import Prompt
+from mmlab.data.dialogues import DETAILED_DESCRIPTION
+from mmlab.data.sample import ImageSpec
+from mmlab.data.turns import Turn
+from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.descriptions import (
+    Description,
+    describe,
+    description_scores,
+    description_sheet,
+    judge,
+    write_descriptions,
+)
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.report.sheet import BAD, GOOD
+from mmlab.stage.finetune import EndToEndFinetuning
+from tests.model import tiny
+from tests.stage.tiny_stage import data_of, fit, optim
+from tests.tiny_files import png
+from tests.tiny_shapes import make_records
+
+ASKED = Prompt("minigpt4", turns="caption", requests="minigpt4")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("described") / "train"
+    make_records(root, [{"caption": "A Red Star."}] * 4, [png()] * 4)
+    return root
+
+
+def pictures(shards, **options: Any) -> PictureSet:
+    return PictureSet(shards, ImageSpec(16, "stretch"), **options)
+
+
+def learned(tokenizer, shards, prompt: Prompt):
+    """A model that has learned the caption, and nothing else."""
+    stage: Any = EndToEndFinetuning(tiny.minigpt4(tokenizer), optim(), ["connector", "language"], ASKED)
+    stage.prompt = prompt
+    fit(stage, data_of(stage, [shards], 4, 4, max_length=200), 80)
+    return stage.model.eval()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "questions"),
+    [
+        (ASKED, "A Red Star.", set(DETAILED_DESCRIPTION)),
+        (Prompt("plain", captions="blip"), "a red star", {""}),
+    ],
+)
+def test_a_model_that_ends_is_coherent(tokenizer_folder, shards, prompt, text, questions):
+    answerer = Answerer(learned(tokenizer_folder, shards, prompt), prompt, "stretch", max_new_tokens=30)
+    said = describe(answerer, pictures(shards), 3)
+    assert [one.text for one in said] == [text] * 4 and all(one.ended for one in said)
+    assert {one.question for one in said} <= questions and [one.key for one in said] == [
+        "s0000",
+        "s0001",
+        "s0002",
+        "s0003",
+    ]
+    found = judge(said)
+    assert description_scores(said, found) == {
+        "descriptions": 4,
+        "incoherent": 0,
+        "repeated": 0,
+        "fragment": 0,
+        "no_end": 0,
+        "words": 3,
+        "exact": 1,
+    }
+
+
+def test_an_answer_that_is_cut_has_no_end(tokenizer_folder, shards):
+    answerer = Answerer(learned(tokenizer_folder, shards, ASKED), ASKED, "stretch", max_new_tokens=4)
+    said = describe(answerer, pictures(shards, limit=2), 2)
+    assert [one.ended for one in said] == [False, False]
+    assert all("no_end" in wrong and "fragment" in wrong for wrong in judge(said))
+
+
+def test_the_request_is_drawn_by_the_picture(tokenizer_folder, shards):
+    answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, "stretch", max_new_tokens=2)
+    asked = [[one.question for one in describe(answerer, pictures(shards), size)] for size in (1, 4)]
+    assert asked[0] == asked[1] and len(set(asked[0])) > 1
+
+
+def made(text: str, caption: str | None = "A dog runs.") -> Description:
+    return Description(0, "k", "q", text, True, caption)
+
+
+def test_what_captions_end_with_decides_whether_a_full_stop_is_missing():
+    assert judge([made("a dog"), made("A dog runs.")]) == [["fragment"], []]
+    assert judge([made("a dog", "a cat"), made("a dog runs", None)]) == [[], []]
+    assert judge([made("a dog", None)]) == [[]]
+    assert "exact" not in description_scores([made("a dog", None)], [[]])
+
+
+def test_files_and_sheet(shards, tmp_path):
+    said = [made("a dog a dog a dog"), Description(1, "k1", "q", "A dog runs.", True, "A dog runs.")]
+    found = judge(said)
+    scores = description_scores(said, found)
+    write_descriptions(tmp_path / "new", said, found)
+    rows = [json.loads(line) for line in (tmp_path / "new" / "descriptions.jsonl").read_text().splitlines()]
+    assert [row["faults"] for row in rows] == [["repeated", "fragment"], []] and rows[1]["key"] == "k1"
+    sheet = np.asarray(description_sheet(pictures(shards), said, found, scores))
+    for colour in (GOOD, BAD):
+        assert (sheet == ImageColor.getrgb(colour)).all(-1).any()
+
+
+@torch.no_grad()
+def test_an_end_of_text_is_an_end_too(tokenizer_folder):
+    """A model in another template than it learned may end with the token of its own."""
+    model = tiny.minigpt4(tokenizer_folder)
+    answerer = Answerer(model, ASKED, "stretch")
+    tokenizer = model.language.tokenizer
+    for said, ended in (("a star</s><pad>", True), ("a star###", True), ("a star", False)):
+        ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+        model.generate = lambda *args, ids=ids, **options: torch.tensor([ids])  # type: ignore[method-assign]
+        assert answerer.replies([[Turn("human", "what?")]], [None]) == [("a star", ended)]
