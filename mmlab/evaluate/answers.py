@@ -84,8 +84,7 @@ class Answerer:
 
     def _ended(self, ids: Tensor) -> bool:
         # A row that was cut has neither, and no padding.
-        eos = self.tokenizer.eos_token_id
-        return (eos is not None and bool((ids == eos).any())) or self.stop in str(self.tokenizer.decode(ids))
+        return self.tokenizer.eos_token_id in ids.tolist() or self.stop in str(self.tokenizer.decode(ids))
 
     def ask(self, question: str, picture: Tensor | None) -> list[Turn]:
         """A dialogue of one open question, with the picture in front of it."""
