@@ -1,0 +1,128 @@
+"""One question to a language model, wherever it runs: kept on disk, so that nothing is asked or paid twice."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmlab.config.errors import RunError
+from mmlab.curate.journal import write_whole
+
+Message = Mapping[str, str]
+"""`role` (system, user or assistant) and `content`, as chat-completions endpoints take them."""
+
+
+class NoReply(RunError):
+    """This prompt got no usable answer; others may.
+
+    Args:
+        reason: a few words that faults are counted under, such as "empty answer" or "429".
+        message: the sentence for a person.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Refused(RunError):
+    """The endpoint answers nobody who asks like this: a wrong key, address or model."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a language model said.
+
+    Attributes:
+        text: the answer, without white space around it.
+        finish: why it ended: `stop`, or `length` and `content_filter` for one that is not whole.
+        prompt_tokens, completion_tokens: as the endpoint counts them, rejected answers included; 0 where it does not.
+        retries: reason → how often it was asked again for it.
+        model: the name that the endpoint gives itself.
+        hash: names the reply among those kept; empty before it is kept.
+    """
+
+    text: str
+    finish: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: dict[str, int] = field(default_factory=dict)
+    model: str = ""
+    hash: str = ""
+
+
+class Backend(Protocol):
+    """What answers: an endpoint or a local model.
+
+    Attributes:
+        model: its name.
+        settings: all else that an answer depends on.
+    """
+
+    model: str
+    settings: dict[str, Any]
+
+    def complete(self, messages: Sequence[Message]) -> Reply:
+        """Answer; raises NoReply for this prompt's sake, Refused for everybody's."""
+        ...
+
+
+class Client:
+    """Asks a backend, and keeps each reply in a file named by the hash of (model, messages, settings).
+
+    A reply is on the disk before it is returned: a process that is killed pays again only for what was still on its
+    way. Threads may share a client; the same question at the same time is asked once.
+
+    Args:
+        backend: what answers.
+        folder: of the replies.
+    """
+
+    def __init__(self, backend: Backend, folder: Path):
+        self.backend = backend
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._asking: dict[str, threading.Lock] = {}
+
+    def __call__(self, messages: Sequence[Message]) -> Reply:
+        """Answer a dialogue that ends with the user's turn.
+
+        Raises:
+            NoReply: no answer, or one that is not whole: cut off, or held back by a filter.
+            Refused: the backend answers nothing.
+        """
+        question = {
+            "model": self.backend.model,
+            "messages": [dict(message) for message in messages],
+            "settings": self.backend.settings,
+        }
+        name = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+        with self._lock:
+            turn = self._asking.setdefault(name, threading.Lock())
+        with turn:
+            reply = self._kept(name, question) or self._ask(name, question)
+        if reply.finish in ("length", "content_filter"):
+            how = "was cut off at its longest" if reply.finish == "length" else "was held back by a content filter"
+            raise NoReply(f"finish_reason {reply.finish}", f"the answer of {self.backend.model} {how}.")
+        return reply
+
+    def _ask(self, name: str, question: dict[str, Any]) -> Reply:
+        reply = replace(self.backend.complete(question["messages"]), hash=name)
+        kept = {**question, "reply": asdict(reply)}
+        write_whole(self._file(name), json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
+        return reply
+
+    def _kept(self, name: str, question: dict[str, Any]) -> Reply | None:
+        try:
+            kept = json.loads(self._file(name).read_text(encoding="utf-8"))
+            return Reply(**kept["reply"]) if {**kept, "reply": None} == {**question, "reply": None} else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            return None  # damaged, by a disk or an editor: asked again
+
+    def _file(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.json"

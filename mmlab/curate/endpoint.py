@@ -1,0 +1,274 @@
+"""A chat-completions endpoint over HTTP (the protocol of OpenAI, vLLM, llama.cpp, …), with everything that it may do.
+
+The key is read from the environment and goes into one header. It is not kept, logged or sent along a redirect.
+"""
+
+import email.utils
+import http.client
+import ipaddress
+import json
+import math
+import os
+import random
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from mmlab.config.errors import ConfigError
+from mmlab.config.redact import HIDDEN, redact_text
+from mmlab.curate.client import Message, NoReply, Refused, Reply
+
+LONGEST_WAIT = 600.0  # seconds; an endpoint that asks for more is asked again after this
+LONGEST_BODY = 8 << 20  # bytes
+OURS = ("model", "messages", "stream", "n")
+
+
+class Again(Exception):
+    """A fault that may pass.
+
+    Args:
+        reason: a few words.
+        after: seconds that the endpoint asks to wait.
+        usage: tokens of an answer that was paid for all the same, of the prompt and of the answer.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, usage: tuple[int, int] = (0, 0)):
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+        self.usage = usage
+
+
+class Endpoint:
+    """Any endpoint that speaks the chat-completions protocol.
+
+    429 (with its Retry-After), 5xx, time-outs, broken connections, garbage and empty answers are asked again,
+    later each time and with jitter; a wrong key, address or model stops at once.
+
+    Args:
+        url: base, such as `https://api.openai.com/v1`; `/chat/completions` is added.
+        model: name that the endpoint knows it by.
+        variable: environment variable that holds the key; None sends none.
+        settings: sent along as they are, such as temperature and max_tokens.
+        timeout: seconds for one request as a whole.
+        attempts: how often one question is asked before it is given up.
+        backoff: seconds before the second attempt; doubled each time.
+        requests_per_minute: None sets no limit.
+
+    Raises:
+        ConfigError: no HTTP address, a key that would travel unencrypted, or settings that the protocol reserves.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        variable: str | None = "OPENAI_API_KEY",
+        settings: dict[str, Any] | None = None,
+        timeout: float = 120.0,
+        attempts: int = 6,
+        backoff: float = 1.0,
+        requests_per_minute: float | None = None,
+    ):
+        self.model = model
+        self.settings = dict(settings or {})
+        self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
+        if reserved := sorted(set(OURS) & self.settings.keys()):
+            raise ConfigError(f"llm.settings has no place for '{reserved[0]}': it is set for each question.")
+        self._key = None if variable is None else (os.environ.get(variable) or "").strip() or None
+        self._url = _checked(url, self._key, variable)
+        self._pace = Pace(requests_per_minute)
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def complete(self, messages: Sequence[Message]) -> Reply:
+        """Ask until there is an answer.
+
+        Raises:
+            NoReply: there was none after all attempts, or the endpoint does not take this prompt.
+            Refused: it takes none.
+        """
+        body = json.dumps({"model": self.model, "messages": list(messages), **self.settings}).encode()
+        retries: Counter[str] = Counter()
+        usage = [0, 0]
+        for attempt in range(self.attempts):
+            self._pace.wait()
+            try:
+                reply = self._answer(self._post(body))
+            except Again as fault:
+                retries[fault.reason] += 1
+                usage = [a + b for a, b in zip(usage, fault.usage, strict=True)]
+                if attempt + 1 < self.attempts:
+                    self._rest(fault, attempt)
+                continue
+            spent = (usage[0] + reply.prompt_tokens, usage[1] + reply.completion_tokens)
+            return Reply(reply.text, reply.finish, *spent, retries=dict(retries), model=reply.model)
+        counted = ", ".join(f"{reason} ({times}x)" for reason, times in retries.most_common())
+        raise NoReply(
+            retries.most_common(1)[0][0], f"no answer from {self._url} in {self.attempts} attempts: {counted}."
+        )
+
+    def _rest(self, fault: Again, attempt: int) -> None:
+        """Wait before the next attempt; where the endpoint itself asked for it, all threads wait."""
+        seconds = min(self.backoff * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+        if fault.after is not None:
+            self._pace.hold(min(fault.after, LONGEST_WAIT))
+            seconds *= 0.5
+        time.sleep(seconds)
+
+    def _post(self, body: bytes) -> str:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "mmlab"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(f"{self._url}/chat/completions", body, headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self.timeout) as response:
+                return self._clean(_read(response, time.monotonic() + self.timeout))
+        except urllib.error.HTTPError as error:
+            with error:
+                self._status(error)
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise Refused(f"{self._url} cannot prove who it is: {error.reason.verify_message}.") from None
+            raise Again("timeout" if isinstance(error.reason, TimeoutError) else "no connection") from None
+        except TimeoutError:
+            raise Again("timeout") from None
+        except (OSError, http.client.HTTPException):
+            raise Again("broken connection") from None
+
+    def _status(self, error: urllib.error.HTTPError) -> NoReturn:
+        """Sort an answer that is none by its status."""
+        code = error.code
+        if code in (408, 409, 425, 429) or code >= 500:
+            raise Again(str(code), _seconds(error.headers.get("Retry-After")))
+        try:
+            said = self._clean(_read(error, time.monotonic() + 5.0))
+        except (OSError, http.client.HTTPException, Again):
+            said = ""
+        sentence = f"{self._url} answers {code}{_complaint(said)}."
+        if code in (400, 413, 422):
+            raise NoReply(str(code), sentence)
+        if code in (401, 403):
+            sentence += " The key is taken from the environment variable that llm.variable names."
+        elif code == 404:
+            sentence += " Look at llm.url and llm.model."
+        raise Refused(sentence)
+
+    def _answer(self, said: str) -> Reply:
+        """The reply in the endpoint's JSON, or Again."""
+        try:
+            data = json.loads(said)
+            choice = data["choices"][0]
+            text = choice["message"]["content"]
+            counts = data.get("usage") or {}
+            usage = int(counts.get("prompt_tokens") or 0), int(counts.get("completion_tokens") or 0)
+            finish, model = str(choice.get("finish_reason") or "stop"), str(data.get("model") or self.model)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise Again("garbage") from None
+        if text is not None and not isinstance(text, str):
+            raise Again("garbage", usage=usage)
+        if not (text or "").strip() and finish != "content_filter":
+            raise Again("empty answer", usage=usage)
+        return Reply((text or "").strip(), finish, *usage, model=model)
+
+    def _clean(self, data: bytes) -> str:
+        """Text without the key: an endpoint may send back what it was sent."""
+        text = data.decode("utf-8", "replace")
+        return text.replace(self._key, HIDDEN) if self._key else text
+
+
+class Pace:
+    """Spaces requests evenly, for all threads together.
+
+    Args:
+        per_minute: requests; None: as fast as they come.
+    """
+
+    def __init__(self, per_minute: float | None = None):
+        self.interval = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Take the next free place in time, and sleep until it."""
+        with self._lock:
+            at = max(time.monotonic(), self._next)
+            self._next = at + self.interval
+        time.sleep(max(0.0, at - time.monotonic()))
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody start before `seconds` have passed."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None
+
+
+def _checked(url: str, key: str | None, variable: str | None) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"llm.url takes an address such as https://api.openai.com/v1, not '{redact_text(url)}'.")
+    if parts.username or parts.password or parts.query:
+        raise ConfigError("llm.url holds a user, a password or a query; a key belongs into the environment.")
+    if key and parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ConfigError(
+            f"The key in {variable} would travel unencrypted to {parts.hostname}: take https, or llm.variable=null."
+        )
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"The key in {variable} holds characters that no header takes.")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(response: Any, deadline: float) -> bytes:
+    """The body; a socket's time-out alone would let one byte a minute go on for ever."""
+    data = b""
+    while piece := response.read1(1 << 16):
+        data += piece
+        if len(data) > LONGEST_BODY:
+            raise Again("garbage")
+        if time.monotonic() > deadline:
+            raise Again("timeout")
+    return data
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After as seconds from now: a number or a date; None for anything else."""
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _complaint(said: str) -> str:
+    """What an endpoint says is wrong, in the protocol's form or as it is, on one line."""
+    try:
+        data = json.loads(said)
+        fault = data.get("error", data.get("detail", said)) if isinstance(data, dict) else said
+        said = str(fault.get("message", fault)) if isinstance(fault, dict) else str(fault)
+    except ValueError:
+        pass
+    line = redact_text(" ".join(said.split()))[:200].rstrip(".")
+    return f": {line}" if line else ""

@@ -1,0 +1,119 @@
+"""An endpoint on loopback that speaks the chat-completions protocol, and misbehaves as it is told."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Script = Callable[[str, int], str]
+"""(the user's words, which attempt at them) → what happens: `ok`, a status, or a name below."""
+
+
+def always(*acts: str) -> Script:
+    """The acts in turn for each prompt, the last one for ever."""
+    return lambda prompt, attempt: acts[min(attempt, len(acts) - 1)]
+
+
+class ScriptedEndpoint:
+    """Answers `repaired: <last line of the prompt>` where the script says `ok`; use it as a context manager.
+
+    Attributes:
+        url: base address.
+        asked: prompts in order of arrival.
+        paid: prompt → how often it was answered.
+        headers, bodies: of the requests, in order.
+    """
+
+    def __init__(self, script: Script = always("ok"), headers: dict[str, str] | None = None, answer=None):  # noqa: B008
+        self.script, self.extra = script, headers or {}
+        self.answer = answer or (lambda prompt: f"repaired: {prompt.splitlines()[-1]}")
+        self.asked: list[str] = []
+        self.times: list[float] = []
+        self.headers: list[dict[str, str]] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.paid: Counter[str] = Counter()
+        self.released = threading.Event()
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.serve(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # the other end was killed, or had enough
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def __enter__(self) -> "ScriptedEndpoint":
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def serve(self, request: BaseHTTPRequestHandler) -> None:
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        prompt = body["messages"][-1]["content"]
+        with self.lock:
+            attempt = self.asked.count(prompt)
+            self.asked.append(prompt)
+            self.times.append(time.monotonic())
+            self.headers.append(dict(request.headers))
+            self.bodies.append({**body, "path": request.path})
+        act = self.script(prompt, attempt)
+        if act == "hang":
+            self.released.wait(20)
+        elif act == "drop":
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{")
+        elif act == "drip":
+            self._drip(request)
+        elif act.isdigit():
+            self._send(request, int(act), json.dumps({"error": {"message": f"told to say {act}\nhere"}}), self.extra)
+        elif act == "garbage":
+            self._send(request, 200, "<html>busy</html>")
+        elif act == "other json":
+            self._send(request, 200, '{"choices": [{"message": {"content": ["?"]}}]}')
+        else:
+            self._say(request, body, prompt, act)
+
+    def _say(self, request: BaseHTTPRequestHandler, body: dict[str, Any], prompt: str, act: str) -> None:
+        text = {"empty": " \n", "cut": "half of"}.get(act) or self.answer(prompt)
+        choice = {
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "length" if act == "cut" else "stop",
+        }
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+        with self.lock:
+            self.paid[prompt] += 1
+        self._send(request, 200, json.dumps({"model": body["model"] + "-0613", "choices": [choice], "usage": usage}))
+
+    def _drip(self, request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+        while not self.released.wait(0.05):
+            request.wfile.write(b" ")
+            request.wfile.flush()
+
+    def _send(
+        self, request: BaseHTTPRequestHandler, status: int, text: str, headers: dict[str, str] | None = None
+    ) -> None:
+        request.send_response(status)
+        for name, value in (headers or {}).items():
+            request.send_header(name, value)
+        request.send_header("Content-Length", str(len(text.encode())))
+        request.end_headers()
+        request.wfile.write(text.encode())
+
+
+def user(*words: str) -> Sequence[dict[str, str]]:
+    return [{"role": "user", "content": "\n".join(words)}]

@@ -1,0 +1,135 @@
+"""An endpoint that misbehaves in every way: asked again, or named."""
+
+import time
+from email.utils import formatdate
+
+import pytest
+
+from mmlab.config.errors import ConfigError
+from mmlab.curate.client import NoReply, Refused
+from mmlab.curate.endpoint import Endpoint, _seconds
+from tests.curate.scripted_endpoint import ScriptedEndpoint, always, user
+
+KEY = "sk-very-secret-1234"
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("LLM_FOR_TESTS", KEY)
+
+
+def endpoint(server: ScriptedEndpoint | str, **options) -> Endpoint:
+    url = server if isinstance(server, str) else server.url
+    options = {"variable": "LLM_FOR_TESTS", "timeout": 0.4, "backoff": 0.01, "attempts": 4, **options}
+    return Endpoint(url, "gpt-tiny", **options)
+
+
+def test_a_question_and_its_answer():
+    with ScriptedEndpoint() as server:
+        reply = endpoint(server, settings={"temperature": 0.0, "max_tokens": 9}).complete(user("a", "red star"))
+    assert (reply.text, reply.finish, reply.model) == ("repaired: red star", "stop", "gpt-tiny-0613")
+    assert (reply.prompt_tokens, reply.completion_tokens, reply.retries) == (3, 3, {})
+    (body,) = server.bodies
+    assert body.pop("path") == "/v1/chat/completions"
+    assert body == {"model": "gpt-tiny", "messages": user("a", "red star"), "temperature": 0.0, "max_tokens": 9}
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        ("429", "429"),
+        ("500", "500"),
+        ("503", "503"),
+        ("garbage", "garbage"),
+        ("other json", "garbage"),
+        ("empty", "empty answer"),
+        ("hang", "timeout"),
+        ("drip", "timeout"),
+        ("drop", "garbage"),
+    ],
+)
+def test_what_may_pass_is_asked_again(act, reason):
+    with ScriptedEndpoint(always(act, act, "ok")) as server:
+        reply = endpoint(server).complete(user("hi"))
+        assert reply.text == "repaired: hi" and reply.retries == {reason: 2}
+        assert len(server.asked) == 3
+
+
+def test_answers_that_were_thrown_away_are_counted_as_paid():
+    with ScriptedEndpoint(always("empty", "ok")) as server:
+        assert endpoint(server).complete(user("hi")).prompt_tokens == 2
+
+
+@pytest.mark.parametrize("act", ["500", "empty", "hang", "garbage"])
+def test_what_never_passes_is_named(act):
+    with ScriptedEndpoint(always(act)) as server, pytest.raises(NoReply, match=r"in 2 attempts: .* \(2x\)\.") as caught:
+        endpoint(server, attempts=2, timeout=0.1).complete(user("hi"))
+    assert caught.value.reason == {"empty": "empty answer", "hang": "timeout"}.get(act, act)
+    assert len(server.asked) == 2
+
+
+def test_nobody_listens():
+    with ScriptedEndpoint() as server:
+        pass
+    with pytest.raises(NoReply, match="no connection"):
+        endpoint(server, attempts=2).complete(user("hi"))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [
+        ("400", NoReply, "answers 400: told to say 400 here."),
+        ("401", Refused, "environment variable that llm.variable names"),
+        ("404", Refused, "Look at llm.url and llm.model."),
+        ("302", Refused, "answers 302"),
+    ],
+)
+def test_what_will_not_pass_is_asked_once(status, kind, says):
+    away = {"Location": "http://127.0.0.1:9/"}
+    with ScriptedEndpoint(always(status), away) as server, pytest.raises(kind) as caught:
+        endpoint(server).complete(user("hi"))
+    assert says in str(caught.value) and len(server.asked) == 1
+
+
+def test_a_key_that_comes_back_is_in_no_error_and_no_reply():
+    with ScriptedEndpoint(answer=lambda prompt: f"your key is {KEY}") as server:
+        assert endpoint(server).complete(user("hi")).text == "your key is <redacted>"
+
+
+def test_retry_after_is_waited_for_by_all():
+    with ScriptedEndpoint(always("429", "ok"), {"Retry-After": "0.5"}) as server:
+        asked = endpoint(server)
+        asked.complete(user("hi"))
+        assert server.times[1] - server.times[0] >= 0.5
+    assert _seconds("7") == 7 and _seconds("-3") == 0
+    assert 50 < (_seconds(formatdate(time.time() + 60, usegmt=True)) or 0) <= 60
+    assert [_seconds(text) for text in (None, "", "soon", "nan", "inf")] == [None] * 5
+
+
+def test_requests_are_spaced():
+    with ScriptedEndpoint() as server:
+        asked = endpoint(server, requests_per_minute=600)
+        for n in range(4):
+            asked.complete(user(str(n)))
+    assert server.times[-1] - server.times[0] >= 0.29
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("api.openai.com/v1", "takes an address such as https://api.openai.com/v1, not 'api.openai.com/v1'"),
+        ("http://gpu-box:8000/v1", "would travel unencrypted to gpu-box: take https, or llm.variable=null"),
+        ("https://me:word@host/v1", "a key belongs into the environment"),
+    ],
+)
+def test_an_address_that_cannot_be(url, says):
+    with pytest.raises(ConfigError, match=says):
+        endpoint(url)
+    Endpoint("http://gpu-box:8000/v1", "m", variable=None)
+    Endpoint("http://[::1]:8000/v1", "m", variable="LLM_FOR_TESTS")
+
+
+def test_settings_of_the_protocol_are_refused():
+    with pytest.raises(ConfigError, match="no place for 'stream'"):
+        endpoint("http://localhost/v1", settings={"stream": True})
