@@ -1,0 +1,173 @@
+"""Rules that catch what a language model leaves wrong in a description; each has a name that it is counted under.
+
+MiniGPT-4 (arXiv 2304.10592, §3.2) names apologies as hard-coded and leaves the rest to a person; the other rules take
+what its §3.2 lists as the faults of the first stage: repetition, fragments, what is no English.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from mmlab.config.errors import ConfigError, nearest
+
+Rule = Callable[[str], bool]
+"""Whether a description is caught."""
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_QUOTED = re.compile(r"“[^”]*”|\"[^\"]*\"|«[^»]*»")
+_QUOTE = re.compile(r'(?<!\d)"')  # behind a number it stands for inches
+_SENTENCE_END = re.compile(r"([.!?][\"”’')\]]*)\s+")
+
+
+def caught_by(text: str, rules: Sequence[str]) -> list[str]:
+    """The names of the rules that catch a text, in the order given; an empty text is caught by `empty` alone."""
+    if "empty" in rules and empty(text):
+        return ["empty"]
+    return [name for name in rules if RULES[name](text)]
+
+
+def check_rules(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that is no rule."""
+    for name in names:
+        if name not in RULES:
+            raise ConfigError(f"There is no rule '{name}'.{nearest(name, RULES)} Rules: {', '.join(RULES)}.")
+
+
+def empty(text: str) -> bool:
+    """No word at all."""
+    return not _WORD.search(text)
+
+
+def repeats(text: str) -> bool:
+    """A word or pair of words three times running, a longer phrase twice, a sentence or a third of the 4-grams again."""
+    words = _words(text)
+    # "Side by side by side" is English: a pair may follow on itself once.
+    if any(_running(words, size) >= (3 if size < 3 else 2) for size in range(1, 13)):
+        return True
+    sentences = [tuple(_words(sentence)) for sentence in sentences_of(text)]
+    long = [sentence for sentence in sentences if len(sentence) > 2]
+    grams = list(zip(*(words[i:] for i in range(4)), strict=False))
+    return len(set(long)) < len(long) or (len(grams) >= 12 and 3 * len(set(grams)) < 2 * len(grams))
+
+
+def unfinished(text: str) -> bool:
+    """No end of a sentence at the end, an ellipsis, a quote or bracket left open, or a word that needs another."""
+    bare = text.rstrip().rstrip("\"”’')]»")
+    if not bare.endswith((".", "!", "?")) or bare.endswith(".."):
+        return True
+    if any(text.count(left) != text.count(right) for left, right in ("()", "“”")) or len(_QUOTE.findall(text)) % 2:
+        return True
+    last = bare.rstrip(".!?").rsplit(maxsplit=1)[-1:]
+    return (bool(last) and last[0] in _DANGLING) or bare.lower().endswith(_ABBREVIATIONS)
+
+
+def apology(text: str) -> bool:
+    """The model speaks of itself: it is sorry, mistaken, a language model, or sees no picture."""
+    return bool(_APOLOGY.search(_unquoted(text)))
+
+
+def explanation(text: str) -> bool:
+    """The model speaks of its task, which the prompt forbids: "Here is the corrected paragraph"."""
+    return bool(_EXPLANATION.search(_unquoted(text)))
+
+
+def symbols(text: str) -> bool:
+    """What no description holds: control and replacement characters, markup, role names, one sign many times."""
+    if _MARKUP.search(text):
+        return True
+    return any(unicodedata.category(sign) in _STRAY and sign not in _ALLOWED for sign in text)
+
+
+def language(text: str) -> bool:
+    """A sentence in other letters or in Spanish, French, German, Italian, Portuguese or Dutch, by its function words.
+
+    So is a text of 20 words or more of which not even 15 % are English function words; they usually are 40 %. What is
+    quoted does not count.
+    """
+    bare = _unquoted(text)
+    words = _words(bare)
+    if len(words) >= 20 and sum(word in _ENGLISH for word in words) < 0.15 * len(words):
+        return True
+    return any(_is_foreign(sentence) for sentence in sentences_of(bare))
+
+
+def sentences_of(text: str) -> list[str]:
+    """Split at line breaks and at the ends of sentences; "Mr. Smith" is split too, which no rule minds."""
+    return [sentence for sentence in _SENTENCE_END.sub(r"\1\n", text).split("\n") if sentence.strip()]
+
+
+RULES: dict[str, Rule] = {
+    rule.__name__: rule for rule in (empty, repeats, unfinished, apology, explanation, symbols, language)
+}
+
+_DANGLING = {"a", "an", "the", "and", "or", "but", "because", "The", "And", "Or", "But", "An"}  # "A" may be a letter
+_ABBREVIATIONS = (" mr.", " mrs.", " ms.", " dr.", " e.g.", " i.e.", " vs.", "(e.g.", "(i.e.")
+_APOLOGY = re.compile(
+    r"\b(?:i['’]m|i am|we['’]re|we are) (?:\w+ )?sorry\b|^sorry\b"
+    r"|\bi (?:\w+ )?apologi[sz]e\b|\bmy apolog(?:y|ies)\b|\bapologies for\b"
+    r"|\bi (?:have )?made a(?:n error| mistake)\b"
+    r"|\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|\bi(?: can(?:no|['’])t|(?: am|['’]m) (?:not able|unable) to| do(?:n['’]t| not))"
+    r" (?:\w+ )?(?:see|view|have access)\b",
+    re.IGNORECASE,
+)
+_EXPLANATION = re.compile(
+    r"^\W*(?:sure|certainly|of course)\b[,!.:]"
+    r"|^\W*here(?:['’]s| is) (?:the|a|your|my) (?:\w+ )?(?:paragraph|text|version|description)\b"
+    r"|\b(?:corrected|revised|rewritten) (?:paragraph|text|version|description)\b"
+    r"|\bparagraph is (?:already |grammatically )*correct\b"
+    r"|\bno (?:corrections?|changes?) (?:(?:is|are|was|were) )?(?:needed|necessary|required|made)\b",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(
+    r"[<>{}\[\]\\|^`_]|#{2,}|\*{2,}|([!?,;:=*-])\1{2,}|\.{4,}|(?:^|\s)(?:human|assistant|user)\s*:|https?://",
+    re.IGNORECASE,
+)
+_STRAY = {"Cc", "Cf", "Cn", "Co", "Cs", "So", "Sk"}
+_ALLOWED = set("\n°©®™")
+
+
+def _unquoted(text: str) -> str:
+    """A text without what it quotes, such as a sign in the picture."""
+    return _QUOTED.sub(" ", text)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _running(words: list[str], size: int) -> int:
+    """How often at most a phrase of `size` words is said in a row."""
+    best = same = 0
+    for i in range(size, len(words)):
+        same = same + 1 if words[i] == words[i - size] else 0
+        best = max(best, same)
+    return best // size + 1
+
+
+def _is_foreign(sentence: str) -> bool:
+    letters = [sign for sign in sentence if sign.isalpha()]
+    latin = sum(unicodedata.name(sign, "").startswith("LATIN") for sign in letters)
+    if letters and latin < 0.7 * len(letters):
+        return True
+    words = _words(sentence)
+    if len(words) < 4:
+        return False
+    english = sum(word in _ENGLISH for word in words)
+    # Twice as many: a name such as "El Greco" is no foreign sentence.
+    return max(sum(word in other for word in words) for other in _FOREIGN) > max(1, 2 * english)
+
+
+# The commonest function words; of the other languages without those that are English words as well.
+_FUNCTION_WORDS = {
+    "English": "the a an and of to in is are on with at for from by it its this that there which who as be has have "
+    "was were he she they their his her or not some one two another other while can into over",
+    "Spanish": "el la los las un una y de del que en con por para se su es está están hay lo al como más sobre",
+    "French": "le la les un une et de des du que en dans avec pour par est sont il elle sur au aux qui ce cette",
+    "German": "der die das ein eine einen und ist sind mit auf im von zu den dem nicht es sich auch für eines einem",
+    "Italian": "il lo la gli le un una e di del della che con per è sono nel nella su al da dei delle",
+    "Portuguese": "o os as um uma e de do da dos das que em com para é são no na por se ao à mais",
+    "Dutch": "de het een en van ik te dat die op met voor zijn er naar aan om bij ook uit",
+}
+_FOREIGN = [set(words.split()) for words in _FUNCTION_WORDS.values()]
+_ENGLISH = _FOREIGN.pop(0)
