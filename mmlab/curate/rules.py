@@ -39,7 +39,7 @@ def empty(text: str) -> bool:
 
 
 def repeats(text: str) -> bool:
-    """A word or pair of words three times running, a longer phrase twice, a sentence or a third of the 4-grams again."""
+    """A word or pair of words three times running, a longer phrase twice, a sentence or 1/3 of the 4-grams again."""
     words = _words(text)
     # "Side by side by side" is English: a pair may follow on itself once.
     if any(_running(words, size) >= (3 if size < 3 else 2) for size in range(1, 13)):

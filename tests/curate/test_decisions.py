@@ -1,0 +1,157 @@
+"""What a person decided: saved at once, undone in order, never overwritten by a tab that did not know."""
+
+import json
+import threading
+
+import pytest
+
+from mmlab.config.errors import RunError
+from mmlab.curate.decisions import Review, Stale, Unfit, kept_items
+from mmlab.curate.journal import read_rows
+from mmlab.data.index import ShardIndex
+from tests.curate.scripted_endpoint import ScriptedEndpoint, always
+from tests.curate.tiny_curation import SAID, answer, make_pictures, run
+
+
+@pytest.fixture
+def server():
+    with ScriptedEndpoint(answer=answer) as running:
+        yield running
+
+
+@pytest.fixture
+def work(tmp_path, server):
+    """A curation whose three descriptions wait for a person, and a way to go on with it."""
+    index = make_pictures(tmp_path / "pictures")
+
+    def go_on(review="all", **changes):
+        return run(index, server, tmp_path / "out", review=review, **changes)
+
+    assert go_on()["written"] is None
+    return tmp_path / "out", go_on
+
+
+def written(out) -> dict[str, dict]:
+    shards = ShardIndex.open(out / "shards")
+    return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
+
+
+def test_decisions_reach_the_shards(work):
+    out, go_on = work
+    review = Review(out)
+    assert [item["key"] for item in review.items] == ["s0001", "s0002", "s0006"]
+    review.decide(0, "accept", "", 0)
+    review.decide(1, "edit", "  A dog \n and a round ball. ", 0)
+    assert go_on()["written"] is None and not (out / "shards").exists(), "one waits still"
+    review.decide(2, "reject", "", 0)
+    counts = go_on()
+    assert counts["reviewed"] == {"accepted": 1, "edited": 1, "rejected": 1, "left": 0}
+    records = written(out)
+    assert {key: record["caption"] for key, record in records.items()} == {
+        "s0001": SAID[1],
+        "s0002": "A dog\nand a round ball.",
+    }
+    provenance = records["s0002"]["provenance"]
+    assert provenance["review"] == "edit" and provenance["repaired"] == "A dog and a ball."
+    assert provenance["reviewed_at"].startswith("20")
+
+
+def test_what_is_decided_can_be_written_before_the_rest(work):
+    out, go_on = work
+    Review(out).decide(1, "accept", "", 0)
+    assert go_on("decided")["written"]["samples"] == 1 and list(written(out)) == ["s0002"]
+    assert go_on("none")["written"]["samples"] == 3
+    assert written(out)["s0002"]["provenance"]["review"] is None
+
+
+def test_undo_goes_back_one_by_one_and_after_a_restart(work):
+    out, _ = work
+    review = Review(out)
+    review.decide(0, "accept", "", 0)
+    review.decide(1, "reject", "", 0)
+    review.decide(0, "edit", "A blue square.", 1)
+    assert review.state()["letters"] == "er-" and review.item(0)["text"] == "A blue square."
+    assert review.undo(3) == 0 and review.state()["letters"] == "ar-" and review.item(0)["text"] == SAID[1]
+    review = Review(out)
+    assert review.state() == {
+        **{"total": 3, "last": 2, "letters": "ar-", "accepted": 1, "edited": 0, "rejected": 1, "left": 1}
+    }
+    assert review.undo(2) == 1 and review.undo(1) == 0
+    assert review.state()["letters"] == "---" and review.state()["last"] == 0
+    with pytest.raises(Stale):
+        review.undo(0)
+    assert len(read_rows(out / "decisions.jsonl")) == 6, "nothing is taken out of the log"
+
+
+def test_a_tab_that_does_not_know_changes_nothing(work):
+    review = Review(work[0])
+    review.decide(0, "accept", "", 0)
+    for action, seen in (("reject", 0), ("accept", 0), ("edit", 7)):
+        with pytest.raises(Stale):
+            review.decide(0, action, "other", seen)
+    with pytest.raises(Stale):
+        review.undo(5)
+    review.decide(0, "reject", "", 1)
+    assert review.state()["letters"] == "r--" and review.item(0)["seen"] == 2
+
+
+def test_tabs_at_once_make_one_decision(work):
+    out, _ = work
+    review, stale = Review(out), []
+    gate = threading.Barrier(8)
+
+    def tab(n: int) -> None:
+        gate.wait()
+        try:
+            review.decide(n % 2, "edit", f"text of {n}.", 0)
+        except Stale:
+            stale.append(n)
+
+    threads = [threading.Thread(target=tab, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = read_rows(out / "decisions.jsonl")
+    assert (
+        len(stale) == 6 and [row["n"] for row in rows] == [1, 2] and {row["key"] for row in rows} == {"s0001", "s0002"}
+    )
+
+
+@pytest.mark.parametrize(("action", "text"), [("edit", " \n"), ("edit", "x" * 20_001), ("delete", ""), ("undo", "")])
+def test_what_is_no_decision_is_refused(work, action, text):
+    out, _ = work
+    with pytest.raises(Unfit):
+        Review(out).decide(0, action, text, 0)
+    assert read_rows(out / "decisions.jsonl") == []
+
+
+def test_an_edit_to_the_same_is_an_acceptance(work):
+    review = Review(work[0])
+    review.decide(0, "edit", f" {SAID[1]}\n", 0)
+    assert review.state()["letters"] == "a--"
+
+
+def test_decisions_are_about_a_text(work):
+    """A description that was made again with another text waits again."""
+    out, _ = work
+    review = Review(out)
+    for i in range(3):
+        review.decide(i, "accept", "", 0)
+    for name in ("repaired", "filtered"):
+        (out / f"{name}.jsonl").unlink()
+    with ScriptedEndpoint(answer=lambda prompt: answer(prompt).replace("lamp", "lantern")) as other:
+        index = ShardIndex.open(json.loads((out / "data.json").read_text())["data"])
+        counts = run(index, other, out, review="all", repair="Mend it well.")
+    assert counts["reviewed"]["left"] == 1 and counts["written"] is None
+    assert Review(out).state()["letters"] == "-aa"
+
+
+def test_there_is_nothing_to_review_yet(tmp_path):
+    with pytest.raises(RunError, match="nothing to review yet"):
+        kept_items(tmp_path)
+    index = make_pictures(tmp_path / "pictures")
+    with ScriptedEndpoint(always("400")) as server, pytest.raises(RunError, match=r"in a row|not repaired"):
+        run(index, server, tmp_path / "out", review="all")
+    with pytest.raises(RunError, match="nothing to review yet"):
+        kept_items(tmp_path / "out")
