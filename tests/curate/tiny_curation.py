@@ -1,12 +1,16 @@
 """A curation in small: pictures that a scripted model describes, badly."""
 
 import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mmlab.curate.journal import Journal
 from mmlab.curate.pipeline import Lazy, MiniGPT4, curate
+from mmlab.curate.steps import STEPS
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn
@@ -87,3 +91,20 @@ def run(index: ShardIndex, server: ScriptedEndpoint, out: Path, describer=None, 
     describer = describer or Scripted()
     backend = Endpoint(server.url, "m", variable=None, timeout=10.0, attempts=2, backoff=0.01)
     return curate(recipe(**changes), index, Lazy(lambda: describer, {"run": "scripted"}), backend, out, quiet=True)
+
+
+def waiting(root: Path, pairs: Sequence[tuple[str, str]], pictures: Sequence[bytes] | None = None) -> Path:
+    """A curation that waits for its review: (as described, as repaired) of each sample."""
+    pictures = pictures or [colour(i % 10) for i in range(len(pairs))]
+    index = make_records(root / "pictures", [{}] * len(pairs), list(pictures))
+    out = root / "out"
+    out.mkdir()
+    (out / "data.json").write_text(json.dumps({"data": str(index.root), "hash": index.hash}))
+    for name in STEPS:
+        journal = Journal(out / f"{name}.jsonl")
+        journal.append({"settings": {"chosen": len(pairs)}})
+        for i, (described, repaired) in enumerate(pairs):
+            text = described if name in STEPS[:2] else repaired
+            journal.append({"key": f"s{i:04d}", "sample": i, "text": text, "caught": []})
+        journal.close()
+    return out

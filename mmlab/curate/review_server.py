@@ -1,0 +1,198 @@
+"""The review's server: loopback only, one page, and answers to nobody who does not know its address.
+
+The address holds a random token, so that no other user and no other site's page can guess it. The Host and Origin of
+each request are checked as well: a name that a foreign page made to point here is not ours.
+"""
+
+import json
+import os
+import secrets
+import sys
+import webbrowser
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.curate.decisions import Review, Stale, Unfit
+from mmlab.curate.journal import claim
+from mmlab.curate.pipeline import data_of
+from mmlab.data.formats import IMAGE_EXTENSIONS
+from mmlab.data.index import ShardIndex
+from mmlab.data.sample import SampleError
+
+LONGEST_BODY = 1 << 20  # bytes
+TYPES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class ReviewServer(ThreadingHTTPServer):
+    """Serves one review on 127.0.0.1.
+
+    Args:
+        review: items and decisions.
+        index: their pictures.
+        token: the first part of every path.
+        port: 0 takes any that is free.
+
+    Attributes:
+        url: the page's address.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, review: Review, index: ShardIndex, token: str, port: int = 0):
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise ConfigError(f"port {port} cannot be had ({error.strerror}); give another port=…, or 0.") from None
+        self.review, self.index, self.token = review, index, token
+        names = [f"{host}:{self.server_port}" for host in ("127.0.0.1", "localhost")]
+        self.hosts, self.origins = names, [f"http://{name}" for name in names]
+        self.url = f"{self.origins[0]}/{token}/"
+        self.page = files("mmlab.curate").joinpath("review.html").read_bytes()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A tab that was closed while it was answered is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ReviewServer
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds; a connection that says nothing holds a thread
+
+    def do_GET(self) -> None:
+        review, path = self.server.review, self._path()
+        if path is None:
+            return
+        what, _, number = path.partition("/")
+        item = int(number) if number.isdecimal() and int(number) < len(review.items) else None
+        if path == "":
+            self._send(200, self.server.page, "text/html; charset=utf-8")
+        elif path == "state":
+            self._say(200, review.state())
+        elif what == "item" and item is not None:
+            self._say(200, review.item(item))
+        elif what == "picture" and item is not None:
+            self._picture(item)
+        else:
+            self._say(404, {"error": "There is nothing here."})
+
+    def do_POST(self) -> None:
+        path = self._path()
+        said = None if path is None else self._said()
+        if said is None:
+            return
+        try:
+            if path == "decide":
+                i = int(said["i"])
+                self.server.review.decide(i, str(said["action"]), str(said["text"]), int(said["seen"]))
+            elif path == "undo":
+                i = self.server.review.undo(int(said["last"]))
+            else:
+                return self._say(404, {"error": "There is nothing here."})
+        except Stale:
+            return self._say(409, {"error": "Another tab was faster."})
+        except Unfit as error:
+            return self._say(400, {"error": str(error)})
+        except RunError as error:
+            return self._say(507, {"error": f"Not saved: {error}"})
+        except (KeyError, ValueError, TypeError, IndexError):
+            return self._say(400, {"error": "That is no decision."})
+        self._say(200, {"i": i, "state": self.server.review.state()})
+
+    def _path(self) -> str | None:
+        """The path behind the token; None, and an answer, for whoever has no business here."""
+        allowed = self.headers.get("Host") in self.server.hosts
+        allowed &= self.headers.get("Origin") in (None, *self.server.origins)
+        allowed &= self.headers.get("Sec-Fetch-Site") in (None, "none", "same-origin")
+        _, token, *rest = self.path.split("?")[0].split("/", 2)
+        if allowed and secrets.compare_digest(token.encode(), self.server.token.encode()) and rest:
+            return rest[0]
+        self.close_connection = True  # whatever else it sends is not read
+        self._say(403, {"error": "This page is opened by the address that `mmlab curate review` prints."})
+        return None
+
+    def _said(self) -> dict[str, Any] | None:
+        """The JSON of a request; None, and an answer, for anything else."""
+        length = self.headers.get("Content-Length", "")
+        if self.headers.get_content_type() == "application/json" and length.isdecimal() and int(length) < LONGEST_BODY:
+            try:
+                said = json.loads(self.rfile.read(int(length)))
+                if isinstance(said, dict):
+                    return said
+            except ValueError:
+                pass
+        self.close_connection = True
+        self._say(400, {"error": "That is no decision."})
+        return None
+
+    def _picture(self, i: int) -> None:
+        try:
+            members = self.server.index.read(self.server.review.items[i]["sample"], IMAGE_EXTENSIONS)
+            extension, data = next(iter(members.items()))
+        except (SampleError, StopIteration) as error:
+            return self._say(404, {"error": str(error)})
+        self._send(200, data, TYPES[extension])
+
+    def _say(self, status: int, answer: dict[str, Any]) -> None:
+        self._send(status, json.dumps(answer).encode(), "application/json")
+
+    def _send(self, status: int, data: bytes, kind: str) -> None:
+        self.send_response(status)
+        headers = {
+            **{"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store"},
+            **{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"},
+            **{"Content-Security-Policy": POLICY, "Cross-Origin-Resource-Policy": "same-origin"},
+        }
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The terminal shows the address, not every picture."""
+
+
+def serve(out: Path, port: int, open_browser: bool = False) -> None:
+    """Serve the review of a curation until Ctrl-C, and say then what was decided.
+
+    Raises:
+        ConfigError: `out` is no curation, or the port is taken.
+        RunError: there is nothing to review yet, or another process serves this review.
+    """
+    index = data_of(out)
+    with closing(claim(out / ".review.lock", "serves the review of")):
+        review = Review(out)
+        with ReviewServer(review, index, token_of(out), port) as server, suppress(KeyboardInterrupt):
+            print(f"{len(review.items)} descriptions to review: {server.url}   (Ctrl-C ends)", flush=True)
+            if open_browser:
+                webbrowser.open(server.url)
+            server.serve_forever()
+        counts = review.state()
+        print(", ".join(f"{name} {counts[name]}" for name in ("accepted", "edited", "rejected", "left")))
+
+
+def token_of(out: Path) -> str:
+    """The review's token, made once: a tab that is open goes on when the server is started again."""
+    path = out / ".review.token"
+    if not path.exists() or path.stat().st_size < 32:
+        draft = path.with_name(f".review.token.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(24))
+        draft.replace(path)
+    return path.read_text(encoding="ascii")

@@ -1,0 +1,154 @@
+"""The review's server: who is let in, what it takes, what it says of itself."""
+
+import http.client
+import json
+import os
+import stat
+import threading
+
+import pytest
+
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.curate import journal
+from mmlab.curate.decisions import Review
+from mmlab.curate.pipeline import data_of
+from mmlab.curate.review_server import ReviewServer, serve, token_of
+from tests.curate.tiny_curation import colour, waiting
+
+TEXTS = [("a dog and", "A dog <script>alert(1)</script>."), ("a cat.", "a cat."), ("", "“ü”.")]
+
+
+@pytest.fixture
+def server(tmp_path):
+    out = waiting(tmp_path, TEXTS)
+    with ReviewServer(Review(out), data_of(out), token_of(out)) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def ask(server, path, said=None, method=None, **headers):
+    """Status, headers and body of an answer; headers' names are written with _ for -."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    sent = {"Content-Type": "application/json"} if said is not None else {}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    body = said if isinstance(said, bytes | None) else json.dumps(said).encode()
+    connection.request(method or ("GET" if said is None else "POST"), path, body, sent)
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    return answer.status, answer.headers, data
+
+
+def test_page_item_picture_and_state(server):
+    at = f"/{server.token}/"
+    status, headers, page = ask(server, at)
+    assert status == 200 and b"<title>Review</title>" in page and b"http" not in page.split(b"<style>")[1]
+    assert "default-src 'none'" in headers["Content-Security-Policy"] and headers["Referrer-Policy"] == "no-referrer"
+    item = json.loads(ask(server, at + "item/0")[2])
+    assert item["text"] == TEXTS[0][1] and item["described"] == "a dog and" and item["seen"] == 0
+    assert ask(server, at + "picture/1")[2] == colour(1)
+    assert json.loads(ask(server, at + "state")[2])["letters"] == "---"
+
+
+def test_it_listens_on_loopback_alone(server):
+    assert server.server_address[0] == "127.0.0.1" and server.url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("path", ["/", "/state", "//state", "/{0}", "/{1}/state", "/{2}/state", "/{0}x/state"])
+def test_without_the_token_there_is_nothing(server, path):
+    token = server.token
+    path = path.format(token, token[:-1], token.swapcase())
+    status, _, data = ask(server, path)
+    assert status == 403 and token.encode() not in data and b"picture" not in data
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:80"},
+        {"Host": "localhost"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+    ],
+)
+def test_other_sites_pages_change_and_read_nothing(server, headers):
+    decision = {"i": 0, "action": "reject", "text": "", "seen": 0}
+    assert ask(server, f"/{server.token}/decide", decision, **headers)[0] == 403
+    assert ask(server, f"/{server.token}/state", **headers)[0] == 403
+    assert server.review.state()["left"] == 3
+
+
+def test_a_form_of_another_site_would_not_be_read(server):
+    decision = json.dumps({"i": 0, "action": "reject", "text": "", "seen": 0}).encode()
+    assert ask(server, f"/{server.token}/decide", decision, Content_Type="text/plain")[0] == 400
+    assert server.review.state()["left"] == 3
+
+
+def test_decisions(server):
+    at = f"/{server.token}/"
+    own = {"Origin": server.origins[0], "Sec_Fetch_Site": "same-origin"}
+    status, _, data = ask(server, at + "decide", {"i": 1, "action": "edit", "text": "A cat.", "seen": 0}, **own)
+    assert (status, json.loads(data)["state"]["letters"]) == (200, "-e-")
+    assert ask(server, at + "decide", {"i": 1, "action": "reject", "text": "", "seen": 0}, **own)[0] == 409
+    assert ask(server, at + "undo", {"last": 7})[0] == 409
+    status, _, data = ask(server, at + "undo", {"last": 1})
+    assert (status, json.loads(data)["i"], server.review.state()["letters"]) == (200, 1, "---")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(b"", b"{", b"[]", b'"accept"', b"\xff", {}, {"i": 0}, {"last": None}),
+        {"i": 99, "action": "accept", "text": "", "seen": 0},
+        {"i": "x", "action": "accept", "text": "", "seen": 0},
+        {"i": 0, "action": "drop", "text": "", "seen": 0},
+        {"i": 0, "action": "edit", "text": " ", "seen": 0},
+        {"i": 0, "action": "edit", "text": "x" * 30_000, "seen": 0},
+    ],
+)
+def test_what_is_no_decision(server, said):
+    assert ask(server, f"/{server.token}/decide", said)[0] == 400
+    assert server.review.state()["left"] == 3 and ask(server, f"/{server.token}/state")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["item/3", "item/-1", "item/x", "picture/9", "nothing", "..", "item/0/../../x"])
+def test_what_is_not_there(server, path):
+    assert ask(server, f"/{server.token}/{path}")[0] == 404
+
+
+def test_a_disk_that_is_full_is_said(server, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.os, "write", full)
+    status, _, data = ask(server, f"/{server.token}/decide", {"i": 0, "action": "accept", "text": "", "seen": 0})
+    monkeypatch.undo()
+    assert status == 507 and b"Not saved" in data and server.review.state()["left"] == 3
+    assert ask(server, f"/{server.token}/decide", {"i": 0, "action": "accept", "text": "", "seen": 0})[0] == 200
+
+
+def test_the_token_is_kept_for_its_owner(tmp_path):
+    token = token_of(tmp_path)
+    assert token == token_of(tmp_path) and len(token) >= 32
+    assert stat.S_IMODE((tmp_path / ".review.token").stat().st_mode) == 0o600
+    (tmp_path / ".review.token").write_text("")
+    assert len(token_of(tmp_path)) >= 32
+
+
+def test_one_port_and_one_review_at_a_time(tmp_path, server):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=rf"port {server.server_port} cannot be had"):
+        serve(out, server.server_port)
+    held = journal.claim(out / ".review.lock", "serves the review of")
+    child = os.fork()
+    if child == 0:
+        try:
+            serve(out, 0)
+        except RunError as error:
+            os._exit(7 if "serves the review of" in str(error) else 1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    held.close()
