@@ -20,7 +20,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.config.fieldcheck import schema_fields
 
-PACKAGES = ("mmlab.model.", "mmlab.stage.", "mmlab.data.", "mmlab.training.", "mmlab.evaluate.", "mmlab.diffusion.")
+PACKAGES = tuple(
+    f"mmlab.{layer}." for layer in ("model", "stage", "data", "training", "evaluate", "diffusion", "curate")
+)
 VETTED = (
     "lightning.Trainer",
     "lightning.pytorch.Trainer",

@@ -9,6 +9,14 @@ from mmlab.config.fields import choice, number, section
 
 
 @dataclass
+class HardwareConfig:
+    """Where a trained model runs."""
+
+    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
+    precision: str = choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+
+
+@dataclass
 class VisionConfig:
     _target_: str = "mmlab.model.vision.VisionEncoder"
     source: str | None = None  # hub name or local folder

@@ -10,11 +10,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from mmlab.config import curate_schema as curate
 from mmlab.config import image_schema as image
 from mmlab.config.data_schema import DataConfig, ImageDataConfig
 from mmlab.config.fields import choice, number, section
 from mmlab.config.model_schema import (
     DualEncoderConfig,
+    HardwareConfig,
     ImageTextQFormerConfig,
     LanguageConfig,
     LanguageOnlyConfig,
@@ -139,12 +141,6 @@ class EvalDataConfig:
 
 
 @dataclass
-class HardwareConfig:
-    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
-    precision: str = choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
-
-
-@dataclass
 class EvalConfig:
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
@@ -203,6 +199,8 @@ ROOTS: dict[str, type] = {
     "sample": SampleConfig,
     "chat": ChatConfig,
     "export": image.ExportConfig,
+    "curate_minigpt4": curate.MiniGPT4Config,
+    "curate_review": curate.ReviewConfig,
 }
 
 # The names that option files write as /schema/<name>@_here_.
@@ -250,6 +248,8 @@ SCHEMAS: dict[str, type] = {
     "logger/csv": CSVLoggerConfig,
     "logger/wandb": WandbLoggerConfig,
     "logger/none": NoLoggerConfig,
+    "llm/endpoint": curate.EndpointConfig,
+    "llm/local": curate.LocalModelConfig,
 }
 
 

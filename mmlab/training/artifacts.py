@@ -108,6 +108,16 @@ def load_parts(model: nn.Module, runs: Iterable[Path]) -> dict[str, Path]:
     return sources
 
 
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Part → fingerprint of its weights, of all parts that a run trained or trained beside, without loading them."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob(f"artifacts/*/{CARD}")):
+        card = json.loads(path.read_text())
+        found |= {name: other["fingerprint"] for name, other in card["against"].items()}
+        found[card["part"]] = card["fingerprint"]
+    return found
+
+
 def _load(part: nn.Module, path: Path) -> None:
     if isinstance(part, SavesItself):
         part.load(path)

@@ -21,6 +21,7 @@ def test_an_installed_wheel_composes(tmp_path):
     shipped = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml"))
     folder = tmp_path / "site" / "mmlab" / "conf"
     assert sorted(path.relative_to(folder) for path in folder.rglob("*.yaml")) == shipped
+    assert (tmp_path / "site" / "mmlab" / "curate" / "review.html").is_file()
     code = "import sys; from mmlab.cli import main; sys.exit(main(['train', '--info', 'searchpath']))"
     done = subprocess.run(
         [sys.executable, "-c", code],

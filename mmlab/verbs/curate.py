@@ -1,0 +1,86 @@
+"""Make training data with models: describe pictures, repair, filter, review, write shards."""
+
+from omegaconf import DictConfig
+
+from mmlab.config.compose import hydra_verb
+from mmlab.config.errors import ConfigError, nearest
+
+USAGE = """mmlab curate <command> [key=value]   (mmlab curate <command> --help says more)
+
+  minigpt4     describe pictures with a trained model, repair by a language model, filter, write shards
+  review       accept, edit and reject the descriptions in a browser"""
+
+
+def main(argv: list[str]) -> int:
+    commands = {"minigpt4": minigpt4, "review": review}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if argv[0] not in commands:
+        raise ConfigError(
+            f"There is no command '{argv[0]}' of curate.{nearest(argv[0], commands)} Commands: {', '.join(commands)}."
+        )
+    return hydra_verb(f"curate_{argv[0]}", commands[argv[0]], argv[1:])
+
+
+def minigpt4(cfg: DictConfig) -> None:
+    """Make the data of MiniGPT-4's second stage; the same command goes on where it was killed, or after the review.
+
+    mmlab curate minigpt4 run=minigpt4/stage1_tiny data.path=data/shapes/train out=data/curated llm.model=gpt-4o-mini
+
+    The key of the endpoint is read from OPENAI_API_KEY, or the variable that llm.variable names.
+    """
+    from pathlib import Path
+
+    from mmlab.config.build import build
+    from mmlab.config.run import find_run
+    from mmlab.curate.pipeline import MiniGPT4, curate
+    from mmlab.curate.report import lines
+    from mmlab.data.index import ShardIndex
+
+    # A wrong name or address should not cost the loading of a model.
+    recipe = MiniGPT4(
+        **{name: cfg[name] for name in ("samples", "seed", "instruction", "continuation", "continue_up_to", "repair")},
+        **{name: cfg[name] for name in ("batch_size", "unrepaired", "review")},
+        rules=list(cfg.rules),
+        workers=cfg.llm.workers,
+        prices=(cfg.llm.prompt_price, cfg.llm.completion_price),
+    )
+    folder, index = find_run(cfg.run, cfg.root), ShardIndex.open(cfg.data.path)
+    counts = curate(recipe, index, describer(cfg, folder), build(cfg.llm), Path(cfg.out))
+    print("\n".join(lines(counts)))
+    if counts["written"] is None:
+        print(f"{counts['reviewed']['left']} wait for a person: mmlab curate review out={cfg.out}, then this again.")
+    else:
+        print(f"shards: {Path(cfg.out, 'shards')}")
+
+
+def describer(cfg: DictConfig, folder):
+    """The run's model, loaded when it is first asked, and what its descriptions depend on."""
+    from mmlab.config.run import load_run_config
+    from mmlab.curate.pipeline import Lazy
+    from mmlab.evaluate.answers import Answerer
+    from mmlab.stage.restore import restore, run_prompt
+    from mmlab.training.artifacts import fingerprints
+    from mmlab.training.trainer import place
+
+    prompt = run_prompt(load_run_config(folder), cfg.template)
+
+    def load() -> Answerer:
+        model, trained = restore(folder)
+        return Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, cfg.max_new_tokens)
+
+    asked = {"template": prompt.template, "system": prompt.system, "max_new_tokens": cfg.max_new_tokens}
+    return Lazy(load, {"run": folder.name, "parts": fingerprints(folder), **asked})
+
+
+def review(cfg: DictConfig) -> None:
+    """Show each picture beside its description on a page of this machine, and save every decision at once.
+
+    mmlab curate review out=data/curated
+    """
+    from pathlib import Path
+
+    from mmlab.curate.review_server import serve
+
+    serve(Path(cfg.out), cfg.port, cfg.open)
