@@ -184,3 +184,10 @@ def test_a_second_tab_corrupts_nothing(browser, review):
     press(two, "r", "place === 3")
     one.js("dispatchEvent(new Event('focus'))")
     one.wait("!busy && state.letters === 'a-r-'")
+
+
+def test_keys_pressed_before_the_next_picture_shows_decide_nothing(browser, review):
+    tab = opened(browser, review)
+    tab.js("for (const key of 'aar') dispatchEvent(new KeyboardEvent('keydown', {key}))")
+    tab.wait("!busy && place === 1")
+    assert review.log() == [("accept", "s0000", None)] and tab.js("at('notice').hidden")
