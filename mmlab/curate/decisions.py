@@ -15,7 +15,7 @@ LONGEST = 20_000  # characters of an edited text
 
 
 class Stale(Exception):
-    """The decision was made on a state that has changed since: in another tab, say."""
+    """The decision was made on a state that has changed since: by another tab, or by another curation."""
 
 
 class Unfit(Exception):
@@ -98,22 +98,31 @@ class Review:
                 "text": stands["text"] if action == "edit" and stands else row["text"],
                 "proposed": row["text"],
                 "described": self._before[row["key"]]["text"],
+                "next": self.items[i + 1]["key"] if i + 1 < len(self.items) else None,
                 "action": action,
                 "seen": stands["n"] if stands else 0,
             }
 
-    def decide(self, i: int, action: str, text: str, seen: int) -> None:
+    def decide(self, i: int, action: str, text: str, key: str, proposed: str, seen: int) -> None:
         """Write a decision down.
 
+        Args:
+            i: place of the item.
+            action: one of `ACTIONS`.
+            text: of an edit.
+            key, proposed, seen: the item as the person saw it, as `item` gave it.
+
         Raises:
-            Stale: there is another decision about the item than `seen`.
-            Unfit: no such action, or an edit to nothing or to too much.
+            Stale: the item is another one, has another text, or has another decision than was seen.
+            Unfit: no such item or action, or an edit to nothing or to too much.
         """
         text = "\n".join(line.strip() for line in text.strip().splitlines())
         with self._lock:
+            if not 0 <= i < len(self.items):
+                raise Unfit(f"There is no description {i + 1}; reload this page.")
             row = self.items[i]
             stands = self._stands.get(row["key"])
-            if seen != (stands["n"] if stands else 0):
+            if (key, proposed, seen) != (row["key"], row["text"], stands["n"] if stands else 0):
                 raise Stale
             if action not in ACTIONS:
                 raise Unfit(f"'{action}' is none of {', '.join(ACTIONS)}.")

@@ -97,13 +97,14 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if path == "decide":
                 i = int(said["i"])
-                self.server.review.decide(i, str(said["action"]), str(said["text"]), int(said["seen"]))
+                action, text, key, proposed = (str(said[name]) for name in ("action", "text", "key", "proposed"))
+                self.server.review.decide(i, action, text, key, proposed, int(said["seen"]))
             elif path == "undo":
                 i = self.server.review.undo(int(said["last"]))
             else:
                 return self._say(404, {"error": "There is nothing here."})
         except Stale:
-            return self._say(409, {"error": "Another tab was faster."})
+            return self._say(409, {"error": "It is not what it was when you saw it."})
         except Unfit as error:
             return self._say(400, {"error": str(error)})
         except RunError as error:

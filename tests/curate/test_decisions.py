@@ -10,7 +10,7 @@ from mmlab.curate.decisions import Review, Stale, Unfit, kept_items
 from mmlab.curate.journal import read_rows
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always
-from tests.curate.tiny_curation import SAID, answer, make_pictures, run
+from tests.curate.tiny_curation import SAID, answer, catch, decide, make_pictures, run
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def test_decisions_reach_the_shards(work):
     out, go_on = work
     review = Review(out)
     assert [item["key"] for item in review.items] == ["s0001", "s0002", "s0006"]
-    review.decide(0, "accept", "", 0)
-    review.decide(1, "edit", "  A dog \n and a round ball. ", 0)
+    decide(review, 0, "accept", "", 0)
+    decide(review, 1, "edit", "  A dog \n and a round ball. ", 0)
     assert go_on()["written"] is None and not (out / "shards").exists(), "one waits still"
-    review.decide(2, "reject", "", 0)
+    decide(review, 2, "reject", "", 0)
     counts = go_on()
     assert counts["reviewed"] == {"accepted": 1, "edited": 1, "rejected": 1, "left": 0}
     records = written(out)
@@ -58,7 +58,7 @@ def test_decisions_reach_the_shards(work):
 
 def test_what_is_decided_can_be_written_before_the_rest(work):
     out, go_on = work
-    Review(out).decide(1, "accept", "", 0)
+    decide(Review(out), 1, "accept", "", 0)
     assert go_on("decided")["written"]["samples"] == 1 and list(written(out)) == ["s0002"]
     assert go_on("none")["written"]["samples"] == 3
     assert written(out)["s0002"]["provenance"]["review"] is None
@@ -67,9 +67,9 @@ def test_what_is_decided_can_be_written_before_the_rest(work):
 def test_undo_goes_back_one_by_one_and_after_a_restart(work):
     out, _ = work
     review = Review(out)
-    review.decide(0, "accept", "", 0)
-    review.decide(1, "reject", "", 0)
-    review.decide(0, "edit", "A blue square.", 1)
+    decide(review, 0, "accept", "", 0)
+    decide(review, 1, "reject", "", 0)
+    decide(review, 0, "edit", "A blue square.", 1)
     assert review.state()["letters"] == "er-" and review.item(0)["text"] == "A blue square."
     assert review.undo(3) == 0 and review.state()["letters"] == "ar-" and review.item(0)["text"] == SAID[1]
     review = Review(out)
@@ -85,14 +85,36 @@ def test_undo_goes_back_one_by_one_and_after_a_restart(work):
 
 def test_a_tab_that_does_not_know_changes_nothing(work):
     review = Review(work[0])
-    review.decide(0, "accept", "", 0)
+    decide(review, 0, "accept", "", 0)
     for action, seen in (("reject", 0), ("accept", 0), ("edit", 7)):
         with pytest.raises(Stale):
-            review.decide(0, action, "other", seen)
+            decide(review, 0, action, "other", seen)
     with pytest.raises(Stale):
         review.undo(5)
-    review.decide(0, "reject", "", 1)
+    decide(review, 0, "reject", "", 1)
     assert review.state()["letters"] == "r--" and review.item(0)["seen"] == 2
+
+
+def test_a_tab_that_outlives_a_curation_changes_nothing(work):
+    out, _ = work
+    shown = Review(out).item(0)
+    catch(out, "s0001")
+    review = Review(out)
+    assert review.item(0)["key"] == "s0002" and shown["next"] == "s0002" and review.item(1)["next"] is None
+    with pytest.raises(Stale):
+        review.decide(0, "accept", "", shown["key"], shown["proposed"], 0)
+    with pytest.raises(Stale):
+        review.decide(0, "accept", "", "s0002", "A dog and another ball.", 0)
+    assert read_rows(out / "decisions.jsonl") == []
+
+
+@pytest.mark.parametrize("i", [-1, 3])
+def test_there_is_no_such_item(work, i):
+    review = Review(work[0])
+    last = review.item(2)
+    with pytest.raises(Unfit, match="There is no description"):
+        review.decide(i, "accept", "", last["key"], last["proposed"], 0)
+    assert review.state()["letters"] == "---"
 
 
 def test_tabs_at_once_make_one_decision(work):
@@ -103,7 +125,7 @@ def test_tabs_at_once_make_one_decision(work):
     def tab(n: int) -> None:
         gate.wait()
         try:
-            review.decide(n % 2, "edit", f"text of {n}.", 0)
+            decide(review, n % 2, "edit", f"text of {n}.", 0)
         except Stale:
             stale.append(n)
 
@@ -122,13 +144,13 @@ def test_tabs_at_once_make_one_decision(work):
 def test_what_is_no_decision_is_refused(work, action, text):
     out, _ = work
     with pytest.raises(Unfit):
-        Review(out).decide(0, action, text, 0)
+        decide(Review(out), 0, action, text, 0)
     assert read_rows(out / "decisions.jsonl") == []
 
 
 def test_an_edit_to_the_same_is_an_acceptance(work):
     review = Review(work[0])
-    review.decide(0, "edit", f" {SAID[1]}\n", 0)
+    decide(review, 0, "edit", f" {SAID[1]}\n", 0)
     assert review.state()["letters"] == "a--"
 
 
@@ -137,7 +159,7 @@ def test_decisions_are_about_a_text(work):
     out, _ = work
     review = Review(out)
     for i in range(3):
-        review.decide(i, "accept", "", 0)
+        decide(review, i, "accept", "", 0)
     for name in ("repaired", "filtered"):
         (out / f"{name}.jsonl").unlink()
     with ScriptedEndpoint(answer=lambda prompt: answer(prompt).replace("lamp", "lantern")) as other:

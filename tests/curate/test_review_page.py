@@ -12,7 +12,7 @@ from mmlab.curate.journal import read_rows
 from mmlab.curate.review_server import serve, token_of
 from mmlab.data.sources.shapes import shapes
 from tests.curate.chromium import CHROMIUM, Chromium, Tab
-from tests.curate.tiny_curation import waiting
+from tests.curate.tiny_curation import catch, waiting
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -46,7 +46,7 @@ class Served:
                 serve(self.out, self.port)
             finally:
                 os._exit(1)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
                 return socket.create_connection(("127.0.0.1", self.port)).close()
@@ -159,7 +159,7 @@ def test_killed_and_started_again(browser, review):
     tab.js("at('draft').select()")
     tab.write("A blue square.")
     press(tab, "Enter", "!at('notice').hidden", ctrl=True)
-    assert "was not saved" in tab.js("at('notice').textContent") and tab.js("at('draft').value") == "A blue square."
+    assert "may not be saved" in tab.js("at('notice').textContent") and tab.js("at('draft').value") == "A blue square."
     review.start()
     press(tab, "Enter", "place === 3", ctrl=True)
     assert tab.js("at('notice').hidden")
@@ -173,7 +173,7 @@ def test_a_second_tab_corrupts_nothing(browser, review):
     one, two = opened(browser, review), opened(browser, review)
     press(one, "a", "place === 1")
     press(two, "r", "!at('notice').hidden")
-    assert "Another tab has decided" in two.js("at('notice').textContent")
+    assert "decided already, maybe in another tab" in two.js("at('notice').textContent")
     assert shown(two) == [0, "A red star.", "Accepted"] and review.log() == [("accept", "s0000", None)]
     press(two, "j", "place === 1")
     press(two, "a", "place === 2")
@@ -184,6 +184,55 @@ def test_a_second_tab_corrupts_nothing(browser, review):
     press(two, "r", "place === 3")
     one.js("dispatchEvent(new Event('focus'))")
     one.wait("!busy && state.letters === 'a-r-'")
+
+
+def test_a_tab_outlives_a_curation(browser, review):
+    """Rules that catch the first description make another one the first, which its person has not seen."""
+    tab = opened(browser, review)
+    first = tab.js("at('picture').src")
+    review.kill()
+    catch(review.out, "s0000")
+    review.start()
+    press(tab, "a", "!at('notice').hidden")
+    assert "made again since" in tab.js("at('notice').textContent") and review.log() == []
+    assert shown(tab) == [0, "Two circles <b>big</b>.", "Not decided"]
+    assert tab.js("at('picture').src") != first and tab.js("at('picture').src.endsWith('/picture/0?s0001')")
+    press(tab, "e", "editing")
+    tab.write(" More.")
+    tab.js("dispatchEvent(new Event('focus'))")
+    tab.wait("!busy && editing && at('draft').value.endsWith(' More.')")
+    review.kill()
+    catch(review.out, "s0001")
+    review.start()
+    tab.js("dispatchEvent(new Event('focus'))")
+    tab.wait("!busy && !editing && item.key === 's0002'")
+    assert "made again since" in tab.js("at('notice').textContent") and review.log() == []
+    press(tab, "r", "place === 1")
+    assert review.log() == [("reject", "s0002", None)]
+
+
+def test_a_draft_is_of_one_curation_and_one_text(browser, review):
+    tab = opened(browser, review)
+    press(tab, "e", "editing")
+    tab.write(" More.")
+    elsewhere = "['draft', '/other/', item.key, item.proposed].join(' ')"
+    assert tab.js("drafts(item)").endswith(" More.") and tab.js(f"sessionStorage.getItem({elsewhere})") is None
+    assert tab.js("drafts({...item, proposed: 'Another text.'})") is None
+    assert tab.js("Object.keys(sessionStorage).every(name => name.startsWith('draft ' + location.pathname))")
+
+
+def test_what_took_too_long_may_be_saved_all_the_same(browser, review):
+    tab = opened(browser, review)
+    tab.js("const patience = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = () => patience(300); 1")
+    os.kill(review.child, signal.SIGSTOP)
+    try:
+        press(tab, "a", "!at('notice').hidden")
+        assert "this may not be saved" in tab.js("at('notice').textContent") and tab.js("place") == 0
+    finally:
+        os.kill(review.child, signal.SIGCONT)
+    tab.js("AbortSignal.timeout = patience; 1")
+    press(tab, "a", "place === 1 || at('notice').textContent.includes('decided already')")
+    assert review.log() == [("accept", "s0000", None)], "once"
 
 
 def test_keys_pressed_before_the_next_picture_shows_decide_nothing(browser, review):

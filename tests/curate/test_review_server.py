@@ -22,6 +22,12 @@ TEXTS = [("a dog and", "A dog <script>alert(1)</script>."), ("a cat.", "a cat.")
 def server(tmp_path):
     out = waiting(tmp_path, TEXTS)
     with ReviewServer(Review(out), data_of(out), token_of(out)) as running:
+def decision(i=0, action="accept", **changes):
+    """A decision about a description that stands in its place, undecided."""
+    key, (_, proposed) = f"s{i % 3:04d}", TEXTS[i % 3]
+    return {"i": i, "action": action, "text": "", "key": key, "proposed": proposed, "seen": 0, **changes}
+
+
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
         running.shutdown()
@@ -75,24 +81,25 @@ def test_without_the_token_there_is_nothing(server, path):
     ],
 )
 def test_other_sites_pages_change_and_read_nothing(server, headers):
-    decision = {"i": 0, "action": "reject", "text": "", "seen": 0}
-    assert ask(server, f"/{server.token}/decide", decision, **headers)[0] == 403
+    assert ask(server, f"/{server.token}/decide", decision(), **headers)[0] == 403
     assert ask(server, f"/{server.token}/state", **headers)[0] == 403
     assert server.review.state()["left"] == 3
 
 
 def test_a_form_of_another_site_would_not_be_read(server):
-    decision = json.dumps({"i": 0, "action": "reject", "text": "", "seen": 0}).encode()
-    assert ask(server, f"/{server.token}/decide", decision, Content_Type="text/plain")[0] == 400
+    said = json.dumps(decision()).encode()
+    assert ask(server, f"/{server.token}/decide", said, Content_Type="text/plain")[0] == 400
     assert server.review.state()["left"] == 3
 
 
 def test_decisions(server):
     at = f"/{server.token}/"
     own = {"Origin": server.origins[0], "Sec_Fetch_Site": "same-origin"}
-    status, _, data = ask(server, at + "decide", {"i": 1, "action": "edit", "text": "A cat.", "seen": 0}, **own)
+    status, _, data = ask(server, at + "decide", decision(1, "edit", text="A cat."), **own)
     assert (status, json.loads(data)["state"]["letters"]) == (200, "-e-")
-    assert ask(server, at + "decide", {"i": 1, "action": "reject", "text": "", "seen": 0}, **own)[0] == 409
+    assert ask(server, at + "decide", decision(1, "reject"), **own)[0] == 409
+    assert ask(server, at + "decide", decision(0, key="s0001"))[0] == 409
+    assert ask(server, at + "decide", decision(0, proposed="A dog."))[0] == 409
     assert ask(server, at + "undo", {"last": 7})[0] == 409
     status, _, data = ask(server, at + "undo", {"last": 1})
     assert (status, json.loads(data)["i"], server.review.state()["letters"]) == (200, 1, "---")
@@ -102,11 +109,9 @@ def test_decisions(server):
     "said",
     [
         *(b"", b"{", b"[]", b'"accept"', b"\xff", {}, {"i": 0}, {"last": None}),
-        {"i": 99, "action": "accept", "text": "", "seen": 0},
-        {"i": "x", "action": "accept", "text": "", "seen": 0},
-        {"i": 0, "action": "drop", "text": "", "seen": 0},
-        {"i": 0, "action": "edit", "text": " ", "seen": 0},
-        {"i": 0, "action": "edit", "text": "x" * 30_000, "seen": 0},
+        *(decision(99), decision(-1), {**decision(), "i": "x"}, decision(action="drop"), decision(seen=None)),
+        {name: value for name, value in decision().items() if name != "key"},
+        *(decision(action="edit", text=text) for text in (" ", "x" * 30_000)),
     ],
 )
 def test_what_is_no_decision(server, said):
@@ -124,10 +129,10 @@ def test_a_disk_that_is_full_is_said(server, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(journal.os, "write", full)
-    status, _, data = ask(server, f"/{server.token}/decide", {"i": 0, "action": "accept", "text": "", "seen": 0})
+    status, _, data = ask(server, f"/{server.token}/decide", decision())
     monkeypatch.undo()
     assert status == 507 and b"Not saved" in data and server.review.state()["left"] == 3
-    assert ask(server, f"/{server.token}/decide", {"i": 0, "action": "accept", "text": "", "seen": 0})[0] == 200
+    assert ask(server, f"/{server.token}/decide", decision())[0] == 200
 
 
 def test_the_token_is_kept_for_its_owner(tmp_path):

@@ -3,12 +3,14 @@
 import io
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mmlab.curate.journal import Journal
+from mmlab.curate.decisions import Review
+from mmlab.curate.journal import Journal, read_rows
 from mmlab.curate.pipeline import Lazy, MiniGPT4, curate
 from mmlab.curate.steps import STEPS
 from mmlab.data.index import ShardIndex
@@ -91,6 +93,21 @@ def run(index: ShardIndex, server: ScriptedEndpoint, out: Path, describer=None, 
     describer = describer or Scripted()
     backend = Endpoint(server.url, "m", variable=None, timeout=10.0, attempts=2, backoff=0.01)
     return curate(recipe(**changes), index, Lazy(lambda: describer, {"run": "scripted"}), backend, out, quiet=True)
+
+
+def decide(review: Review, i: int, action: str, text: str = "", seen: int = 0) -> None:
+    """Decide about an item as it is now, after the decision `seen`."""
+    item = review.item(i)
+    review.decide(i, action, text, item["key"], item["proposed"], seen)
+
+
+def catch(out: Path, key: str) -> None:
+    """Make a curation's last step again, with rules that catch a sample."""
+    rows = read_rows(out / "filtered.jsonl")
+    (out / "filtered.jsonl").unlink()
+    with closing(Journal(out / "filtered.jsonl")) as journal:
+        for row in rows:
+            journal.append({**row, "caught": ["empty"]} if row.get("key") == key else row)
 
 
 def waiting(root: Path, pairs: Sequence[tuple[str, str]], pictures: Sequence[bytes] | None = None) -> Path:

@@ -14,6 +14,7 @@ from mmlab.curate.decisions import Review
 from mmlab.curate.steps import step_rows
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
+from tests.curate.tiny_curation import decide, waiting
 from tests.evaluate.tiny_scores import make_run
 from tests.model import tiny
 from tests.tiny_shapes import make_shapes
@@ -56,7 +57,7 @@ def test_from_pictures_to_shards(work, monkeypatch, capsys):
         assert server.headers[0]["Authorization"] == "Bearer sk-very-secret"
         review = Review(work / "curated")
         for i in range(5):
-            review.decide(i, "reject" if i == 2 else "accept", "", 0)
+            decide(review, i, "reject" if i == 2 else "accept")
         asked = len(server.asked)
         code, out, err = curate(work, monkeypatch, capsys, *argv)
         assert code == 0 and "written     4 samples" in out and "shards: curated/shards" in out, err
