@@ -7,9 +7,12 @@ each request are checked as well: a name that a foreign page made to point here 
 import json
 import os
 import secrets
+import signal
 import sys
+import threading
 import webbrowser
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -169,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(out: Path, port: int, open_browser: bool = False) -> None:
-    """Serve the review of a curation until Ctrl-C, and say then what was decided.
+    """Serve the review of a curation until Ctrl-C or SIGTERM, and say then what was decided.
 
     Raises:
         ConfigError: `out` is no curation, or the port is taken.
@@ -178,13 +181,31 @@ def serve(out: Path, port: int, open_browser: bool = False) -> None:
     index = data_of(out)
     with closing(claim(out / ".review.lock", "serves the review of")):
         review = Review(out)
-        with ReviewServer(review, index, token_of(out), port) as server, suppress(KeyboardInterrupt):
+        with ReviewServer(review, index, token_of(out), port) as server, _until_told():
             print(f"{len(review.items)} descriptions to review: {server.url}   (Ctrl-C ends)", flush=True)
             if open_browser:
                 webbrowser.open(server.url)
             server.serve_forever()
         counts = review.state()
         print(", ".join(f"{name} {counts[name]}" for name in ("accepted", "edited", "rejected", "left")))
+
+
+@contextmanager
+def _until_told() -> Iterator[None]:
+    """End what is within at SIGINT or SIGTERM, without an error."""
+    if threading.current_thread() is not threading.main_thread():  # no other can be told
+        yield
+        return
+    interrupted, ended = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    if interrupted is signal.SIG_IGN:  # as a shell without a terminal starts what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGTERM, ended)
 
 
 def token_of(out: Path) -> str:

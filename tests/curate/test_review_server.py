@@ -3,8 +3,12 @@
 import http.client
 import json
 import os
+import signal
 import stat
+import sys
 import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,21 +17,21 @@ from mmlab.curate import journal
 from mmlab.curate.decisions import Review
 from mmlab.curate.pipeline import data_of
 from mmlab.curate.review_server import ReviewServer, serve, token_of
-from tests.curate.tiny_curation import colour, waiting
+from tests.curate.tiny_curation import colour, decide, waiting
 
 TEXTS = [("a dog and", "A dog <script>alert(1)</script>."), ("a cat.", "a cat."), ("", "“ü”.")]
 
 
-@pytest.fixture
-def server(tmp_path):
-    out = waiting(tmp_path, TEXTS)
-    with ReviewServer(Review(out), data_of(out), token_of(out)) as running:
 def decision(i=0, action="accept", **changes):
     """A decision about a description that stands in its place, undecided."""
     key, (_, proposed) = f"s{i % 3:04d}", TEXTS[i % 3]
     return {"i": i, "action": action, "text": "", "key": key, "proposed": proposed, "seen": 0, **changes}
 
 
+@pytest.fixture
+def server(tmp_path):
+    out = waiting(tmp_path, TEXTS)
+    with ReviewServer(Review(out), data_of(out), token_of(out)) as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
         running.shutdown()
@@ -150,10 +154,46 @@ def test_one_port_and_one_review_at_a_time(tmp_path, server):
     held = journal.claim(out / ".review.lock", "serves the review of")
     child = os.fork()
     if child == 0:
+        status = 1
         try:
             serve(out, 0)
         except RunError as error:
-            os._exit(7 if "serves the review of" in str(error) else 1)
-        os._exit(1)
+            status = 7 if "serves the review of" in str(error) else 1
+        finally:
+            os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     held.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_its_counts(tmp_path, number):
+    out = waiting(tmp_path, TEXTS)
+    decide(Review(out), 0, "accept")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind the & of a script
+            sys.stdout = open(writing, "w", buffering=1)  # noqa: SIM115
+            serve(out, 0)
+            sys.stdout.flush()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading) as said:
+        assert said.readline().startswith("3 descriptions to review: ")
+        os.kill(child, number)
+        assert said.read() == "accepted 1, edited 0, rejected 0, left 2\n"
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_another_thread_serves_without_signals(tmp_path, monkeypatch):
+    """Only the main thread may set what a signal does."""
+    monkeypatch.setattr(ReviewServer, "serve_forever", lambda self: None)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(serve, waiting(tmp_path, TEXTS), 0).result()

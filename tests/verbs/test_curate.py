@@ -110,12 +110,19 @@ def test_help(work, monkeypatch, capsys, argv):
     assert code == 0 and out.startswith(f"mmlab curate {argv[0] if len(argv) > 1 else '<command>'} [")
 
 
-def test_the_review_is_served_until_ctrl_c(work):
-    command = [sys.executable, "-m", "mmlab.cli", "curate", "review", "out=curated", "port=0"]
+def test_the_review_is_served_until_ctrl_c(tmp_path):
+    """Even from a script that runs it in the background, where a shell has Ctrl-C ignored."""
+    out = waiting(tmp_path, [("a dog.", "A dog."), ("a cat.", "A cat."), ("a cow.", "A cow.")])
+    decide(Review(out), 1, "reject")
+    command = [sys.executable, "-m", "mmlab.cli", "curate", "review", "out=out", "port=0"]
     here = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    with subprocess.Popen(command, cwd=work, env=here, stdout=subprocess.PIPE, text=True) as served:
-        assert served.stdout is not None
-        assert "5 descriptions to review: http://127.0.0.1:" in served.stdout.readline()
-        served.send_signal(signal.SIGINT)
-        assert served.stdout.read() == "accepted 4, edited 0, rejected 1, left 0\n"
-    assert served.returncode == 0
+    background = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *command]
+    with subprocess.Popen(background, cwd=tmp_path, env=here, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            assert served.stdout is not None
+            assert "3 descriptions to review: http://127.0.0.1:" in served.stdout.readline()
+            served.send_signal(signal.SIGINT)
+            assert served.wait(30) == 0
+            assert served.stdout.read() == "accepted 0, edited 0, rejected 1, left 2\n"
+        finally:
+            served.kill()
