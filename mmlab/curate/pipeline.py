@@ -15,11 +15,11 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.curate.client import Backend, Client
 from mmlab.curate.decisions import decided
-from mmlab.curate.journal import Row, by_key, claim, write_whole
+from mmlab.curate.journal import Row, by_key, claim, read_rows, write_whole
 from mmlab.curate.minigpt4 import Describer, describe, go_on, repair, sift
 from mmlab.curate.report import report
 from mmlab.curate.rules import check_rules
-from mmlab.curate.steps import DATA, REPORT, SHARDS, run_step, step_rows
+from mmlab.curate.steps import DATA, REPORT, SHARDS, journal_of, run_step, settle, step_rows
 from mmlab.data.draw import draw
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
@@ -108,7 +108,7 @@ def curate(
         items = _steps(recipe, index, describer, backend, out, quiet)
         decisions = {} if recipe.review == "none" else decided(out, items)
         waits = recipe.review == "all" and len(decisions) < len(items)
-        written = None if waits else _write(recipe, index, out, items, decisions, quiet)
+        written = None if waits else _write(recipe, index, out, items, decisions)
         counts = report(out, recipe.prices, written)
         write_whole(out / REPORT, json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
     return counts
@@ -132,14 +132,15 @@ def _steps(recipe: MiniGPT4, index: ShardIndex, describer: Lazy, backend: Backen
     """Steps 1 to 4; what they keep."""
     chosen = choose(index, recipe.samples, recipe.seed)
     rows: list[Row] = [{"key": str(index.keys[i]), "sample": i} for i in chosen]
-    about_data = json.dumps({"data": str(index.root), "hash": index.hash}) + "\n"
-    if not (out / DATA).exists() or (out / DATA).read_text(encoding="utf-8") != about_data:
-        write_whole(out / DATA, about_data)
     settings: dict[str, Any] = {
         **{"data": index.hash, "samples": recipe.samples, "seed": recipe.seed, "chosen": len(chosen)},
         **{**describer.identity, "instruction": recipe.instruction},
     }
     ask = Client(backend, out / "replies")
+    settle(out, "described", settings)  # other pictures are refused before the review would show them
+    about_data = json.dumps({"data": str(index.root)}) + "\n"
+    if not (out / DATA).exists() or (out / DATA).read_text(encoding="utf-8") != about_data:
+        write_whole(out / DATA, about_data)
     about = describer, index, recipe.instruction
     more = partial(go_on, continuation=recipe.continuation, up_to=recipe.continue_up_to)
     mend = partial(repair, ask=ask, prompt=recipe.repair, workers=recipe.workers, unrepaired=recipe.unrepaired)
@@ -157,7 +158,7 @@ def _steps(recipe: MiniGPT4, index: ShardIndex, describer: Lazy, backend: Backen
 
 
 def _write(
-    recipe: MiniGPT4, index: ShardIndex, out: Path, items: Sequence[Row], decisions: dict[str, Row], quiet: bool
+    recipe: MiniGPT4, index: ShardIndex, out: Path, items: Sequence[Row], decisions: dict[str, Row]
 ) -> dict[str, Any]:
     """Step 6: shards of what was accepted or edited; without a review, of all items."""
     for left in [*out.glob(f"{SHARDS}.tmp-*"), *out.glob(f"{SHARDS}.old-*")]:
@@ -205,10 +206,11 @@ def data_of(out: Path) -> ShardIndex:
         DataError: the pictures are gone or have changed.
     """
     try:
-        about = json.loads((out / DATA).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        root = json.loads((out / DATA).read_text(encoding="utf-8"))["data"]
+        settings = read_rows(journal_of(out, "described"))[0]["settings"]
+    except (FileNotFoundError, IndexError):
         raise ConfigError(f"There is no curation in {out}; `mmlab curate minigpt4 out={out} …` makes one.") from None
-    index = ShardIndex.open(about["data"])
-    if index.hash != about["hash"]:
+    index = ShardIndex.open(root)
+    if index.hash != settings["data"]:
         raise DataError(f"{index.root} is not what it was when {out} was made of it.")
     return index

@@ -22,6 +22,7 @@ DECISIONS = "decisions.jsonl"
 SHARDS = "shards"
 REPORT = "report.json"
 DATA = "data.json"
+EXCERPT = 60  # characters of a setting that an error shows
 
 
 def run_step(
@@ -46,13 +47,12 @@ def run_step(
         quiet: show no progress.
 
     Returns:
-        One row for each row that came in, in their order, without those that have a fault.
+        One row for each row that came in without a fault, in their order; the step may have found one.
 
     Raises:
         ConfigError: the journal was made with other settings.
     """
-    journal = Journal(journal_of(out, name))
-    _same_settings(journal, settings)
+    journal = settle(out, name, settings)
     done = by_key(journal.rows[1:])
     rows = [row for row in rows if "fault" not in row]
     left = sum(row["key"] not in done for row in rows)
@@ -64,6 +64,28 @@ def run_step(
     finally:
         journal.close()
     return [done[row["key"]] for row in rows]
+
+
+def settle(out: Path, name: str, settings: dict[str, Any]) -> Journal:
+    """A step's journal, which holds the settings from now on.
+
+    Raises:
+        ConfigError: it was made with others.
+    """
+    journal = Journal(journal_of(out, name))
+    now = json.loads(json.dumps(settings))
+    if not journal.rows:
+        journal.append({"settings": now})
+        journal.close()
+        return journal
+    before = journal.rows[0].get("settings", {})
+    if differ := [key for key in sorted(now.keys() | before.keys()) if now.get(key) != before.get(key)]:
+        key, was, is_now = _difference(differ[0], before.get(differ[0]), now.get(differ[0]))
+        raise ConfigError(
+            f"{journal.path} was made with {key}={was}, not {is_now}; give another out=…, or remove that file and "
+            "those of later steps to make them again."
+        )
+    return journal
 
 
 def _left(step: Step, rows: Sequence[Row], done: dict[str, Row], block: int | None) -> Iterable[Row]:
@@ -86,20 +108,21 @@ def journal_of(out: Path, name: str) -> Path:
     return out / f"{name}.jsonl"
 
 
-def _same_settings(journal: Journal, settings: dict[str, Any]) -> None:
-    now = json.loads(json.dumps(settings))
-    if not journal.rows:
-        journal.append({"settings": now})
-        return
-    before = journal.rows[0].get("settings", {})
-    for key in sorted(now.keys() | before.keys()):
-        if now.get(key) != before.get(key):
-            raise ConfigError(
-                f"{journal.path} was made with {key}={_short(before.get(key))}, not {_short(now.get(key))}; give "
-                "another out=…, or remove that file and those of later steps to make them again."
-            )
+def _difference(key: str, before: Any, now: Any) -> tuple[str, str, str]:
+    """The first key, of nested ones `outer.inner`, whose values differ, and both values where they do."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                return _difference(f"{key}.{name}", before.get(name), now.get(name))
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in (before, now)]
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    return key, _excerpt(texts[0], same), _excerpt(texts[1], same)
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _excerpt(text: str, place: int) -> str:
+    """A text, or where it is long what it says at a place and a little before."""
+    if len(text) <= EXCERPT:
+        return text
+    start = max(0, place - EXCERPT // 4)
+    end = start + EXCERPT
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"

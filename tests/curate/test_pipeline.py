@@ -197,3 +197,14 @@ def test_the_pictures_have_to_stay(tmp_path, server, index):
         writer.write("other", {"png": colour(3), "json": {}})
     with pytest.raises(DataError, match="is not what it was when"):
         data_of(tmp_path / "out")
+def test_other_pictures_are_refused_and_not_reviewed(tmp_path, server, index):
+    run(index, server, tmp_path / "out")
+    other = make_records(tmp_path / "other", [{}] * 7, [colour(6 - i) for i in range(7)])
+    with pytest.raises(ConfigError, match=r"described\.jsonl was made with data="):
+        run(other, server, tmp_path / "out")
+    assert data_of(tmp_path / "out").root == index.root
+    (tmp_path / "out" / "data.json").write_text(json.dumps({"data": str(other.root), "hash": other.hash}))
+    with pytest.raises(DataError, match="is not what it was when"):
+        data_of(tmp_path / "out")
+
+

@@ -116,10 +116,10 @@ def waiting(root: Path, pairs: Sequence[tuple[str, str]], pictures: Sequence[byt
     index = make_records(root / "pictures", [{}] * len(pairs), list(pictures))
     out = root / "out"
     out.mkdir()
-    (out / "data.json").write_text(json.dumps({"data": str(index.root), "hash": index.hash}))
+    (out / "data.json").write_text(json.dumps({"data": str(index.root)}))
     for name in STEPS:
         journal = Journal(out / f"{name}.jsonl")
-        journal.append({"settings": {"chosen": len(pairs)}})
+        journal.append({"settings": {"chosen": len(pairs), "data": index.hash}})
         for i, (described, repaired) in enumerate(pairs):
             text = described if name in STEPS[:2] else repaired
             journal.append({"key": f"s{i:04d}", "sample": i, "text": text, "caught": []})
