@@ -21,11 +21,17 @@ class NoReply(RunError):
     Args:
         reason: a few words that faults are counted under, such as "empty answer" or "429".
         message: the sentence for a person.
+        down: nothing answered at all, so others will not get an answer either.
+        spent: an answer that was paid for all the same.
+        kept: that answer lies on the disk, and the question is not asked again.
     """
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: str, message: str, down: bool = False, spent: "Reply | None" = None, kept: bool = False):
         super().__init__(message)
         self.reason = reason
+        self.down = down
+        self.spent = spent
+        self.kept = kept
 
 
 class Refused(RunError):
@@ -38,7 +44,7 @@ class Reply:
 
     Attributes:
         text: the answer, without white space around it.
-        finish: why it ended: `stop`, or `length` and `content_filter` for one that is not whole.
+        finish: why it ended: `stop`, or a name in `UNUSABLE`.
         prompt_tokens, completion_tokens: as the endpoint counts them, rejected answers included; 0 where it does not.
         retries: reason → how often it was asked again for it.
         model: the name that the endpoint gives itself.
@@ -54,6 +60,14 @@ class Reply:
     hash: str = ""
 
 
+UNUSABLE = {
+    "length": ("finish_reason length", "was cut off at its longest"),
+    "content_filter": ("finish_reason content_filter", "was held back by a content filter"),
+    "empty": ("empty answer", "was empty each time"),
+}
+"""finish → what such answers are counted under, and what became of one."""
+
+
 class Backend(Protocol):
     """What answers: an endpoint or a local model.
 
@@ -65,8 +79,8 @@ class Backend(Protocol):
     model: str
     settings: dict[str, Any]
 
-    def complete(self, messages: Sequence[Message]) -> Reply:
-        """Answer; raises NoReply for this prompt's sake, Refused for everybody's."""
+    def complete(self, messages: Sequence[Message], stop: threading.Event) -> Reply:
+        """Answer; raises NoReply for this prompt's sake, Refused for everybody's. Does not begin anew after `stop`."""
         ...
 
 
@@ -87,11 +101,15 @@ class Client:
         self._lock = threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
 
-    def __call__(self, messages: Sequence[Message]) -> Reply:
+    def __call__(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
         """Answer a dialogue that ends with the user's turn.
 
+        Args:
+            messages: the dialogue.
+            stop: when it is set, the question is given up instead of being asked once more.
+
         Raises:
-            NoReply: no answer, or one that is not whole: cut off, or held back by a filter.
+            NoReply: no answer, or one that is not whole: cut off, held back by a filter, or empty.
             Refused: the backend answers nothing.
         """
         question = {
@@ -103,14 +121,18 @@ class Client:
         with self._lock:
             turn = self._asking.setdefault(name, threading.Lock())
         with turn:
-            reply = self._kept(name, question) or self._ask(name, question)
-        if reply.finish in ("length", "content_filter"):
-            how = "was cut off at its longest" if reply.finish == "length" else "was held back by a content filter"
-            raise NoReply(f"finish_reason {reply.finish}", f"the answer of {self.backend.model} {how}.")
+            reply = self._kept(name, question) or self._ask(name, question, stop or threading.Event())
+        if reply.finish in UNUSABLE:
+            reason, how = UNUSABLE[reply.finish]
+            raise NoReply(reason, f"the answer of {self.backend.model} {how}.", spent=reply, kept=True)
         return reply
 
-    def _ask(self, name: str, question: dict[str, Any]) -> Reply:
-        reply = replace(self.backend.complete(question["messages"]), hash=name)
+    def _ask(self, name: str, question: dict[str, Any], stop: threading.Event) -> Reply:
+        try:
+            reply = replace(self.backend.complete(question["messages"], stop), hash=name)
+        except NoReply as fault:
+            fault.spent = fault.spent and replace(fault.spent, hash=name)
+            raise
         kept = {**question, "reply": asdict(reply)}
         write_whole(self._file(name), json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
         return reply

@@ -17,15 +17,18 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.redact import HIDDEN, redact_text
-from mmlab.curate.client import Message, NoReply, Refused, Reply
+from mmlab.curate.client import UNUSABLE, Message, NoReply, Refused, Reply
+from mmlab.curate.pace import Pace
 
 LONGEST_WAIT = 600.0  # seconds; an endpoint that asks for more is asked again after this
 LONGEST_BODY = 8 << 20  # bytes
+SHORTEST_KEY = 12  # characters; a shorter one is a dummy, and its letters may be those of a word
 OURS = ("model", "messages", "stream", "n")
 
 
@@ -35,10 +38,11 @@ class Again(Exception):
     Args:
         reason: a few words.
         after: seconds that the endpoint asks to wait.
-        usage: tokens of an answer that was paid for all the same, of the prompt and of the answer.
+        usage: tokens of an answer that was paid for all the same, of the prompt and of the answer; None: there was
+            no answer.
     """
 
-    def __init__(self, reason: str, after: float | None = None, usage: tuple[int, int] = (0, 0)):
+    def __init__(self, reason: str, after: float | None = None, usage: tuple[int, int] | None = None):
         super().__init__(reason)
         self.reason = reason
         self.after = after
@@ -56,7 +60,8 @@ class Endpoint:
         model: name that the endpoint knows it by.
         variable: environment variable that holds the key; None sends none.
         settings: sent along as they are, such as temperature and max_tokens.
-        timeout: seconds for one request as a whole.
+        timeout: seconds that the endpoint may be silent; an answer of which more still comes when the request is
+            older than that is given up as well.
         attempts: how often one question is asked before it is given up.
         backoff: seconds before the second attempt; doubled each time.
         requests_per_minute: None sets no limit.
@@ -86,49 +91,73 @@ class Endpoint:
         self._pace = Pace(requests_per_minute)
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def complete(self, messages: Sequence[Message]) -> Reply:
-        """Ask until there is an answer.
+    def complete(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
+        """Ask until there is an answer; one that is empty each time is a reply with `finish` empty.
+
+        Args:
+            messages: the dialogue.
+            stop: when it is set, there is no further attempt; one that is on its way is waited for, as it is paid.
 
         Raises:
             NoReply: there was none after all attempts, or the endpoint does not take this prompt.
             Refused: it takes none.
         """
+        stop = stop or threading.Event()
         body = json.dumps({"model": self.model, "messages": list(messages), **self.settings}).encode()
-        retries: Counter[str] = Counter()
-        usage = [0, 0]
-        for attempt in range(self.attempts):
-            self._pace.wait()
+        faults: list[Again] = []
+        while len(faults) < self.attempts:
+            self._pace.wait(stop)
+            if stop.is_set():
+                raise NoReply("stopped", f"{self._url} was not asked any more.")
             try:
                 reply = self._answer(self._post(body))
             except Again as fault:
-                retries[fault.reason] += 1
-                usage = [a + b for a, b in zip(usage, fault.usage, strict=True)]
-                if attempt + 1 < self.attempts:
-                    self._rest(fault, attempt)
+                faults.append(fault)
+                if len(faults) < self.attempts:
+                    self._rest(fault, len(faults) - 1, stop)
                 continue
-            spent = (usage[0] + reply.prompt_tokens, usage[1] + reply.completion_tokens)
-            return Reply(reply.text, reply.finish, *spent, retries=dict(retries), model=reply.model)
-        counted = ", ".join(f"{reason} ({times}x)" for reason, times in retries.most_common())
+            return self._spent(faults, reply)
+        spent = self._spent(faults)
+        if faults[-1].usage is not None:
+            return spent
+        retries = Counter(fault.reason for fault in faults).most_common()
+        counted = ", ".join(f"{reason} ({times}x)" for reason, times in retries)
+        down = all(fault.usage is None for fault in faults)
         raise NoReply(
-            retries.most_common(1)[0][0], f"no answer from {self._url} in {self.attempts} attempts: {counted}."
+            retries[0][0],
+            f"no answer from {self._url} in {self.attempts} attempts: {counted}.",
+            down=down,
+            spent=None if down else spent,
         )
 
-    def _rest(self, fault: Again, attempt: int) -> None:
+    def _spent(self, faults: Sequence[Again], reply: Reply | None = None) -> Reply:
+        """A reply, or an empty one, with what the attempts before it cost."""
+        reply = reply or Reply("", "empty", model=self.model)
+        usage = [fault.usage for fault in faults if fault.usage is not None]
+        return replace(
+            reply,
+            prompt_tokens=reply.prompt_tokens + sum(prompt for prompt, _ in usage),
+            completion_tokens=reply.completion_tokens + sum(completion for _, completion in usage),
+            retries=dict(Counter(fault.reason for fault in faults)),
+        )
+
+    def _rest(self, fault: Again, attempt: int, stop: threading.Event) -> None:
         """Wait before the next attempt; where the endpoint itself asked for it, all threads wait."""
         seconds = min(self.backoff * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if fault.after is not None:
             self._pace.hold(min(fault.after, LONGEST_WAIT))
             seconds *= 0.5
-        time.sleep(seconds)
+        stop.wait(seconds)
 
     def _post(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "mmlab"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(f"{self._url}/chat/completions", body, headers, method="POST")
+        deadline = time.monotonic() + self.timeout
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
-                return self._clean(_read(response, time.monotonic() + self.timeout))
+                return self._clean(_read(response, deadline))
         except urllib.error.HTTPError as error:
             with error:
                 self._status(error)
@@ -172,39 +201,15 @@ class Endpoint:
             raise Again("garbage") from None
         if text is not None and not isinstance(text, str):
             raise Again("garbage", usage=usage)
-        if not (text or "").strip() and finish != "content_filter":
+        text = _encodable(text or "").strip()
+        if not text and finish not in UNUSABLE:
             raise Again("empty answer", usage=usage)
-        return Reply((text or "").strip(), finish, *usage, model=model)
+        return Reply(text, _encodable(finish), *usage, model=_encodable(model))
 
     def _clean(self, data: bytes) -> str:
         """Text without the key: an endpoint may send back what it was sent."""
         text = data.decode("utf-8", "replace")
-        return text.replace(self._key, HIDDEN) if self._key else text
-
-
-class Pace:
-    """Spaces requests evenly, for all threads together.
-
-    Args:
-        per_minute: requests; None: as fast as they come.
-    """
-
-    def __init__(self, per_minute: float | None = None):
-        self.interval = 60.0 / per_minute if per_minute else 0.0
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self) -> None:
-        """Take the next free place in time, and sleep until it."""
-        with self._lock:
-            at = max(time.monotonic(), self._next)
-            self._next = at + self.interval
-        time.sleep(max(0.0, at - time.monotonic()))
-
-    def hold(self, seconds: float) -> None:
-        """Let nobody start before `seconds` have passed."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
+        return text.replace(self._key, HIDDEN) if self._key and len(self._key) >= SHORTEST_KEY else text
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -234,6 +239,11 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _encodable(text: str) -> str:
+    """Text without halves of characters: JSON can hold one, of an emoji that was cut, and no file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _read(response: Any, deadline: float) -> bytes:

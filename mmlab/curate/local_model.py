@@ -1,5 +1,6 @@
 """A causal language model on this machine, in the place of an endpoint."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from mmlab.config.errors import ConfigError
-from mmlab.curate.client import Message, NoReply, Reply
+from mmlab.curate.client import Message, Reply
 from mmlab.data.conversation import Prompt, chat_prompt
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
@@ -43,11 +44,12 @@ class LocalModel:
         if self.stop != self.language.tokenizer.eos_token:
             self.options |= {"stop_strings": [self.stop], "tokenizer": self.language.tokenizer}
 
-    def complete(self, messages: Sequence[Message]) -> Reply:
+    def complete(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
         """Answer a dialogue that ends with the user's turn, with a system message in front of it or without.
 
+        It is asked once, so `stop` has nothing to stop.
+
         Raises:
-            NoReply: the answer is empty.
             ConfigError: turns that do not alternate.
         """
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
@@ -65,9 +67,8 @@ class LocalModel:
         said = str(tokenizer.decode(new, skip_special_tokens=self.stop == tokenizer.eos_token))
         text = said.split(self.stop)[0].strip()
         cut = len(new) >= self.options["max_new_tokens"] and self.stop not in str(tokenizer.decode(new))
-        if not text:
-            raise NoReply("empty answer", f"{self.model} answered nothing.")
-        return Reply(text, "length" if cut else "stop", ids.shape[1], len(new), model=self.model)
+        finish = "length" if cut else "stop" if text else "empty"
+        return Reply(text, finish, ids.shape[1], len(new), model=self.model)
 
 
 def _weights(folder: Path) -> list[list[str | int]]:

@@ -21,8 +21,11 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.data.turns import Turn
 
+Ask = Callable[[Sequence[Message], threading.Event], Reply]
+"""Asks a language model, and gives up when the event is set: `mmlab.curate.client.Client`."""
+
 PATIENCE = 5
-"""As many questions in a row without an answer mean that the endpoint is down, not that a text is odd."""
+"""After as many questions in a row that nothing answered, the endpoint is down."""
 
 
 class Describer(Protocol):
@@ -81,7 +84,7 @@ def go_on(
 
 def repair(
     rows: Sequence[Row],
-    ask: Callable[[Sequence[Message]], Reply],
+    ask: Ask,
     prompt: str,
     workers: int = 1,
     unrepaired: str = "retry",
@@ -106,25 +109,16 @@ def repair(
         if isinstance(reply, NoReply):
             failed.append((row, reply))
             continue
-        told = {"reply": reply.hash, "model": reply.model, "retries": reply.retries}
-        usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-        yield {**_plain(row), "text": reply.text, "changed": reply.text != row["text"], **told, **usage}
+        told = {"text": reply.text, "changed": reply.text != row["text"], "model": reply.model}
+        yield {**_plain(row), **told, **_paid(reply)}
     if failed and unrepaired == "retry":
-        counted = Counter(reply.reason for _, reply in failed).most_common()
-        raise RunError(
-            f"{len(failed)} of {len(rows)} descriptions were not repaired ({_counted(counted)}), the first is "
-            f"{failed[0][0]['key']}: {str(failed[0][1]).rstrip('.')}; the same command asks again, unrepaired=keep or "
-            "drop goes on."
-        )
-    for row, reply in failed:
-        yield (
-            {**_plain(row), "changed": False, "unrepaired": reply.reason}
-            if unrepaired == "keep"
-            else {
-                **_plain(row),
-                "fault": f"not repaired: {reply.reason}",
-            }
-        )
+        raise _not_repaired(failed, len(rows))
+    for row, fault in failed:
+        paid = {} if fault.spent is None else _paid(fault.spent)
+        if unrepaired == "keep":
+            yield {**_plain(row), "changed": False, "unrepaired": fault.reason, **paid}
+        else:
+            yield {**_plain(row), "fault": f"not repaired: {fault.reason}", **paid}
 
 
 def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:
@@ -133,9 +127,25 @@ def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:
         yield {**_plain(row), "caught": caught_by(row["text"], rules)}
 
 
-def _answers(
-    rows: Sequence[Row], ask: Callable[[Sequence[Message]], Reply], prompt: str, workers: int
-) -> Iterator[tuple[Row, Reply | NoReply]]:
+def _not_repaired(failed: Sequence[tuple[Row, NoReply]], total: int) -> RunError:
+    """Says what a person can do: an answer that is kept would be the same again."""
+    counted = Counter(fault.reason for _, fault in failed).most_common()
+    kept = sum(fault.kept for _, fault in failed)
+    ways = []
+    if kept < len(failed):
+        ways.append("the same command asks again" + (f" for {len(failed) - kept} of them" if kept else ""))
+    if kept:
+        ways.append(
+            "an answer that is cut off, filtered or empty stays as it is; other settings ask anew, such as a larger "
+            "llm.settings.max_tokens"
+        )
+    return RunError(
+        f"{len(failed)} of {total} descriptions were not repaired ({_counted(counted)}), the first is "
+        f"{failed[0][0]['key']}: {str(failed[0][1]).rstrip('.')}; {'; '.join(ways)}; unrepaired=keep or drop goes on."
+    )
+
+
+def _answers(rows: Sequence[Row], ask: Ask, prompt: str, workers: int) -> Iterator[tuple[Row, Reply | NoReply]]:
     """Each row with its answer, as they come; several threads ask, and few questions wait."""
     stop = threading.Event()
     in_a_row = 0
@@ -144,7 +154,7 @@ def _answers(
         if stop.is_set():
             return None
         try:
-            return ask([{"role": "user", "content": f"{prompt}\n\n{row['text']}"}])
+            return ask([{"role": "user", "content": f"{prompt}\n\n{row['text']}"}], stop)
         except NoReply as error:
             return error
 
@@ -160,7 +170,9 @@ def _answers(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     row, reply = running.pop(future), future.result()
                     assert reply is not None
-                    in_a_row = in_a_row + 1 if isinstance(reply, NoReply) else 0
+                    fault = reply if isinstance(reply, NoReply) else None
+                    if fault is None or not fault.kept:  # what was kept says nothing of the endpoint now
+                        in_a_row = in_a_row + 1 if fault is not None and fault.down else 0
                     if in_a_row == PATIENCE:
                         raise RunError(f"{PATIENCE} in a row got no answer, now {row['key']}: {reply}")
                     yield row, reply
@@ -187,6 +199,12 @@ def _tokens(describer: Describer, text: str) -> int:
 def _plain(row: Row) -> Row:
     """What every step hands on."""
     return {"key": row["key"], "sample": row["sample"], "text": row["text"]}
+
+
+def _paid(reply: Reply) -> Row:
+    """What an answer cost; `reply` names it, as texts that are alike share one."""
+    usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+    return {"reply": reply.hash, "retries": reply.retries, **usage}
 
 
 def _counted(counts: Sequence[tuple[str, int]]) -> str:

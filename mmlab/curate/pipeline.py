@@ -86,7 +86,8 @@ def curate(
     """Go through the steps as far as they go, and write `out/report.json`.
 
     Killed at any moment and called again, it ends with the same rows and shards. A reply of the language model is paid
-    again only if the process died before the reply had arrived and was written.
+    again only if the process died before the reply had arrived and was written; an empty one is asked for again at
+    once, `llm.attempts` times in all, and the last is kept like any other.
 
     Args:
         recipe: prompts, thresholds, and whom the shards wait for.
@@ -136,11 +137,11 @@ def _steps(recipe: MiniGPT4, index: ShardIndex, describer: Lazy, backend: Backen
         **{"data": index.hash, "samples": recipe.samples, "seed": recipe.seed, "chosen": len(chosen)},
         **{**describer.identity, "instruction": recipe.instruction},
     }
-    ask = Client(backend, out / "replies")
     settle(out, "described", settings)  # other pictures are refused before the review would show them
     about_data = json.dumps({"data": str(index.root)}) + "\n"
     if not (out / DATA).exists() or (out / DATA).read_text(encoding="utf-8") != about_data:
         write_whole(out / DATA, about_data)
+    ask = Client(backend, out / "replies")
     about = describer, index, recipe.instruction
     more = partial(go_on, continuation=recipe.continuation, up_to=recipe.continue_up_to)
     mend = partial(repair, ask=ask, prompt=recipe.repair, workers=recipe.workers, unrepaired=recipe.unrepaired)

@@ -74,7 +74,7 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _repairs(rows: Sequence[Row], prices: tuple[float | None, float | None]) -> dict[str, Any]:
-    """Texts that are alike share a reply, which was paid for once."""
+    """Texts that are alike share a reply, which was paid for once; one that could not be used was paid for as well."""
     replies = {row["reply"]: row for row in rows if "reply" in row}
     prompt, completion = (sum(row[f"{side}_tokens"] for row in replies.values()) for side in ("prompt", "completion"))
     retries: Counter[str] = Counter()

@@ -24,6 +24,7 @@ class ScriptedEndpoint:
         url: base address.
         asked: prompts in order of arrival.
         paid: prompt → how often it was answered.
+        tokens: of all answers and their prompts.
         headers, bodies: of the requests, in order.
     """
 
@@ -35,6 +36,7 @@ class ScriptedEndpoint:
         self.headers: list[dict[str, str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.paid: Counter[str] = Counter()
+        self.tokens = 0
         self.released = threading.Event()
         self.lock = threading.Lock()
         outer = self
@@ -62,6 +64,13 @@ class ScriptedEndpoint:
         self.server.shutdown()
         self.server.server_close()
 
+    def wait_for(self, requests: int, seconds: float = 60.0) -> None:
+        """Wait until so many have come; the thread that takes one may be slower than who has sent it."""
+        end = time.monotonic() + seconds
+        while len(self.asked) < requests:
+            assert time.monotonic() < end, f"{len(self.asked)} requests of {requests}"
+            time.sleep(0.005)
+
     def serve(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         prompt = body["messages"][-1]["content"]
@@ -88,14 +97,15 @@ class ScriptedEndpoint:
             self._say(request, body, prompt, act)
 
     def _say(self, request: BaseHTTPRequestHandler, body: dict[str, Any], prompt: str, act: str) -> None:
-        text = {"empty": " \n", "cut": "half of"}.get(act) or self.answer(prompt)
+        text = {"empty": " \n", "cut": "half of", "cut short": "\n", "filtered": "\n"}.get(act) or self.answer(prompt)
         choice = {
             "message": {"role": "assistant", "content": text},
-            "finish_reason": "length" if act == "cut" else "stop",
+            "finish_reason": {"cut": "length", "cut short": "length", "filtered": "content_filter"}.get(act, "stop"),
         }
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
         with self.lock:
             self.paid[prompt] += 1
+            self.tokens += sum(usage.values())
         self._send(request, 200, json.dumps({"model": body["model"] + "-0613", "choices": [choice], "usage": usage}))
 
     def _drip(self, request: BaseHTTPRequestHandler) -> None:

@@ -20,7 +20,7 @@ class Echo:
     def __init__(self, model="echo", **settings):
         self.model, self.settings, self.asked = model, settings, []
 
-    def complete(self, messages):
+    def complete(self, messages, stop):
         self.asked.append(messages)
         return Reply(messages[-1]["content"].upper())
 
@@ -57,9 +57,9 @@ def test_threads_ask_the_same_once(tmp_path):
     gate = threading.Event()
 
     class Slow(Echo):
-        def complete(self, messages):
-            gate.wait(5)
-            return super().complete(messages)
+        def complete(self, messages, stop):
+            gate.wait(60)
+            return super().complete(messages, stop)
 
     slow = Slow()
     client = Client(slow, tmp_path)
@@ -69,15 +69,48 @@ def test_threads_ask_the_same_once(tmp_path):
     assert {reply.result().text for reply in replies} == {"HI"} and len(slow.asked) == 1
 
 
-def test_an_answer_that_is_cut_off_is_named_and_paid_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("acts", "reason", "says", "usage"),
+    [
+        (["cut"], "finish_reason length", "was cut off at its longest", (2, 2)),
+        (["cut short"], "finish_reason length", "was cut off at its longest", (2, 0)),
+        (["500", "filtered"], "finish_reason content_filter", "was held back by a content filter", (2, 0)),
+        (["500", "empty"], "empty answer", "was empty each time", (4, 0)),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_named_and_paid_once(tmp_path, monkeypatch, acts, reason, says, usage):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with ScriptedEndpoint(always("cut")) as server:
-        client = Client(Endpoint(server.url, "m"), tmp_path)
+    with ScriptedEndpoint(always(*acts)) as server:
+        client = Client(Endpoint(server.url, "m", attempts=3, backoff=0.01), tmp_path)
         for _ in range(2):
-            with pytest.raises(NoReply, match="was cut off at its longest") as caught:
-                client(user("hi"))
-        assert caught.value.reason == "finish_reason length" and len(server.asked) == 1
+            with pytest.raises(NoReply, match=says) as caught:
+                client(user("hi", "there"))
+        fault = caught.value
+        assert fault.reason == reason and fault.kept and not fault.down and fault.spent is not None
+        assert (fault.spent.prompt_tokens, fault.spent.completion_tokens) == usage
+        (file,) = tmp_path.glob("*/*.json")
+        assert file.stem == fault.spent.hash
+        assert len(server.asked) == {"empty": 3, "filtered": 2}.get(acts[-1], 1)
         assert "Authorization" not in server.headers[0]
+
+
+def test_what_an_endpoint_took_before_it_went_down_is_told(tmp_path):
+    with ScriptedEndpoint(always("empty", "500")) as server:
+        client = Client(Endpoint(server.url, "m", variable=None, attempts=3, backoff=0.01), tmp_path)
+        with pytest.raises(NoReply) as caught:
+            client(user("hi", "there"))
+    fault = caught.value
+    assert fault.reason == "500" and not fault.kept and not fault.down and not list(tmp_path.iterdir())
+    assert fault.spent is not None and fault.spent.prompt_tokens == 2 and len(fault.spent.hash) == 64
+
+
+def test_half_an_emoji_is_kept(tmp_path):
+    """JSON can say one; a file in UTF-8 cannot hold it, and the reply would be paid for again and again."""
+    with ScriptedEndpoint(answer=lambda prompt: "a smile \ud83d") as server:
+        for _ in range(2):
+            reply = Client(Endpoint(server.url, "m", variable=None), tmp_path)(user("hi"))
+            assert reply.text == "a smile ?"
+        assert len(server.asked) == 1
 
 
 def test_the_key_is_in_no_file(tmp_path, monkeypatch):

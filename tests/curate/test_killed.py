@@ -98,13 +98,13 @@ def at_sync(number: int) -> Kill:
                 die()
             sync(fd)
 
-        def watched(self, name, question):
+        def watched(self, name, question, stop):
             asking.add(threading.get_ident())
             if dying.is_set():
                 asking.discard(threading.get_ident())
                 time.sleep(60)
             try:
-                return ask(self, name, question)
+                return ask(self, name, question, stop)
             finally:
                 asking.discard(threading.get_ident())
 
@@ -166,10 +166,17 @@ def test_killed_while_questions_are_on_their_way(tmp_path, index, unharmed):
     with ScriptedEndpoint(script, answer=answer) as server:
         child = os.fork()
         if child == 0:
-            run(index, server, out, workers=5)
-            os._exit(1)
-        while len(list((out / "replies").glob("*/[!.]*"))) < 3:
-            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            try:
+                signal.alarm(60)
+                run(index, server, out, workers=5)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        end = time.monotonic() + 60
+        while len(list((out / "replies").glob("*/[!.]*"))) < 3 or len(server.asked) < 5:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < end
+            time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         hangs = False
@@ -186,11 +193,11 @@ def test_killed_with_a_reply_in_the_hand(tmp_path, server, index, unharmed):
     def sabotage() -> None:
         ask = Client._ask
 
-        def killing(self, name, question):
+        def killing(self, name, question, stop):
             if "lamp" in question["messages"][-1]["content"]:
-                self.backend.complete(question["messages"])
+                self.backend.complete(question["messages"], stop)
                 die()
-            return ask(self, name, question)
+            return ask(self, name, question, stop)
 
         Client._ask = killing
 

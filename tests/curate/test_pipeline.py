@@ -1,10 +1,13 @@
 """The curation as a whole: what each step does to a sample, and what the report says of it."""
 
 import json
+import time
 
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.curate.endpoint import Endpoint
+from mmlab.curate.minigpt4 import repair
 from mmlab.curate.pipeline import choose, data_of
 from mmlab.curate.report import lines
 from mmlab.curate.steps import step_rows
@@ -148,6 +151,83 @@ def test_a_sample_without_an_answer_can_be_kept_or_dropped(tmp_path, index, unre
     assert (found and found["provenance"]["unrepaired"]) == note
 
 
+@pytest.fixture
+def many(tmp_path):
+    """Eight pictures; all texts but the last one's are short or odd."""
+    return make_records(tmp_path / "many", [{}] * 8, [colour(i) for i in (0, 2, 3, 5, 6, 2, 3, 1)])
+
+
+def unless_lamp(act: str):
+    return lambda prompt, attempt: "ok" if "lamp" in prompt else act
+
+
+@pytest.mark.parametrize("unrepaired", ["keep", "drop"])
+@pytest.mark.parametrize("act", ["400", "cut", "filtered", "empty"])
+def test_many_texts_that_cannot_be_repaired_do_not_stop_the_run(tmp_path, many, act, unrepaired):
+    out = tmp_path / "out"
+    with ScriptedEndpoint(unless_lamp(act), answer=answer) as server:
+        counts = run(many, server, out, unrepaired=unrepaired, rules=[], prices=(1e6, 1e6))
+        assert counts["written"]["samples"] == (8 if unrepaired == "keep" else 1)
+        assert counts["repaired"]["unrepaired"] == (7 if unrepaired == "keep" else 0)
+        assert sum(counts["repaired"]["faults"].values()) == (7 if unrepaired == "drop" else 0)
+        assert counts["repaired"]["cost"] == server.tokens, "what could not be used was paid for as well"
+        assert run(many, server, out, unrepaired=unrepaired, rules=[], prices=(1e6, 1e6)) == counts
+        assert counts["repaired"]["cost"] == server.tokens
+    kept = records(out)
+    assert all(record["provenance"]["repaired_by"] is None for key, record in kept.items() if key != "s0007")
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        ("400", "the same command asks again; unrepaired=keep or drop goes on"),
+        (
+            "cut",
+            "stays as it is; other settings ask anew, such as a larger llm.settings.max_tokens; unrepaired=keep or",
+        ),
+        ("empty", "was empty each time; an answer that is cut off, filtered or empty stays as it is"),
+    ],
+)
+def test_what_helps_is_named_and_nothing_is_paid_again(tmp_path, many, act, says):
+    with ScriptedEndpoint(unless_lamp(act), answer=answer) as server:
+        for _ in range(2):
+            with pytest.raises(RunError) as caught:
+                run(many, server, tmp_path / "out")
+            said = str(caught.value)
+            assert said.partition(" descriptions were not repaired")[0] in ("7 of 8", "7 of 7") and says in said
+            assert ("the same command asks again" in said) == (act == "400")
+        # Seven rows of four texts, and the one that is answered.
+        assert len(server.asked) == {"400": 2 * 7 + 1, "cut": 4 + 1, "empty": 2 * 4 + 1}[act]
+
+
+def test_what_came_from_the_disk_says_nothing_of_the_endpoint(tmp_path, many):
+    """Cut answers that are kept lie between those that a dead endpoint does not give."""
+    with (
+        ScriptedEndpoint(lambda prompt, _: "cut" if "ball" in prompt else "400", answer=answer) as server,
+        pytest.raises(RunError, match=r"not repaired .*; the same command asks again for 5 of them; an answer that"),
+    ):
+        run(many, server, tmp_path / "out", workers=1)
+    with (
+        ScriptedEndpoint(lambda prompt, _: "500", answer=answer) as down,
+        pytest.raises(RunError, match="5 in a row got no answer"),
+    ):
+        run(many, down, tmp_path / "out", workers=1, unrepaired="keep")
+
+
+def test_nobody_waits_for_attempts_after_an_end(server):
+    """Ctrl-C, or an error elsewhere, ends the questions that rest between two attempts."""
+    rows = [{"key": str(i), "sample": i, "text": text} for i, text in enumerate(("a dog", "a cat", "a cow"))]
+    script = unless_lamp("503")
+    with ScriptedEndpoint(lambda prompt, n: "ok" if "dog" in prompt else script(prompt, n)) as half:
+        backend = Endpoint(half.url, "m", variable=None, backoff=30.0)
+        answers = repair(rows, lambda messages, stop: backend.complete(messages, stop), "Mend this.", workers=3)
+        assert next(answers)["key"] == "0"
+        half.wait_for(3)
+        start = time.monotonic()
+        answers.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - start < 10 and len(half.asked) == 3
+
+
 def test_an_endpoint_that_is_down_stops_the_run(tmp_path, server):
     index = make_records(tmp_path / "many", [{}] * 12, [colour(i % 4) for i in range(12)])
     with (
@@ -190,13 +270,6 @@ def test_mistakes_are_one_sentence(tmp_path, server):
         run(bad, server, tmp_path / "other")
 
 
-def test_the_pictures_have_to_stay(tmp_path, server, index):
-    run(index, server, tmp_path / "out")
-    assert data_of(tmp_path / "out").hash == index.hash
-    with ShardWriter(index.root, 8, overwrite=True, quiet=True) as writer:
-        writer.write("other", {"png": colour(3), "json": {}})
-    with pytest.raises(DataError, match="is not what it was when"):
-        data_of(tmp_path / "out")
 def test_other_pictures_are_refused_and_not_reviewed(tmp_path, server, index):
     run(index, server, tmp_path / "out")
     other = make_records(tmp_path / "other", [{}] * 7, [colour(6 - i) for i in range(7)])
@@ -208,3 +281,10 @@ def test_other_pictures_are_refused_and_not_reviewed(tmp_path, server, index):
         data_of(tmp_path / "out")
 
 
+def test_the_pictures_have_to_stay(tmp_path, server, index):
+    run(index, server, tmp_path / "out")
+    assert data_of(tmp_path / "out").hash == index.hash
+    with ShardWriter(index.root, 8, overwrite=True, quiet=True) as writer:
+        writer.write("other", {"png": colour(3), "json": {}})
+    with pytest.raises(DataError, match="is not what it was when"):
+        data_of(tmp_path / "out")
