@@ -67,7 +67,8 @@ class Endpoint:
         requests_per_minute: None sets no limit.
 
     Raises:
-        ConfigError: no HTTP address, a key that would travel unencrypted, or settings that the protocol reserves.
+        ConfigError: no HTTP address, a key that is not set or would travel unencrypted, or settings that the protocol
+            reserves.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class Endpoint:
         self._key = None if variable is None else (os.environ.get(variable) or "").strip() or None
         self._url = _checked(url, self._key, variable)
         self._pace = Pace(requests_per_minute)
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        # What goes to this machine is for no proxy to see, the key least of all.
+        direct = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(url).hostname or "") else []
+        self._opener = urllib.request.build_opener(_NoRedirect, *direct)
 
     def complete(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
         """Ask until there is an answer; one that is empty each time is a reply with `finish` empty.
@@ -225,6 +228,8 @@ def _checked(url: str, key: str | None, variable: str | None) -> str:
         raise ConfigError(f"llm.url takes an address such as https://api.openai.com/v1, not '{redact_text(url)}'.")
     if parts.username or parts.password or parts.query:
         raise ConfigError("llm.url holds a user, a password or a query; a key belongs into the environment.")
+    if variable is not None and key is None and not _is_loopback(parts.hostname):
+        raise ConfigError(f"{variable} is not set; set it, or give llm.variable=null.")
     if key and parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ConfigError(
             f"The key in {variable} would travel unencrypted to {parts.hostname}: take https, or llm.variable=null."

@@ -118,6 +118,15 @@ def test_the_letters_of_a_dummy_key_stay(monkeypatch):
         assert server.headers[0]["Authorization"] == "Bearer test"
 
 
+def test_no_proxy_sees_what_goes_to_this_machine(monkeypatch):
+    with ScriptedEndpoint() as server, ScriptedEndpoint() as proxy:
+        for name in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert endpoint(server).complete(user("hi")).text == "repaired: hi"
+        assert len(server.asked) == 1 and proxy.asked == []
+
+
 def test_a_question_that_is_stopped_is_not_asked_again():
     stop = threading.Event()
     with ScriptedEndpoint(always("503"), {"Retry-After": "30"}) as server, ThreadPoolExecutor(1) as pool:
@@ -153,6 +162,14 @@ def test_an_address_that_cannot_be(url, says):
         endpoint(url)
     Endpoint("http://gpu-box:8000/v1", "m", variable=None)
     Endpoint("http://[::1]:8000/v1", "m", variable="LLM_FOR_TESTS")
+
+
+@pytest.mark.parametrize("value", [None, "", " "])
+def test_a_key_that_is_not_set(monkeypatch, value):
+    monkeypatch.delenv("LLM_FOR_TESTS") if value is None else monkeypatch.setenv("LLM_FOR_TESTS", value)
+    with pytest.raises(ConfigError, match=r"^LLM_FOR_TESTS is not set; set it, or give llm\.variable=null\.$"):
+        endpoint("https://api.openai.com/v1")
+    endpoint("http://localhost:8000/v1")
 
 
 def test_settings_of_the_protocol_are_refused():

@@ -104,6 +104,12 @@ def test_mistakes_are_one_sentence(work, monkeypatch, capsys, argv, message):
     assert not (work / "x").exists()
 
 
+def test_a_key_that_is_not_set_is_noticed_before_anything_is_described(work, monkeypatch, capsys):
+    code, _, err = curate(work, monkeypatch, capsys, *minigpt4("out=x", "llm.model=m", "llm.variable=NO_SUCH_KEY"))
+    assert code == 2 and err.endswith("NO_SUCH_KEY is not set; set it, or give llm.variable=null.\n")
+    assert not (work / "x").exists()
+
+
 @pytest.mark.parametrize("argv", [[], ["--help"], ["minigpt4", "--help"], ["review", "--help"]])
 def test_help(work, monkeypatch, capsys, argv):
     code, out, _ = curate(work, monkeypatch, capsys, *argv)
