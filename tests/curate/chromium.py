@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -10,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 60.0  # seconds
 KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
+
+
+class Refused(Exception):
+    """The browser could not do what it was told."""
 
 
 class Chromium:
@@ -46,7 +52,7 @@ class Chromium:
         try:
             self.call("Browser.close")
             self.process.wait(10)
-        except (OSError, EOFError, subprocess.TimeoutExpired):
+        except (Refused, OSError, EOFError, subprocess.TimeoutExpired):
             self.process.kill()
             self.process.wait()
         os.close(self._read)
@@ -59,11 +65,14 @@ class Chromium:
         os.write(self._write, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
         while (answer := self._receive()).get("id") != self._sent:
             pass
-        assert "error" not in answer, f"{method}: {answer['error']}"
+        if "error" in answer:
+            raise Refused(f"{method}: {answer['error']}")
         return answer["result"]
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            if not select.select([self._read], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"Chromium says nothing for {PATIENCE} s")
             piece = os.read(self._read, 1 << 20)
             if not piece:
                 raise EOFError("Chromium has ended")
@@ -100,13 +109,19 @@ class Tab:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 10.0) -> None:
+    def wait(self, condition: str, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
-        while not self.js(condition):
+        while not self._is_true(condition):
             assert time.monotonic() < end, (
                 f"never true: {condition}; the page says: {self.js('document.body.innerText')}"
             )
             time.sleep(0.02)
+
+    def _is_true(self, condition: str) -> bool:
+        try:
+            return bool(self.js(condition))
+        except Refused:
+            return False  # the page was left while it was asked
 
     def press(self, key: str, ctrl: bool = False) -> None:
         """Press a key as a person does: through the browser's input, to whatever has the focus."""
