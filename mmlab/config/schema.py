@@ -149,7 +149,7 @@ class EvalConfig:
     types: list[str] = field(default_factory=list)  # question types; none: all
     describe: bool | None = None  # ask for descriptions, not answers; None: if the run learned captions
     batch_size: int = number(64, above=0)
-    max_new_tokens: int = number(64, above=0)
+    max_new_tokens: int | None = number(None, above=0)  # None: 64 for an answer, 300 for a description
     limit: int | None = number(None, above=0)  # questions, or pictures
     features: str | None = None  # network of FID and KID: a run of stage=contrastive, or inception
     samples: int = number(1000, above=1)  # drawn from a diffusion model

@@ -33,6 +33,7 @@ class Description:
         text: what it said.
         ended: whether it ended by itself.
         caption: the sample's own, in the form that the run learned, or None.
+        sentence: whether it was asked for a text like the sample's caption as it lies, and that ends with a full stop.
     """
 
     place: int
@@ -41,6 +42,7 @@ class Description:
     text: str
     ended: bool
     caption: str | None
+    sentence: bool = False
 
 
 def describe(answerer: Answerer, pictures: PictureSet, batch_size: int) -> list[Description]:
@@ -58,20 +60,29 @@ def describe(answerer: Answerer, pictures: PictureSet, batch_size: int) -> list[
     starts = range(0, len(pictures), batch_size)
     for start in progress(starts, "describing pictures", len(starts)):
         places = range(start, min(start + batch_size, len(pictures)))
-        captions = [caption_of(pictures.sample(n).record, n, answerer.prompt.captions) for n in places]
+        records = [pictures.sample(n).record for n in places]
+        captions = [caption_of(record, n, answerer.prompt.captions) for n, record in zip(places, records, strict=True)]
+        # Whatever form a run learned its captions in: runs that are asked the same are judged the same.
+        asks = answerer.prompt.template != "plain"
+        whole = [asks and finished(caption_of(record, n) or "") for n, record in zip(places, records, strict=True)]
         # The request does not depend on the caption, which a picture to be described need not have.
         asked = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n in places]
         replies = answerer.replies(asked, [pictures.picture(n) for n in places])
-        for n, caption, dialogue, (text, ended) in zip(places, captions, asked, replies, strict=True):
+        for n, caption, sentence, dialogue, (text, ended) in zip(places, captions, whole, asked, replies, strict=True):
             question = dialogue[0].text.removeprefix(IMAGE).strip()
-            found.append(Description(n, pictures.key(n), question, text, ended, caption))
+            found.append(Description(n, pictures.key(n), question, text, ended, caption, sentence))
     return found
 
 
+def in_sentences(descriptions: Sequence[Description]) -> bool:
+    """Whether a description has to end with a full stop: most captions do."""
+    known = [one.sentence for one in descriptions if one.caption is not None]
+    return sum(known) * 2 > len(known)
+
+
 def judge(descriptions: Sequence[Description]) -> list[list[str]]:
-    """The faults of each description; whether it has to end with a full stop is what most captions say."""
-    captions = [one.caption for one in descriptions if one.caption is not None]
-    sentences = sum(map(finished, captions)) * 2 > len(captions)
+    """The faults of each description."""
+    sentences = in_sentences(descriptions)
     return [faults(one.text, one.ended, sentences) for one in descriptions]
 
 
@@ -79,12 +90,12 @@ def description_scores(descriptions: Sequence[Description], found: Sequence[Sequ
     """Shares of incoherent descriptions, their mean length, and the share that equals the caption.
 
     Returns:
-        As `incoherence`, with `words`, and `exact` where there are captions.
+        As `incoherence`, with `words`, `sentences` (see `in_sentences`), and `exact` where there are captions.
     """
     known = [matches(one.text, one.caption) for one in descriptions if one.caption is not None]
     words = sum(len(words_of(one.text)) for one in descriptions) / len(descriptions)
     exact = {"exact": sum(known) / len(known)} if known else {}
-    return {**incoherence(found), "words": words, **exact}
+    return {**incoherence(found), "words": words, "sentences": in_sentences(descriptions), **exact}
 
 
 def write_descriptions(folder: Path, descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> None:

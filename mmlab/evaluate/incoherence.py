@@ -8,13 +8,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-NGRAM = 4  # words; shorter ones occur twice in good descriptions too
-ROW = 3  # times that a word or a phrase follows itself
+NGRAM = 8  # words; shorter ones ("in front of the house") occur twice in good descriptions too
+PHRASE = 4  # words from which on a phrase that follows on itself is none by chance; shorter ones may, once
 # Words that no phrase ends with.
 OPEN_WORDS = """a an the and or but nor of in on at by with without from to into onto over under between behind beside
 near is are was were be has have its their his her this these that which who whose as than very"""
 OPEN = frozenset(OPEN_WORDS.split())
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_ENDS = re.compile(r"[.!?…。！？\n]+")
 _FINAL = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
 
 
@@ -24,14 +25,17 @@ def words_of(text: str) -> list[str]:
 
 
 def repeats(text: str) -> bool:
-    """Whether four words in a row occur twice, or one to three words three times on end."""
+    """Whether a sentence or `NGRAM` words in a row occur twice, a phrase twice on end, or a short one three times."""
     words = words_of(text)
     ngrams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
-    if len(set(ngrams)) < len(ngrams):
+    said = [tuple(words_of(sentence)) for sentence in _ENDS.split(text)]
+    sentences = [sentence for sentence in said if len(sentence) > 2]
+    if len(set(ngrams)) < len(ngrams) or len(set(sentences)) < len(sentences):
         return True
     for size in range(1, NGRAM):
-        for start in range(len(words) - size * ROW + 1):
-            if words[start : start + size] * ROW == words[start : start + size * ROW]:
+        times = 2 if size >= PHRASE else 3
+        for start in range(len(words) - size * times + 1):
+            if words[start : start + size] * times == words[start : start + size * times]:
                 return True
     return False
 

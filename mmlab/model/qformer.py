@@ -71,7 +71,7 @@ class QFormer(nn.Module):
         self.query_tokens = nn.Parameter(torch.empty(1, queries, config.hidden_size))
         nn.init.normal_(self.query_tokens, std=config.initializer_range)
         # Of transformers' implementations this one takes a bool mask of any form.
-        self.qformer = Blip2QFormerModel._from_config(config, attn_implementation="sdpa")
+        self.qformer = Blip2QFormerModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
         if init == "pretrained" and not on_meta():
             assert source is not None, "read_config refuses a missing source"
             self._fill(read_tensors(source, NAMES, "qformer"), source)

@@ -141,7 +141,7 @@ def _build_tower(config: PretrainedConfig, source: str | None, init: str, prefix
     if config.model_type != "blip_2_vision_model":
         return build_pretrained(AutoModel, config, source, init, "vision")
     # transformers' AutoModel does not know the vision encoder of BLIP-2.
-    tower: Any = Blip2VisionModel._from_config(config)
+    tower: Any = Blip2VisionModel._from_config(config, dtype=torch.float32)
     if init == "pretrained" and not on_meta():
         assert source is not None, "read_config refuses a missing source"
         tensors = read_tensors(source, (prefix,), "vision")

@@ -5,7 +5,7 @@ from mmlab.stage.vision_language import VisionLanguageStage
 
 
 class QFormerAlignment(VisionLanguageStage):
-    """Alignment of a frozen Q-Former with a frozen language model (MiniGPT-4, sections 3.1 and 3.2).
+    """Alignment of a frozen Q-Former with a frozen language model (MiniGPT-4, sections 3.1 and 3.3).
 
     The linear layer alone learns. The first stage asks nothing: picture, caption in lower case, line break
     (template `plain`, captions `blip`). The second stage is the same on few curated descriptions, each the answer

@@ -26,6 +26,7 @@ class QFormerPretraining(Stage):
     text are a pair, among negatives that ITC takes for likely (ITM), and the caption word by word (ITG).
     Each micro-batch of each rank is compared within itself; BLIP-2 gathers those of all ranks. Pictures whose
     captions are equal match each other's captions: short captions repeat, and a repeated caption is no negative.
+    Negatives are drawn from torch's own random numbers, not by sample: other numbers of devices draw others.
 
     Args:
         model: vision encoder, Q-Former and its heads.
@@ -60,6 +61,8 @@ class QFormerPretraining(Stage):
         longest = self.model.words.positions.num_embeddings
         if max_length > longest:
             raise ConfigError(f"data.max_length={max_length}, but the Q-Former's texts have at most {longest} tokens.")
+        if max_length < 3:
+            raise ConfigError(f"data.max_length={max_length} has no room for a word between a text's two marks.")
         image = ImageSpec(self.model.vision.image_size, aspect)
         return PairCollate(self.model.tokenizer, image, max_length, augment, self.model.frame)
 

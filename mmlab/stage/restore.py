@@ -62,8 +62,10 @@ def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
     prompt = replace(Prompt(**trained), pictures="tokens", turns="questions")  # type: ignore[arg-type]
     prompt = replace(prompt, template=template) if template else prompt
     if prompt.template == "plain":
+        asks = "minigpt4" if prompt.requests == "minigpt4" else "v1"
         raise ConfigError(
-            "The run was trained on captions (template plain), which asks nothing; choose template=v1 to ask questions."
+            "The run was trained on captions (template plain), which asks nothing; choose a template that its language "
+            f"model knows to ask questions, such as template={asks}."
         )
     return prompt
 

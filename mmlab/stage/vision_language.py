@@ -113,7 +113,7 @@ class NextTokenStage(Stage):
 
 
 class VisionLanguageStage(NextTokenStage):
-    """Next-token training of a vision-language model (parts: vision, connector, language)."""
+    """Next-token training of a vision-language model (parts: vision, connector, language; with a Q-Former, qformer)."""
 
     def image(self, aspect: str) -> ImageSpec | None:
         return ImageSpec(self.model.vision.image_size, aspect, self.model.tokens_per_image)

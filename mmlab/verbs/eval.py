@@ -7,6 +7,9 @@ from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
 
+ANSWER_TOKENS = 64
+DESCRIPTION_TOKENS = 300  # as MiniGPT-4's published demo
+
 
 def main(argv: list[str]) -> int:
     return hydra_verb("eval", evaluate, argv)
@@ -17,7 +20,8 @@ def evaluate(cfg: DictConfig) -> None:
 
     it answers questions: exact match per type; data.blind_from is training data whose commonest answers to compare with
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
-    it describes pictures: shares that repeat themselves, break off or do not end; template=minigpt4 asks as its stage 2
+    it describes pictures: shares that repeat themselves, break off or do not end; template=minigpt4 asks as its stage
+    2 does, describe=false (or types, or data.blind_from) asks the questions of the data instead
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
     it encodes pictures: PSNR, SSIM, rFID; data.train_from is training data for a linear code to compare with
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
@@ -31,7 +35,10 @@ def evaluate(cfg: DictConfig) -> None:
     folder = find_run(cfg.run, cfg.root)
     trained = load_run_config(folder)
     if "prompt" in trained.stage:
-        describes = learned_captions(trained) if cfg.describe is None else cfg.describe
+        about_questions = bool(cfg.types) or cfg.data.blind_from is not None
+        if cfg.describe and about_questions:
+            raise ConfigError("types and data.blind_from are about questions; leave them out, or give describe=false.")
+        describes = cfg.describe or (cfg.describe is None and learned_captions(trained) and not about_questions)
         score = descriptions if describes else answers
     elif trained.process is not None:
         score = samples
@@ -58,7 +65,8 @@ def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
     blind = None if cfg.data.blind_from is None else read_questions(ShardIndex.open(cfg.data.blind_from))
     model, trained = restore(folder)
     prompt = run_prompt(trained, cfg.template)
-    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, cfg.max_new_tokens)
+    longest = cfg.max_new_tokens or ANSWER_TOKENS
+    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, longest)
     predictions = predict(answerer, index, questions, cfg.batch_size)
     scores = answer_scores(questions, predictions, blind)
     write_scores(out, scores)
@@ -87,13 +95,14 @@ def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
     prompt = description_prompt(load_run_config(folder), cfg.template)
     PictureSet(cfg.data.path, ImageSpec(1))  # a wrong path should not cost the loading of a model
     model, trained = restore(folder)
-    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, cfg.max_new_tokens)
+    longest = cfg.max_new_tokens or DESCRIPTION_TOKENS
+    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, longest)
     pictures = PictureSet(cfg.data.path, answerer.spec, cfg.limit)
     said = describe(answerer, pictures, cfg.batch_size)
     found = judge(said)
     scores = description_scores(said, found)
     write_descriptions(out, said, found)
-    about = {"template": prompt.template, "max_new_tokens": cfg.max_new_tokens}
+    about = {"template": prompt.template, "max_new_tokens": longest}
     report({"run": folder.name, **scores, **about}, {"grid": description_sheet(pictures, said, found, scores)}, out)
 
 

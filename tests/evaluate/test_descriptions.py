@@ -76,6 +76,7 @@ def test_a_model_that_ends_is_coherent(tokenizer_folder, shards, prompt, text, q
         "fragment": 0,
         "no_end": 0,
         "words": 3,
+        "sentences": prompt is ASKED,
         "exact": 1,
     }
 
@@ -94,7 +95,7 @@ def test_the_request_is_drawn_by_the_picture(tokenizer_folder, shards):
 
 
 def made(text: str, caption: str | None = "A dog runs.") -> Description:
-    return Description(0, "k", "q", text, True, caption)
+    return Description(0, "k", "q", text, True, caption, bool(caption) and str(caption).endswith("."))
 
 
 def test_what_captions_end_with_decides_whether_a_full_stop_is_missing():
@@ -105,7 +106,7 @@ def test_what_captions_end_with_decides_whether_a_full_stop_is_missing():
 
 
 def test_files_and_sheet(shards, tmp_path):
-    said = [made("a dog a dog a dog"), Description(1, "k1", "q", "A dog runs.", True, "A dog runs.")]
+    said = [made("a dog a dog a dog"), Description(1, "k1", "q", "A dog runs.", True, "A dog runs.", True)]
     found = judge(said)
     scores = description_scores(said, found)
     write_descriptions(tmp_path / "new", said, found)

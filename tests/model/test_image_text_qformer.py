@@ -83,6 +83,15 @@ def test_the_best_query_speaks_for_the_picture():
 
 
 @torch.no_grad()
+def test_similarities_are_float32_under_autocast():
+    torch.manual_seed(0)
+    contrast, queries, texts = QueryContrast(8, 4), torch.randn(2, 3, 8), torch.randn(2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = contrast(queries, texts)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
+@torch.no_grad()
 def test_words_are_predicted_as_bert_does():
     config = BertConfig(vocab_size=20, hidden_size=8, num_attention_heads=2)
     head, words = BertOnlyMLMHead(config), Words(20, config)

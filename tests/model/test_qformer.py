@@ -206,3 +206,16 @@ def test_queries_read_the_same_with_and_without_a_text():
         for task, same in (("contrast", True), ("caption", True), ("match", False)):
             queries, _ = qformer.with_text(features, embeds, visible(task, torch.ones(2, 4), QUERIES))
             assert torch.allclose(queries, qformer(features), atol=1e-6) == same, task
+
+
+def test_weights_are_float32_whatever_a_config_names(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part in ("vision_config", "qformer_config"):
+        config[part]["dtype"] = "float16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for part in (
+        VisionEncoder(source=str(tmp_path), feature_layer=-1, features="cls_patch"),
+        QFormer(32, source=str(tmp_path), queries=QUERIES),
+    ):
+        assert {weight.dtype for weight in part.parameters()} == {torch.float32}

@@ -69,6 +69,8 @@ def test_the_first_step_is_the_sum_that_the_paper_states(root):
         for shown, told, fits in pairs:
             row = stage.model.matches(features[shown : shown + 1], ids[told : told + 1], mask[told : told + 1])
             total -= row.log_softmax(1)[0, fits]
+        itc = [F.cross_entropy(side, torch.arange(6), label_smoothing=0.1) for side in (similar, similar.T)]
+        assert float(losses["itc"]) == pytest.approx(float(sum(itc)) / 2, rel=1e-5)
         assert float(losses["itm"]) == pytest.approx(float(total / 18), rel=1e-4)
         logits = stage.model.captions(features, ids, mask).log_softmax(-1)
         words = []
@@ -132,6 +134,29 @@ def test_a_batch_of_one_caption_has_no_negatives(root):
     assert all(torch.isfinite(value) for value in losses.values()) and float(found) == 1
 
 
+def test_equal_captions_of_a_batch_are_no_negatives(root):
+    stage = build(root)
+    batch = first_batch(stage, data_of(stage, [root / "train"], 6, 6))
+    ids, mask = batch["input_ids"].clone(), batch["attention_mask"].clone()
+    ids[4], mask[4] = ids[1], mask[1]
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    matches = stage.model.matches
+    stage.model.matches = lambda features, told, mask: shown.append((features, told)) or matches(features, told, mask)
+    with torch.no_grad():
+        for seed in range(20):
+            losses, _ = stage.losses(
+                {**batch, "input_ids": ids, "attention_mask": mask}, torch.Generator().manual_seed(seed)
+            )
+        features = stage.model.vision(batch["pixel_values"])
+        same = (ids[:, None] == ids[None]).all(-1)
+        similar = stage.model.similarities(features, ids, mask)
+    assert float(losses["itc"]) == pytest.approx(float(contrastive_loss(similar, same)), rel=1e-5)
+    assert same.sum() == 8
+    for pictures, told in shown:
+        whose = [int((features - picture).flatten(1).norm(dim=1).argmin()) for picture in pictures]
+        assert all(not torch.equal(told[n], ids[whose[n]]) for n in range(6, 18))
+
+
 def test_validation_draws_nothing_from_training(root):
     stage = build(root).eval()
     stage.log_dict = lambda values, **options: logged.append({k: float(v) for k, v in values.items()})
@@ -166,3 +191,5 @@ def test_what_its_batches_do_not_have_is_refused(root):
         data_of(stage, [root / "train"], pack=True)
     with pytest.raises(ConfigError, match="at most 512 tokens"):
         data_of(stage, [root / "train"], max_length=600)
+    with pytest.raises(ConfigError, match="no room for a word"):
+        data_of(stage, [root / "train"], max_length=2)
