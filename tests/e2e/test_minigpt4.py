@@ -13,6 +13,7 @@ from mmlab.stage.restore import restore
 RECIPES = (
     "llava/vision_tiny",
     "minigpt4/qformer_tiny",
+    "minigpt4/captions_tiny",
     "minigpt4/language_tiny",
     "minigpt4/stage1_tiny",
     "minigpt4/stage2_tiny",
@@ -29,7 +30,8 @@ def work(tmp_path_factory) -> Path:
     for recipe in RECIPES:
         name = recipe.partition("/")[2]
         before = [run for run in done if run.startswith(("vision", "qformer", "language", "stage1"))]
-        starts = {"qformer_tiny": "[vision_tiny]"}.get(name, f"[{','.join(before)}]" if "stage" in name else "[]")
+        of = {"qformer_tiny": "[vision_tiny]", "language_tiny": "[captions_tiny]"}
+        starts = of.get(name, f"[{','.join(before)}]" if "stage" in name else "[]")
         commands.append(f"train experiment={recipe} {SHORT} run.name={name} stage.init_from={starts}")
         done.append(name)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# MiniGPT-4 in small, with its curation: experiments/minigpt4_curation/run.sh DATA OUT
+# DATA holds easy-VQA (data/train, data/test); everything is written below OUT. The last line is one JSON object of
+# figures.
+set -euo pipefail
+[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(cd "$1" && pwd)
+mkdir -p "$2" && cd "$2"
+bin=$here/../../.venv/bin
+mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
+python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
+start=$SECONDS
+shards=data/easy_vqa
+
+"$mmlab" shards build easy_vqa "$data" $shards/train --overwrite
+"$mmlab" shards build easy_vqa "$data" $shards/test --split test --overwrite
+"$python" "$here/texts.py" $shards/train $shards/web $shards/books
+"$mmlab" shards tokenizer $shards/train $shards/web $shards/books --out $shards/tokenizer \
+    --text "###Human: <Img></Img> ###Assistant:"
+
+# The frozen parts, each really pretrained. The language model reads the web's captions, dialogues, and once more the
+# web's captions: it knows both, and is as ready for either as one that has read the web.
+train() { # train RECIPE NAME …
+    "$mmlab" train experiment=minigpt4/$1 data=easy_vqa run.name=$2 "${@:3}"
+}
+web='data.train=[{path: web}]'
+"$mmlab" train experiment=easy_vqa/vision
+train captions_tiny captions "$web"
+train language_tiny dialogues 'data.train=[{path: books}]' stage.prompt.turns=conversations \
+    'stage.init_from=[captions]' trainer.max_steps=400
+train captions_tiny language "$web" 'stage.init_from=[dialogues]' trainer.max_steps=40 optim.lr=3e-4
+train qformer_tiny qformer 'stage.init_from=[easy_vqa/vision]'
+# The linear layer, on the web's captions.
+frozen=easy_vqa/vision,language,qformer
+train stage1_tiny stage1 "$web" "stage.init_from=[$frozen]" optim.lr=5e-3
+
+describe() { # describe RUN: the held-out pictures, asked as in stage 2
+    "$mmlab" eval run=$1 template=minigpt4 data.path=$shards/test out=eval/$1 batch_size=100 max_new_tokens=96
+}
+describe stage1
+
+# Description, continuation, repair, rules …
+rm -f endpoint.url review.txt
+"$python" "$here/endpoint.py" endpoint.url & endpoint=$!
+trap 'kill $endpoint ${review:-} 2>/dev/null || true' EXIT
+until [ -s endpoint.url ]; do kill -0 $endpoint; sleep 0.2; done
+curate() {
+    "$mmlab" curate minigpt4 run=stage1 template=minigpt4 data.path=$shards/train out=curated samples=1200 \
+        batch_size=100 max_new_tokens=96 llm.model=scripted llm.url="$(cat endpoint.url)" llm.variable=null
+}
+curate
+# … the review, and the shards.
+"$mmlab" curate review out=curated port=0 > review.txt & review=$!
+until grep -qs http review.txt; do kill -0 $review; sleep 0.2; done
+"$python" "$here/reviewer.py" "$(grep -o 'http[^ ]*' review.txt)" $shards/train
+kill $review && wait $review
+curate
+
+train stage2_tiny stage2 'data.train=[{path: ../../curated/shards}]' "stage.init_from=[$frozen,stage1]" \
+    trainer.max_steps=200 optim.lr=3e-3
+describe stage2
+
+"$python" "$here/figures.py" . $((SECONDS - start))
