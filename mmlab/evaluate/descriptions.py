@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from PIL import Image
@@ -20,6 +21,7 @@ from mmlab.evaluate.questions import read_picture
 from mmlab.report.sheet import BAD, GOOD, contact_sheet
 
 SIDE = 224
+LETTERS = 300  # of a description on the sheet; the file has all
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def description_sheet(
     chosen = range(0, len(descriptions), max(1, len(descriptions) // cells))[:cells]
     spec = ImageSpec(SIDE)
     shown = [read_picture(pictures.index, pictures.places[descriptions[n].place], spec) for n in chosen]
-    said = [descriptions[n].text or "(nothing)" for n in chosen]
-    texts = [f"{text}\n({', '.join(found[n])})" if found[n] else text for n, text in zip(chosen, said, strict=True)]
+    said = [shorten(descriptions[n].text or "(nothing)", LETTERS, placeholder=" …") for n in chosen]
+    texts = [f"{text}\n{', '.join(found[n]) or 'coherent'}" for n, text in zip(chosen, said, strict=True)]
     colours = [BAD if found[n] else GOOD for n in chosen]
     title = f"{scores['incoherent']:.1%} of {scores['descriptions']:,} descriptions are incoherent"
     return contact_sheet(shown, texts, columns=6, colours=colours, title=title)
