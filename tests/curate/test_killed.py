@@ -122,7 +122,12 @@ def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
         assert deaths < 100
     assert deaths >= 30 / number
     assert_same(tmp_path / "out", unharmed)
-    assert set(server.paid.values()) == {1} and len(server.paid) == 5
+    assert len(server.paid) == 5 and twice(server) <= deaths
+
+
+def twice(server) -> int:
+    """Replies beyond the first to each prompt. One worker has one on its way while rows are written: if that dies."""
+    return sum(server.paid.values()) - len(server.paid)
 
 
 def torn(step: str, row: int) -> Kill:
@@ -153,7 +158,7 @@ def test_killed_within_a_row(tmp_path, server, index, unharmed, step, row):
     assert not (out / f"{step}.jsonl").read_bytes().endswith(b"\n"), "the line is torn"
     assert in_a_process(lambda: run(index, server, out, workers=1))
     assert_same(out, unharmed)
-    assert set(server.paid.values()) == {1}
+    assert len(server.paid) == 5 and twice(server) <= (step == "repaired")
 
 
 def test_killed_while_questions_are_on_their_way(tmp_path, index, unharmed):

@@ -92,7 +92,7 @@ def test_a_local_model_repairs_without_a_review(work, monkeypatch, capsys):
         (minigpt4("out=x", "llm.model=m", "llm.modle=m"), "There is no key 'llm.modle'. Did you mean 'model'?"),
         (minigpt4("out=x", "llm=openai"), "Config group 'llm' has no option 'openai'."),
         (minigpt4("out=x", "llm.model=m", "run=describe"), "Did you mean 'describer'?"),
-        (minigpt4("out=x", "llm.model=m", "template=plain"), "choose template=v1"),
+        (minigpt4("out=x", "llm.model=m", "template=plain"), "such as template=v1."),
         (["review", "out=train"], "There is no curation in train"),
         (["review"], "'out' has no value"),
         (["review", "out=x", "prt=1"], "There is no key or config group 'prt'. Did you mean 'port'?"),
