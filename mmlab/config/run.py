@@ -1,6 +1,5 @@
 """A run's folder: what was configured, what was overridden, and which code ran it."""
 
-import fcntl
 import json
 import os
 import platform
@@ -17,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import mmlab
 from mmlab.config.build import check_target_names
-from mmlab.config.errors import ConfigError, RunError, nearest
+from mmlab.config.disk import claim
+from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fieldcheck import check_fields
 from mmlab.config.naming import is_execution
@@ -99,19 +99,9 @@ def _claim(folder: Path) -> None:
     """Make this process the only one that trains the run: the system's lock ends with it, in whatever way."""
     if _rank() > 0:
         return
-    file = (folder / LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        who = file.read().strip() or "another process"
-        raise RunError(f"{folder} is being trained by {who}; wait for it, or stop it.") from None
-    except OSError:
-        return  # a file system without locks
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    _CLAIMS.append(file)
+    taken = "{} is being trained by {}; wait for it, or stop it."
+    name = f"process {os.getpid()} on {platform.node()}"
+    _CLAIMS.append(claim(folder / LOCK, name, lambda who: taken.format(folder, who)))
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:

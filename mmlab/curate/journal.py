@@ -4,7 +4,6 @@ A row that `append` returned from is on the disk. A process that dies while it w
 which the next writer cuts off.
 """
 
-import fcntl
 import json
 import os
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from mmlab.config import disk
 from mmlab.config.errors import DataError, RunError
 
 Row = dict[str, Any]
@@ -61,7 +61,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(fd, self._size)
-        sync_folder(self.path.parent)
+        disk.sync_folder(self.path.parent)
         return fd
 
     def close(self) -> None:
@@ -116,19 +116,10 @@ def write_whole(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-        sync_folder(path.parent)
+        disk.sync_folder(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise RunError(f"{path} cannot be written: {error.strerror}.") from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def claim(path: Path, doing: str) -> TextIO:
@@ -142,18 +133,8 @@ def claim(path: Path, doing: str) -> TextIO:
         RunError: another process has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        who = file.read().strip() or "another process"
-        file.close()
-        raise RunError(f"{who} {doing} {path.parent}; wait for it, or stop it.") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    return file
+    taken = "{} {} {}; wait for it, or stop it."
+    return disk.claim(path, f"process {os.getpid()}", lambda who: taken.format(who, doing, path.parent))
 
 
 def by_key(rows: Sequence[Row]) -> dict[str, Row]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from mmlab.config.disk import sync_folder
 from mmlab.config.errors import RunError
 
 STATE = "state.pt"
@@ -79,7 +80,7 @@ def write(state: Mapping[str, Any], folder: Path) -> None:
     with (folder / MANIFEST).open("wb") as raw:
         raw.write(json.dumps(manifest, indent=1).encode() + b"\n")
         _sync(raw)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def read(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _replace(draft: Path, target: Path) -> None:
             return
         remove(target)
     draft.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _same(draft: Path, target: Path) -> bool:
@@ -183,14 +184,6 @@ def _same(draft: Path, target: Path) -> bool:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 class _Hashed:
