@@ -1,6 +1,6 @@
 """Small sets of shards and a collate that shows what it was given."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,19 @@ from mmlab.data.sample import ImageSpec, Sample, SampleError
 from mmlab.data.shards import ShardWriter
 
 
-def make_shards(root: Path, samples: int, per_shard: int = 4, bad: Collection[int] = ()) -> ShardIndex:
-    """Text samples `<folder>0000`, …; those in `bad` are refused by `KeyCollate`."""
-    with ShardWriter(root, per_shard, quiet=True) as writer:
+def make_shards(
+    root: Path,
+    samples: int,
+    per_shard: int = 4,
+    bad: Collection[int] = (),
+    types: Sequence[str] = (),
+    overwrite: bool = False,
+) -> ShardIndex:
+    """Text samples `<folder>0000`, …; those in `bad` are refused by `KeyCollate`, `types` come in turn."""
+    with ShardWriter(root, per_shard, overwrite, quiet=True) as writer:
         for i in range(samples):
-            writer.write(f"{root.name}{i:04d}", {"json": {"caption": f"number {i}", "bad": i in bad}})
+            kind = {"type": types[i % len(types)]} if types else {}
+            writer.write(f"{root.name}{i:04d}", {"json": {"caption": f"number {i}", "bad": i in bad, **kind}})
     return writer.index
 
 

@@ -109,6 +109,8 @@ def check_sources(data: DictConfig) -> None:
     weights = [source.weight for source in data.train]
     if any(w is None for w in weights) and any(w is not None for w in weights):
         raise ConfigError("'data.train': either every source has a weight, or none.")
+    if data.get("balance") == "type" and any(w is not None for w in weights):
+        raise ConfigError("data.balance=type weighs the response types; leave out the weights of 'data.train'.")
     for split in ("train", "val"):
         for i, source in enumerate(data[split]):
             check_shards(Path(data.root, source.path), f"data.{split}.{i}.path")

@@ -29,6 +29,8 @@ class ShardsConfig:
     workers: int = number(0, at_least=0)
     seed: int = II("seed")
     block_shards: int = number(8, above=0)  # shards whose samples are shuffled together
+    # What shares without weights follow: the sources' sizes, or response types, each as often as the others.
+    balance: str = choice("size", "type")
     bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of samples that may be replaced
 
 

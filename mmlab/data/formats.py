@@ -14,6 +14,8 @@ PIXEL_CAP = 50_000_000
 """A picture whose header claims more pixels is never decoded."""
 SIDE_CAP = 65_535
 """The longest side that is decoded (JPEG's own limit): weights of a resize take memory per pixel of it."""
+TYPE_CAP = 64
+"""The longest name of a response type; a `type` that is longer is another field's."""
 MEMBER_CAP = 1 << 30
 """The largest member, in bytes."""
 
@@ -101,6 +103,12 @@ class KeyMaker:
             key = f"{base}-{self._last[base]}"
         self._used.add(key)
         return key
+
+
+def record_type(record: dict[str, Any]) -> str:
+    """The response type of a record (`conversation`, `complex_reasoning`, …); empty where it has none."""
+    kind = record.get("type")
+    return kind.strip() if isinstance(kind, str) and len(kind) <= TYPE_CAP else ""
 
 
 def record_texts(record: dict[str, Any]) -> list[str]:

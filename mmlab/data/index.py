@@ -18,7 +18,8 @@ from mmlab.data.scan import ShardScan, list_shards, local_folder, scan_shards
 
 INDEX_NAME = "index.npz"
 _VERSION = 1
-_ARRAYS = ("shard_sizes", "samples_per_shard", "image_sizes", "text_lengths")
+_ARRAYS = ("shard_sizes", "samples_per_shard", "image_sizes", "text_lengths", "type_codes")
+_MOST_TYPES = 256
 _OPEN_FILES = 64
 _BUILD = "build it with `mmlab shards index"
 
@@ -48,6 +49,8 @@ class ShardIndex:
     keys: np.ndarray = field(repr=False)  # '<U' [N]
     image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: width, height; 0, 0 = none, or unreadable
     text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
+    type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `type_names`
+    type_names: tuple[str, ...]  # response types that occur; an empty one is that of samples without
     members: Members = field(repr=False)
     hash: str  # sha256 over shard names, keys, offsets, sizes and checksums
     _files: dict[int, "_OpenFile"] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -75,9 +78,12 @@ class ShardIndex:
                 arrays = dict(file)
             if int(arrays.pop("version")) != _VERSION:
                 raise ValueError("another version")
+            if "type_names" not in arrays:  # written before there were types
+                arrays |= {"type_names": np.array([""]), "type_codes": np.zeros(len(arrays["keys"]), np.uint8)}
             index = cls(
                 root=folder,
                 shards=tuple(arrays.pop("shards").tolist()),
+                type_names=tuple(arrays.pop("type_names").tolist()),
                 keys=arrays.pop("keys").astype(np.str_),
                 hash=str(arrays.pop("hash")),
                 members=Members(**{name: arrays.pop(name) for name in Members.__dataclass_fields__}),
@@ -126,6 +132,10 @@ class ShardIndex:
     def shard_of(self, i: int) -> int:
         """The number of the shard that holds sample `i`."""
         return int(np.searchsorted(self._ends, i, side="right"))
+
+    def type_of(self, i: int) -> str:
+        """The response type of sample `i`; empty where it has none."""
+        return self.type_names[self.type_codes[i]]
 
     def extensions(self, i: int) -> list[str]:
         """The member extensions of sample `i`, without reading it."""
@@ -220,6 +230,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
         crc=np.concatenate([part.crc for part in parts]),
     )
     names = tuple(path.name for path in shards)
+    type_names, type_codes = _types([kind for part in parts for kind in part.types])
     samples_per_shard = np.array([len(part.keys) for part in parts], np.int64)
     return ShardIndex(
         root=folder,
@@ -229,9 +240,20 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
         keys=np.array(list(owner)),
         image_sizes=np.concatenate([part.image_sizes for part in parts]),
         text_lengths=np.concatenate([part.text_lengths for part in parts]),
+        type_codes=type_codes,
+        type_names=type_names,
         members=members,
         hash=_content_hash(names, samples_per_shard, list(owner), members),
     )
+
+
+def _types(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and codes; a foreign set whose `type` says something else of each sample has none."""
+    names = sorted(set(types))
+    if len(names) > _MOST_TYPES:
+        return ("",), np.zeros(len(types), np.uint8)
+    code = {name: i for i, name in enumerate(names)}
+    return tuple(names), np.array([code[kind] for kind in types], np.uint8)
 
 
 def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members) -> str:
@@ -250,6 +272,7 @@ def _write(index: ShardIndex) -> None:
         "version": np.array(_VERSION),
         "hash": np.array(index.hash),
         "shards": np.array(index.shards),
+        "type_names": np.array(index.type_names),
         "keys": index.keys.astype(np.bytes_),
         **{name: getattr(index, name) for name in _ARRAYS},
         **vars(index.members),

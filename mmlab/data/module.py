@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from fractions import Fraction
 from functools import cached_property
 from math import floor
@@ -15,15 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from mmlab.config.batching import accumulation
 from mmlab.config.errors import ConfigError, DataError, RunError, nearest
 from mmlab.data.loader import LocalLoader
-from mmlab.data.reader import (
-    Collate,
-    GlobalBatches,
-    LocalBatches,
-    OnePass,
-    Source,
-    SourceConfig,
-    open_sources,
-)
+from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
+from mmlab.data.source import BALANCES, Source, SourceConfig, by_type, open_sources, source_config
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -42,12 +34,14 @@ class ShardDataModule(L.LightningDataModule):
         workers: processes per rank that make batches; 0 makes them in the main process.
         seed: of the order and of all per-sample randomness.
         block_shards: samples are shuffled within blocks of this many shuffled shards.
+        balance: what the sources' shares follow where they have no weights: their `size`, or the response `type`
+            of their samples, each type as often as the others.
         bad_budget: largest share of replaced samples, per source.
         start_method: of the workers (`fork`, `spawn`, `forkserver`); None = the platform's.
         collate: prepares samples and makes batches.
 
     Raises:
-        ConfigError: a source without path or with an unknown field, or no training source.
+        ConfigError: a source without path or with an unknown field, no training source, or an unknown balance.
     """
 
     def __init__(
@@ -61,14 +55,17 @@ class ShardDataModule(L.LightningDataModule):
         block_shards: int = 8,
         bad_budget: float = 0.001,
         start_method: str | None = None,
+        balance: str = "size",
         *,
         collate: Collate,
     ):
         super().__init__()
         if not train:
             raise ConfigError("data.train names no source.")
-        self.train = [_source_config(source) for source in train]
-        self.val = [_source_config(source) for source in val]
+        if balance not in BALANCES:
+            raise ConfigError(f"data.balance '{balance}' is none of {', '.join(BALANCES)}.{nearest(balance, BALANCES)}")
+        self.train = [source_config(source) for source in train]
+        self.val = [source_config(source) for source in val]
         self.global_batch = global_batch
         self.micro_batch = micro_batch
         self.workers = workers
@@ -76,6 +73,7 @@ class ShardDataModule(L.LightningDataModule):
         self.block_shards = block_shards
         self.bad_budget = bad_budget
         self.start_method = start_method
+        self.balance = balance
         self.collate = collate
         self.total_steps: int | None = None
         self._base = 0  # samples trained when the loader started …
@@ -84,8 +82,9 @@ class ShardDataModule(L.LightningDataModule):
 
     @cached_property
     def train_sources(self) -> list[Source]:
-        """The open training sources; raises what `open_sources` raises."""
-        return open_sources(self.train)
+        """The open training sources, or their parts by type; raises what `open_sources` and `by_type` raise."""
+        sources = open_sources(self.train)
+        return by_type(sources) if self.balance == "type" else sources
 
     @cached_property
     def val_sources(self) -> list[Source]:
@@ -95,7 +94,7 @@ class ShardDataModule(L.LightningDataModule):
     @property
     def samples(self) -> int:
         """Training samples over all sources: one pass, which `max_epochs` counts."""
-        return sum(len(source.index) for source in self.train_sources)
+        return sum(len(source) for source in self.train_sources)
 
     def accumulation(self, world: int) -> int:
         """Micro batches per step on each of `world` processes; ConfigError where that is no whole number."""
@@ -148,17 +147,18 @@ class ShardDataModule(L.LightningDataModule):
         """Go on from a checkpoint's position; other verbs than training ignore it.
 
         Raises:
-            ConfigError: seed, global batch or block size are not the checkpoint's.
+            ConfigError: seed, global batch, block size or balance are not the checkpoint's.
             DataError: a source was added, removed, reweighted, reordered or rebuilt with other contents.
         """
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return
         now = self._fixed()
-        for name in ("global_batch", "seed", "block_shards"):
-            if state_dict[name] != now[name]:
+        then = {"balance": "size", **state_dict}  # older checkpoints know no other
+        for name in ("global_batch", "seed", "block_shards", "balance"):
+            if then[name] != now[name]:
                 raise ConfigError(
-                    f"the checkpoint was made with data.{name}={state_dict[name]}, this run has {now[name]}:"
-                    f" the order of samples would change; keep {state_dict[name]} or start a new run."
+                    f"the checkpoint was made with data.{name}={then[name]}, this run has {now[name]}:"
+                    f" the order of samples would change; keep {then[name]} or start a new run."
                 )
         _check_sources(state_dict["sources"], now["sources"])
         self._base, self._mark = state_dict["position"], None
@@ -183,11 +183,11 @@ class ShardDataModule(L.LightningDataModule):
     def spread(self, count: int) -> LocalLoader:
         """A pass over some `count` samples, spread evenly over the validation (without any: training) sources."""
         sources = self.val_sources if self.val else self.train_sources
-        return self._pass(sources, max(1, sum(len(source.index) for source in sources) // count))
+        return self._pass(sources, max(1, sum(map(len, sources)) // count))
 
     def _pass(self, sources: list[Source], every: int = 1) -> LocalLoader:
         world, rank = self._place()
-        cut = OnePass(sum(len(source.index) for source in sources) // every, self.micro_batch, world, rank, every)
+        cut = OnePass(sum(map(len, sources)) // every, self.micro_batch, world, rank, every)
         if len(cut) == 0:
             raise ConfigError(f"{cut.samples} validation samples are fewer than the {world} processes.")
         if cut.dropped:
@@ -250,6 +250,7 @@ class ShardDataModule(L.LightningDataModule):
             "global_batch": self.global_batch,
             "seed": self.seed,
             "block_shards": self.block_shards,
+            "balance": self.balance,
             "sources": self.sources,
         }
 
@@ -276,18 +277,6 @@ class ShardDataModule(L.LightningDataModule):
         if self._base and current.processed:
             current.ready = current.started = current.processed = self._base // self.global_batch * micro_per_step
             current.completed = current.processed - unfinished
-
-
-def _source_config(source: SourceConfig | Mapping[str, Any]) -> SourceConfig:
-    if isinstance(source, SourceConfig):
-        return source
-    names = [field.name for field in fields(SourceConfig)]
-    for name in source:
-        if name not in names:
-            raise ConfigError(f"a data source has no field '{name}'.{nearest(str(name), names)}")
-    if "path" not in source:
-        raise ConfigError(f"a data source needs a `path`: {dict(source)}.")
-    return SourceConfig(**{str(name): value for name, value in source.items()})
 
 
 def _check_sources(then: dict[str, str], now: dict[str, str]) -> None:

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
 from mmlab.config.batching import accumulation
-from mmlab.config.errors import ConfigError, DataError
+from mmlab.config.errors import DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
-from mmlab.data.index import ShardIndex
 from mmlab.data.mixture import Mixture, Sequential
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
 from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.data.source import Source
 from mmlab.data.tally import DataReport
 
 TRIES = 10
@@ -38,56 +37,6 @@ class Collate(Protocol):
     def batch(self, prepared: list[Any]) -> dict[str, Any]:
         """Collate what `prepare` returned; may have its own counters in `stats` (source → name → count)."""
         ...
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One folder of shards in a mixture.
-
-    Attributes:
-        path: the folder that holds the `.tar` files and their index.
-        weight: share in the mixture; None for every source = in proportion to the sizes.
-        name: what the data report calls it; the folder's name by default.
-    """
-
-    path: str
-    weight: float | None = None
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source whose index is open."""
-
-    name: str
-    index: ShardIndex
-    weight: float | None = None
-
-
-def open_sources(configs: Sequence[SourceConfig]) -> list[Source]:
-    """Open the indexes of all sources.
-
-    Raises:
-        ConfigError: a path that is no folder, two sources of one name, or weights for some sources only.
-        DataError: a missing or stale index, or one without samples.
-    """
-    sources: list[Source] = []
-    for config in configs:
-        path = Path(config.path)
-        if path.suffix == ".tar":
-            raise ConfigError(f"{path} is one shard; a source is the folder that holds the shards: {path.parent}.")
-        name = config.name or path.resolve().name
-        if any(name == source.name for source in sources):
-            raise ConfigError(f"two sources are named '{name}'; give each its own `name`.")
-        index = ShardIndex.open(path)
-        if len(index) == 0:
-            raise DataError(f"source '{name}' ({path}) holds no samples.")
-        sources.append(Source(name, index, config.weight))
-    weighted = [source.weight is not None for source in sources]
-    if any(weighted) and not all(weighted):
-        missing = sources[weighted.index(False)].name
-        raise ConfigError(f"source '{missing}' has no weight while others have; weigh every source or none.")
-    return sources
 
 
 @dataclass(frozen=True)
@@ -142,7 +91,8 @@ class LocalBatches(Dataset):
 
     Items are functions of m: any worker may make any of them, so worker count, fork or spawn change nothing.
     A batch is what the collate returns, with `keys` (list of str), `stats` (source → counter → int: `seen`,
-    `replaced`, `replaced/<reason>` and the collate's own) and `bad` (list of {source, key, reason, message}).
+    `replaced`, `replaced/<reason>`, `type/<response type>` and the collate's own) and `bad` (list of {source, key,
+    reason, message}).
 
     Args:
         sources: open sources.
@@ -171,11 +121,11 @@ class LocalBatches(Dataset):
         self.cut = cut
         self.seed = seed
         endless = isinstance(cut, GlobalBatches)
-        sizes = [len(source.index) for source in self.sources]
+        sizes = [len(source) for source in self.sources]
         weights = [source.weight for source in self.sources if source.weight is not None]
         self.stream = Mixture(sizes, weights or None) if endless else Sequential(sizes)
         self.orders = [
-            EpochOrder(s.index.samples_per_shard, source_seed(seed, s.name), block_shards, shuffle=endless)
+            EpochOrder(s.samples_per_shard, source_seed(seed, s.name), block_shards, shuffle=endless)
             for s in self.sources
         ]
         # One worker sees a part of the run: it stops by itself only far over the budget.
@@ -199,18 +149,22 @@ class LocalBatches(Dataset):
 
     def _item(self, position: int, stats: dict[str, dict[str, int]], bad: list[dict[str, Any]]) -> tuple[str, Any]:
         """The prepared sample at `position`, or its stand-in; what comes after does not shift."""
-        number, cursor = self.stream.at(position)
-        source = self.sources[number]
-        size = len(source.index)
+        which, cursor = self.stream.at(position)
+        source = self.sources[which]
+        size = len(source)
         epoch, place = divmod(cursor, size)
         seed = sample_seed(self.seed, epoch, place, source.name)
         tried: list[int] = []
-        i = self.orders[number].sample(epoch, place)
+        i = self.orders[which].sample(epoch, place)
         _count(stats, source.name, "seen", 1)
         while len(tried) < min(TRIES, size):
-            key = str(source.index.keys[i])
+            number = source.number(i)
+            key = str(source.index.keys[number])
             try:
-                return key, self.collate.prepare(self._read(source, i, key, seed))
+                prepared = self.collate.prepare(self._read(source, number, key, seed))
+                if kind := source.index.type_of(number):
+                    _count(stats, source.name, f"type/{kind}", 1)
+                return key, prepared
             except SampleError as error:
                 bad.append({"source": source.name, "key": key, "reason": error.reason, "message": str(error)})
                 _count(stats, source.name, "replaced", 1)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, parse_record, record_texts, split_name
+from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, parse_record, record_texts, record_type, split_name
 from mmlab.data.pictures import open_picture
 from mmlab.data.progress import progress
 from mmlab.data.tar import TarMember, fail, walk
@@ -35,6 +36,7 @@ class ShardScan:
     crc: np.ndarray  # uint32 [M]
     image_sizes: np.ndarray  # int32 [N, 2]: width, height; 0, 0 = no picture, or one whose header is unreadable
     text_lengths: np.ndarray  # int32 [N]: characters of all texts of the record
+    types: list[str]  # [N]: response type of each record, or empty
 
 
 def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
@@ -50,6 +52,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
             is missing.
     """
     keys, seen, first, members, images, texts = [], set(), [], [], [], []
+    types: list[str] = []
     sample: dict[str, bytes] = {}
     with open(path, "rb") as file:
         fd = file.fileno()
@@ -63,7 +66,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
                         f"the members of {key!r} do not lie together, or the key is used twice",
                     )
                 if keys:
-                    _close(sample, keys[-1], required, path, member.header, images, texts)
+                    _close(sample, keys[-1], required, path, member.header, images, texts, types)
                 seen.add(key)
                 keys.append(key)
                 first.append(len(members))
@@ -75,7 +78,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
             members.append((EXTENSIONS.index(extension), member.offset, member.size, zlib.crc32(data)))
         size = os.fstat(fd).st_size
         if keys:
-            _close(sample, keys[-1], required, path, size, images, texts)
+            _close(sample, keys[-1], required, path, size, images, texts, types)
     table = np.array(members, np.int64).reshape(-1, 4)
     return ShardScan(
         size=size,
@@ -87,6 +90,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
         crc=table[:, 3].astype(np.uint32),
         image_sizes=np.array(images, np.int32).reshape(-1, 2),
         text_lengths=np.array(texts, np.int32),
+        types=types,
     )
 
 
@@ -138,14 +142,16 @@ def _read(fd: int, member: TarMember, path: Path) -> bytes:
     return data
 
 
-def _close(sample, key: str, required, path: Path, at: int, images: list, texts: list) -> None:
-    """Check a whole sample and record its picture size and text length."""
+def _close(sample, key: str, required, path: Path, at: int, images: list, texts: list, types: list) -> None:
+    """Check a whole sample and record its picture size, text length and response type."""
     for names in required:
         if not any(name in sample for name in names.split("|")):
             has = ", ".join(f".{name}" for name in sample)
             fail(path, at, f"sample {key!r} has no .{names.replace('|', ' or .')} (it has {has})")
     images.append(next((_picture_size(sample[name]) for name in IMAGE_EXTENSIONS if name in sample), (0, 0)))
-    texts.append(_text_length(sample))
+    record = _record(sample)
+    texts.append(sum(map(len, record_texts(record))))
+    types.append(record_type(record))
 
 
 def _picture_size(data: bytes) -> tuple[int, int]:
@@ -157,9 +163,9 @@ def _picture_size(data: bytes) -> tuple[int, int]:
     return min(width, _INT32), min(height, _INT32)
 
 
-def _text_length(sample: dict[str, bytes]) -> int:
-    """Characters of the record's texts; 0 for a broken record, which is the reader's to replace and count."""
+def _record(sample: dict[str, bytes]) -> dict[str, Any]:
+    """The record; an empty one in place of one that is broken, which is the reader's to replace and count."""
     try:
-        return sum(map(len, record_texts(parse_record(sample))))
+        return parse_record(sample)
     except (ValueError, RecursionError):
-        return 0
+        return {}

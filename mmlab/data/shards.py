@@ -173,8 +173,16 @@ def stats(index: ShardIndex) -> dict[str, Any]:
         "height": _spread(height[readable]),
         "text_characters": _spread(index.text_lengths),
         "samples_without_text": int((index.text_lengths == 0).sum()),
+        "types": _type_counts(index),
         "hash": index.hash,
     }
+
+
+def _type_counts(index: ShardIndex) -> dict[str, int] | None:
+    if index.type_names == ("",):
+        return None
+    counts = np.bincount(index.type_codes, minlength=len(index.type_names)).tolist()
+    return {name or "none": count for name, count in zip(index.type_names, counts, strict=True)}
 
 
 def _spread(values: np.ndarray) -> dict[str, float] | None:

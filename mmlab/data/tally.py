@@ -62,9 +62,10 @@ class DataReport:
         return {"stats": stats, "bad": list(self.bad), "bad_left_out": self.bad_left_out}
 
     def summary(self) -> dict[str, Any]:
-        """Counters and shares per source; `share` is of all samples, `loss_share` of the source's tokens."""
+        """Counters per source; `share`, also that of each response type, is of all samples, `loss_share` of tokens."""
         total = sum(counts["seen"] for counts in self.counters.values())
         sources = {}
+        types: Counter[str] = Counter()
         for source, counts in sorted(self.counters.items()):
             row: dict[str, Any] = {name: counts[name] for name in sorted(counts)}
             row["share"] = counts["seen"] / total if total else 0.0
@@ -72,7 +73,9 @@ class DataReport:
             if counts["tokens"]:
                 row["loss_share"] = counts["tokens_with_loss"] / counts["tokens"]
             sources[source] = row
-        return {"seen": total, "sources": sources, "bad": self.bad, "bad_left_out": self.bad_left_out}
+            types.update({name[5:]: n for name, n in counts.items() if name.startswith("type/")})
+        shares = {name: {"seen": n, "share": n / total} for name, n in sorted(types.items())}
+        return {"seen": total, "sources": sources, "types": shares, "bad": self.bad, "bad_left_out": self.bad_left_out}
 
     def write(self, path: str | Path) -> None:
         """Write the summary as JSON."""

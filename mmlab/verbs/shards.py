@@ -55,7 +55,7 @@ def _easy_vqa(args: argparse.Namespace):
 def _llava_json(args: argparse.Namespace):
     from mmlab.data.sources.llava_json import llava_json
 
-    return llava_json(_existing(args.json), _existing(args.images), args.missing_budget)
+    return llava_json(_existing(args.json), _existing(args.images), args.missing_budget, args.type)
 
 
 def _captions(args: argparse.Namespace):
@@ -212,6 +212,7 @@ def _add_build(commands) -> None:
     llava = _add(sources, "llava_json", _build, "LLaVA's JSON list of conversations and its pictures")
     llava.add_argument("json", help="such as llava_instruct_150k.json")
     llava.add_argument("images", help="folder that the entries' pictures are in")
+    llava.add_argument("--type", help="response type of entries that name none, such as conversation")
     llava.set_defaults(convert=_llava_json)
 
     captions = _add(sources, "captions", _build, "pictures with captions in .txt beside them, or in a table")

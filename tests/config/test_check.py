@@ -80,6 +80,11 @@ def test_what_cannot_run_is_said(conf, override, expected):
     assert expected in sentence(conf, override)
 
 
+def test_types_are_balanced_without_weights(conf):
+    check(compose("train", [RECIPE, "data.balance=type"], conf))
+    assert "data.balance=type weighs" in sentence(conf, "data.balance=type", "data.train=[{path: train, weight: 1}]")
+
+
 def test_missing_indexes_say_which_command_makes_them(conf, tmp_path):
     (tmp_path / "shapes" / "val" / "index.npz").unlink()
     assert "'data.val.0.path': there are no shards in shapes/val; `mmlab shards build`" in sentence(conf)

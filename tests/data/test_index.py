@@ -46,6 +46,30 @@ def test_open_gives_what_build_gave(root):
     assert [path.name for path in root.iterdir() if "tmp" in path.name] == []
 
 
+def test_types_are_known_without_reading(tmp_path):
+    records = [b'{"type": "why"}', b"{}", b'{"type": 3}', b'{"type": "talk"}', b"broken", b'{"type": "why"}']
+    long = json.dumps({"type": "x" * 65}).encode()
+    write_tar(tmp_path / "0.tar", *((f"s{i}.json", record) for i, record in enumerate([*records, long])))
+    index = build_index(tmp_path)
+    expected = ["why", "", "", "talk", "", "why", ""]
+    assert [index.type_of(i) for i in range(7)] == expected
+    assert [ShardIndex.open(tmp_path).type_of(i) for i in range(7)] == expected
+
+
+def test_a_type_of_its_own_for_each_sample_is_none(tmp_path):
+    write_tar(tmp_path / "0.tar", *((f"s{i}.json", json.dumps({"type": f"t{i}"}).encode()) for i in range(300)))
+    assert build_index(tmp_path).type_names == ("",)
+
+
+def test_an_index_from_before_there_were_types_opens(root):
+    built = build_index(root)
+    with np.load(root / INDEX_NAME) as file:
+        old = {name: value for name, value in file.items() if not name.startswith("type_")}
+    np.savez(root / INDEX_NAME, **old)
+    opened = ShardIndex.open(root)
+    assert opened.hash == built.hash and opened.type_of(2) == ""
+
+
 def test_hash_follows_the_contents_alone(root, tmp_path):
     first = build_index(root).hash
     root.rename(tmp_path / "moved")

@@ -170,6 +170,21 @@ def test_two_ranks_see_the_same_global_batches_and_share_one_report(root, straig
     assert (report["ranks"], report["train"]["seen"]) == (2, 72)
 
 
+def test_types_are_as_frequent_on_two_ranks_and_after_a_resume(root):
+    make_shards(root / "a", 21, types=["talk", "talk", "talk", "detail", "talk", "why", "why"], overwrite=True)
+    make_shards(root / "b", 8, types=["why"], overwrite=True)
+    straight = fit(root / "typed", module_of(root, balance="type"), 9)
+    report = json.loads((root / "typed" / "data_report.json").read_text())["train"]
+    assert {name: of["seen"] for name, of in report["types"].items()} == {"detail": 24, "talk": 24, "why": 24}
+    assert all(of["share"] == pytest.approx(1 / 3) for of in report["types"].values())
+    assert list(report["sources"]) == ["a/detail", "a/talk", "a/why", "b/why"]
+    folder = root / "typed_two"
+    two = {"balance": "type", "micro_batch": 2}
+    fit(folder, module_of(root, **two), 9, devices=2, stop_at=4)
+    assert fit(folder, module_of(root, **two), 9, folder / "stopped.ckpt", devices=2) == straight
+    assert json.loads((folder / "data_report.json").read_text())["train"]["types"] == report["types"]
+
+
 class AsksEarly(Recorder):
     def configure_optimizers(self):
         self.trainer.fit_loop.setup_data()  # what `estimated_stepping_batches` does when max_epochs is set
@@ -241,9 +256,12 @@ def test_plan_counts_whole_global_batches(root):
         ({"seed": 1}, ConfigError, "data.seed=0, this run has 1"),
         ({"global_batch": 16}, ConfigError, "data.global_batch=8, this run has 16"),
         ({"block_shards": 2}, ConfigError, "data.block_shards=8, this run has 2"),
+        ({"balance": "type"}, ConfigError, "data.balance=size, this run has type"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(root, change, error, says):
+    make_shards(root / "a", 21, types=["talk"], overwrite=True)
+    make_shards(root / "b", 8, types=["why"], overwrite=True)
     state = module_of(root).state_dict()
     with pytest.raises(error, match=says):
         module_of(root, **change).load_state_dict(state)
@@ -276,6 +294,8 @@ def test_sources_are_checked_by_field(root):
         module_of(root, train=[{"path": "x", "wieght": 1}])
     with pytest.raises(ConfigError, match="needs a `path`"):
         module_of(root, train=[{"weight": 1}])
+    with pytest.raises(ConfigError, match=r"data.balance 'types' is none of size, type\. Did you mean 'type'"):
+        module_of(root, balance="types")
     with pytest.raises(ConfigError, match="no source"):
         module_of(root, train=[])
 

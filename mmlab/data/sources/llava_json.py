@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.formats import KeyMaker, Members, record_type
 from mmlab.data.shards import Samples
 from mmlab.data.sources.folder import PictureFolder
 
 _ROLES = ("human", "gpt", "system")
 
 
-def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0) -> Samples:
+def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0, kind: str | None = None) -> Samples:
     """Read `[{"id", "image", "conversations": [{"from", "value"}, …]}, …]`; entries without `image` are text
-    alone.
+    alone. An entry's `type`, its response type, is kept.
 
     Args:
         path: the JSON file.
         images: the folder that the entries' `image` paths start from.
         missing_budget: share of the entries whose picture may be absent or of another format than JPEG, PNG,
             WebP; such entries are left out and counted.
+        kind: response type of the entries that name none, such as `conversation` for conversation_58k.json.
 
     Returns:
         Counts: `samples`, `text_only`, `missing` (no such picture), `unsupported` (another picture format),
@@ -38,7 +39,10 @@ def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0
         where = f"{path}, entry {number}"
         conversations = _conversation(entry, where)
         name = str(number) if entry.get("id") is None else str(entry["id"])
-        members: Members = {"json": {"id": name, "conversations": conversations}}
+        record: dict[str, Any] = {"id": name, "conversations": conversations}
+        if named := record_type(entry) or kind:
+            record["type"] = named
+        members: Members = {"json": record}
         if entry.get("image"):
             picture = folder.read(entry["image"], where)
             if picture is None:

@@ -40,6 +40,15 @@ def test_pictures_texts_and_repeated_ids(make):
     assert index.extensions(2) == ["json"]
 
 
+def test_the_response_type_is_kept_or_given(make):
+    entries = [{"id": "a", "conversations": TURNS}, {"id": "b", "type": "detail_description", "conversations": TURNS}]
+    index, _ = make(entries, kind="conversation")
+    assert [index.type_of(i) for i in range(2)] == ["conversation", "detail_description"]
+    assert json.loads(index.read(0)["json"])["type"] == "conversation"
+    index, _ = make(entries)
+    assert [index.type_of(i) for i in range(2)] == ["", "detail_description"]
+
+
 def test_missing_pictures_are_counted_within_the_budget(make):
     good = {"id": "a", "image": "00/a.jpg", "conversations": TURNS}
     entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, good]
