@@ -58,6 +58,13 @@ def _llava_json(args: argparse.Namespace):
     return llava_json(_existing(args.json), _existing(args.images), args.missing_budget, args.type)
 
 
+def _coco(args: argparse.Namespace):
+    from mmlab.data.sources.coco import coco
+
+    files = [None if path is None else _existing(path) for path in (args.captions, args.instances, args.table)]
+    return coco(_existing(args.images), *files, args.missing_budget)
+
+
 def _captions(args: argparse.Namespace):
     from mmlab.data.sources.captions import captions
 
@@ -215,6 +222,13 @@ def _add_build(commands) -> None:
     llava.add_argument("--type", help="response type of entries that name none, such as conversation")
     llava.set_defaults(convert=_llava_json)
 
+    coco = _add(sources, "coco", _build, "pictures with COCO's captions and boxes")
+    coco.add_argument("images", help="picture folder")
+    coco.add_argument("--captions", metavar="JSON", help="such as captions_train2017.json")
+    coco.add_argument("--instances", metavar="JSON", help="such as instances_train2017.json")
+    coco.add_argument("--table", metavar="JSONL", help="captions and boxes of one picture a line, in place of both")
+    coco.set_defaults(convert=_coco)
+
     captions = _add(sources, "captions", _build, "pictures with captions in .txt beside them, or in a table")
     captions.add_argument("images", help="picture folder")
     captions.add_argument(
@@ -231,9 +245,9 @@ def _add_build(commands) -> None:
     for source in (captions, images):
         source.add_argument("--image-field", help="the table's column of picture paths")
         source.add_argument("--class-field", help="the table's column of classes")
-    for source in (llava, captions, images):
+    for source in (llava, coco, captions, images):
         _add_budget(source)
-    for source in (shapes, easy_vqa, llava, captions, images):
+    for source in (shapes, easy_vqa, llava, coco, captions, images):
         _add_destination(source)
 
 

@@ -1,0 +1,193 @@
+"""COCO's format: captions and boxes in JSON files, and a folder with the pictures; or the two in a table."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.shards import Samples
+from mmlab.data.sources.folder import PictureFolder
+from mmlab.data.sources.table import rows
+
+_SLACK = 0.01  # how far a box may stick out of its picture, which annotators' boxes do by a pixel
+
+
+@dataclass
+class _Picture:
+    """What the files say of one picture; boxes are x1, y1, x2, y2 as shares of width and height."""
+
+    where: str
+    name: str
+    width: float = 0
+    height: float = 0
+    captions: list[str] = field(default_factory=list)
+    boxes: list[dict[str, Any]] = field(default_factory=list)
+    crowds: int = 0
+    flat: int = 0
+
+
+def coco(
+    images: str | Path | None,
+    captions: str | Path | None = None,
+    instances: str | Path | None = None,
+    table: str | Path | None = None,
+    missing_budget: float = 0.0,
+) -> Samples:
+    """Read pictures with their `captions` and `boxes`; what has neither is left out.
+
+    Args:
+        images: the picture folder; None makes samples of texts and boxes alone.
+        captions: such as captions_train2017.json.
+        instances: such as instances_train2017.json.
+        table: a `.jsonl` file in place of both: `image`, `captions` and `instances` (`category`, and `bbox` as shares
+            of width and height) of one picture a line.
+        missing_budget: share of the pictures that may be absent or of another format than JPEG, PNG, WebP.
+
+    Returns:
+        Counts: `samples`, `captions`, `boxes`, and of the same pictures `crowds` (boxes around groups) and `flat` (with
+        no area), which are left out; `without_text` (pictures that have neither), `missing`, `unsupported`.
+
+    Raises:
+        ConfigError: no file, or a table beside JSON files.
+        DataError: a file is not of that format, an entry is malformed (named by its place), or more pictures than the
+            budget allows are missing.
+    """
+    if (table is None) == (captions is None and instances is None):
+        raise ConfigError("give captions, instances or both as COCO's JSON files, or a table in their place.")
+    counts: Counter[str] = Counter(dict.fromkeys(("samples", "captions", "boxes", "without_text", "crowds", "flat"), 0))
+    found = _table(Path(table)) if table else _annotations(captions, instances)
+    folder = None if images is None else PictureFolder(images, missing_budget, len(found))
+    keys = KeyMaker()
+    for picture in found:
+        if not picture.captions and not picture.boxes:
+            counts["without_text"] += 1
+            continue
+        data = folder.read(picture.name, picture.where) if folder else ("", b"")
+        if data is None:
+            continue
+        record: dict[str, Any] = {"id": Path(picture.name).stem, "image": picture.name}
+        record |= {"captions": picture.captions} if picture.captions else {}
+        record |= {"boxes": picture.boxes} if picture.boxes else {}
+        members: Members = {"json": record}
+        counts.update(samples=1, captions=len(picture.captions), boxes=len(picture.boxes))
+        counts.update(crowds=picture.crowds, flat=picture.flat)
+        yield keys(str(Path(picture.name).with_suffix(""))), {data[0]: data[1], **members} if folder else members
+    lost = {"missing": folder.missing, "unsupported": folder.unsupported} if folder else {}
+    return {**counts, **lost}
+
+
+def _annotations(captions: Any, instances: Any) -> list[_Picture]:
+    """The pictures that either file lists, in their order."""
+    pictures: dict[Any, _Picture] = {}
+    for path in (captions, instances):
+        if path is None:
+            continue
+        content = _load(Path(path))
+        _list_pictures(content["images"], str(path), pictures)
+        names = _categories(content, str(path)) if path is instances else {}
+        for number, note in enumerate(content["annotations"]):
+            where = f"{path}, annotation {number}"
+            if not isinstance(note, dict) or note.get("image_id") not in pictures:
+                raise DataError(f"{where}: expected an object whose image_id is one of the file's images.")
+            picture = pictures[note["image_id"]]
+            if path is captions:
+                picture.captions += _captions([note.get("caption")], where)
+            elif note.get("iscrowd"):
+                picture.crowds += 1
+            else:
+                _add_box(picture, names.get(note.get("category_id")), _shares(note.get("bbox"), picture, where), where)
+    return list(pictures.values())
+
+
+def _list_pictures(entries: list[Any], path: str, pictures: dict[Any, _Picture]) -> None:
+    """Add a file's pictures to those of another, by their ids."""
+    for number, entry in enumerate(entries):
+        where = f"{path}, image {number}"
+        name, key = (entry.get("file_name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not name or not isinstance(key, int | str):
+            raise DataError(f'{where}: expected {{"id": …, "file_name": text, "width": …, "height": …}}.')
+        known = pictures.setdefault(key, _Picture(where, name))
+        if known.name != name:
+            raise DataError(f"{where}: id {key} is '{name}' here and '{known.name}' elsewhere.")
+        known.width, known.height = (entry.get(side) or 0 for side in ("width", "height"))
+
+
+def _table(path: Path) -> list[_Picture]:
+    pictures = []
+    for where, row in rows(path):
+        name = row.get("image")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{where}: 'image' must name a picture.{nearest('image', map(str, row))}")
+        picture = _Picture(where, name, captions=_captions(row.get("captions") or [], where))
+        for box in row.get("instances") or []:
+            if not isinstance(box, dict):
+                raise DataError(f'{where}: an instance must be {{"category": text, "bbox": four shares}}.')
+            _add_box(picture, box.get("category"), box.get("bbox"), where)
+        pictures.append(picture)
+    return pictures
+
+
+def _add_box(picture: _Picture, category: Any, box: Any, where: str) -> None:
+    """Keep a box whose four shares are in order; one without an area is counted."""
+    if not isinstance(category, str) or not category.strip():
+        raise DataError(f"{where}: its category has no name.")
+    if not _numbers(box) or not all(-_SLACK <= edge <= 1 + _SLACK for edge in box):
+        raise DataError(f"{where}: box {box!r} is not four shares of the picture's width and height.")
+    edges = [round(min(max(float(edge), 0.0), 1.0), 4) for edge in box]
+    if edges[0] < edges[2] and edges[1] < edges[3]:
+        picture.boxes.append({"category": category.strip(), "box": edges})
+    else:
+        picture.flat += 1
+
+
+def _shares(box: Any, picture: _Picture, where: str) -> list[float]:
+    """COCO's x, y, width, height in pixels as x1, y1, x2, y2 in shares."""
+    if not _numbers(box):
+        raise DataError(f"{where}: bbox must be four numbers, not {box!r}.")
+    sides = picture.width, picture.height
+    if not all(isinstance(side, int | float) and side > 0 for side in sides):
+        raise DataError(f"{where}: the image '{picture.name}' has no width and height.")
+    x, y, width, height = box
+    return [x / sides[0], y / sides[1], (x + width) / sides[0], (y + height) / sides[1]]
+
+
+def _numbers(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(edge, int | float) and not isinstance(edge, bool) and isfinite(edge) for edge in box)
+    )
+
+
+def _captions(texts: Any, where: str) -> list[str]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where}: a caption must be text.")
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _categories(content: dict[str, Any], path: str) -> dict[Any, Any]:
+    """id → name."""
+    categories = content.get("categories")
+    if not isinstance(categories, list) or not all(isinstance(kind, dict) for kind in categories):
+        raise DataError(f'{path} has no list of "categories"; boxes are read from instances_….json.')
+    return {kind.get("id"): kind.get("name") for kind in categories}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}.") from None
+    lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else [None]
+    if not all(isinstance(one, list) for one in lists):
+        raise DataError(
+            f'{path} is not COCO\'s format: an object with the lists "images" and "annotations" is expected.'
+        )
+    return content
