@@ -3,16 +3,13 @@
 Each takes rows and yields rows, and depends on nothing else than its arguments.
 """
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from mmlab.config.errors import RunError
-from mmlab.curate.client import Message, NoReply, Reply
+from mmlab.curate.asking import Ask, answers, left_over, paid, told
+from mmlab.curate.client import Message, NoReply
 from mmlab.curate.journal import Row
 from mmlab.curate.rules import caught_by
 from mmlab.data.formats import IMAGE_EXTENSIONS
@@ -20,12 +17,6 @@ from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.data.turns import Turn
-
-Ask = Callable[[Sequence[Message], threading.Event], Reply]
-"""Asks a language model, and gives up when the event is set: `mmlab.curate.client.Client`."""
-
-PATIENCE = 5
-"""After as many questions in a row that nothing answered, the endpoint is down."""
 
 
 class Describer(Protocol):
@@ -105,79 +96,29 @@ def repair(
     yield from ({**_plain(row), "changed": False} for row in rows if not row["text"].strip())
     asked = [row for row in rows if row["text"].strip()]
     failed: list[tuple[Row, NoReply]] = []
-    for row, reply in _answers(asked, ask, prompt, workers):
+
+    def question(row: Row) -> list[Message]:
+        return [{"role": "user", "content": f"{prompt}\n\n{row['text']}"}]
+
+    for row, reply in answers(asked, ask, question, workers):
         if isinstance(reply, NoReply):
             failed.append((row, reply))
-            continue
-        told = {"text": reply.text, "changed": reply.text != row["text"], "model": reply.model}
-        yield {**_plain(row), **told, **_paid(reply)}
-    if failed and unrepaired == "retry":
-        raise _not_repaired(failed, len(rows))
-    for row, fault in failed:
-        paid = {} if fault.spent is None else _paid(fault.spent)
-        if unrepaired == "keep":
-            yield {**_plain(row), "changed": False, "unrepaired": fault.reason, **paid}
         else:
-            yield {**_plain(row), "fault": f"not repaired: {fault.reason}", **paid}
+            yield {**_plain(row), "text": reply.text, "changed": reply.text != row["text"], **told(reply)}
+    if failed and unrepaired == "retry":
+        raise left_over(failed, len(rows), "descriptions were not repaired", "unrepaired=keep or drop")
+    for row, fault in failed:
+        cost = {} if fault.spent is None else paid(fault.spent)
+        if unrepaired == "keep":
+            yield {**_plain(row), "changed": False, "unrepaired": fault.reason, **cost}
+        else:
+            yield {**_plain(row), "fault": f"not repaired: {fault.reason}", **cost}
 
 
 def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:
     """Step 4: which rules catch a text."""
     for row in rows:
         yield {**_plain(row), "caught": caught_by(row["text"], rules)}
-
-
-def _not_repaired(failed: Sequence[tuple[Row, NoReply]], total: int) -> RunError:
-    """Says what a person can do: an answer that is kept would be the same again."""
-    counted = Counter(fault.reason for _, fault in failed).most_common()
-    kept = sum(fault.kept for _, fault in failed)
-    ways = []
-    if kept < len(failed):
-        ways.append("the same command asks again" + (f" for {len(failed) - kept} of them" if kept else ""))
-    if kept:
-        ways.append(
-            "an answer that is cut off, filtered or empty stays as it is; other settings ask anew, such as a larger "
-            "llm.settings.max_tokens"
-        )
-    return RunError(
-        f"{len(failed)} of {total} descriptions were not repaired ({_counted(counted)}), the first is "
-        f"{failed[0][0]['key']}: {str(failed[0][1]).rstrip('.')}; {'; '.join(ways)}; unrepaired=keep or drop goes on."
-    )
-
-
-def _answers(rows: Sequence[Row], ask: Ask, prompt: str, workers: int) -> Iterator[tuple[Row, Reply | NoReply]]:
-    """Each row with its answer, as they come; several threads ask, and few questions wait."""
-    stop = threading.Event()
-    in_a_row = 0
-
-    def one(row: Row) -> Reply | NoReply | None:
-        if stop.is_set():
-            return None
-        try:
-            return ask([{"role": "user", "content": f"{prompt}\n\n{row['text']}"}], stop)
-        except NoReply as error:
-            return error
-
-    waiting = iter(rows)
-    with ThreadPoolExecutor(workers) as pool:
-        running: dict[Future, Row] = {}
-        try:
-            while True:
-                while len(running) < 2 * workers and (row := next(waiting, None)) is not None:
-                    running[pool.submit(one, row)] = row
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    row, reply = running.pop(future), future.result()
-                    assert reply is not None
-                    fault = reply if isinstance(reply, NoReply) else None
-                    if fault is None or not fault.kept:  # what was kept says nothing of the endpoint now
-                        in_a_row = in_a_row + 1 if fault is not None and fault.down else 0
-                    if in_a_row == PATIENCE:
-                        raise RunError(f"{PATIENCE} in a row got no answer, now {row['key']}: {reply}")
-                    yield row, reply
-        finally:
-            stop.set()
 
 
 def _pictures(rows: Sequence[Row], describer: Describer, index: ShardIndex) -> dict[str, Any]:
@@ -199,13 +140,3 @@ def _tokens(describer: Describer, text: str) -> int:
 def _plain(row: Row) -> Row:
     """What every step hands on."""
     return {"key": row["key"], "sample": row["sample"], "text": row["text"]}
-
-
-def _paid(reply: Reply) -> Row:
-    """What an answer cost; `reply` names it, as texts that are alike share one."""
-    usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-    return {"reply": reply.hash, "retries": reply.retries, **usage}
-
-
-def _counted(counts: Sequence[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in counts)

@@ -1,7 +1,6 @@
 """MiniGPT-4's curation from pictures to shards; called again, it goes on where it was."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from mmlab.curate.journal import Row, by_key, claim, read_rows, write_whole
 from mmlab.curate.minigpt4 import Describer, describe, go_on, repair, sift
 from mmlab.curate.report import report
 from mmlab.curate.rules import check_rules
-from mmlab.curate.steps import DATA, REPORT, SHARDS, journal_of, run_step, settle, step_rows
+from mmlab.curate.steps import DATA, REPORT, SHARDS, journal_of, remove_litter, run_step, settle, step_rows
 from mmlab.data.draw import draw
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
@@ -162,8 +161,7 @@ def _write(
     recipe: MiniGPT4, index: ShardIndex, out: Path, items: Sequence[Row], decisions: dict[str, Row]
 ) -> dict[str, Any]:
     """Step 6: shards of what was accepted or edited; without a review, of all items."""
-    for left in [*out.glob(f"{SHARDS}.tmp-*"), *out.glob(f"{SHARDS}.old-*")]:
-        shutil.rmtree(left, ignore_errors=True)  # a killed process's; the lock says that it writes no more
+    remove_litter(out)
     wanted = [row for row in items if recipe.review == "none" or _accepted(decisions.get(row["key"]))]
     if not wanted:
         raise DataError(f"no description of {out} is left to write: rules caught or a person rejected them all.")

@@ -74,23 +74,29 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _repairs(rows: Sequence[Row], prices: tuple[float | None, float | None]) -> dict[str, Any]:
-    """Texts that are alike share a reply, which was paid for once; one that could not be used was paid for as well."""
-    replies = {row["reply"]: row for row in rows if "reply" in row}
-    prompt, completion = (sum(row[f"{side}_tokens"] for row in replies.values()) for side in ("prompt", "completion"))
-    retries: Counter[str] = Counter()
-    for row in replies.values():
-        retries.update(row["retries"])
     good = [row for row in rows if "fault" not in row]
-    cost = None if None in prices else (prompt * (prices[0] or 0) + completion * (prices[1] or 0)) / 1e6
     return {
         "changed": sum(row["changed"] for row in good),
         "unchanged": sum(not row["changed"] for row in good),
         "unrepaired": sum("unrepaired" in row for row in good),
         "faults": dict(Counter(row["fault"] for row in rows if "fault" in row).most_common()),
+        **spent(rows, prices),
+    }
+
+
+def spent(rows: Sequence[Row], prices: tuple[float | None, float | None]) -> dict[str, Any]:
+    """What the replies behind some rows took. Questions that are alike share a reply, which was paid for once; one
+    that could not be used was paid for as well."""
+    replies = {row["reply"]: row for row in rows if "reply" in row}
+    prompt, completion = (sum(row[f"{side}_tokens"] for row in replies.values()) for side in ("prompt", "completion"))
+    retries: Counter[str] = Counter()
+    for row in replies.values():
+        retries.update(row["retries"])
+    return {
         "replies": len(replies),
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "cost": cost,
+        "cost": None if None in prices else (prompt * (prices[0] or 0) + completion * (prices[1] or 0)) / 1e6,
         "retries": dict(retries.most_common()),
     }
 

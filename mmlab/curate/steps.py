@@ -1,11 +1,13 @@
 """A curation as a folder: each step's rows in a journal that a killed process can go on with.
 
 out/described.jsonl, continued.jsonl, repaired.jsonl, filtered.jsonl    one row per sample; the first: settings
+out/answered.jsonl, parsed.jsonl, filtered.jsonl                        the same of LLaVA's data
 out/replies/     what a language model answered       out/decisions.jsonl   what a person decided
 out/shards/      what came of it                      out/report.json       how many at each step
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,15 @@ def _left(step: Step, rows: Sequence[Row], done: dict[str, Row], block: int | No
         some = rows[start : start + block]
         if any(row["key"] not in done for row in some):
             yield from (row for row in step(some) if row["key"] not in done)
+
+
+def remove_litter(out: Path) -> None:
+    """Remove what a killed process was writing; whoever calls it has the folder's lock."""
+    for left in [*out.glob("*.tmp-*"), *out.glob("*.old-*"), *out.glob(".*.json.*")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def step_rows(out: Path, name: str) -> list[Row]:

@@ -20,6 +20,12 @@ def always(*acts: str) -> Script:
 class ScriptedEndpoint:
     """Answers `repaired: <last line of the prompt>` where the script says `ok`; use it as a context manager.
 
+    Args:
+        script: what happens to each prompt.
+        headers: sent along with a status.
+        answer: prompt → reply, in place of the one above.
+        words: messages → the prompt that script and answer are given, and that is counted.
+
     Attributes:
         url: base address.
         asked: prompts in order of arrival.
@@ -28,8 +34,14 @@ class ScriptedEndpoint:
         headers, bodies: of the requests, in order.
     """
 
-    def __init__(self, script: Script = always("ok"), headers: dict[str, str] | None = None, answer=None):  # noqa: B008
-        self.script, self.extra = script, headers or {}
+    def __init__(
+        self,
+        script: Script = always("ok"),  # noqa: B008
+        headers: dict[str, str] | None = None,
+        answer=None,
+        words: Callable[[list[dict[str, str]]], str] = lambda messages: messages[-1]["content"],
+    ):
+        self.script, self.extra, self.words = script, headers or {}, words
         self.answer = answer or (lambda prompt: f"repaired: {prompt.splitlines()[-1]}")
         self.asked: list[str] = []
         self.times: list[float] = []
@@ -73,7 +85,7 @@ class ScriptedEndpoint:
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
-        prompt = body["messages"][-1]["content"]
+        prompt = self.words(body["messages"])
         with self.lock:
             attempt = self.asked.count(prompt)
             self.asked.append(prompt)
@@ -81,6 +93,8 @@ class ScriptedEndpoint:
             self.headers.append(dict(request.headers))
             self.bodies.append({**body, "path": request.path})
         act = self.script(prompt, attempt)
+        if act == "late":
+            time.sleep(0.1)
         if act == "hang":
             self.released.wait(20)
         elif act == "drop":

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,34 +13,9 @@ from mmlab.curate.client import Client
 from mmlab.curate.steps import STEPS, read_rows
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
+from tests.curate.killing import at_sync, die, in_a_process, torn
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.curate.tiny_curation import SAID, answer, make_pictures, run
-
-Kill = Callable[[], None]
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_a_process(work: Callable[[], object], sabotage: Kill = lambda: None) -> bool:
-    """Do the work in a process of its own; whether it came to its end, and was not killed."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(60)
-            sabotage()
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or status == 0, f"ended with {status}"
-    return not killed
 
 
 @pytest.fixture
@@ -77,43 +50,6 @@ def assert_same(out: Path, unharmed: Path) -> None:
     assert {path.name for path in out.iterdir()} == {path.name for path in unharmed.iterdir()}
 
 
-def at_sync(number: int) -> Kill:
-    """Die at the `number`th time that something was written and is not known yet to be on the disk.
-
-    Drafts do not count, and answers on their way are waited for: what they cost is for other tests.
-    """
-
-    def sabotage() -> None:
-        sync, ask = os.fsync, Client._ask
-        count, asking, dying = 0, set(), threading.Event()
-
-        def killing(fd: int) -> None:
-            nonlocal count
-            draft = os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).startswith(".")
-            count += not draft
-            if count == number and not draft:
-                dying.set()
-                while asking - {threading.get_ident()}:
-                    time.sleep(0.001)
-                die()
-            sync(fd)
-
-        def watched(self, name, question, stop):
-            asking.add(threading.get_ident())
-            if dying.is_set():
-                asking.discard(threading.get_ident())
-                time.sleep(60)
-            try:
-                return ask(self, name, question, stop)
-            finally:
-                asking.discard(threading.get_ident())
-
-        journal.os.fsync = killing  # pyright: ignore[reportAttributeAccessIssue]
-        Client._ask = watched
-
-    return sabotage
-
-
 @pytest.mark.parametrize("number", [2, 3, 4, 7, 12])
 def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
     deaths = 0
@@ -128,26 +64,6 @@ def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
 def twice(server) -> int:
     """Replies beyond the first to each prompt. One worker has one on its way while rows are written: if that dies."""
     return sum(server.paid.values()) - len(server.paid)
-
-
-def torn(step: str, row: int) -> Kill:
-    """Die in the middle of writing a row."""
-
-    def sabotage() -> None:
-        write, count = os.write, 0
-
-        def killing(fd: int, data: bytes) -> int:
-            nonlocal count
-            if os.readlink(f"/proc/self/fd/{fd}").endswith(f"{step}.jsonl"):
-                count += 1
-                if count == row:
-                    write(fd, data[: len(data) // 2])
-                    die()
-            return write(fd, data)
-
-        journal.os.write = killing  # pyright: ignore[reportAttributeAccessIssue]
-
-    return sabotage
 
 
 @pytest.mark.parametrize("row", [1, 2, 5])

@@ -1,0 +1,94 @@
+"""SIGKILL at chosen places of a curation, in a process of its own."""
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from mmlab.curate import journal
+from mmlab.curate.client import Client
+
+Kill = Callable[[], None]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_a_process(work: Callable[[], object], sabotage: Kill = lambda: None) -> bool:
+    """Do the work in a process of its own; whether it came to its end, and was not killed."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            sabotage()
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or status == 0, f"ended with {status}"
+    return not killed
+
+
+def at_sync(number: int) -> Kill:
+    """Die at the `number`th time that something was written and is not known yet to be on the disk.
+
+    Drafts do not count, and answers on their way are waited for: what they cost is for other tests.
+    """
+
+    def sabotage() -> None:
+        sync, ask = os.fsync, Client._ask
+        count, asking, dying = 0, set(), threading.Event()
+
+        def killing(fd: int) -> None:
+            nonlocal count
+            draft = os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).startswith(".")
+            count += not draft
+            if count == number and not draft:
+                dying.set()
+                while asking - {threading.get_ident()}:
+                    time.sleep(0.001)
+                die()
+            sync(fd)
+
+        def watched(self, name, question, stop):
+            asking.add(threading.get_ident())
+            if dying.is_set():
+                asking.discard(threading.get_ident())
+                time.sleep(60)
+            try:
+                return ask(self, name, question, stop)
+            finally:
+                asking.discard(threading.get_ident())
+
+        journal.os.fsync = killing  # pyright: ignore[reportAttributeAccessIssue]
+        Client._ask = watched
+
+    return sabotage
+
+
+def torn(step: str, row: int) -> Kill:
+    """Die in the middle of writing a row."""
+
+    def sabotage() -> None:
+        write, count = os.write, 0
+
+        def killing(fd: int, data: bytes) -> int:
+            nonlocal count
+            if os.readlink(f"/proc/self/fd/{fd}").endswith(f"{step}.jsonl"):
+                count += 1
+                if count == row:
+                    write(fd, data[: len(data) // 2])
+                    die()
+            return write(fd, data)
+
+        journal.os.write = killing  # pyright: ignore[reportAttributeAccessIssue]
+
+    return sabotage
