@@ -1,7 +1,8 @@
-"""Rules that catch what a language model leaves wrong in a description; each has a name that it is counted under.
+"""Rules that catch what a language model leaves wrong in a text; each has a name that it is counted under.
 
-MiniGPT-4 (arXiv 2304.10592, §3.2) names apologies as hard-coded and leaves the rest to a person; the other rules take
-what its §3.2 lists as the faults of the first stage: repetition, fragments, what is no English.
+MiniGPT-4 (arXiv 2304.10592, §3.2) names apologies as hard-coded and leaves the rest to a person; the rules after that
+take what its §3.2 lists as the faults of the first stage: repetition, fragments, what is no English. The last four are
+for LLaVA's data: a model that was told of a picture in words is to speak as if it saw it, and not of those words.
 """
 
 import re
@@ -91,13 +92,37 @@ def language(text: str) -> bool:
     return any(_is_foreign(sentence) for sentence in sentences_of(bare))
 
 
+def caption(text: str) -> bool:
+    """Refers to the captions; "a caption" that is part of a picture passes."""
+    return bool(_CAPTION.search(_unquoted(text)))
+
+
+def description(text: str) -> bool:
+    """Refers to the description or sentences that it was given, or announces one of its own."""
+    return bool(_DESCRIPTION.search(_unquoted(text)))
+
+
+def coordinates(text: str) -> bool:
+    """Names bounding boxes or coordinates, or gives them as numbers."""
+    return bool(_COORDINATES.search(_unquoted(text)))
+
+
+def information(text: str) -> bool:
+    """Refers to what is provided, given or not mentioned, which nobody does who looks at a picture."""
+    return bool(_INFORMATION.search(_unquoted(text)))
+
+
 def sentences_of(text: str) -> list[str]:
     """Split at line breaks and at the ends of sentences; "Mr. Smith" is split too, which no rule minds."""
     return [sentence for sentence in _SENTENCE_END.sub(r"\1\n", text).split("\n") if sentence.strip()]
 
 
 RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (empty, repeats, unfinished, apology, explanation, symbols, language)
+    rule.__name__: rule
+    for rule in (
+        *(empty, repeats, unfinished, apology, explanation, symbols, language),
+        *(caption, description, coordinates, information),
+    )
 }
 
 _DANGLING = {"a", "an", "the", "and", "or", "but", "because", "The", "And", "Or", "But", "An"}  # "A" may be a letter
@@ -117,6 +142,35 @@ _EXPLANATION = re.compile(
     r"|\b(?:corrected|revised|rewritten) (?:paragraph|text|version|description)\b"
     r"|\bparagraph is (?:already |grammatically )*correct\b"
     r"|\bno (?:corrections?|changes?) (?:(?:is|are|was|were) )?(?:needed|necessary|required|made)\b",
+    re.IGNORECASE,
+)
+_SOURCE = r"(?:the|this|these|those|each|every|all|both|your)(?: of the)?"
+_GIVEN = r"(?:provided|given|supplied|above|following|original|first|second|third|fourth|fifth|five|image|text|written)"
+_CAPTION = re.compile(
+    rf"\b{_SOURCE} (?:{_GIVEN} |\w+ing )?captions?\b|\b{_GIVEN} captions?\b|(?<!closed )\bcaptions\b"
+    r"|\bcaption (?:says|states|mentions|describes|indicates|suggests|tells|provided|given|above)\b"
+    r"|\b(?:in|from|by|to|per|on) caption\b",
+    re.IGNORECASE,
+)
+_DESCRIPTION = re.compile(
+    rf"\b{_SOURCE} (?:{_GIVEN} )?(?:descriptions?|sentences)\b|\b{_GIVEN} (?:descriptions?|sentences?)\b"
+    r"|\bdescriptions? (?:says?|states?|mentions?|indicates?|suggests?|provided|given|above)\b"
+    r"|\b(?:is|are|was|were|being) described (?:as|in|above|by the (?:text|caption|description)s?)\b|\bas described\b"
+    r"|\bhere(?:['’]s| is) (?:a|the|your|my) (?:\w+ )*description\b",
+    re.IGNORECASE,
+)
+_COORDINATES = re.compile(
+    r"\bbounding[- ]?box(?:es)?\b|\b(?:box|exact|provided|given|object|pixel|normali[sz]ed) coordinates\b"
+    r"|\b(?:the|these|those|their|its) coordinates\b|\bcoordinates ?(?::|\(|\[|(?:of|for|provided|given|indicate)\b)"
+    r"|[\[(] ?[01]?\.\d+ ?,|\b[xy]1\b",
+    re.IGNORECASE,
+)
+_INFORMATION = re.compile(
+    r"\b(?:provided|given|available|supplied|above) (?:information|context|data|details|text|input|list|annotations?)\b"
+    r"|\b(?:information|context|data|details|text) (?:(?:that )?(?:is|are|was|were) )?(?:provided|given|supplied)\b"
+    r"|\b(?:is|are|was|were)(?: not|n['’]t) (?:\w+ly )?(?:mentioned|specified|stated|described)\b"
+    r"|\b(?:mentioned|listed|specified) in the (?:text|context|list|input|data|annotations?|information)\b"
+    r"|\b(?:the|these) annotations?\b|\bbased on the (?:text|context|list|information|data)\b",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(

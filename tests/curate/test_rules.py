@@ -79,6 +79,45 @@ CAUGHT = {
         "pies biega po parku a obok siedzi kot na drzewie " * 3,
     ],
 }
+CAUGHT |= {
+    "caption": [
+        "The caption says that it rains.",
+        "As the captions mention, a man waits.",
+        "According to the first caption, it rains.",
+        "What does this caption tell about the dog?",
+        "It follows from the provided caption.",
+        "One of the captions names a dog.",
+        "Captions suggest that it is late.",
+    ],
+    "description": [
+        "Based on the description, it is late.",
+        "In the picture, they are described as antique.",
+        "The given descriptions say that it rains.",
+        "The sentences tell of a dog.",
+        "The image description mentions a dog.",
+        "The second sentence names a dog.",
+        "As described, the dog waits.",
+        "Here is a detailed description of the scene.",
+    ],
+    "coordinates": [
+        "The bounding box of the dog is small.",
+        "The dog is at [0.12, 0.5, 0.3, 0.9].",
+        "The dog is at (0.12, 0.5).",
+        "Judging by the coordinates, it is on the left.",
+        "Its box coordinates are large.",
+        "The coordinates of the dog are small.",
+        "The dog has x1 at the left edge.",
+    ],
+    "information": [
+        "From the provided information, it is late.",
+        "The information given is not enough.",
+        "The colour is not mentioned.",
+        "It isn't explicitly stated who he is.",
+        "Based on the context, it is late.",
+        "A dog is listed in the annotations.",
+        "The given context tells of a dog.",
+    ],
+}
 FINE = [
     "The image shows two dogs side by side by side on a lawn. They look happier and happier.",
     "There is a red circle on the left. There is a red square on the right.",
@@ -94,6 +133,13 @@ FINE = [
     "Number #1 & 2/3 of the runners: well-known, naïve, and 100% ready – almost.\n\nThe last one’s tired.",
     "Apples, oranges, pears, grapes, plums.",
     "Here is a picture of a dog that had had enough.",
+    "A poster with a caption and a short description of a lost dog hangs on the wall.",
+    "Could you describe the box, and who coordinates the work?",
+    "The television shows closed captions.",
+    "The scene can be described as peaceful, and shade is provided by the trees.",
+    "The sentence “the caption says so” is written on the wall.",
+    "At 0.5 miles, 3.5, and a ratio of 1.2 to 1, the box (a large one) is full of doughnuts.",
+    "It provides information to travellers, and the context of the scene is a market.",
 ]
 
 
