@@ -1,4 +1,4 @@
-"""The dataclasses of curation: language models that repair, and what MiniGPT-4's pipeline and its review take."""
+"""The dataclasses of curation: language models that help, and what the pipelines and the review take."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +80,58 @@ class MiniGPT4Config:
     # Whom the shards wait for: a decision on all descriptions; on some, and they hold those; or nobody.
     review: str = choice("all", "decided", "none")
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
+
+
+@dataclass
+class InstructDataConfig:
+    """Shards whose records have captions or boxes; or COCO's files in their place."""
+
+    path: str | None = None
+    images: str | None = None  # picture folder; None: there are no pictures, the dialogues go into the JSON alone
+    captions: str | None = None  # such as captions_train2017.json
+    instances: str | None = None  # such as instances_train2017.json
+    table: str | None = None  # a .jsonl of captions and instances, in place of both
+    missing_budget: float = number(0.0, at_least=0, at_most=1)  # share of the pictures that may be missing
+
+
+@dataclass
+class InstructSamplesConfig:
+    """Pictures asked for each response type, all where there are fewer; those of LLaVA-Instruct-158K."""
+
+    conversation: int = number(58000, at_least=0)
+    detail_description: int = number(23000, at_least=0)
+    complex_reasoning: int = number(77000, at_least=0)
+
+
+@dataclass
+class InstructPromptsConfig:
+    """What the language model is told for each type; None: system_message.txt beside the examples."""
+
+    conversation: str | None = MISSING
+    detail_description: str | None = MISSING
+    complex_reasoning: str | None = MISSING
+
+
+@dataclass
+class LLaVAInstructConfig:
+    """LLaVA's instruction data (arXiv 2304.08485, §3)."""
+
+    data: InstructDataConfig = field(default_factory=InstructDataConfig)
+    out: str = MISSING
+    llm: Any = section("llm")
+    examples: str | None = None  # folder of few-shot examples, one below it for each type; None: none
+    samples: InstructSamplesConfig = field(default_factory=InstructSamplesConfig)
+    prompts: InstructPromptsConfig = field(default_factory=InstructPromptsConfig)
+    requests: list[str] = MISSING  # one is drawn for each detailed description, as its question
+    seed: int = number(0, at_least=0)  # of what is drawn: pictures, requests, places of the picture
+    # What becomes of a question that gets no answer: asked again by the next command, or dropped.
+    unanswered: str = choice("retry", "drop")
+    rules: list[str] = field(
+        default_factory=lambda: [
+            *("empty", "repeats", "unfinished", "apology", "symbols", "language"),
+            *("caption", "description", "coordinates", "information"),
+        ]
+    )
 
 
 @dataclass

@@ -200,6 +200,7 @@ ROOTS: dict[str, type] = {
     "chat": ChatConfig,
     "export": image.ExportConfig,
     "curate_minigpt4": curate.MiniGPT4Config,
+    "curate_llava_instruct": curate.LLaVAInstructConfig,
     "curate_review": curate.ReviewConfig,
 }
 

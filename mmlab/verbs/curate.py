@@ -7,12 +7,13 @@ from mmlab.config.errors import ConfigError, nearest
 
 USAGE = """mmlab curate <command> [key=value]   (mmlab curate <command> --help says more)
 
-  minigpt4     describe pictures with a trained model, repair by a language model, filter, write shards
-  review       accept, edit and reject the descriptions in a browser"""
+  minigpt4          describe pictures with a trained model, repair by a language model, filter, write shards
+  llava_instruct    dialogues about pictures from their captions and boxes, by a language model; filter, write shards
+  review            accept, edit and reject MiniGPT-4's descriptions in a browser"""
 
 
 def main(argv: list[str]) -> int:
-    commands = {"minigpt4": minigpt4, "review": review}
+    commands = {"minigpt4": minigpt4, "llava_instruct": llava_instruct, "review": review}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -72,6 +73,59 @@ def describer(cfg: DictConfig, folder):
 
     asked = {"template": prompt.template, "system": prompt.system, "max_new_tokens": cfg.max_new_tokens}
     return Lazy(load, {"run": folder.name, "parts": fingerprints(folder), **asked})
+
+
+def llava_instruct(cfg: DictConfig) -> None:
+    """Make LLaVA's instruction data: conversation, detailed description, complex reasoning; the same command goes on.
+
+    mmlab curate llava_instruct data.path=data/coco/train out=data/instruct llm.model=gpt-4o-mini examples=prompts
+    mmlab curate llava_instruct data.images=train2017 data.captions=captions_train2017.json \\
+        data.instances=instances_train2017.json out=data/instruct llm=local llm.source=Qwen/Qwen2.5-7B-Instruct
+
+    `examples` is a folder in the layout of LLaVA's prompts: <type>/000_caps.txt and <type>/000_conv.txt, …
+    """
+    from pathlib import Path
+
+    from mmlab.config.build import build
+    from mmlab.curate.instruct_pipeline import ENTRIES, curate, pictures
+    from mmlab.curate.instruct_report import lines
+    from mmlab.data.index import ShardIndex
+
+    # A wrong name or address should not cost the reading of a hundred thousand pictures.
+    recipe, backend, out = instruct_recipe(cfg), build(cfg.llm), Path(cfg.out)
+    files = {name: value for name, value in cfg.data.items() if name != "path"}
+    given = [name for name, value in files.items() if value and name != "missing_budget"]
+    if (cfg.data.path is None) == (not given):
+        raise ConfigError("Give data.path=… for shards, or data.captions=…, data.instances=… or data.table=… instead.")
+    index = ShardIndex.open(cfg.data.path) if cfg.data.path else pictures(out, files)
+    counts = curate(recipe, index, backend, out)
+    print("\n".join(lines(counts)))
+    shards = f", shards: {out / 'shards'}" if counts["written"]["samples"] else ""
+    print(f"dialogues: {out / ENTRIES}{shards}")
+
+
+def instruct_recipe(cfg: DictConfig):
+    """The recipe, with the examples read from their folder."""
+    from pathlib import Path
+
+    from mmlab.curate.examples import load_examples, system_message
+    from mmlab.curate.instruct_pipeline import LLaVAInstruct
+
+    wanted = [kind for kind, count in cfg.samples.items() if count]
+    prompts = {kind: text for kind, text in cfg.prompts.items() if kind in wanted}
+    if cfg.examples is None and None in prompts.values():
+        raise ConfigError("A prompt that is null is read from a folder with examples; give examples=…")
+    return LLaVAInstruct(
+        samples=dict(cfg.samples),
+        prompts={
+            kind: system_message(Path(cfg.examples), kind) if text is None else text for kind, text in prompts.items()
+        },
+        examples={kind: load_examples(Path(cfg.examples), kind) for kind in wanted} if cfg.examples else {},
+        requests=list(cfg.requests),
+        rules=list(cfg.rules),
+        **{"seed": cfg.seed, "unanswered": cfg.unanswered, "workers": cfg.llm.workers},
+        prices=(cfg.llm.prompt_price, cfg.llm.completion_price),
+    )
 
 
 def review(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from mmlab.curate import journal
 from mmlab.curate.client import Client
+from tests.curate.scripted_endpoint import ScriptedEndpoint
 
 Kill = Callable[[], None]
 
@@ -35,6 +36,11 @@ def in_a_process(work: Callable[[], object], sabotage: Kill = lambda: None) -> b
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert killed or status == 0, f"ended with {status}"
     return not killed
+
+
+def twice(server: ScriptedEndpoint) -> int:
+    """Replies beyond the first to each prompt. One worker has one on its way while rows are written: if that dies."""
+    return sum(server.paid.values()) - len(server.paid)
 
 
 def at_sync(number: int) -> Kill:

@@ -13,7 +13,7 @@ from mmlab.curate.client import Client
 from mmlab.curate.steps import STEPS, read_rows
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
-from tests.curate.killing import at_sync, die, in_a_process, torn
+from tests.curate.killing import at_sync, die, in_a_process, torn, twice
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.curate.tiny_curation import SAID, answer, make_pictures, run
 
@@ -59,11 +59,6 @@ def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
     assert deaths >= 30 / number
     assert_same(tmp_path / "out", unharmed)
     assert len(server.paid) == 5 and twice(server) <= deaths
-
-
-def twice(server) -> int:
-    """Replies beyond the first to each prompt. One worker has one on its way while rows are written: if that dies."""
-    return sum(server.paid.values()) - len(server.paid)
 
 
 @pytest.mark.parametrize("row", [1, 2, 5])

@@ -84,7 +84,8 @@ def test_a_local_model_repairs_without_a_review(work, monkeypatch, capsys):
     [
         (
             ["minigtp4"],
-            "There is no command 'minigtp4' of curate. Did you mean 'minigpt4'? Commands: minigpt4, review.",
+            "There is no command 'minigtp4' of curate. Did you mean 'minigpt4'? Commands: minigpt4, llava_instruct, "
+            "review.",
         ),
         (minigpt4("out=x"), "'llm.model' has no value; give llm.model=…"),
         (minigpt4("out=x", "llm.model=m", "rules=[repeat]"), "There is no rule 'repeat'. Did you mean 'repeats'?"),

@@ -1,0 +1,220 @@
+"""Instruction data as a whole: what becomes of each question, and what the report says of it."""
+
+import json
+
+import pytest
+
+from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.curate.contexts import TYPES
+from mmlab.curate.examples import Example
+from mmlab.curate.instruct_pipeline import ENTRIES, pictures
+from mmlab.curate.instruct_report import lines
+from mmlab.curate.steps import step_rows
+from mmlab.data.index import ShardIndex
+from tests.curate.scripted_endpoint import ScriptedEndpoint
+from tests.curate.tiny_curation import colour
+from tests.curate.tiny_instruct import THINGS, adds_up, answer, endpoint, make_pictures, recipe, run, thing_of
+from tests.tiny_shapes import make_records
+
+
+@pytest.fixture
+def server():
+    with endpoint() as running:
+        yield running
+
+
+@pytest.fixture
+def index(tmp_path):
+    return make_pictures(tmp_path / "pictures", blind=5)
+
+
+def records(out) -> dict[str, dict]:
+    shards = ShardIndex.open(out / "shards")
+    return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
+
+
+def test_what_becomes_of_each_question(tmp_path, server, index):
+    out = tmp_path / "out"
+    counts = run(index, server, out)
+    assert adds_up(counts) and counts == json.loads((out / "report.json").read_text())
+    assert len(server.asked) == 18 and counts["total"]["chosen"] == 18
+    talk, detail, why = (counts["types"][kind] for kind in TYPES)
+    assert (talk["kept"], talk["rules"], talk["turns"]) == (5, {"caption": 1}, 2)
+    assert (detail["kept"], why["malformed"], why["kept"]) == (6, {"several questions": 1}, 5)
+    assert counts["written"]["entries"] == 16 and counts["written"]["without_picture"] == 3
+    entries = json.loads((out / ENTRIES).read_text())
+    found = records(out)
+    assert len(found) == 13 and {name: record["type"] for name, record in found.items()} == {
+        name: name.split("-")[1] for name in found
+    }
+    shards = ShardIndex.open(out / "shards")
+    assert [shards.type_of(i) for i in range(13)] == [record["type"] for record in found.values()]
+    assert shards.read(0)["png"] == colour(0) and "s0005-conversation" not in found
+    assert [entry for entry in entries if entry["image"] != "sofa.jpg"] == [
+        {name: value for name, value in record.items() if name != "provenance"} for record in found.values()
+    ]
+    origin = found["s0000-conversation"]["provenance"]
+    assert origin["recipe"] == "llava_instruct" and origin["data"] == index.hash and origin["model"] == "m-0613"
+    (kept,) = (out / "replies").glob(f"*/{origin['reply']}.json")
+    assert json.loads(kept.read_text())["reply"]["text"] == answer("conversation\ncat")
+
+
+def test_the_form_is_that_of_llava(tmp_path, server, index):
+    run(index, server, tmp_path / "out")
+    entries = json.loads((tmp_path / "out" / ENTRIES).read_text())
+    firsts = []
+    for entry in entries:
+        assert (
+            list(entry) == ["id", "image", "type", "conversations"] and entry["image"] == f"{thing_of(str(entry))}.jpg"
+        )
+        turns = entry["conversations"]
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        firsts.append(turns[0]["value"])
+        assert sum(turn["value"].count("<image>") for turn in turns) == 1 == firsts[-1].count("<image>")
+    sides = {text.startswith("<image>\n"): text.endswith("\n<image>") for text in firsts}
+    assert sides == {True: False, False: True}, "before some questions, after others"
+    asked = {
+        text.replace("<image>", "").strip() for text, e in zip(firsts, entries, strict=True) if "detail" in e["type"]
+    }
+    assert asked == {"What is it?", "Describe it."}
+
+
+def test_the_question_is_prompt_examples_and_picture_in_words(tmp_path, server, index):
+    examples = {"detail_description": [Example("One.", "A one."), Example("Two.", "A two.")]}
+    run(index, server, tmp_path / "out", examples=examples, workers=1)
+    roles = [[message["role"] for message in body["messages"]] for body in server.bodies[:3]]
+    few = ["system", "user", "assistant", "user", "assistant", "user"]
+    assert roles == [["system", "user"], few, ["system", "user"]]
+    detail = [message["content"] for message in server.bodies[1]["messages"]]
+    box = "cat: [0.1, 0.25, 0.5, 1.0]"
+    assert detail == ["detail_description", "One.", "A one.", "Two.", "A two.", f"A cat.\nThe cat again.\n\n{box}"]
+
+
+def well_badly_late_or_never(prompt: str, attempt: int) -> str:
+    """What happens to the questions about each thing."""
+    acts = {
+        "dog": ("500", "ok"),
+        "cup": ("late",),
+        "bus": ("garbage", "empty", "ok"),
+        "kite": ("cut",),
+        "sofa": ("drop", "ok"),
+    }
+    if thing_of(prompt) == "cat":
+        return "hang" if prompt.startswith("conversation") else "ok"
+    told = acts[thing_of(prompt)]
+    return told[min(attempt, len(told) - 1)]
+
+
+def test_an_endpoint_that_answers_well_badly_late_and_never(tmp_path, index):
+    with endpoint(well_badly_late_or_never) as server:
+        counts = run(index, server, tmp_path / "out", timeout=0.4, unanswered="drop", workers=1)
+    assert adds_up(counts) and counts["total"]["chosen"] == 18
+    assert counts["total"]["unanswered"] == {"finish_reason length": 3, "empty answer": 3, "timeout": 1}
+    assert counts["total"]["retries"] == {"500": 3, "garbage": 6, "empty answer": 3}
+    assert set(server.paid.values()) == {1} and counts["total"]["replies"] == len(server.paid) == 17
+    tokens = counts["total"]["prompt_tokens"] + counts["total"]["completion_tokens"]
+    assert tokens == server.tokens, "what was empty or cut off is paid, too"
+    rows = step_rows(tmp_path / "out", "answered")
+    assert len({row["key"] for row in rows}) == len(rows) == 18, "nothing lost, nothing twice"
+    said = {row["key"]: row["text"] for row in rows if "text" in row}
+    for row in step_rows(tmp_path / "out", "parsed"):
+        texts = [text for turn in row.get("turns", []) for text in turn]
+        texts = texts[1:] if row["type"] == "detail_description" else texts
+        assert all(text in said[row["key"]] for text in texts), "nothing invented"
+    told = "\n".join(lines(counts))
+    parts = ("finish_reason length 3", "asked again: garbage 6, 500 3, empty answer 3", "several questions 1")
+    assert all(part in told for part in parts), told
+
+
+def test_without_an_answer_it_is_asked_again(tmp_path, index):
+    down = True
+    with endpoint(lambda prompt, _: "400" if down and "bus" in prompt else "ok") as server:
+        with pytest.raises(RunError, match=r"3 of 18 questions got no answer \(400 3\).*unanswered=drop goes on"):
+            run(index, server, tmp_path / "out")
+        assert not (tmp_path / "out" / ENTRIES).exists() and len(step_rows(tmp_path / "out", "answered")) == 15
+        down = False
+        counts = run(index, server, tmp_path / "out")
+        assert adds_up(counts) and counts["total"]["answered"] == 18 and set(server.paid.values()) == {1}
+
+
+def test_a_second_command_does_nothing_again(tmp_path, server, index):
+    first = run(index, server, tmp_path / "out")
+    assert run(index, server, tmp_path / "out") == first and len(server.asked) == 18
+
+
+def test_alike_pictures_are_paid_for_once(tmp_path, server):
+    index = make_records(tmp_path / "p", [{"caption": "A cat."}] * 3, [colour(i) for i in range(3)])
+    counts = run(index, server, tmp_path / "out", prices=(1e6, 2e6), samples={"complex_reasoning": 9}, workers=3)
+    assert len(server.asked) == 1 and counts["total"]["kept"] == 3 and adds_up(counts)
+    words = len(answer("complex_reasoning\ncat").split())
+    assert counts["total"]["cost"] == 3 + 2 * words and list(counts["types"]) == ["complex_reasoning"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "answered.jsonl was made with seed=0, not 1; give another out"),
+        ({"prompts": {**dict.fromkeys(TYPES, "x"), "conversation": "conversation"}}, "with prompts.complex_reasoning="),
+        ({"examples": {"conversation": [Example("a", "b")]}}, "with examples.conversation="),
+        ({"requests": ["Why?"]}, "parsed.jsonl was made with requests="),
+        ({"rules": []}, "filtered.jsonl was made with rules="),
+    ],
+)
+def test_other_settings_need_another_folder(tmp_path, server, index, changes, says):
+    run(index, server, tmp_path / "out")
+    with pytest.raises(ConfigError) as caught:
+        run(index, server, tmp_path / "out", **changes)
+    assert says in str(caught.value) and len(server.asked) == 18
+
+
+def test_other_rules_cost_nothing(tmp_path, server, index):
+    run(index, server, tmp_path / "out")
+    (tmp_path / "out" / "filtered.jsonl").unlink()
+    assert run(index, server, tmp_path / "out", rules=[])["written"]["entries"] == 17
+    assert len(server.asked) == 18
+
+
+def test_our_own_requests_are_not_sifted(tmp_path, server, index):
+    counts = run(index, server, tmp_path / "out", requests=["What does the caption say?"])
+    assert counts["types"]["detail_description"]["kept"] == 6
+
+
+def test_without_any_picture_there_is_the_json_alone(tmp_path, server):
+    index = make_records(tmp_path / "p", [{"caption": f"A {thing}."} for thing in THINGS] + [{}], [None] * 7)
+    counts = run(index, server, tmp_path / "out")
+    assert adds_up(counts) and counts["data"] == {"samples": 7, "without_text": 1}
+    assert counts["written"]["samples"] == 0 and not (tmp_path / "out" / "shards").exists()
+    assert json.loads((tmp_path / "out" / ENTRIES).read_text())[0]["image"] == "s0000.jpg"
+
+
+def test_files_of_coco_become_pictures_once(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_bytes(colour(1))
+    images = [{"id": 1, "file_name": "1.png", "width": 4, "height": 4}]
+    told = {"images": images, "annotations": [{"image_id": 1, "caption": "A cat."}]}
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(told))
+    files = {"images": str(tmp_path / "photos"), "captions": str(path), "missing_budget": 0.0}
+    first = pictures(tmp_path / "out", files, quiet=True)
+    assert pictures(tmp_path / "out", files, quiet=True).root == first.root and first.read(0)["png"] == colour(1)
+    path.write_text(json.dumps({**told, "annotations": [{"image_id": 1, "caption": "A dog."}]}))
+    other = pictures(tmp_path / "out", files, quiet=True)
+    assert other.root != first.root and other.hash != first.hash
+
+
+def test_mistakes_are_one_sentence(tmp_path, server, index):
+    with pytest.raises(ConfigError, match=r"no response type 'conversations'. Did you mean 'conversation'\?"):
+        recipe(samples={"conversations": 3})
+    with pytest.raises(ConfigError, match="No response type is asked for"):
+        recipe(samples=dict.fromkeys(TYPES, 0))
+    with pytest.raises(ConfigError, match=r"prompts\.conversation is empty"):
+        recipe(prompts=dict.fromkeys(TYPES, " "))
+    with pytest.raises(ConfigError, match="requests is empty"):
+        recipe(requests=[])
+    with pytest.raises(ConfigError, match="no rule 'captions'"):
+        recipe(rules=["captions"])
+    with (
+        ScriptedEndpoint(answer=lambda prompt: "Question:\nWhat?") as bad,
+        pytest.raises(DataError, match=r"no dialogue of .* is left to write"),
+    ):
+        run(index, bad, tmp_path / "bad", samples={"conversation": 9})
