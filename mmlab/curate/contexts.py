@@ -23,12 +23,12 @@ class Chosen:
     Attributes:
         rows: `key` (`<sample>-<type>`), `sample` and `type` of each, in the order of the samples.
         contexts: sample → context.
-        without_text: samples that have neither caption nor box.
+        without_context: how many samples have neither caption nor box.
     """
 
     rows: list[Row]
     contexts: dict[int, str]
-    without_text: int
+    without_context: int
 
 
 def context_of(record: Mapping[str, Any]) -> str:

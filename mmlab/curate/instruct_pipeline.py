@@ -87,7 +87,12 @@ class LLaVAInstruct:
 
 
 def curate(
-    recipe: LLaVAInstruct, index: ShardIndex, backend: Backend, out: Path, quiet: bool = False
+    recipe: LLaVAInstruct,
+    index: ShardIndex,
+    backend: Backend,
+    out: Path,
+    read: Mapping[str, int] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Ask, parse, sift and write: `out/llava_instruct.json`, `out/shards` and `out/report.json`.
 
@@ -99,6 +104,7 @@ def curate(
         index: records with captions and boxes; those without a picture go into the JSON alone.
         backend: the language model.
         out: folder, which is made.
+        read: what was counted when the index was made of other files, for the report.
         quiet: show no progress.
 
     Returns:
@@ -114,13 +120,14 @@ def curate(
         chosen = choose(index, recipe.wanted, recipe.seed)
         kept = _steps(recipe, chosen, index, backend, out, quiet)
         written = _write(recipe, index, out, kept)
-        counts = report(out, list(recipe.wanted), recipe.prices, len(index), chosen.without_text, written)
+        data = {**(read or {}), "samples": len(index), "without_context": chosen.without_context}
+        counts = report(out, list(recipe.wanted), recipe.prices, data, written)
         write_whole(out / REPORT, json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
     return counts
 
 
-def pictures(out: Path, files: Mapping[str, Any], quiet: bool = False) -> ShardIndex:
-    """COCO's files as shards in `out`, made once for each content of the files.
+def pictures(out: Path, files: Mapping[str, Any], quiet: bool = False) -> tuple[ShardIndex, dict[str, int]]:
+    """COCO's files as shards in `out`, made once for each content of the files, and the counts of `coco`.
 
     Args:
         out: folder of the curation.
@@ -133,10 +140,14 @@ def pictures(out: Path, files: Mapping[str, Any], quiet: bool = False) -> ShardI
     """
     about = {name: value if name == "missing_budget" else _content(value) for name, value in files.items()}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    root = out / f"pictures-{name}"
+    root, counted = out / f"pictures-{name}", out / f"pictures-{name}.json"
     with closing(claim(out / ".lock", "curates into")):
         remove_litter(out)
-        return ShardIndex.open(root) if root.is_dir() else write_shards(coco(**files), root, quiet=quiet)[0]
+        if counted.exists():  # it is written last
+            return ShardIndex.open(root), json.loads(counted.read_text(encoding="utf-8"))
+        index, counts = write_shards(coco(**files), root, overwrite=True, quiet=quiet)
+        write_whole(counted, json.dumps(counts) + "\n")
+        return index, counts
 
 
 def _content(path: Any) -> str | None:

@@ -18,7 +18,7 @@ Prices = tuple[float | None, float | None]
 
 
 def report(
-    out: Path, types: Sequence[str], prices: Prices, samples: int, without_text: int, written: dict[str, Any]
+    out: Path, types: Sequence[str], prices: Prices, data: dict[str, int], written: dict[str, Any]
 ) -> dict[str, Any]:
     """Counts of every step, for each type and over all.
 
@@ -26,8 +26,7 @@ def report(
         out: folder of the curation.
         types: those that were asked for, in their order.
         prices: per million tokens, of prompts and of answers.
-        samples: pictures of the data.
-        without_text: those of them that have neither caption nor box.
+        data: `samples` that there are, those of them `without_context`, and what else was counted when they were read.
         written: `entries` of the JSON, `samples` and `hash` of the shards.
     """
     steps = {name: step_rows(out, name) for name in ("answered", "parsed", "filtered")}
@@ -35,7 +34,7 @@ def report(
         kind: {name: [row for row in rows if row["type"] == kind] for name, rows in steps.items()} for kind in types
     }
     return {
-        "data": {"samples": samples, "without_text": without_text},
+        "data": data,
         "types": {kind: _counts(**rows, prices=prices) for kind, rows in of_type.items()},
         "total": _counts(**steps, prices=prices),
         "written": {**written, "without_picture": written["entries"] - written["samples"]},
@@ -44,7 +43,9 @@ def report(
 
 def lines(counts: dict[str, Any]) -> list[str]:
     """The report for a reader: a line for each type, why something was left out, and what was written."""
-    told = [f"{'':<20}{'chosen':>9}{'answered':>10}{'parsed':>9}{'kept':>9}{'turns':>8}{'words':>8}"]
+    data = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts["data"].items() if n)
+    told = [f"{'read':<20}{data}"]
+    told += [f"{'':<20}{'chosen':>9}{'answered':>10}{'parsed':>9}{'kept':>9}{'turns':>8}{'words':>8}"]
     for kind, row in [*counts["types"].items(), ("total", counts["total"])]:
         numbers = f"{row['chosen']:>9}{row['answered']:>10}{row['parsed']:>9}{row['kept']:>9}"
         told.append(f"{kind:<20}{numbers}{row['turns']:>8.1f}{row['words']:>8.1f}")
@@ -56,8 +57,6 @@ def lines(counts: dict[str, Any]) -> list[str]:
     usage = f"{total['prompt_tokens']:,} tokens asked, {total['completion_tokens']:,} answered{cost}"
     retries = ", ".join(f"{reason} {number}" for reason, number in total["retries"].items())
     told.append(f"{'replies':<20}{total['replies']}, {usage}{f'; asked again: {retries}' if retries else ''}")
-    left = counts["data"]["without_text"]
-    told += [f"{'without text':<20}{left} of {counts['data']['samples']} samples"] if left else []
     lost = f", {written['without_picture']} without a picture" if written["without_picture"] else ""
     told.append(f"{'written':<20}{written['entries']} dialogues, {written['samples']} of them to shards{lost}")
     return told

@@ -94,11 +94,11 @@ def llava_instruct(cfg: DictConfig) -> None:
     # A wrong name or address should not cost the reading of a hundred thousand pictures.
     recipe, backend, out = instruct_recipe(cfg), build(cfg.llm), Path(cfg.out)
     files = {name: value for name, value in cfg.data.items() if name != "path"}
-    given = [name for name, value in files.items() if value and name != "missing_budget"]
-    if (cfg.data.path is None) == (not given):
+    told = any(files[name] for name in ("captions", "instances", "table"))
+    if bool(cfg.data.path) == told or (cfg.data.path and files["images"]):
         raise ConfigError("Give data.path=… for shards, or data.captions=…, data.instances=… or data.table=… instead.")
-    index = ShardIndex.open(cfg.data.path) if cfg.data.path else pictures(out, files)
-    counts = curate(recipe, index, backend, out)
+    index, read = (ShardIndex.open(cfg.data.path), None) if cfg.data.path else pictures(out, files)
+    counts = curate(recipe, index, backend, out, read)
     print("\n".join(lines(counts)))
     shards = f", shards: {out / 'shards'}" if counts["written"]["samples"] else ""
     print(f"dialogues: {out / ENTRIES}{shards}")
@@ -111,16 +111,20 @@ def instruct_recipe(cfg: DictConfig):
     from mmlab.curate.examples import load_examples, system_message
     from mmlab.curate.instruct_pipeline import LLaVAInstruct
 
+    folder = None if cfg.examples is None else Path(cfg.examples)
     wanted = [kind for kind, count in cfg.samples.items() if count]
-    prompts = {kind: text for kind, text in cfg.prompts.items() if kind in wanted}
-    if cfg.examples is None and None in prompts.values():
-        raise ConfigError("A prompt that is null is read from a folder with examples; give examples=…")
+
+    def prompt(kind: str) -> str:
+        if (text := cfg.prompts[kind]) is not None:
+            return text
+        if folder is None:
+            raise ConfigError(f"prompts.{kind}=null is read from a folder with examples; give examples=…")
+        return system_message(folder, kind)
+
     return LLaVAInstruct(
         samples=dict(cfg.samples),
-        prompts={
-            kind: system_message(Path(cfg.examples), kind) if text is None else text for kind, text in prompts.items()
-        },
-        examples={kind: load_examples(Path(cfg.examples), kind) for kind in wanted} if cfg.examples else {},
+        prompts={kind: prompt(kind) for kind in wanted},
+        examples={kind: load_examples(folder, kind) for kind in wanted} if folder else {},
         requests=list(cfg.requests),
         rules=list(cfg.rules),
         **{"seed": cfg.seed, "unanswered": cfg.unanswered, "workers": cfg.llm.workers},

@@ -61,8 +61,8 @@ def _llava_json(args: argparse.Namespace):
 def _coco(args: argparse.Namespace):
     from mmlab.data.sources.coco import coco
 
-    files = [None if path is None else _existing(path) for path in (args.captions, args.instances, args.table)]
-    return coco(_existing(args.images), *files, args.missing_budget)
+    captions, instances, table = (path and _existing(path) for path in (args.captions, args.instances, args.table))
+    return coco(_existing(args.images), captions, instances, table, args.missing_budget)
 
 
 def _captions(args: argparse.Namespace):

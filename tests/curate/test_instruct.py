@@ -182,7 +182,7 @@ def test_our_own_requests_are_not_sifted(tmp_path, server, index):
 def test_without_any_picture_there_is_the_json_alone(tmp_path, server):
     index = make_records(tmp_path / "p", [{"caption": f"A {thing}."} for thing in THINGS] + [{}], [None] * 7)
     counts = run(index, server, tmp_path / "out")
-    assert adds_up(counts) and counts["data"] == {"samples": 7, "without_text": 1}
+    assert adds_up(counts) and counts["data"] == {"samples": 7, "without_context": 1}
     assert counts["written"]["samples"] == 0 and not (tmp_path / "out" / "shards").exists()
     assert json.loads((tmp_path / "out" / ENTRIES).read_text())[0]["image"] == "s0000.jpg"
 
@@ -195,10 +195,15 @@ def test_files_of_coco_become_pictures_once(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(told))
     files = {"images": str(tmp_path / "photos"), "captions": str(path), "missing_budget": 0.0}
-    first = pictures(tmp_path / "out", files, quiet=True)
-    assert pictures(tmp_path / "out", files, quiet=True).root == first.root and first.read(0)["png"] == colour(1)
+    first, counts = pictures(tmp_path / "out", files, quiet=True)
+    assert counts["samples"] == 1 and counts["missing"] == 0 and first.read(0)["png"] == colour(1)
+    made = {path: path.stat().st_mtime_ns for path in first.root.iterdir()}
+    again, same = pictures(tmp_path / "out", files, quiet=True)
+    assert same == counts and {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == made
+    (tmp_path / "out" / f"{first.root.name}.json").unlink()  # killed between the two
+    assert pictures(tmp_path / "out", files, quiet=True)[1] == counts
     path.write_text(json.dumps({**told, "annotations": [{"image_id": 1, "caption": "A dog."}]}))
-    other = pictures(tmp_path / "out", files, quiet=True)
+    other, _ = pictures(tmp_path / "out", files, quiet=True)
     assert other.root != first.root and other.hash != first.hash
 
 

@@ -95,6 +95,8 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
     [
         (("llm.model=m",), 2, "Give data.path=… for shards, or data.captions=…"),
         (("llm.model=m", "data.path=x", *FILES), 2, "Give data.path=… for shards"),
+        (("llm.model=m", "data.path=x", "data.images=photos"), 2, "Give data.path=… for shards"),
+        (("llm.model=m", "data.images=photos"), 2, "Give data.path=… for shards"),
         (("llm.model=m", "data.path=nowhere"), 1, "there is no folder nowhere"),
         (
             ("llm.model=m", "data.captions=caption.json"),
