@@ -21,7 +21,8 @@ class Chosen:
     """The questions that a curation asks.
 
     Attributes:
-        rows: `key` (`<sample>-<type>`), `sample` and `type` of each, in the order of the samples.
+        rows: `key` (`<sample>-<type>`), `sample` and `type` of each, type after type: a picture that an endpoint does
+            not answer is not asked for three times in a row, and questions that begin alike follow on each other.
         contexts: sample → context.
         without_context: how many samples have neither caption nor box.
     """
@@ -75,8 +76,8 @@ def choose(index: ShardIndex, samples: Mapping[str, int], seed: int) -> Chosen:
     drawn = {kind: _drawn(index, contexts, kind, count, seed) for kind, count in samples.items()}
     rows = [
         {"key": f"{index.keys[i]}-{kind}", "sample": i, "type": kind}
-        for i in contexts
         for kind, chosen in drawn.items()
+        for i in contexts
         if i in chosen
     ]
     return Chosen(rows, contexts, len(index) - len(contexts))

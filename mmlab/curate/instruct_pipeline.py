@@ -181,7 +181,7 @@ def _steps(
     )
     settings |= {"rules": list(recipe.rules)}
     rows = run_step(out, "filtered", settings, partial(sift, rules=recipe.rules), rows, quiet=quiet)
-    return [row for row in rows if not row["caught"]]
+    return sorted((row for row in rows if not row["caught"]), key=lambda row: row["sample"])
 
 
 def _hash(examples: Sequence[Example]) -> str:

@@ -49,7 +49,8 @@ def test_the_draw(tmp_path):
     index = make_records(tmp_path / "p", [{"caption": f"{i}"} if i % 4 else {} for i in range(16)], [None] * 16)
     chosen = choose(index, dict.fromkeys(TYPES, 100), 0)
     assert len(chosen.rows) == 36 and chosen.without_context == 4 and chosen.contexts[5] == "5"
-    assert [row["key"] for row in chosen.rows[:4]] == [*(f"s0001-{kind}" for kind in TYPES), f"s0002-{TYPES[0]}"]
+    assert [row["key"] for row in chosen.rows[::12]] == [f"s0001-{kind}" for kind in TYPES]
+    assert chosen.rows[1] == {"key": f"s0002-{TYPES[0]}", "sample": 2, "type": TYPES[0]}
     few = {"conversation": 3, "complex_reasoning": 5}
     by_seed = [choose(index, few, seed).rows for seed in range(6)]
     assert all([row["type"] for row in rows].count("conversation") == 3 and len(rows) == 8 for rows in by_seed)

@@ -82,10 +82,10 @@ def test_the_form_is_that_of_llava(tmp_path, server, index):
 def test_the_question_is_prompt_examples_and_picture_in_words(tmp_path, server, index):
     examples = {"detail_description": [Example("One.", "A one."), Example("Two.", "A two.")]}
     run(index, server, tmp_path / "out", examples=examples, workers=1)
-    roles = [[message["role"] for message in body["messages"]] for body in server.bodies[:3]]
+    roles = [[message["role"] for message in body["messages"]] for body in server.bodies[::6]]
     few = ["system", "user", "assistant", "user", "assistant", "user"]
     assert roles == [["system", "user"], few, ["system", "user"]]
-    detail = [message["content"] for message in server.bodies[1]["messages"]]
+    detail = [message["content"] for message in server.bodies[6]["messages"]]
     box = "cat: [0.1, 0.25, 0.5, 1.0]"
     assert detail == ["detail_description", "One.", "A one.", "Two.", "A two.", f"A cat.\nThe cat again.\n\n{box}"]
 
