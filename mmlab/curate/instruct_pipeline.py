@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.curate.client import Backend, Client, Message
 from mmlab.curate.contexts import TYPES, Chosen, choose
 from mmlab.curate.examples import Example
-from mmlab.curate.instruct_report import report
+from mmlab.curate.instruct_report import LOSSES, report
 from mmlab.curate.journal import Row, by_key, claim, write_whole
 from mmlab.curate.llava_instruct import parse, request, sift
 from mmlab.curate.rules import check_rules
@@ -123,6 +124,10 @@ def curate(
         data = {**(read or {}), "samples": len(index), "without_context": chosen.without_context}
         counts = report(out, list(recipe.wanted), recipe.prices, data, written)
         write_whole(out / REPORT, json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
+    if not kept:
+        reasons = [(n, why) for name in LOSSES for why, n in counts["total"][name].items()]
+        told = ", ".join(f"{why} {n}" for n, why in sorted(reasons, key=lambda one: -one[0])[:5])
+        raise DataError(f"no dialogue of {out} is left to write, out of {len(chosen.rows)} questions: {told}.")
     return counts
 
 
@@ -191,22 +196,18 @@ def _hash(examples: Sequence[Example]) -> str:
 
 def _write(recipe: LLaVAInstruct, index: ShardIndex, out: Path, kept: Sequence[Row]) -> dict[str, Any]:
     """Step 4: the JSON of all that was kept, and shards of what has a picture."""
-    if not kept:
-        raise DataError(f"no dialogue of {out} is left to write: none was of the form asked for, or rules caught all.")
     replies = by_key(step_rows(out, "answered"))
     entries = {row["key"]: _entry(recipe, index, row) for row in kept}
     pictured = [row for row in kept if _picture(index, row["sample"]) is not None]
     written: dict[str, Any] = {"entries": len(entries), "samples": len(pictured), "hash": None}
-    if pictured:
+    if not pictured:
+        shutil.rmtree(out / SHARDS, ignore_errors=True)  # of other rules
+    else:
         with ShardWriter(out / SHARDS, overwrite=True, quiet=True) as writer:
             for row in pictured:
                 reply = replies[row["key"]]
-                origin = {
-                    "recipe": "llava_instruct",
-                    "data": index.hash,
-                    "model": reply["model"],
-                    "reply": reply["reply"],
-                }
+                origin = {"recipe": "llava_instruct", "data": index.hash}
+                origin |= {"model": reply["model"], "reply": reply["reply"]}
                 members: Members = dict(index.read(row["sample"], IMAGE_EXTENSIONS))
                 writer.write(row["key"], {**members, "json": {**entries[row["key"]], "provenance": origin}})
         written["hash"] = writer.index.hash

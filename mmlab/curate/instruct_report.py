@@ -14,6 +14,8 @@ from mmlab.curate.journal import Row
 from mmlab.curate.report import spent
 from mmlab.curate.steps import step_rows
 
+LOSSES = ("unanswered", "malformed", "rules")
+"""Counters of what stayed behind, by reason; a dialogue may be caught by several rules."""
 Prices = tuple[float | None, float | None]
 
 
@@ -50,7 +52,7 @@ def lines(counts: dict[str, Any]) -> list[str]:
         numbers = f"{row['chosen']:>9}{row['answered']:>10}{row['parsed']:>9}{row['kept']:>9}"
         told.append(f"{kind:<20}{numbers}{row['turns']:>8.1f}{row['words']:>8.1f}")
     total, written = counts["total"], counts["written"]
-    for name in ("unanswered", "malformed", "rules"):
+    for name in LOSSES:
         if total[name]:
             told.append(f"{name:<20}{', '.join(f'{reason} {number}' for reason, number in total[name].items())}")
     cost = "" if total["cost"] is None else f", cost {total['cost']:.4f}"

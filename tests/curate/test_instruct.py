@@ -9,6 +9,7 @@ from mmlab.curate.contexts import TYPES
 from mmlab.curate.examples import Example
 from mmlab.curate.instruct_pipeline import ENTRIES, pictures
 from mmlab.curate.instruct_report import lines
+from mmlab.curate.rules import RULES
 from mmlab.curate.steps import step_rows
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
@@ -167,11 +168,16 @@ def test_other_settings_need_another_folder(tmp_path, server, index, changes, sa
     assert says in str(caught.value) and len(server.asked) == 18
 
 
-def test_other_rules_cost_nothing(tmp_path, server, index):
-    run(index, server, tmp_path / "out")
-    (tmp_path / "out" / "filtered.jsonl").unlink()
-    assert run(index, server, tmp_path / "out", rules=[])["written"]["entries"] == 17
-    assert len(server.asked) == 18
+def test_other_rules_cost_nothing(tmp_path, server, index, monkeypatch):
+    out = tmp_path / "out"
+    run(index, server, out)
+    (out / "filtered.jsonl").unlink()
+    assert run(index, server, out, rules=[])["written"]["entries"] == 17
+    (out / "filtered.jsonl").unlink()
+    monkeypatch.setitem(RULES, "all", lambda text: True)
+    with pytest.raises(DataError, match=r"is left to write, out of 18 questions: all 17, several questions 1\."):
+        run(index, server, out, rules=["all"])
+    assert not (out / "shards").exists() and len(server.asked) == 18
 
 
 def test_our_own_requests_are_not_sifted(tmp_path, server, index):
@@ -220,6 +226,7 @@ def test_mistakes_are_one_sentence(tmp_path, server, index):
         recipe(rules=["captions"])
     with (
         ScriptedEndpoint(answer=lambda prompt: "Question:\nWhat?") as bad,
-        pytest.raises(DataError, match=r"no dialogue of .* is left to write"),
+        pytest.raises(DataError, match=r"is left to write, out of 6 questions: question without an answer 6\."),
     ):
         run(index, bad, tmp_path / "bad", samples={"conversation": 9})
+    assert adds_up(json.loads((tmp_path / "bad" / "report.json").read_text()))
