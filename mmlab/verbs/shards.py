@@ -65,6 +65,13 @@ def _coco(args: argparse.Namespace):
     return coco(_existing(args.images), captions, instances, table, args.missing_budget)
 
 
+def _scienceqa(args: argparse.Namespace):
+    from mmlab.data.sources.scienceqa import scienceqa
+
+    captions = None if args.captions is None else _existing(args.captions)
+    return scienceqa(_existing(args.data), args.split, args.form, captions, args.missing_budget)
+
+
 def _captions(args: argparse.Namespace):
     from mmlab.data.sources.captions import captions
 
@@ -135,6 +142,15 @@ def _show(args: argparse.Namespace) -> None:
     print(f"{out}: {min(args.number, len(index))} of {len(index)} samples of {index.root}")
 
 
+def _problems(args: argparse.Namespace) -> None:
+    from mmlab.data.sources.drawn_problems import write_problems
+
+    counts = write_problems(
+        args.out, {split: getattr(args, split) for split in ("train", "val", "test")}, args.seed, args.size
+    )
+    print(f"{args.out}: {counts['problems']} problems, {counts['pictures']} of them about a picture")
+
+
 def _tokenizer(args: argparse.Namespace) -> None:
     from mmlab.data.index import ShardIndex
     from mmlab.data.tokenizer import train_tokenizer
@@ -181,6 +197,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     help_number = "samples, spread over the set (%(default)s)"
     show.add_argument("-n", dest="number", type=_positive, default=16, help=help_number)
     show.add_argument("--columns", type=_positive, default=4, help="(%(default)s)")
+    problems = _add(commands, "problems", _problems, "write made problems in ScienceQA's layout, about drawn scenes")
+    problems.add_argument("out", help="folder to make")
+    for split, count in (("train", 2000), ("val", 200), ("test", 400)):
+        problems.add_argument(f"--{split}", type=int, default=count, metavar="N", help="problems (%(default)s)")
+    problems.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    problems.add_argument("--size", type=_positive, default=64, help="side of the pictures in pixels (%(default)s)")
     tokenizer = _add(commands, "tokenizer", _tokenizer, "train a byte-level BPE tokenizer on all texts")
     tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
     tokenizer.add_argument("--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads")
@@ -229,6 +251,16 @@ def _add_build(commands) -> None:
     coco.add_argument("--table", metavar="JSONL", help="captions and boxes of one picture a line, in place of both")
     coco.set_defaults(convert=_coco)
 
+    scienceqa = _add(sources, "scienceqa", _build, "ScienceQA in its official layout, in LLaVA's single-turn form")
+    scienceqa.add_argument("data", help="folder of problems.json, pid_splits.json and, where there are, images/<split>")
+    scienceqa.add_argument("--split", default="train", help="train, val, test, minival, … (%(default)s)")
+    forms = ("QCM-LEA", "QCM-ALE")
+    scienceqa.add_argument("--form", default=forms[0], choices=forms, help="reasoning first, or answer first: QCM-ALE")
+    scienceqa.add_argument("--captions", metavar="JSON", help="captions of the pictures, to stand in the context")
+    scienceqa.set_defaults(convert=_scienceqa)
+    # A problem whose picture is missing is kept as text.
+    _add_budget(scienceqa, 1.0)
+
     captions = _add(sources, "captions", _build, "pictures with captions in .txt beside them, or in a table")
     captions.add_argument("images", help="picture folder")
     captions.add_argument(
@@ -247,7 +279,7 @@ def _add_build(commands) -> None:
         source.add_argument("--class-field", help="the table's column of classes")
     for source in (llava, coco, captions, images):
         _add_budget(source)
-    for source in (shapes, easy_vqa, llava, coco, captions, images):
+    for source in (shapes, easy_vqa, llava, coco, scienceqa, captions, images):
         _add_destination(source)
 
 
@@ -265,9 +297,9 @@ def _add_encode(commands) -> None:
     _add_destination(encode)
 
 
-def _add_budget(parser: argparse.ArgumentParser) -> None:
+def _add_budget(parser: argparse.ArgumentParser, share: float = 0.0) -> None:
     help_budget = "share of pictures that may be missing (%(default)s)"
-    parser.add_argument("--missing-budget", type=float, default=0.0, metavar="SHARE", help=help_budget)
+    parser.add_argument("--missing-budget", type=float, default=share, metavar="SHARE", help=help_budget)
 
 
 def _add_destination(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,96 @@
+"""Made problems in ScienceQA's layout, about drawn scenes: the whole way can be tried without its data."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
+from mmlab.data.sources.scienceqa_problems import PROBLEMS, SPLITS
+
+NAMES = ("Ann", "Ben", "Eve", "Max", "Mia", "Tom")
+
+
+def write_problems(root: str | Path, counts: Mapping[str, int], seed: int = 0, size: int = 64) -> dict[str, int]:
+    """Write `problems.json`, `pid_splits.json` and `images/<split>/<id>/image.png` into a new folder.
+
+    Problem i of a split depends on (seed, split, i) alone. Of four, one is about a picture, one about a picture and a
+    text, one about a text, one about neither; each has two to four choices, of which any is as likely to be right.
+
+    Args:
+        root: the folder to make.
+        counts: split → how many problems.
+        seed: another number makes other problems.
+        size: side of the pictures in pixels.
+
+    Returns:
+        Counts: `problems`, `pictures`.
+
+    Raises:
+        ConfigError: the folder holds files already, or nothing is asked for.
+    """
+    root = Path(root)
+    if root.is_dir() and any(root.iterdir()):
+        raise ConfigError(f"{root} is not empty; give another folder.")
+    if sum(counts.values()) < 1:
+        raise ConfigError("there is no problem to write: give at least one split a number.")
+    problems: dict[str, Any] = {}
+    splits: dict[str, list[str]] = {}
+    pictures = 0
+    for split, count in counts.items():
+        for i in range(count):
+            name = str(len(problems) + 1)
+            rng = random.Random(f"{seed}/{split}/{i}")
+            problem, scene = _problem(rng, i)
+            if problem["image"]:
+                folder = root / "images" / split / name
+                folder.mkdir(parents=True)
+                draw(scene, size, rng).save(folder / "image.png")
+                pictures += 1
+            problems[name] = {**problem, "split": split}
+            splits.setdefault(split, []).append(name)
+    root.mkdir(parents=True, exist_ok=True)
+    for file, value in ((PROBLEMS, problems), (SPLITS, splits)):
+        (root / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    return {"problems": len(problems), "pictures": pictures}
+
+
+def _problem(rng: random.Random, i: int) -> tuple[dict[str, Any], list[Shape]]:
+    """One problem without its split, and the scene that its picture shows."""
+    scene = place(rng, 1)
+    texts, right, others = _content(i % 4, scene[0], rng.choice(NAMES))
+    choices = [right, *rng.sample([other for other in others if other != right], rng.randint(1, 3))]
+    rng.shuffle(choices)
+    problem = {
+        **texts,
+        "choices": choices,
+        "answer": choices.index(right),
+        "image": "image.png" if i % 4 < 2 else None,
+        "grade": f"grade{rng.randint(1, 12)}",
+        "topic": "shapes",
+        "category": "Seeing",
+        "skill": "Name what is there",
+    }
+    return problem, scene
+
+
+def _content(kind: int, shape: Shape, name: str) -> tuple[dict[str, str], str, Sequence[str]]:
+    """What is asked and why, the right answer, and what wrong ones are drawn from."""
+    fields = ("subject", "hint", "question", "lecture", "solution")
+    colour, form = shape.colour, shape.kind
+    if kind == 0:
+        why = ("Things have a color. Look at it.", f"The {form} is {colour}.")
+        texts, right, others = ("natural science", "", f"What color is the {form}?", *why), colour, tuple(COLOURS)
+    elif kind == 1:
+        why = ("Things have a shape. Look at the edges.", f"{name} drew a {form}.")
+        asked = (f"{name} drew one thing.", f"Which shape did {name} draw?")
+        texts, right, others = ("social science", *asked, *why), form, KINDS
+    elif kind == 2:
+        asked = (f"{name} has a {colour} {form}.", f"Which color does {name} have?")
+        texts, right, others = ("language science", *asked, "", f"The text says {colour}."), colour, tuple(COLOURS)
+    else:
+        asked = ("", "Which of these is a color?")
+        texts, right, others = ("natural science", *asked, "", f"A {form} is a shape."), colour, KINDS
+    return dict(zip(fields, texts, strict=True)), right, others
