@@ -36,6 +36,8 @@ from mmlab.config.stage_schema import (
     QFormerPretrainingConfig,
 )
 
+METRICS = ("exact", "vqa", "gqa", "pope", "mme", "scienceqa", "captions")
+
 
 @dataclass
 class RunConfig:
@@ -148,6 +150,8 @@ class EvalConfig:
     template: str | None = None  # None: the one it was trained with
     types: list[str] = field(default_factory=list)  # question types; none: all
     describe: bool | None = None  # ask for descriptions, not answers; None: if the run learned captions
+    # None: exact match of answers; of descriptions their incoherence alone.
+    metric: str | None = field(default=None, metadata={"choices": METRICS})
     batch_size: int = number(64, above=0)
     max_new_tokens: int | None = number(None, above=0)  # None: 64 for an answer, 300 for a description
     limit: int | None = number(None, above=0)  # questions, or pictures
@@ -157,6 +161,18 @@ class EvalConfig:
     seed: int = number(0, at_least=0)  # of the samples
     out: str | None = None
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
+
+
+@dataclass
+class ScoreConfig:
+    """Outputs that were recorded elsewhere, scored without a model."""
+
+    metric: str = field(default=MISSING, metadata={"choices": METRICS})
+    predictions: str = MISSING  # LLaVA's result file, {id: text}, or objects with an id and a text
+    references: str = MISSING  # the right answers in the data set's own layout, such as problems.json
+    splits: str | None = None  # of ScienceQA: pid_splits.json; None: the one beside the problems
+    split: str = "test"  # of ScienceQA
+    out: str | None = None  # folder for scores.json and scored.jsonl; None: only print
 
 
 @dataclass
@@ -196,6 +212,7 @@ ROOTS: dict[str, type] = {
     "train": TrainConfig,
     "plan": TrainConfig,
     "eval": EvalConfig,
+    "score": ScoreConfig,
     "sample": SampleConfig,
     "chat": ChatConfig,
     "export": image.ExportConfig,

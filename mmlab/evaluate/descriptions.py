@@ -9,15 +9,18 @@ from typing import Any
 
 from PIL import Image
 
+from mmlab.config.errors import DataError
 from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.progress import progress
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import IMAGE
 from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.caption_scores import captions
 from mmlab.evaluate.exact_match import matches
 from mmlab.evaluate.incoherence import faults, finished, incoherence, words_of
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.evaluate.questions import read_picture
+from mmlab.evaluate.scores import Reference
 from mmlab.report.sheet import BAD, GOOD, contact_sheet
 
 SIDE = 224
@@ -98,6 +101,27 @@ def description_scores(descriptions: Sequence[Description], found: Sequence[Sequ
     words = sum(len(words_of(one.text)) for one in descriptions) / len(descriptions)
     exact = {"exact": sum(known) / len(known)} if known else {}
     return {**incoherence(found), "words": words, "sentences": in_sentences(descriptions), **exact}
+
+
+def caption_row(descriptions: Sequence[Description], pictures: PictureSet) -> dict[str, Any]:
+    """BLEU-1 to 4, ROUGE-L and CIDEr-D against all the captions that each sample has.
+
+    Raises:
+        DataError: a sample without a caption.
+    """
+    references = [_captions_of(pictures, n) for n in range(len(pictures))]
+    row = captions([one.text for one in descriptions], references).all
+    return {name: value for name, value in row.items() if name not in ("questions", "words")}
+
+
+def _captions_of(pictures: PictureSet, n: int) -> Reference:
+    sample = pictures.sample(n)
+    several = sample.record.get("captions")
+    texts = several if isinstance(several, list) else [caption_of(sample.record, n)]
+    texts = [text for text in texts if isinstance(text, str) and text.strip()]
+    if not texts:
+        raise DataError(f"{sample.source}: sample {sample.key} has no caption to compare a description with.")
+    return Reference(sample.key, tuple(texts))
 
 
 def write_descriptions(folder: Path, descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> None:

@@ -1,9 +1,8 @@
 """Exact match: the score of questions whose answer is a word or two."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from mmlab.evaluate.questions import Question
+from mmlab.evaluate.scores import Reference, Row, Scores, rows_of, share
 
 
 def normalise(answer: str) -> str:
@@ -16,11 +15,12 @@ def matches(prediction: str, answer: str) -> bool:
     return normalise(prediction) == normalise(answer)
 
 
-def score(questions: Sequence[Question], predictions: Sequence[str]) -> dict[str, Any]:
-    """Share of right answers, in all and per question type: `{accuracy, questions, types: {type: {…}}}`."""
-    right = [matches(p, q.answer) for q, p in zip(questions, predictions, strict=True)]
-    types: dict[str, list[bool]] = {}
-    for question, ok in zip(questions, right, strict=True):
-        types.setdefault(question.type, []).append(ok)
-    per_type = {name: {"accuracy": sum(oks) / len(oks), "questions": len(oks)} for name, oks in sorted(types.items())}
-    return {"accuracy": sum(right) / len(right), "questions": len(right), "types": per_type}
+def exact(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
+    """Share of predictions that match an answer, in all and per type; a missing one matches none."""
+    pairs = zip(predictions, references, strict=True)
+    each = [float(p is not None and any(matches(p, answer) for answer in r.answers)) for p, r in pairs]
+
+    def row(places: list[int]) -> Row:
+        return {"accuracy": share(sum(each[n] for n in places), len(places)), "questions": len(places)}
+
+    return Scores(*rows_of(references, row), each)

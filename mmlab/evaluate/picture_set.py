@@ -1,6 +1,5 @@
 """Pictures of a set of shards, as a run sees them, and what a model may be told of each. Legend: S side, B pictures."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,3 @@ class PictureSet:
             "index": self.index.hash[:16],
             "form": f"{self.spec.size} px, aspect {self.spec.aspect}, bicubic with antialiasing, uint8",
         }
-
-
-def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
-    """Write `scores.json` into the folder, which is made, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "scores.json"
-    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    return path

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.evaluate.scores import Reference
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class Question:
         key: the sample's key.
         text, answer: the question and its right answer.
         type: kind of question that scores are split by.
+        answers: all right answers, where there are several, or where they are not what a model learns to say.
+        types: the kinds, where it is of several.
+        choices: how many letters there are to choose from.
     """
 
     sample: int
@@ -27,12 +32,21 @@ class Question:
     text: str
     answer: str
     type: str
+    answers: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    choices: int = 0
+
+    @property
+    def reference(self) -> Reference:
+        """What a scorer compares an answer with."""
+        return Reference(self.key, self.answers or (self.answer,), self.types or (self.type,), self.key, self.choices)
 
 
 def read_questions(index: ShardIndex, types: Sequence[str] = (), limit: int | None = None) -> list[Question]:
     """Return the questions of a set of shards in their order.
 
-    A sample's `questions` count one each; a dialogue counts with its first question, as type `conversation`.
+    A sample's `questions` count one each; a dialogue counts with its first question, as type `conversation`. A question
+    may have `answers`, `types` and `choices` beside its answer; a dialogue has them in the record's `reference`.
 
     Args:
         index: open shards.
@@ -46,8 +60,9 @@ def read_questions(index: ShardIndex, types: Sequence[str] = (), limit: int | No
     seen: set[str] = set()
     for i in range(len(index)):
         for question in _questions(i, str(index.keys[i]), index):
-            seen.add(question.type)
-            if not types or question.type in types:
+            kinds = question.types or (question.type,)
+            seen.update(kinds)
+            if not types or not set(types).isdisjoint(kinds):
                 found.append(question)
         if limit is not None and len(found) >= limit:
             return found[:limit]
@@ -67,13 +82,27 @@ def _questions(i: int, key: str, index: ShardIndex) -> Iterator[Question]:
         record = parse_record(index.read(i, ("json", "txt")))
     except (SampleError, ValueError) as error:
         raise DataError(f"{index.root}: the record of sample {key} cannot be read: {error}") from error
+    try:
+        yield from _asked(i, key, record)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{index.root}: sample {key} has a malformed question or reference: {error!r}.") from error
+
+
+def _asked(i: int, key: str, record: dict[str, Any]) -> Iterator[Question]:
+    turns = record.get("conversations") or []
     if record.get("questions"):
         for item in record["questions"]:
-            yield Question(i, key, item["question"], item["answer"], item.get("type", "question"))
-        return
-    turns = record.get("conversations") or []
-    if len(turns) > 1:
-        yield Question(i, key, turns[0]["value"].replace("<image>", "").strip(), turns[1]["value"], "conversation")
+            kind = item.get("type", "question")
+            yield Question(i, key, item["question"], item["answer"], kind, *_reference(item))
+    elif len(turns) > 1:
+        text = turns[0]["value"].replace("<image>", "").strip()
+        yield Question(i, key, text, turns[1]["value"], "conversation", *_reference(record.get("reference") or {}))
+
+
+def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The `answers`, `types` and `choices` of a question or a record's reference."""
+    answers, types = (tuple(map(str, item.get(name) or ())) for name in ("answers", "types"))
+    return answers, types, int(item.get("choices", 0))
 
 
 def read_picture(index: ShardIndex, i: int, spec: ImageSpec):

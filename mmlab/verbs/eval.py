@@ -1,5 +1,6 @@
 """Score a trained model: its answers, descriptions, reconstructions or samples, with pictures of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ def main(argv: list[str]) -> int:
 def evaluate(cfg: DictConfig) -> None:
     """Write scores.json and pictures to `<run>/eval/<name of data.path>`, for what the run's model does:
 
-    it answers questions: exact match per type; data.blind_from is training data whose commonest answers to compare with
+    it answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa; data.blind_from is training
+    data whose commonest answers to compare with
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
-    it describes pictures: shares that repeat themselves, break off or do not end; template=minigpt4 asks as its stage
-    2 does, describe=false (or types, or data.blind_from) asks the questions of the data instead
+      mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=128
+    it describes pictures: shares that repeat themselves, break off or do not end, with metric=captions BLEU, ROUGE-L
+    and CIDEr-D too; template=minigpt4 asks as its stage 2 does, describe=false (or types, or data.blind_from) asks the
+    questions of the data instead
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
     it encodes pictures: PSNR, SSIM, rFID; data.train_from is training data for a linear code to compare with
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
@@ -38,7 +42,12 @@ def evaluate(cfg: DictConfig) -> None:
         about_questions = bool(cfg.types) or cfg.data.blind_from is not None
         if cfg.describe and about_questions:
             raise ConfigError("types and data.blind_from are about questions; leave them out, or give describe=false.")
-        describes = cfg.describe or (cfg.describe is None and learned_captions(trained) and not about_questions)
+        describes = cfg.describe
+        if describes is None:
+            describes = (learned_captions(trained) or cfg.metric == "captions") and not about_questions
+        if cfg.metric is not None and (cfg.metric == "captions") != describes:
+            does = "describes pictures; its metric is captions" if describes else "answers questions; captions are none"
+            raise ConfigError(f"metric={cfg.metric} does not fit: {cfg.run} {does} (describe=true or false chooses).")
         score = descriptions if describes else answers
     elif trained.process is not None:
         score = samples
@@ -46,34 +55,51 @@ def evaluate(cfg: DictConfig) -> None:
         score = reconstructions
     else:
         raise ConfigError(f"{cfg.run} neither answers questions nor makes pictures, so there is nothing to score.")
+    if cfg.metric is not None and score in (samples, reconstructions):
+        raise ConfigError(f"metric={cfg.metric} is of answers and descriptions; {cfg.run} makes pictures.")
     score(cfg, folder, Path(cfg.out or folder / "eval" / Path(cfg.data.path).name))
 
 
 def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
-    """Ask a vision-language model questions with known answers."""
+    """Ask a vision-language model questions with known answers; killed, the same command goes on."""
     from mmlab.data.index import ShardIndex
-    from mmlab.evaluate.answer_scores import answer_scores, answer_table, predict, write_predictions
+    from mmlab.evaluate.answer_scores import answer_scores, predict, write_predictions
     from mmlab.evaluate.answers import Answerer
     from mmlab.evaluate.grid import draw_grid
-    from mmlab.evaluate.picture_set import write_scores
+    from mmlab.evaluate.kept_answers import KeptAnswers
     from mmlab.evaluate.questions import read_questions
+    from mmlab.evaluate.scienceqa import result_layout
+    from mmlab.evaluate.scorers import scorer_named
+    from mmlab.evaluate.scores import table, write_scores
+    from mmlab.evaluate.worst import worst_page
     from mmlab.stage.restore import restore, run_prompt
+    from mmlab.training.artifacts import fingerprints
     from mmlab.training.trainer import place
 
-    index = ShardIndex.open(cfg.data.path)
+    metric = cfg.metric or "exact"
+    scorer, index = scorer_named(metric), ShardIndex.open(cfg.data.path)
     questions = read_questions(index, cfg.types, cfg.limit)
     blind = None if cfg.data.blind_from is None else read_questions(ShardIndex.open(cfg.data.blind_from))
+    scorer([None] * len(questions), [question.reference for question in questions])  # refuse what it cannot score now
     model, trained = restore(folder)
     prompt = run_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or ANSWER_TOKENS
     answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, longest)
-    predictions = predict(answerer, index, questions, cfg.batch_size)
-    scores = answer_scores(questions, predictions, blind)
-    write_scores(out, scores)
-    write_predictions(out, questions, predictions)
-    draw_grid(index, questions, predictions, scores).save(out / "grid.png")
-    print(answer_table(scores))
-    print(f"pictures with answers: {out / 'grid.png'}")
+    asked = {"template": prompt.template, "system": prompt.system, "max_new_tokens": longest}
+    asked |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit}
+    kept = KeptAnswers(out / "answers.unfinished.jsonl", {"parts": fingerprints(folder), **asked})
+    predictions = predict(answerer, index, questions, cfg.batch_size, kept)
+    scores, found = answer_scores(scorer, questions, predictions, blind)
+    write_scores(out, {"metric": metric, **found})
+    write_predictions(out, questions, predictions, scores.each)
+    if metric == "scienceqa":
+        layout = result_layout(predictions, [question.reference for question in questions])
+        (out / "results.json").write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+    draw_grid(index, questions, predictions, scores, found.get("blind")).save(out / "grid.png")
+    (out / "worst.html").write_text(worst_page(index, questions, predictions, scores), encoding="utf-8")
+    kept.remove()
+    print(table(found, scores.main))
+    print(f"pictures with answers: {out / 'grid.png'}; the worst: {out / 'worst.html'}")
 
 
 def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
@@ -82,6 +108,7 @@ def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
     from mmlab.data.sample import ImageSpec
     from mmlab.evaluate.answers import Answerer
     from mmlab.evaluate.descriptions import (
+        caption_row,
         describe,
         description_scores,
         description_sheet,
@@ -101,6 +128,8 @@ def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
     said = describe(answerer, pictures, cfg.batch_size)
     found = judge(said)
     scores = description_scores(said, found)
+    if cfg.metric == "captions":
+        scores |= caption_row(said, pictures)
     write_descriptions(out, said, found)
     about = {"template": prompt.template, "max_new_tokens": longest}
     report({"run": folder.name, **scores, **about}, {"grid": description_sheet(pictures, said, found, scores)}, out)
@@ -160,7 +189,7 @@ def everything(cfg: DictConfig, folder: Path) -> tuple[Any, DictConfig, Any, Any
 
 def report(scores: dict, sheets: dict, out: Path) -> None:
     """Write scores and sheets, and print the numbers, a line each."""
-    from mmlab.evaluate.picture_set import write_scores
+    from mmlab.evaluate.scores import write_scores
 
     write_scores(out, scores)
     for name, sheet in sheets.items():

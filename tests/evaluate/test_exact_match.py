@@ -1,7 +1,7 @@
 import pytest
 
-from mmlab.evaluate.exact_match import matches, normalise, score
-from mmlab.evaluate.questions import Question
+from mmlab.evaluate.exact_match import exact, matches, normalise
+from mmlab.evaluate.scores import Reference
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,15 @@ def test_normalise():
     assert normalise(" A  red\ncircle. ") == "a red circle"
 
 
-def question(kind: str, answer: str) -> Question:
-    return Question(0, "k", "?", answer, kind)
+def asked(kind: str, *answers: str) -> Reference:
+    return Reference("k", answers, (kind,))
 
 
 def test_scores_are_split_by_type():
-    asked = [("color", "red"), ("count", "2"), ("color", "blue"), ("count", "3"), ("color", "black")]
-    predictions = ["Red.", "2", "green", "4", "black"]
-    assert score([question(*item) for item in asked], predictions) == {
+    references = [asked("color", "red"), asked("count", "2"), asked("color", "blue"), asked("count", "3")]
+    scores = exact(["Red.", "2", "green", "4", "black"], [*references, asked("color", "black")])
+    assert scores.each == [1, 1, 0, 0, 1]
+    assert scores.as_json() == {
         "accuracy": 3 / 5,
         "questions": 5,
         "types": {
@@ -44,6 +45,10 @@ def test_scores_are_split_by_type():
     }
 
 
+def test_any_of_several_answers_is_right_and_none_is_wrong():
+    assert exact(["crimson", "blue", None], [asked("color", "red", "Crimson")] * 3).each == [1, 0, 0]
+
+
 def test_a_missing_prediction_is_noticed():
     with pytest.raises(ValueError):
-        score([question("color", "red")] * 2, ["red"])
+        exact(["red"], [asked("color", "red")] * 2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mmlab.evaluate.exact_match import score
+from mmlab.evaluate.exact_match import exact
 from mmlab.evaluate.grid import draw_grid
 from mmlab.evaluate.questions import read_questions
 from mmlab.report.sheet import BAD, GOOD
@@ -23,8 +23,9 @@ def index(tmp_path_factory):
 
 def grid(index, predictions, **options) -> Image.Image:
     questions = read_questions(index)
-    scores = {**score(questions, predictions), "blind": score(questions, ["0"] * len(questions))}
-    return draw_grid(index, questions, predictions, scores, **options)
+    references = [question.reference for question in questions]
+    blind = exact(["0"] * len(questions), references).as_json()
+    return draw_grid(index, questions, predictions, exact(predictions, references), blind, **options)
 
 
 def test_right_is_green_and_wrong_is_red(index):

@@ -4,6 +4,7 @@ import torch
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture, read_questions
+from mmlab.evaluate.scores import Reference
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 
@@ -56,6 +57,39 @@ def test_a_type_that_is_not_there_is_an_error_with_the_nearest(index, tmp_path):
     captions = make_records(tmp_path / "captions", [{"caption": "a star"}], [png()])
     with pytest.raises(DataError, match="holds no question; it has none"):
         read_questions(captions)
+
+
+def test_what_a_scorer_compares_with(tmp_path):
+    turns = [{"from": "human", "value": "which?\n<image>"}, {"from": "gpt", "value": "Because. The answer is B."}]
+    records = [
+        {"conversations": turns, "reference": {"answers": ["B"], "choices": 3, "types": ["NAT", "IMG"]}},
+        {"questions": [{"question": "what?", "answer": "red", "answers": ["red", "pink"], "type": "color"}]},
+        {"questions": [{"question": "how?", "answer": "so"}]},
+    ]
+    index = make_records(tmp_path / "test", records, [None] * 3)
+    questions = read_questions(index)
+    assert [question.reference for question in questions] == [
+        Reference("s0000", ("B",), ("NAT", "IMG"), "s0000", 3),
+        Reference("s0001", ("red", "pink"), ("color",), "s0001"),
+        Reference("s0002", ("so",), ("question",), "s0002"),
+    ]
+    assert questions[0].text == "which?" and questions[0].answer == "Because. The answer is B."
+    assert [question.key for question in read_questions(index, ["IMG"])] == ["s0000"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"questions": [{"question": "what?"}]},
+        {"questions": ["what?"]},
+        {"conversations": [{"from": "human"}, {"from": "gpt", "value": "x"}]},
+        {"conversations": [{"value": "q"}, {"value": "x"}], "reference": {"choices": "many"}},
+    ],
+)
+def test_a_malformed_question_names_its_sample(tmp_path, record):
+    index = make_records(tmp_path / "test", [record], [None])
+    with pytest.raises(DataError, match="sample s0000 has a malformed question or reference"):
+        read_questions(index)
 
 
 def test_pictures(index):

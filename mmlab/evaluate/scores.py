@@ -1,0 +1,128 @@
+"""What every score has in common: predictions and references go in, a table comes out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, float | int | None]
+"""The numbers of one row of a table by their names; None where nothing can be said."""
+
+POINTS = ("cider_d", "score", "perception", "cognition")
+"""Numbers that are no shares of one."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What one prediction is compared with.
+
+    Attributes:
+        key: names it, in errors and in files.
+        answers: the right answers; several where people were asked, or wrote captions.
+        types: the rows of the table that it counts in besides the first.
+        picture: what the question is about; questions of one picture may be scored together.
+        choices: how many letters there are to choose from; 0 for an open question.
+    """
+
+    key: str
+    answers: tuple[str, ...]
+    types: tuple[str, ...] = ()
+    picture: str = ""
+    choices: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A table, and the score of each prediction.
+
+    Attributes:
+        all: the first row.
+        types: the other rows by name, in order.
+        each: of each prediction, the higher the better; 1 is wholly right (captions have no such end).
+        main: the number of a row that stands for it.
+    """
+
+    all: Row
+    types: dict[str, Row]
+    each: list[float]
+    main: str = "accuracy"
+
+    def as_json(self) -> dict[str, Any]:
+        """The first row, with the others as `types`."""
+        return {**self.all, "types": self.types}
+
+
+Scorer = Callable[[Sequence[str | None], Sequence[Reference]], Scores]
+"""Predictions, None where there is none, and as many references → scores."""
+
+
+def rows_of(
+    references: Sequence[Reference], row: Callable[[list[int]], Row], order: Sequence[str] | None = None
+) -> tuple[Row, dict[str, Row]]:
+    """The first row, and one for every type.
+
+    Args:
+        references: of the predictions, one at least.
+        row: from places in `references` to numbers; the places are never none, unless `order` names an absent type.
+        order: the types in their order; None takes those that occur, sorted.
+    """
+    places: dict[str, list[int]] = {}
+    for n, reference in enumerate(references):
+        for name in reference.types:
+            places.setdefault(name, []).append(n)
+    names = sorted(places) if order is None else order
+    return row(list(range(len(references)))), {name: row(places.get(name, [])) for name in names}
+
+
+def share(part: float, whole: int) -> float | None:
+    """A share, or None of nothing."""
+    return part / whole if whole else None
+
+
+def table(scores: dict[str, Any], main: str = "accuracy") -> str:
+    """Scores as a table: their first row and their types; of `scores["blind"]`, where it is, the main number beside."""
+    blind = scores.get("blind")
+    rows = [("all", scores, blind)]
+    rows += [(name, row, blind and blind["types"].get(name)) for name, row in scores["types"].items()]
+    columns = [name for name in _columns(scores) if name != "questions"]
+    width = max(14, *(len(name) + 2 for name, *_ in rows))
+    head = f"{'':<{width}}{'questions':>10}" + "".join(f"{_head(name):>{_width(name)}}" for name in columns)
+    lines = [head + (f"{'blind':>10}" if blind else "")]
+    for name, row, without in rows:
+        cells = "".join(f"{show(column, row.get(column)):>{_width(column)}}" for column in columns)
+        tail = f"{show(main, without[main]):>10}" if without else ""
+        lines.append(f"{name:<{width}}{row['questions']:>10,}{cells}{tail}")
+    return "\n".join(lines)
+
+
+def show(name: str, value: float | int | None) -> str:
+    """A number as it stands in a table: a count, points, or a share in per cent."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if name in POINTS else f"{value:.2%}"
+
+
+def _columns(scores: dict[str, Any]) -> list[str]:
+    found: dict[str, None] = {}
+    for row in (scores, *scores["types"].values()):
+        found |= {name: None for name, value in row.items() if value is None or isinstance(value, int | float)}
+    return list(found)
+
+
+def _head(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _width(name: str) -> int:
+    return max(10, len(name) + 2)
+
+
+def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
+    """Write `scores.json` into the folder, which is made, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "scores.json"
+    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return path

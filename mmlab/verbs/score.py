@@ -1,0 +1,67 @@
+"""Score recorded outputs of any model: ScienceQA, VQAv2, GQA, POPE, MME, captions, exact match."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mmlab.config.compose import hydra_verb
+
+
+def main(argv: list[str]) -> int:
+    # The metric may stand as a word of its own.
+    argv = [f"metric={word}" if n == 0 and word.isidentifier() else word for n, word in enumerate(argv)]
+    return hydra_verb("score", score, argv)
+
+
+def score(cfg: DictConfig) -> None:
+    """Compare recorded outputs with the right answers, and print the metric's table; `out` takes it as files.
+
+    mmlab score scienceqa predictions=answers.json references=problems.json splits=pid_splits.json split=test
+    mmlab score vqa predictions=answers.jsonl references=v2_mscoco_val2014_annotations.json
+    mmlab score pope predictions=answers.jsonl references=coco_pope_random.json
+    mmlab score captions predictions=captions.json references=captions_val2014.json out=scores
+
+    Predictions are LLaVA's result file ({outputs: {id: text}, results: {id: index}}), {id: text}, or objects with an id
+    and a text, as a list or as lines. References are the data set's own file, or lines of {key, answers, types,
+    picture, choices}. A question without a prediction counts as wrong.
+    """
+    from mmlab.evaluate.recorded import read_predictions, read_references
+    from mmlab.evaluate.scienceqa import differences
+    from mmlab.evaluate.scorers import scorer_named
+    from mmlab.evaluate.scores import table
+
+    scorer = scorer_named(cfg.metric)
+    references = read_references(cfg.metric, cfg.references, cfg.splits, cfg.split)
+    recorded = read_predictions(cfg.predictions)
+    predictions = recorded.aligned(references)
+    scores = scorer(predictions, references)
+    missing = sum(text is None for text in predictions)
+    found = {"metric": cfg.metric, **scores.as_json(), "missing": missing}
+    print(table(scores.as_json(), scores.main))
+    if missing:
+        print(f"{missing:,} of {len(references):,} questions have no prediction")
+    if unasked := len(recorded.texts) - (len(references) - missing):
+        print(f"{unasked:,} predictions answer no question of these")
+    if cfg.metric == "scienceqa" and recorded.indices:
+        counts = found["recorded"] = differences(predictions, references, recorded.indices)
+        differ, read = counts["differ"], counts["differ_with_letter"]
+        print(f"recorded indices: {counts['compared']:,} compared, {differ:,} differ, {read:,} where there is a letter")
+    if cfg.out is not None:
+        write(Path(cfg.out), cfg.metric, found, references, predictions, scores)
+
+
+def write(out: Path, metric: str, found: dict, references: list, predictions: list, scores) -> None:
+    """Write scores.json, a line for each question, and ScienceQA's results in LLaVA's layout."""
+    from mmlab.evaluate.scienceqa import result_layout
+    from mmlab.evaluate.scores import write_scores
+
+    write_scores(out, found)
+    with (out / "scored.jsonl").open("w", encoding="utf-8") as lines:
+        for reference, prediction, each in zip(references, predictions, scores.each, strict=True):
+            row = {"key": reference.key, "prediction": prediction, "answers": reference.answers, "score": each}
+            lines.write(json.dumps(row) + "\n")
+    if metric == "scienceqa":
+        layout = json.dumps(result_layout(predictions, references), indent=2)
+        (out / "results.json").write_text(layout + "\n", encoding="utf-8")
+    print(f"scores: {out / 'scores.json'}")

@@ -1,0 +1,104 @@
+"""`mmlab score` as a user types it."""
+
+import json
+
+import pytest
+
+from mmlab import cli
+from mmlab.config.schema import METRICS
+from mmlab.evaluate.scorers import SCORERS
+from mmlab.evaluate.scores import show, table
+from tests.tiny_problems import problem, write_problems
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problems = {
+        "1": problem(image="image.png"),
+        "2": problem(hint="A window.", subject="social science", grade="grade7"),
+        "3": problem(split="val"),
+        "4": problem(subject="language science", answer=0),
+    }
+    write_problems(tmp_path / "sqa", problems)
+    outputs = {"1": "See. The answer is B.", "2": "I cannot tell.", "9": "B"}
+    (tmp_path / "out.json").write_text(json.dumps({"outputs": outputs, "results": {"1": 1, "2": 0}}))
+    return tmp_path
+
+
+@pytest.fixture
+def mmlab(work, capsys):
+    def run(command: str, code: int = 0) -> str:
+        assert cli.main(command.split()) == code
+        printed = capsys.readouterr()
+        return printed.out if code == 0 else printed.err
+
+    return run
+
+
+def test_recorded_outputs_of_scienceqa(mmlab, work):
+    files = "references=sqa/problems.json splits=sqa/pid_splits.json"
+    out = mmlab(f"score scienceqa predictions=out.json {files} split=test out=scores")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:10]}
+    assert list(rows) == ["all", "NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"]
+    assert rows["all"] == ["3", "33.33%", "1", "1", "1"] and rows["IMG"] == ["1", "100.00%", "1", "0", "0"]
+    assert "1 of 3 questions have no prediction" in out and "1 predictions answer no question of these" in out
+    assert "recorded indices: 2 compared, 1 differ, 0 where there is a letter" in out
+    scores = json.loads((work / "scores" / "scores.json").read_text())
+    assert (scores["accuracy"], scores["failed"], scores["missing"]) == (pytest.approx(1 / 3), 1, 1)
+    assert scores["recorded"] == {"compared": 2, "differ": 1, "differ_with_letter": 0}
+    results = json.loads((work / "scores" / "results.json").read_text())
+    assert results["results"] == {"1": 1, "2": -1, "4": -1} and results["count"] == 3
+    lines = [json.loads(line) for line in (work / "scores" / "scored.jsonl").read_text().splitlines()]
+    assert lines[0] == {"key": "1", "prediction": "See. The answer is B.", "answers": ["B"], "score": 1.0}
+    # What it wrote is what it reads, and it then agrees with itself.
+    again = mmlab("score scienceqa predictions=scores/results.json references=sqa")
+    assert "recorded indices: 3 compared, 0 differ" in again
+
+
+def test_another_metric(mmlab, work):
+    (work / "answers.jsonl").write_text('{"question_id": 1, "text": "Yes"}\n{"question_id": 2, "text": "No"}\n')
+    (work / "coco_pope_random.json").write_text(
+        '{"question_id": 1, "label": "yes"}\n{"question_id": 2, "label": "yes"}\n'
+    )
+    out = mmlab("score metric=pope predictions=answers.jsonl references=coco_pope_random.json")
+    head, first, second = (line.split() for line in out.splitlines())
+    assert head == ["questions", "accuracy", "precision", "recall", "f1", "yes", "share", "neither"]
+    assert first == ["all", "2", "50.00%", "100.00%", "50.00%", "66.67%", "50.00%", "0"] and second[0] == "random"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("score sciencqa predictions=out.json references=sqa", 2, "Did you mean 'scienceqa'?"),
+        ("score scienceqa references=sqa", 2, "'predictions' has no value"),
+        ("score scienceqa predictions=ot.json references=sqa", 1, "Did you mean 'out.json'?"),
+        ("score scienceqa predictions=out.json references=sqa split=vall", 1, "Did you mean 'val'?"),
+        ("score scienceqa predictions=out.json references=sqa split=val", 1, "no prediction has the id of a question"),
+        ("score vqa predictions=out.json references=sqa/problems.json splits=x", 2, "metric=vqa has no splits"),
+        ("score vqa predictions=out.json references=sqa/problems.json", 1, "another layout"),
+    ],
+)
+def test_mistakes_are_one_sentence(mmlab, command, code, message):
+    err = mmlab(command, code)
+    assert message in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_the_config_knows_every_scorer():
+    assert tuple(SCORERS) == METRICS
+
+
+def test_numbers_in_a_table():
+    assert [show("accuracy", 0.9092), show("correct", 3855), show("cider_d", 1.2345), show("f1", None)] == [
+        "90.92%",
+        "3,855",
+        "1.234",
+        "-",
+    ]
+    blind = {"accuracy": 0.25, "questions": 2, "types": {"a": {"accuracy": 0.0, "questions": 1}}}
+    scores = {"accuracy": 0.5, "questions": 2, "types": {"a": {"accuracy": 1.0, "questions": 1}}, "blind": blind}
+    assert [line.split() for line in table(scores).splitlines()] == [
+        ["questions", "accuracy", "blind"],
+        ["all", "2", "50.00%", "25.00%"],
+        ["a", "1", "100.00%", "0.00%"],
+    ]
