@@ -107,7 +107,7 @@ def _right(reference: Reference) -> int:
     answer = reference.answers[0] if reference.answers else ""
     if len(answer) != 1 or answer not in LETTERS[: reference.choices]:
         raise DataError(
-            f"{reference.key}: metric=scienceqa compares letters, and the right answer {answer!r} is none of its"
-            f" {reference.choices} choices; shards need a `reference`, as mmlab shards build scienceqa writes it."
+            f"question {reference.key}: metric=scienceqa compares letters, and the right answer {answer!r} is none of"
+            f" its {reference.choices} choices; shards need a `reference`, as mmlab shards build scienceqa writes it."
         )
     return LETTERS.index(answer)

@@ -90,5 +90,5 @@ def _sum(tasks: dict[str, Row], names: Sequence[str] | dict[str, Row]) -> float 
 def _truth(reference: Reference) -> str:
     answer = reference.answers[0].strip().lower() if reference.answers else ""
     if answer not in ("yes", "no"):
-        raise DataError(f"{reference.key}: the right answer of a yes-or-no question is not '{answer}'.")
+        raise DataError(f"question {reference.key}: the right answer to yes or no is not '{answer}'.")
     return answer

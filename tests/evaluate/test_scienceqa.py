@@ -144,5 +144,5 @@ def test_recorded_indices_are_compared(references):
 
 @pytest.mark.parametrize("answers", [(), ("wood",), ("C",), ("",), ("AB",)])
 def test_a_reference_that_is_no_letter_is_named(answers):
-    with pytest.raises(DataError, match="q7: metric=scienceqa compares letters"):
+    with pytest.raises(DataError, match="question q7: metric=scienceqa compares letters"):
         scienceqa(["A"], [Reference("q7", answers, choices=2)])

@@ -86,5 +86,5 @@ def test_mme_needs_pairs():
 
 @pytest.mark.parametrize("scorer", [pope, mme])
 def test_an_answer_that_is_neither_yes_nor_no_is_named(scorer):
-    with pytest.raises(DataError, match=r"q: the right answer .* is not 'maybe'"):
+    with pytest.raises(DataError, match=r"question q: the right answer to yes or no is not 'maybe'"):
         scorer(["yes"], [Reference("q", ("maybe",), ("t",), "p")])

@@ -1,0 +1,124 @@
+"""ScienceQA from made problems to scores, as its user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmlab import cli
+
+TINY = "{hidden_size:32,intermediate_size:64,num_hidden_layers:2,num_attention_heads:2}"
+TRAIN = "train experiment=llava/scienceqa_tiny stage.init_from=[] run.name=it data.global_batch=4 data.micro_batch=4"
+# The vision encoder learns too, so that the run keeps it: no other run is there to start from.
+TRAIN += " stage.trainable=[vision,connector,language] stage.feature_cache_mb=0"
+TRAIN += " data.max_length=400 trainer=cpu trainer.max_steps=2 trainer.limit_val_batches=0 logger=none"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A user's folder: problems, their shards, a tokenizer, a run."""
+    folder = tmp_path_factory.mktemp("work")
+    commands = ["shards problems data/problems --train 12 --val 4 --test 8 --size 32"]
+    commands += [
+        f"shards build scienceqa data/problems data/shapes/problems/{split} --split {split}"
+        for split in ("train", "val", "test")
+    ]
+    commands += ["shards tokenizer data/shapes/problems/train --out data/shapes/tokenizer --vocab-size 320"]
+    commands += [f"{TRAIN} model.vision.architecture={TINY} model.language.architecture={TINY}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            assert cli.main(command.split()) == 0, command
+    return folder
+
+
+@pytest.fixture
+def mmlab(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+
+    def run(command: str, code: int = 0) -> str:
+        assert cli.main(command.split()) == code
+        printed = capsys.readouterr()
+        return printed.out if code == 0 else printed.err
+
+    return run
+
+
+EVAL = "eval run=it data.path=data/shapes/problems/test max_new_tokens=3 batch_size=3 trainer.accelerator=cpu"
+
+
+def test_generation_and_scores(mmlab):
+    out = mmlab(f"{EVAL} metric=scienceqa out=scored data.blind_from=data/shapes/problems/train")
+    assert [line.split()[0] for line in out.splitlines()[1:10]] == [
+        *("all", "NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
+    ]
+    scores = json.loads(Path("scored/scores.json").read_text())
+    assert scores["metric"] == "scienceqa" and scores["questions"] == 8 and scores["types"]["IMG"]["questions"] == 4
+    assert scores["failed"] == 8, "three tokens name no letter"
+    assert 0 <= scores["blind"]["accuracy"] <= 1 and scores["blind"]["failed"] == 0
+    rows = [json.loads(line) for line in Path("scored/predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all("The answer is " in row["answer"] for row in rows)
+    assert Path("scored/worst.html").read_text().count("<article") == 8
+    assert not Path("scored/answers.unfinished.jsonl").exists()
+    # The replies in LLaVA's layout are what `mmlab score` reads, and it finds the same.
+    results = json.loads(Path("scored/results.json").read_text())
+    assert set(results["results"].values()) == {-1} and results["count"] == 8
+    again = mmlab("score scienceqa predictions=scored/results.json references=data/problems out=again")
+    assert "recorded indices: 8 compared, 0 differ" in again
+    both = (json.loads(Path(folder, "scores.json").read_text()) for folder in ("scored", "again"))
+    one, other = ({name: scores[name] for name in ("accuracy", "failed", "types")} for scores in both)
+    assert one == other
+
+
+def test_a_killed_evaluation_goes_on(mmlab, monkeypatch):
+    from mmlab.evaluate.answers import Answerer
+
+    asked = []
+    answer = Answerer.replies
+
+    def dies(self, dialogues, pictures):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.extend(dialogues)
+        return answer(self, dialogues, pictures)
+
+    monkeypatch.setattr(Answerer, "replies", dies)
+    mmlab(f"{EVAL} out=killed", 130)
+    assert not Path("killed/scores.json").exists()
+    monkeypatch.setattr(Answerer, "replies", answer)
+    asked.clear()
+    monkeypatch.setattr(Answerer, "replies", lambda *args: asked.extend(args[1]) or answer(*args))
+    mmlab(f"{EVAL} out=killed")
+    assert len(asked) == 5, "three of eight were answered before"
+    mmlab(f"{EVAL} out=straight")
+    files = ("predictions.jsonl", "scores.json")
+    assert all(Path("killed", name).read_text() == Path("straight", name).read_text() for name in files)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("metric=sciencqa", 2, "Did you mean 'scienceqa'?"),
+        ("metric=pope", 1, "the right answer to yes or no is not"),
+        ("metric=captions describe=false", 2, "answers questions"),
+        ("metric=vqa describe=true", 2, "describes pictures"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused_before_a_model_is_loaded(mmlab, monkeypatch, options, code, message):
+    def loaded(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mmlab.stage.restore.restore", loaded)
+    assert message in mmlab(f"{EVAL} {options} out=refused", code)
+    assert not Path("refused").exists()
+
+
+def test_descriptions_beside_captions(mmlab):
+    """Captions come from the drawn scenes, whose tokenizer is another: only the words matter here."""
+    mmlab("shards build shapes data/shapes/val --split val --count 4 --size 32")
+    out = mmlab(
+        "eval run=it data.path=data/shapes/val metric=captions max_new_tokens=3 out=said trainer.accelerator=cpu"
+    )
+    assert "cider d" in out and "bleu 4" in out and "incoherent" in out
+    scores = json.loads(Path("said/scores.json").read_text())
+    assert scores["descriptions"] == 4 and all(0 <= scores[name] <= 1 for name in ("bleu_1", "bleu_4", "rouge_l"))
