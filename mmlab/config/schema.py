@@ -176,6 +176,19 @@ class ScoreConfig:
 
 
 @dataclass
+class LLaVABenchConfig:
+    """LLaVA-Bench: a language model marks recorded answers beside a baseline's."""
+
+    predictions: str = MISSING  # recorded answers
+    questions: str = MISSING  # lines of {question_id, image, text, category}
+    contexts: str = MISSING  # lines of {image, captions, instances}: the pictures in words
+    baseline: str = MISSING  # the answers to compare with
+    out: str = MISSING  # folder for marks, scores and the judge's replies, which are never asked for twice
+    llm: Any = section("llm")  # the judge
+    rules: str | None = None  # LLaVA's rule.json: what the judge is told per category; None: one text for all
+
+
+@dataclass
 class SampleConfig:
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
@@ -213,6 +226,7 @@ ROOTS: dict[str, type] = {
     "plan": TrainConfig,
     "eval": EvalConfig,
     "score": ScoreConfig,
+    "score_llava_bench": LLaVABenchConfig,
     "sample": SampleConfig,
     "chat": ChatConfig,
     "export": image.ExportConfig,

@@ -9,7 +9,7 @@ from typing import Any
 Row = dict[str, float | int | None]
 """The numbers of one row of a table by their names; None where nothing can be said."""
 
-POINTS = ("cider_d", "score", "perception", "cognition")
+POINTS = ("cider_d", "score", "perception", "cognition", "relative", "mark", "baseline_mark", "words")
 """Numbers that are no shares of one."""
 
 

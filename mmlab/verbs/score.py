@@ -9,6 +9,8 @@ from mmlab.config.compose import hydra_verb
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["llava_bench"]:
+        return hydra_verb("score_llava_bench", llava_bench, argv[1:])
     # The metric may stand as a word of its own.
     argv = [f"metric={word}" if n == 0 and word.isidentifier() else word for n, word in enumerate(argv)]
     return hydra_verb("score", score, argv)
@@ -21,6 +23,7 @@ def score(cfg: DictConfig) -> None:
     mmlab score vqa predictions=answers.jsonl references=v2_mscoco_val2014_annotations.json
     mmlab score pope predictions=answers.jsonl references=coco_pope_random.json
     mmlab score captions predictions=captions.json references=captions_val2014.json out=scores
+    mmlab score llava_bench …     a language model marks answers (mmlab score llava_bench --help)
 
     Predictions are LLaVA's result file ({outputs: {id: text}, results: {id: index}}), {id: text}, or objects with an id
     and a text, as a list or as lines. References are the data set's own file, or lines of {key, answers, types,
@@ -65,3 +68,42 @@ def write(out: Path, metric: str, found: dict, references: list, predictions: li
         layout = json.dumps(result_layout(predictions, references), indent=2)
         (out / "results.json").write_text(layout + "\n", encoding="utf-8")
     print(f"scores: {out / 'scores.json'}")
+
+
+def llava_bench(cfg: DictConfig) -> None:
+    """Let a language model mark recorded answers beside a baseline's; the same command asks for what is missing alone.
+
+    mmlab score llava_bench predictions=answers.jsonl questions=qa90_questions.jsonl baseline=qa90_gpt4_answer.jsonl \\
+      contexts=caps_boxes_coco2014_val_80.jsonl out=bench llm.model=gpt-4o-mini
+
+    The key of the endpoint is read from OPENAI_API_KEY, or the variable that llm.variable names.
+    """
+    from mmlab.config.build import build
+    from mmlab.curate.client import Client, NoReply
+    from mmlab.evaluate.llava_bench import bench_scores, marks_of, read_bench, read_rules, review, write_marks
+    from mmlab.evaluate.recorded import read_predictions
+    from mmlab.evaluate.scores import table, write_scores
+
+    questions = read_bench(cfg.questions, cfg.contexts, cfg.baseline)
+    answers = read_predictions(cfg.predictions).texts
+    rules = {} if cfg.rules is None else read_rules(cfg.rules)
+    out = Path(cfg.out)
+    judge = Client(build(cfg.llm), out / "replies")
+
+    def ask(messages: list) -> tuple[str, str]:
+        try:
+            return judge(messages).text, ""
+        except NoReply as fault:
+            return "", fault.reason
+
+    reviews = review(questions, answers, rules, ask, cfg.llm.workers)
+    marks = [marks_of(text) for text, _ in reviews]
+    scores = bench_scores(questions, marks)
+    unanswered = sum(bool(fault) for _, fault in reviews)
+    about = {"metric": "llava_bench", "judge": judge.backend.model, "unanswered": unanswered}
+    write_scores(out, {**about, **scores.as_json()})
+    write_marks(out / "marks.jsonl", questions, reviews, marks)
+    print(table(scores.as_json(), scores.main))
+    if unanswered:
+        print(f"{unanswered:,} questions got no reply; the same command asks for them again")
+    print(f"marks and reviews: {out / 'marks.jsonl'}")

@@ -8,6 +8,7 @@ from mmlab import cli
 from mmlab.config.schema import METRICS
 from mmlab.evaluate.scorers import SCORERS
 from mmlab.evaluate.scores import show, table
+from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.tiny_problems import problem, write_problems
 
 
@@ -82,6 +83,42 @@ def test_another_metric(mmlab, work):
 def test_mistakes_are_one_sentence(mmlab, command, code, message):
     err = mmlab(command, code)
     assert message in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_a_judge_marks_what_it_is_asked_and_is_not_asked_twice(mmlab, work):
+    questions = [{"question_id": n, "image": "a.jpg", "text": f"why {n}?", "category": "conv"} for n in range(4)]
+    lines = {"q": questions, "c": [{"image": "a.jpg", "caption": "A dog."}]}
+    lines |= {name: [{"question_id": n, "text": f"{name} {n}"} for n in range(4)] for name in ("base", "said")}
+    for name, rows in lines.items():
+        (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = (
+        "score llava_bench questions=q.jsonl contexts=c.jsonl baseline=base.jsonl predictions=said.jsonl out=bench"
+    )
+
+    def answers(prompt: str) -> str:
+        return "I will not mark this." if "why 1?" in prompt else "8 6\nThe first is better."
+
+    script = {"why 2?": ("503",), "why 3?": ("503", "ok")}  # never, late
+
+    def acts(prompt: str, attempt: int) -> str:
+        turns = next((turns for text, turns in script.items() if text in prompt), ("ok",))
+        return turns[min(attempt, len(turns) - 1)]
+
+    with ScriptedEndpoint(acts, answer=answers) as endpoint:
+        llm = f"llm.url={endpoint.url} llm.model=judge llm.variable=null llm.backoff=0 llm.attempts=2"
+        out = mmlab(f"{command} {llm}")
+        rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:3]}
+        assert rows["all"] == rows["conv"] == ["4", "75.000", "6.000", "8.000", "2"]
+        assert "1 questions got no reply" in out
+        script.clear()
+        again = mmlab(f"{command} {llm}")
+        assert again.splitlines()[1].split()[1:] == ["4", "75.000", "6.000", "8.000", "1"]
+        assert sorted(endpoint.paid.values()) == [1, 1, 1, 1], "each reply is paid for once"
+    rows = [json.loads(line) for line in (work / "bench" / "marks.jsonl").read_text().splitlines()]
+    assert [row["marks"] for row in rows] == [[8, 6], None, [8, 6], [8, 6]]
+    assert rows[1]["review"] == "I will not mark this." and all(row["fault"] == "" for row in rows)
+    scores = json.loads((work / "bench" / "scores.json").read_text())
+    assert (scores["metric"], scores["judge"], scores["unanswered"]) == ("llava_bench", "judge", 0)
 
 
 def test_the_config_knows_every_scorer():
