@@ -145,9 +145,8 @@ def _show(args: argparse.Namespace) -> None:
 def _problems(args: argparse.Namespace) -> None:
     from mmlab.data.sources.drawn_problems import write_problems
 
-    counts = write_problems(
-        args.out, {split: getattr(args, split) for split in ("train", "val", "test")}, args.seed, args.size
-    )
+    counts = {split: getattr(args, split) for split in ("train", "val", "test")}
+    counts = write_problems(args.out, counts, args.seed, args.size, args.kinds)
     print(f"{args.out}: {counts['problems']} problems, {counts['pictures']} of them about a picture")
 
 
@@ -203,6 +202,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         problems.add_argument(f"--{split}", type=int, default=count, metavar="N", help="problems (%(default)s)")
     problems.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     problems.add_argument("--size", type=_positive, default=64, help="side of the pictures in pixels (%(default)s)")
+    _add_kinds(problems)
     tokenizer = _add(commands, "tokenizer", _tokenizer, "train a byte-level BPE tokenizer on all texts")
     tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
     tokenizer.add_argument("--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads")
@@ -228,8 +228,7 @@ def _add_build(commands) -> None:
     shapes.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (%(default)s)")
     shapes.add_argument("--min-objects", type=int, default=1, help="(%(default)s)")
     shapes.add_argument("--max-objects", type=int, default=3, help="(%(default)s)")
-    kinds = ("circle", "square", "triangle", "diamond", "star", "cross")
-    shapes.add_argument("--kinds", nargs="+", default=kinds, metavar="SHAPE", help=f"({' '.join(kinds)})")
+    _add_kinds(shapes)
     shapes.set_defaults(convert=_shapes)
 
     easy_vqa = _add(sources, "easy_vqa", _build, "the easy-VQA data set")
@@ -295,6 +294,11 @@ def _add_encode(commands) -> None:
     encode.set_defaults(convert=_latents)
     _add_budget(encode)
     _add_destination(encode)
+
+
+def _add_kinds(parser: argparse.ArgumentParser) -> None:
+    kinds = ("circle", "square", "triangle", "diamond", "star", "cross")
+    parser.add_argument("--kinds", nargs="+", default=kinds, metavar="SHAPE", help=f"({' '.join(kinds)})")
 
 
 def _add_budget(parser: argparse.ArgumentParser, share: float = 0.0) -> None:

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
 from mmlab.data.sources.scienceqa_problems import PROBLEMS, SPLITS
 
 NAMES = ("Ann", "Ben", "Eve", "Max", "Mia", "Tom")
 
 
-def write_problems(root: str | Path, counts: Mapping[str, int], seed: int = 0, size: int = 64) -> dict[str, int]:
+def write_problems(
+    root: str | Path, counts: Mapping[str, int], seed: int = 0, size: int = 64, kinds: Sequence[str] = KINDS
+) -> dict[str, int]:
     """Write `problems.json`, `pid_splits.json` and `images/<split>/<id>/image.png` into a new folder.
 
     Problem i of a split depends on (seed, split, i) alone. Of four, one is about a picture, one about a picture and a
@@ -24,18 +26,24 @@ def write_problems(root: str | Path, counts: Mapping[str, int], seed: int = 0, s
         counts: split → how many problems.
         seed: another number makes other problems.
         size: side of the pictures in pixels.
+        kinds: the shapes that occur, two at least.
 
     Returns:
         Counts: `problems`, `pictures`.
 
     Raises:
-        ConfigError: the folder holds files already, or nothing is asked for.
+        ConfigError: the folder holds files already, nothing is asked for, or an unknown shape.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()):
         raise ConfigError(f"{root} is not empty; give another folder.")
     if sum(counts.values()) < 1:
         raise ConfigError("there is no problem to write: give at least one split a number.")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"problems are about {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
+    if len(set(kinds)) < 2:
+        raise ConfigError("a problem needs two shapes to choose from.")
     problems: dict[str, Any] = {}
     splits: dict[str, list[str]] = {}
     pictures = 0
@@ -43,7 +51,8 @@ def write_problems(root: str | Path, counts: Mapping[str, int], seed: int = 0, s
         for i in range(count):
             name = str(len(problems) + 1)
             rng = random.Random(f"{seed}/{split}/{i}")
-            problem, scene = _problem(rng, i)
+            content = random.Random(f"{seed}/{split}/four/{i // 4}").sample(range(4), 4)[i % 4]
+            problem, scene = _problem(rng, content, kinds)
             if problem["image"]:
                 folder = root / "images" / split / name
                 folder.mkdir(parents=True)
@@ -57,17 +66,18 @@ def write_problems(root: str | Path, counts: Mapping[str, int], seed: int = 0, s
     return {"problems": len(problems), "pictures": pictures}
 
 
-def _problem(rng: random.Random, i: int) -> tuple[dict[str, Any], list[Shape]]:
+def _problem(rng: random.Random, content: int, kinds: Sequence[str]) -> tuple[dict[str, Any], list[Shape]]:
     """One problem without its split, and the scene that its picture shows."""
-    scene = place(rng, 1)
-    texts, right, others = _content(i % 4, scene[0], rng.choice(NAMES))
-    choices = [right, *rng.sample([other for other in others if other != right], rng.randint(1, 3))]
+    scene = place(rng, 1, kinds)
+    texts, right, others = _content(content, scene[0], rng.choice(NAMES), kinds)
+    wrong = [other for other in others if other != right]
+    choices = [right, *rng.sample(wrong, rng.randint(1, min(3, len(wrong))))]
     rng.shuffle(choices)
     problem = {
         **texts,
         "choices": choices,
         "answer": choices.index(right),
-        "image": "image.png" if i % 4 < 2 else None,
+        "image": "image.png" if content < 2 else None,
         "grade": f"grade{rng.randint(1, 12)}",
         "topic": "shapes",
         "category": "Seeing",
@@ -76,7 +86,7 @@ def _problem(rng: random.Random, i: int) -> tuple[dict[str, Any], list[Shape]]:
     return problem, scene
 
 
-def _content(kind: int, shape: Shape, name: str) -> tuple[dict[str, str], str, Sequence[str]]:
+def _content(kind: int, shape: Shape, name: str, kinds: Sequence[str]) -> tuple[dict[str, str], str, Sequence[str]]:
     """What is asked and why, the right answer, and what wrong ones are drawn from."""
     fields = ("subject", "hint", "question", "lecture", "solution")
     colour, form = shape.colour, shape.kind
@@ -86,11 +96,11 @@ def _content(kind: int, shape: Shape, name: str) -> tuple[dict[str, str], str, S
     elif kind == 1:
         why = ("Things have a shape. Look at the edges.", f"{name} drew a {form}.")
         asked = (f"{name} drew one thing.", f"Which shape did {name} draw?")
-        texts, right, others = ("social science", *asked, *why), form, KINDS
+        texts, right, others = ("social science", *asked, *why), form, kinds
     elif kind == 2:
         asked = (f"{name} has a {colour} {form}.", f"Which color does {name} have?")
         texts, right, others = ("language science", *asked, "", f"The text says {colour}."), colour, tuple(COLOURS)
     else:
         asked = ("", "Which of these is a color?")
-        texts, right, others = ("natural science", *asked, "", f"A {form} is a shape."), colour, KINDS
+        texts, right, others = ("natural science", *asked, "", f"The word {colour} names a color."), colour, kinds
     return dict(zip(fields, texts, strict=True)), right, others

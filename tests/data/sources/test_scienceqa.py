@@ -225,6 +225,12 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
     assert fewer["problems"] == 3
     again = load_problems(tmp_path / "again" / "problems.json")
     assert [again[name] for name in "123"] == [problems[name] for name in "123"], "a problem depends on its place alone"
+    draw_problems(tmp_path / "few", {"train": 8}, size=16, kinds=("star", "cross"))
+    assert "circle" not in (tmp_path / "few" / "problems.json").read_text()
+    with pytest.raises(ConfigError, match=r"not 'sqare'\. Did you mean 'square'"):
+        draw_problems(tmp_path / "none", {"train": 1}, kinds=("star", "sqare"))
+    with pytest.raises(ConfigError, match="two shapes"):
+        draw_problems(tmp_path / "none", {"train": 1}, kinds=("star", "star"))
     with pytest.raises(ConfigError, match="is not empty"):
         draw_problems(tmp_path / "again", {"train": 3})
     with pytest.raises(ConfigError, match="no problem to write"):
