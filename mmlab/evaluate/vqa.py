@@ -33,7 +33,7 @@ _WRITTEN = """aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn
     wouldnt've:wouldn't've wouldn'tve:wouldn't've yall:y'all yall'll:y'all'll y'allll:y'all'll yall'd've:y'all'd've
     y'alld've:y'all'd've y'all'dve:y'all'd've youd:you'd youd've:you'd've you'dve:you'd've youll:you'll youre:you're
     youve:you've"""
-_CONTRACTIONS = dict(pair.split(":") for pair in _WRITTEN.split())
+_CONTRACTIONS = {bare: meant for bare, _, meant in (pair.partition(":") for pair in _WRITTEN.split())}
 
 
 def normalise(answer: str) -> str:

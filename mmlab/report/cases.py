@@ -12,7 +12,7 @@ from mmlab.report.sheet import BAD, CARD, FAINT, GOOD, INK, LINE, PAGE, as_pictu
 _STYLE = f"""
 body {{ margin: 24px; background: {PAGE}; color: {INK}; font: 15px/1.45 system-ui, sans-serif; }}
 h1 {{ font-size: 22px; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; align-items: start; }}
 article {{ background: {CARD}; border: 1px solid {LINE}; border-radius: 8px; padding: 12px; }}
 article {{ border-top: 6px solid {BAD}; }}
 article.good {{ border-top-color: {GOOD}; }}
