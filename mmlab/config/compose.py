@@ -193,7 +193,7 @@ def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> s
     lines = [f"  {group}: {', '.join(options)}" for group, options in groups if options]
     return "\n".join(
         [
-            f"mmlab {config_name.replace('_', ' ')} [flags] [group=option] [key=value]",
+            f"mmlab {config_name.replace('_', ' ', 1)} [flags] [group=option] [key=value]",
             (task.__doc__ or "").strip(),
             "\nConfig groups (group=option)",
             *lines,

@@ -78,13 +78,13 @@ def record(problem: Problem, form: str, caption: str = "", picture: bool = True)
 def prompt(problem: Problem, caption: str = "") -> str:
     """Question, context and options as LLaVA's converter writes them.
 
-    It writes a field's name before the question and then takes that name away wherever it stands, and halves every
-    two spaces once: so does this, since the published models were trained on such text.
+    It writes a field's name before the question and then takes that name away wherever it stands, and has quirks with
+    spaces (see `_tidied`): so has this, since the published models were trained on such text.
     """
     context = f"{problem.hint} {caption}".strip() or "N/A"
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
     text = f"Question: {problem.question}\nContext: {context}\nOptions: {options}"
-    return text.replace("  ", " ").strip().replace("Question: ", "")
+    return _tidied(text).replace("Question: ", "")
 
 
 def reply(problem: Problem, form: str) -> str:
@@ -93,10 +93,13 @@ def reply(problem: Problem, form: str) -> str:
     answer = f"The answer is {problem.letter}."
     reasons = f"{lecture} {solution}"
     text = f"Answer: {reasons} {answer}" if form == "QCM-LEA" else f"Answer: {answer} BECAUSE: {reasons}"
+    return _tidied(text).replace("Answer: ", "")
+
+
+def _tidied(text: str) -> str:
+    """Every two spaces as one, once; and without a BECAUSE that nothing follows, then without any."""
     text = text.replace("  ", " ").strip()
-    if text.endswith("BECAUSE:"):
-        text = text.replace("BECAUSE:", "").strip()
-    return text.replace("Answer: ", "")
+    return text.replace("BECAUSE:", "").strip() if text.endswith("BECAUSE:") else text
 
 
 def _folder(path: Path, missing_budget: float, pictured: int) -> PictureFolder | None:

@@ -67,6 +67,8 @@ def test_the_answer_may_come_first(build):
         ({"hint": "Question: why?"}, "What is it made of?\nContext: why?\nOptions: (A) wood (B) glass", None),
         ({"solution": "Answer: glass."}, None, "Glass is clear. glass. The answer is B."),
         ({"lecture": ""}, None, "One can see through it. The answer is B."),
+        # A BECAUSE at the end takes all others along.
+        ({"choices": ["BECAUSE: a", "BECAUSE:"]}, "What is it made of?\nContext: N/A\nOptions: (A)  a (B)", None),
         # Without any reasoning the published text begins with a space.
         ({"lecture": "", "solution": ""}, None, " The answer is B."),
         ({"hint": None, "solution": None}, "What is it made of?\nContext: N/A\nOptions: (A) wood (B) glass", None),
