@@ -90,10 +90,13 @@ def llava_bench(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     judge = Client(build(cfg.llm), out / "replies")
 
+    kept = []  # replies that are on the disk and cannot be used: the same command gets the same
+
     def ask(messages: list) -> tuple[str, str]:
         try:
             return judge(messages).text, ""
         except NoReply as fault:
+            kept.extend([fault.spent] if fault.kept else [])
             return "", fault.reason
 
     reviews = review(questions, answers, rules, ask, cfg.llm.workers)
@@ -104,6 +107,8 @@ def llava_bench(cfg: DictConfig) -> None:
     write_scores(out, {**about, **scores.as_json()})
     write_marks(out / "marks.jsonl", questions, reviews, marks)
     print(table(scores.as_json(), scores.main))
-    if unanswered:
-        print(f"{unanswered:,} questions got no reply; the same command asks for them again")
+    if unanswered > len(kept):
+        print(f"{unanswered - len(kept):,} questions got no reply; the same command asks for them again")
+    if kept:
+        print(f"{len(kept):,} replies were cut off, filtered or empty, and stay so; other llm.settings ask anew")
     print(f"marks and reviews: {out / 'marks.jsonl'}")

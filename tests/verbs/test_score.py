@@ -119,6 +119,11 @@ def test_a_judge_marks_what_it_is_asked_and_is_not_asked_twice(mmlab, work):
     assert rows[1]["review"] == "I will not mark this." and all(row["fault"] == "" for row in rows)
     scores = json.loads((work / "bench" / "scores.json").read_text())
     assert (scores["metric"], scores["judge"], scores["unanswered"]) == ("llava_bench", "judge", 0)
+    with ScriptedEndpoint(lambda prompt, _: "cut" if "why 1?" in prompt else "ok", answer=answers) as endpoint:
+        llm = f"llm.url={endpoint.url} llm.model=judge llm.variable=null"
+        for _ in range(2):
+            out = mmlab(f"{command.replace('bench', 'cut').replace('llava_cut', 'llava_bench')} {llm}")
+            assert "1 replies were cut off" in out and "got no reply" not in out and len(endpoint.asked) == 4
 
 
 def test_the_config_knows_every_scorer():
