@@ -18,14 +18,18 @@ Seeds = Sequence[int] | Tensor
 """One integer per sample: a batch's `seeds`, taken modulo 2⁶⁴."""
 
 
-def uniform(seeds: Seeds, purpose: str) -> Tensor:
-    """One number in [0, 1) per seed, float64 `[B]`.
+def uniform(seeds: Seeds, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+    """Numbers in [0, 1), float64 `[B, *shape]` on the CPU; without a shape one per seed.
 
     Args:
         seeds: one integer per sample.
         purpose: what the numbers are for; another purpose gives independent numbers.
+        shape: of one sample.
     """
-    return torch.tensor([stream.random() for stream in _streams(seeds, purpose)], dtype=torch.float64)
+    drawn = np.empty((len(seeds), prod(shape)))
+    for row, stream in zip(drawn, _streams(seeds, purpose), strict=True):
+        stream.random(out=row)
+    return torch.from_numpy(drawn).view(len(seeds), *shape)
 
 
 def normal(seeds: Seeds, shape: Sequence[int], purpose: str) -> Tensor:

@@ -1,27 +1,25 @@
 """A denoiser learns to undo noise, in pixels or in a first stage's latents. Legend: B pictures, C/h/w of latents."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.errors import ConfigError
 from mmlab.data.image_collate import ImageCollate, LatentCollate, form
 from mmlab.diffusion.noise import uniform
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.model.diffusion_model import DiffusionModel
 from mmlab.model.first_stage import Posterior, to_signed
-from mmlab.stage.keyed_latents import keyed_sample, with_seeds_on_host
-from mmlab.stage.stage import Stage
-from mmlab.stage.token_loss import TokenMean
-from mmlab.training.artifacts import fingerprint, load_parts
-from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.stage.generative import GenerativeStage
+from mmlab.stage.keyed_latents import keyed_sample
+from mmlab.training.artifacts import fingerprint
+from mmlab.training.optim import AdamW
 
 
-class LatentDiffusion(Stage):
+class LatentDiffusion(GenerativeStage):
     """DDPM's simple loss (arXiv 2006.11239, equation 14) on a frozen first stage's latents (latent diffusion, arXiv
     2112.10752, equations 2 and 3); with the `Identity` first stage it is diffusion of pixels.
 
@@ -43,6 +41,7 @@ class LatentDiffusion(Stage):
     """
 
     model: DiffusionModel
+    learner = "denoiser"
 
     def __init__(
         self,
@@ -58,27 +57,15 @@ class LatentDiffusion(Stage):
             raise ConfigError(f"stage.loss={loss} is none of l2, l1.")
         if loss == "l1" and getattr(process, "min_snr_gamma", None) is not None:
             raise ConfigError("process.min_snr_gamma weights squared errors; leave it out, or take stage.loss=l2.")
-        if any(name.split(".")[0] == "first_stage" for name in trainable):
-            raise ConfigError(
-                "stage.trainable names 'first_stage', which stays as it is here: stage=autoencoder trains it."
-            )
-        super().__init__(model, optim, trainable)
+        super().__init__(model, optim, trainable, init_from)
         self.process = process
         self.sampler = sampler or Sampler()
         self.kind = loss
-        loaded = load_parts(model, [Path(run) for run in init_from])
-        if "conditioner" in self.frozen and "conditioner" not in loaded and model.conditioner.unlearnt:
-            raise ConfigError(
-                "The conditioner's weights are random, and would stay so: give stage.trainable=[denoiser, conditioner],"
-                " or name the run that trained it in stage.init_from."
-            )
         if not model.first_stage.measured:
             raise ConfigError(
                 "The latents of the first stage were never measured, so nothing brings them to unit variance: name the"
                 " run that trained it in stage.init_from, or give model.first_stage a pretrained source."
             )
-        # A mean over samples here: "tokens" are samples.
-        self.train_mean = TokenMean()
 
     def collate(self, size: int, aspect: str, flip: bool, latents: bool) -> ImageCollate | LatentCollate:
         """What turns samples into this stage's batches; arguments as in the data config.
@@ -86,7 +73,7 @@ class LatentDiffusion(Stage):
         Raises:
             ConfigError: a size that the first stage cannot encode.
         """
-        first_stage, conditioner = self.model.first_stage, self.model.conditioner
+        first_stage = self.model.first_stage
         side = first_stage.side(size)
         reduction = getattr(self.model.denoiser, "reduction", 1)
         if side % reduction:
@@ -94,18 +81,10 @@ class LatentDiffusion(Stage):
                 f"data.size={size} makes latents of {side} x {side}, which the denoiser cannot divide by {reduction}; "
                 f"take a multiple of {first_stage.factor * reduction}."
             )
-        told: dict[str, Any] = {}
-        if conditioner.reads == "class":
-            told = {"labels": conditioner.names}
-        elif conditioner.reads == "text":
-            told = {"tokenizer": conditioner.tokenizer, "max_length": conditioner.max_length}
         if latents:
             shape = (first_stage.channels, side, side)
-            return LatentCollate(fingerprint(first_stage), shape, form(size, aspect), flip, **told)
-        return ImageCollate(size, aspect, flip, **told)
-
-    def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        return with_seeds_on_host(batch)
+            return LatentCollate(fingerprint(first_stage), shape, form(size, aspect), flip, **self.told())
+        return ImageCollate(size, aspect, flip, **self.told())
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Any]) -> Tensor:
@@ -140,20 +119,7 @@ class LatentDiffusion(Stage):
         return self.process.loss(prediction, x_0, noise, t, self.kind)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        losses = self.loss(batch, self.model.conditioner.dropout)
-        self.train_mean.add(losses.sum(), len(losses))
-        return losses.mean()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        mean, _ = self.train_mean.finish(self.trainer.world_size)
-        self.log("train/loss", mean, prog_bar=True)
-        log_optimizer(self, optimizer)
-        # Looked at only where it is logged anyway: it makes the device wait.
-        step = self.trainer.global_step + 1
-        if step % self.trainer.log_every_n_steps == 0 and not mean.isfinite():  # type: ignore[attr-defined]
-            raise RunError(
-                f"The loss is {float(mean)} at step {step}: lower optim.lr, or set trainer.gradient_clip_val."
-            )
+        return self.mean(self.loss(batch, self.model.conditioner.dropout))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the loss with every condition given; each validation draws the same noise for the same samples."""
