@@ -51,4 +51,4 @@ class ImageDataConfig(ShardsConfig):
     size: int = for_verb(number(MISSING, above=0))  # side of the square pictures in pixels
     aspect: str = for_verb(choice("crop", "pad", "stretch"))
     flip: bool = for_verb(False)  # mirror half of the pictures
-    latents: bool = for_verb(False)  # the shards hold latents (mmlab shards encode) in place of pictures
+    latents: bool = for_verb(False)  # the shards hold latents or codes (mmlab shards encode), not pictures

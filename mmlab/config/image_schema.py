@@ -39,6 +39,7 @@ class VQAutoencoderConfig:
     _target_: str = "mmlab.model.autoencoder.VQAutoencoder"
     architecture: dict[str, Any] = field(default_factory=dict)  # of diffusers' Encoder and Decoder
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    source: str | None = None  # folder of a trained one: <run>/artifacts/first_stage
 
 
 @dataclass

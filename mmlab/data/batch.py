@@ -56,6 +56,7 @@ class ImageBatch(ConditionedBatch):
     """Pictures to encode or to generate."""
 
     pixel_values: Tensor  # uint8 [B, 3, H, W]
+    map_pixels: NotRequired[Tensor]  # uint8 [B, 3, H, W]; of the pictures' maps
 
 
 class LatentBatch(ConditionedBatch):
@@ -63,3 +64,10 @@ class LatentBatch(ConditionedBatch):
 
     mean: Tensor  # float32 [B, C, h, w]; raw latents, not normalised
     logvar: NotRequired[Tensor]  # float32 [B, C, h, w]; not there for a deterministic first stage
+
+
+class CodeBatch(ConditionedBatch):
+    """Pictures as the codes that a first stage made of them."""
+
+    codes: Tensor  # int64 [B, h, w]
+    map_codes: NotRequired[Tensor]  # int64 [B, h, w]; of the pictures' maps, by a first stage of their own

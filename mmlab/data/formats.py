@@ -7,8 +7,13 @@ from typing import Any
 from mmlab.config.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", "safetensors")
-"""Members that a shard may hold. All are read without running anything that the file says."""
+MAP = "map.png"
+"""A second picture of the same scene, such as its segmentation in colours or its depth in grey."""
+EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", "safetensors", MAP)
+"""Members that a shard may hold. All are read without running anything that the file says.
+
+An index holds their places here, so new ones come last.
+"""
 
 PIXEL_CAP = 50_000_000
 """A picture whose header claims more pixels is never decoded."""

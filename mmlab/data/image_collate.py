@@ -1,6 +1,6 @@
 """Pictures, or the latents that a first stage made of them, become batches. Legend: S side, C/h/w latent sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.draw import draw
+from mmlab.data.formats import MAP
 from mmlab.data.image_condition import Conditions, Told
-from mmlab.data.images import ASPECTS
+from mmlab.data.images import ASPECTS, decode_image
 from mmlab.data.sample import ImageSpec, Sample, SampleError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ImageCollate:
         aspect: `crop` the centre, `pad` or `stretch`.
         flip: mirror half of the pictures, drawn by their seeds. Captions that say left and right become wrong.
         labels, tokenizer, max_length: see `Conditions`.
+        maps: read each picture's map, too, and treat it alike.
 
     Raises:
         ConfigError: an unknown aspect.
@@ -75,32 +77,45 @@ class ImageCollate:
         labels: Sequence[str] | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         max_length: int = 77,
+        maps: bool = False,
     ):
         if aspect not in ASPECTS:
             raise ConfigError(f"data.aspect={aspect} is none of {', '.join(ASPECTS)}.{nearest(aspect, ASPECTS)}")
         self.image: ImageSpec | None = ImageSpec(size, aspect)
         self.flip = flip
+        self.maps = maps
         self.conditions = Conditions(labels, tokenizer, max_length)
-        self.members = self.conditions.members
+        self.members = (*self.conditions.members, *((MAP,) if maps else ()))
 
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read one sample.
 
         Raises:
-            SampleError: `no-picture`, and what `Conditions` raises.
+            SampleError: `no-picture`, `no-map`, and what `Conditions` and `decode_image` raise.
             DataError: the shards hold latents.
         """
         if sample.image is None:
             if FIRST_STAGE in sample.record:
                 raise DataError(f"source '{sample.source}' holds latents, not pictures; set data.latents=true.")
             raise SampleError("no-picture", "The sample has no picture.")
-        turned = self.flip and mirrored(sample.seed)
-        pixels = sample.image.flip(-1) if turned else sample.image
-        return _prepared(sample, {"pixel_values": pixels}, self.conditions(sample))
+        values = {"pixel_values": sample.image}
+        if self.maps:
+            assert self.image is not None
+            values["map_pixels"] = map_of(sample.members, self.image)
+        if self.flip and mirrored(sample.seed):
+            values = {name: pixels.flip(-1) for name, pixels in values.items()}
+        return prepared_image(sample, values, self.conditions(sample))
 
     def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
         """Stack the samples: an `ImageBatch`."""
-        return _stacked(prepared)
+        return stacked(prepared)
+
+
+def map_of(members: Mapping[str, bytes], spec: ImageSpec) -> Tensor:
+    """A sample's map, uint8 `[3, S, S]`; raises SampleError `no-map`, and what `decode_image` raises."""
+    if MAP not in members:
+        raise SampleError("no-map", f"The sample has no {MAP}.")
+    return decode_image(members[MAP], spec)
 
 
 class LatentCollate:
@@ -139,23 +154,10 @@ class LatentCollate:
             DataError: no latents, those of another first stage, picture size or aspect, or none of mirrored pictures.
         """
         where = f"source '{sample.source}'"
-        if LATENTS not in sample.members:
-            raise DataError(f"{where} holds no latents; make them with `mmlab shards encode`, or data.latents=false.")
-        made_by = sample.record.get(FIRST_STAGE)
-        if made_by != self.first_stage:
-            raise DataError(
-                f"the latents of {where} were made by the first stage {made_by}, and this model's is"
-                f" {self.first_stage}: encode the pictures again with `mmlab shards encode`."
-            )
-        encoded_as = sample.record.get(ENCODED_AS)
-        if encoded_as != self.encoded_as:
-            # Caches from before this field cannot say; `mmlab shards encode` takes both from the first stage's run.
-            way = "encode them again with `mmlab shards encode`" if encoded_as is None else "set what they have"
-            raise DataError(
-                f"the pictures of {where} were encoded with {encoded_as or 'an unknown data.aspect'}, and this run has"
-                f" {self.encoded_as}: {way}."
-            )
-        stored = _tensors(sample.members[LATENTS])
+        refuse_other_cache(sample, "latents", {FIRST_STAGE: self.first_stage}, self.encoded_as)
+        stored = stored_tensors(sample.members[LATENTS])
+        if "codes" in stored:
+            raise DataError(f"{where} holds codes, not latents; encode the pictures with --as latents.")
         ending = "_flipped" if self.flip and mirrored(sample.seed) else ""
         if self.flip and "mean_flipped" not in stored:
             raise DataError(f"{where} holds no latents of mirrored pictures; encode with --flip, or data.flip=false.")
@@ -168,26 +170,61 @@ class LatentCollate:
                     f"the latents of {where} have the shape {list(tensor.shape)}, and the first stage makes"
                     f" {list(self.shape)}: encode the pictures again with `mmlab shards encode`."
                 )
-        return _prepared(sample, values, self.conditions(sample))
+        return prepared_image(sample, values, self.conditions(sample))
 
     def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
         """Stack the samples: a `LatentBatch`."""
-        return _stacked(prepared)
+        return stacked(prepared)
 
 
-def _tensors(data: bytes) -> dict[str, Tensor]:
+def refuse_other_cache(sample: Sample, what: str, made_by: Mapping[str, str], encoded_as: str) -> None:
+    """Check that a sample of a cache is what this run would make of its picture itself.
+
+    Args:
+        sample: with its members.
+        what: it is to hold: latents or codes.
+        made_by: the record's fields with fingerprints, and what they have to be.
+        encoded_as: `form` of this run's pictures.
+
+    Raises:
+        DataError: nothing of the kind, or what other first stages made, or of another picture size or aspect.
+    """
+    where = f"source '{sample.source}'"
+    if LATENTS not in sample.members:
+        raise DataError(f"{where} holds no {what}; make them with `mmlab shards encode`, or data.latents=false.")
+    for field, wanted in made_by.items():
+        found = sample.record.get(field)
+        if found != wanted:
+            raise DataError(
+                f"the {what} of {where} were made by the {field.replace('_', ' ')} {found}, and this model's is"
+                f" {wanted}: encode the pictures again with `mmlab shards encode`."
+            )
+    found = sample.record.get(ENCODED_AS)
+    if found != encoded_as:
+        # Caches from before this field cannot say; `mmlab shards encode` takes both from the first stage's run.
+        way = "encode them again with `mmlab shards encode`" if found is None else "set what they have"
+        raise DataError(
+            f"the pictures of {where} were encoded with {found or 'an unknown data.aspect'}, and this run has"
+            f" {encoded_as}: {way}."
+        )
+
+
+def stored_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a cache's member; raises SampleError `latents` where it is damaged."""
     try:
         return load(data)
     except SafetensorError as error:
         raise SampleError("latents", f"Its latents cannot be read: {error}.") from error
 
 
-def _prepared(sample: Sample, values: dict[str, Tensor], told: Told) -> PreparedImage:
+def prepared_image(sample: Sample, values: dict[str, Tensor], told: Told) -> PreparedImage:
+    """What is read of a sample, and what is told of it."""
     counters = {"pictures": 1, **told.counters}
     return PreparedImage(sample.key, sample.source, sample.seed, {**values, **told.values}, counters)
 
 
-def _stacked(prepared: list[PreparedImage]) -> dict[str, Any]:
+def stacked(prepared: list[PreparedImage]) -> dict[str, Any]:
+    """One batch of the samples, with their seeds, keys and counters."""
     stats: dict[str, dict[str, int]] = {}
     for one in prepared:
         known = stats.setdefault(one.source, {})

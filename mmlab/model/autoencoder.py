@@ -125,9 +125,13 @@ class VQAutoencoder(Autoencoder):
             `layers_per_block`, `norm_num_groups`, `act_fn`, `mid_block_add_attention`, `latent_channels` (of the
             encoder's output; the codes' width unless given), `down_block_types` and `up_block_types`.
         quantizer: the codebook; C is its width.
+        source: a folder that `save` has written, to start from; None: random weights.
+
+    Attributes:
+        unlearnt: whether its weights are random, and its codes of no use to anybody yet.
 
     Raises:
-        ConfigError: unknown fields, or sizes that do not fit together.
+        ConfigError: unknown fields, sizes that do not fit together, or a source that does not fit.
     """
 
     FIELDS = (
@@ -135,7 +139,7 @@ class VQAutoencoder(Autoencoder):
         "latent_channels", "down_block_types", "up_block_types",
     )  # fmt: skip
 
-    def __init__(self, architecture: Mapping[str, Any], quantizer: VectorQuantizer):
+    def __init__(self, architecture: Mapping[str, Any], quantizer: VectorQuantizer, source: str | None = None):
         fields = with_blocks(architecture, self.FIELDS)
         super().__init__(quantizer.width, factor=2 ** (len(fields["block_out_channels"]) - 1))
         self.architecture = dict(fields)
@@ -149,6 +153,9 @@ class VQAutoencoder(Autoencoder):
         self.quant_conv = nn.Conv2d(hidden, quantizer.width, 1)
         self.quantizer = quantizer
         self.post_quant_conv = nn.Conv2d(quantizer.width, hidden, 1)
+        self.unlearnt = source is None
+        if source is not None and not on_meta():
+            self.load(Path(source).expanduser())
 
     def encode(self, x_B3HW: Tensor) -> Posterior:
         hidden = self.quant_conv(self.encoder(x_B3HW.to(self.last_layer.dtype)))
@@ -159,8 +166,18 @@ class VQAutoencoder(Autoencoder):
 
     def reconstruct(self, z_BChw: Tensor) -> Reconstruction:
         codes = self.quantizer(z_BChw)
-        hidden = self.post_quant_conv(codes.values.to(self.last_layer.dtype))
-        return Reconstruction(self.decoder(hidden).float(), codes)
+        return Reconstruction(self._pixels(codes.values), codes)
+
+    def codes(self, x_B3HW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] → their codes, int64 `[B, h, w]`."""
+        return self.quantizer.indices(self.encode(x_B3HW).mean)
+
+    def decode_codes(self, indices_Bhw: Tensor) -> Tensor:
+        """Codes, int64 `[B, h, w]` → float32 pixels `[B, 3, H, W]`, about [-1, 1]."""
+        return self._pixels(self.quantizer.vectors(indices_Bhw))
+
+    def _pixels(self, vectors_BChw: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(vectors_BChw.to(self.last_layer.dtype))).float()
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -184,6 +201,7 @@ class VQAutoencoder(Autoencoder):
             raise ConfigError(f"{folder} holds no VQ autoencoder: {error}.") from error
         _compare(config, self._config(), folder)
         fill(self, weights, folder)
+        self.unlearnt = False
 
     def describe(self) -> dict[str, Any]:
         """What a denoiser that was trained on these latents depends on, apart from the weights."""

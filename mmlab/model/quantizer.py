@@ -68,9 +68,22 @@ class VectorQuantizer(nn.Module):
         """Latents where codes live: of length 1 over D with `normalize`; float32."""
         return F.normalize(z_BDhw.float(), dim=1) if self.normalize else z_BDhw.float()
 
+    def book(self) -> Tensor:
+        """The codes as latents are compared with them, float32 `[K, D]`."""
+        return F.normalize(self.codebook.float(), dim=1) if self.normalize else self.codebook.float()
+
+    @torch.no_grad()
+    def indices(self, z_BDhw: Tensor) -> Tensor:
+        """The codes of latents, int64 `[B, h, w]`."""
+        return self._nearest(self.project(z_BDhw), self.book())
+
+    def vectors(self, indices_Bhw: Tensor) -> Tensor:
+        """The vectors of codes, float32 `[B, D, h, w]`."""
+        return F.embedding(indices_Bhw, self.book()).permute(0, 3, 1, 2)
+
     def forward(self, z_BDhw: Tensor) -> Quantized:
         z_BDhw = self.project(z_BDhw)
-        book_KD = F.normalize(self.codebook.float(), dim=1) if self.normalize else self.codebook.float()
+        book_KD = self.book()
         indices_Bhw = self._nearest(z_BDhw.detach(), book_KD.detach())
         e_BDhw = F.embedding(indices_Bhw, book_KD).permute(0, 3, 1, 2)
         codebook = (e_BDhw - z_BDhw.detach()).square().sum((1, 2, 3))

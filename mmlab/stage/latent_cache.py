@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.config.run import load_run_config
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
-from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, LATENTS, form
+from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, parse_record
+from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, LATENTS, form, map_of
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
@@ -26,8 +26,12 @@ KEPT = ("json", "txt", "cls")
 """Members that go from the pictures' shards into those of the latents: what a model may be told."""
 
 
-def first_stage_of(folder: Path) -> tuple[FirstStage, ImageSpec]:
+def first_stage_of(folder: Path, measured: bool = True) -> tuple[FirstStage, ImageSpec]:
     """The first stage of a finished run, and the form of the pictures that it was trained on.
+
+    Args:
+        folder: of the run.
+        measured: whether the latents' statistics must be known; codes need none.
 
     Raises:
         ConfigError: the run has no first stage, one that makes no latents, or one whose statistics are not measured
@@ -39,7 +43,7 @@ def first_stage_of(folder: Path) -> tuple[FirstStage, ImageSpec]:
     first_stage = model.first_stage
     if first_stage.factor == 1:
         raise ConfigError(f"The first stage of {folder} is the identity: its latents are the pictures themselves.")
-    if not first_stage.measured:
+    if measured and not first_stage.measured:
         raise ConfigError(f"The latent statistics of {folder} were never measured; finish its training first.")
     return first_stage, ImageSpec(cfg.data.size, cfg.data.aspect)
 
@@ -78,21 +82,28 @@ def latents(
     made_by = fingerprint(first_stage)
     device = first_stage.latent_mean.device
     counts = {"samples": 0, "unreadable": 0}
-    pictures = _pictures(index, spec, counts, int(missing_budget * len(index)))
+    pictures = readable(index, spec, counts, int(missing_budget * len(index)))
     while rows := list(islice(pictures, batch_size)):
-        pixels = torch.stack([picture for _, _, picture in rows]).to(device)
+        pixels = torch.stack([picture for _, _, (picture,) in rows]).to(device)
         values = _posterior(first_stage, pixels, "")
         if flip:
             values |= _posterior(first_stage, pixels.flip(-1), "_flipped")
         stored = {name: value.to(DTYPES[dtype]) for name, value in values.items()}
         _refuse_infinite(stored, dtype)
         for n, (key, members, _) in enumerate(rows):
-            record = {**parse_record(members), FIRST_STAGE: made_by, ENCODED_AS: form(spec.size, spec.aspect)}
-            own: dict[str, Any] = {name: members[name] for name in KEPT if name in members}
-            tensors = {name: value[n].contiguous() for name, value in stored.items()}
-            yield key, {**own, "json": record, LATENTS: save(tensors)}
+            tensors = {name: value[n] for name, value in stored.items()}
+            yield key, encoded(members, tensors, {FIRST_STAGE: made_by}, spec)
             counts["samples"] += 1
     return counts
+
+
+def encoded(
+    members: dict[str, bytes], tensors: dict[str, Tensor], made_by: dict[str, str], spec: ImageSpec
+) -> dict[str, Any]:
+    """The members of a cache's sample: what was told of its picture, by what it was encoded, and the tensors."""
+    record = {**parse_record(members), **made_by, ENCODED_AS: form(spec.size, spec.aspect)}
+    own: dict[str, Any] = {name: members[name] for name in KEPT if name in members}
+    return {**own, "json": record, LATENTS: save({name: value.contiguous() for name, value in tensors.items()})}
 
 
 @torch.no_grad()
@@ -103,18 +114,29 @@ def _posterior(first_stage: FirstStage, pixels_B3HW: Tensor, ending: str) -> dic
     return {name + ending: value.float().cpu() for name, value in found.items() if value is not None}
 
 
-def _pictures(
-    index: ShardIndex, spec: ImageSpec, counts: dict[str, int], allowed: int
-) -> Iterator[tuple[str, dict[str, bytes], Tensor]]:
-    """(key, members, uint8 `[3, S, S]`) of each sample whose picture can be read."""
+def readable(
+    index: ShardIndex, spec: ImageSpec, counts: dict[str, int], allowed: int, maps: bool = False
+) -> Iterator[tuple[str, dict[str, bytes], list[Tensor]]]:
+    """(key, members, uint8 `[3, S, S]` of the picture, and with `maps` of its map) of each sample that can be read.
+
+    Args:
+        index: open shards with pictures.
+        spec: how pictures are decoded.
+        counts: where `unreadable` ones are counted.
+        allowed: how many of them there may be.
+        maps: whether the map is needed, too.
+
+    Raises:
+        DataError: more are unreadable.
+    """
     for i, key in enumerate(index.keys):
         try:
-            members = index.read(i, (*IMAGE_EXTENSIONS, *KEPT))
+            members = index.read(i, (*IMAGE_EXTENSIONS, *KEPT, *((MAP,) if maps else ())))
             data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
             if data is None:
                 raise SampleError("no-picture", "it has no picture")
             parse_record(members)
-            picture = decode_image(data, spec)
+            pictures = [decode_image(data, spec), *([map_of(members, spec)] if maps else [])]
         except (SampleError, ValueError, RecursionError) as error:
             counts["unreadable"] += 1
             if counts["unreadable"] > allowed:
@@ -123,7 +145,7 @@ def _pictures(
                     f" missing budget allows {allowed}."
                 ) from error
             continue
-        yield str(key), members, picture
+        yield str(key), members, pictures
 
 
 def _refuse_infinite(stored: dict[str, Tensor], dtype: str) -> None:

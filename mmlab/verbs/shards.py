@@ -87,18 +87,31 @@ def _images(args: argparse.Namespace):
     return images(_existing(args.images), table, args.image_field, args.class_field, args.missing_budget)
 
 
-def _latents(args: argparse.Namespace):
+def _encoded(args: argparse.Namespace):
     import torch
 
     from mmlab.config.run import find_run
     from mmlab.data.index import ShardIndex
+    from mmlab.stage.code_cache import codes, kind_of
     from mmlab.stage.latent_cache import first_stage_of, latents
 
     index = ShardIndex.open(_existing(args.source))
-    first_stage, spec = first_stage_of(find_run(args.run_name, args.runs))
-    first_stage.to("cuda" if torch.cuda.is_available() else "cpu")
+    folder = find_run(args.run_name, args.runs)
+    kind = kind_of(folder, args.kind)
+    first_stage, spec = first_stage_of(folder, measured=kind == "latents")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     args.count = len(index)
-    return latents(first_stage, index, spec, args.dtype, args.flip, args.batch_size, args.missing_budget)
+    options = args.flip, args.batch_size, args.missing_budget
+    if kind == "latents":
+        if args.map_run is not None:
+            raise ConfigError("--map-run encodes maps as codes, and this encodes latents; leave it out.")
+        return latents(first_stage.to(device), index, spec, args.dtype or "float32", *options)
+    if args.dtype is not None:
+        raise ConfigError(f"--dtype={args.dtype} is of latents, and this encodes codes; leave it out.")
+    maps = None
+    if args.map_run is not None:
+        maps = first_stage_of(find_run(args.map_run, args.runs), measured=False)[0].to(device)
+    return codes(first_stage.to(device), index, spec, *options, maps)
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -283,15 +296,20 @@ def _add_build(commands) -> None:
 
 
 def _add_encode(commands) -> None:
-    encode = _add(commands, "encode", _build, "encode pictures with a trained first stage: a cache of its latents")
+    summary = "encode pictures with a trained first stage: a cache of its latents or codes"
+    encode = _add(commands, "encode", _build, summary)
     encode.add_argument("run_name", metavar="RUN", help="name or folder of a run that trained or started from it")
     encode.add_argument("source", metavar="SRC", help="folder of shards with pictures")
     encode.add_argument("--runs", default="runs", metavar="DIR", help="folder of runs (%(default)s)")
-    help_dtype = "of the latents; float16 takes half the space (%(default)s)"
-    encode.add_argument("--dtype", default="float32", choices=("float32", "float16"), help=help_dtype)
+    help_kind = "what to keep; without it codes, where the first stage has a codebook, for stage=code_prior"
+    encode.add_argument("--as", dest="kind", choices=("codes", "latents"), help=help_kind)
+    help_dtype = "of the latents; float16 takes half the space (float32)"
+    encode.add_argument("--dtype", choices=("float32", "float16"), help=help_dtype)
+    help_map = "a run that trained a first stage of maps: encode each picture's map.png, too"
+    encode.add_argument("--map-run", metavar="RUN", help=help_map)
     encode.add_argument("--flip", action="store_true", help="encode the mirror images too, for data.flip=true")
     encode.add_argument("--batch-size", type=_positive, default=64, help="pictures at a time (%(default)s)")
-    encode.set_defaults(convert=_latents)
+    encode.set_defaults(convert=_encoded)
     _add_budget(encode)
     _add_destination(encode)
 
