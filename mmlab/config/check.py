@@ -56,7 +56,7 @@ def check_trainable(cfg: DictConfig) -> None:
 
 
 def check_process(cfg: DictConfig) -> None:
-    """A stage that adds noise needs a process, and no other stage takes a process or a sampler."""
+    """A stage that adds noise needs a process, which no other takes; a sampler has to be of the stage's kind."""
     kind = OmegaConf.get_type(cfg.stage)
     if kind is dict:  # a user's own stage: its constructor says what it takes
         return
@@ -64,6 +64,14 @@ def check_process(cfg: DictConfig) -> None:
     if takes and cfg.process is None:
         raise ConfigError("'process' is not chosen: how does a picture become noise? Give process=cosine_v, say.")
     given = [name for name in ("process", "sampler") if cfg[name] is not None]
+    codes = getattr(kind, "writes_codes", False)
+    if "sampler" in given and (takes or codes):
+        if getattr(OmegaConf.get_type(cfg.sampler), "writes_codes", False) != codes:
+            raise ConfigError(
+                f"'sampler' draws {'pictures out of noise' if codes else 'codes'}, and {cfg.stage._target_} does not;"
+                f" give sampler={'codes' if codes else 'ddim'}, say."
+            )
+        given.remove("sampler")
     if given and not takes:
         raise ConfigError(f"'{given[0]}' is chosen, but {cfg.stage._target_} adds no noise; leave {given[0]} out.")
 

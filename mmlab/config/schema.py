@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from mmlab.config import code_schema as code
 from mmlab.config import curate_schema as curate
 from mmlab.config import image_schema as image
 from mmlab.config.data_schema import DataConfig, ImageDataConfig
@@ -131,7 +132,7 @@ class TrainConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
     sweep: SweepConfig = field(default_factory=SweepConfig)
     process: Any = None  # how a picture becomes noise; of diffusion stages
-    sampler: Any = None  # of the samples that a diffusion stage shows; changes nothing that is trained
+    sampler: Any = None  # of the samples that a generative stage shows; changes nothing that is trained
     seed: int = number(0, at_least=0)
 
 
@@ -156,8 +157,13 @@ class EvalConfig:
     max_new_tokens: int | None = number(None, above=0)  # None: 64 for an answer, 300 for a description
     limit: int | None = number(None, above=0)  # questions, or pictures
     features: str | None = None  # network of FID and KID: a run of stage=contrastive, or inception
-    samples: int = number(1000, above=1)  # drawn from a diffusion model
+    samples: int = number(1000, above=1)  # drawn from a generative model
     sampler: Any = None  # None: the run's own
+    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own
+    temperature: float | None = number(None, at_least=0)  # of codes; None: the sampler's own, as for the next two
+    top_k: int | None = number(None, above=0)
+    top_p: float | None = number(None, above=0, at_most=1)
+    steps: int | None = number(None, above=0)  # of noise; None: the sampler's own
     seed: int = number(0, at_least=0)  # of the samples
     out: str | None = None
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
@@ -197,11 +203,16 @@ class SampleConfig:
     __annotations__["class"] = Any
     vars()["class"] = field(default=None, init=False, repr=False, compare=False)
     prompt: Any = None  # a text, or a list of them in turn
+    map: Any = None  # file of a map, or a list of files
     count: int = number(16, above=0)
     batch_size: int = number(16, above=0)
     sampler: Any = None  # None: the run's own
     steps: int | None = number(None, above=0)  # None: the sampler's own
     guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own
+    temperature: float | None = number(None, at_least=0)  # of codes; None: the sampler's own, as for the next two
+    top_k: int | None = number(None, above=0)
+    top_p: float | None = number(None, above=0, at_most=1)
+    size: int | None = number(None, above=0)  # of pictures of codes, in pixels; None: as trained
     seed: int = number(0, at_least=0)  # of the first picture; one more for each
     strip: int = number(4, at_least=0)  # pictures that are shown on their way from noise
     out: str | None = None  # None: the first of <run>/samples/1, 2, … that is free
@@ -258,6 +269,7 @@ SCHEMAS: dict[str, type] = {
     "data/images": ImageDataConfig,
     "model/autoencoder": image.AutoencoderModelConfig,
     "model/diffusion": image.DiffusionModelConfig,
+    "model/code_prior": code.CodePriorModelConfig,
     "first_stage/identity": image.IdentityConfig,
     "first_stage/kl": image.KLAutoencoderConfig,
     "first_stage/vq": image.VQAutoencoderConfig,
@@ -267,13 +279,17 @@ SCHEMAS: dict[str, type] = {
     "conditioner/none": image.NoConditionConfig,
     "conditioner/class": image.ClassConditionConfig,
     "conditioner/text": image.TextConditionConfig,
+    "conditioner/map": code.MapConditionConfig,
+    "prior/gpt": code.CodeGPTConfig,
     "denoiser/unet": image.UNetConfig,
     "denoiser/dit": image.DiTConfig,
     "stage/autoencoder": image.AutoencoderTrainingConfig,
     "stage/latent_diffusion": image.LatentDiffusionConfig,
+    "stage/code_prior": code.CodePriorConfig,
     "process/diffusion": image.DiffusionProcessConfig,
     "process/flow": image.FlowMatchingConfig,
     "sampler": image.SamplerConfig,
+    "code_sampler": code.CodeSamplerConfig,
     "clip": image.ClipConfig,
     "optim/adamw": AdamWConfig,
     "trainer": TrainerConfig,

@@ -28,11 +28,12 @@ class Conditioner(nn.Module, ABC):
     """What all conditioners share.
 
     Attributes:
-        reads: what it needs of a batch: `none`, `class` or `text`.
+        reads: what it needs of a batch: `none`, `class`, `text` or `map`.
         dropout: probability that a training picture's condition is replaced by the null one; whoever draws the
             numbers passes the rows to `forward`.
         vector_width: D of `vector`, None where the condition has none.
         context_width: D of `context`, likewise.
+        context_length: T of `context`; None where it has a token for each place of the latents.
         unlearnt: whether it is built with random weights, of no use before they have learnt.
     """
 
@@ -40,6 +41,7 @@ class Conditioner(nn.Module, ABC):
     dropout: float = 0.0
     vector_width: int | None = None
     context_width: int | None = None
+    context_length: int | None = None
     unlearnt: bool = False
 
     @abstractmethod
@@ -97,6 +99,7 @@ class ClassCondition(Conditioner):
             raise ConfigError(f"model.conditioner.classes names '{twice}' twice.")
         self.dropout, self.as_context = dropout, as_context
         self.vector_width, self.context_width = (None, width) if as_context else (width, None)
+        self.context_length = 1 if as_context else None
         self.embedding = nn.Embedding(len(self.names) + 1, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -167,7 +170,7 @@ class TextCondition(Conditioner):
         self.encoder: Any = build_pretrained(auto, config, source, init, "conditioner", **self._built_with)
         self.max_length, self.dropout, self.hide_padding = max_length, dropout, hide_padding
         self.unlearnt = init == "random"
-        self.context_width = config.hidden_size
+        self.context_width, self.context_length = config.hidden_size, max_length
         self._check(config)
 
     @property
