@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mmlab.data.progress import progress
 from mmlab.diffusion.walk import Step, Trajectory
-from mmlab.evaluate.generation import Generator, ranges
+from mmlab.evaluate.code_generation import PictureGenerator
+from mmlab.evaluate.generation import ranges
 from mmlab.report.sheet import as_picture, contact_sheet
 
 GRID = 64
@@ -17,7 +18,7 @@ FRAMES = 8
 
 
 def draw_files(
-    generator: Generator,
+    generator: PictureGenerator,
     given: dict[str, Tensor],
     words: list[str],
     seed: int,
@@ -43,7 +44,7 @@ def draw_files(
     """
     names = [f"{seed + n:04d}.png" for n in range(len(words))]
     labels = [f"seed {seed + n}" for n in range(len(words))]
-    batches, steps = list(ranges(len(words), batch_size)), generator.sampler.steps
+    batches, steps = list(ranges(len(words), batch_size)), generator.steps
     bar = progress(range(len(batches) * steps), "sampling steps", len(batches) * steps)
     next(bar)
     shown: list[Tensor] = []
@@ -63,20 +64,20 @@ def draw_files(
             as_picture(picture).save(out / name)
         shown += pictures[: max(0, GRID - start)]
         if start < strip:
-            columns = ["x_T: noise", *(f"step {number} of {steps}" for number in walked.numbers)]
+            columns = [generator.begins, *(f"step {number} of {steps}" for number in walked.numbers)]
             rows += way(generator, seeds[: strip - start], walked, pictures)
     across = 4 if len(shown) <= 16 else 8
     sheet(shown, words[:GRID], labels[:GRID], across, title, generator.size).save(out / "grid.png")
     if rows:
         told = [f"{label}\n{word}".strip() for label, word in zip(labels, words, strict=True)]
         texts = [text if n == 0 else "" for text, row in zip(told, rows, strict=False) for n in range(len(row))]
-        title = f"{title}: x_t on its way from noise, decoded"
+        title = f"{title}: {generator.on_the_way}"
         flat = [picture for row in rows for picture in row]
         sheet(flat, texts, columns * len(rows), len(columns), title, generator.size).save(out / "strip.png")
     return names
 
 
-def way(generator: Generator, seeds: list[int], walked: Trajectory, pictures: Tensor) -> list[list[Tensor]]:
+def way(generator: PictureGenerator, seeds: list[int], walked: Trajectory, pictures: Tensor) -> list[list[Tensor]]:
     """For each of the first samples, those of `seeds`, the decoded x_t from its noise to its picture."""
     states = [generator.noise(seeds), *(x[: len(seeds)] for x in walked.x[:-1])]
     columns = [*(generator.decode(state) for state in states), pictures[: len(seeds)]]

@@ -1,4 +1,4 @@
-"""How near a diffusion model's pictures are to real ones, and whether they are copies of what it was trained on."""
+"""How near a generative model's pictures are to real ones, and whether they are copies of what it was trained on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmlab.data.progress import progress
+from mmlab.evaluate.code_generation import PictureGenerator
 from mmlab.evaluate.feature_networks import FeatureNetwork
-from mmlab.evaluate.generation import BorrowedConditions, Generator, ranges
+from mmlab.evaluate.generation import BorrowedConditions, ranges
 from mmlab.evaluate.image_quality import FeatureSet, caution, compare, nearest
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.report.sheet import BAD, contact_sheet
@@ -34,7 +35,7 @@ class Drawn:
 
 
 def score_samples(
-    generator: Generator,
+    generator: PictureGenerator,
     network: FeatureNetwork,
     pictures: PictureSet,
     train: PictureSet | None = None,
@@ -79,7 +80,7 @@ def score_samples(
 
 
 def draw_samples(
-    generator: Generator,
+    generator: PictureGenerator,
     conditions: BorrowedConditions,
     network: FeatureNetwork,
     count: int,
@@ -100,9 +101,9 @@ def draw_samples(
 
 
 def noise_features(
-    generator: Generator, network: FeatureNetwork, count: int, batch_size: int = 64, seed: int = 0
+    generator: PictureGenerator, network: FeatureNetwork, count: int, batch_size: int = 64, seed: int = 0
 ) -> FeatureSet:
-    """The features of the noise that as many samples start from, decoded: what an untrained denoiser is worth."""
+    """The features of the noise that as many samples start from, decoded: what an untrained model is worth."""
     found = FeatureSet()
     for start, stop in ranges(count, batch_size):
         found.add(network(generator.decode(generator.noise(list(range(seed + start, seed + stop))))))

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import DataError
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.formats import MAP
+from mmlab.data.image_collate import map_of
 from mmlab.data.image_condition import Conditions
-from mmlab.data.sample import SampleError
+from mmlab.data.images import decode_image
+from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.diffusion.noise import normal
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
@@ -34,6 +38,14 @@ class Generator:
     process: NoiseProcess
     sampler: Sampler
     size: int
+
+    begins: ClassVar[str] = "x_T: noise"
+    on_the_way: ClassVar[str] = "x_t on its way from noise, decoded"
+
+    @property
+    def steps(self) -> int:
+        """How often `on_step` is called for a batch."""
+        return self.sampler.steps
 
     @torch.no_grad()
     def __call__(
@@ -59,16 +71,20 @@ class Generator:
         return to_uint8(first_stage.decode(first_stage.raw(z_BChw.to(first_stage.latent_mean.device)))).cpu()
 
 
-def conditions(conditioner: Any, asked: Sequence[str | int], count: int) -> tuple[dict[str, Tensor], list[str]]:
+def conditions(
+    conditioner: Any, asked: Sequence[str | int], count: int, spec: ImageSpec | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
     """(what the conditioner is given, in words) for `count` pictures.
 
     Args:
-        conditioner: of a diffusion model.
-        asked: what the pictures are told in turn: classes, none of them for classes spread over all; or texts.
+        conditioner: of a generative model.
+        asked: what the pictures are told in turn: classes, none of them for classes spread over all; texts; or files
+            of maps.
         count: how many pictures.
+        spec: how maps are decoded.
 
     Raises:
-        ConfigError: a class that the model does not know.
+        ConfigError: a class that the model does not know, or a map that is no picture.
     """
     if conditioner.reads == "class":
         few = np.linspace(0, len(conditioner.names) - 1, min(count, len(conditioner.names))).round().astype(int)
@@ -78,7 +94,21 @@ def conditions(conditioner: Any, asked: Sequence[str | int], count: int) -> tupl
     if conditioner.reads == "text":
         texts = [str(asked[n % len(asked)]) for n in range(count)]
         return conditioner.tokenize(texts), texts
+    if conditioner.reads == "map":
+        assert spec is not None
+        maps = [read_map(str(name), spec) for name in asked]
+        words = [Path(str(name)).name for name in asked]
+        turns = [n % len(asked) for n in range(count)]
+        return {"map_pixels": torch.stack([maps[n] for n in turns])}, [words[n] for n in turns]
     return {}, [""] * count
+
+
+def read_map(path: str, spec: ImageSpec) -> Tensor:
+    """A map from a picture file, uint8 `[3, S, S]`; raises ConfigError where it is none."""
+    try:
+        return decode_image(Path(path).expanduser().read_bytes(), spec)
+    except (OSError, SampleError) as error:
+        raise ConfigError(f"map={path} cannot be read: {error}.") from error
 
 
 class BorrowedConditions:
@@ -86,15 +116,17 @@ class BorrowedConditions:
 
     Args:
         model: whose conditioner reads them.
-        pictures: with records; those without a class or caption that the model knows are passed over.
+        pictures: with records; those without a class, caption or map that the model knows are passed over.
         count: samples that will be drawn.
 
     Raises:
         DataError: no picture has one.
     """
 
-    def __init__(self, model: DiffusionModel, pictures: PictureSet, count: int):
+    def __init__(self, model: Any, pictures: PictureSet, count: int):
         conditioner: Any = model.conditioner
+        self.maps = pictures if conditioner.reads == "map" else None
+        found: list[int] = []
         labels = conditioner.names if conditioner.reads == "class" else None
         text = conditioner.reads == "text"
         read = Conditions(labels, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
@@ -104,7 +136,10 @@ class BorrowedConditions:
         for n in range(len(pictures)):
             sample = pictures.sample(n)
             try:
+                if self.maps is not None and MAP not in sample.members:
+                    raise SampleError("no-map", f"The sample has no {MAP}.")
                 self.rows.append(read(sample).values)
+                found.append(n)
             except SampleError as error:
                 fault = str(error)
                 continue
@@ -114,7 +149,7 @@ class BorrowedConditions:
                 self.names.append(str(sample.record.get("caption") or "") if text else "")
         if not self.rows:
             raise DataError(f"{pictures.index.root} has nothing to tell the model; of its last sample: {fault}")
-        rows = len(self.rows)
+        rows, self.found = len(self.rows), found
         # Shards are often sorted by class: the first pictures would be of one.
         self.places = [n * rows // count if count < rows else n % rows for n in range(count)]
 
@@ -122,6 +157,10 @@ class BorrowedConditions:
         """(what the conditioner is given, in words) for samples `start` … `stop` - 1."""
         places = self.places[start:stop]
         fields = {name: torch.stack([self.rows[n][name] for n in places]) for name in self.rows[0]}
+        if self.maps is not None:
+            # Read when they are needed: those of a large set would not fit in memory.
+            samples = [self.maps.sample(self.found[n]) for n in places]
+            fields["map_pixels"] = torch.stack([map_of(sample.members, self.maps.spec) for sample in samples])
         return fields, [self.names[n] for n in places]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import DataError
-from mmlab.data.formats import parse_record
+from mmlab.data.formats import MAP, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress import progress
 from mmlab.data.sample import ImageSpec, Sample, SampleError
@@ -57,7 +57,7 @@ class PictureSet:
             DataError: its record cannot be read.
         """
         try:
-            members = self.index.read(self.places[n], ("json", "txt", "cls"))
+            members = self.index.read(self.places[n], ("json", "txt", "cls", MAP))
             record = parse_record(members)
         except (SampleError, ValueError, RecursionError) as error:
             raise DataError(f"{self.index.root}: the record of sample {self.key(n)} cannot be read: {error}") from error

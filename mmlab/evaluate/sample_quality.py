@@ -1,4 +1,4 @@
-"""How near a diffusion model's pictures are to real ones, as a metric of the run itself: what sweeps compare."""
+"""How near a generative model's pictures are to real ones, as a metric of the run itself: what sweeps compare."""
 
 from typing import Any
 
@@ -7,12 +7,11 @@ import lightning as L
 from mmlab.config.errors import ConfigError
 from mmlab.data.sample import ImageSpec
 from mmlab.evaluate.feature_networks import FeatureNetwork, feature_network
-from mmlab.evaluate.generated_samples import picture_size
 from mmlab.evaluate.generated_scores import draw_samples, features_of
-from mmlab.evaluate.generation import BorrowedConditions, Generator
+from mmlab.evaluate.generation import BorrowedConditions
 from mmlab.evaluate.image_quality import compare
 from mmlab.evaluate.picture_set import PictureSet
-from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.evaluate.stage_generator import stage_generator
 
 
 class SampleQuality(L.Callback):
@@ -53,30 +52,29 @@ class SampleQuality(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Opened before the first step: a wrong name should not cost a run.
-        model: Any = pl_module.model
-        if not isinstance(model, DiffusionModel):
-            raise ConfigError("callbacks.sample_quality draws samples; it goes with stage=latent_diffusion.")
+        generator = stage_generator(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        if generator is None:
+            raise ConfigError(
+                "callbacks.sample_quality draws samples; it goes with stage=latent_diffusion and code_prior."
+            )
         if self.samples < 2:
             raise ConfigError(f"callbacks.sample_quality.samples={self.samples}: a distance needs two samples or more.")
         refuse_no_last_validation(trainer)
-        spec = ImageSpec(self._size(trainer, model), self.aspect)
+        spec = ImageSpec(generator.size, self.aspect)
         pictures = PictureSet(self.pictures, spec)
         network = feature_network(self.features, self.root).to(trainer.strategy.root_device)
         network(pictures.picture(0)[None])
-        self._opened = network, pictures, BorrowedConditions(model, pictures, self.samples)
+        self._opened = network, pictures, BorrowedConditions(generator.model, pictures, self.samples)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._opened is None or trainer.global_step < trainer.max_steps:
             return
         network, pictures, conditions = self._opened
-        size = self._size(trainer, pl_module.model)
-        generator = Generator(pl_module.model, pl_module.process, pl_module.sampler, size)
+        generator = stage_generator(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        assert generator is not None
         drawn = draw_samples(generator, conditions, network, self.samples, self.batch_size)
         distances = compare(drawn.features, features_of(pictures, network, self.batch_size))
         pl_module.log_dict({"val/fid": distances["fid"], "val/kid": distances["kid"]}, rank_zero_only=False)
-
-    def _size(self, trainer: L.Trainer, model: DiffusionModel) -> int:
-        return picture_size(trainer.datamodule.collate, model)  # type: ignore[attr-defined]
 
 
 def refuse_no_last_validation(trainer: L.Trainer) -> None:

@@ -11,6 +11,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.config.run import find_run, load_run_config
 from mmlab.data.conversation import Prompt
 from mmlab.diffusion.samplers import Sampler
+from mmlab.model.code_sampling import CodeSampler
 from mmlab.training.artifacts import load_parts
 
 
@@ -45,11 +46,31 @@ def run_sampler(
     """
     node = cfg.sampler if chosen is None else chosen
     sampler = Sampler() if node is None else build(node)
+    if not isinstance(sampler, Sampler):
+        raise ConfigError("sampler=codes writes codes, and the run's model takes noise away; give sampler=ddim, say.")
     if steps is not None:
         sampler.steps = steps
     if guidance is not None:
         sampler.guidance.scale = guidance
     return sampler
+
+
+def run_code_sampler(cfg: DictConfig, chosen: DictConfig | None = None, **given: Any) -> CodeSampler:
+    """The sampler of the config of a prior over codes, or another one.
+
+    Args:
+        cfg: the run's config.
+        chosen: a sampler's config in place of the run's.
+        **given: settings in place of that sampler's own; None leaves one.
+
+    Raises:
+        ConfigError: a sampler of noise.
+    """
+    node = cfg.sampler if chosen is None else chosen
+    sampler = CodeSampler() if node is None else build(node)
+    if not isinstance(sampler, CodeSampler):
+        raise ConfigError("The run's model writes codes, and takes no noise away; give sampler=codes, or leave it out.")
+    return replace(sampler, **{name: value for name, value in given.items() if value is not None})
 
 
 def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:

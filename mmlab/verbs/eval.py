@@ -49,7 +49,7 @@ def evaluate(cfg: DictConfig) -> None:
             does = "describes pictures; its metric is captions" if describes else "answers questions; captions are none"
             raise ConfigError(f"metric={cfg.metric} does not fit: {cfg.run} {does} (describe=true or false chooses).")
         score = descriptions if describes else answers
-    elif trained.process is not None:
+    elif trained.process is not None or "prior" in trained.model:
         score = samples
     elif "first_stage" in trained.model:
         score = reconstructions
@@ -145,21 +145,20 @@ def reconstructions(cfg: DictConfig, folder: Path, out: Path) -> None:
 
 
 def samples(cfg: DictConfig, folder: Path, out: Path) -> None:
-    """Draw samples of a diffusion model under the conditions of real pictures, and compare them with these."""
-    from mmlab.config.build import build
+    """Draw samples of a generative model under the conditions of real pictures, and compare them with these."""
     from mmlab.config.errors import ConfigError
+    from mmlab.config.run import load_run_config
     from mmlab.evaluate.generated_scores import score_samples
-    from mmlab.evaluate.generation import Generator
-    from mmlab.stage.restore import run_sampler
+    from mmlab.verbs.sample import check_guidance, with_codes, with_noise
 
     if cfg.features is None:
         raise ConfigError("FID and KID need a network; give features=<a run of stage=contrastive>, or inception.")
-    model, trained, network, pictures, train = everything(cfg, folder)
-    sampler = run_sampler(trained, cfg.sampler)
-    generator = Generator(model, build(trained.process), sampler, trained.data.size)
-    scores, sheets = score_samples(generator, network, pictures, train, cfg.samples, cfg.batch_size, cfg.seed)
-    about = {"sampler": sampler.name, "steps": sampler.steps, "guidance": sampler.guidance.scale, "seed": cfg.seed}
-    report({"run": folder.name, **scores, **about}, sheets, out)
+    trained = load_run_config(folder)
+    draw, about, _ = (with_noise if trained.process is not None else with_codes)(cfg, trained)
+    model, _, network, pictures, train = everything(cfg, folder)
+    check_guidance(cfg.run, about["guidance"], model.conditioner)
+    scores, sheets = score_samples(draw(model), network, pictures, train, cfg.samples, cfg.batch_size, cfg.seed)
+    report({"run": folder.name, **scores, **about, "seed": cfg.seed}, sheets, out)
 
 
 def everything(cfg: DictConfig, folder: Path) -> tuple[Any, DictConfig, Any, Any, Any]:

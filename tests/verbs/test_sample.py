@@ -161,8 +161,8 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     [
         ([], "'run' has no value; give run="),
         (["run=clas"], "There is no run 'clas' in runs. Did you mean 'class'?"),
-        (["run=eye"], "eye is no diffusion model, so it draws nothing; give a run of stage=latent_diffusion."),
-        (["run=first_stage"], "first_stage is no diffusion model"),
+        (["run=eye"], "eye is no generative model, so it draws nothing; give a run of stage=latent_diffusion or"),
+        (["run=first_stage"], "first_stage is no generative model"),
         (["run=class", "class=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
         (["run=class", "class=[star,3]"], "There is no class '3'."),
         (["run=class", "prompt=star"], "class takes class=…, not prompt=…."),
@@ -206,6 +206,6 @@ def test_without_a_condition_and_with_one_that_never_was_dropped(work, monkeypat
 
 def test_it_is_listed(capsys):
     assert cli.main([]) == 0
-    assert "sample       Draw pictures with a trained diffusion model." in capsys.readouterr().out
+    assert "sample       Draw pictures with a trained generative model." in capsys.readouterr().out
     assert cli.main(["sample", "--help"]) == 0
     assert "\nclass: null\n" in capsys.readouterr().out
