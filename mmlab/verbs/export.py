@@ -1,4 +1,4 @@
-"""Write a trained run as a folder that diffusers loads."""
+"""Write a trained run as a folder that diffusers and transformers load."""
 
 from omegaconf import DictConfig
 
@@ -10,7 +10,9 @@ def main(argv: list[str]) -> int:
 
 
 def export(cfg: DictConfig) -> None:
-    """Write a run's first stage, or its whole diffusion model, for diffusers; print the line that loads it.
+    """Write a run's first stage, or its whole generative model, for diffusers; print the line that loads it.
+
+    A prior over codes leaves as diffusers' VQModel and transformers' GPT-2, with a loader beside them.
 
     mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
     """
@@ -20,9 +22,11 @@ def export(cfg: DictConfig) -> None:
     from mmlab.config.errors import ConfigError
     from mmlab.config.run import find_run
     from mmlab.model.adversarial_autoencoder import AutoencoderModel
+    from mmlab.model.code_prior_model import CodePriorModel
     from mmlab.model.diffusion_model import DiffusionModel
+    from mmlab.stage.export_codes import export_prior
     from mmlab.stage.export_diffusers import export_first_stage, export_pipeline
-    from mmlab.stage.restore import restore, run_sampler
+    from mmlab.stage.restore import restore, run_code_sampler, run_sampler
 
     folder = find_run(cfg.run, cfg.root)
     out = Path(cfg.out or folder / "export" / cfg.to)
@@ -35,8 +39,11 @@ def export(cfg: DictConfig) -> None:
         line = export_first_stage(model.first_stage, out)
     elif isinstance(model, DiffusionModel):
         line = export_pipeline(model, build(trained.process), trained.data.size, out, run_sampler(trained).clip)
+    elif isinstance(model, CodePriorModel):
+        line = export_prior(model, run_code_sampler(trained), trained.data.size, out)
     else:
         raise ConfigError(
-            f"{folder} holds a {type(model).__name__}; diffusers takes runs of stage=autoencoder and latent_diffusion."
+            f"{folder} holds a {type(model).__name__}; diffusers takes runs of stage=autoencoder, latent_diffusion and"
+            " code_prior."
         )
     print(line)

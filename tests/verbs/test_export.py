@@ -76,7 +76,7 @@ def test_a_model_of_pixels_keeps_the_clip_of_its_sampler(work, monkeypatch, caps
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["run=language"], "holds a LanguageOnly; diffusers takes runs of stage=autoencoder and latent_diffusion."),
+        (["run=language"], "holds a LanguageOnly; diffusers takes runs of stage=autoencoder, latent_diffusion and"),
         (["run=denoisr"], "There is no run 'denoisr' in runs. Did you mean 'denoiser'?"),
         (["run=denoiser", "to=difusers"], "'to' cannot be 'difusers'. Did you mean 'diffusers'?"),
         (["run=denoiser", "out=runs"], "runs is not empty; give another out="),
@@ -91,4 +91,6 @@ def test_a_mistake_is_one_sentence(work, monkeypatch, capsys, argv, says):
 
 def test_it_is_listed(capsys):
     assert cli.main([]) == 0
-    assert "export       Write a trained run as a folder that diffusers loads." in capsys.readouterr().out
+    assert (
+        "export       Write a trained run as a folder that diffusers and transformers load." in capsys.readouterr().out
+    )

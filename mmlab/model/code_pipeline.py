@@ -1,0 +1,162 @@
+"""Pictures from an exported prior over codes. This file needs torch, diffusers and transformers, and nothing else.
+
+    from loader import Pipeline
+    pictures = Pipeline("folder")(["cat", "dog"], guidance=2, top_k=100, seed=0)
+
+`first_stage` is diffusers' VQModel, `prior` transformers' GPT2LMHeadModel over the codes 0 … K - 1 and further tokens,
+which stand in front of a picture: `card.json` says where they begin. Text is told by the hidden states of
+`text_encoder`, through the linear layer in `context.safetensors`.
+
+Legend: B pictures, P tokens in front, K codes, V tokens of the vocabulary.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vq_model import VQModel
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
+
+
+class Pipeline:
+    """Writes pictures.
+
+    Args:
+        folder: that `mmlab export` wrote.
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        self.first_stage: Any = VQModel.from_pretrained(str(folder / "first_stage")).eval()
+        self.prior: Any = GPT2LMHeadModel.from_pretrained(folder / "prior").eval()
+        self.map_stage: Any = None
+        if (folder / "map_stage").is_dir():
+            self.map_stage = VQModel.from_pretrained(str(folder / "map_stage")).eval()
+        if (folder / "text_encoder").is_dir():
+            from safetensors.torch import load_file
+            from transformers import AutoModelForTextEncoding, AutoTokenizer
+
+            self.text_encoder: Any = AutoModelForTextEncoding.from_pretrained(folder / "text_encoder").eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "text_encoder")
+            self.context = load_file(folder / "context.safetensors")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        told: Sequence[Any] | Tensor | None = None,
+        count: int = 1,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[Image.Image]:
+        """Pictures of classes (names or numbers), of texts, of maps (`[B, 3, S, S]` in [-1, 1]), or `count` of nothing.
+
+        Args:
+            told: one for each picture; None where the model is told nothing.
+            count: pictures where it is told nothing.
+            guidance: 1 is the conditional model.
+            temperature: 0 takes the likeliest codes.
+            top_k, top_p: only the likeliest codes.
+            seed: of all pictures together.
+        """
+        codes = self.codes(told, count, guidance, temperature, top_k, top_p, seed)
+        vectors = self.first_stage.quantize.embedding(codes).permute(0, 3, 1, 2)
+        pixels = self.first_stage.decode(vectors, force_not_quantize=True).sample
+        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in pixels]
+
+    @torch.no_grad()
+    def codes(
+        self,
+        told: Sequence[Any] | Tensor | None = None,
+        count: int = 1,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """The codes of pictures, int64 `[B, side, side]`; arguments as above."""
+        side, book = self.card["side"], self.card["codes"]
+        batch = count if told is None else len(told)
+        front, mask = self.front(told, batch, null=False)
+        if guidance != 1:
+            null_front, null_mask = self.front(told, batch, null=True)
+            front = torch.cat([front, null_front])
+            mask = None if mask is None or null_mask is None else torch.cat([mask, null_mask])
+        drawn = torch.Generator().manual_seed(seed)
+        found, past, given = [], None, {"inputs_embeds": front}
+        for n in range(side * side):
+            start = 0 if n == 0 else front.shape[1] + n - 1
+            positions = torch.arange(start, front.shape[1] + n)[None]
+            seen = None if mask is None else F.pad(mask, (0, n), value=1)
+            out = self.prior(**given, past_key_values=past, position_ids=positions, attention_mask=seen, use_cache=True)
+            past, logits = out.past_key_values, out.logits[:, -1, :book]
+            if guidance != 1:
+                conditional, null = logits.chunk(2)
+                logits = null + guidance * (conditional - null)
+            code = _choose(logits, temperature, top_k, top_p, drawn)
+            found.append(code)
+            given = {"input_ids": (torch.cat([code, code]) if guidance != 1 else code)[:, None]}
+        return torch.stack(found, 1).view(batch, side, side)
+
+    def front(self, told: Any, batch: int, null: bool) -> tuple[Tensor, Tensor | None]:
+        """What stands in front of pictures: embeddings `[B, P, D]`, and a mask `[B, P]` where some are hidden.
+
+        Args:
+            told: see `__call__`.
+            batch: B.
+            null: what was told in place of a dropped condition.
+        """
+        embed, first = self.prior.transformer.wte, self.card["first_token"]
+        reads = self.card["reads"]
+        if reads == "class":
+            names, nothing = self.card["classes"], len(self.card["classes"])
+            if told is None:
+                raise ValueError(f"This model is told a class: one of {', '.join(names)}.")
+            numbers = [nothing if null else names.index(one) if one in names else int(one) for one in told]
+            rows = torch.tensor(numbers)[:, None] + first
+            return embed(rows if self.card["start"] is None else self._with_start(rows)), None
+        if reads == "map":
+            quantized = self.map_stage.quantize(self.map_stage.encode(told).latents)
+            rows = quantized[2][2].view(batch, -1) + first
+            rows = torch.full_like(rows, first + self.map_stage.config["num_vq_embeddings"]) if null else rows
+            return embed(self._with_start(rows)), None
+        start = embed(torch.full((batch, 1), self.card["start"]))
+        if reads != "text":
+            return start, None
+        length = self.card["max_length"]
+        texts = [""] * batch if null else list(told)
+        rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        hide = {"attention_mask": rows["attention_mask"]} if self.card["hide_padding"] else {}
+        hidden = self.text_encoder(input_ids=rows["input_ids"], **hide).last_hidden_state
+        front = torch.cat([F.linear(hidden, self.context["weight"], self.context["bias"]), start], 1)
+        return front, F.pad(rows["attention_mask"], (0, 1), value=1) if hide else None
+
+    def _with_start(self, rows_BP: Tensor) -> Tensor:
+        return F.pad(rows_BP, (0, 1), value=self.card["start"])
+
+
+def _choose(
+    logits_BK: Tensor, temperature: float, top_k: int | None, top_p: float | None, drawn: torch.Generator
+) -> Tensor:
+    """One code for each row, int64 `[B]`."""
+    if temperature == 0:
+        return logits_BK.argmax(1)
+    logits = logits_BK / temperature
+    if top_k is not None and top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    likely = logits.softmax(1)
+    if top_p is not None:
+        falling, order = likely.sort(dim=1, descending=True)
+        kept = falling.masked_fill(falling.cumsum(1) - falling >= top_p, 0.0)
+        likely = torch.zeros_like(likely).scatter(1, order, kept)
+    return torch.multinomial(likely, 1, generator=drawn)[:, 0]
