@@ -32,14 +32,32 @@ class QuantizerConfig:
     beta: float = number(0.25, at_least=0)  # weight of the commitment term
     normalize: bool = True  # compare codes on the unit sphere
     revive_after: int | None = number(None, above=0)  # steps without use; None: never
+    ema: float | None = number(None, at_least=0, at_most=1)  # codes follow their latents; None: they learn by gradient
+    legacy: bool = False  # beta on the codebook term, as in released checkpoints
+
+
+@dataclass
+class GumbelQuantizerConfig:
+    _target_: str = "mmlab.model.gumbel_quantizer.GumbelQuantizer"
+    codes: int = number(8192, above=1)
+    width: int = number(256, above=0)  # of a code
+    kl_weight: float = number(5e-4, at_least=0)
+    temperature: float = number(1.0, above=0)
+    last_temperature: float | None = number(None, above=0)  # None: the first one, always
+    anneal_steps: int = number(150000, above=0)
 
 
 @dataclass
 class VQAutoencoderConfig:
     _target_: str = "mmlab.model.autoencoder.VQAutoencoder"
     architecture: dict[str, Any] = field(default_factory=dict)  # of diffusers' Encoder and Decoder
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: Any = field(default_factory=QuantizerConfig)
     source: str | None = None  # folder of a trained one: <run>/artifacts/first_stage
+
+
+@dataclass
+class GumbelAutoencoderConfig(VQAutoencoderConfig):
+    quantizer: Any = field(default_factory=GumbelQuantizerConfig)
 
 
 @dataclass

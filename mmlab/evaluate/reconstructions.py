@@ -1,5 +1,6 @@
 """What a first stage keeps of pictures that it has not seen. Legend: B pictures, S side."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from mmlab.evaluate.feature_networks import FeatureNetwork
 from mmlab.evaluate.image_quality import FeatureSet, caution, compare
 from mmlab.evaluate.linear_code import LinearCode, refuse_too_few
 from mmlab.evaluate.picture_set import PictureSet
+from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import FirstStage, to_signed, to_uint8
+from mmlab.model.quantizer import usage
 from mmlab.report.sheet import contact_sheet
 
 LINEAR_BYTES = 1 << 30
@@ -21,10 +24,19 @@ EQUAL = 99.0
 
 
 @torch.no_grad()
-def reconstruct(first_stage: FirstStage, pixels_B3SS: Tensor) -> Tensor:
-    """Encode and decode uint8 pictures, through the mean of the posterior; uint8 again."""
+def reconstruct(first_stage: FirstStage, pixels_B3SS: Tensor, counts: Counter[int] | None = None) -> Tensor:
+    """Encode and decode uint8 pictures, through the mean of the posterior; uint8 again.
+
+    Args:
+        first_stage: in eval mode.
+        pixels_B3SS: the pictures.
+        counts: where codes are counted, of a first stage that has some.
+    """
     device = first_stage.latent_mean.device
-    return to_uint8(first_stage.decode(first_stage.encode(to_signed(pixels_B3SS).to(device)).mean)).cpu()
+    latents = first_stage.encode(to_signed(pixels_B3SS).to(device)).mean
+    if counts is not None and isinstance(first_stage, VQAutoencoder):
+        counts.update(first_stage.quantizer.indices(latents).flatten().tolist())
+    return to_uint8(first_stage.decode(latents)).cpu()
 
 
 @torch.no_grad()
@@ -36,6 +48,8 @@ def score_reconstructions(
     batch_size: int = 64,
 ) -> dict[str, Any]:
     """Mean PSNR (dB) and SSIM over the pictures, the model's perceptual distance, and rFID and rKID.
+
+    Of a first stage with a codebook also `code_use`, the share of its codes that occur, and their `perplexity`.
 
     Pictures come back as uint8, as from a file, before anything is measured.
 
@@ -62,8 +76,9 @@ def score_reconstructions(
         refuse_too_few(values, len(train))
     sums: dict[str, list[Tensor]] = {}
     real, made = FeatureSet(), FeatureSet()
+    counts: Counter[int] = Counter()
     for batch in pictures.batches(batch_size, "reconstructing"):
-        back = reconstruct(first_stage, batch)
+        back = reconstruct(first_stage, batch, counts)
         x, y = to_signed(batch), to_signed(back)
         sums.setdefault("psnr", []).append(psnr(x, y).clamp(max=EQUAL))
         sums.setdefault("ssim", []).append(ssim(x, y))
@@ -74,6 +89,9 @@ def score_reconstructions(
             real.add(network(batch))
             made.add(network(back))
     scores: dict[str, Any] = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
+    if isinstance(first_stage, VQAutoencoder):
+        book = torch.tensor([counts[code] for code in range(first_stage.quantizer.codes)])
+        scores["code_use"], scores["perplexity"] = usage(book)
     if perceptual is not None:
         scores["perceptual_distance"] = perceptual.label
     if network is not None:

@@ -21,7 +21,7 @@ from mmlab.model.diffusers_vae import (
     with_blocks,
 )
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
-from mmlab.model.quantizer import VectorQuantizer
+from mmlab.model.quantizer import Quantizer, VectorQuantizer
 
 LOGVAR = (-30.0, 20.0)
 """Bounds of the posterior's log-variance, as in LDM and diffusers: exp of more overflows."""
@@ -139,7 +139,7 @@ class VQAutoencoder(Autoencoder):
         "latent_channels", "down_block_types", "up_block_types",
     )  # fmt: skip
 
-    def __init__(self, architecture: Mapping[str, Any], quantizer: VectorQuantizer, source: str | None = None):
+    def __init__(self, architecture: Mapping[str, Any], quantizer: Quantizer, source: str | None = None):
         fields = with_blocks(architecture, self.FIELDS)
         super().__init__(quantizer.width, factor=2 ** (len(fields["block_out_channels"]) - 1))
         self.architecture = dict(fields)
@@ -209,6 +209,8 @@ class VQAutoencoder(Autoencoder):
 
     def _config(self) -> dict[str, Any]:
         codebook = {name: getattr(self.quantizer, name) for name in ("codes", "width", "normalize")}
+        if not isinstance(self.quantizer, VectorQuantizer):
+            codebook["quantizer"] = type(self.quantizer).__name__
         return {**self.architecture, **codebook}
 
 

@@ -14,6 +14,7 @@ from mmlab.model.conditioner import ClassCondition, Conditioner
 from mmlab.model.denoiser import UNet
 from mmlab.model.dit import Block, DiT
 from mmlab.model.first_stage import FirstStage, Identity
+from mmlab.model.quantizer import VectorQuantizer
 
 DIT_NULL = 1000
 """The class that diffusers' DiTPipeline takes for no class, however many classes there are."""
@@ -35,10 +36,16 @@ def autoencoder(first_stage: FirstStage) -> Any:
 
 
 def _vq_model(first_stage: VQAutoencoder) -> Any:
-    """Codes of length 1 go in as such: the nearest of them to a vector is the nearest to its direction."""
+    """Codes of length 1 go in as such: the nearest of them to a vector is the nearest to its direction.
+
+    Raises:
+        ConfigError: codes that are not the nearest ones.
+    """
     from diffusers.models.autoencoders.vq_model import VQModel
 
     book = first_stage.quantizer
+    if not isinstance(book, VectorQuantizer):
+        raise ConfigError(f"diffusers' VQModel takes the nearest code, and {type(book).__name__} the likeliest one.")
     exported = VQModel(
         **{"latent_channels": book.width, **first_stage.architecture},
         num_vq_embeddings=book.codes,
@@ -47,7 +54,7 @@ def _vq_model(first_stage: VQAutoencoder) -> Any:
     )
     parts = ("encoder", "decoder", "quant_conv", "post_quant_conv")
     weights = {name: value for name, value in first_stage.state_dict().items() if name.split(".")[0] in parts}
-    weights["quantize.embedding.weight"] = book.project(book.codebook.detach()[..., None])[..., 0]
+    weights["quantize.embedding.weight"] = book.book().detach()
     exported.load_state_dict(weights)
     return exported.eval()
 

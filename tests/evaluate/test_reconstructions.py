@@ -13,7 +13,9 @@ from mmlab.evaluate.picture_set import PictureSet
 from mmlab.evaluate.reconstructions import EQUAL, reconstruct, reconstruction_sheet, score_reconstructions
 from mmlab.model.fidelity import psnr
 from mmlab.model.first_stage import to_signed
+from mmlab.model.quantizer import usage
 from tests.evaluate.tiny_scores import SIDE, Quadrants, Unshuffle, make_noise
+from tests.model import tiny_autoencoders as tiny
 from tests.tiny_shapes import make_records
 
 SPEC = ImageSpec(SIDE, "crop")
@@ -104,3 +106,17 @@ def test_a_set_of_pictures(sets, tmp_path):
     make_records(tmp_path / "texts", [{"caption": "no picture"}], [None])
     with pytest.raises(DataError, match="has no picture; scores need the pictures"):
         PictureSet(tmp_path / "texts", SPEC).picture(0)
+
+
+@torch.no_grad()
+def test_a_codebook_is_scored_by_its_use(sets):
+    stage = tiny.vq().eval()
+    spec = ImageSpec(16, "crop")
+    scores = score_reconstructions(SimpleNamespace(first_stage=stage), PictureSet(sets[0].index.root, spec), None)
+    pictures = PictureSet(sets[0].index.root, spec)
+    codes = stage.codes(to_signed(torch.stack([pictures.picture(n) for n in range(30)])))
+    counts = codes.flatten().bincount(minlength=16)
+    assert (scores["code_use"], scores["perplexity"]) == pytest.approx(usage(counts))
+    assert 0 < scores["code_use"] <= 1 and "code_use" not in score_reconstructions(
+        SimpleNamespace(first_stage=Unshuffle()), sets[0], None
+    )

@@ -7,6 +7,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmlab.config.errors import ConfigError
 from mmlab.model import quantizer as module
 from mmlab.model.quantizer import VectorQuantizer, usage
 
@@ -16,6 +17,8 @@ def quantizer(codes: int = 16, width: int = 4, **options) -> VectorQuantizer:
     book = VectorQuantizer(codes, width, **options)
     with torch.no_grad():  # far from 0, where all distances are alike
         book.codebook.copy_(torch.randn(codes, width))
+        if book.ema is not None:
+            book.ema_sums.copy_(book.codebook)
     return book
 
 
@@ -194,3 +197,63 @@ def test_ranks_count_together_and_keep_one_codebook(tmp_path):
     books = [torch.load(tmp_path / f"book-{rank}.pt") for rank in (0, 1)]
     assert torch.equal(uses[0], uses[1]) and uses[0].sum() == 2 * prod((2, 3, 3))
     assert torch.equal(books[0], books[1]) and (books[0] < 50).all(), "all dead codes were revived"
+
+
+def test_beta_of_released_checkpoints_is_on_the_other_term():
+    grads = {}
+    for legacy in (False, True):
+        book, z = quantizer(beta=0.25, normalize=False, legacy=legacy), latents()
+        grads[legacy] = torch.autograd.grad(book(z).loss.sum(), (book.codebook, z))
+    torch.testing.assert_close(grads[True][0], grads[False][0] * 0.25)
+    torch.testing.assert_close(grads[True][1], grads[False][1] * 4)
+
+
+def test_codes_follow_the_mean_of_their_latents():
+    book = quantizer(codes=8, normalize=False, ema=0.9).train()
+    assert not list(book.parameters()), "nothing for an optimizer"
+    start, z = book.codebook.clone(), latents(3, 4, 4, 4).detach()
+    indices = book(z.requires_grad_()).indices
+    assert torch.equal(book.codebook, start), "not before the step"
+    book.after_step(1)
+    rows, flat = z.detach().permute(0, 2, 3, 1).reshape(-1, 4), indices.flatten()
+    used = flat.unique().tolist()
+    assert len(used) > 1
+    for code in range(8):
+        mine = rows[flat == code]
+        expected = (0.9 * start[code] + 0.1 * mine.sum(0)) / (0.9 + 0.1 * len(mine)) if code in used else start[code]
+        torch.testing.assert_close(book.codebook[code], expected)
+    for step_ in range(200):
+        step(book, z, step_)
+    final = torch.stack([rows[book.indices(z.detach()).flatten() == code].mean(0) for code in used])
+    torch.testing.assert_close(book.codebook[used], final, rtol=1e-3, atol=1e-3)
+
+
+def test_an_average_has_the_commitment_alone_and_stays_in_float32():
+    book, z = quantizer(normalize=False, ema=0.99, beta=0.5), latents()
+    out = book(z)
+    expected = 0.5 * (z - out.values.detach()).square().sum((1, 2, 3))
+    torch.testing.assert_close(out.loss, expected)
+    book.to(torch.bfloat16)
+    assert book.codebook.dtype == book.ema_sums.dtype == torch.float32
+    with pytest.raises(ConfigError, match="take one of them"):
+        VectorQuantizer(4, 2, ema=0.9, legacy=True)
+
+
+def test_micro_batches_move_an_average_together():
+    whole, parts = (quantizer(codes=8, normalize=False, ema=0.9, revive_after=5).train() for _ in range(2))
+    z = latents(4, 4, 2, 2).detach()
+    step(whole, z, 1)
+    for half in z.chunk(2):
+        parts(half)
+    parts.after_step(1)
+    torch.testing.assert_close(parts.codebook, whole.codebook)
+    assert torch.equal(parts.uses, whole.uses)
+
+
+def test_a_revived_average_starts_anew():
+    book = quantizer(codes=16, normalize=False, ema=0.9, revive_after=1).train()
+    with torch.no_grad():
+        book.codebook[4:] += 100
+    step(book, latents(2, 4, 4, 4).detach(), 1)
+    assert (book.codebook.norm(dim=1) < 20).all() and (book.ema_uses[4:] == 1).all()
+    torch.testing.assert_close(book.ema_sums[4:], book.codebook[4:])
