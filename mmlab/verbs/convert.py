@@ -1,0 +1,58 @@
+"""Turn a checkpoint of another code base into a folder that a run starts from."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmlab.config.errors import ConfigError, nearest
+
+
+def main(argv: list[str]) -> int:
+    """Convert a VQ autoencoder of taming-transformers or latent diffusion.
+
+    mmlab convert taming vqgan_imagenet_f16_1024.ckpt first_stages/vqgan_f16_1024
+
+    Raises:
+        ConfigError: a wrong command line, a checkpoint of something else, or a folder that is not empty.
+    """
+    parser = argparse.ArgumentParser(prog="mmlab convert", description="Turn a checkpoint into a first stage's folder.")
+    parser.add_argument("kind", help="taming: VQ autoencoders of taming-transformers and latent diffusion")
+    parser.add_argument("checkpoint", help=".ckpt or .safetensors; nothing in it is run")
+    parser.add_argument("out", help="folder to make, for model.first_stage.source")
+    help_fixed = "go on with beta on the commitment term, not on the codebook term as it was trained"
+    parser.add_argument("--not-legacy", action="store_true", help=help_fixed)
+    parser.error = _refuse  # type: ignore[method-assign]
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # after --help
+        return int(stop.code or 0)
+    if args.kind != "taming":
+        raise ConfigError(f"mmlab convert knows taming, not '{args.kind}'.{nearest(args.kind, ['taming'])}")
+    convert(Path(args.checkpoint), Path(args.out), legacy=not args.not_legacy)
+    return 0
+
+
+def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
+    """Write the folder, and print the config that loads it."""
+    from omegaconf import OmegaConf
+
+    from mmlab.model.taming_checkpoint import from_taming, read_taming, settings_of
+
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not empty; give another folder, or remove that one.")
+    if not checkpoint.is_file():
+        siblings = [str(path) for path in checkpoint.parent.glob("*")] if checkpoint.parent.is_dir() else []
+        raise ConfigError(f"There is no {checkpoint}.{nearest(str(checkpoint), siblings)}")
+    model = from_taming(read_taming(checkpoint), checkpoint, legacy)
+    model.save(out)
+    settings = {**settings_of(model), "source": str(out)}
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; its statistics are not measured yet")
+    print(OmegaConf.to_yaml({"model": {"first_stage": settings}}).rstrip())
+
+
+def _refuse(message: str) -> None:
+    raise ConfigError(f"{message}; see `mmlab convert --help`.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
