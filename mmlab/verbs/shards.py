@@ -84,7 +84,8 @@ def _images(args: argparse.Namespace):
     from mmlab.data.sources.images import images
 
     table = _existing(args.labels) if args.labels else None
-    return images(_existing(args.images), table, args.image_field, args.class_field, args.missing_budget)
+    maps = _existing(args.maps) if args.maps else None
+    return images(_existing(args.images), table, args.image_field, args.class_field, args.missing_budget, maps)
 
 
 def _encoded(args: argparse.Namespace):
@@ -284,6 +285,7 @@ def _add_build(commands) -> None:
     images = _add(sources, "images", _build, "pictures with classes: a sub-folder for each class, or a table")
     images.add_argument("images", help="picture folder")
     images.add_argument("--labels", metavar="TABLE", help=".csv, .tsv or .jsonl; without it sub-folders are classes")
+    images.add_argument("--maps", metavar="DIR", help="a PNG of the same path for each picture, such as a segmentation")
     images.set_defaults(convert=_images)
 
     for source in (captions, images):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker
+from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker
 from mmlab.data.shards import Samples
 from mmlab.data.sources.folder import PictureFolder
 from mmlab.data.sources.table import CLASS_FIELDS, IMAGE_FIELDS, class_of, column, rows
@@ -17,6 +17,7 @@ def images(
     image_field: str | None = None,
     class_field: str | None = None,
     missing_budget: float = 0.0,
+    maps: str | Path | None = None,
 ) -> Samples:
     """Read pictures and their classes.
 
@@ -27,7 +28,8 @@ def images(
             pictures that it names are read.
         image_field: the column of the path; None takes the first of `image`, `file`, `filename`, `path`, …
         class_field: the column of the class, a name or a number; None takes `class` or `label`.
-        missing_budget: share of the pictures that may be absent or unreadable.
+        missing_budget: share of the pictures that may be absent or unreadable; a picture without its map counts.
+        maps: a folder with a PNG of the same path for each picture, such as its segmentation; it becomes `map.png`.
 
     Returns:
         Counts: `samples`, `classes`, `without_class`, `missing` (no such picture), `unsupported` (not JPEG, PNG,
@@ -44,11 +46,18 @@ def images(
     folder = PictureFolder(root, missing_budget, len(entries))
     if not entries:
         raise DataError(f"{labels or root} has no picture ({', '.join(IMAGE_EXTENSIONS)}).")
+    map_folder = None if maps is None else PictureFolder(maps, missing_budget, len(entries))
     keys, classes = KeyMaker(), set()
     counts = {"samples": 0, "without_class": 0}
     for where, name, kind in entries:
         picture = folder.read(name, where)
-        if picture is None:
+        shown = {} if picture is None else {picture[0]: picture[1]}
+        if picture is not None and map_folder is not None:
+            drawn = map_folder.read(str(Path(name).with_suffix(".png")), where)
+            if drawn is not None and drawn[0] != "png":
+                raise DataError(f"{where}: its map is a {drawn[0]} inside; maps are PNG, which keeps their values.")
+            shown = {} if drawn is None else {**shown, MAP: drawn[1]}
+        if not shown:
             continue
         counts["samples"] += 1
         record: dict[str, Any] = {"id": name}
@@ -57,8 +66,10 @@ def images(
         else:
             record["class"] = kind
             classes.add(kind)
-        yield keys(str(Path(name).with_suffix(""))), {picture[0]: picture[1], "json": record}
-    return {**counts, "classes": len(classes), "missing": folder.missing, "unsupported": folder.unsupported}
+        yield keys(str(Path(name).with_suffix(""))), {**shown, "json": record}
+    lost = [folder] if map_folder is None else [folder, map_folder]
+    missing, unsupported = sum(one.missing for one in lost), sum(one.unsupported for one in lost)
+    return {**counts, "classes": len(classes), "missing": missing, "unsupported": unsupported}
 
 
 def _folders(root: Path) -> Iterator[tuple[str, str, str | int | None]]:

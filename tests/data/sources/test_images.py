@@ -3,6 +3,7 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.index import ShardIndex
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.images import images
 from tests.tiny_files import png
@@ -93,3 +94,19 @@ def test_no_folder_no_picture_and_columns_without_a_table(folder, tmp_path):
         build(tmp_path, tmp_path / "empty")
     with pytest.raises(ConfigError, match="give --labels"):
         build(tmp_path, folder, class_field="class")
+
+
+def test_maps_lie_beside_their_pictures(folder, tmp_path):
+    maps = tmp_path / "maps"
+    for name in ("cat/a.png", "cat/deep/a.png", "dog/b.png"):
+        (maps / name).parent.mkdir(parents=True, exist_ok=True)
+        (maps / name).write_bytes(png(3, 2))
+    with pytest.raises(DataError, match=r"picture 'loose\.png' is not in .*maps; 1 are lost and .* allows 0"):
+        build(tmp_path, folder, maps=maps)
+    found, counts = build(tmp_path, folder, maps=maps, missing_budget=0.25)
+    assert set(found) == {"cat_a", "cat_deep_a", "dog_b"} and counts["missing"] == 1
+    index = ShardIndex.open(tmp_path / "out")
+    assert all(index.read(i)["map.png"] == png(3, 2) for i in range(3))
+    (maps / "loose.png").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataError, match="its map is a jpg inside; maps are PNG"):
+        write_shards(images(folder, maps=maps), tmp_path / "other", quiet=True)
