@@ -11,6 +11,7 @@ from mmlab import cli
 from mmlab.config.compose import compose
 from mmlab.config.locate import conf_dir
 from mmlab.data.sources.scenes import KINDS
+from tests.stage.tiny_codes import make_maps
 from tests.tiny_shapes import make_shapes
 
 CONF = conf_dir() / "experiment"
@@ -99,13 +100,30 @@ def diffusion_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
     return overrides
 
 
+def prior_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
+    """Small parts of a recipe of priors: codes are those of `vq`, conditions are of the same kind."""
+    overrides = ["data.size=32", "data.latents=false", "model/first_stage=vq_tiny", "model/prior=gpt_tiny"]
+    overrides += ["model.prior={depth:1,width:32,heads:2}", f"stage.init_from=[{folder / 'runs' / 'vq'}]"]
+    overrides += ["model.first_stage.quantizer.codes=256"]
+    if "classes" in cfg.model.conditioner:
+        overrides.append(f"model.conditioner.classes=[{','.join(KINDS)}]")
+    if cfg.model.map_stage is not None:
+        overrides += [f"data.root={folder / 'maps'}", "model/first_stage@model.map_stage=vq_tiny"]
+        overrides += [f"model.map_stage.source={folder / 'runs' / 'vq' / 'artifacts' / 'first_stage'}"]
+    return overrides
+
+
 @pytest.fixture(scope="module")
 def standing(shapes):
     """Runs that others begin with: a first stage, and an eye for scores."""
+    for split in ("train", "val"):
+        make_maps(shapes / "maps", 6, split, size=32)
     small = [f"data.root={shapes}", "data.global_batch=4", "data.micro_batch=4", "data.workers=0", "trainer=cpu"]
     small += ["trainer.max_steps=1", f"run.root={shapes / 'runs'}", "logger=none"]
-    for name, recipe in (("first_stage", "ldm/first_stage_kl_tiny"), ("eye", "llava/vision_tiny")):
-        own = ["stage.adversarial_start=9"] if name == "first_stage" else [TINY_EYE, "data.max_length=400"]
+    own_of = {"eye": [TINY_EYE, "data.max_length=400"]}
+    firsts = (("first_stage", "ldm/first_stage_kl_tiny"), ("vq", "taming/vqgan_tiny"), ("eye", "llava/vision_tiny"))
+    for name, recipe in firsts:
+        own = own_of.get(name, ["stage.adversarial_start=9"])
         assert cli.main(["train", f"experiment={recipe}", *small, *own, f"run.name={name}"]) == 0
     return shapes
 
@@ -120,6 +138,8 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, standing, recipe):
     overrides.append("stage.init_from=[]")
     if "denoiser" in cfg.model:
         overrides += diffusion_stand_ins(cfg, standing)
+    elif "prior" in cfg.model:
+        overrides += prior_stand_ins(cfg, standing)
     else:
         overrides += autoencoder_stand_ins(cfg) if "first_stage" in cfg.model else language_stand_ins(cfg)
     code = cli.main(["train", f"experiment={recipe}", *overrides])
