@@ -91,11 +91,9 @@ def test_a_picture_depends_on_its_class_its_seed_and_the_settings(work, monkeypa
 
     whole = one("whole", "count=4")
     assert apart(one("last", "seed=3", "count=1"), whole) <= 1
-    others = {"class": "class=circle", "hot": "temperature=3", "few": "top_k=2", "guided": "guidance=6"}
-    for name, setting in others.items():
-        assert apart(one(name, "seed=3", "count=1", setting), whole) > 2, name
-    few = one("chosen", "seed=3", "count=1", "sampler=codes", "sampler.top_k=2")
-    assert apart(few, np.array(Image.open(work / "few" / "0003.png"))) == 0
+    few, other = (one(out, "seed=3", "count=1", more) for out, more in (("few", "top_k=2"), ("it", "class=circle")))
+    assert min(apart(few, whole), apart(other, whole)) > 2
+    assert apart(one("chosen", "seed=3", "count=1", "sampler=codes", "sampler.top_k=2"), few) == 0
 
 
 @pytest.mark.parametrize(
@@ -149,10 +147,7 @@ def test_scores(work, monkeypatch, capsys):
         scores = json.loads((work / out / "scores.json").read_text())
         assert scores["samples"] == 14 and scores["fid"] > 0 and scores["noise_fid"] > 0
         assert scores["temperature"] == 1 and scores["guidance"] == (2 if more else 1) and "fid" in told
-        assert (work / out / "samples.png").is_file()
-    model, _ = restore(work / "runs" / "class")
-    first = CodeGenerator(model, CodeSampler(top_k=9, guidance=2), 16)({"labels": torch.tensor([0])}, [3])
-    assert first.shape == (1, 3, 16, 16) and "neighbours" in json.loads((work / "scores_class/scores.json").read_text())
+        assert (work / out / "samples.png").is_file() and ("neighbours" in scores) is bool(more)
 
 
 def test_an_exported_prior(work, monkeypatch, capsys):
@@ -211,7 +206,7 @@ def test_training_from_codes_with_samples_and_an_average(work, monkeypatch, caps
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["sampler=ddim"], "'sampler' draws codes"),
+        (["sampler=ddim"], "'sampler' draws pictures out of noise, and"),
         (["process=cosine_v"], "'process' is chosen, but"),
         (["stage.init_from=[]"], "Nobody has trained the first stage, so its codes say nothing"),
         (["model/first_stage=kl_tiny"], "KLAutoencoder has no codes to learn"),
@@ -221,5 +216,7 @@ def test_training_from_codes_with_samples_and_an_average(work, monkeypatch, caps
 )
 def test_what_cannot_be_trained_is_one_sentence(work, monkeypatch, capsys, argv, says):
     given = [one for one in TRAIN if not (argv[0].startswith("model/first") and one in FIRST)]
-    code, _, err = run(work, monkeypatch, capsys, "train", *given, *argv, "run.name=refused")
+    code, _, err = run(
+        work, monkeypatch, capsys, "train", *given, *argv, f"run.name={argv[0].split('=')[0].replace('/', '_')}"
+    )
     assert code == 2 and says in err and "\n" not in err
