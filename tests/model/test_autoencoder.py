@@ -187,14 +187,18 @@ def test_a_damaged_vq_artifact_is_one_sentence(tmp_path, name):
 
 
 # From the papers' tables and the released checkpoints; with the codebook, where there is one.
-COUNTS = {"kl_f8": 83.65e6, "kl_f4": 55.3e6, "vq_f4": 55.3e6, "vqgan_f16": 71.7e6 + 1024 * 256}
+COUNTS = {
+    "kl_f8": 83.65e6, "kl_f4": 55.3e6, "vq_f4": 55.3e6,
+    "vqgan_f16": 71.7e6 + 1024 * 256, "vqgan_f16_16384": 71.7e6 + 16384 * 256,
+}  # fmt: skip
 SHAPES = {
     "identity": (3, 1),
     "kl_f2_tiny": (2, 2), "kl_tiny": (4, 4), "kl_f8_tiny": (8, 8), "vq_tiny": (4, 4),
     "kl_f4": (3, 4), "kl_f8": (4, 8), "kl_f16": (16, 16),
     "vq_f4": (3, 4), "vq_f8": (4, 8), "vq_f16": (8, 16), "vqgan_f16": (256, 16),
+    "vqgan_f16_16384": (256, 16), "vqgan_f8_gumbel": (256, 8),
 }  # fmt: skip
-CODES = {"vq_f4": 8192, "vq_f8": 16384, "vq_f16": 16384, "vqgan_f16": 1024}
+CODES = {"vq_f4": 8192, "vq_f8": 16384, "vq_f16": 16384, "vqgan_f16": 1024, "vqgan_f16_16384": 16384}
 
 
 def option(name: str):

@@ -1,5 +1,7 @@
 """The transformer over codes: causal, told by its condition, the same with a cache and as transformers' GPT-2."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -76,10 +78,10 @@ def test_rotary_positions_are_relative():
 def test_it_is_gpt_2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    prior = prior_model("none").prior
+    prior: Any = prior_model("none").prior
     config = GPT2Config(vocab_size=CODES + 1, n_positions=prior.room, n_embd=32, n_layer=2, n_head=2)
     config.activation_function, config.tie_word_embeddings = "gelu", False
-    reference = GPT2LMHeadModel(config).eval()
+    reference: Any = GPT2LMHeadModel(config).eval()
     weights = {"wpe.weight": prior.positions, "wte.weight": torch.cat([prior.embed.weight, prior.start[None]])}
     for i, block in enumerate(prior.blocks):
         parts = (block.query, block.key, block.value)

@@ -16,8 +16,9 @@ def drawn(count: int = 3, height: int = SIDE, width: int = SIDE) -> Tensor:
 
 
 def draw(model: Any, sampler: CodeSampler, numbers: Tensor | None = None, **options: Any) -> Tensor:
-    numbers = drawn() if numbers is None else numbers
-    return sample_codes(model.prior, sampler, numbers, *conditions(model, len(numbers), numbers.shape[1]), **options)
+    given = drawn() if numbers is None else numbers
+    condition, null = conditions(model, len(given), given.shape[1])
+    return sample_codes(model.prior, sampler, given, condition, null, **options)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
@@ -61,8 +62,8 @@ def test_a_picture_depends_on_its_own_rows():
     condition, null = conditions(model)
     whole = sample_codes(model.prior, sampler, drawn(), condition, null)
     for n in range(3):
-        one = [{name: value[n : n + 1] for name, value in part.items()} for part in (condition, null)]
-        assert torch.equal(sample_codes(model.prior, sampler, drawn()[n : n + 1], *one)[0], whole[n])
+        told, untold = ({name: value[n : n + 1] for name, value in part.items()} for part in (condition, null))
+        assert torch.equal(sample_codes(model.prior, sampler, drawn()[n : n + 1], told, untold)[0], whole[n])
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def greedy(model: Any, scale: float, parts: tuple[Any, Any]) -> Tensor:
 def test_it_writes_the_same_pictures(tmp_path, kind, scale, tokenizer_folder):
     if kind == "none" and scale != 1:
         scale = 1.0
-    model = prior_model(kind, tokenizer_folder)
+    model: Any = prior_model(kind, tokenizer_folder)
     line = export_prior(model, CodeSampler(top_k=5), 16, tmp_path / "out")
     assert line == f'Pipeline("{tmp_path}/out")  # from {tmp_path}/out/loader.py'
     pipeline = load(tmp_path / "out")
