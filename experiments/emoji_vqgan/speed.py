@@ -34,7 +34,7 @@ def train(source: str, latents: bool) -> Clock:
     L.seed_everything(0, verbose=False)
     stage = build_stage(cfg)
     data, clock = build_data(cfg, stage), Clock()
-    quiet = {
+    quiet: Any = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
