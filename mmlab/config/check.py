@@ -32,6 +32,7 @@ def check(cfg: DictConfig) -> None:
     check_batches(cfg)
     check_sources(cfg.data)
     check_local_files(cfg.model)
+    check_callbacks(cfg)
     for run in OmegaConf.select(cfg, "stage.init_from") or []:
         find_run(run, cfg.run.root)
     check_targets(cfg)
@@ -53,6 +54,13 @@ def check_trainable(cfg: DictConfig) -> None:
             if name.split(".")[0] not in parts:
                 hint = nearest(name, parts)
                 raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
+
+
+def check_callbacks(cfg: DictConfig) -> None:
+    """A callback is described by a mapping; null leaves it out."""
+    for name, node in cfg.callbacks.items():
+        if node is not None and not isinstance(node, DictConfig):
+            raise ConfigError(f"callbacks.{name}={node}: give a mapping with a _target_, or null to leave it out.")
 
 
 def check_process(cfg: DictConfig) -> None:

@@ -45,7 +45,7 @@ def train(cfg: DictConfig) -> None:
     steps = data.plan(cfg.trainer.max_steps, cfg.trainer.max_epochs)
     for part, count in count_parameters(stage.model).items():
         print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
-    callbacks = [build(node) for node in cfg.callbacks.values()]
+    callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
     metrics = fit(trainer, stage, data)
     if trainer.is_global_zero:

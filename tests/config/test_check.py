@@ -68,6 +68,7 @@ def test_a_right_config_passes(conf):
         ),
         ("stage.init_from=[llava/vision]", "There is no run 'llava/vision' in runs."),
         ("model.connector._target_=os.system", "'model.connector._target_' 'os.system' is not allowed."),
+        ("callbacks.samples=false", "callbacks.samples=False: give a mapping with a _target_, or null"),
         ("+callbacks.x={_target_: torch.load}", "'callbacks.x._target_' 'torch.load' is not allowed."),
         (
             "+callbacks.rate={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_intervall: step}",
