@@ -1,6 +1,8 @@
 """Which samples each step trained on, for proofs that none is lost or repeated."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,21 @@ class BatchLog(Callback):
 
     Args:
         folder: usually the run's.
+        kill_at: SIGKILL to the whole process group (ranks and data workers too) as this step begins, as a node that
+            fails ends a run; None never. Only for runs in a session of their own.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, kill_at: int | None = None):
         self.folder = Path(folder)
+        self.kill_at = kill_at
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         line = json.dumps({"step": trainer.global_step + 1, "micro": batch_idx, "keys": batch["keys"]})
         # Unbuffered: a kill leaves whole lines.
         with (self.folder / f"batches-{trainer.global_rank}.jsonl").open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
+        if trainer.global_step + 1 == self.kill_at:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def read_batches(folder: Path) -> tuple[dict[int, list[str]], list[str]]:

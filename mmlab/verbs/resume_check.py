@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, RunError
@@ -55,8 +54,8 @@ def check(overrides: list[str], work: Path, steps: int, every: int, kills: list[
     print(f"straight: {steps} steps", flush=True)
     _finish(_start(overrides, straight, steps, every), straight)
     for step in kills:
-        _kill(_start(overrides, killed, steps, every), killed, step)
-        print(f"killed while step {step} was trained; starting again", flush=True)
+        _finish(_start(overrides, killed, steps, every, kill_at=step), killed, -signal.SIGKILL)
+        print(f"killed as step {step} began; starting again", flush=True)
     _finish(_start(overrides, killed, steps, every), killed)
     return compare(straight, killed)
 
@@ -83,7 +82,7 @@ def compare(straight: Path, killed: Path) -> str | None:
     return difference(*states)
 
 
-def _start(overrides: list[str], run: Path, steps: int, every: int) -> subprocess.Popen:
+def _start(overrides: list[str], run: Path, steps: int, every: int, kill_at: int | None = None) -> subprocess.Popen:
     ours = [
         f"run.dir={run}",
         "logger=none",
@@ -91,6 +90,7 @@ def _start(overrides: list[str], run: Path, steps: int, every: int) -> subproces
         f"callbacks.checkpoint.every_n_steps={every}",
         "+callbacks.batch_log._target_=mmlab.training.batch_log.BatchLog",
         f"+callbacks.batch_log.folder={run}",
+        f"+callbacks.batch_log.kill_at={'null' if kill_at is None else kill_at}",
     ]
     run.mkdir(parents=True, exist_ok=True)
     log = (run / "output.log").open("a")
@@ -103,27 +103,12 @@ def _start(overrides: list[str], run: Path, steps: int, every: int) -> subproces
     )
 
 
-def _finish(process: subprocess.Popen, run: Path) -> None:
+def _finish(process: subprocess.Popen, run: Path, expected: int = 0) -> None:
     try:
         code = process.wait()
     finally:
         _end(process)
-    if code:
-        _fail(run, code)
-
-
-def _kill(process: subprocess.Popen, run: Path, step: int) -> None:
-    from mmlab.training.batch_log import read_batches
-
-    try:
-        while process.poll() is None:
-            if max(read_batches(run)[0], default=0) >= step:
-                break
-            time.sleep(0.001)
-    finally:
-        code = process.poll()
-        _end(process)
-    if code:
+    if code != expected:
         _fail(run, code)
 
 

@@ -1,4 +1,4 @@
-"""Runs killed from outside go on to the very same end, and the proof finds where they would not."""
+"""Runs that were killed go on to the very same end, and the proof finds where they would not."""
 
 import json
 import subprocess
@@ -20,6 +20,7 @@ TINY = [
     "data.max_length=128",
     "data.val=[]",
     "trainer=cpu",
+    "callbacks.samples=null",
     "model.language.architecture.num_hidden_layers=1",
     "+model.language.architecture.attention_dropout=0.1",
 ]
