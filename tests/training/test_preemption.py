@@ -1,5 +1,6 @@
 """Who leaves, and what for: ranks agree, and what is raised can be sent to another process."""
 
+import json
 import pickle
 import signal
 from pathlib import Path
@@ -16,25 +17,22 @@ def test_what_is_raised_can_be_sent():
     assert (str(sent), sent.exit_code) == ("stopped", 130)
 
 
-def rank(number: int, folder: str, noted: list[int]) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=len(noted))
-    signals = Signals()
-    signals.noted = noted[number]
-    Path(folder, str(number)).write_text(str(signals.agreed()))
+def rank(number: int, folder: str, noted: list[tuple[int, int]]) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=2)
+    agreed = []
+    for pair in noted:
+        signals = Signals()
+        signals.noted = pair[number]
+        agreed.append(signals.agreed())
+    Path(folder, f"{number}.json").write_text(json.dumps(agreed))
     torch.distributed.destroy_process_group()
 
 
-def agreed(folder: Path, *noted: int) -> set[int]:
-    folder.mkdir()
-    spawn(rank, (str(folder), list(noted)), len(noted))
-    return {int((folder / str(number)).read_text()) for number in range(len(noted))}
-
-
 def test_ranks_agree_and_a_new_start_is_not_hidden(tmp_path):
-    assert agreed(tmp_path / "a", 0, 0) == {0}
-    assert agreed(tmp_path / "b", 0, signal.SIGTERM) == {signal.SIGTERM}
-    assert agreed(tmp_path / "c", signal.SIGUSR1, signal.SIGTERM) == {signal.SIGUSR1}
-    assert agreed(tmp_path / "d", signal.SIGTERM, signal.SIGUSR2) == {signal.SIGUSR2}
+    term, usr1, usr2 = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+    spawn(rank, (str(tmp_path), [(0, 0), (0, term), (usr1, term), (term, usr2)]), 2)
+    for number in range(2):
+        assert json.loads((tmp_path / f"{number}.json").read_text()) == [0, term, usr1, usr2]
 
 
 def test_a_terminated_run_that_is_leaving_waits_for_no_other_rank():
