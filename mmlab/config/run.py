@@ -63,7 +63,9 @@ def prepare_run(cfg: DictConfig) -> Path:
         # A requeued job is the same start of the run, not another one.
         if _rank() == 0 and int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
             _set_aside(folder)
-    elif before := _read_config(folder):
+    elif (folder / "config.yaml").is_file():
+        # Keys that came after the run was made have their defaults.
+        before: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
         _refuse_other(folder, before, config)
         _reopen(folder, before, config)
     if _rank() > 0:
@@ -204,11 +206,6 @@ def _git(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    file = folder / "config.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _refuse_other(folder: Path, before: Any, config: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose, hydra_verb
@@ -94,6 +95,17 @@ def test_another_run_does_not_move_in(conf):
         prepare(conf, "run.name=mine", "optim.lr=0.1")
     with pytest.raises(ConfigError, match=r"stage.trainable.1=None, not vision"):
         prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
+
+
+def test_a_run_made_before_a_key_was_there_goes_on(conf):
+    config = prepare(conf, "run.name=mine") / "config.yaml"
+    before = yaml.safe_load(config.read_text())
+    del before["optim"]["weight_decay"], before["seed"]
+    config.write_text(yaml.safe_dump(before))
+    assert prepare(conf, "run.name=mine") == config.parent
+    config.write_text(yaml.safe_dump(before))
+    with pytest.raises(ConfigError, match="seed=0, not 1"):
+        prepare(conf, "run.name=mine", "seed=1")
 
 
 def test_a_fresh_run_sets_the_old_one_aside(conf, monkeypatch):
