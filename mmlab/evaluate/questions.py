@@ -10,7 +10,7 @@ from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores import Reference, texts_of
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def _asked(i: int, key: str, record: dict[str, Any]) -> Iterator[Question]:
 
 def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """The `answers`, `types` and `choices` of a question or a record's reference."""
-    answers, types = (tuple(map(str, item.get(name) or ())) for name in ("answers", "types"))
-    return answers, types, int(item.get("choices", 0))
+    return texts_of(item, "answers"), texts_of(item, "types"), int(item.get("choices", 0))
 
 
 def read_picture(index: ShardIndex, i: int, spec: ImageSpec):

@@ -9,10 +9,11 @@ from typing import Any
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.sources.scienceqa_problems import PROBLEMS, SPLITS, load_problems, load_split
 from mmlab.evaluate.scienceqa import reference_of
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores import Reference, texts_of
 
 IDS = ("question_id", "questionId", "image_id", "key", "id")
-TEXTS = ("prediction", "text", "caption", "output", "answer")
+TEXTS = ("prediction", "description", "text", "caption", "output", "answer")
+"""Ours come first: a line of ours holds the right answer, too."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def read_predictions(path: str | Path) -> Recorded:
 
     LLaVA's result file `{"outputs": {id: text}, "results": {id: index}}`; a JSON object `{id: text}`; or objects with
     an id and a text, as a JSON list or as lines: `question_id`, `questionId`, `image_id`, `key` or `id`, and
-    `prediction`, `text`, `caption`, `output` or `answer`. Or a folder of MME's result files, `<task>.txt` with lines of
-    picture, question, right answer and reply, parted by tabs.
+    `prediction`, `description`, `text`, `caption`, `output` or `answer`. Or a folder of MME's result files,
+    `<task>.txt` with lines of picture, question, right answer and reply, parted by tabs.
 
     Raises:
         DataError: no such file, none of these layouts, or an id that comes twice.
@@ -87,19 +88,23 @@ def read_references(metric: str, path: str | Path, splits: str | Path | None, sp
 
     Raises:
         ConfigError: splits for a metric that has none.
-        DataError: a file that is missing or has another layout, or an id that comes twice.
+        DataError: a file that is missing or has another layout, a question without a right answer, or an id that comes
+            twice.
     """
     path = Path(path)
-    if metric == "scienceqa":
-        return _scienceqa(path, splits, split)
-    if splits is not None:
-        raise ConfigError(f"metric={metric} has no splits.")
     layouts = {"vqa": _vqa, "gqa": _gqa, "pope": _pope, "captions": _captions}
-    found = _mme(path) if metric == "mme" and path.is_dir() else _references(path, layouts.get(metric))
+    if metric == "scienceqa":
+        found = _scienceqa(path, splits, split)
+    elif splits is not None:
+        raise ConfigError(f"metric={metric} has no splits.")
+    else:
+        found = _mme(path) if metric == "mme" and path.is_dir() else _references(path, layouts.get(metric))
     if not found:
-        raise DataError(f"{path} holds no right answers.")
+        raise DataError(f"{path} holds no right answers{f' of split {split}' if metric == 'scienceqa' else ''}.")
     keys: set[str] = set()
     for reference in found:
+        if not reference.answers:
+            raise DataError(f"{path}: there is no right answer for {reference.key}.")
         if reference.key in keys:
             raise DataError(f"{path}: there are two right answers for {reference.key}.")
         keys.add(reference.key)
@@ -130,14 +135,15 @@ def load(path: Path) -> Any:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
 
 
 def _is_line(entry: dict[str, Any]) -> bool:
     """Whether an object is the only line of a file of lines."""
-    return any(name in entry for name in IDS) and any(isinstance(entry.get(name), str) for name in (*TEXTS, "label"))
+    says = any(isinstance(entry.get(name), str) for name in (*TEXTS, "label")) or isinstance(entry.get("answers"), list)
+    return says and any(name in entry for name in IDS)
 
 
 def _pair(entry: Any, where: str) -> tuple[str, Any]:
@@ -171,7 +177,7 @@ def _references(path: Path, layout: Layout | None) -> list[Reference]:
 
 
 def _own(entry: dict[str, Any]) -> Reference:
-    answers, types = tuple(map(str, entry["answers"])), tuple(map(str, entry.get("types") or ()))
+    answers, types = texts_of(entry, "answers"), texts_of(entry, "types")
     picture = str(entry.get("picture", entry["key"]))
     return Reference(str(entry["key"]), answers, types, picture, int(entry.get("choices", 0)))
 
@@ -185,6 +191,8 @@ def _vqa(loaded: Any, name: str) -> Iterable[Reference]:
 
 def _gqa(loaded: Any, name: str) -> Iterable[Reference]:
     for key, one in loaded.items():
+        if not one.get("isBalanced", True):
+            continue  # the official accuracy is that of the balanced questions
         kinds = one.get("types") or {}
         form = kinds.get("structural")
         types = [str(kinds[field]) for field in ("structural", "semantic") if kinds.get(field)]

@@ -1,7 +1,7 @@
 """What every score has in common: predictions and references go in, a table comes out."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,14 @@ class Scores:
 
 Scorer = Callable[[Sequence[str | None], Sequence[Reference]], Scores]
 """Predictions, None where there is none, and as many references → scores."""
+
+
+def texts_of(entry: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A field's list as texts; ValueError for anything else, such as one text, of which each letter would count."""
+    found = entry.get(name)
+    if found is not None and not isinstance(found, list):
+        raise ValueError(f"{name} is no list but {found!r}")
+    return tuple(map(str, found or ()))
 
 
 def rows_of(

@@ -84,6 +84,7 @@ def test_what_a_scorer_compares_with(tmp_path):
         {"questions": ["what?"]},
         {"conversations": [{"from": "human"}, {"from": "gpt", "value": "x"}]},
         {"conversations": [{"value": "q"}, {"value": "x"}], "reference": {"choices": "many"}},
+        {"questions": [{"question": "what?", "answer": "red", "answers": "red"}]},
     ],
 )
 def test_a_malformed_question_names_its_sample(tmp_path, record):

@@ -31,6 +31,7 @@ def write(tmp_path):
         [{"questionId": "1", "prediction": "B"}, {"questionId": "2", "prediction": "no"}],
         [{"image_id": 1, "caption": "B"}, {"image_id": 2, "caption": "no"}],
         ({"key": "1", "answer": "right", "prediction": "B"}, {"key": "2", "answer": "right", "prediction": "no"}),
+        ({"key": "1", "description": "B", "caption": "right"}, {"key": "2", "description": "no", "caption": "right"}),
     ],
 )
 def test_predictions(write, content):
@@ -39,6 +40,15 @@ def test_predictions(write, content):
 
 def test_one_line_is_a_line(write):
     assert read_predictions(write(({"question_id": 3, "text": "B"},))).texts == {"3": "B"}
+    assert read_references("exact", write(({"key": 3, "answers": ["B"]},)), None, "") == [
+        Reference("3", ("B",), (), "3")
+    ]
+
+
+def test_a_mark_of_the_byte_order_is_no_text(write):
+    path = write({"1": "B"})
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_predictions(path).texts == {"1": "B"}
 
 
 def test_a_text_may_hold_any_line_break(write):
@@ -100,6 +110,11 @@ def test_scienceqa(tmp_path):
     assert len(read_references("scienceqa", files[0], None, "val")) == 1
     with pytest.raises(DataError, match="no split 'tset'"):
         read_references("scienceqa", *files, "tset")
+    with pytest.raises(DataError, match=r"problems\.json does not hold {split: \[problem id, …\]}: '1' is no list"):
+        read_references("scienceqa", files[0], files[0], "test")
+    write_problems(root, {"1": problem()}, {"test": ["1"], "minitest": []})
+    with pytest.raises(DataError, match="holds no right answers of split minitest"):
+        read_references("scienceqa", root, None, "minitest")
 
 
 def test_vqa(write):
@@ -114,6 +129,7 @@ def test_gqa(write):
         "201": {"imageId": "n1", "answer": "boy", "types": {"structural": "query", "semantic": "rel", "detailed": "x"}},
         "202": {"imageId": "n1", "answer": "no", "types": {"structural": "verify", "semantic": "obj"}},
         "203": {"answer": "yes"},
+        "204": {"answer": "yes", "isBalanced": False},
     }
     assert read_references("gqa", write(questions), None, "") == [
         Reference("201", ("boy",), ("query", "rel", "open"), "n1"),
@@ -182,6 +198,9 @@ def test_lines_of_our_own(write):
         ("exact", {"1": "boy"}, "does not hold lines of {key, answers"),
         ("vqa", {"annotations": []}, "holds no right answers"),
         ("exact", ({"key": "1", "answers": ["a"]}, {"key": "1", "answers": ["b"]}), "two right answers for 1"),
+        ("vqa", ({"key": "1", "answers": []},), "there is no right answer for 1"),
+        ("vqa", {"annotations": [{"question_id": 1, "answers": []}]}, "there is no right answer for 1"),
+        ("exact", [{"key": "1", "answers": "red"}], "answers is no list but 'red'"),
     ],
 )
 def test_other_references_are_refused(write, metric, content, message):

@@ -83,11 +83,11 @@ def load_split(path: str | Path | None, split: str, problems: dict[str, Problem]
             splits.setdefault(problem.split, []).append(problem.id)
     else:
         splits = _object(Path(path), "{split: [problem id, …]}")
+        if other := [name for name, ids in splits.items() if not isinstance(ids, list)]:
+            raise DataError(f"{path} does not hold {{split: [problem id, …]}}: '{other[0]}' is no list.")
     if split not in splits:
         raise DataError(f"there is no split '{split}'; there are {', '.join(splits)}.{nearest(split, splits)}")
     names = splits[split]
-    if not isinstance(names, list):
-        raise DataError(f"{path}: split '{split}' is no list of problem ids.")
     seen: set[str] = set()
     for name in map(str, names):
         if name not in problems:
