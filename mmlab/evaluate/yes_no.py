@@ -25,13 +25,13 @@ def mme_answer(text: str) -> str:
 def pope(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
     """Accuracy, precision, recall and F1 of "yes", and how often it is said; in all and per category.
 
-    A reply that says neither counts as yes, as in POPE's evaluation; `neither` says how many there are, and a missing
-    reply is among them. Published tables give F1 per category, and LLaVA-1.5's number is the mean of the three.
+    A reply that says neither counts as yes, as in POPE's evaluation; `neither` says how many there are. A missing reply
+    is among them, and wrong. Published tables give F1 per category, and LLaVA-1.5's number is the mean of the three.
 
     Raises:
         DataError: a right answer that is neither yes nor no.
     """
-    said = [pope_answer(p or "") for p in predictions]
+    said = ["" if p is None else pope_answer(p) for p in predictions]
     true = [_truth(reference) for reference in references]
     right = [a == b for a, b in zip(said, true, strict=True)]
     neither = [not {"yes", "no", "not"} & set(words_of(p or "")) for p in predictions]
@@ -79,7 +79,8 @@ def mme(predictions: Sequence[str | None], references: Sequence[Reference]) -> S
     order = [name for name in (*PERCEPTION, *COGNITION) if name in tasks]
     tasks = {name: tasks[name] for name in [*order, *(name for name in tasks if name not in order)]}
     sums = {"perception": _sum(tasks, PERCEPTION), "cognition": _sum(tasks, COGNITION)}
-    return Scores({**first, "score": _sum(tasks, tasks), **sums}, tasks, [float(ok) for ok in right], main="score")
+    score = _sum(tasks, tasks) if tasks else first["score"]
+    return Scores({**first, "score": score, **sums}, tasks, [float(ok) for ok in right], main="score")
 
 
 def _sum(tasks: dict[str, Row], names: Sequence[str] | dict[str, Row]) -> float | None:

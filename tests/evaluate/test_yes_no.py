@@ -50,7 +50,13 @@ def test_pope_where_nothing_can_be_divided():
 
 def test_pope_counts_what_says_neither():
     scores = pope(["A cat.", None, "Yes", "Cannot say"], labelled("yes", "no", "yes", "no"))
-    assert scores.all["neither"] == 3 and scores.all["yes_share"] == 1, "such a reply counts as yes"
+    assert scores.all["neither"] == 3 and scores.all["yes_share"] == 0.75, "such a reply counts as yes"
+
+
+def test_pope_takes_no_missing_reply_for_an_answer():
+    scores = pope([None, None, "Yes"], labelled("yes", "no", "yes"))
+    assert scores.each == [0, 0, 1] and scores.all["yes_share"] == pytest.approx(1 / 3)
+    assert (scores.all["precision"], scores.all["recall"]) == (1, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +83,11 @@ def test_mme():
     assert list(scores.types) == ["count", "code_reasoning", "mine"]
     first = scores.all
     assert (first["score"], first["perception"], first["cognition"], first["accuracy"]) == (175, 125, 0, 0.5)
+
+
+def test_mme_without_tasks():
+    references = [Reference(f"q{n}", (answer,), (), "a") for n, answer in enumerate(("yes", "no"))]
+    assert mme(["yes", "yes"], references).all["score"] == 50
 
 
 def test_mme_needs_pairs():
