@@ -15,12 +15,11 @@ from mmlab.data.progress import progress
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import IMAGE
 from mmlab.evaluate.answers import Answerer
-from mmlab.evaluate.caption_scores import captions
 from mmlab.evaluate.exact_match import matches
 from mmlab.evaluate.incoherence import faults, finished, incoherence, words_of
+from mmlab.evaluate.kept_answers import KeptAnswers
 from mmlab.evaluate.picture_set import PictureSet
-from mmlab.evaluate.questions import read_picture
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.questions import Question, read_picture
 from mmlab.report.sheet import BAD, GOOD, contact_sheet
 
 SIDE = 224
@@ -50,13 +49,16 @@ class Description:
     sentence: bool = False
 
 
-def describe(answerer: Answerer, pictures: PictureSet, batch_size: int) -> list[Description]:
+def describe(
+    answerer: Answerer, pictures: PictureSet, batch_size: int, kept: KeptAnswers | None = None
+) -> list[Description]:
     """A description of each picture, in order.
 
     Args:
         answerer: its prompt asks for captions.
         pictures: the request for the n-th is drawn by n.
         batch_size: pictures at a time.
+        kept: descriptions of an earlier start, and whether each ended; new ones are added batch by batch.
 
     Raises:
         DataError: a sample without a readable picture or record.
@@ -72,7 +74,13 @@ def describe(answerer: Answerer, pictures: PictureSet, batch_size: int) -> list[
         whole = [asks and finished(caption_of(record, n) or "") for n, record in zip(places, records, strict=True)]
         # The request does not depend on the caption, which a picture to be described need not have.
         asked = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n in places]
-        replies = answerer.replies(asked, [pictures.picture(n) for n in places])
+        known = {} if kept is None else kept.known
+        if known.keys() >= set(places):
+            replies = [known[n] for n in places]
+        else:
+            replies = answerer.replies(asked, [pictures.picture(n) for n in places])
+            if kept is not None:
+                kept.add(dict(zip(places, replies, strict=True)))
         for n, caption, sentence, dialogue, (text, ended) in zip(places, captions, whole, asked, replies, strict=True):
             question = dialogue[0].text.removeprefix(IMAGE).strip()
             found.append(Description(n, pictures.key(n), question, text, ended, caption, sentence))
@@ -103,25 +111,23 @@ def description_scores(descriptions: Sequence[Description], found: Sequence[Sequ
     return {**incoherence(found), "words": words, "sentences": in_sentences(descriptions), **exact}
 
 
-def caption_row(descriptions: Sequence[Description], pictures: PictureSet) -> dict[str, Any]:
-    """BLEU-1 to 4, ROUGE-L and CIDEr-D against all the captions that each sample has.
+def caption_questions(pictures: PictureSet) -> list[Question]:
+    """Each picture as a question that all the captions of its sample answer.
 
     Raises:
         DataError: a sample without a caption.
     """
-    references = [_captions_of(pictures, n) for n in range(len(pictures))]
-    row = captions([one.text for one in descriptions], references).all
-    return {name: value for name, value in row.items() if name not in ("questions", "words")}
+    return [_caption_question(pictures, n) for n in range(len(pictures))]
 
 
-def _captions_of(pictures: PictureSet, n: int) -> Reference:
+def _caption_question(pictures: PictureSet, n: int) -> Question:
     sample = pictures.sample(n)
     several = sample.record.get("captions")
     texts = several if isinstance(several, list) else [caption_of(sample.record, n)]
     texts = [text for text in texts if isinstance(text, str) and text.strip()]
     if not texts:
         raise DataError(f"{sample.source}: sample {sample.key} has no caption to compare a description with.")
-    return Reference(sample.key, tuple(texts))
+    return Question(pictures.places[n], sample.key, "", texts[0], "caption", tuple(texts))
 
 
 def write_descriptions(folder: Path, descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ class KeptAnswers:
         about: what the answers depend on, as JSON data. Those to anything else are thrown away.
 
     Attributes:
-        known: place of a question → its answer.
+        known: place of a question → its answer, a text or other JSON data.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]):
@@ -22,7 +23,7 @@ class KeptAnswers:
         self._head = json.dumps(about, sort_keys=True)
         self.known = self._read()
 
-    def add(self, answers: dict[int, str]) -> None:
+    def add(self, answers: Mapping[int, Any]) -> None:
         """Keep answers, and wait until they are on the disk."""
         if not self.known:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ class KeptAnswers:
         """Take the file away, once what was made of it is written."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self) -> dict[int, str]:
+    def _read(self) -> dict[int, Any]:
         if not self.path.is_file():
             return {}
         data = self.path.read_text(encoding="utf-8", errors="replace")

@@ -39,7 +39,7 @@ def worst_page(
             read_picture(index, questions[n].sample, spec),
             f"{questions[n].key} · {', '.join(questions[n].reference.types)} · {scores.each[n]:.2f}",
             {
-                "question": questions[n].text,
+                **({"question": questions[n].text} if questions[n].text else {}),
                 "said": predictions[n] or "(nothing)",
                 "right": " · ".join(dict.fromkeys(questions[n].reference.answers)),
             },

@@ -1,6 +1,7 @@
 """Score a trained model: its answers, descriptions, reconstructions or samples, with pictures of them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
     prompt = run_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or ANSWER_TOKENS
     answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, longest)
-    asked = {"template": prompt.template, "system": prompt.system, "max_new_tokens": longest}
+    asked = {**asdict(prompt), "max_new_tokens": longest}
     asked |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit}
     kept = KeptAnswers(out / "answers.unfinished.jsonl", {"parts": fingerprints(folder), **asked})
     predictions = predict(answerer, index, questions, cfg.batch_size, kept)
@@ -103,35 +104,47 @@ def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
 
 
 def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
-    """Ask a vision-language model to describe pictures, and count what is incoherent."""
+    """Ask a vision-language model to describe pictures, and count what is incoherent; killed, it goes on."""
     from mmlab.config.run import load_run_config
     from mmlab.data.sample import ImageSpec
     from mmlab.evaluate.answers import Answerer
+    from mmlab.evaluate.caption_scores import captions
     from mmlab.evaluate.descriptions import (
-        caption_row,
+        caption_questions,
         describe,
         description_scores,
         description_sheet,
         judge,
         write_descriptions,
     )
+    from mmlab.evaluate.kept_answers import KeptAnswers
     from mmlab.evaluate.picture_set import PictureSet
+    from mmlab.evaluate.worst import worst_page
     from mmlab.stage.restore import description_prompt, restore
+    from mmlab.training.artifacts import fingerprints
     from mmlab.training.trainer import place
 
     prompt = description_prompt(load_run_config(folder), cfg.template)
-    PictureSet(cfg.data.path, ImageSpec(1))  # a wrong path should not cost the loading of a model
+    # A wrong path or a missing caption should not cost the loading of a model.
+    pictures = PictureSet(cfg.data.path, ImageSpec(1), cfg.limit)
+    captioned = caption_questions(pictures) if cfg.metric == "captions" else []
     model, trained = restore(folder)
     longest = cfg.max_new_tokens or DESCRIPTION_TOKENS
     answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, longest)
     pictures = PictureSet(cfg.data.path, answerer.spec, cfg.limit)
-    said = describe(answerer, pictures, cfg.batch_size)
+    about = {"template": prompt.template, "max_new_tokens": longest}
+    asked = {**asdict(prompt), **about, "data": pictures.index.hash, "limit": cfg.limit}
+    kept = KeptAnswers(out / "descriptions.unfinished.jsonl", {"parts": fingerprints(folder), **asked})
+    said = describe(answerer, pictures, cfg.batch_size, kept)
     found = judge(said)
     scores = description_scores(said, found)
-    if cfg.metric == "captions":
-        scores |= caption_row(said, pictures)
     write_descriptions(out, said, found)
-    about = {"template": prompt.template, "max_new_tokens": longest}
+    if captioned:
+        texts = [one.text for one in said]
+        beside = captions(texts, [question.reference for question in captioned])
+        scores |= {name: value for name, value in beside.all.items() if name not in ("questions", "words")}
+        (out / "worst.html").write_text(worst_page(pictures.index, captioned, texts, beside), encoding="utf-8")
+    kept.remove()
     report({"run": folder.name, **scores, **about}, {"grid": description_sheet(pictures, said, found, scores)}, out)
 
 

@@ -113,6 +113,11 @@ def test_a_metric_that_does_not_fit_is_refused_before_a_model_is_loaded(mmlab, m
     assert not Path("refused").exists()
 
 
+def test_captions_that_are_missing_are_missed_before_a_model_is_loaded(mmlab, monkeypatch):
+    monkeypatch.setattr("mmlab.stage.restore.restore", lambda *_: pytest.fail("a model was loaded"))
+    assert "has no caption to compare" in mmlab(f"{EVAL} metric=captions out=refused", 1)
+
+
 def test_descriptions_beside_captions(mmlab):
     """Captions come from the drawn scenes, whose tokenizer is another: only the words matter here."""
     mmlab("shards build shapes data/shapes/val --split val --count 4 --size 32")
@@ -122,3 +127,5 @@ def test_descriptions_beside_captions(mmlab):
     assert "cider d" in out and "bleu 4" in out and "incoherent" in out
     scores = json.loads(Path("said/scores.json").read_text())
     assert scores["descriptions"] == 4 and all(0 <= scores[name] <= 1 for name in ("bleu_1", "bleu_4", "rouge_l"))
+    assert Path("said/worst.html").read_text().count("<article") == 4
+    assert not Path("said/descriptions.unfinished.jsonl").exists()

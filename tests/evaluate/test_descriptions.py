@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import ImageColor
 
+from mmlab.config.errors import DataError
 from mmlab.data.conversation import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.data.sample import ImageSpec
@@ -15,13 +16,16 @@ from mmlab.data.turns import Turn
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.descriptions import (
     Description,
+    caption_questions,
     describe,
     description_scores,
     description_sheet,
     judge,
     write_descriptions,
 )
+from mmlab.evaluate.kept_answers import KeptAnswers
 from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.questions import Question
 from mmlab.report.sheet import BAD, GOOD
 from mmlab.stage.finetune import EndToEndFinetuning
 from tests.model import tiny
@@ -115,6 +119,44 @@ def test_files_and_sheet(shards, tmp_path):
     sheet = np.asarray(description_sheet(pictures(shards), said, found, scores))
     for colour in (GOOD, BAD):
         assert (sheet == ImageColor.getrgb(colour)).all(-1).any()
+
+
+class Numbers:
+    """Describes each picture by a number of its own, and dies where it is told to."""
+
+    prompt = ASKED
+
+    def __init__(self, batches: int, first: int = 0):
+        self.batches, self.number = batches, first
+
+    def replies(self, dialogues, pictures):
+        if self.batches == 0:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        self.number += len(dialogues)
+        return [(f"number {n}", n % 2 == 0) for n in range(self.number - len(dialogues), self.number)]
+
+
+def test_what_was_described_is_not_described_again(shards, tmp_path):
+    def kept() -> KeptAnswers:
+        return KeptAnswers(tmp_path / "unfinished.jsonl", {})
+
+    straight = describe(Numbers(2), pictures(shards, limit=3), 2)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        describe(Numbers(1), pictures(shards, limit=3), 2, kept())  # type: ignore[arg-type]
+    assert describe(Numbers(1, first=2), pictures(shards, limit=3), 2, kept()) == straight  # type: ignore[arg-type]
+    assert describe(Numbers(0), pictures(shards, limit=3), 2, kept()) == straight  # type: ignore[arg-type]
+
+
+def test_all_captions_of_a_picture_are_right(tmp_path):
+    make_records(tmp_path / "told", [{"captions": ["A dog.", " ", "A pet."]}, {"caption": "A cat."}], [png()] * 2)
+    assert caption_questions(pictures(tmp_path / "told")) == [
+        Question(0, "s0000", "", "A dog.", "caption", ("A dog.", "A pet.")),
+        Question(1, "s0001", "", "A cat.", "caption", ("A cat.",)),
+    ]
+    make_records(tmp_path / "untold", [{"id": "1"}], [png()])
+    with pytest.raises(DataError, match="sample s0000 has no caption to compare a description with"):
+        caption_questions(pictures(tmp_path / "untold"))
 
 
 @torch.no_grad()
