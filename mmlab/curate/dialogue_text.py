@@ -13,7 +13,8 @@ from mmlab.data.turns import IMAGE
 
 _PART = re.compile(r"^[ \t]*={3,}[ \t]*$", re.MULTILINE)
 _LABEL = re.compile(r"[ \t]*(Question|Answer)[ \t]*:[ \t]*")
-_LINE = re.compile(r"^[ \t]*(?:Question|Answer)[ \t]*:", re.MULTILINE)
+# However a model writes a label within a turn, there is one.
+_LINE = re.compile(r"^[ \t*#]*(?:Question|Answer)[ \t]*\d*[ \t*]*:", re.MULTILINE | re.IGNORECASE)
 
 Pairs = list[tuple[str, str]]
 """Questions with their answers."""

@@ -69,8 +69,8 @@ class LLaVAInstruct:
             raise ConfigError(f"No response type is asked for; give samples.{TYPES[0]}=…, say.")
         if missing := [kind for kind in self.wanted if not self.prompts.get(kind, "").strip()]:
             raise ConfigError(f"prompts.{missing[0]} is empty.")
-        if not any(text.strip() for text in self.requests):
-            raise ConfigError("requests is empty; a detailed description has to be asked for.")
+        if not self.requests or not all(text.strip() for text in self.requests):
+            raise ConfigError("requests is empty, or one of them; a detailed description has to be asked for.")
 
     @property
     def wanted(self) -> dict[str, int]:

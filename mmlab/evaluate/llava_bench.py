@@ -177,6 +177,7 @@ def _lines(path: str | Path) -> list[Any]:
 
 
 def _context(one: dict[str, Any]) -> str:
-    captions = one["captions"] if "captions" in one else [one["caption"]]
+    captions = one["captions"] if "captions" in one else one["caption"]
+    captions = [captions] if isinstance(captions, str) else captions
     boxes = "\n".join(f"{thing['category']}: {thing['bbox']}" for thing in one.get("instances") or [])
     return "\n\n".join(filter(None, ("\n".join(captions), boxes)))

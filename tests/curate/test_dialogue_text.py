@@ -42,6 +42,8 @@ def test_dialogues(text, pairs):
         (f"{ONE}\nQuestion:\nWhere?\n===\nAnswer:\nHere.", "label within a turn"),
         (f"{ONE}\n===\nQuestion:\nWhere?", "question without an answer"),
         ("Question:\n===\nAnswer:\nA cat.", "empty turn"),
+        (f"{ONE}\nQUESTION: Where? Answer: Here.", "label within a turn"),
+        (f"{ONE}\n**Question 2:** Where?", "label within a turn"),
         ("Question:\nWhat?\n===\n===\nAnswer:\nA cat.", "empty turn"),
         ("question:\nWhat?\n===\nanswer:\nA cat.", "text without a label"),
         ("Question:\nWhat is in <image>?\n===\nAnswer:\nA cat.", "picture mark"),

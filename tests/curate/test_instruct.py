@@ -222,6 +222,8 @@ def test_mistakes_are_one_sentence(tmp_path, server, index):
         recipe(prompts=dict.fromkeys(TYPES, " "))
     with pytest.raises(ConfigError, match="requests is empty"):
         recipe(requests=[])
+    with pytest.raises(ConfigError, match="requests is empty, or one of them"):
+        recipe(requests=["What is it?", " "])
     with pytest.raises(ConfigError, match="no rule 'captions'"):
         recipe(rules=["captions"])
     with (

@@ -48,6 +48,8 @@ def test_the_files(files):
     context = "A dog.\nA pet.\n\ndog: [0.1, 0.2, 0.3, 0.4]"
     assert first == BenchQuestion("0", "What is it?", "conv", context, "baseline 0")
     assert (second.category, third.context) == ("complex", "A cat.")
+    one = [{"image": "a.jpg", "captions": "A dog."}, CONTEXTS[1]]
+    assert read_bench(*files(contexts=one))[0].context == "A dog."
 
 
 def test_the_prompt_has_the_published_order():
