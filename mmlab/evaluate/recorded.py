@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.sources.json_file import existing
 from mmlab.data.sources.scienceqa_problems import PROBLEMS, SPLITS, load_problems, load_split
 from mmlab.evaluate.scienceqa import reference_of
 from mmlab.evaluate.scores import Reference, texts_of
@@ -117,10 +118,7 @@ def load(path: Path) -> Any:
     Raises:
         DataError: there is no such file, or it is neither.
     """
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
-    text = _text(path)
+    text = _text(existing(path))
     try:
         loaded = json.loads(text)
     except (ValueError, RecursionError) as first:
@@ -215,7 +213,7 @@ def _mme_lines(folder: Path, least: int) -> Iterable[tuple[tuple[str, str, str, 
     """Key, task, picture and right answer of each line, and its reply if it has one."""
     files = sorted(folder.glob("*.txt"))
     if not files:
-        raise DataError(f"{folder} holds no <task>.txt of MME.")
+        raise DataError(f"{folder} is a folder without <task>.txt files, which only MME's are; give the file in it.")
     for file in files:
         for number, line in enumerate(_text(file).rstrip("\n").split("\n"), 1):
             cells = line.split("\t")

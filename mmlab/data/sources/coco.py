@@ -1,6 +1,5 @@
 """COCO's format: captions and boxes in JSON files, and a folder with the pictures; or the two in a table."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from math import isfinite
@@ -11,6 +10,7 @@ from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
 from mmlab.data.shards import Samples
 from mmlab.data.sources.folder import PictureFolder
+from mmlab.data.sources.json_file import load_json
 from mmlab.data.sources.table import rows
 
 _SLACK = 0.01  # how far a box may stick out of its picture, which annotators' boxes do by a pixel
@@ -178,13 +178,7 @@ def _categories(content: dict[str, Any], path: str) -> dict[Any, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None
+    content = load_json(path)
     lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else [None]
     if not all(isinstance(one, list) for one in lists):
         raise DataError(

@@ -1,6 +1,5 @@
 """LLaVA's format: a JSON list of conversations, and a folder with the pictures that it names."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import KeyMaker, Members, record_type
 from mmlab.data.shards import Samples
 from mmlab.data.sources.folder import PictureFolder
+from mmlab.data.sources.json_file import load_json
 
 _ROLES = ("human", "gpt", "system")
 
@@ -56,13 +56,7 @@ def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0
 
 
 def _load(path: Path) -> list[Any]:
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
-    try:
-        entries = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None
+    entries = load_json(path)
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path} is not LLaVA's format: a non-empty JSON list of conversations is expected.")
     return entries

@@ -1,6 +1,5 @@
 """ScienceQA as LLaVA learns it: one question, with reasoning and answer as its reply."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
 from mmlab.data.shards import Samples
 from mmlab.data.sources.folder import PictureFolder
+from mmlab.data.sources.json_file import load_json
 from mmlab.data.sources.scienceqa_problems import LETTERS, PROBLEMS, SPLITS, Problem, load_problems, load_split
 from mmlab.data.turns import IMAGE
 
@@ -112,10 +112,7 @@ def _folder(path: Path, missing_budget: float, pictured: int) -> PictureFolder |
 
 
 def _captions(path: Path) -> dict[str, str]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
+    found = load_json(path)
     found = found.get("captions", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise DataError(f'{path} does not hold {{"captions": {{problem id: text}}}}.')

@@ -1,11 +1,11 @@
 """ScienceQA's own files: `problems.json` and `pid_splits.json`, and the columns that its scores are split by."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
+from mmlab.data.sources.json_file import load_json
 
 LETTERS = "ABCDE"
 PROBLEMS, SPLITS = "problems.json", "pid_splits.json"
@@ -99,13 +99,7 @@ def load_split(path: str | Path | None, split: str, problems: dict[str, Problem]
 
 
 def _object(path: Path, layout: str) -> dict[str, Any]:
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
-    try:
-        entries = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None
+    entries = load_json(path)
     if not isinstance(entries, dict) or not entries:
         raise DataError(f"{path} does not hold {layout}.")
     return entries

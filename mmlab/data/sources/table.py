@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
+from mmlab.data.sources.json_file import existing
 
 IMAGE_FIELDS = ("image", "file", "filename", "file_name", "image_path", "path")
 CLASS_FIELDS = ("class", "label")
@@ -18,9 +19,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: no such file, another kind of file, or a line that is no JSON object.
     """
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
+    existing(path)
     if path.suffix not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{path}: tables are read from .csv, .tsv and .jsonl, not '{path.suffix}'.")
     with open(path, encoding="utf-8-sig", newline="") as file:
