@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from mmlab.config.errors import RunError
+from mmlab.config.errors import ConfigError, RunError
 
 
 def claim(path: Path, name: str, taken: Callable[[str], str]) -> TextIO:
@@ -36,6 +36,13 @@ def claim(path: Path, name: str, taken: Callable[[str], str]) -> TextIO:
     file.write(name)
     file.flush()
     return file
+
+
+def no_file(folder: Path) -> Path:
+    """A folder to write to, there or not; ConfigError where a file is in its place."""
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; give a folder as out=…")
+    return folder
 
 
 def sync_folder(folder: Path) -> None:

@@ -130,9 +130,10 @@ def claim(path: Path, doing: str) -> TextIO:
         doing: for the error, such as "curates into".
 
     Raises:
+        ConfigError: a file is in the folder's place.
         RunError: another process has it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    disk.no_file(path.parent).mkdir(parents=True, exist_ok=True)
     taken = "{} {} {}; wait for it, or stop it."
     return disk.claim(path, f"process {os.getpid()}", lambda who: taken.format(who, doing, path.parent))
 

@@ -33,6 +33,7 @@ def evaluate(cfg: DictConfig) -> None:
     it makes pictures: FID, KID; data.train_from is training data among which to look for copies
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     """
+    from mmlab.config.disk import no_file
     from mmlab.config.errors import ConfigError
     from mmlab.config.run import find_run, load_run_config
     from mmlab.stage.restore import learned_captions
@@ -58,7 +59,7 @@ def evaluate(cfg: DictConfig) -> None:
         raise ConfigError(f"{cfg.run} neither answers questions nor makes pictures, so there is nothing to score.")
     if cfg.metric is not None and score in (samples, reconstructions):
         raise ConfigError(f"metric={cfg.metric} is of answers and descriptions; {cfg.run} makes pictures.")
-    score(cfg, folder, Path(cfg.out or folder / "eval" / Path(cfg.data.path).name))
+    score(cfg, folder, no_file(Path(cfg.out or folder / "eval" / Path(cfg.data.path).name)))
 
 
 def answers(cfg: DictConfig, folder: Path, out: Path) -> None:

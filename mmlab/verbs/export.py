@@ -19,6 +19,7 @@ def export(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from mmlab.config.build import build
+    from mmlab.config.disk import no_file
     from mmlab.config.errors import ConfigError
     from mmlab.config.run import find_run
     from mmlab.model.adversarial_autoencoder import AutoencoderModel
@@ -29,9 +30,7 @@ def export(cfg: DictConfig) -> None:
     from mmlab.stage.restore import restore, run_code_sampler, run_sampler
 
     folder = find_run(cfg.run, cfg.root)
-    out = Path(cfg.out or folder / "export" / cfg.to)
-    if out.is_file():
-        raise ConfigError(f"{out} is a file; give a folder as out=…")
+    out = no_file(Path(cfg.out or folder / "export" / cfg.to))
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give another out=…, or remove that folder.")
     model, trained = restore(folder)

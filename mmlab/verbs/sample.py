@@ -177,13 +177,12 @@ def out_folder(asked: str | None, root: Path, settings: dict[str, Any]) -> Path:
     Raises:
         ConfigError: the folder holds anything else.
     """
+    from mmlab.config.disk import no_file
     from mmlab.config.errors import ConfigError
 
     if asked is None:
         return next(folder for n in range(1, 10**9) if not (folder := root / str(n)).exists())
-    out, record = Path(asked), Path(asked, "samples.json")
-    if out.is_file():
-        raise ConfigError(f"{out} is a file; give a folder as out=…")
+    out, record = no_file(Path(asked)), Path(asked, "samples.json")
     if not out.exists() or not any(out.iterdir()):
         return out
     if not record.is_file():

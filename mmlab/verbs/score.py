@@ -29,12 +29,14 @@ def score(cfg: DictConfig) -> None:
     and a text, as a list or as lines. References are the data set's own file, or lines of {key, answers, types,
     picture, choices}. A question without a prediction counts as wrong.
     """
+    from mmlab.config.disk import no_file
     from mmlab.evaluate.recorded import read_predictions, read_references
     from mmlab.evaluate.scienceqa import differences
     from mmlab.evaluate.scorers import scorer_named
     from mmlab.evaluate.scores import table
 
     scorer = scorer_named(cfg.metric)
+    out = None if cfg.out is None else no_file(Path(cfg.out))
     references = read_references(cfg.metric, cfg.references, cfg.splits, cfg.split)
     recorded = read_predictions(cfg.predictions)
     predictions = recorded.aligned(references)
@@ -50,8 +52,8 @@ def score(cfg: DictConfig) -> None:
         counts = found["recorded"] = differences(predictions, references, recorded.indices)
         differ, read = counts["differ"], counts["differ_with_letter"]
         print(f"recorded indices: {counts['compared']:,} compared, {differ:,} differ, {read:,} where there is a letter")
-    if cfg.out is not None:
-        write(Path(cfg.out), cfg.metric, found, references, predictions, scores)
+    if out is not None:
+        write(out, cfg.metric, found, references, predictions, scores)
 
 
 def write(out: Path, metric: str, found: dict, references: list, predictions: list, scores) -> None:
@@ -79,15 +81,16 @@ def llava_bench(cfg: DictConfig) -> None:
     The key of the endpoint is read from OPENAI_API_KEY, or the variable that llm.variable names.
     """
     from mmlab.config.build import build
+    from mmlab.config.disk import no_file
     from mmlab.curate.client import Client, NoReply
     from mmlab.evaluate.llava_bench import bench_scores, marks_of, read_bench, read_rules, review, write_marks
     from mmlab.evaluate.recorded import read_predictions
     from mmlab.evaluate.scores import table, write_scores
 
+    out = no_file(Path(cfg.out))
     questions = read_bench(cfg.questions, cfg.contexts, cfg.baseline)
     answers = read_predictions(cfg.predictions).texts
     rules = {} if cfg.rules is None else read_rules(cfg.rules)
-    out = Path(cfg.out)
     judge = Client(build(cfg.llm), out / "replies")
 
     kept = []  # replies that are on the disk and cannot be used: the same command gets the same

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mmlab.config.errors import DataError, RunError
+from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.curate import journal
 from mmlab.curate.journal import Journal, claim, read_rows, write_whole
 
@@ -79,3 +79,9 @@ def test_one_process_at_a_time(tmp_path):
     assert f"process {os.getpid()} curates into {tmp_path}; wait for it, or stop it." in other()
     held.close()
     assert other() == ""
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="out is a file; give a folder as out=…"):
+        claim(tmp_path / "out" / ".lock", "curates into")

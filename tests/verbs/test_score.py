@@ -74,6 +74,8 @@ def test_another_metric(mmlab, work):
         ("score sciencqa predictions=out.json references=sqa", 2, "Did you mean 'scienceqa'?"),
         ("score scienceqa references=sqa", 2, "'predictions' has no value"),
         ("score scienceqa predictions=ot.json references=sqa", 1, "Did you mean 'out.json'?"),
+        ("score scienceqa predictions=sqa references=sqa", 1, "sqa is a folder without <task>.txt files"),
+        ("score scienceqa predictions=out.json references=sqa out=out.json", 2, "give a folder as out=…"),
         ("score scienceqa predictions=out.json references=sqa split=vall", 1, "Did you mean 'val'?"),
         ("score scienceqa predictions=out.json references=sqa split=val", 1, "no prediction has the id of a question"),
         ("score vqa predictions=out.json references=sqa/problems.json splits=x", 2, "metric=vqa has no splits"),
