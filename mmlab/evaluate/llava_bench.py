@@ -6,14 +6,12 @@ each a mark from 1 to 10. A model's score is its share of the baseline's marks (
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.data.progress import progress
 from mmlab.evaluate.recorded import load, read_predictions
 from mmlab.evaluate.scores import Reference, Row, Scores, rows_of
 
@@ -100,21 +98,15 @@ def read_rules(path: str | Path) -> dict[str, str]:
         raise DataError(f"{path} does not hold {{category: {{prompt}}}}: {error!r}.") from error
 
 
-def review(
-    questions: Sequence[BenchQuestion],
-    answers: Mapping[str, str],
-    rules: Mapping[str, str],
-    ask: Callable[[list[dict[str, str]]], Review],
-    workers: int = 1,
-) -> list[Review]:
-    """The judge's reply to each question, with a progress bar.
+def judge_questions(
+    questions: Sequence[BenchQuestion], answers: Mapping[str, str], rules: Mapping[str, str]
+) -> list[list[dict[str, str]]]:
+    """What the judge is asked about each question, once all of it is there.
 
     Args:
         questions: of the bench.
         answers: id → the model's answer.
         rules: category → what the judge is told; none: `INSTRUCTION` for all.
-        ask: the judge.
-        workers: questions at a time.
 
     Raises:
         DataError: a question without an answer, or a category without a rule.
@@ -126,9 +118,7 @@ def review(
             raise DataError(
                 f"there is no rule for the category '{question.category}'.{nearest(question.category, rules)}"
             )
-    asked = (judge_messages(q, answers[q.key], rules.get(q.category, INSTRUCTION)) for q in questions)
-    with ThreadPoolExecutor(workers) as pool:
-        return list(progress(pool.map(ask, asked), "asking the judge", len(questions)))
+    return [judge_messages(q, answers[q.key], rules.get(q.category, INSTRUCTION)) for q in questions]
 
 
 def marks_of(reply: str) -> Marks | None:

@@ -82,27 +82,17 @@ def llava_bench(cfg: DictConfig) -> None:
     """
     from mmlab.config.build import build
     from mmlab.config.disk import no_file
-    from mmlab.curate.client import Client, NoReply
-    from mmlab.evaluate.llava_bench import bench_scores, marks_of, read_bench, read_rules, review, write_marks
+    from mmlab.curate.client import Client
+    from mmlab.evaluate.llava_bench import bench_scores, judge_questions, marks_of, read_bench, read_rules, write_marks
     from mmlab.evaluate.recorded import read_predictions
     from mmlab.evaluate.scores import table, write_scores
 
     out = no_file(Path(cfg.out))
     questions = read_bench(cfg.questions, cfg.contexts, cfg.baseline)
-    answers = read_predictions(cfg.predictions).texts
     rules = {} if cfg.rules is None else read_rules(cfg.rules)
+    asked = judge_questions(questions, read_predictions(cfg.predictions).texts, rules)
     judge = Client(build(cfg.llm), out / "replies")
-
-    kept = []  # replies that are on the disk and cannot be used: the same command gets the same
-
-    def ask(messages: list) -> tuple[str, str]:
-        try:
-            return judge(messages).text, ""
-        except NoReply as fault:
-            kept.extend([fault.spent] if fault.kept else [])
-            return "", fault.reason
-
-    reviews = review(questions, answers, rules, ask, cfg.llm.workers)
+    reviews, kept = ask_judge(asked, judge, cfg.llm.workers)
     marks = [marks_of(text) for text, _ in reviews]
     scores = bench_scores(questions, marks)
     unanswered = sum(bool(fault) for _, fault in reviews)
@@ -110,8 +100,24 @@ def llava_bench(cfg: DictConfig) -> None:
     write_scores(out, {**about, **scores.as_json()})
     write_marks(out / "marks.jsonl", questions, reviews, marks)
     print(table(scores.as_json(), scores.main))
-    if unanswered > len(kept):
-        print(f"{unanswered - len(kept):,} questions got no reply; the same command asks for them again")
+    if unanswered > kept:
+        print(f"{unanswered - kept:,} questions got no reply; the same command asks for them again")
     if kept:
-        print(f"{len(kept):,} replies were cut off, filtered or empty, and stay so; other llm.settings ask anew")
+        print(f"{kept:,} replies were cut off, filtered or empty, and stay so; other llm.settings ask anew")
     print(f"marks and reviews: {out / 'marks.jsonl'}")
+
+
+def ask_judge(asked: list, judge, workers: int) -> tuple[list[tuple[str, str]], int]:
+    """What was said to each question, or why nothing was; and how many replies on the disk cannot be used, and stay."""
+    from mmlab.curate.asking import answers
+    from mmlab.curate.client import NoReply
+    from mmlab.data.progress import progress
+
+    rows = [{"key": f"question {n}", "place": n} for n in range(len(asked))]
+    reviews, kept = [("", "")] * len(asked), 0
+    found = answers(rows, judge, lambda row: asked[row["place"]], workers)
+    for row, reply in progress(found, "asking the judge", len(rows)):
+        silent = isinstance(reply, NoReply)
+        reviews[row["place"]] = ("", reply.reason) if silent else (reply.text, "")
+        kept += silent and reply.kept
+    return reviews, kept

@@ -9,10 +9,10 @@ from mmlab.evaluate.llava_bench import (
     BenchQuestion,
     bench_scores,
     judge_messages,
+    judge_questions,
     marks_of,
     read_bench,
     read_rules,
-    review,
 )
 
 QUESTIONS = [
@@ -103,20 +103,14 @@ def test_the_judge_is_told_the_rule_of_the_category(files, tmp_path):
     rules = tmp_path / "rule.json"
     rules.write_text(json.dumps({name: {"prompt": f"rule {name}", "role": "Assistant"} for name in ("conv", "detail")}))
     questions, answers = read_bench(*files()), {str(n): f"answer {n}" for n in range(3)}
-    asked = []
-
-    def ask(messages):
-        asked.append(messages[1]["content"])
-        return f"{len(asked)} 5", ""
-
-    found = review([questions[0], questions[2]], answers, read_rules(rules), ask)
-    assert found == [("1 5", ""), ("2 5", "")] and asked[1].endswith("[System]\nrule detail")
-    assert "answer 2" in asked[1] and "baseline 2" in asked[1]
+    asked = judge_questions([questions[0], questions[2]], answers, read_rules(rules))
+    (_, first), (_, second) = ((one["content"] for one in messages) for messages in asked)
+    assert first.endswith("[System]\nrule conv") and second.endswith("[System]\nrule detail")
+    assert "answer 2" in second and "baseline 2" in second
     with pytest.raises(DataError, match="no rule for the category 'complex'"):
-        review(questions, answers, read_rules(rules), ask)
+        judge_questions(questions, answers, read_rules(rules))
     with pytest.raises(DataError, match="no answer to question 2"):
-        review(questions, {"0": "x", "1": "y"}, {}, ask)
-    assert len(asked) == 2, "nothing is asked, and paid, before all is there"
+        judge_questions(questions, {"0": "x", "1": "y"}, {})
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,15 @@ def test_a_judge_marks_what_it_is_asked_and_is_not_asked_twice(mmlab, work):
             out = mmlab(f"{command.replace('bench', 'cut').replace('llava_cut', 'llava_bench')} {llm}")
             assert "1 replies were cut off" in out and "got no reply" not in out and len(endpoint.asked) == 4
 
+    with ScriptedEndpoint(lambda *_: "503", answer=answers) as endpoint:
+        lines["q"] = [{**questions[0], "question_id": n} for n in range(40)]
+        for name in ("q", "base", "said"):
+            rows = lines["q"] if name == "q" else [{"question_id": n, "text": f"{name} {n}"} for n in range(40)]
+            (work / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        llm = f"llm.url={endpoint.url} llm.model=judge llm.variable=null llm.backoff=0 llm.attempts=1 llm.workers=2"
+        assert "5 in a row got no answer" in mmlab(f"{command.replace('out=bench', 'out=down')} {llm}", 1)
+        assert len(endpoint.asked) < 20, "a judge that is down is not asked forty questions"
+
 
 def test_the_config_knows_every_scorer():
     assert tuple(SCORERS) == METRICS
