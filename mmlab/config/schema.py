@@ -154,7 +154,7 @@ class EvalConfig:
     # None: exact match of answers; of descriptions their incoherence alone.
     metric: str | None = field(default=None, metadata={"choices": METRICS})
     batch_size: int = number(64, above=0)
-    max_new_tokens: int | None = number(None, above=0)  # None: 64 for an answer, 300 for a description
+    max_new_tokens: int | None = number(None, above=0)  # None: 64 of an answer, 1024 of ScienceQA, 300 of a description
     limit: int | None = number(None, above=0)  # questions, or pictures
     features: str | None = None  # network of FID and KID: a run of stage=contrastive, or inception
     samples: int = number(1000, above=1)  # drawn from a generative model

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from mmlab.config.compose import hydra_verb
 
 ANSWER_TOKENS = 64
+REASONING_TOKENS = 1024  # ScienceQA's answer comes last; as LLaVA's published evaluation
 DESCRIPTION_TOKENS = 300  # as MiniGPT-4's published demo
 
 
@@ -85,7 +86,7 @@ def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
     scorer([None] * len(questions), [question.reference for question in questions])  # refuse what it cannot score now
     model, trained = restore(folder)
     prompt = run_prompt(trained, cfg.template)
-    longest = cfg.max_new_tokens or ANSWER_TOKENS
+    longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
     answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, longest)
     asked = {**asdict(prompt), "max_new_tokens": longest}
     asked |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit}

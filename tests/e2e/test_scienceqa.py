@@ -70,6 +70,19 @@ def test_generation_and_scores(mmlab):
     assert one == other
 
 
+def test_reasoning_is_not_cut_off_before_its_answer(mmlab, monkeypatch):
+    longest = []
+
+    def says_nothing(answerer, dialogues, _):
+        longest.append(answerer.options["max_new_tokens"])
+        return [("", True)] * len(dialogues)
+
+    monkeypatch.setattr("mmlab.evaluate.answers.Answerer.replies", says_nothing)
+    for metric in ("scienceqa", "exact"):
+        mmlab(f"{EVAL.replace('max_new_tokens=3 ', '')} metric={metric} limit=1 out=empty")
+    assert longest == [1024, 64]
+
+
 def test_a_killed_evaluation_goes_on(mmlab, monkeypatch):
     from mmlab.evaluate.answers import Answerer
 
