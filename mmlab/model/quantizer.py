@@ -86,7 +86,7 @@ class VectorQuantizer(Quantizer):
             trained: to go on with one of them.
 
     Raises:
-        ConfigError: `legacy` with `ema`, which leaves no codebook term.
+        ConfigError: an `ema` that never moves, or `legacy` with it, which leaves no codebook term.
     """
 
     uses: Tensor
@@ -108,6 +108,8 @@ class VectorQuantizer(Quantizer):
             raise ConfigError(
                 "quantizer.legacy weights the codebook term, which quantizer.ema leaves out; take one of them."
             )
+        if ema is not None and not 0 <= ema < 1:
+            raise ConfigError(f"quantizer.ema={ema:g} must be at least 0 and below 1; 0.99 is usual.")
         self.codes, self.width, self.beta, self.normalize = codes, width, beta, normalize
         self.revive_after, self.ema, self.legacy = revive_after, ema, legacy
         # Unit vectors in all directions, or VQGAN's start close to 0.
@@ -219,10 +221,14 @@ class VectorQuantizer(Quantizer):
         dead = (self.uses == 0).nonzero().flatten()[: len(fresh)]
         order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(step))[: len(dead)]
         self.codebook[dead] = fresh[order.to(fresh.device)].to(self.codebook)
-        if dist.is_initialized():
-            dist.broadcast(self.codebook.data, 0)
+        changed = [self.codebook.data]
         if self.ema is not None:
             self.ema_uses[dead], self.ema_sums[dead] = 1.0, self.codebook[dead]
+            changed += [self.ema_uses, self.ema_sums]
+        if dist.is_initialized():
+            # Ranks may have different numbers of distinct latents, so which codes were revived is rank 0's, too.
+            for value in changed:
+                dist.broadcast(value, 0)
 
 
 def usage(counts_K: Tensor) -> tuple[float, float]:
