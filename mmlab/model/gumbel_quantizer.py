@@ -62,7 +62,9 @@ class GumbelQuantizer(Quantizer):
         indices_Bhw = soft_BKhw.argmax(1)
         hard_BKhw = F.one_hot(indices_Bhw, self.codes).permute(0, 3, 1, 2).to(soft_BKhw)
         chosen_BKhw = hard_BKhw + soft_BKhw - soft_BKhw.detach()
-        values = torch.einsum("bkhw,kd->bdhw", chosen_BKhw, self.book())
+        # Half precision would round the codes, which decoders are given unrounded otherwise.
+        with torch.autocast(z_BDhw.device.type, enabled=False):
+            values = torch.einsum("bkhw,kd->bdhw", chosen_BKhw, self.book())
         log_q = logits_BKhw.log_softmax(1)
         kl_B = (log_q.exp() * (log_q + math.log(self.codes))).sum((1, 2, 3))
         # The stage divides by all of a picture's latent values, D at each place.

@@ -61,5 +61,5 @@ def refuse_code_collapse(perplexity: float, codes: int, vectors: int, step: int)
         raise RunError(
             f"step {step}: the codebook has collapsed: its {codes} codes have a perplexity of {perplexity:.1f} in "
             f"validation (at least {least:.1f} is asked for); set model.first_stage.quantizer.revive_after=100, or "
-            "normalize=true with a width of 4 to 8."
+            "normalize=true with a width of 4 to 8; of codes by Gumbel softmax, raise its kl_weight."
         )

@@ -48,6 +48,14 @@ def test_the_gradient_goes_through_the_softmax():
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in weights)
 
 
+def test_half_precision_does_not_round_the_codes():
+    book = quantizer().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = book(latents())
+    assert out.values.dtype == torch.float32
+    torch.testing.assert_close(out.values, book.vectors(out.indices))
+
+
 def test_the_temperature_falls_along_a_cosine_and_is_kept():
     book = quantizer(last_temperature=1 / 16, anneal_steps=100)
     found = []
