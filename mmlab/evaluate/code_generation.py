@@ -46,7 +46,9 @@ class CodeGenerator:
         told = {name: value.to(device) for name, value in given.items()}
         drawn = uniform(seeds, "codes", (self.steps, self.steps)).to(device)
         condition = self.model.condition(told)
-        null = self.model.condition(told, torch.ones(len(seeds), dtype=torch.bool, device=device))
+        null = condition
+        if self.sampler.guidance != 1:
+            null = self.model.condition(told, torch.ones(len(seeds), dtype=torch.bool, device=device))
         rest = self.noise(seeds)
 
         def on_row(row: int, codes_Bhw: Tensor) -> None:

@@ -47,7 +47,8 @@ class CodeSampler:
         logits = logits_BK.double()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-        logits = logits / self.temperature
+        # The likeliest at 0: a temperature next to 0 would make infinite numbers of any other.
+        logits = (logits - logits.amax(1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             least = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)

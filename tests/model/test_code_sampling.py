@@ -109,6 +109,7 @@ def test_temperature_top_k_and_top_p():
     cool = CodeSampler(temperature=0.5).probabilities(LOGITS)
     torch.testing.assert_close(cool, (2 * LOGITS.double()).softmax(1))
     assert CodeSampler(temperature=0).probabilities(LOGITS).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+    assert CodeSampler(temperature=1e-320).probabilities(LOGITS).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
     two = CodeSampler(top_k=2).probabilities(LOGITS)
     torch.testing.assert_close(two[0], whole[0] * torch.tensor([1, 0, 1, 0]) / whole[0, [0, 2]].sum())
     assert CodeSampler(top_k=9).probabilities(LOGITS).equal(whole)
