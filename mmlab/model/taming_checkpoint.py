@@ -49,7 +49,10 @@ def read_taming(path: str | Path) -> dict[str, Tensor]:
         else:
             with _names_that_run_nothing():
                 stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, UnpicklingError, RuntimeError, SafetensorError) as error:
+    except UnpicklingError as error:
+        # torch's own words advise to run it all the same.
+        raise ConfigError(f"{path} is no checkpoint of tensors and plain data alone.") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{path} cannot be read as a checkpoint of tensors and plain data: {reason}") from error
     weights = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
@@ -93,10 +96,8 @@ def architecture_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         KeyError: a weight that every such model has.
     """
-    levels = 1 + max(int(found[1]) for name in weights if (found := re.match(r"encoder\.down\.(\d+)\.", name)))
-    blocks = 1 + max(
-        int(found[1]) for name in weights if (found := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name))
-    )
+    levels = _count(weights, "encoder.down.")
+    blocks = _count(weights, "encoder.down.0.block.")
     attention = [f"encoder.down.{level}.attn.0.q.weight" in weights for level in range(levels)]
     kinds = [("Attn" if there else "", there) for there in attention]
     return {
@@ -107,6 +108,14 @@ def architecture_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "down_block_types": [f"{kind}DownEncoderBlock2D" for kind, _ in kinds],
         "up_block_types": [f"{kind}UpDecoderBlock2D" for kind, _ in reversed(kinds)],
     }
+
+
+def _count(weights: Mapping[str, Tensor], before: str) -> int:
+    """How many numbers stand behind `before` in the weights' names, from 0 on; raises KeyError where none does."""
+    numbers = [int(name.removeprefix(before).split(".")[0]) for name in weights if name.startswith(before)]
+    if not numbers:
+        raise KeyError(f"{before}0")
+    return 1 + max(numbers)
 
 
 def quantizer_of(weights: Mapping[str, Tensor], legacy: bool = True) -> Quantizer:

@@ -40,6 +40,8 @@ def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; give another folder, or remove that one.")
+    if checkpoint.is_dir():
+        raise ConfigError(f"{checkpoint} is a folder; give the .ckpt or .safetensors in it.")
     if not checkpoint.is_file():
         siblings = [str(path) for path in checkpoint.parent.glob("*")] if checkpoint.parent.is_dir() else []
         raise ConfigError(f"There is no {checkpoint}.{nearest(str(checkpoint), siblings)}")

@@ -179,10 +179,12 @@ def test_what_it_is_not(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"holds no VQ autoencoder of .*, but model"):
         read_taming(tmp_path / "other.ckpt")
     torch.save({"state_dict": weights, "hyper_parameters": types.SimpleNamespace()}, tmp_path / "code.ckpt")
-    with pytest.raises(ConfigError, match="cannot be read as a checkpoint of tensors and plain data"):
+    with pytest.raises(ConfigError, match=r"code\.ckpt is no checkpoint of tensors and plain data alone\.$"):
         read_taming(tmp_path / "code.ckpt")
     with pytest.raises(ConfigError, match=r"no VQ autoencoder of the known layout: .*encoder\.down\.0\.strange"):
         from_taming({**weights, "encoder.down.0.strange.weight": torch.zeros(1)}, "it")
+    with pytest.raises(ConfigError, match=r"known layout: 'encoder\.down\.0' is missing or unknown"):
+        from_taming({name: value for name, value in weights.items() if name.startswith("quant")}, "it")
     short = {name: value for name, value in weights.items() if name != "decoder.mid.block_1.conv1.bias"}
     with pytest.raises(
         ConfigError, match=r"does not fit .*decoder\.mid_block\.resnets\.0\.conv1\.bias is nothing there"
@@ -190,6 +192,7 @@ def test_what_it_is_not(tmp_path, capsys):
         from_taming(short, "it")
     for argv, says in (
         (["tamin", "x", "y"], "Did you mean 'taming'"),
+        (["taming", str(tmp_path), "y"], "is a folder; give the .ckpt or .safetensors in it."),
         (["taming", str(tmp_path / "othr.ckpt"), "y"], "other.ckpt'?"),
         (["taming", str(tmp_path / "other.ckpt"), str(tmp_path)], "is not empty; give another folder"),
         (["taming", "x"], "see `mmlab convert --help`"),
