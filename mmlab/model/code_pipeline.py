@@ -47,27 +47,9 @@ class Pipeline:
             self.context = load_file(folder / "context.safetensors")
 
     @torch.no_grad()
-    def __call__(
-        self,
-        told: Sequence[Any] | Tensor | None = None,
-        count: int = 1,
-        guidance: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-    ) -> list[Image.Image]:
-        """Pictures of classes (names or numbers), of texts, of maps (`[B, 3, S, S]` in [-1, 1]), or `count` of nothing.
-
-        Args:
-            told: one for each picture; None where the model is told nothing.
-            count: pictures where it is told nothing.
-            guidance: 1 is the conditional model.
-            temperature: 0 takes the likeliest codes.
-            top_k, top_p: only the likeliest codes.
-            seed: of all pictures together.
-        """
-        codes = self.codes(told, count, guidance, temperature, top_k, top_p, seed)
+    def __call__(self, told: Sequence[Any] | Tensor | None = None, count: int = 1, **how: Any) -> list[Image.Image]:
+        """Pictures of what `codes` writes, which takes the same arguments."""
+        codes = self.codes(told, count, **how)
         vectors = self.first_stage.quantize.embedding(codes).permute(0, 3, 1, 2)
         pixels = self.first_stage.decode(vectors, force_not_quantize=True).sample
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -84,7 +66,17 @@ class Pipeline:
         top_p: float | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """The codes of pictures, int64 `[B, side, side]`; arguments as above."""
+        """The codes of pictures, int64 `[B, side, side]`.
+
+        Args:
+            told: of each picture its class (name or number), its text, or its map (`[B, 3, S, S]` in [-1, 1]); None
+                where the model is told nothing.
+            count: pictures where it is told nothing.
+            guidance: 1 is the conditional model.
+            temperature: 0 takes the likeliest codes.
+            top_k, top_p: only the likeliest codes.
+            seed: of all pictures together.
+        """
         side, book = self.card["side"], self.card["codes"]
         batch = count if told is None else len(told)
         front, mask = self.front(told, batch, null=False)
@@ -112,7 +104,7 @@ class Pipeline:
         """What stands in front of pictures: embeddings `[B, P, D]`, and a mask `[B, P]` where some are hidden.
 
         Args:
-            told: see `__call__`.
+            told: see `codes`.
             batch: B.
             null: what was told in place of a dropped condition.
         """
@@ -122,7 +114,7 @@ class Pipeline:
             names, nothing = self.card["classes"], len(self.card["classes"])
             if told is None:
                 raise ValueError(f"This model is told a class: one of {', '.join(names)}.")
-            numbers = [nothing if null else names.index(one) if one in names else int(one) for one in told]
+            numbers = [nothing if null else _number(one, names) for one in told]
             rows = torch.tensor(numbers)[:, None] + first
             return embed(rows if self.card["start"] is None else self._with_start(rows)), None
         if reads == "map":
@@ -143,6 +135,15 @@ class Pipeline:
 
     def _with_start(self, rows_BP: Tensor) -> Tensor:
         return F.pad(rows_BP, (0, 1), value=self.card["start"])
+
+
+def _number(one: str | int, names: list[str]) -> int:
+    """The number of a class, given that or its name, which is looked up first."""
+    if str(one) in names:
+        return names.index(str(one))
+    if not str(one).isdecimal() or int(one) >= len(names):
+        raise ValueError(f"There is no class {one!r}; the classes are {', '.join(names)}.")
+    return int(one)
 
 
 def _choose(

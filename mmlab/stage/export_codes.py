@@ -38,7 +38,7 @@ def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Pa
         out: the folder.
 
     Raises:
-        ConfigError: rotary positions, which GPT-2 does not have.
+        ConfigError: rotary positions, which GPT-2 does not have, or codes that are not the nearest ones.
     """
     prior, conditioner = model.prior, model.conditioner
     if prior.positions is None:
@@ -46,12 +46,17 @@ def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Pa
             "transformers' GPT-2 has learned positions, and this run's prior has rotary ones"
             " (model.prior.positions=rotary); its weights lie in the run's artifacts/prior."
         )
+    # Before the first file: what cannot leave should not leave half a folder.
+    stages = {"first_stage": autoencoder(model.first_stage)}
+    if model.map_stage is not None:
+        stages["map_stage"] = autoencoder(model.map_stage)
     front = _front_tokens(model)
     start = len(prior.embed.weight) + len(front) if prior.start is not None else None
     if prior.start is not None:
         front = torch.cat([front, prior.start.detach()[None]])
     gpt2(prior, front, start).save_pretrained(out / "prior")
-    autoencoder(model.first_stage).save_pretrained(out / "first_stage")
+    for name, stage in stages.items():
+        stage.save_pretrained(out / name)
     card: dict[str, Any] = {
         "reads": conditioner.reads,
         "codes": prior.codes,
@@ -63,8 +68,6 @@ def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Pa
     }
     if isinstance(conditioner, ClassCondition):
         card["classes"] = conditioner.names
-    if model.map_stage is not None:
-        autoencoder(model.map_stage).save_pretrained(out / "map_stage")
     if isinstance(conditioner, TextCondition):
         conditioner.save(out / "text_encoder")
         assert prior.context is not None

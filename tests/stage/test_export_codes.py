@@ -14,6 +14,7 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.model.first_stage import to_uint8
+from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.stage.export_codes import export_prior
 from tests.model import tiny_autoencoders as tiny
 from tests.model.tiny_priors import CODES, KINDS, NAMES, SIDE, conditions, prior_model
@@ -62,6 +63,14 @@ def test_it_writes_the_same_pictures(tmp_path, kind, scale, tokenizer_folder):
     assert drawn.max() < CODES and not torch.equal(drawn, expected)
 
 
+def test_a_class_that_it_does_not_know(tmp_path):
+    export_prior(prior_model("class"), CodeSampler(), 16, tmp_path / "out")
+    pipeline = load(tmp_path / "out")
+    for name in ("sqare", len(NAMES), -1):
+        with pytest.raises(ValueError, match=f"There is no class {name!r}; the classes are circle, square, star"):
+            pipeline([name])
+
+
 @torch.no_grad()
 def test_transformers_own_generate_writes_them_too(tmp_path):
     from transformers import GPT2LMHeadModel
@@ -84,6 +93,14 @@ def test_the_exported_model_is_a_copy(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "card.json", "first_stage", "loader.py", "map_stage", "prior",
     ]  # fmt: skip
+
+
+def test_codes_that_are_not_the_nearest_stay_here(tmp_path):
+    model = prior_model("class")
+    model.first_stage.quantizer = GumbelQuantizer(CODES, 4)
+    with pytest.raises(ConfigError, match="VQModel takes the nearest code, and GumbelQuantizer the likeliest one"):
+        export_prior(model, CodeSampler(), 16, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rotary_positions_stay_here(tmp_path):
