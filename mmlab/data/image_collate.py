@@ -96,7 +96,8 @@ class ImageCollate:
         """
         if sample.image is None:
             if FIRST_STAGE in sample.record:
-                raise DataError(f"source '{sample.source}' holds latents, not pictures; set data.latents=true.")
+                where = f"source '{sample.source}'"
+                raise DataError(f"{where} holds latents or codes, not pictures; set data.latents=true.")
             raise SampleError("no-picture", "The sample has no picture.")
         values = {"pixel_values": sample.image}
         if self.maps:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mmlab.config.errors import ConfigError
 from mmlab.model.conditioner import Condition, Conditioner
 from mmlab.model.first_stage import FirstStage
 
@@ -15,10 +16,15 @@ class DiffusionModel(nn.Module):
         first_stage: between pixels and latents.
         conditioner: embeds classes or texts.
         denoiser: builds the denoiser from `channels`, `vector_width` and `context_width`.
+
+    Raises:
+        ConfigError: a conditioner of maps.
     """
 
     def __init__(self, first_stage: FirstStage, conditioner: Conditioner, denoiser: Callable[..., nn.Module]):
         super().__init__()
+        if conditioner.reads == "map":
+            raise ConfigError("model.conditioner reads the codes of maps, which model=code_prior has, not a denoiser.")
         self.first_stage = first_stage
         self.conditioner = conditioner
         self.denoiser = denoiser(

@@ -122,6 +122,8 @@ def _load(part: nn.Module, path: Path) -> None:
     if isinstance(part, SavesItself):
         part.load(path)
         return
+    if not (path / WEIGHTS).is_file():
+        raise ConfigError(f"{path} does not fit the model: it holds no {WEIGHTS}, so it is no {type(part).__name__}.")
     weights, wanted = load_file(path / WEIGHTS), part.state_dict()
     for key in sorted(weights.keys() | wanted.keys()):
         stored = list(weights[key].shape) if key in weights else "nothing"

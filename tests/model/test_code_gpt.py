@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.code_gpt import Cache, CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.conditioner import NoCondition
+from mmlab.model.diffusion_model import DiffusionModel
 from mmlab.model.map_condition import MapCondition
 from mmlab.model.quantizer import VectorQuantizer
 from tests.model import tiny_autoencoders as tiny
@@ -111,6 +113,7 @@ def test_every_weight_learns():
         (lambda: CodeGPT(4, width=30, heads=4), "width=30 must be a multiple of heads=4"),
         (lambda: CodeGPT(4, positions="rotray"), "Did you mean 'rotary'"),
         (lambda: CodeGPT(4, width=12, heads=2, positions="rotary"), "a width divisible by 4, not 6"),
+        (lambda: DiffusionModel(tiny.kl(), conditioner("map"), nn.Identity), "which model=code_prior has, not a"),
         (lambda: CodePriorModel(tiny.kl(), NoCondition(), CodeGPT), "KLAutoencoder has no codes to learn"),
         (lambda: CodePriorModel(tiny.vq(), NoCondition(), CodeGPT, tiny.vq()), "encodes maps, and .* reads none"),
         (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT), "so model.map_stage must be a first stage"),

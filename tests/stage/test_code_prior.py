@@ -187,7 +187,7 @@ def test_codes_of_another_first_stage_are_refused(pictures, cached, tmp_path):
         batches(code_stage(prior_model("map")), plain, latents=True, flip=False)
     with pytest.raises(DataError, match="holds no codes; make them with `mmlab shards encode`"):
         batches(code_stage(), pictures, latents=True)
-    with pytest.raises(DataError, match=r"holds latents, not pictures; set data\.latents=true"):
+    with pytest.raises(DataError, match=r"holds latents or codes, not pictures; set data\.latents=true"):
         batches(code_stage(), cached)
 
 
