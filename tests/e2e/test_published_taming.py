@@ -86,6 +86,7 @@ def test_the_numbers_are_the_published_ones(recipe):
     assert (list(cfg.optim.betas), cfg.optim.weight_decay) == ([0.9, 0.95], 0.01)
     assert (cfg.sampler.top_k, cfg.sampler.top_p, cfg.sampler.temperature) == (published.top_k, published.top_p, 1)
     assert cfg.model.prior.dropout == published.dropout
+    assert published.reads == "none" or cfg.model.conditioner.dropout == 0, "no condition is dropped there"
 
 
 def test_a_recipe_passes_the_checks_and_divides(recipe):
@@ -104,3 +105,6 @@ def test_the_gumbel_model():
         model = build(cfg.model)
     assert (model.first_stage.factor, model.first_stage.quantizer.codes) == (8, 8192)
     assert model.first_stage.quantizer.logits.weight.shape == (8192, 256, 1, 1)
+    book = cfg.model.first_stage.quantizer
+    annealed = (book.temperature, book.last_temperature, book.anneal_steps)
+    assert (book.kl_weight, annealed) == (1e-8, (0.9, 1e-6, 1000001)), "as in its released configuration"
