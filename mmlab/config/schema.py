@@ -164,6 +164,8 @@ class EvalConfig:
     top_k: int | None = number(None, above=0)
     top_p: float | None = number(None, above=0, at_most=1)
     steps: int | None = number(None, above=0)  # of noise; None: the sampler's own
+    candidates: int = number(1, above=0)  # drawn for each sample that a classifier accepts; 1: none is rejected
+    classifier: str | None = None  # its network, as features; None: that of features, which flatters FID and KID
     seed: int = number(0, at_least=0)  # of the samples
     out: str | None = None
     trainer: HardwareConfig = field(default_factory=HardwareConfig)

@@ -1,7 +1,7 @@
 """How near a generative model's pictures are to real ones, and whether they are copies of what it was trained on."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -14,6 +14,9 @@ from mmlab.evaluate.generation import BorrowedConditions, ranges
 from mmlab.evaluate.image_quality import FeatureSet, caution, compare, nearest
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.report.sheet import BAD, contact_sheet
+
+if TYPE_CHECKING:
+    from mmlab.evaluate.rejection import Rejection
 
 CLOSE = 0.05
 """A sample is called close to a training picture where fewer than this share of real unseen pictures are closer."""
@@ -42,6 +45,7 @@ def score_samples(
     count: int = 1000,
     batch_size: int = 64,
     seed: int = 0,
+    rejection: "Rejection | None" = None,
 ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
     """Draw samples under the conditions of real pictures, and compare them with these and with training pictures.
 
@@ -52,10 +56,12 @@ def score_samples(
         train: training pictures; their own distance to `pictures` is what a perfect memory scores, and the samples'
             nearest neighbours among them tell whether they are copies.
         count, batch_size, seed: samples, how many at a time, and the seed of the first (one more for each).
+        rejection: scores samples that a classifier accepts, too, each way of sampling in numbers of its own.
 
     Returns:
         Scores: `fid`, `kid`, `kid_std`, `noise_…` of noise decoded in the same way, `train_…` and `neighbours` where
-        `train` is given, `samples`, `features`, `pictures`, `caution`; and sheets by name: `samples`, `neighbours`.
+        `train` is given, `Rejection.rows` and `rejection` where that is given, `samples`, `features`, `pictures`,
+        `caution`; and sheets by name: `samples`, `neighbours`, `accepted`.
 
     Raises:
         DataError: pictures without a condition that the model knows, or that cannot be read.
@@ -67,6 +73,14 @@ def score_samples(
     noise = noise_features(generator, network, count, batch_size, seed)
     scores |= {f"noise_{name}": value for name, value in compare(noise, real).items()}
     sheets = {"samples": sample_sheet(drawn)}
+    if rejection is not None:
+
+        def draw(of: PictureGenerator, number: int) -> Drawn:
+            return draw_samples(of, conditions, network, count, batch_size, seed + number * count)
+
+        rows, accepted = rejection.rows(generator, draw, drawn, real)
+        scores |= rows | {"rejection": rejection.describe(network, pictures)}
+        sheets["accepted"] = sample_sheet(accepted)
     if train is not None:
         known = features_of(train, network, batch_size)
         # Pictures that were trained on are no measure of how near unseen ones are.

@@ -12,6 +12,8 @@ from mmlab.config.compose import hydra_verb
 ANSWER_TOKENS = 64
 REASONING_TOKENS = 1024  # ScienceQA's answer comes last; as LLaVA's published evaluation
 DESCRIPTION_TOKENS = 300  # as MiniGPT-4's published demo
+OF_SAMPLES = ("sampler", "steps", "guidance", "temperature", "top_k", "top_p", "classifier")
+"""Keys that say how pictures are drawn."""
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +33,8 @@ def evaluate(cfg: DictConfig) -> None:
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
     it encodes pictures: PSNR, SSIM, rFID; data.train_from is training data for a linear code to compare with
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
-    it makes pictures: FID, KID; data.train_from is training data among which to look for copies
+    it makes pictures: FID, KID; data.train_from is training data among which to look for copies; candidates=4 also
+    scores the quarter of so many samples that a classifier accepts, and samples of all codes, in rows of their own
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     """
     from mmlab.config.disk import no_file
@@ -60,6 +63,9 @@ def evaluate(cfg: DictConfig) -> None:
         raise ConfigError(f"{cfg.run} neither answers questions nor makes pictures, so there is nothing to score.")
     if cfg.metric is not None and score in (samples, reconstructions):
         raise ConfigError(f"metric={cfg.metric} is of answers and descriptions; {cfg.run} makes pictures.")
+    drawn = [key for key in OF_SAMPLES if cfg[key] is not None] + ["candidates"] * (cfg.candidates > 1)
+    if drawn and score is not samples:
+        raise ConfigError(f"{drawn[0]} is about pictures that a model draws, and {cfg.run} draws none; leave it out.")
     score(cfg, folder, no_file(Path(cfg.out or folder / "eval" / Path(cfg.data.path).name)))
 
 
@@ -163,17 +169,49 @@ def samples(cfg: DictConfig, folder: Path, out: Path) -> None:
     """Draw samples of a generative model under the conditions of real pictures, and compare them with these."""
     from mmlab.config.errors import ConfigError
     from mmlab.config.run import load_run_config
+    from mmlab.evaluate.feature_networks import feature_network
     from mmlab.evaluate.generated_scores import score_samples
+    from mmlab.evaluate.rejection import ClassProbe, Rejection
     from mmlab.verbs.sample import check_guidance, with_codes, with_noise
 
     if cfg.features is None:
         raise ConfigError("FID and KID need a network; give features=<a run of stage=contrastive>, or inception.")
     trained = load_run_config(folder)
     draw, about, _ = (with_noise if trained.process is not None else with_codes)(cfg, trained)
+    check_rejection(cfg, trained)
+    classifier = None if cfg.classifier is None else feature_network(cfg.classifier, cfg.root)
     model, _, network, pictures, train = everything(cfg, folder)
     check_guidance(cfg.run, about["guidance"], model.conditioner)
-    scores, sheets = score_samples(draw(model), network, pictures, train, cfg.samples, cfg.batch_size, cfg.seed)
+    rejection = None
+    if cfg.candidates > 1:
+        if classifier is not None:
+            classifier.to(model.first_stage.latent_mean.device)
+        probe = ClassProbe(classifier or network, train, model.conditioner.names, cfg.batch_size)
+        rejection = Rejection(probe, cfg.candidates)
+    scores, sheets = score_samples(
+        draw(model), network, pictures, train, cfg.samples, cfg.batch_size, cfg.seed, rejection
+    )
     report({"run": folder.name, **scores, **about, "seed": cfg.seed}, sheets, out)
+
+
+def check_rejection(cfg: DictConfig, trained: DictConfig) -> None:
+    """Refuse rejection sampling where there is no class to tell, or nothing to learn it from."""
+    from mmlab.config.errors import ConfigError
+
+    if cfg.candidates == 1:
+        if cfg.classifier is not None:
+            raise ConfigError(f"classifier={cfg.classifier} accepts one of several candidates; give candidates=4, say.")
+        return
+    if "classes" not in trained.model.conditioner:
+        raise ConfigError(
+            f"candidates={cfg.candidates} keeps what a classifier takes for its class, and {cfg.run} is told none;"
+            " leave it out."
+        )
+    if cfg.data.train_from is None:
+        raise ConfigError(
+            f"candidates={cfg.candidates} needs a classifier, which learns from pictures with classes; give"
+            " data.train_from=…"
+        )
 
 
 def everything(cfg: DictConfig, folder: Path) -> tuple[Any, DictConfig, Any, Any, Any]:
@@ -208,8 +246,8 @@ def report(scores: dict, sheets: dict, out: Path) -> None:
     write_scores(out, scores)
     for name, sheet in sheets.items():
         sheet.save(out / f"{name}.png")
-    neighbours = scores.get("neighbours") or {}
-    rows = {**scores, **{f"neighbours_{name}": value for name, value in neighbours.items()}}
+    groups = {name: scores.get(name) or {} for name in ("neighbours", "rejection")}
+    rows = {**scores, **{f"{group}_{name}": value for group, found in groups.items() for name, value in found.items()}}
     for name, value in rows.items():
         if isinstance(value, int | float):
             print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
@@ -217,6 +255,7 @@ def report(scores: dict, sheets: dict, out: Path) -> None:
         print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
     if left_out := scores.get("linear_left_out"):
         print(f"no linear code to compare with: {left_out}")
-    if scores.get("caution"):
-        print(scores["caution"])
+    for told in (scores, groups["rejection"]):
+        if told.get("caution"):
+            print(told["caution"])
     print(f"pictures: {', '.join(str(out / f'{name}.png') for name in sheets)}")

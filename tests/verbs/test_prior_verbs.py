@@ -140,7 +140,8 @@ def test_a_strip_is_written_row_by_row(work, monkeypatch, capsys):
 
 def test_scores(work, monkeypatch, capsys):
     asked = ["data.path=val", "features=eye", "samples=14", "batch_size=6"]
-    for name, more in (("class", ["data.train_from=train", "guidance=2", "top_k=9", "seed=3"]), ("map", [])):
+    chosen = ["data.train_from=train", "guidance=2", "top_k=9", "seed=3", "candidates=2"]
+    for name, more in (("class", chosen), ("map", [])):
         out = f"scores_{name}"
         code, told, err = run(work, monkeypatch, capsys, "eval", f"run={name}", *asked, *more, f"out={out}")
         assert code == 0, err
@@ -148,6 +149,30 @@ def test_scores(work, monkeypatch, capsys):
         assert scores["samples"] == 14 and scores["fid"] > 0 and scores["noise_fid"] > 0
         assert scores["temperature"] == 1 and scores["guidance"] == (2 if more else 1) and "fid" in told
         assert (work / out / "samples.png").is_file() and ("neighbours" in scores) is bool(more)
+        rows = {"all_codes_fid", "accepted_fid", "confidence", "accepted_confidence", "rejection"}
+        assert (rows <= scores.keys()) if more else not rows & scores.keys()
+        if more:
+            assert scores["all_codes_fid"] != scores["fid"] != scores["accepted_fid"]
+            assert scores["accepted_confidence"] > scores["confidence"] and (work / out / "accepted.png").is_file()
+            assert "all codes fid" in told and "rejection acceptance" in told and "which flatters accepted_fid" in told
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run=vq", "top_k=5"], "top_k is about pictures that a model draws, and vq draws none; leave it out."),
+        (["run=vq", "candidates=4"], "candidates is about pictures that a model draws"),
+        (["run=class", "features=eye", "classifier=eye"], "accepts one of several candidates; give candidates=4, say."),
+        (["run=free", "features=eye", "candidates=4"], "takes for its class, and free is told none; leave it out."),
+        (["run=class", "features=eye", "candidates=4"], "learns from pictures with classes; give data.train_from=…"),
+        (["run=class", "features=eye", "candidates=0"], "'candidates' must be above 0, not 0"),
+        (["run=class", "features=eye", "data.train_from=train", "candidates=2", "classifier=ey"], "Did you mean 'eye'"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_sentence(work, monkeypatch, capsys, argv, says):
+    monkeypatch.setattr("mmlab.stage.restore.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    code, _, err = run(work, monkeypatch, capsys, "eval", "data.path=val", *argv)
+    assert code == 2 and says in err and "\n" not in err
 
 
 def test_an_exported_prior(work, monkeypatch, capsys):

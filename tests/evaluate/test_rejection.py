@@ -1,0 +1,153 @@
+"""A classifier that is learned from pictures, and samples of which it accepts some: numbers of their own."""
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmlab.config.errors import DataError
+from mmlab.data.sample import ImageSpec
+from mmlab.data.shards import ShardWriter
+from mmlab.evaluate.code_generation import CodeGenerator
+from mmlab.evaluate.generated_scores import score_samples
+from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.rejection import CAUTION, ClassProbe, Rejection, of_all_codes
+from mmlab.model.code_sampling import CodeSampler
+from mmlab.model.conditioner import ClassCondition
+from mmlab.model.first_stage import to_uint8
+from tests.evaluate.tiny_scores import SIDE, Quadrants
+from tests.model.tiny_priors import prior_model
+from tests.stage.tiny_diffusion import NAMES, diffusion_model
+
+COLOURS = torch.tensor([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+RIGHT = 3
+"""One of so many samples shows the class that it was told."""
+
+
+def picture(label: int, seed: int) -> Tensor:
+    """A class's colour under noise, uint8 `[3, S, S]`."""
+    noise = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    return (COLOURS[label][:, None, None] + 40 * noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, PictureSet]:
+    root = tmp_path_factory.mktemp("sets")
+    for start, (name, count) in enumerate({"train": 60, "val": 45}.items()):
+        with ShardWriter(root / name, 30, quiet=True) as writer:
+            for i in range(count):
+                file = io.BytesIO()
+                Image.fromarray(picture(i % 3, 1000 * start + i).permute(1, 2, 0).numpy()).save(file, "PNG")
+                record = {"class": NAMES[i % 3] if i else "unknown"}
+                writer.write(f"{i:03d}", {"png": file.getvalue(), "json": record})
+    return {name: PictureSet(root / name, ImageSpec(SIDE, "crop")) for name in ("train", "val")}
+
+
+@dataclass
+class Careless:
+    """Stands for a model that draws another class more often than the one that it is told."""
+
+    model: Any = field(default_factory=lambda: diffusion_model(conditioner=ClassCondition(NAMES, 4)))
+
+    def __call__(self, given: dict[str, Tensor], seeds: list[int]) -> Tensor:
+        pairs = zip(given["labels"].tolist(), seeds, strict=True)
+        return torch.stack([picture((label + seed % RIGHT) % 3, seed) for label, seed in pairs])
+
+    def noise(self, seeds: list[int]) -> Tensor:
+        return torch.zeros(len(seeds), 3, SIDE, SIDE)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return to_uint8(z)
+
+
+def scored(sets, candidates: int, classifier: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    probe = ClassProbe(classifier or Quadrants(), sets["train"], NAMES, batch_size=16)
+    return score_samples(
+        Careless(), Quadrants(), sets["val"], None, 40, 16, seed=5, rejection=Rejection(probe, candidates)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_the_classifier_tells_unseen_pictures(sets):
+    probe = ClassProbe(Quadrants(), sets["train"], NAMES, batch_size=16)
+    assert probe.accuracy(sets["val"]) == 1, "the picture of an unknown class is passed over"
+    likely = probe(torch.stack([picture(label, 77 + label) for label in range(3)]))
+    assert likely.argmax(1).tolist() == [0, 1, 2]
+    torch.testing.assert_close(likely.sum(1), torch.ones(3, dtype=torch.float64))
+    others = ClassProbe(Quadrants(), sets["train"], NAMES[::-1])
+    torch.testing.assert_close(others(torch.stack([picture(1, 9)])).flip(1), probe(torch.stack([picture(1, 9)])))
+    with pytest.raises(DataError, match="has no picture of the class 'moon', so nothing can tell it"):
+        ClassProbe(Quadrants(), sets["train"], [*NAMES, "moon"])
+
+
+def test_it_is_the_gaussian_posterior(sets):
+    """Of one feature and two classes: a logistic function, known in closed form."""
+
+    class Red(Quadrants):
+        def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+            return super().__call__(pixels_N3HW)[:, :1]
+
+    probe, red = ClassProbe(Red(), sets["train"], NAMES[:2]), Red()
+    rows = {n: red(sets["train"].picture(n)[None])[0, 0].double() for n in range(1, 60) if n % 3 < 2}
+    first, second = (torch.stack([x for n, x in rows.items() if n % 3 == label]) for label in (0, 1))
+    within = torch.cat([first - first.mean(), second - second.mean()]).square().mean() * 1.1
+    x = red(picture(0, 3)[None])[0, 0].double()
+    apart = ((x - second.mean()).square() - (x - first.mean()).square()) / (2 * within)
+    torch.testing.assert_close(probe(picture(0, 3)[None])[0, 0], apart.sigmoid(), rtol=1e-6, atol=1e-9)
+
+
+def test_accepted_samples_are_those_that_show_their_class(sets):
+    scores, sheets = scored(sets, candidates=2 * RIGHT)
+    assert scores["confidence"] < 0.5 and scores["accepted_confidence"] > 0.99
+    assert scores["rejection"]["acceptance"] == pytest.approx(1 / 6) and scores["rejection"]["accuracy"] == 1
+    assert set(sheets) == {"samples", "accepted"} and "all_codes_fid" not in scores
+    plain, _ = scored(sets, candidates=2)
+    assert plain["fid"] == scores["fid"], "the samples of which none was rejected are the same"
+    assert plain["confidence"] < plain["accepted_confidence"] < scores["accepted_confidence"]
+
+
+def test_the_surest_of_each_class_are_kept_however_many_are_drawn(sets):
+    probe, generator = ClassProbe(Quadrants(), sets["train"], NAMES), Careless()
+    told = [NAMES[n % 3] for n in range(10)]
+    drawings = []
+
+    def draw(_: Any, number: int) -> Any:
+        from mmlab.evaluate.generated_scores import Drawn
+        from mmlab.evaluate.image_quality import FeatureSet
+
+        pictures = generator({"labels": torch.arange(10) % 3}, list(range(10 * number, 10 * number + 10)))
+        features = FeatureSet()
+        features.add(Quadrants()(pictures))
+        drawings.append(pictures)
+        return Drawn(pictures, told, features)
+
+    first = draw(None, 0)
+    _, kept = Rejection(probe, 4).rows(generator, draw, first, first.features)  # type: ignore[arg-type]
+    assert len(drawings) == 4 and kept.told == told
+    torch.testing.assert_close(kept.features.features, Quadrants()(kept.pictures))
+    for label in range(3):
+        places = [n for n in range(10) if n % 3 == label]
+        of_class = torch.cat([pictures[places] for pictures in drawings])
+        best = probe(of_class)[:, label].topk(len(places)).values
+        found = probe(kept.pictures[places])[:, label]
+        torch.testing.assert_close(found.sort(descending=True).values, best)
+
+
+def test_a_classifier_that_sees_as_the_distance_does_is_called_into_question(sets):
+    class Other(Quadrants):
+        def describe(self) -> dict[str, Any]:
+            return {**super().describe(), "network": "another", "hash": "1"}
+
+    assert scored(sets, 2)[0]["rejection"]["caution"] == CAUTION
+    other = scored(sets, 2, Other())[0]["rejection"]
+    assert other["caution"] is None and other["classifier"] == "linear discriminant on: another"
+
+
+def test_a_sampler_that_leaves_codes_out_is_compared_with_one_that_does_not():
+    model = prior_model("class")
+    whole = of_all_codes(CodeGenerator(model, CodeSampler(0.9, 5, 0.8, 2), 16))
+    assert whole == CodeGenerator(model, CodeSampler(0.9, guidance=2), 16)
+    assert of_all_codes(CodeGenerator(model, CodeSampler(0.9), 16)) is None and of_all_codes(Careless()) is None  # type: ignore[arg-type]
