@@ -6,12 +6,14 @@ Legend: B pictures, H/W pixels, C/h/w channels and sides of latents. Pixels are 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.model.own_dtype import cast_all_but
 from mmlab.model.quantizer import Quantized
 
 
@@ -127,14 +129,8 @@ class FirstStage(nn.Module, ABC):
         self.statistics_known.fill_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        kept = {name: getattr(self, name) for name in ("latent_mean", "latent_std")}
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            moved = getattr(self, name)
-            # A cast to bf16 would shift all latents against those that were cached before it.
-            if moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
-        return self
+        # A cast to bf16 would shift all latents against those that were cached before it.
+        return cast_all_but(self, ("latent_mean", "latent_std"), partial(super()._apply, fn, recurse))
 
 
 class Identity(FirstStage):

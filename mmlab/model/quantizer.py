@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.own_dtype import cast_all_but
 
 DISTANCES = 1 << 25
 """Distances that are held at a time: 128 MiB of float32."""
@@ -129,14 +131,9 @@ class VectorQuantizer(Quantizer):
         self._latents: Tensor | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        kept = {name: getattr(self, name) for name in ("codebook", "ema_uses", "ema_sums") if self.ema is not None}
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            moved = getattr(self, name)
-            # A step of 1 % is lost in bfloat16.
-            if moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
-        return self
+        # A step of 1 % is lost in bfloat16.
+        averages = () if self.ema is None else ("codebook", "ema_uses", "ema_sums")
+        return cast_all_but(self, averages, partial(super()._apply, fn, recurse))
 
     def book(self) -> Tensor:
         """The codes as latents are compared with them, float32 `[K, D]`."""
