@@ -84,7 +84,7 @@ def sample_codes(
     """Codes of pictures, int64 `[B, H, W]`; picture b depends on row b of what is given alone.
 
     Pictures of the trained size are written from one sequence. Larger ones are written through a window of that size
-    around each code, as near to the middle as the picture's edges allow (Taming Transformers, section 3.3): at the
+    around each code, as near to the middle as the picture's edges allow (Taming Transformers, section 3.2): at the
     trained size, that is the same.
 
     Args:

@@ -7,7 +7,7 @@ from mmlab.model.conditioner import Condition, Conditioner
 
 
 class MapCondition(Conditioner):
-    """One token for each code of a map (segmentation, depth), in raster order (Taming Transformers, section 3.3).
+    """One token for each code of a map (segmentation, depth), in raster order (Taming Transformers, section 3.2).
 
     A dropped row is the same further embedding at all places.
 
