@@ -159,9 +159,16 @@ class BorrowedConditions:
         fields = {name: torch.stack([self.rows[n][name] for n in places]) for name in self.rows[0]}
         if self.maps is not None:
             # Read when they are needed: those of a large set would not fit in memory.
-            samples = [self.maps.sample(self.found[n]) for n in places]
-            fields["map_pixels"] = torch.stack([map_of(sample.members, self.maps.spec) for sample in samples])
+            fields["map_pixels"] = torch.stack([_map(self.maps, self.found[n]) for n in places])
         return fields, [self.names[n] for n in places]
+
+
+def _map(pictures: PictureSet, n: int) -> Tensor:
+    """The n-th picture's map, uint8 `[3, S, S]`; raises DataError where it cannot be decoded."""
+    try:
+        return map_of(pictures.sample(n).members, pictures.spec)
+    except SampleError as error:
+        raise DataError(f"{pictures.index.root}: the map of sample {pictures.key(n)} is of no use: {error}") from error
 
 
 def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
+from mmlab.data.shards import ShardWriter
 from mmlab.diffusion.guidance import Guidance
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import Sampler
@@ -18,7 +19,9 @@ from mmlab.evaluate.picture_set import PictureSet
 from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
 from mmlab.model.first_stage import to_uint8
 from tests.evaluate.tiny_scores import SIDE, Quadrants, make_noise
+from tests.model.tiny_priors import prior_model
 from tests.stage.tiny_diffusion import NAMES, diffusion_model
+from tests.tiny_files import png
 
 SPEC = ImageSpec(SIDE, "crop")
 
@@ -122,6 +125,14 @@ def test_conditions_are_borrowed_in_turn(root, tokenizer_folder):
     given, names = BorrowedConditions(diffusion_model(conditioner=text), pictures, 2)(0, 2)
     assert names == [pictures.sample(n).record["caption"] for n in (0, 3)], "spread: sets are often sorted by class"
     assert torch.equal(given["input_ids"], text.tokenize(names)["input_ids"])
+
+
+def test_a_map_that_cannot_be_decoded_is_named(tmp_path):
+    with ShardWriter(tmp_path / "maps", quiet=True) as writer:
+        writer.write("broken", {"png": png(SIDE, SIDE), "map.png": b"no picture"})
+    borrowed = BorrowedConditions(prior_model("map"), PictureSet(tmp_path / "maps", SPEC), 1)
+    with pytest.raises(DataError, match="maps: the map of sample broken is of no use"):
+        borrowed(0, 1)
 
 
 def test_conditions_that_the_model_does_not_know(root):
