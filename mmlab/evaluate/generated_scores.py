@@ -1,40 +1,21 @@
 """How near a generative model's pictures are to real ones, and whether they are copies of what it was trained on."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from mmlab.data.progress import progress
 from mmlab.evaluate.code_generation import PictureGenerator
+from mmlab.evaluate.drawn_samples import Drawn, draw_samples, features_of, noise_features
 from mmlab.evaluate.feature_networks import FeatureNetwork
-from mmlab.evaluate.generation import BorrowedConditions, ranges
+from mmlab.evaluate.generation import BorrowedConditions
 from mmlab.evaluate.image_quality import FeatureSet, caution, compare, nearest
 from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.rejection import Rejection
 from mmlab.report.sheet import BAD, contact_sheet
-
-if TYPE_CHECKING:
-    from mmlab.evaluate.rejection import Rejection
 
 CLOSE = 0.05
 """A sample is called close to a training picture where fewer than this share of real unseen pictures are closer."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Samples of a model.
-
-    Attributes:
-        pictures: uint8 `[N, 3, S, S]`.
-        told: N texts, what each was to show.
-        features: of the samples.
-    """
-
-    pictures: Tensor
-    told: list[str]
-    features: FeatureSet
 
 
 def score_samples(
@@ -45,7 +26,7 @@ def score_samples(
     count: int = 1000,
     batch_size: int = 64,
     seed: int = 0,
-    rejection: "Rejection | None" = None,
+    rejection: Rejection | None = None,
 ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
     """Draw samples under the conditions of real pictures, and compare them with these and with training pictures.
 
@@ -91,45 +72,6 @@ def score_samples(
         sheets["neighbours"] = neighbour_sheet(drawn, train, known, unseen)
     about = {"features": network.describe(), "pictures": pictures.describe()}
     return scores | {"samples": count, **about, "caution": caution(drawn.features, real)}, sheets
-
-
-def draw_samples(
-    generator: PictureGenerator,
-    conditions: BorrowedConditions,
-    network: FeatureNetwork,
-    count: int,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Drawn:
-    """Draw `count` samples, the n-th with the seed `seed` + n, and take their features."""
-    pictures: list[Tensor] = []
-    told: list[str] = []
-    features = FeatureSet()
-    for start, stop in progress(ranges(count, batch_size), "drawing samples", -(-count // batch_size)):
-        seeds = list(range(seed + start, seed + stop))
-        given, names = conditions(start, stop)
-        pictures.append(generator(given, seeds))
-        told += names
-        features.add(network(pictures[-1]))
-    return Drawn(torch.cat(pictures), told, features)
-
-
-def noise_features(
-    generator: PictureGenerator, network: FeatureNetwork, count: int, batch_size: int = 64, seed: int = 0
-) -> FeatureSet:
-    """The features of the noise that as many samples start from, decoded: what an untrained model is worth."""
-    found = FeatureSet()
-    for start, stop in ranges(count, batch_size):
-        found.add(network(generator.decode(generator.noise(list(range(seed + start, seed + stop))))))
-    return found
-
-
-def features_of(pictures: PictureSet, network: FeatureNetwork, batch_size: int = 64) -> FeatureSet:
-    """The features of real pictures."""
-    found = FeatureSet()
-    for batch in pictures.batches(batch_size, f"reading {pictures.index.root.name}"):
-        found.add(network(batch))
-    return found
 
 
 def neighbours(samples: FeatureSet, train: FeatureSet, unseen: FeatureSet | None) -> dict[str, float]:

@@ -14,8 +14,8 @@ from mmlab.config.errors import DataError
 from mmlab.data.image_condition import Conditions
 from mmlab.data.sample import Sample, SampleError
 from mmlab.evaluate.code_generation import CodeGenerator, PictureGenerator
+from mmlab.evaluate.drawn_samples import Drawn, features_of
 from mmlab.evaluate.feature_networks import FeatureNetwork
-from mmlab.evaluate.generated_scores import Drawn, features_of
 from mmlab.evaluate.image_quality import FeatureSet, compare
 from mmlab.evaluate.picture_set import PictureSet
 

@@ -6,8 +6,8 @@ import lightning as L
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.sample import ImageSpec
+from mmlab.evaluate.drawn_samples import draw_samples, features_of
 from mmlab.evaluate.feature_networks import FeatureNetwork, feature_network
-from mmlab.evaluate.generated_scores import draw_samples, features_of
 from mmlab.evaluate.generation import BorrowedConditions
 from mmlab.evaluate.image_quality import compare
 from mmlab.evaluate.picture_set import PictureSet

@@ -13,7 +13,9 @@ from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
 from mmlab.evaluate.code_generation import CodeGenerator
+from mmlab.evaluate.drawn_samples import Drawn
 from mmlab.evaluate.generated_scores import score_samples
+from mmlab.evaluate.image_quality import FeatureSet
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.evaluate.rejection import CAUTION, ClassProbe, Rejection, of_all_codes
 from mmlab.model.code_sampling import CodeSampler
@@ -115,9 +117,6 @@ def test_the_surest_of_each_class_are_kept_however_many_are_drawn(sets):
     drawings = []
 
     def draw(_: Any, number: int) -> Any:
-        from mmlab.evaluate.generated_scores import Drawn
-        from mmlab.evaluate.image_quality import FeatureSet
-
         pictures = generator({"labels": torch.arange(10) % 3}, list(range(10 * number, 10 * number + 10)))
         features = FeatureSet()
         features.add(Quadrants()(pictures))
