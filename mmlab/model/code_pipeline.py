@@ -114,7 +114,8 @@ class Pipeline:
             names, nothing = self.card["classes"], len(self.card["classes"])
             if told is None:
                 raise ValueError(f"This model is told a class: one of {', '.join(names)}.")
-            numbers = [nothing if null else _number(one, names) for one in told]
+            asked = told.tolist() if isinstance(told, Tensor) else told
+            numbers = [nothing if null else _number(one, names) for one in asked]
             rows = torch.tensor(numbers)[:, None] + first
             return embed(rows if self.card["start"] is None else self._with_start(rows)), None
         if reads == "map":

@@ -49,7 +49,7 @@ def read_taming(path: str | Path) -> dict[str, Tensor]:
         else:
             with _names_that_run_nothing():
                 stored = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+    except (UnpicklingError, EOFError) as error:
         # torch's own words advise to run it all the same.
         raise ConfigError(f"{path} is no checkpoint of tensors and plain data alone.") from error
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -178,6 +178,9 @@ def test_what_it_is_not(tmp_path, capsys):
     torch.save({"state_dict": {"model.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match=r"holds no VQ autoencoder of .*, but model"):
         read_taming(tmp_path / "other.ckpt")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"empty\.ckpt is no checkpoint of tensors and plain data alone\.$"):
+        read_taming(tmp_path / "empty.ckpt")
     torch.save({"state_dict": weights, "hyper_parameters": types.SimpleNamespace()}, tmp_path / "code.ckpt")
     with pytest.raises(ConfigError, match=r"code\.ckpt is no checkpoint of tensors and plain data alone\.$"):
         read_taming(tmp_path / "code.ckpt")

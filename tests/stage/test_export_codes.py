@@ -68,6 +68,7 @@ def test_a_class_that_it_does_not_know(tmp_path):
     for name in ("sqare", len(NAMES), -1):
         with pytest.raises(ValueError, match=f"There is no class {name!r}; the classes are circle, square, star"):
             pipeline([name])
+    assert torch.equal(pipeline.codes(torch.tensor([2, 0])), pipeline.codes([NAMES[2], "0"]))
 
 
 @torch.no_grad()
