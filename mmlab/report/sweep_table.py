@@ -92,16 +92,21 @@ class SweepTable:
 
     def grid(self) -> list[list[str]]:
         """Header and rows as short texts."""
-        return [self.header, *([_short(cell) for cell in self.cells(row)] for row in self.rows)]
+        return [self.header, *([short(cell) for cell in self.cells(row)] for row in self.rows)]
 
     def text(self) -> str:
         """The table for a terminal, in aligned columns."""
-        lines = self.grid()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join(line.rstrip() for line in padded)
+        return aligned(self.grid())
 
 
-def _short(cell: Any) -> str:
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of cells as text in columns."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def short(cell: Any) -> str:
+    """A cell as it stands in a table to be read."""
     text = f"{cell:.5g}" if isinstance(cell, float) else str(cell)
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"

@@ -13,7 +13,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from mmlab.config.errors import ConfigError, RunError, UserError, nearest
-from mmlab.report.sweep_table import Row, SweepTable
+from mmlab.report.sweep_means import means_grid, settings
+from mmlab.report.sweep_table import Row, SweepTable, aligned
 from mmlab.sweep.jobs import Jobs
 from mmlab.sweep.local import Processes
 from mmlab.sweep.points import Point, Points
@@ -121,7 +122,9 @@ class PointLauncher(Launcher):
         finally:
             if self.points.all:
                 self.report()
-                print(f"\n{self._table().text()}\n\n{self.folder}/table.csv, table.png", flush=True)
+                table = self._table()
+                means = f"\n{aligned(means_grid(table))}\n" if settings(table) else ""
+                print(f"\n{table.text()}\n{means}\n{self.folder}/table.csv, table.png", flush=True)
         if failed := self.failed():
             named = ", ".join(f"{point.name} ({point})" for point in failed[:5]) + (", …" if len(failed) > 5 else "")
             raise RunError(

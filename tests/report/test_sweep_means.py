@@ -1,0 +1,77 @@
+"""Means of a sweep over seeds."""
+
+import csv
+import math
+from pathlib import Path
+
+from mmlab.report.sweep_means import means_csv, means_grid, settings
+from mmlab.report.sweep_picture import axis, sweep_picture, write_sweep
+from mmlab.report.sweep_table import Row, SweepTable
+
+
+def point(seed: int, loss: float | None, status: str = "complete", **swept: str) -> Row:
+    metrics = {} if loss is None else {"steps": 3, "val/loss": loss, "val/note": "text"}
+    return Row({**swept, "seed": str(seed)}, f"{swept}-{seed}", status, metrics)
+
+
+POINTS = [
+    *(point(seed, loss, lr="0.1") for seed, loss in ((0, 4.0), (1, 2.0), (2, 3.0))),
+    *(point(seed, loss, lr="0.2") for seed, loss in ((0, 1.0), (1, 2.0), (2, math.nan))),
+    point(0, None, "failed", lr="0.3"),
+    point(0, 1.75, lr="0.4"),
+]
+
+
+def table(points: list[Row] = POINTS, maximize: bool = False) -> SweepTable:
+    return SweepTable("t", "val/loss", maximize, points)
+
+
+def test_points_that_differ_in_their_seed_alone_are_one_setting():
+    found = settings(table())
+    assert [setting.swept["lr"] for setting in found] == ["0.2", "0.4", "0.1", "0.3"]
+    assert [setting.mean("val/loss") for setting in found] == [1.5, 1.75, 3.0, None]
+    # The standard deviation of a sample: of 1 and 2 it is the root of one half.
+    assert [setting.spread("val/loss") for setting in found] == [0.5**0.5, None, 1.0, None]
+    assert [setting.swept["lr"] for setting in settings(table(maximize=True))] == ["0.1", "0.4", "0.2", "0.3"]
+
+
+def test_without_seeds_there_are_no_means(tmp_path: Path):
+    without = table([Row({"lr": "0.1"}, "a", "complete", {"val/loss": 1.0})])
+    assert settings(without) == []
+    write_sweep(without, tmp_path)
+    assert not (tmp_path / "means.csv").exists()
+
+
+def test_a_sweep_of_seeds_alone_has_one_mean():
+    (only,) = settings(table([point(seed, float(seed)) for seed in range(3)]))
+    assert (only.swept, only.mean("val/loss"), only.spread("val/loss")) == ({}, 1.0, 1.0)
+
+
+def test_the_files_have_all_digits_and_the_text_few(tmp_path: Path):
+    write_sweep(table(), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "means.csv").open()))
+    assert (tmp_path / "means.csv").read_text() == means_csv(table())
+    assert rows[0] == {
+        "lr": "0.2",
+        "runs": "2",
+        "val/loss mean": "1.5",
+        "val/loss spread": str(0.5**0.5),
+    }
+    assert [row["runs"] for row in rows] == ["2", "1", "3", "0"]
+    assert [line[2] for line in means_grid(table())] == ["val/loss", "1.5 ± 0.71", "1.75", "3 ± 1", ""]
+
+
+def test_the_picture_has_the_means_above_the_points_and_no_panel_of_seeds():
+    one = sweep_picture(table())
+    # Of the same points with another word for their seed there are two panels and one table.
+    other = [Row({"lr": row.swept["lr"], "s": row.swept["seed"]}, row.run, row.status, row.metrics) for row in POINTS]
+    two = sweep_picture(table(other))
+    assert two.width > one.width and one.height - two.height == 24 * (1 + len(settings(table())) + 1)
+
+
+def test_recipes_are_told_apart_by_their_last_word():
+    words = axis(["llava/tiny", "ablations/last_layer", "llava/tiny"])
+    assert [text for _, text in words.ticks] == ["last_layer", "tiny"]
+    assert words.place("llava/tiny") == 0.75
+    assert [text for _, text in axis(["a/x", "b/x"]).ticks] == ["a/x", "b/x"]
+    assert [text for _, text in axis(["[{p: a/x}]", "[{p: a/y}]"]).ticks] == ["[{p: a/x}]", "[{p: a/y}]"]
