@@ -37,7 +37,7 @@ from mmlab.config.stage_schema import (
     QFormerPretrainingConfig,
 )
 
-METRICS = ("exact", "vqa", "gqa", "pope", "mme", "scienceqa", "captions")
+METRICS = ("exact", "vqa", "gqa", "pope", "mme", "scienceqa", "captions", "facts")
 
 
 @dataclass

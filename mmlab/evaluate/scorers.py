@@ -3,6 +3,7 @@
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.evaluate.caption_scores import captions
 from mmlab.evaluate.exact_match import exact
+from mmlab.evaluate.facts import facts
 from mmlab.evaluate.scienceqa import scienceqa
 from mmlab.evaluate.scores import Scorer
 from mmlab.evaluate.vqa import vqa
@@ -17,6 +18,7 @@ SCORERS: dict[str, Scorer] = {
     "mme": mme,
     "scienceqa": scienceqa,
     "captions": captions,
+    "facts": facts,
 }
 
 
