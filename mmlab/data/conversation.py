@@ -22,6 +22,7 @@ __all__ = [
     "Prompt",
     "Rendered",
     "Turn",
+    "asking",
     "chat_prompt",
     "conversations_of",
     "encode",
@@ -95,6 +96,26 @@ def encode(
     if all(label == IGNORE for label in encoded.labels):
         raise SampleError("no-loss", "The dialogue has no token to learn.")
     return replace(encoded, turns_dropped=pairs - keep)
+
+
+def asking(prompt: Prompt, template: str | None = None) -> Prompt:
+    """The prompt in which a model that was trained with `prompt` is asked questions.
+
+    Args:
+        prompt: of the training.
+        template: another one to ask in.
+
+    Raises:
+        ConfigError: a template without questions, which cannot ask anything.
+    """
+    asks = replace(prompt, pictures="tokens", turns="questions", template=template or prompt.template)
+    if asks.template == "plain":
+        known = "minigpt4" if asks.requests == "minigpt4" else "v1"
+        raise ConfigError(
+            "The run was trained on captions (template plain), which asks nothing; choose a template that its language "
+            f"model knows to ask questions, such as template={known}."
+        )
+    return asks
 
 
 def chat_prompt(

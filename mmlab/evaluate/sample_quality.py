@@ -10,6 +10,7 @@ from mmlab.evaluate.drawn_samples import draw_samples, features_of
 from mmlab.evaluate.feature_networks import FeatureNetwork, feature_network
 from mmlab.evaluate.generation import BorrowedConditions
 from mmlab.evaluate.image_quality import compare
+from mmlab.evaluate.last_validation import refuse_no_last_validation
 from mmlab.evaluate.picture_set import PictureSet
 from mmlab.evaluate.stage_generator import stage_generator
 
@@ -59,7 +60,7 @@ class SampleQuality(L.Callback):
             )
         if self.samples < 2:
             raise ConfigError(f"callbacks.sample_quality.samples={self.samples}: a distance needs two samples or more.")
-        refuse_no_last_validation(trainer)
+        refuse_no_last_validation(trainer, "sample_quality")
         spec = ImageSpec(generator.size, self.aspect)
         pictures = PictureSet(self.pictures, spec)
         network = feature_network(self.features, self.root).to(trainer.strategy.root_device)
@@ -75,17 +76,3 @@ class SampleQuality(L.Callback):
         drawn = draw_samples(generator, conditions, network, self.samples, self.batch_size)
         distances = compare(drawn.features, features_of(pictures, network, self.batch_size))
         pl_module.log_dict({"val/fid": distances["fid"], "val/kid": distances["kid"]}, rank_zero_only=False)
-
-
-def refuse_no_last_validation(trainer: L.Trainer) -> None:
-    """Raise ConfigError where a run would end without a validation, and so without its score."""
-    if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
-        raise ConfigError("callbacks.sample_quality scores the last validation; give data.val, if only a few samples.")
-    batches = trainer.val_check_interval
-    # A share of an epoch, which spans the run, where no number of batches was given.
-    every = batches // trainer.accumulate_grad_batches if isinstance(batches, int) else trainer.max_steps
-    if trainer.max_steps % every:
-        raise ConfigError(
-            f"callbacks.sample_quality scores the last validation, and trainer.val_every={every} has none after "
-            f"{trainer.max_steps} steps; let it divide them."
-        )

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.config.run import find_run, load_run_config
-from mmlab.data.conversation import Prompt
+from mmlab.data.conversation import Prompt, asking
 from mmlab.diffusion.samplers import Sampler
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.training.artifacts import load_parts
@@ -80,15 +80,7 @@ def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
         ConfigError: a template without questions, which cannot ask anything.
     """
     trained = OmegaConf.to_container(cfg.stage.prompt, resolve=True)
-    prompt = replace(Prompt(**trained), pictures="tokens", turns="questions")  # type: ignore[arg-type]
-    prompt = replace(prompt, template=template) if template else prompt
-    if prompt.template == "plain":
-        asks = "minigpt4" if prompt.requests == "minigpt4" else "v1"
-        raise ConfigError(
-            "The run was trained on captions (template plain), which asks nothing; choose a template that its language "
-            f"model knows to ask questions, such as template={asks}."
-        )
-    return prompt
+    return asking(Prompt(**trained), template)  # type: ignore[arg-type]
 
 
 def learned_captions(cfg: DictConfig) -> bool:

@@ -1,0 +1,87 @@
+"""A run's own score of its answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.conversation import Prompt
+from mmlab.data.index import ShardIndex
+from mmlab.evaluate.answer_quality import AnswerQuality
+from mmlab.evaluate.answer_scores import answer_scores, predict
+from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.exact_match import exact
+from mmlab.evaluate.questions import read_questions
+from mmlab.stage.align import ProjectorAlignment
+from tests.evaluate.test_samples import Watch, stage_of, train
+from tests.tiny_shapes import make_shapes
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=12, val=6)
+
+
+def logged(stage: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in stage.trainer.callback_metrics.items()}
+
+
+def test_it_is_what_an_evaluation_says_later_and_training_does_not_notice(root, tmp_path, monkeypatch):
+    asked = []
+    replies = Answerer.replies
+    monkeypatch.setattr(Answerer, "replies", lambda *args: asked.append(args[0].prompt) or replies(*args))
+    scored, plain = Watch(), Watch()
+    quality = AnswerQuality(str(root / "val"), max_new_tokens=3, batch_size=9)
+    stage = train(root, tmp_path, stage_of(root), scored, quality)
+    questions = len(read_questions(ShardIndex.open(root / "val")))
+    assert len(asked) == -(-questions // 9), "of four validations only the last is scored"
+    monkeypatch.undo()
+    assert logged(train(root, tmp_path, stage_of(root), plain)).keys() == logged(stage).keys() - {
+        name for name in logged(stage) if name.startswith("val/accuracy")
+    }
+    assert scored.seen == plain.seen
+    index = ShardIndex.open(root / "val")
+    found = read_questions(index)
+    answerer = Answerer(stage.model.eval(), asked[0], "stretch", 3)
+    scores, _ = answer_scores(exact, found, predict(answerer, index, found, 9))
+    expected = {"val/accuracy": scores.all["accuracy"]}
+    expected |= {f"val/accuracy/{name}": row["accuracy"] for name, row in scores.types.items()}
+    assert {name: value for name, value in logged(stage).items() if "accuracy" in name} == pytest.approx(expected)
+    assert len(expected) > 4
+
+
+def test_another_metric_types_and_a_limit(root, tmp_path):
+    quality = AnswerQuality(str(root / "val"), "facts", types=["color", "count"], limit=5, max_new_tokens=2)
+    names = logged(train(root, tmp_path, stage_of(root), quality, steps=1)).keys()
+    assert {name for name in names if "facts" in name} == {"val/facts", "val/facts/color", "val/facts/count"}
+
+
+def test_after_stage_1_a_template_is_given(root, tmp_path):
+    plain = stage_of(root, Prompt(template="plain"), ProjectorAlignment)
+    with pytest.raises(ConfigError, match="template=v1"):
+        train(root, tmp_path, plain, AnswerQuality(str(root / "val")), steps=1)
+    plain = stage_of(root, Prompt(template="plain"), ProjectorAlignment)
+    quality = AnswerQuality(str(root / "val"), template="v1", limit=4, max_new_tokens=2)
+    assert "val/accuracy" in logged(train(root, tmp_path, plain, quality, steps=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"metric": "exakt"}, ConfigError, "Did you mean 'exact'"),
+        ({"metric": "scienceqa"}, DataError, "compares letters"),
+        ({"types": ["colour"]}, DataError, "Did you mean 'color'"),
+        ({"questions": "nowhere"}, DataError, "nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_said_before_the_first_step(root, tmp_path, options, error, sentence):
+    watch = Watch()
+    with pytest.raises(error, match=sentence):
+        train(root, tmp_path, stage_of(root), watch, AnswerQuality(**{"questions": str(root / "val"), **options}))
+    assert watch.seen == []
+
+
+def test_it_refuses_a_run_without_a_validation_at_its_end(root, tmp_path):
+    with pytest.raises(ConfigError, match="answer_quality scores the last validation"):
+        train(root, tmp_path, stage_of(root), AnswerQuality(str(root / "val")), steps=4, val_every=3)
