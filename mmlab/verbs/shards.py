@@ -46,6 +46,18 @@ def _shapes(args: argparse.Namespace):
     return shapes(args.count, args.split, args.seed, args.size, args.min_objects, args.max_objects, args.kinds)
 
 
+def _letters(args: argparse.Namespace):
+    from mmlab.data.sources.drawn_letters import letters
+
+    return letters(args.count, args.split, args.seed)
+
+
+def _instructions(args: argparse.Namespace):
+    from mmlab.data.sources.drawn_instructions import instructions
+
+    return instructions(args.count, args.types, args.split, args.seed, args.size, args.kinds)
+
+
 def _easy_vqa(args: argparse.Namespace):
     from mmlab.data.sources.easy_vqa import easy_vqa
 
@@ -236,14 +248,27 @@ def _add_build(commands) -> None:
     sources = build.add_subparsers(title="sources", required=True, metavar="SOURCE")
 
     shapes = _add(sources, "shapes", _build, "drawn scenes with captions, boxes, questions and dialogues")
-    shapes.add_argument("--count", type=int, default=2000, help="samples (%(default)s)")
-    shapes.add_argument("--split", default="train", help="a word that makes another stream (%(default)s)")
-    shapes.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    shapes.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (%(default)s)")
     shapes.add_argument("--min-objects", type=int, default=1, help="(%(default)s)")
     shapes.add_argument("--max-objects", type=int, default=3, help="(%(default)s)")
-    _add_kinds(shapes)
     shapes.set_defaults(convert=_shapes)
+
+    summary = "drawn scenes of one object with dialogues of LLaVA's three response types"
+    instructions = _add(sources, "instructions", _build, summary)
+    types = ("conversation", "detail_description", "complex_reasoning")
+    help_types = f"response types, in turn ({' '.join(types)})"
+    instructions.add_argument("--types", nargs="+", default=types, metavar="TYPE", help=help_types)
+    instructions.set_defaults(convert=_instructions)
+
+    letters = _add(sources, "letters", _build, "questions about lists of lettered options, as text alone")
+    letters.set_defaults(convert=_letters)
+
+    for source in (shapes, instructions, letters):
+        source.add_argument("--count", type=int, default=2000, help="samples (%(default)s)")
+        source.add_argument("--split", default="train", help="a word that makes another stream (%(default)s)")
+        source.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    for source in (shapes, instructions):
+        source.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (%(default)s)")
+        _add_kinds(source)
 
     easy_vqa = _add(sources, "easy_vqa", _build, "the easy-VQA data set")
     easy_vqa.add_argument("data", help="folder that holds easy_vqa/data")
@@ -293,7 +318,7 @@ def _add_build(commands) -> None:
         source.add_argument("--class-field", help="the table's column of classes")
     for source in (llava, coco, captions, images):
         _add_budget(source)
-    for source in (shapes, easy_vqa, llava, coco, scienceqa, captions, images):
+    for source in (shapes, instructions, letters, easy_vqa, llava, coco, scienceqa, captions, images):
         _add_destination(source)
 
 

@@ -84,7 +84,7 @@ def _sample(
 
 def caption(scene: list[Shape]) -> str:
     """Name the objects from left to right: "a red circle, a black star and a small blue square"."""
-    names = [_article(str(shape)) for shape in scene]
+    names = [article(str(shape)) for shape in scene]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -170,8 +170,9 @@ def _exists(scene: list[Shape], rng: random.Random, kinds: Sequence[str], answer
         pairs = {(s.colour, s.kind) for s in scene}
         others = [(colour, kind) for colour in COLOURS for kind in kinds if (colour, kind) not in pairs]
         thing = " ".join(rng.choice(sorted(pairs) if answer == "yes" else others))
-    return {"question": f"is there {_article(thing)}?", "answer": answer, "type": "yesno"}
+    return {"question": f"is there {article(thing)}?", "answer": answer, "type": "yesno"}
 
 
-def _article(name: str) -> str:
+def article(name: str) -> str:
+    """A name behind its article: "an orange star"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

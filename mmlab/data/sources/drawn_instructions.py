@@ -1,0 +1,127 @@
+"""Drawn scenes of one object with dialogues of LLaVA's three response types, and the facts that a reply has to say."""
+
+import io
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmlab.config.errors import ConfigError, nearest
+from mmlab.data.shards import Samples
+from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
+from mmlab.data.sources.shapes import article, caption
+
+TYPES = ("conversation", "detail_description", "complex_reasoning")
+DESCRIBE = ("Describe the picture in detail.", "What is in the picture? Tell me everything.", "Explain what you see.")
+_CORNERS = {"circle": 0, "square": 4, "triangle": 3, "diamond": 4, "star": 10, "cross": 12}
+
+Asked = tuple[str, str, tuple[str, ...]]
+"""Question, answer, and the facts of the answer."""
+
+
+def instructions(
+    count: int,
+    types: Sequence[str] = TYPES,
+    split: str = "train",
+    seed: int = 0,
+    size: int = 64,
+    kinds: Sequence[str] = KINDS,
+) -> Samples:
+    """Draw `count` scenes with a dialogue each, of the response types in turn.
+
+    Scene and dialogue i depend on (seed, split, i), the type and the other options. The dialogue stands in the record's
+    `conversations`, and its turns one by one, with their facts as `answers`, in `questions`.
+
+    Args:
+        count: how many samples.
+        types: response types, of `TYPES`.
+        split: a word that makes another stream, such as `train` or `val`.
+        seed: another number draws another data set.
+        size: side of the square pictures in pixels.
+        kinds: the shapes that occur.
+
+    Returns:
+        Counts: `samples`, `questions`.
+
+    Raises:
+        ConfigError: an option out of range, an unknown type or shape.
+    """
+    if count < 1 or size < 16:
+        raise ConfigError("instructions need count >= 1 and size >= 16.")
+    for what, names, known in (("instructions are of", types, TYPES), ("scenes show", kinds, KINDS)):
+        if not names:
+            raise ConfigError(f"{what} {', '.join(known)}, not of an empty list.")
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{what} {', '.join(known)}, not '{name}'.{nearest(name, known)}")
+    counts = {"samples": 0, "questions": 0}
+    for i in range(count):
+        kind = types[i % len(types)]
+        rng = random.Random(f"{seed}/{split}/{i}")
+        scene = place(rng, 1, kinds)
+        png = io.BytesIO()
+        draw(scene, size, rng).save(png, "PNG")
+        record = _record(f"{split}-{kind}-{i:07d}", scene[0], kind, rng)
+        counts["samples"] += 1
+        counts["questions"] += len(record["questions"])
+        yield record["id"], {"png": png.getvalue(), "json": record}
+    return counts
+
+
+def _record(name: str, shape: Shape, kind: str, rng: random.Random) -> dict[str, Any]:
+    asked = list(_ask(shape, kind, rng))
+    turns: list[dict[str, str]] = []
+    for number, (question, answer, _) in enumerate(asked):
+        turns.append({"from": "human", "value": ("<image>\n" if number == 0 else "") + question})
+        turns.append({"from": "gpt", "value": answer})
+    questions = [{"question": q, "answer": a, "answers": list(facts), "type": kind} for q, a, facts in asked]
+    return {"id": name, "type": kind, "caption": caption([shape]), "conversations": turns, "questions": questions}
+
+
+def _ask(shape: Shape, kind: str, rng: random.Random) -> Iterator[Asked]:
+    if kind == "conversation":
+        yield from _conversation(shape, rng)
+    elif kind == "detail_description":
+        where = f"{'top' if shape.y < 0.5 else 'bottom'} {'left' if shape.x < 0.5 else 'right'}"
+        answer = f"There is one object. It is a {shape.size} {shape.kind}. Its color is {shape.colour}. "
+        facts = (shape.size, shape.kind, shape.colour, *where.split())
+        yield rng.choice(DESCRIBE), f"{answer}It is at the {where} of the picture.", facts
+    else:
+        yield _reasoning(shape, rng)
+
+
+def _conversation(shape: Shape, rng: random.Random) -> Iterator[Asked]:
+    """Two or three short questions, in any order."""
+    colour, kind = shape.colour, shape.kind
+    other = rng.choice([name for name in COLOURS if name != colour])
+    there = rng.random() < 0.5
+    asked = [
+        (f"what color is the {kind}?", colour),
+        (f"what shape is the {colour} object?", kind),
+        ("is the object small or large?", shape.size),
+        (f"is there {article(colour if there else other)} object?", "yes" if there else "no"),
+        ("is it on the left or on the right?", "left" if shape.x < 0.5 else "right"),
+    ]
+    for question, answer in rng.sample(asked, rng.randint(2, 3)):
+        yield question, answer, (answer,)
+
+
+def _reasoning(shape: Shape, rng: random.Random) -> Asked:
+    """A question whose answer follows from what is seen, with the way to it."""
+    form = rng.randrange(3)
+    if form == 0:
+        corners = _CORNERS[shape.kind]
+        why = f"The object is a {shape.kind}. A {shape.kind} has {corners} corners."
+        return _concluded("How many corners does the object have?", why, str(corners), (shape.kind,))
+    if form == 1:
+        wall = rng.choice((shape.colour, rng.choice(list(COLOURS))))
+        same = wall == shape.colour
+        why = f"The object is {shape.colour}. On {wall} one {'cannot' if same else 'can'} see it."
+        question = f"Can one see the object on {article(wall)} wall?"
+        return _concluded(question, why, "no" if same else "yes", (shape.colour,))
+    rolls = shape.kind == "circle"
+    why = f"The object is a {shape.kind}. A {shape.kind} is {'round' if rolls else 'not round'}."
+    return _concluded("Does the object roll down a hill?", why, "yes" if rolls else "no", (shape.kind,))
+
+
+def _concluded(question: str, why: str, answer: str, seen: tuple[str, ...]) -> Asked:
+    return question, f"{why} The answer is {answer}.", (*seen, f"The answer is {answer}")

@@ -1,0 +1,105 @@
+import json
+import re
+
+import pytest
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.sources.drawn_instructions import TYPES, instructions
+from mmlab.data.sources.drawn_letters import letters
+from mmlab.data.sources.scenes import COLOURS, KINDS
+from mmlab.data.sources.scienceqa_problems import LETTERS
+from mmlab.evaluate.facts import says
+
+
+def records(count: int = 120, **options) -> list[dict]:
+    return [json.loads(json.dumps(members["json"])) for _, members in instructions(count, size=16, **options)]
+
+
+def turns_of(record: dict) -> list[str]:
+    turns = record["conversations"]
+    assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+    return [turn["value"] for turn in turns]
+
+
+def test_types_come_in_turn_and_a_sample_depends_on_its_number_alone():
+    found = records(9)
+    assert [record["type"] for record in found] == [*TYPES] * 3
+    assert found == records(30)[:9] and found != records(9, seed=1) and found != records(9, split="val")
+    assert {record["id"] for record in found}.isdisjoint(record["id"] for record in records(9, split="val"))
+
+
+def test_the_types_share_their_pictures():
+    pictures = [[members["png"] for _, members in instructions(5, [kind], size=16)] for kind in TYPES]
+    assert pictures[0] == pictures[1] == pictures[2]
+
+
+def test_questions_are_the_dialogues_turns_with_facts_that_they_say():
+    for record in records():
+        texts = turns_of(record)
+        assert texts[0].startswith("<image>\n") and "<image>" not in "".join(texts[1:])
+        asked = [texts[0].removeprefix("<image>\n"), *texts[2::2]]
+        assert [question["question"] for question in record["questions"]] == asked
+        assert [question["answer"] for question in record["questions"]] == texts[1::2]
+        for question in record["questions"]:
+            assert question["type"] == record["type"]
+            assert question["answers"] and all(says(question["answer"], fact) for fact in question["answers"])
+
+
+def test_what_is_said_is_what_the_caption_says():
+    for record in records():
+        small, colour, kind = re.fullmatch(r"an? (small )?(\w+) (\w+)", record["caption"]).groups()  # type: ignore[union-attr]
+        size = "small" if small else "large"
+        for question in record["questions"]:
+            text, answer, facts = question["question"], question["answer"], question["answers"]
+            if record["type"] == "detail_description":
+                assert (
+                    facts[:3] == [size, kind, colour]
+                    and facts[3] in ("top", "bottom")
+                    and facts[4] in ("left", "right")
+                )
+            elif text.startswith("what color"):
+                assert (text, answer) == (f"what color is the {kind}?", colour)
+            elif text.startswith("what shape"):
+                assert (text, answer) == (f"what shape is the {colour} object?", kind)
+            elif text.startswith("is the object small"):
+                assert answer == size
+            elif text.startswith("is there"):
+                assert answer == ("yes" if colour in text.split() else "no")
+            elif text.startswith("Can one"):
+                assert facts == [colour, f"The answer is {'no' if f'{colour} wall' in text else 'yes'}"]
+            elif text.startswith("Does"):
+                assert facts == [kind, f"The answer is {'yes' if kind == 'circle' else 'no'}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"types": ["conversations"]}, "Did you mean 'conversation'"),
+        ({"types": []}, "empty list"),
+        ({"kinds": ["cirkle"]}, "Did you mean 'circle'"),
+        ({"count": 0}, "count >= 1"),
+    ],
+)
+def test_a_wrong_option_is_named(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        list(instructions(**{"count": 1, **options}))
+
+
+def test_each_letter_is_that_of_its_word():
+    stream = list(letters(40))
+    assert stream == list(letters(60))[:40] and stream != list(letters(40, seed=1))
+    sizes = set()
+    for _, members in stream:
+        record = json.loads(json.dumps(members["json"]))
+        texts = turns_of(record)
+        listed = re.findall(r"\((\w)\) (\w+)", texts[0])
+        letter_of = {word: letter for letter, word in listed}
+        assert [letter for letter, _ in listed] == list(LETTERS[: len(listed)])
+        assert len(letter_of) == len(listed) == len(texts) // 2 and letter_of.keys() <= {*COLOURS, *KINDS}
+        sizes.add(len(listed))
+        words = [re.match(r"Which is (\w+)\?", text).group(1) for text in texts[::2]]  # type: ignore[union-attr]
+        assert sorted(words) == sorted(letter_of)
+        assert texts[1::2] == [f"The answer is {letter_of[word]}." for word in words]
+    assert sizes == {2, 3, 4, 5}
+    with pytest.raises(ConfigError, match="at least 1"):
+        list(letters(0))
