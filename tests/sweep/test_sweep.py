@@ -42,7 +42,9 @@ def test_a_grid_runs_each_point_as_the_run_that_it_is_on_its_own(sweep: Sweep, t
         (alone, "complete", "2")
     ]
     assert [float(row["train/loss"]) for row in rows] == [1e-3, 1e-3, 1e-2, 1e-2]
-    assert Image.open(folder() / "table.png").width > 700
+    means = list(csv.DictReader((folder() / "means.csv").open()))
+    assert [(row["optim.lr"], row["runs"]) for row in means] == [("0.001", "2"), ("0.01", "2")]
+    assert Image.open(folder() / "table.png").width > 600
     assert capfd.readouterr().out.count(alone) == 2  # when it starts, and in the table
     assert not list(Path().rglob("multirun.yaml"))
 
