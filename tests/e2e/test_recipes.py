@@ -75,6 +75,13 @@ def language_stand_ins(cfg: DictConfig) -> list[str]:
     return overrides
 
 
+def score_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
+    """Drawn questions for a recipe that scores its answers."""
+    scores = {"questions": folder / "val", "metric": "exact", "max_new_tokens": 2, "limit": 4}
+    asked = "answer_quality" in cfg.callbacks
+    return [f"callbacks.answer_quality.{name}={value}" for name, value in scores.items()] if asked else []
+
+
 def autoencoder_stand_ins(cfg: DictConfig) -> list[str]:
     """Small parts of a recipe of first stages."""
     kind = "vq_tiny" if "quantizer" in cfg.model.first_stage else "kl_tiny"
@@ -142,6 +149,7 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, standing, recipe):
         overrides += prior_stand_ins(cfg, standing)
     else:
         overrides += autoencoder_stand_ins(cfg) if "first_stage" in cfg.model else language_stand_ins(cfg)
+        overrides += score_stand_ins(cfg, standing)
     code = cli.main(["train", f"experiment={recipe}", *overrides])
     out, err = capsys.readouterr()
     assert code == 0, err
