@@ -6,6 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
+from mmlab.data.index import ShardIndex
 from mmlab.verbs.shards import main
 from tests.tiny_files import png, write_tar
 
@@ -54,6 +55,18 @@ def test_foreign_formats(tmp_path, monkeypatch, capsys):
     assert sorted(os.listdir("out")) == ["chat", "side", "table"]
 
 
+def test_made_dialogues(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    build = ["build", "instructions", "--count", "6", "--size", "32"]
+    assert main([*build, "three", "--kinds", "circle", "star"]) == 0
+    assert main([*build, "one", "--types", "conversation", "--split", "val"]) == 0
+    assert main(["build", "letters", "letters", "--count", "4", "--seed", "3"]) == 0
+    assert "letters: 4 samples" in capsys.readouterr().out
+    types = {name: ShardIndex.open(name).type_names for name in ("three", "one", "letters")}
+    three = ("complex_reasoning", "conversation", "detail_description")
+    assert types == {"three": three, "one": ("conversation",), "letters": ("letters",)}
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -64,6 +77,7 @@ def test_foreign_formats(tmp_path, monkeypatch, capsys):
         ("build shapes out --count many", "invalid int value: 'many'"),
         ("build shapes out --max-objects 9", "max_objects <= 4"),
         ("build easy_vqa drawn out --split tset", "Did you mean 'test'?"),
+        ("build instructions out --types conversatoin", "Did you mean 'conversation'?"),
         ("stats drwan", "Did you mean 'drawn'?"),
         ("show drawn --out nowhere/x.png", "existing folder"),
         ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
