@@ -133,14 +133,11 @@ def _panel(pen: ImageDraw.ImageDraw, table: SweepTable, key: str, corner: tuple[
         pen.line((x, y1, x, y1 + 4), fill=LINE)
         pen.text((x, y1 + 7 + 15 * line), text, font=font(13), fill=FAINT, anchor="ma")
     pen.line((x0, y0, x0, y1, x1, y1), fill=LINE)
-    for swept, low, high in bars:
-        x, bottom, peak = (
-            x0 + across.place(swept[key]) * (x1 - x0),
-            y1 - up.place(low) * (y1 - y0),
-            y1 - up.place(high) * (y1 - y0),
-        )
-        pen.line((x, bottom, x, peak), fill=FAINT, width=2)
-        pen.line((x - 12, (bottom + peak) / 2, x + 12, (bottom + peak) / 2), fill=INK, width=3)
+    for swept, *ends in bars:
+        x = x0 + across.place(swept[key]) * (x1 - x0)
+        low, high = (y1 - up.place(end) * (y1 - y0) for end in ends)
+        pen.line((x, low, x, high), fill=FAINT, width=2)
+        pen.line((x - 12, (low + high) / 2, x + 12, (low + high) / 2), fill=INK, width=3)
     spots = [(x0 + across.place(row.swept[key]) * (x1 - x0), y1 - up.place(value) * (y1 - y0)) for row, value in shown]
     if table.swept == [key]:
         pen.line(sorted(spots), fill=LINE, width=2)

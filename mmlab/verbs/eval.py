@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
 def evaluate(cfg: DictConfig) -> None:
     """Write scores.json and pictures to `<run>/eval/<name of data.path>`, for what the run's model does:
 
-    it answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa; data.blind_from is training
-    data whose commonest answers to compare with
+    it answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa, facts; data.blind_from is
+    training data whose commonest answers to compare with
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
       mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=128
     it describes pictures: shares that repeat themselves, break off or do not end, with metric=captions BLEU, ROUGE-L
