@@ -20,6 +20,8 @@ figures = {
     "fid_noise": prior["noise_fid"],
     "fid_train": prior["train_fid"],
     "kid_samples": prior["kid"],
+    "fid_all_codes": prior["all_codes_fid"],
+    "fid_accepted": prior["accepted_fid"],
     "close_to_train": prior["neighbours"]["close"],
     **json.loads((out / "speed.json").read_text()),
 }

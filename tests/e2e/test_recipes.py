@@ -82,6 +82,11 @@ def score_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
     return [f"callbacks.answer_quality.{name}={value}" for name, value in scores.items()] if asked else []
 
 
+def data_stand_ins(cfg: DictConfig) -> list[str]:
+    """Drawn dialogues with response types for a recipe that balances these."""
+    return ["data.train=[{path: typed}]"] if cfg.data.get("balance") == "type" else []
+
+
 def autoencoder_stand_ins(cfg: DictConfig) -> list[str]:
     """Small parts of a recipe of first stages."""
     kind = "vq_tiny" if "quantizer" in cfg.model.first_stage else "kl_tiny"
@@ -125,6 +130,7 @@ def standing(shapes):
     """Runs that others begin with: a first stage, and an eye for scores."""
     for split in ("train", "val"):
         make_maps(shapes / "maps", 6, split, size=32)
+    assert cli.main(["shards", "build", "instructions", str(shapes / "typed"), "--count", "6"]) == 0
     small = [f"data.root={shapes}", "data.global_batch=4", "data.micro_batch=4", "data.workers=0", "trainer=cpu"]
     small += ["trainer.max_steps=1", f"run.root={shapes / 'runs'}", "logger=none"]
     own_of = {"eye": [TINY_EYE, "data.max_length=400"]}
@@ -149,7 +155,7 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, standing, recipe):
         overrides += prior_stand_ins(cfg, standing)
     else:
         overrides += autoencoder_stand_ins(cfg) if "first_stage" in cfg.model else language_stand_ins(cfg)
-        overrides += score_stand_ins(cfg, standing)
+        overrides += score_stand_ins(cfg, standing) + data_stand_ins(cfg)
     code = cli.main(["train", f"experiment={recipe}", *overrides])
     out, err = capsys.readouterr()
     assert code == 0, err
