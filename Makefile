@@ -40,8 +40,9 @@ $(DATA)/test/index.npz: | setup
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
 
+# Three on two cores: tests of jobs and of runs that are killed mostly wait.
 test: setup check
-	$(BIN)/pytest --numprocesses=2
+	$(BIN)/pytest --numprocesses=3
 
 check: setup
 	$(BIN)/ruff check .
