@@ -33,7 +33,7 @@ def contact_sheet(
         colours: N colours such as `GOOD` and `BAD`, or None: the card's upper edge and its text's last line.
         labels: N short lines above the texts, in a fainter ink, such as keys.
         title: a line above the cards.
-        cell: side of the square that a picture is fitted into, in pixels.
+        cell: side of the square that a picture is fitted into, in pixels; a row is as tall as its tallest picture.
         max_lines: lines of text before it is cut with an ellipsis.
 
     Returns:
@@ -50,19 +50,23 @@ def contact_sheet(
     notes = [_notes(*pair, cell, max_lines) for pair in zip(labels, texts, strict=True)]
     columns = max(1, min(columns, len(pictures)))
     rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
-    heights = [_STRIPE + 3 * _PADDING + cell + _LEADING * max(len(notes[i]) for i in row) for row in rows]
+    fitted = [None if picture is None else _fit(as_picture(picture), cell) for picture in pictures]
+    # A row is as tall as its tallest picture: pairs side by side would float in squares.
+    sides = [max(cell if (one := fitted[i]) is None else one.height for i in row) for row in rows]
+    lines = [max(len(notes[i]) for i in row) for row in rows]
+    heights = [_STRIPE + 3 * _PADDING + side + _LEADING * most for side, most in zip(sides, lines, strict=True)]
     card = cell + 2 * _PADDING
     top = _MARGIN + (_TITLE_HEIGHT if title else 0)
     width = 2 * _MARGIN + columns * (card + _GAP) - _GAP
     sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * _GAP + _MARGIN), PAGE)
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), title, font=font(24), fill=INK)
-    for row, height in zip(rows, heights, strict=True):
+    for row, side, height in zip(rows, sides, heights, strict=True):
         for column, i in enumerate(row):
             left = _MARGIN + column * (card + _GAP)
             _frame(pen, (left, top, left + card, top + height), colours[i])
-            _paste(sheet, pen, pictures[i], (left + _PADDING, top + _STRIPE + _PADDING), cell)
-            _write(pen, notes[i], (left + _PADDING, top + _STRIPE + 2 * _PADDING + cell), colours[i])
+            _paste(sheet, pen, fitted[i], (left + _PADDING, top + _STRIPE + _PADDING), (cell, side))
+            _write(pen, notes[i], (left + _PADDING, top + _STRIPE + 2 * _PADDING + side), colours[i])
         top += height + _GAP
     return sheet
 
@@ -98,14 +102,13 @@ def _frame(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: str
         pen.rounded_rectangle(below, 7, fill=CARD, corners=(False, False, True, True))
 
 
-def _paste(sheet, pen, picture, corner: tuple[int, int], cell: int) -> None:
-    left, top = corner
-    if picture is None:
-        pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=PAGE)
-        pen.text((left + cell / 2, top + cell / 2), "text only", font=font(), fill=FAINT, anchor="mm")
+def _paste(sheet, pen, fitted: Image.Image | None, corner: tuple[int, int], room: tuple[int, int]) -> None:
+    (left, top), (width, height) = corner, room
+    if fitted is None:
+        pen.rectangle((left, top, left + width - 1, top + height - 1), fill=PAGE)
+        pen.text((left + width / 2, top + height / 2), "text only", font=font(), fill=FAINT, anchor="mm")
         return
-    fitted = _fit(as_picture(picture), cell)
-    left, top = left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2
+    left, top = left + (width - fitted.width) // 2, top + (height - fitted.height) // 2
     sheet.paste(fitted, (left, top))
     pen.rectangle((left - 1, top - 1, left + fitted.width, top + fitted.height), outline=LINE)
 

@@ -36,6 +36,12 @@ def test_cards_wrap_to_columns_and_rows():
     assert one.height == two.height < five.height / 2
 
 
+def test_a_row_is_as_tall_as_its_tallest_picture():
+    wide, square = np.zeros((3, 8, 16), np.uint8), np.zeros((3, 16, 16), np.uint8)
+    flat, mixed, tall = (contact_sheet(pair, ["", ""], cell=64) for pair in ([wide] * 2, [wide, square], [square] * 2))
+    assert flat.height == tall.height - 32 and mixed.height == tall.height
+
+
 def test_a_verdict_colours_its_card():
     plain = contact_sheet([None], ["yes"])
     assert share(plain, GOOD) == share(plain, BAD) == 0
