@@ -18,7 +18,7 @@ if [ ! -e $shapes/tokenizer ]; then # the same command again goes on with the ru
     rm -rf data
     "$mmlab" shards build shapes $shapes/train --count 4000 --max-objects 1 "${kinds[@]}"
     "$mmlab" shards build shapes $shapes/val --split val --count 200 --max-objects 1 "${kinds[@]}"
-    "$mmlab" shards problems data/problems --train 3000 --val 100 --test 400 "${kinds[@]}"
+    "$mmlab" shards problems data/problems --own-letters --train 3000 --val 100 --test 400 "${kinds[@]}"
     for split in train val test; do
         "$mmlab" shards build scienceqa data/problems $shapes/problems/$split --split $split
     done
@@ -29,9 +29,7 @@ if [ ! -e $shapes/tokenizer ]; then # the same command again goes on with the ru
     done
     "$mmlab" shards build instructions $shapes/instructions/val --split val --count 60 "${kinds[@]}"
     "$mmlab" shards build instructions $shapes/instructions/test --split test --count 300 "${kinds[@]}"
-    "$mmlab" shards build letters $shapes/letters/train --count 8000
-    "$mmlab" shards build letters $shapes/letters/val --split val --count 100
-    "$mmlab" shards tokenizer $shapes/{train,problems/train,problems/answer_first,letters/train} \
+    "$mmlab" shards tokenizer $shapes/{train,problems/train,problems/answer_first} \
         $shapes/instructions/{conversation,detail_description,complex_reasoning} --out $shapes/tokenizer
 fi
 
@@ -43,7 +41,6 @@ sweep() { # sweep NAME METRIC RECIPE,RECIPE …: the recipes with three seeds ea
 
 # What is not swept is trained once: the encoder and the language model, side by side.
 "$mmlab" train experiment=llava_ablations/vision > vision.log 2>&1 & eye=$!
-"$mmlab" train experiment=llava_ablations/letters
 "$mmlab" train experiment=llava_ablations/language
 wait $eye
 "$mmlab" train -m experiment=llava_ablations/align model.vision.feature_layer=-2,-1 seed=0,1,2 \

@@ -46,12 +46,6 @@ def _shapes(args: argparse.Namespace):
     return shapes(args.count, args.split, args.seed, args.size, args.min_objects, args.max_objects, args.kinds)
 
 
-def _letters(args: argparse.Namespace):
-    from mmlab.data.sources.drawn_letters import letters
-
-    return letters(args.count, args.split, args.seed)
-
-
 def _instructions(args: argparse.Namespace):
     from mmlab.data.sources.drawn_instructions import instructions
 
@@ -172,7 +166,7 @@ def _problems(args: argparse.Namespace) -> None:
     from mmlab.data.sources.drawn_problems import write_problems
 
     counts = {split: getattr(args, split) for split in ("train", "val", "test")}
-    counts = write_problems(args.out, counts, args.seed, args.size, args.kinds)
+    counts = write_problems(args.out, counts, args.seed, args.size, args.kinds, args.own_letters)
     print(f"{args.out}: {counts['problems']} problems, {counts['pictures']} of them about a picture")
 
 
@@ -229,6 +223,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     problems.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     problems.add_argument("--size", type=_positive, default=64, help="side of the pictures in pixels (%(default)s)")
     _add_kinds(problems)
+    help_letters = "each color and each shape has one letter in all problems, which can be learned by heart"
+    problems.add_argument("--own-letters", action="store_true", help=help_letters)
     tokenizer = _add(commands, "tokenizer", _tokenizer, "train a byte-level BPE tokenizer on all texts")
     tokenizer.add_argument("roots", nargs="+", metavar="ROOT")
     tokenizer.add_argument("--out", required=True, metavar="DIR", help="folder that transformers' AutoTokenizer loads")
@@ -259,14 +255,10 @@ def _add_build(commands) -> None:
     instructions.add_argument("--types", nargs="+", default=types, metavar="TYPE", help=help_types)
     instructions.set_defaults(convert=_instructions)
 
-    letters = _add(sources, "letters", _build, "questions about lists of lettered options, as text alone")
-    letters.set_defaults(convert=_letters)
-
-    for source in (shapes, instructions, letters):
+    for source in (shapes, instructions):
         source.add_argument("--count", type=int, default=2000, help="samples (%(default)s)")
         source.add_argument("--split", default="train", help="a word that makes another stream (%(default)s)")
         source.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    for source in (shapes, instructions):
         source.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (%(default)s)")
         _add_kinds(source)
 
@@ -318,7 +310,7 @@ def _add_build(commands) -> None:
         source.add_argument("--class-field", help="the table's column of classes")
     for source in (llava, coco, captions, images):
         _add_budget(source)
-    for source in (shapes, instructions, letters, easy_vqa, llava, coco, scienceqa, captions, images):
+    for source in (shapes, instructions, easy_vqa, llava, coco, scienceqa, captions, images):
         _add_destination(source)
 
 

@@ -8,13 +8,18 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
-from mmlab.data.sources.scienceqa_problems import PROBLEMS, SPLITS
+from mmlab.data.sources.scienceqa_problems import LETTERS, PROBLEMS, SPLITS
 
 NAMES = ("Ann", "Ben", "Eve", "Max", "Mia", "Tom")
 
 
 def write_problems(
-    root: str | Path, counts: Mapping[str, int], seed: int = 0, size: int = 64, kinds: Sequence[str] = KINDS
+    root: str | Path,
+    counts: Mapping[str, int],
+    seed: int = 0,
+    size: int = 64,
+    kinds: Sequence[str] = KINDS,
+    own_letters: bool = False,
 ) -> dict[str, int]:
     """Write `problems.json`, `pid_splits.json` and `images/<split>/<id>/image.png` into a new folder.
 
@@ -27,6 +32,9 @@ def write_problems(
         seed: another number makes other problems.
         size: side of the pictures in pixels.
         kinds: the shapes that occur, two at least.
+        own_letters: each colour and each shape has a letter of its own in all problems. The choices are half of the
+            colours, or all shapes (three to five), in their order; a model that is too small to find a word in a list
+            can learn such letters by heart.
 
     Returns:
         Counts: `problems`, `pictures`.
@@ -44,6 +52,8 @@ def write_problems(
             raise ConfigError(f"problems are about {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
     if len(set(kinds)) < 2:
         raise ConfigError("a problem needs two shapes to choose from.")
+    if own_letters and not 3 <= len(set(kinds)) <= len(LETTERS):
+        raise ConfigError(f"letters of their own are for three to {len(LETTERS)} shapes, not {len(set(kinds))}.")
     problems: dict[str, Any] = {}
     splits: dict[str, list[str]] = {}
     pictures = 0
@@ -52,7 +62,7 @@ def write_problems(
             name = str(len(problems) + 1)
             rng = random.Random(f"{seed}/{split}/{i}")
             content = random.Random(f"{seed}/{split}/four/{i // 4}").sample(range(4), 4)[i % 4]
-            problem, scene = _problem(rng, content, kinds)
+            problem, scene = _problem(rng, content, kinds, own_letters)
             if problem["image"]:
                 folder = root / "images" / split / name
                 folder.mkdir(parents=True)
@@ -66,13 +76,18 @@ def write_problems(
     return {"problems": len(problems), "pictures": pictures}
 
 
-def _problem(rng: random.Random, content: int, kinds: Sequence[str]) -> tuple[dict[str, Any], list[Shape]]:
+def _problem(
+    rng: random.Random, content: int, kinds: Sequence[str], own_letters: bool
+) -> tuple[dict[str, Any], list[Shape]]:
     """One problem without its split, and the scene that its picture shows."""
     scene = place(rng, 1, kinds)
     texts, right, others = _content(content, scene[0], rng.choice(NAMES), kinds)
     wrong = [other for other in others if other != right]
-    choices = [right, *rng.sample(wrong, rng.randint(1, min(3, len(wrong))))]
-    rng.shuffle(choices)
+    if own_letters:
+        choices = _in_order(right, wrong)
+    else:
+        choices = [right, *rng.sample(wrong, rng.randint(1, min(3, len(wrong))))]
+        rng.shuffle(choices)
     problem = {
         **texts,
         "choices": choices,
@@ -84,6 +99,20 @@ def _problem(rng: random.Random, content: int, kinds: Sequence[str]) -> tuple[di
         "skill": "Name what is there",
     }
     return problem, scene
+
+
+def _in_order(right: str, wrong: Sequence[str]) -> list[str]:
+    """Choices among which each word has the same place every time."""
+    if right not in COLOURS:
+        return sorted([right, *wrong])
+    halves = list(COLOURS)[: len(COLOURS) // 2], list(COLOURS)[len(COLOURS) // 2 :]
+    half = next(half for half in halves if right in half)
+    if wrong[0] in COLOURS:
+        return half
+    # Shapes beside one colour: it stands where it always does.
+    choices = sorted(wrong)[: len(LETTERS) - 1]
+    choices.insert(half.index(right), right)
+    return choices
 
 
 def _content(kind: int, shape: Shape, name: str, kinds: Sequence[str]) -> tuple[dict[str, str], str, Sequence[str]]:

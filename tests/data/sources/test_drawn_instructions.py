@@ -5,9 +5,6 @@ import pytest
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.sources.drawn_instructions import TYPES, instructions
-from mmlab.data.sources.drawn_letters import letters
-from mmlab.data.sources.scenes import COLOURS, KINDS
-from mmlab.data.sources.scienceqa_problems import LETTERS
 from mmlab.evaluate.facts import says
 
 
@@ -83,23 +80,3 @@ def test_what_is_said_is_what_the_caption_says():
 def test_a_wrong_option_is_named(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         list(instructions(**{"count": 1, **options}))
-
-
-def test_each_letter_is_that_of_its_word():
-    stream = list(letters(40))
-    assert stream == list(letters(60))[:40] and stream != list(letters(40, seed=1))
-    sizes = set()
-    for _, members in stream:
-        record = json.loads(json.dumps(members["json"]))
-        texts = turns_of(record)
-        listed = re.findall(r"\((\w)\) (\w+)", texts[0])
-        letter_of = {word: letter for letter, word in listed}
-        assert [letter for letter, _ in listed] == list(LETTERS[: len(listed)])
-        assert len(letter_of) == len(listed) == len(texts) // 2 and letter_of.keys() <= {*COLOURS, *KINDS}
-        sizes.add(len(listed))
-        words = [re.match(r"Which is (\w+)\?", text).group(1) for text in texts[::2]]  # type: ignore[union-attr]
-        assert sorted(words) == sorted(letter_of)
-        assert texts[1::2] == [f"The answer is {letter_of[word]}." for word in words]
-    assert sizes == {2, 3, 4, 5}
-    with pytest.raises(ConfigError, match="at least 1"):
-        list(letters(0))

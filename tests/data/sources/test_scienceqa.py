@@ -8,6 +8,7 @@ from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.dialogues import Prompt, conversations_of
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.drawn_problems import write_problems as draw_problems
+from mmlab.data.sources.scenes import COLOURS, KINDS
 from mmlab.data.sources.scienceqa import scienceqa
 from mmlab.data.sources.scienceqa_problems import COLUMNS, load_problems, load_split
 from tests.tiny_files import png
@@ -237,3 +238,19 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
         draw_problems(tmp_path / "again", {"train": 3})
     with pytest.raises(ConfigError, match="no problem to write"):
         draw_problems(tmp_path / "none", {"train": 0})
+
+
+@pytest.mark.parametrize("kinds", [("circle", "square", "triangle"), KINDS[:5]])
+def test_words_may_have_letters_of_their_own(tmp_path, kinds):
+    draw_problems(tmp_path / "raw", {"train": 120}, size=16, kinds=kinds, own_letters=True)
+    places: dict[str, set[int]] = {}
+    for one in load_problems(tmp_path / "raw" / "problems.json").values():
+        places.setdefault(one.choices[one.answer], set()).add(one.answer)
+        assert len(set(one.choices)) == len(one.choices) >= 2
+    # The half of the colours that comes first, the other, and the shapes in their order.
+    shapes = {kind: {number} for number, kind in enumerate(sorted(kinds))}
+    colours = {name: {number % 4} for number, name in enumerate(COLOURS)}
+    assert places == colours | shapes
+    for wrong in (KINDS, KINDS[:2]):
+        with pytest.raises(ConfigError, match="three to 5 shapes"):
+            draw_problems(tmp_path / "none", {"train": 1}, kinds=wrong, own_letters=True)
