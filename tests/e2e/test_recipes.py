@@ -148,8 +148,7 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, standing, recipe):
     overrides = [f"data.root={standing}", "data.train=[{path: train}]", "data.val=[{path: val}]"]
     overrides += ["data.global_batch=4", "data.micro_batch=2", "data.workers=0"]
     overrides += ["trainer=cpu", "trainer.devices=1", "trainer.max_steps=2", "run.name=it", "logger=none"]
-    # The drawn scenes have no response types.
-    overrides += ["stage.init_from=[]", "data.balance=size"]
+    overrides.append("stage.init_from=[]")
     if "denoiser" in cfg.model:
         overrides += diffusion_stand_ins(cfg, standing)
     elif "prior" in cfg.model:
