@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from omegaconf import MISSING
-
 from mmlab.config.fields import choice, number, section
 from mmlab.config.stage_schema import StageConfig
 
@@ -208,11 +206,3 @@ class SamplerConfig:
     eta: float | None = number(None, at_least=0, at_most=1)
     variance: str | None = None
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-
-
-@dataclass
-class ExportConfig:
-    run: str = MISSING  # name or folder of a trained run
-    root: str = "runs"
-    to: str = choice("diffusers")
-    out: str | None = None  # None: <run>/export/<to>

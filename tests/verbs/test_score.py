@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmlab import cli
-from mmlab.config.schema import METRICS
+from mmlab.config.verb_schema import METRICS
 from mmlab.evaluate.scorers import SCORERS
 from mmlab.evaluate.scores import show, table
 from tests.curate.scripted_endpoint import ScriptedEndpoint
