@@ -12,9 +12,6 @@ from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import SampleError
 
-TYPES = ("conversation", "detail_description", "complex_reasoning")
-"""LLaVA's response types, named as the published folders of prompts are (arXiv 2304.08485, §3)."""
-
 
 @dataclass(frozen=True)
 class Chosen:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.curate.client import Backend, Client, Message
-from mmlab.curate.contexts import TYPES, Chosen, choose
+from mmlab.curate.contexts import Chosen, choose
 from mmlab.curate.examples import Example
 from mmlab.curate.instruct_report import LOSSES, report
 from mmlab.curate.journal import Row, by_key, claim, write_whole
@@ -20,7 +20,7 @@ from mmlab.curate.llava_instruct import parse, request, sift
 from mmlab.curate.rules import check_rules
 from mmlab.curate.steps import REPORT, SHARDS, remove_litter, run_step, step_rows
 from mmlab.data.draw import draw
-from mmlab.data.formats import IMAGE_EXTENSIONS, Members, parse_record
+from mmlab.data.formats import IMAGE_EXTENSIONS, RESPONSE_TYPES, Members, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.data.sources.coco import coco
@@ -61,12 +61,11 @@ class LLaVAInstruct:
     def __post_init__(self):
         check_rules(self.rules)
         for kind in (*self.samples, *self.prompts, *self.examples):
-            if kind not in TYPES:
-                raise ConfigError(
-                    f"There is no response type '{kind}'.{nearest(kind, TYPES)} Types: {', '.join(TYPES)}."
-                )
+            if kind not in RESPONSE_TYPES:
+                known = ", ".join(RESPONSE_TYPES)
+                raise ConfigError(f"There is no response type '{kind}'.{nearest(kind, RESPONSE_TYPES)} Types: {known}.")
         if not self.wanted:
-            raise ConfigError(f"No response type is asked for; give samples.{TYPES[0]}=…, say.")
+            raise ConfigError(f"No response type is asked for; give samples.{RESPONSE_TYPES[0]}=…, say.")
         if missing := [kind for kind in self.wanted if not self.prompts.get(kind, "").strip()]:
             raise ConfigError(f"prompts.{missing[0]} is empty.")
         if not self.requests or not all(text.strip() for text in self.requests):
@@ -75,7 +74,7 @@ class LLaVAInstruct:
     @property
     def wanted(self) -> dict[str, int]:
         """The types that are asked for, in their order."""
-        return {kind: self.samples[kind] for kind in TYPES if self.samples.get(kind, 0) > 0}
+        return {kind: self.samples[kind] for kind in RESPONSE_TYPES if self.samples.get(kind, 0) > 0}
 
     def messages(self, kind: str, context: str) -> list[Message]:
         """The question to the language model: prompt, examples, and the picture in words."""

@@ -19,6 +19,8 @@ PIXEL_CAP = 50_000_000
 """A picture whose header claims more pixels is never decoded."""
 SIDE_CAP = 65_535
 """The longest side that is decoded (JPEG's own limit): weights of a resize take memory per pixel of it."""
+RESPONSE_TYPES = ("conversation", "detail_description", "complex_reasoning")
+"""LLaVA's, named as the published folders of prompts are (arXiv 2304.08485, section 3)."""
 TYPE_CAP = 64
 """The longest name of a response type; a `type` that is longer is another field's."""
 MEMBER_CAP = 1 << 30

@@ -4,6 +4,7 @@ import argparse
 import time
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.verbs.shard_arguments import add, add_kinds, existing, positive
 
 
@@ -117,9 +118,8 @@ def _drawn(sources) -> tuple[argparse.ArgumentParser, ...]:
 
     summary = "drawn scenes of one object with dialogues of LLaVA's three response types"
     instructions = add(sources, "instructions", _build, summary)
-    types = ("conversation", "detail_description", "complex_reasoning")
-    help_types = f"response types, in turn ({' '.join(types)})"
-    instructions.add_argument("--types", nargs="+", default=types, metavar="TYPE", help=help_types)
+    help_types = f"response types, in turn ({' '.join(RESPONSE_TYPES)})"
+    instructions.add_argument("--types", nargs="+", default=RESPONSE_TYPES, metavar="TYPE", help=help_types)
     instructions.set_defaults(convert=_instructions)
 
     for source in (shapes, instructions):

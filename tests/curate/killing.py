@@ -38,6 +38,15 @@ def in_a_process(work: Callable[[], object], sabotage: Kill = lambda: None) -> b
     return not killed
 
 
+def deaths_of(work: Callable[[], object], sabotage: Kill) -> int:
+    """How often `work` is killed in processes of its own, each of which goes on, before it is done."""
+    deaths = 0
+    while not in_a_process(work, sabotage):
+        deaths += 1
+        assert deaths < 100
+    return deaths
+
+
 def twice(server: ScriptedEndpoint) -> int:
     """Replies beyond the first to each prompt. One worker has one on its way while rows are written: if that dies."""
     return sum(server.paid.values()) - len(server.paid)

@@ -3,7 +3,8 @@
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.curate.contexts import TYPES, choose, context_of
+from mmlab.curate.contexts import choose, context_of
+from mmlab.data.formats import RESPONSE_TYPES
 from tests.tiny_shapes import make_records
 
 BOX = {"category": "traffic light", "box": [0, 0.24156, 0.5, 1]}
@@ -47,10 +48,10 @@ def test_boxes_that_are_none(boxes):
 
 def test_the_draw(tmp_path):
     index = make_records(tmp_path / "p", [{"caption": f"{i}"} if i % 4 else {} for i in range(16)], [None] * 16)
-    chosen = choose(index, dict.fromkeys(TYPES, 100), 0)
+    chosen = choose(index, dict.fromkeys(RESPONSE_TYPES, 100), 0)
     assert len(chosen.rows) == 36 and chosen.without_context == 4 and chosen.contexts[5] == "5"
-    assert [row["key"] for row in chosen.rows[::12]] == [f"s0001-{kind}" for kind in TYPES]
-    assert chosen.rows[1] == {"key": f"s0002-{TYPES[0]}", "sample": 2, "type": TYPES[0]}
+    assert [row["key"] for row in chosen.rows[::12]] == [f"s0001-{kind}" for kind in RESPONSE_TYPES]
+    assert chosen.rows[1] == {"key": f"s0002-{RESPONSE_TYPES[0]}", "sample": 2, "type": RESPONSE_TYPES[0]}
     few = {"conversation": 3, "complex_reasoning": 5}
     by_seed = [choose(index, few, seed).rows for seed in range(6)]
     assert all([row["type"] for row in rows].count("conversation") == 3 and len(rows) == 8 for rows in by_seed)

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
-from mmlab.curate.contexts import TYPES
 from mmlab.curate.examples import Example
 from mmlab.curate.instruct_pipeline import ENTRIES, pictures
 from mmlab.curate.instruct_report import lines
 from mmlab.curate.rules import RULES
 from mmlab.curate.steps import step_rows
+from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.curate.tiny_curation import colour
@@ -39,7 +39,7 @@ def test_what_becomes_of_each_question(tmp_path, server, index):
     counts = run(index, server, out)
     assert adds_up(counts) and counts == json.loads((out / "report.json").read_text())
     assert len(server.asked) == 18 and counts["total"]["chosen"] == 18
-    talk, detail, why = (counts["types"][kind] for kind in TYPES)
+    talk, detail, why = (counts["types"][kind] for kind in RESPONSE_TYPES)
     assert (talk["kept"], talk["rules"], talk["turns"]) == (5, {"caption": 1}, 2)
     assert (detail["kept"], why["malformed"], why["kept"]) == (6, {"several questions": 1}, 5)
     assert counts["written"]["entries"] == 16 and counts["written"]["without_picture"] == 3
@@ -155,7 +155,10 @@ def test_alike_pictures_are_paid_for_once(tmp_path, server):
     ("changes", "says"),
     [
         ({"seed": 1}, "answered.jsonl was made with seed=0, not 1; give another out"),
-        ({"prompts": {**dict.fromkeys(TYPES, "x"), "conversation": "conversation"}}, "with prompts.complex_reasoning="),
+        (
+            {"prompts": {**dict.fromkeys(RESPONSE_TYPES, "x"), "conversation": "conversation"}},
+            "with prompts.complex_reasoning=",
+        ),
         ({"examples": {"conversation": [Example("a", "b")]}}, "with examples.conversation="),
         ({"requests": ["Why?"]}, "parsed.jsonl was made with requests="),
         ({"rules": []}, "filtered.jsonl was made with rules="),
@@ -217,9 +220,9 @@ def test_mistakes_are_one_sentence(tmp_path, server, index):
     with pytest.raises(ConfigError, match=r"no response type 'conversations'. Did you mean 'conversation'\?"):
         recipe(samples={"conversations": 3})
     with pytest.raises(ConfigError, match="No response type is asked for"):
-        recipe(samples=dict.fromkeys(TYPES, 0))
+        recipe(samples=dict.fromkeys(RESPONSE_TYPES, 0))
     with pytest.raises(ConfigError, match=r"prompts\.conversation is empty"):
-        recipe(prompts=dict.fromkeys(TYPES, " "))
+        recipe(prompts=dict.fromkeys(RESPONSE_TYPES, " "))
     with pytest.raises(ConfigError, match="requests is empty"):
         recipe(requests=[])
     with pytest.raises(ConfigError, match="requests is empty, or one of them"):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from mmlab.curate import instruct_pipeline, journal
-from mmlab.curate.contexts import TYPES
 from mmlab.curate.journal import read_rows
+from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
-from tests.curate.killing import at_sync, die, in_a_process, torn, twice
+from tests.curate.killing import at_sync, deaths_of, die, in_a_process, torn, twice
 from tests.curate.tiny_instruct import THINGS, endpoint, make_pictures, run
 
 STEPS = ("answered", "parsed", "filtered")
@@ -49,13 +49,10 @@ def assert_same(out: Path, unharmed: Path) -> None:
 
 @pytest.mark.parametrize("number", [4, 7])
 def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
-    deaths = 0
-    while not in_a_process(lambda: run(index, server, tmp_path / "out", workers=1), at_sync(number)):
-        deaths += 1
-        assert deaths < 100
+    deaths = deaths_of(lambda: run(index, server, tmp_path / "out", workers=1), at_sync(number))
     assert deaths >= 30 / number
     assert_same(tmp_path / "out", unharmed)
-    assert len(server.paid) == len(FEW) * len(TYPES) and twice(server) <= deaths
+    assert len(server.paid) == len(FEW) * len(RESPONSE_TYPES) and twice(server) <= deaths
 
 
 @pytest.mark.parametrize("row", [1, 4])

@@ -13,7 +13,7 @@ from mmlab.curate.client import Client
 from mmlab.curate.steps import STEPS, read_rows
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
-from tests.curate.killing import at_sync, die, in_a_process, torn, twice
+from tests.curate.killing import at_sync, deaths_of, die, in_a_process, torn, twice
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.curate.tiny_curation import SAID, answer, make_pictures, run
 
@@ -52,10 +52,7 @@ def assert_same(out: Path, unharmed: Path) -> None:
 
 @pytest.mark.parametrize("number", [2, 3, 4, 7, 12])
 def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
-    deaths = 0
-    while not in_a_process(lambda: run(index, server, tmp_path / "out", workers=1), at_sync(number)):
-        deaths += 1
-        assert deaths < 100
+    deaths = deaths_of(lambda: run(index, server, tmp_path / "out", workers=1), at_sync(number))
     assert deaths >= 30 / number
     assert_same(tmp_path / "out", unharmed)
     assert len(server.paid) == 5 and twice(server) <= deaths

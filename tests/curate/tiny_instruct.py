@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mmlab.curate.contexts import TYPES
 from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.instruct_pipeline import LLaVAInstruct, curate
+from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import Script, ScriptedEndpoint, always
 from tests.curate.tiny_curation import colour
@@ -51,7 +51,11 @@ def endpoint(script: Script = always("ok"), say=answer) -> ScriptedEndpoint:  # 
 
 
 def recipe(**changes: Any) -> LLaVAInstruct:
-    few = {"samples": dict.fromkeys(TYPES, 100), "prompts": {kind: kind for kind in TYPES}, "rules": RULES}
+    few = {
+        "samples": dict.fromkeys(RESPONSE_TYPES, 100),
+        "prompts": {kind: kind for kind in RESPONSE_TYPES},
+        "rules": RULES,
+    }
     return LLaVAInstruct(**{**few, "requests": ["What is it?", "Describe it."], "workers": 2, **changes})
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from mmlab import cli
 from mmlab.stage.restore import restore
+from tests.tiny_commands import carry_out
 
 # A preset of the user's own, so that every command of a chain has the same one word more.
 PRESET = """
@@ -35,11 +36,7 @@ def work(tmp_path_factory) -> Path:
     ]
     commands += ["shards tokenizer data/shapes/train --out data/shapes/tokenizer --vocab-size 320"]
     commands += [f"train experiment=llava/{recipe} {' '.join(SHORT)}" for recipe in RUNS]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in commands:
-            assert cli.main(command.split()) == 0, command
-    return folder
+    return carry_out(folder, commands)
 
 
 @pytest.fixture

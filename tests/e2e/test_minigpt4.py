@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmlab import cli
 from mmlab.stage.restore import restore
+from tests.tiny_commands import carry_out
 
 RECIPES = (
     "llava/vision_tiny",
@@ -34,11 +35,7 @@ def work(tmp_path_factory) -> Path:
         starts = of.get(name, f"[{','.join(before)}]" if "stage" in name else "[]")
         commands.append(f"train experiment={recipe} {SHORT} run.name={name} stage.init_from={starts}")
         done.append(name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in commands:
-            assert cli.main(command.split()) == 0, command
-    return folder
+    return carry_out(folder, commands)
 
 
 @pytest.fixture

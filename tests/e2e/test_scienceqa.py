@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmlab import cli
+from tests.tiny_commands import carry_out
 
 TINY = "{hidden_size:32,intermediate_size:64,num_hidden_layers:2,num_attention_heads:2}"
 TRAIN = "train experiment=llava/scienceqa_tiny stage.init_from=[] run.name=it data.global_batch=4 data.micro_batch=4"
@@ -25,11 +26,7 @@ def work(tmp_path_factory) -> Path:
     ]
     commands += ["shards tokenizer data/shapes/problems/train --out data/shapes/tokenizer --vocab-size 320"]
     commands += [f"{TRAIN} model.vision.architecture={TINY} model.language.architecture={TINY}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in commands:
-            assert cli.main(command.split()) == 0, command
-    return folder
+    return carry_out(folder, commands)
 
 
 @pytest.fixture

@@ -1,22 +1,24 @@
 """Priors small enough to be trained in a second, and their data: pictures with maps, and the codes of the same ones."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mmlab.data.index import ShardIndex
-from mmlab.data.module import ShardDataModule
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.stage.code_cache import codes
 from mmlab.stage.code_prior import CodePrior
 from tests.model.tiny_priors import NAMES, prior_model
+from tests.stage.tiny_diffusion import image_data
 from tests.stage.tiny_stage import optim
 
 SIZE = 16
+code_data = partial(image_data, size=SIZE)
 
 
 def code_stage(model: CodePriorModel | None = None, **options: Any) -> Any:
@@ -40,21 +42,6 @@ def make_codes(root: Path, model: CodePriorModel, index: ShardIndex, **options: 
     spec = ImageSpec(model.prior.side * model.first_stage.factor, "crop")
     found = codes(model.first_stage, index, spec, map_stage=model.map_stage, **options)
     return write_shards(found, root / index.root.name, 6, quiet=True)[0]
-
-
-def code_data(
-    stage: Any,
-    index: ShardIndex,
-    latents: bool = False,
-    flip: bool = True,
-    global_batch: int = 8,
-    micro_batch: int = 8,
-    aspect: str = "crop",
-) -> ShardDataModule:
-    """Training data of a stage; a source of pictures and one of codes share a name, hence seeds and order."""
-    collate = stage.collate(size=SIZE, aspect=aspect, flip=flip, latents=latents)
-    sources = [{"path": str(index.root), "name": "s"}]
-    return ShardDataModule(sources, sources, global_batch=global_batch, micro_batch=micro_batch, collate=collate)
 
 
 def _png(i: int, size: int, flat: bool) -> bytes:

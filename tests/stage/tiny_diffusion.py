@@ -93,9 +93,10 @@ def image_data(
     global_batch: int = 8,
     micro_batch: int = 8,
     aspect: str = "crop",
+    size: int = SIZE,
 ) -> ShardDataModule:
-    """Training data of a stage; a source of pictures and one of latents share a name, hence seeds and order."""
-    collate = stage.collate(size=SIZE, aspect=aspect, flip=flip, latents=latents)
+    """Training data of a stage; a source of pictures and one of their cache share a name, hence seeds and order."""
+    collate = stage.collate(size=size, aspect=aspect, flip=flip, latents=latents)
     sources = [{"path": str(index.root), "name": "s"}]
     return ShardDataModule(sources, sources, global_batch=global_batch, micro_batch=micro_batch, collate=collate)
 

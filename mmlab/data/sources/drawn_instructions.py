@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.shards import Samples
 from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
 from mmlab.data.sources.shapes import article, caption
 
-TYPES = ("conversation", "detail_description", "complex_reasoning")
 DESCRIBE = ("Describe the picture in detail.", "What is in the picture? Tell me everything.", "Explain what you see.")
 _CORNERS = {"circle": 0, "square": 4, "triangle": 3, "diamond": 4, "star": 10, "cross": 12}
 
@@ -20,7 +20,7 @@ Asked = tuple[str, str, tuple[str, ...]]
 
 def instructions(
     count: int,
-    types: Sequence[str] = TYPES,
+    types: Sequence[str] = RESPONSE_TYPES,
     split: str = "train",
     seed: int = 0,
     size: int = 64,
@@ -33,7 +33,7 @@ def instructions(
 
     Args:
         count: how many samples.
-        types: response types, of `TYPES`.
+        types: response types, of `RESPONSE_TYPES`.
         split: a word that makes another stream, such as `train` or `val`.
         seed: another number draws another data set.
         size: side of the square pictures in pixels.
@@ -47,7 +47,7 @@ def instructions(
     """
     if count < 1 or size < 16:
         raise ConfigError("instructions need count >= 1 and size >= 16.")
-    for what, names, known in (("instructions are of", types, TYPES), ("scenes show", kinds, KINDS)):
+    for what, names, known in (("instructions are of", types, RESPONSE_TYPES), ("scenes show", kinds, KINDS)):
         if not names:
             raise ConfigError(f"{what} {', '.join(known)}, not of an empty list.")
         for name in names:

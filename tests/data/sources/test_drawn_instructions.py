@@ -4,7 +4,8 @@ import re
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.sources.drawn_instructions import TYPES, instructions
+from mmlab.data.formats import RESPONSE_TYPES
+from mmlab.data.sources.drawn_instructions import instructions
 from mmlab.evaluate.facts import says
 
 
@@ -20,13 +21,13 @@ def turns_of(record: dict) -> list[str]:
 
 def test_types_come_in_turn_and_a_sample_depends_on_its_number_alone():
     found = records(9)
-    assert [record["type"] for record in found] == [*TYPES] * 3
+    assert [record["type"] for record in found] == [*RESPONSE_TYPES] * 3
     assert found == records(30)[:9] and found != records(9, seed=1) and found != records(9, split="val")
     assert {record["id"] for record in found}.isdisjoint(record["id"] for record in records(9, split="val"))
 
 
 def test_the_types_share_their_pictures():
-    pictures = [[members["png"] for _, members in instructions(5, [kind], size=16)] for kind in TYPES]
+    pictures = [[members["png"] for _, members in instructions(5, [kind], size=16)] for kind in RESPONSE_TYPES]
     assert pictures[0] == pictures[1] == pictures[2]
 
 
