@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmlab import cli
-from mmlab.curate.contexts import TYPES
+from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 
@@ -32,7 +32,7 @@ def work(tmp_path, monkeypatch) -> Path:
     Path("instances.json").write_text(json.dumps(told))
     captions = [{"image_id": i, "caption": f"A {name} waits."} for i, name in enumerate(THINGS)]
     Path("captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    for kind in TYPES:
+    for kind in RESPONSE_TYPES:
         Path("shots", kind).mkdir(parents=True)
         Path("shots", kind, "000_caps.txt").write_text("A hat.")
         Path("shots", kind, "000_conv.txt").write_text(answer(kind, "A hat."))
@@ -47,7 +47,7 @@ def answer(kind: str, caption: str) -> str:
 
 def words(messages: list[dict[str, str]]) -> str:
     """The type of a question, by its example or its prompt, and its caption."""
-    kind = next(k for k in TYPES if k in messages[0]["content"] or answer(k, "A hat.") == messages[2]["content"])
+    kind = next(k for k in RESPONSE_TYPES if k in messages[0]["content"] or answer(k, "A hat.") == messages[2]["content"])
     return f"{kind}\n{messages[-1]['content']}"
 
 
@@ -62,18 +62,18 @@ FILES = ("data.images=photos", "data.captions=captions.json", "data.instances=in
 def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
     with ScriptedEndpoint(answer=lambda said: answer(*said.split("\n")[:2]), words=words) as server:
         llm = (f"llm.url={server.url}", "llm.model=m", "llm.prompt_price=1", "llm.completion_price=1")
-        null = [f"prompts.{kind}=null" for kind in TYPES[1:]]
+        null = [f"prompts.{kind}=null" for kind in RESPONSE_TYPES[1:]]
         code, out, err = mmlab(capsys, "curate", "llava_instruct", "out=made", *FILES, *llm, *null)
         assert code == 0, err
         assert server.bodies[0]["max_tokens"] == 1024 and len(server.asked) == 18
         prompts = {body["messages"][0]["content"] for body in server.bodies}
-        assert len(prompts) == 3 and {f"Look: {kind}." for kind in TYPES[1:]} < prompts
+        assert len(prompts) == 3 and {f"Look: {kind}." for kind in RESPONSE_TYPES[1:]} < prompts
         assert server.bodies[0]["messages"][-1]["content"].endswith(": [0.1, 0.25, 0.6, 0.75]")
         assert "written             18 dialogues, 18 of them to shards" in out and "cost" in out
         assert mmlab(capsys, "curate", "llava_instruct", "out=made", *FILES, *llm, *null)[1] == out
         assert len(server.asked) == 18
     index = ShardIndex.open("made/shards")
-    assert [index.type_of(i) for i in range(18)] == list(TYPES) * 6
+    assert [index.type_of(i) for i in range(18)] == list(RESPONSE_TYPES) * 6
     for command in (
         "shards build llava_json made/llava_instruct.json photos again",
         "shards tokenizer made/shards --out made/tokenizer",
@@ -84,9 +84,9 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
         code, _, err = mmlab(capsys, *command.split())
         assert code == 0, err
     again = ShardIndex.open("again")
-    assert [again.type_of(i) for i in range(18)] == list(TYPES) * 6
+    assert [again.type_of(i) for i in range(18)] == list(RESPONSE_TYPES) * 6
     report = json.loads(Path("runs/chat/data_report.json").read_text())["train"]
-    assert report["types"] == {kind: {"seen": 4, "share": pytest.approx(1 / 3)} for kind in TYPES}
+    assert report["types"] == {kind: {"seen": 4, "share": pytest.approx(1 / 3)} for kind in RESPONSE_TYPES}
     assert all(row["tokens_with_loss"] > 0 and not row["replaced_share"] for row in report["sources"].values())
 
 
