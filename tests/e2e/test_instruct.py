@@ -47,7 +47,8 @@ def answer(kind: str, caption: str) -> str:
 
 def words(messages: list[dict[str, str]]) -> str:
     """The type of a question, by its example or its prompt, and its caption."""
-    kind = next(k for k in RESPONSE_TYPES if k in messages[0]["content"] or answer(k, "A hat.") == messages[2]["content"])
+    prompt, example = messages[0]["content"], messages[2]["content"]
+    kind = next(kind for kind in RESPONSE_TYPES if kind in prompt or answer(kind, "A hat.") == example)
     return f"{kind}\n{messages[-1]['content']}"
 
 
