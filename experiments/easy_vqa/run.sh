@@ -2,14 +2,7 @@
 # easy-VQA from raw files to answers: experiments/easy_vqa/run.sh DATA OUT
 # DATA holds easy_vqa/data; everything is written below OUT. The last line is one JSON object of figures.
 set -euo pipefail
-[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
-here=$(cd "$(dirname "$0")" && pwd)
-data=$(cd "$1" && pwd)
-mkdir -p "$2" && cd "$2"
-bin=$here/../../.venv/bin
-mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
-python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
-start=$SECONDS
+source "$(dirname "$0")/../begin.sh"
 
 "$mmlab" shards build easy_vqa "$data" data/easy_vqa/train --overwrite
 "$mmlab" shards build easy_vqa "$data" data/easy_vqa/test --split test --overwrite

@@ -3,9 +3,7 @@
 # DATA is a checkout of EmojiTwo; OUT may be that of emoji_ldm, whose runs are then not trained again. The last line is
 # one JSON object of figures.
 set -euo pipefail
-start=$SECONDS
-here=$(cd "$(dirname "$0")" && pwd)
-source "$here/../emoji_ldm/begin.sh"
+source "$(dirname "$0")/../emoji_ldm/begin.sh"
 
 two=(hydra/launcher=joblib hydra.launcher.n_jobs=2) # points at a time, on one core each
 export OMP_NUM_THREADS=1

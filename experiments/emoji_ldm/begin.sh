@@ -1,12 +1,7 @@
 # Sourced by this run.sh and by that of emoji_compression with DATA and OUT: goes to OUT, makes the shards of the emoji
 # and trains what both need. A run that is complete is not trained again.
-[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
 emoji=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-data=$(cd "$1" && pwd)
-mkdir -p "$2" && cd "$2"
-bin=$emoji/../../.venv/bin
-mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
-python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
+source "$emoji/../begin.sh"
 
 score() { # score RUN …: compare with held-out pictures, and with the training pictures
     "$mmlab" eval run=emoji/$1 data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features \

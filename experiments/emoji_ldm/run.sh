@@ -3,7 +3,6 @@
 # DATA is a checkout of EmojiTwo (emoji.json, png/64); everything is written below OUT. The last line is one JSON object
 # of figures.
 set -euo pipefail
-start=$SECONDS
 source "$(dirname "$0")/begin.sh"
 
 train class text

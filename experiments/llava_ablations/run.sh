@@ -3,13 +3,7 @@
 # It draws its own data, so DATA is not read; everything is written below OUT. The last line is one JSON object of
 # figures; each ablation's table and plot are those of its sweep, OUT/runs/sweeps/<name>.
 set -euo pipefail
-[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
-here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$2" && cd "$2"
-bin=$here/../../.venv/bin
-mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
-python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
-start=$SECONDS
+source "$(dirname "$0")/../begin.sh"
 export OMP_NUM_THREADS=1
 kinds=(--kinds circle square triangle)
 shapes=data/shapes

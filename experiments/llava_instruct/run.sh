@@ -2,14 +2,7 @@
 # LLaVA's instruction data in small, and a tiny LLaVA that learns from it: experiments/llava_instruct/run.sh DATA OUT
 # DATA holds coco49-cc and llava-prompts; everything is written below OUT. The last line is one JSON object of figures.
 set -euo pipefail
-[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
-here=$(cd "$(dirname "$0")" && pwd)
-data=$(cd "$1" && pwd)
-mkdir -p "$2" && cd "$2"
-bin=$here/../../.venv/bin
-mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
-python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
-start=$SECONDS
+source "$(dirname "$0")/../begin.sh"
 coco=$data/coco49-cc
 prompts=$data/llava-prompts
 

@@ -3,14 +3,7 @@
 # DATA holds easy-VQA (data/train, data/test); everything is written below OUT. The last line is one JSON object of
 # figures.
 set -euo pipefail
-[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
-here=$(cd "$(dirname "$0")" && pwd)
-data=$(cd "$1" && pwd)
-mkdir -p "$2" && cd "$2"
-bin=$here/../../.venv/bin
-mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
-python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
-start=$SECONDS
+source "$(dirname "$0")/../begin.sh"
 shards=data/easy_vqa
 
 "$mmlab" shards build easy_vqa "$data" $shards/train --overwrite

@@ -1,0 +1,9 @@
+# Sourced by a run.sh with its DATA and OUT: goes to OUT, finds mmlab and python, notes the start.
+[ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
+start=$SECONDS
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(cd "$1" 2>/dev/null && pwd || echo "$1")
+mkdir -p "$2" && cd "$2"
+bin=$here/../../.venv/bin
+mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
+python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
