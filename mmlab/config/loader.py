@@ -66,12 +66,20 @@ class CheckedLoader(ConfigLoaderImpl):
 
         Completion, help and `glob(*)` then offer what can be chosen, `llava/align` too.
         """
-        options = super().get_group_options(group_name, results_filter, config_name, overrides)
+        options = self._listed(group_name, results_filter, config_name, overrides)
         if results_filter is ObjectType.CONFIG and group_name and not options:
-            for folder in super().get_group_options(group_name, ObjectType.GROUP, config_name, overrides):
+            for folder in self._listed(group_name, ObjectType.GROUP, config_name, overrides):
                 inner = self.get_group_options(f"{group_name}/{folder}", results_filter, config_name, overrides)
                 options += [f"{folder}/{option}" for option in inner]
         return sorted({option for option in options if group_name or option != "schema"})
+
+    def _listed(
+        self, group: str, kind: ObjectType | None, config_name: str | None, overrides: list[str] | None
+    ) -> list[str]:
+        if config_name is None and not overrides:
+            # Nothing could change where files are looked for; Hydra would copy all schemas to find that out.
+            return self.repository.get_group_options(group, kind)
+        return super().get_group_options(group, kind, config_name, overrides)
 
     def _require_values(self, cfg: DictConfig) -> None:
         missing = missing_values(cfg)
