@@ -11,10 +11,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.training.stochastic_rounding import StochasticAdamW
 
 
 class AdamW:
     """Builds the optimizer and its schedule for a model whose frozen parts are already frozen.
+
+    Weights in bfloat16 (`trainer.precision=bf16-true`) are rounded stochastically, see `StochasticAdamW`.
 
     Args:
         lr: peak learning rate.
@@ -56,7 +59,11 @@ class AdamW:
         The number of steps is given, not read from the trainer: reading it there makes Lightning forget
         the data position on resume.
         """
-        optimizer = torch.optim.AdamW(self._groups(model), lr=self.lr, betas=self.betas, eps=self.eps, foreach=True)
+        groups, options = self._groups(model), {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        if any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
+            optimizer: torch.optim.Optimizer = StochasticAdamW(groups, **options)
+        else:
+            optimizer = torch.optim.AdamW(groups, **options, foreach=True)
         factors = [partial(self.factor, total_steps=total_steps, peak=group["lr"]) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,
