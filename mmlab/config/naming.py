@@ -28,6 +28,7 @@ EXECUTION = (
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.profile",
+    "trainer.gradient_checkpointing",
     "data.workers",
     "data.micro_batch",
 )

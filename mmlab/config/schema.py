@@ -71,6 +71,7 @@ class TrainerConfig:
     precision: str = choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     max_steps: int | None = number(None, above=0)  # optimizer steps
     max_epochs: float | None = number(None, above=0)
+    gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep their inputs alone
     gradient_clip_val: float | None = number(None, above=0)
     val_every: int | None = number(None, above=0)  # optimizer steps; None: at the end only
     limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation

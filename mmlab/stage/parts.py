@@ -10,6 +10,7 @@ from mmlab.config.fieldcheck import schema_fields
 from mmlab.config.run import find_run
 from mmlab.data.conversation import Prompt
 from mmlab.data.module import ShardDataModule
+from mmlab.model.activation_checkpointing import checkpoint_activations
 
 
 def build_stage(cfg: DictConfig) -> Any:
@@ -25,7 +26,10 @@ def build_stage(cfg: DictConfig) -> Any:
         if cfg.get(name) is not None:
             given[name] = build(cfg[name])
     runs = [str(find_run(run, cfg.run.root)) for run in cfg.stage.init_from]
-    return build(cfg.stage, model=build(cfg.model), optim=build(cfg.optim), init_from=runs, **given)
+    model = build(cfg.model)
+    if cfg.trainer.gradient_checkpointing:
+        checkpoint_activations(model)
+    return build(cfg.stage, model=model, optim=build(cfg.optim), init_from=runs, **given)
 
 
 def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from mmlab import cli
@@ -134,6 +135,15 @@ def test_swapping_a_part_is_one_argument(mmlab, swap):
     same = connector["against"]["vision"] == card("llava-finetune_tiny-short", "connector")["against"]["vision"]
     assert same == (option != "clip_tiny")
     ask(mmlab, run)
+
+
+def test_layers_that_are_computed_again_learn_the_same(mmlab):
+    mmlab("train", "experiment=llava/finetune_tiny", *SHORT, "trainer.gradient_checkpointing=true", "run.name=again")
+    weights = [
+        load_file(f"runs/{run}/artifacts/language/model.safetensors") for run in ("llava-finetune_tiny-short", "again")
+    ]
+    for name, plain in weights[0].items():
+        torch.testing.assert_close(weights[1][name], plain, rtol=1e-5, atol=1e-7)
 
 
 def test_a_part_of_another_chain_is_refused(work, monkeypatch, capsys):
