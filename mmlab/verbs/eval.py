@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig) -> None:
     it answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa, facts; data.blind_from is
     training data whose commonest answers to compare with
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
-      mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=128
+      mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=96
     it describes pictures: shares that repeat themselves, break off or do not end, with metric=captions BLEU, ROUGE-L
     and CIDEr-D too; template=minigpt4 asks as its stage 2 does, describe=false (or types, or data.blind_from) asks the
     questions of the data instead
