@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 
-def png(width=8, height=6) -> bytes:
+def png(width=8, height=6, color="red") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(file, "PNG")
+    Image.new("RGB", (width, height), color).save(file, "PNG")
     return file.getvalue()
 
 

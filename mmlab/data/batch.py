@@ -22,7 +22,7 @@ class ChatBatch(TypedDict):
     labels: Tensor  # int64 [B, T]; IGNORE where there is no loss, else the token at this place
     pixel_values: Tensor  # uint8 [N, 3, H, W]
     image_positions: Tensor  # int64 [N, 2]: row and first token of each picture
-    image_keys: list[str]
+    image_keys: list[str]  # N, one per picture and unique over all shards
     packed: bool  # whether a row has more than one segment; set by the stage, on the host
     keys: list[str]
     stats: dict[str, dict[str, int]]

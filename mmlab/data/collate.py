@@ -32,6 +32,7 @@ class Prepared:
         segments: one per dialogue; behind `context` without the tokens that it holds.
         image: uint8 `[3, H, W]` if a dialogue shows the picture, else None.
         counters: what happened to the sample, for the data report.
+        image_key: of the picture, unique over all shards.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Prepared:
     segments: list[Segment]
     image: Tensor | None
     counters: dict[str, int] = field(default_factory=dict)
+    image_key: str = ""
 
 
 class ChatCollate:
@@ -109,7 +111,8 @@ class ChatCollate:
         if self.prompt.pictures == "scattered":
             encoded = [self._scatter(one, sample) for one in encoded]
         context, segments = _shared(encoded)
-        return Prepared(sample.key, sample.source, context, segments, sample.image if shown else None, counters)
+        image, image_key = sample.image if shown else None, f"{sample.shards}/{sample.key}"
+        return Prepared(sample.key, sample.source, context, segments, image, counters, image_key)
 
     def _scatter(self, encoded: Encoded, sample: Sample) -> Encoded:
         """Fill a picture's places with tokens of its caption, drawn at random, and random others between them.
@@ -146,7 +149,7 @@ class ChatCollate:
             "labels": layout.labels,
             "pixel_values": torch.stack([p for p in pictures if p is not None]) if pictures else none,
             "image_positions": layout.image_positions,
-            "image_keys": [f"{prepared[i].source}/{prepared[i].key}" for i in layout.image_samples],
+            "image_keys": [prepared[i].image_key for i in layout.image_samples],
             "keys": [one.key for one in prepared],
             "stats": _stats(prepared, groups),
             "bad": [],

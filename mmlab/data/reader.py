@@ -189,7 +189,7 @@ class LocalBatches(Dataset):
         picture = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         image = None if picture is None or spec is None else decode_image(picture, spec)
         further = {name: members[name] for name in self.collate.members if name in members}
-        return Sample(key, source.name, record, image, seed, further)
+        return Sample(key, source.name, record, image, seed, further, source.index.hash)
 
 
 def _count(stats: dict[str, dict[str, int]], source: str, name: str, count: int) -> None:

@@ -49,6 +49,7 @@ class Sample:
         image: uint8 `[3, H, W]`, already resized, or None for text alone.
         seed: function of (run seed, epoch, position); all per-sample randomness comes from it.
         members: the bytes of further members that the collate asks for, by extension.
+        shards: hash of the index that it came from: a source of another split may have the same name and keys.
     """
 
     key: str
@@ -57,3 +58,4 @@ class Sample:
     image: Tensor | None
     seed: int
     members: dict[str, bytes] = field(default_factory=dict)
+    shards: str = ""

@@ -21,7 +21,7 @@ PROMPT = Prompt("v1", system="Look.")
 
 def sample(key: str, record: dict, image: bool = True, source: str = "shapes") -> Sample:
     picture = torch.full((3, 4, 4), sum(map(ord, key)) % 256, dtype=torch.uint8) if image else None
-    return Sample(key, source, record, picture, seed=sum(map(ord, key)))
+    return Sample(key, source, record, picture, seed=sum(map(ord, key)), shards=f"hash of {source}")
 
 
 def questions(n: int, words: int = 1) -> dict:
@@ -95,8 +95,8 @@ def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
     batch = batch_of(SAMPLES, max_length=90, pack=pack)
     assert batch["pixel_values"].dtype == torch.uint8
     assert len(batch["pixel_values"]) == len(batch["image_positions"]) == len(batch["image_keys"])
-    assert sorted(set(batch["image_keys"])) == [f"shapes/{key}" for key in "abdef"]
-    images = {f"{one.source}/{one.key}": one.image for one in SAMPLES if one.image is not None}
+    assert sorted(set(batch["image_keys"])) == [f"hash of shapes/{key}" for key in "abdef"]
+    images = {f"hash of {one.source}/{one.key}": one.image for one in SAMPLES if one.image is not None}
     marked = torch.zeros_like(batch["labels"], dtype=torch.bool)
     for picture, (row, at), key in zip(
         batch["pixel_values"], batch["image_positions"].tolist(), batch["image_keys"], strict=True
@@ -126,7 +126,7 @@ def test_questions_share_one_picture() -> None:
 def test_a_sample_that_overflows_repeats_its_picture() -> None:
     batch = batch_of([SAMPLES[0]], max_length=60)
     rows = batch["input_ids"].shape[0]
-    assert rows > 1 and batch["image_keys"] == ["shapes/a"] * rows and batch["keys"] == ["a"]
+    assert rows > 1 and batch["image_keys"] == ["hash of shapes/a"] * rows and batch["keys"] == ["a"]
     assert batch["image_positions"][:, 0].tolist() == list(range(rows))
     assert Counter(dialogues_in(batch)) == Counter(expected(SAMPLES[0]))
 

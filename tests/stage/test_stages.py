@@ -18,6 +18,7 @@ from mmlab.stage.finetune import EndToEndFinetuning
 from mmlab.stage.language_pretraining import LanguagePretraining
 from tests.model import tiny
 from tests.stage.tiny_stage import CAPTIONS, QUESTIONS, data_of, dual_encoder, first_batch, fit, optim
+from tests.tiny_files import png
 from tests.tiny_shapes import make_records, make_shapes
 
 TOWERS = ["vision", "text", "vision_head", "text_head", "similarity"]
@@ -133,6 +134,21 @@ def test_the_feature_cache_changes_no_loss(root):
         seen.append(sum(pictures))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert seen == [48, 12], "each of the 12 pictures goes through the encoder once"
+
+
+def test_the_feature_cache_tells_splits_apart_whose_folders_and_keys_are_alike(root, tmp_path):
+    record = {"questions": [{"question": "what color?", "answer": "red"}]}
+    for split, color in (("train", "red"), ("val", "blue")):
+        make_records(tmp_path / split / "shards", [record] * 2, [png(color=color)] * 2)
+    seen = []
+    for megabytes in (0, 8):
+        stage = build("finetune", root, feature_cache_mb=megabytes)
+        data = data_of(stage, [tmp_path / "train" / "shards"])
+        data.val = data_of(stage, [tmp_path / "val" / "shards"]).train
+        fit(stage, data, 1)
+        seen.append(float(stage.trainer.callback_metrics["val/loss"]))
+    assert len(stage.cache.entries) == 4
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
 
 
 def test_the_feature_cache_is_off_where_the_encoder_learns(root):
