@@ -55,7 +55,8 @@ def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dic
 
     Args:
         model: its direct children are the parts.
-        trained: names of the parts that learned; the others are described in the card, not copied.
+        trained: names of the parts that learned, or dotted names inside a part, which is then written whole; the
+            other parts are described in the card, not copied.
         folder: usually `runs/<name>/artifacts`.
         card: facts about the run (name, stage, prompt).
 
@@ -63,9 +64,10 @@ def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dic
         The folders written.
     """
     parts = parts_of(model)
-    against = {name: describe(part) for name, part in parts.items() if name not in trained}
+    learned = list(dict.fromkeys(name.split(".")[0] for name in trained))
+    against = {name: describe(part) for name, part in parts.items() if name not in learned}
     written = []
-    for name in trained:
+    for name in learned:
         part, target = parts[name], folder / name
         target.mkdir(parents=True, exist_ok=True)
         if isinstance(part, SavesItself):

@@ -146,6 +146,21 @@ def test_layers_that_are_computed_again_learn_the_same(mmlab):
         torch.testing.assert_close(weights[1][name], plain, rtol=1e-5, atol=1e-7)
 
 
+def test_layers_of_a_part_learn_alone_and_the_next_run_starts_from_them(mmlab):
+    layers = ("causal.model.layers.1.", "causal.model.norm.")
+    learns = "stage.trainable=[connector,language.causal.model.layers.1,language.causal.model.norm]"
+    out = mmlab("train", "experiment=llava/finetune_tiny", *SHORT, learns, "run.name=partly")
+    assert "trained parts: runs/partly/artifacts/connector, runs/partly/artifacts/language" in out
+    before, after = (restore(Path("runs", run))[0] for run in ("llava-align_tiny-short", "partly"))
+    old, new = before.language.state_dict(), after.language.state_dict()
+    moved = {name for name in new if not torch.equal(old[name], new[name])}
+    assert moved == {name for name in new if name.startswith(layers)}
+    ask(mmlab, "partly")
+    runs = "stage.init_from=[llava-vision_tiny-short,partly]"
+    mmlab("train", "experiment=llava/align_tiny", *SHORT, runs, "run.name=next")
+    assert card("next", "connector")["against"]["language"]["fingerprint"] == card("partly", "language")["fingerprint"]
+
+
 def test_a_part_of_another_chain_is_refused(work, monkeypatch, capsys):
     """A connector that learned beside one encoder is not silently put beside another."""
     monkeypatch.chdir(work)

@@ -75,6 +75,19 @@ def test_a_part_alone_is_loaded_and_the_others_stay(tmp_path, tokenizer_folder):
     assert all(torch.equal(connector[k], v) for k, v in fresh.connector.state_dict().items())
 
 
+def test_a_part_that_learned_in_part_is_written_whole_and_once(tmp_path, tokenizer_folder):
+    trained = different(tiny.vlm(tokenizer_folder))
+    names = ["language.causal.lm_head", "connector", "language.causal.model.layers.0"]
+    written = save_parts(trained, names, tmp_path / "run" / "artifacts", {})
+    assert [folder.name for folder in written] == ["language", "connector"]
+    card = json.loads((written[1] / CARD).read_text())
+    assert set(card["against"]) == {"vision"}
+    fresh = tiny.vlm(tokenizer_folder)
+    fresh.vision.load_state_dict(trained.vision.state_dict())
+    load_parts(fresh, [tmp_path / "run"])
+    assert same(fresh, trained)
+
+
 def test_a_later_run_wins(tmp_path, tokenizer_folder):
     first, second = tiny.vlm(tokenizer_folder), different(tiny.vlm(tokenizer_folder))
     runs = [save(first, EVERY, tmp_path / "first"), save(second, EVERY, tmp_path / "second")]
