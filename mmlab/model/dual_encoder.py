@@ -1,5 +1,6 @@
 """Two towers that meet in one space, for contrastive pretraining. Legend: B pairs, T tokens, E joint width."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +38,10 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         return self.config.hidden_size
+
+    def unused(self) -> Iterator[nn.Parameter]:
+        """The weights of BERT's pooler, which the mean does not read. It is kept: the tower's artifacts have it."""
+        return (weight for name, weight in self.tower.named_parameters() if name.startswith("pooler."))
 
     def forward(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         hidden = self.tower(input_ids=input_ids_BT, attention_mask=mask_BT).last_hidden_state

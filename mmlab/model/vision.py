@@ -26,7 +26,8 @@ class VisionEncoder(nn.Module):
     """A transformers vision tower whose hidden layer `feature_layer` is the picture's feature.
 
     LLaVA reads the layer before the last one (section 4.1, "before and after the last Transformer
-    layer"; table 8 of the paper). Layers behind it are kept, so that the tower is saved whole, but not run.
+    layer"; table 8 of the paper). Layers behind it are kept, so that the tower is saved whole, but not run, and never
+    learn.
 
     Args:
         source: hub name or local folder of a CLIP, SigLIP, DINOv2 or BLIP-2 checkpoint.
@@ -109,6 +110,15 @@ class VisionEncoder(nn.Module):
             handle.remove()
         hidden = captured[-1]
         return torch.cat([hidden[:, :1], hidden[:, self.prefix :]], 1) if self.keep_class else hidden[:, self.prefix :]
+
+    def unused(self) -> Iterator[nn.Parameter]:
+        """The weights that no feature depends on: layers behind `feature_layer`, what the tower has behind its layers
+        (a norm, a pooling head), and the token that DINOv2 puts in place of masked patches."""
+        yield from self.unused_layers.parameters()
+        run = set(self._run_layers[0].parameters())
+        weights = list(self.tower.named_parameters())  # in the order in which the tower uses them
+        last = max(i for i, (_, weight) in enumerate(weights) if weight in run)
+        yield from (weight for i, (name, weight) in enumerate(weights) if i > last or name.endswith("mask_token"))
 
     def save(self, folder: Path) -> None:
         """Write the whole tower, unused layers included, as a transformers folder."""

@@ -44,6 +44,14 @@ class Stage(LightningModule):
         set_modes(self.model, mode)
         return self
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Older checkpoints list unused weights for the optimizer, which has no state of what never had a gradient.
+        learning = sum(weight.requires_grad for weight in self.model.parameters())
+        for state in checkpoint.get("optimizer_states", ()):
+            if sum(len(group["params"]) for group in state["param_groups"]) > learning:
+                for group in state["param_groups"]:
+                    group["params"] = [number for number in group["params"] if number in state["state"]]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parts = tuple(f"model.{part}." for part in self.frozen)
         everything = self.model.named_parameters(remove_duplicate=False)

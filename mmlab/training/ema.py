@@ -59,8 +59,12 @@ class EMA(Callback):
         if trainer.strategy.restore_checkpoint_after_setup:
             name = type(trainer.strategy).__name__
             raise ConfigError(f"callbacks.ema averages whole weights, which {name} shards; use trainer.strategy=ddp.")
-        self._weights = self._learning(pl_module.model)  # type: ignore[arg-type]
-        stored = self._weights if self._loaded is None else self._loaded
+        model: Any = pl_module.model
+        self._weights = self._learning(model)
+        # Older checkpoints average unused weights too, which do not learn.
+        still = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+        loaded = self._weights if self._loaded is None else self._loaded
+        stored = {name: weight for name, weight in loaded.items() if name not in still}
         if fault := _unlike(stored, self._weights):
             raise RunError(
                 f"the checkpoint averages other weights than this run, such as {fault}: start a new run, or leave out"

@@ -1,10 +1,19 @@
 """What learns is data: a list of part names; everything else is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from mmlab.config.errors import ConfigError, nearest
+
+
+@runtime_checkable
+class HasUnused(Protocol):
+    """A module some of whose weights no output depends on: they never learn, and data parallelism refuses to wait for
+    their gradients."""
+
+    def unused(self) -> Iterable[nn.Parameter]: ...
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -13,7 +22,7 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
-    """Let the named parts learn and freeze the rest: no gradient, eval mode.
+    """Let the named parts learn, all but what is unused in them, and freeze the rest: no gradient, eval mode.
 
     Args:
         model: its direct children are the parts.
@@ -23,7 +32,7 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
         The names of the frozen parts.
 
     Raises:
-        ConfigError: a name that is no part of the model, or nothing to learn.
+        ConfigError: a name that is no part of the model or all of which is unused, or nothing to learn.
     """
     parts = parts_of(model)
     for name in trainable:
@@ -37,6 +46,13 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
     model.requires_grad_(False)
     for name in trainable:
         model.get_submodule(name).requires_grad_(True)
+    for module in model.modules():
+        for parameter in module.unused() if isinstance(module, HasUnused) else ():
+            parameter.requires_grad_(False)
+    for name in trainable:
+        parameters = list(model.get_submodule(name).parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            raise ConfigError(f"stage.trainable names '{name}', but nothing that the model says depends on it.")
     set_modes(model)
     return [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
 

@@ -44,6 +44,18 @@ def test_unused_layers_are_not_run():
     assert len(encoder.unused_layers) == 1 and not ran
 
 
+@pytest.mark.parametrize("kind", [*tiny.VISION, "siglip with its head"])
+@pytest.mark.parametrize("layer", [-2, -1])
+def test_unused_weights_are_those_without_a_gradient(monkeypatch, kind, layer):
+    monkeypatch.setitem(tiny.VISION, "siglip with its head", {**tiny.VISION["siglip"], "vision_use_head": True})
+    encoder = tiny.vision(kind, feature_layer=layer)
+    encoder(PIXELS).square().sum().backward()
+    names = {weight: name for name, weight in encoder.named_parameters()}
+    unused = sorted(names[weight] for weight in encoder.unused())
+    assert unused == sorted(name for weight, name in names.items() if weight.grad is None)
+    assert any("norm" in name for name in unused)
+
+
 @pytest.mark.parametrize("kind", tiny.VISION)
 def test_saved_folder_is_the_whole_tower(kind, tmp_path):
     torch.manual_seed(1)

@@ -46,7 +46,7 @@ def data_of(
 
 
 def train(
-    module: AutoencoderTraining,
+    module: L.LightningModule,
     data: ShardDataModule,
     folder: Path,
     steps: int,

@@ -19,6 +19,7 @@ from tests.model import tiny
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 CAPTIONS = Prompt("v1", system="", turns="caption")
 QUESTIONS = Prompt("v1", system="", turns="questions")
+TOWERS = ["vision", "text", "vision_head", "text_head", "similarity"]
 
 
 def optim(lr: float = 1e-2) -> AdamW:

@@ -36,6 +36,26 @@ def test_a_dotted_name_lets_a_part_learn_in_part():
     assert (model.eye[0].training, model.eye[1].training) == (False, True)
 
 
+class Deaf(nn.Module):
+    """A part whose first layer no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(2))
+
+    def unused(self):
+        return self.layers[0].parameters()
+
+
+def test_what_is_unused_never_learns():
+    model = nn.ModuleDict({"ear": nn.ModuleDict({"inner": Deaf()}), "eye": nn.Linear(2, 2)})
+    for names in (["ear"], ["ear.inner"], ["ear.inner.layers"]):
+        assert set_trainable(model, names) == ["eye"]
+        assert learns(model) == {"ear.inner.layers.1.weight"}
+    with pytest.raises(ConfigError, match=r"names 'ear\.inner\.layers\.0', but nothing"):
+        set_trainable(model, ["eye", "ear.inner.layers.0"])
+
+
 def test_a_later_choice_replaces_an_earlier_one():
     model = Two()
     set_trainable(model, ["eye", "mouth"])
