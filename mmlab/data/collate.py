@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.conversation import Encoded, Prompt, conversations_of, encode
-from mmlab.data.dialogues import caption_of
+from mmlab.data.dialogues import caption_for, caption_of
 from mmlab.data.draw import draw
 from mmlab.data.packing import Group, Segment, first_fit, lay_out, split
 from mmlab.data.sample import ImageSpec, Sample, SampleError
@@ -92,7 +92,8 @@ class ChatCollate:
         """Tokenise one sample.
 
         Raises:
-            SampleError: see `conversations_of` and `encode`; `too-long` if no dialogue fits.
+            SampleError: see `conversations_of` and `encode`; `too-long` if no dialogue fits; `no-caption` if one that
+                is to be scattered has no token.
         """
         picture = self.image is not None and sample.image is not None
         encoded: list[Encoded] = []
@@ -119,9 +120,16 @@ class ChatCollate:
 
         A picture's features are spread over its places like that, and most of them say nothing. A language model
         that only ever read the bare caption there repeats it later whatever it is asked: it never had to search.
+
+        Raises:
+            SampleError: `no-caption` where no token of the caption is known.
         """
-        text = caption_of(sample.record, sample.seed, self.prompt.captions) or ""
+        if not encoded.image_starts:
+            return encoded
+        text = caption_for(sample.record, self.prompt, sample.seed)
         caption = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not caption:
+            raise SampleError("no-caption", "The record's caption has no token that the tokenizer knows.")
         ids = list(encoded.input_ids)
         random = Random(f"{sample.seed}/scatter")
         share = 0.1 + 0.9 * random.random()

@@ -111,6 +111,25 @@ def caption_of(record: dict[str, Any], seed: int, form: str = "raw") -> str | No
     return caption if caption.strip() else None
 
 
+def caption_for(record: dict[str, Any], prompt: Prompt, seed: int) -> str:
+    """The caption that a prompt learns or shows; without one, template `plain` takes a conversation's last answer.
+
+    Args:
+        record: canonical record.
+        prompt: its template, and the form of its captions.
+        seed: of the sample.
+
+    Raises:
+        SampleError: `no-caption`.
+    """
+    caption = caption_of(record, seed, prompt.captions)
+    if caption is None and prompt.template == "plain":
+        return _last_answer(record, prompt.captions)
+    if caption is None:
+        raise SampleError("no-caption", "The record has no caption.")
+    return caption
+
+
 def _formed(caption: str, form: str) -> str:
     return caption if form == "raw" else " ".join(_MARKS.sub(" ", caption.lower()).split()[:BLIP_WORDS])
 
@@ -129,7 +148,7 @@ def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture:
             (several), `no-picture`, or `turns` for a malformed list.
     """
     if prompt.template == "plain":
-        caption = caption_of(record, seed, prompt.captions) or _last_answer(record, prompt.captions)
+        caption = caption_for(record, prompt, seed)
         shown = prompt.pictures == "scattered" or (picture and prompt.pictures == "tokens")
         return [_shown([Turn("human", ""), Turn("gpt", caption)], shown, IMAGE, "")]
     return [
@@ -160,9 +179,7 @@ def _dialogues(
         return [_one_turn(item, picture) for item in _list(record, "questions")]
     if kind == "conversations":
         return [_conversation(_list(record, "conversations"), picture)]
-    caption = caption_of(record, seed, prompt.captions)
-    if caption is None:
-        raise SampleError("no-caption", "The record has no caption to ask for.")
+    caption = caption_for(record, prompt, seed)
     return [(False, [Turn("human", choose(REQUESTS[prompt.requests], seed, "question")), Turn("gpt", caption)])]
 
 
@@ -182,9 +199,7 @@ def _place(
     if prompt.pictures == "tokens" and picture:
         shown = IMAGE
     elif prompt.pictures in ("text", "scattered") and (found or picture or about):
-        caption = caption_of(record, seed, prompt.captions)
-        if caption is None:
-            raise SampleError("no-caption", "The record has no caption to stand in the picture's place.")
+        caption = caption_for(record, prompt, seed)
         shown = caption if prompt.pictures == "text" else IMAGE
     if not shown and not dialogue[0].text.strip():
         raise SampleError("empty-question", "A question without a picture is empty.")

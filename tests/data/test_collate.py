@@ -232,6 +232,21 @@ def test_scattered_captions_are_needed_only_where_a_picture_is_meant() -> None:
         ChatCollate(llama_2(), prompt, None, max_length=64)
 
 
+def test_captions_that_lie_in_conversations_are_scattered() -> None:
+    collate = ChatCollate(llama_2(), Prompt("plain", pictures="scattered", places=40, captions="blip"), None)
+    said, told = ({"conversations": talk("<image>", "Two circles!")["conversations"]}, {"caption": "Two circles!"})
+    assert collate.prepare(sample("a", said)).segments == collate.prepare(sample("a", told)).segments
+    assert reason(sample("a", talk("<image>", " ! ")), prompt=collate.prompt) == "no-caption"
+
+
+def test_a_caption_without_a_token_cannot_be_scattered() -> None:
+    for prompt in (Prompt("plain", pictures="scattered"), Prompt("v1", pictures="scattered")):
+        collate = ChatCollate(wordpiece(), prompt, None)
+        with pytest.raises(SampleError) as error:
+            collate.prepare(sample("a", {"caption": "\x01"} | questions(1)))
+        assert error.value.reason == "no-caption"
+
+
 def test_lengths_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes 5 tokens and a row max_length=5"):
         ChatCollate(llama_2(), PROMPT, SPEC, max_length=5)
