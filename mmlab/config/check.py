@@ -27,6 +27,7 @@ def check(cfg: DictConfig) -> None:
     if missing := missing_values(cfg):
         raise ConfigError(f"'{missing[0]}' has no value; give {missing[0]}=…")
     check_trainable(cfg)
+    check_rates(cfg.optim)
     check_process(cfg)
     check_length(cfg)
     check_batches(cfg)
@@ -54,6 +55,18 @@ def check_trainable(cfg: DictConfig) -> None:
             if name.split(".")[0] not in parts:
                 hint = nearest(name, parts)
                 raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
+
+
+def check_rates(optim: DictConfig) -> None:
+    """The schedule falls from each learning rate to `optim.min_lr`; from a lower one it would rise."""
+    last = optim.get("min_lr") or 0.0
+    parts = optim.get("part_lr") or {}
+    peaks = {"optim.lr": optim.get("lr"), **{f"optim.part_lr.{part}": rate for part, rate in parts.items()}}
+    for name, peak in peaks.items():
+        if peak is not None and last > peak and optim.get("schedule") != "constant":
+            raise ConfigError(
+                f"optim.min_lr={last:g} is above {name}={peak:g}, so the learning rate would rise; lower optim.min_lr."
+            )
 
 
 def check_callbacks(cfg: DictConfig) -> None:

@@ -44,6 +44,7 @@ def test_a_right_config_passes(conf):
             "+optim.part_lr.langage=1e-3",
             "optim.part_lr: the model has no part 'langage'. Did you mean 'language'?",
         ),
+        ("optim.min_lr=3e-3", "optim.min_lr=0.003 is above optim.lr=0.002, so the learning rate would rise; lower"),
         ("trainer.max_steps=null", "give trainer.max_steps=… or trainer.max_epochs=…"),
         ("data.micro_batch=3", "micro_batch"),
         ("trainer.devices=3", "global_batch"),
@@ -79,6 +80,13 @@ def test_a_right_config_passes(conf):
 )
 def test_what_cannot_run_is_said(conf, override, expected):
     assert expected in sentence(conf, override)
+
+
+def test_no_learning_rate_rises_to_the_last_one(conf):
+    part = "+optim.part_lr.connector=1e-4"
+    assert "optim.min_lr=0.001 is above optim.part_lr.connector=0.0001" in sentence(conf, part, "optim.min_lr=1e-3")
+    for fits in (["optim.min_lr=2e-3"], [part, "optim.min_lr=1e-4"], ["optim.min_lr=1", "optim.schedule=constant"]):
+        check(compose("train", [RECIPE, *fits], conf))
 
 
 def test_types_are_balanced_without_weights(conf):
