@@ -63,6 +63,8 @@ def check_rates(optim: DictConfig) -> None:
     parts = optim.get("part_lr") or {}
     peaks = {"optim.lr": optim.get("lr"), **{f"optim.part_lr.{part}": rate for part, rate in parts.items()}}
     for name, peak in peaks.items():
+        if peak is not None and peak <= 0:
+            raise ConfigError(f"{name}={peak:g} must be above 0; a part that is to stay is not in stage.trainable.")
         if peak is not None and last > peak and optim.get("schedule") != "constant":
             raise ConfigError(
                 f"optim.min_lr={last:g} is above {name}={peak:g}, so the learning rate would rise; lower optim.min_lr."

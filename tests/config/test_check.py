@@ -44,6 +44,7 @@ def test_a_right_config_passes(conf):
             "+optim.part_lr.langage=1e-3",
             "optim.part_lr: the model has no part 'langage'. Did you mean 'language'?",
         ),
+        ("+optim.part_lr.connector=0", "optim.part_lr.connector=0 must be above 0; a part that is to stay is not in"),
         ("optim.min_lr=3e-3", "optim.min_lr=0.003 is above optim.lr=0.002, so the learning rate would rise; lower"),
         ("trainer.max_steps=null", "give trainer.max_steps=… or trainer.max_epochs=…"),
         ("data.micro_batch=3", "micro_batch"),

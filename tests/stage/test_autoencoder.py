@@ -87,8 +87,8 @@ def test_one_backward_is_the_two_published_ones(kind, options):
     )
     for (name, found), gradient in zip(gradients(module.model.first_stage).items(), wanted, strict=True):
         assert found is not None
-        # Sums over 768 values round.
-        tolerance = 1e-4 * float(gradient.abs().max()) + 1e-6
+        # Sums over 768 values round, and that is all there is to the gradient of a key's bias.
+        tolerance = 1e-4 * float(gradient.abs().max()) + 4e-6
         torch.testing.assert_close(found, gradient, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
     real, fake = judge(x), judge(made.pixels.detach())
     verdict = 0.5 * ((1 - real).relu().mean() + (1 + fake).relu().mean())
