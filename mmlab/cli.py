@@ -53,7 +53,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def verbs() -> list[str]:
-    """Return the names of the verbs: the modules of `mmlab/verbs`, with hyphens."""
+    """Return the names of the verbs: the modules of `mmlab/verbs`, with hyphens; `_names` help a verb."""
     return sorted(path.stem.replace("_", "-") for path in VERBS.glob("[a-z]*.py"))
 
 

@@ -121,6 +121,15 @@ def test_overview_lists_every_verb(capsys):
     assert all(f"\n  {verb} " in text for verb in cli.verbs())
 
 
+@pytest.mark.parametrize("verb", cli.verbs())
+def test_every_verb_answers_help(capsys, verb):
+    try:
+        code = cli.main([verb, "--help"])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 0 and f"mmlab {verb}" in capsys.readouterr().out
+
+
 def test_completion(capsys, monkeypatch):
     def complete(line: str) -> list[str]:
         monkeypatch.setenv("COMP_LINE", line)

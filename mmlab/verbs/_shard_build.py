@@ -5,7 +5,7 @@ import time
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.formats import RESPONSE_TYPES
-from mmlab.verbs.shard_arguments import add, add_kinds, existing, positive
+from mmlab.verbs._shard_arguments import add, add_kinds, existing, positive
 
 
 def _build(args: argparse.Namespace) -> None:
