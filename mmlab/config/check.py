@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.batching import accumulation
 from mmlab.config.build import check_target_names, check_targets
+from mmlab.config.devices import world_size
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.fieldcheck import check_fields, missing_values
 from mmlab.config.run import find_run
@@ -110,27 +111,6 @@ def check_batches(cfg: DictConfig) -> None:
     ranks, nodes = world_size(cfg.trainer), cfg.trainer.num_nodes
     check_tasks(ranks // nodes, nodes)
     accumulation(cfg.data.global_batch, cfg.data.micro_batch, ranks)
-
-
-def world_size(trainer: DictConfig) -> int:
-    """Return the number of processes, devices × nodes; `auto` and -1 count the devices of this machine.
-
-    Raises:
-        ConfigError: `trainer.devices` is neither a number, a list of numbers nor `auto`.
-    """
-    devices = trainer.devices
-    if OmegaConf.is_list(devices) and len(devices):
-        return len(devices) * trainer.num_nodes
-    if isinstance(devices, int) and not isinstance(devices, bool) and (devices > 0 or devices == -1):
-        if devices > 0:
-            return devices * trainer.num_nodes
-    elif devices != "auto":
-        raise ConfigError(f"'trainer.devices' must be a number above 0, a list of numbers or auto, not {devices!r}.")
-    if trainer.accelerator in ("cpu", "mps"):
-        return trainer.num_nodes
-    import torch
-
-    return max(1, torch.cuda.device_count()) * trainer.num_nodes
 
 
 def check_sources(data: DictConfig) -> None:

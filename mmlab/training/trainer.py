@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from mmlab.config.devices import world_size
 from mmlab.config.slurm import under_srun
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
@@ -28,16 +29,6 @@ def precision(choice: str, accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
-
-
-def processes(cfg: DictConfig) -> int:
-    """Ranks of the run; `auto` devices are all GPUs, or one process on a CPU."""
-    devices = cfg.devices
-    if devices in ("auto", -1, "-1"):
-        on_gpu = cfg.accelerator != "cpu" and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if on_gpu else 1
-    count = len(devices) if not isinstance(devices, int | str) else int(devices)
-    return count * cfg.num_nodes
 
 
 def build_trainer(
@@ -55,8 +46,7 @@ def build_trainer(
     """
     quieten()
     options: dict[str, Any] = {}
-    world = processes(cfg)
-    accumulation = data.accumulation(world)
+    accumulation = data.accumulation(world_size(cfg))
     if cfg.overfit:
         options["overfit_batches"] = accumulation
     if cfg.gradient_clip_val is not None:
@@ -75,7 +65,8 @@ def build_trainer(
     trainer = Trainer(
         default_root_dir=folder,
         accelerator=cfg.accelerator,
-        devices=cfg.devices,
+        # On a CPU Lightning does not take -1, which is the same.
+        devices="auto" if cfg.devices == -1 else cfg.devices,
         num_nodes=cfg.num_nodes,
         strategy=cfg.strategy,
         precision=precision(cfg.precision, cfg.accelerator),  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ def plan(cfg: DictConfig) -> None:
 
     from mmlab.config.batching import accumulation
     from mmlab.config.build import build
-    from mmlab.config.check import check_trainable, world_size
+    from mmlab.config.check import check_trainable
+    from mmlab.config.devices import world_size
     from mmlab.training.trainable import count_parameters, set_trainable
 
     check_trainable(cfg)

@@ -1,12 +1,11 @@
 """What `check` says before any model is built."""
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from mmlab.config.check import check, check_local_files, looks_local, world_size
+from mmlab.config.check import check, check_local_files, looks_local
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
-from mmlab.config.schema import TrainerConfig
 from tests.config.tiny_conf import write_conf
 
 RECIPE = "experiment=llava/align_tiny"
@@ -118,15 +117,3 @@ def test_names_that_look_local(tmp_path, monkeypatch):
 
 def test_open_dicts_are_not_searched_for_paths():
     check_local_files(OmegaConf.create({"language": {"architecture": {"source": "/nowhere"}, "tokenizer": None}}))
-
-
-def test_world_size():
-    def world(**changes):
-        trainer = OmegaConf.merge(OmegaConf.structured(TrainerConfig), changes)
-        assert isinstance(trainer, DictConfig)
-        return world_size(trainer)
-
-    assert world(devices=2, num_nodes=3) == 6
-    assert world(devices=[0, 1]) == 2
-    assert world(devices="auto", accelerator="cpu", num_nodes=2) == 2
-    assert world(devices=-1, accelerator="cpu") == 1

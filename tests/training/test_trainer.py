@@ -59,11 +59,11 @@ def test_validation_is_counted_in_optimizer_steps(tmp_path, every, batches):
     assert build(tmp_path, f"val_every={every}").val_check_interval == batches
 
 
-def test_processes():
-    assert ours.processes(section()) == 1
-    assert ours.processes(section("devices=3", "num_nodes=2")) == 6
-    assert ours.processes(section("devices=[0,2]")) == 2
-    assert ours.processes(section("devices=auto", "num_nodes=2")) == 2
+@pytest.mark.parametrize("devices", [1, 2, "auto", -1])
+def test_micro_batches_are_counted_for_the_processes_that_lightning_starts(tmp_path, devices):
+    trainer = build(tmp_path, f"devices={devices}")
+    assert trainer.accumulate_grad_batches == 8 // trainer.world_size
+    assert trainer.world_size == (2 if devices == 2 else 1)
 
 
 def test_precision(monkeypatch):
