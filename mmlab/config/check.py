@@ -38,6 +38,7 @@ def check(cfg: DictConfig) -> None:
     for run in OmegaConf.select(cfg, "stage.init_from") or []:
         find_run(run, cfg.run.root)
     check_targets(cfg)
+    check_strategy(cfg.trainer)
 
 
 def check_trainable(cfg: DictConfig) -> None:
@@ -111,6 +112,17 @@ def check_batches(cfg: DictConfig) -> None:
     ranks, nodes = world_size(cfg.trainer), cfg.trainer.num_nodes
     check_tasks(ranks // nodes, nodes)
     accumulation(cfg.data.global_batch, cfg.data.micro_batch, ranks)
+
+
+def check_strategy(trainer: DictConfig) -> None:
+    """Compare `trainer.strategy` with Lightning's; the targets have loaded it by then."""
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    names = ["auto", *StrategyRegistry.available_strategies()]
+    if trainer.strategy.lower() not in names:
+        plain = [name for name in names if "_" not in name]
+        hint = nearest(trainer.strategy, names) or f" Options: {', '.join(plain)}, …."
+        raise ConfigError(f"'trainer.strategy' cannot be '{trainer.strategy}'.{hint}")
 
 
 def check_sources(data: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Train parts of a model: compose, check, build, fit, leave artifacts."""
 
 import signal
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -18,9 +19,12 @@ def train(cfg: DictConfig) -> None:
     mmlab train experiment=llava/align_tiny optim.lr=1e-3
     """
     from mmlab.config.check import check
+    from mmlab.config.devices import check_devices
     from mmlab.config.run import finished, prepare_run
 
     check(cfg)
+    if cfg.run.fresh or not finished(Path(cfg.run.dir)):  # a complete run says so on any machine
+        check_devices(cfg.trainer)
     folder = prepare_run(cfg)
     if finished(folder):
         print(f"{cfg.run.name} is complete: {folder} (run.fresh=true trains it again, beside it)")

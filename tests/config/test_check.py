@@ -1,11 +1,16 @@
 """What `check` says before any model is built."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from mmlab.config.check import check, check_local_files, looks_local
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
+from mmlab.config.run import finish, prepare_run
+from mmlab.verbs.train import train
 from tests.config.tiny_conf import write_conf
 
 RECIPE = "experiment=llava/align_tiny"
@@ -53,6 +58,9 @@ def test_a_right_config_passes(conf):
             "'trainer.devices' must be a number above 0, a list of numbers or auto, not 'two'.",
         ),
         ("trainer.devices=0", "'trainer.devices' must be a number above 0"),
+        ("trainer.devices=[a]", "'trainer.devices' must be a number above 0, a list of numbers or auto, not ['a']."),
+        ("trainer.strategy=dpp", "'trainer.strategy' cannot be 'dpp'. Did you mean 'ddp'?"),
+        ("trainer.strategy=2", "'trainer.strategy' cannot be '2'. Options: auto, ddp, "),
         ("data.train=[]", "'data.train' has no source"),
         ("data.train=[{path: train, weight: 1},{path: val}]", "either every source has a weight, or none."),
         (
@@ -87,6 +95,19 @@ def test_no_learning_rate_rises_to_the_last_one(conf):
     assert "optim.min_lr=0.001 is above optim.part_lr.connector=0.0001" in sentence(conf, part, "optim.min_lr=1e-3")
     for fits in (["optim.min_lr=2e-3"], [part, "optim.min_lr=1e-4"], ["optim.min_lr=1", "optim.schedule=constant"]):
         check(compose("train", [RECIPE, *fits], conf))
+
+
+def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    cfg = compose("train", [RECIPE, "trainer=gpu"], conf)
+    check(cfg)  # as before a sweep: the node that submits a job may have no GPU
+    with pytest.raises(ConfigError, match="no GPU that torch can use"):
+        train(cfg)
+    assert not Path("runs").exists()
+    finish(prepare_run(cfg), {})
+    train(cfg)
+    assert "is complete" in capsys.readouterr().out
 
 
 def test_types_are_balanced_without_weights(conf):
