@@ -143,6 +143,8 @@ class DiffusionModelConfig:
 class AutoencoderTrainingConfig(StageConfig):
     """Every weight stands beside the reduction that it belongs to."""
 
+    # By the discriminator's batch norms and the adaptive weight.
+    compares_samples: ClassVar[bool] = True
     _target_: str = "mmlab.stage.autoencoder.AutoencoderTraining"
     # sum: over the values of a picture, divided by the pictures (latent diffusion); mean: over values (VQGAN).
     reduction: str = choice("sum", "mean")

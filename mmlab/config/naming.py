@@ -34,17 +34,30 @@ EXECUTION = (
 )
 
 
-def is_execution(key: str) -> bool:
-    """Whether the dotted `key` (or group) leaves what is computed as it is."""
+def is_execution(key: str, stage: type | None = None) -> bool:
+    """Whether the dotted `key` (or group) leaves what is computed as it is.
+
+    Args:
+        key: as in `data.workers`.
+        stage: the dataclass of the run's stage, as `stage_of` finds it.
+    """
+    if key == "data.micro_batch" and getattr(stage, "compares_samples", False):
+        return False
     return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in EXECUTION)
 
 
-def run_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> str | None:
+def stage_of(cfg: DictConfig) -> type | None:
+    """Return the dataclass of the stage that `cfg` chooses, where it has chosen one."""
+    return OmegaConf.get_type(OmegaConf.select(cfg, "stage", throw_on_missing=False))
+
+
+def run_name(choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None = None) -> str | None:
     """Name a run after its recipe, or after its model and stage; add swapped options, and hash other overrides.
 
     Args:
         choices: config group → option (Hydra's `runtime.choices`).
         overrides: the command line's `key=value`; a later one of the same key wins.
+        stage: the dataclass of the stage.
 
     Returns:
         The name, such as `llava-align_tiny-clip_tiny-1f2e3d4c`, or None as long as neither a recipe nor a
@@ -54,18 +67,19 @@ def run_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> str
     parts = [recipe] if recipe else [choices.get("model"), choices.get("stage")]
     if any(part in (None, "???") for part in parts):
         return None
-    swapped, changed = _changes(choices, overrides)
+    swapped, changed = _changes(choices, overrides, stage)
     digest = hashlib.sha256(json.dumps(sorted(changed.items())).encode()).hexdigest()[:8]
     words = [*parts, *swapped, *([digest] if changed else [])]
     return "-".join(map(str, words)).replace("/", "-")
 
 
-def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> str:
+def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None = None) -> str:
     """Name a sweep after its recipe (or its model and stage) and a hash of what it sweeps and overrides.
 
     Args:
         choices: config group → option, where one is chosen for all points.
         overrides: the command line's `key=value`, sweeps such as `optim.lr=1e-3,1e-4` among them.
+        stage: the dataclass of the stage, where it is one for all points.
     """
     recipe = choices.get("experiment")
     parts = [recipe] if recipe else [choices.get("model"), choices.get("stage")]
@@ -76,7 +90,7 @@ def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str]) -> s
         for override in overrides
         if is_sweep(override)
         or override.startswith("sweep.")
-        or not is_execution(override.partition("=")[0].lstrip("+"))
+        or not is_execution(override.partition("=")[0].lstrip("+"), stage)
     }
     digest = hashlib.sha256(json.dumps(sorted(what.items())).encode()).hexdigest()[:8]
     return "-".join([*words, "sweep", digest]).replace("/", "-")
@@ -112,7 +126,9 @@ def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
     return name
 
 
-def _changes(choices: Mapping[str, str | None], overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def _changes(
+    choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None
+) -> tuple[list[str], dict[str, str]]:
     """(options of groups swapped in, other overridden keys and their values); what only executes is left out."""
     named = {"experiment"} if choices.get("experiment") else {"model", "stage"}
     swapped: dict[str, str] = {}
@@ -120,7 +136,7 @@ def _changes(choices: Mapping[str, str | None], overrides: Sequence[str]) -> tup
     for override in overrides:
         key, _, value = canonical(override).partition("=")
         bare = key.lstrip("+")
-        if bare in named | {"trainer"} or is_execution(bare):
+        if bare in named | {"trainer"} or is_execution(bare, stage):
             continue
         (swapped if bare in choices and value.replace("_", "").isalnum() else changed)[bare] = value
     return [swapped[group] for group in sorted(swapped)], changed
@@ -136,10 +152,10 @@ def settle(cfg: DictConfig) -> None:
         choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
         overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
         if OmegaConf.select(cfg, "run.dir", throw_on_resolution_failure=False) and cfg.run.name is None:
-            cfg.run.name = run_name(choices, overrides)
+            cfg.run.name = run_name(choices, overrides, stage_of(cfg))
         given = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
         if not given and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
-            swapped, _ = _changes(choices, overrides)
+            swapped, _ = _changes(choices, overrides, stage_of(cfg))
             cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]
         if OmegaConf.get_type(logger := OmegaConf.select(cfg, "logger")) is WandbLoggerConfig:
             _settle_wandb(logger, choices)

@@ -20,7 +20,7 @@ from mmlab.config.disk import claim
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fieldcheck import check_fields
-from mmlab.config.naming import is_execution
+from mmlab.config.naming import is_execution, stage_of
 from mmlab.config.redact import redact, redact_text
 from mmlab.config.schema import SCHEMAS, TrainConfig
 
@@ -66,7 +66,7 @@ def prepare_run(cfg: DictConfig) -> Path:
     elif (folder / "config.yaml").is_file():
         # Keys that came after the run was made have their defaults.
         before: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
-        _refuse_other(folder, before, config)
+        _refuse_other(folder, before, config, stage_of(cfg))
         _reopen(folder, before, config)
     if _rank() > 0:
         return folder
@@ -208,11 +208,11 @@ def _git(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _refuse_other(folder: Path, before: Any, config: Any) -> None:
+def _refuse_other(folder: Path, before: Any, config: Any, stage: type | None) -> None:
     """Compare with the config that the folder was made for: never two runs in one folder."""
     old, new = dict(_leaves(before, "")), dict(_leaves(config, ""))
     for key in sorted(old.keys() | new.keys()):
-        free = is_execution(key) or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+        free = is_execution(key, stage) or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
         if not free and old.get(key) != new.get(key):
             raise ConfigError(
                 f"{folder} holds a run with {key}={old.get(key)}, not {new.get(key)}; "

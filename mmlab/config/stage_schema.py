@@ -1,6 +1,7 @@
 """The dataclasses of conf/stage: what learns, from what, with which prompt."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -23,6 +24,9 @@ class PromptConfig:
 class StageConfig:
     """What learns, and from which earlier runs it starts."""
 
+    # A sample's loss depends on the others of its micro-batch: data.micro_batch is then part of what a run computes.
+    # The number of devices is not: it spreads the same micro-batches.
+    compares_samples: ClassVar[bool] = False
     _target_: str = MISSING
     trainable: list[str] = MISSING  # names of the model's parts
     init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs
@@ -51,11 +55,13 @@ class QFormerAlignmentConfig(VisionLanguageStageConfig):
 
 @dataclass
 class ContrastiveConfig(StageConfig):
+    compares_samples: ClassVar[bool] = True
     _target_: str = "mmlab.stage.contrastive.ContrastivePretraining"
 
 
 @dataclass
 class QFormerPretrainingConfig(StageConfig):
+    compares_samples: ClassVar[bool] = True
     _target_: str = "mmlab.stage.qformer_pretraining.QFormerPretraining"
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 from mmlab.config.check import check
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.config.multirun import Multirun
-from mmlab.config.naming import is_execution
+from mmlab.config.naming import is_execution, stage_of
 from mmlab.config.redact import redact_text
 from mmlab.config.run import DONE, finished
 
@@ -105,15 +105,15 @@ class Points:
             point.number = f"{len(self.all)}/{self.total}" if self.total else str(len(self.all))
             point.done = finished(point.folder) and not cfg.run.fresh
         elif earlier.overrides != point.overrides:
-            raise ConfigError(self._collision(earlier, point))
+            raise ConfigError(self._collision(earlier, point, stage_of(cfg)))
         with open_dict(cfg):
             del cfg["hydra"]
         return earlier, cfg
 
-    def _collision(self, one: Point, other: Point) -> str:
+    def _collision(self, one: Point, other: Point, stage: type | None) -> str:
         if any(override.startswith("run.name=") for override in self.multirun.overrides):
             return f"All points would be the run {one.name}: leave run.name out, or put what is swept into it."
-        keys = [key for key in one.label if is_execution(key.lstrip("+"))]
+        keys = [key for key in one.label if is_execution(key.lstrip("+"), stage)]
         key = keys[0] if keys else next(iter(other.label), "run.name")
         how = f"{key} changes how a run is executed and not what it computes; " if keys else ""
         return f"'{one}' and '{other}' would be one run, {one.name}: {how}give 'run.name={one.name}-${{{key}}}'."

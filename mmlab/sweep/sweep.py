@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.config.multirun import Multirun
-from mmlab.config.naming import sweep_name
+from mmlab.config.naming import stage_of, sweep_name
 from mmlab.config.redact import redact_text
 from mmlab.sweep.launcher import PointLauncher
 from mmlab.sweep.local import receiving
@@ -70,7 +70,7 @@ def _name(multirun: Multirun) -> str:
     choices: Any = OmegaConf.to_container(multirun.cfg.hydra.runtime.choices, resolve=False)
     swept = {override.partition("=")[0] for override in multirun.swept}
     fixed = {group: option for group, option in choices.items() if group not in swept}
-    return sweep_name(fixed, [*multirun.params, *multirun.overrides])
+    return sweep_name(fixed, [*multirun.params, *multirun.overrides], stage_of(multirun.cfg))
 
 
 def _search(sweeper: Any, launcher: PointLauncher) -> None:

@@ -2,6 +2,7 @@ import pytest
 
 from mmlab.config.compose import compose
 from mmlab.config.naming import run_name, sweep_name
+from mmlab.config.stage_schema import ContrastiveConfig
 from tests.config.tiny_conf import write_conf
 
 CHOICES = {"experiment": "llava/align_tiny", "model": "llava", "stage": "align"}
@@ -38,6 +39,18 @@ def test_what_changes_the_result_changes_the_name():
 )
 def test_how_a_run_is_executed_does_not_change_its_name(override):
     assert run_name(CHOICES, [RECIPE, override]) == "llava-align_tiny"
+
+
+@pytest.mark.parametrize("recipe", ["llava/vision_tiny", "minigpt4/qformer_tiny", "taming/vqgan_tiny"])
+def test_the_micro_batch_counts_where_its_samples_are_compared(recipe):
+    def name(*overrides: str) -> str:
+        return compose("train", [f"experiment={recipe}", *overrides]).run.name
+
+    plain = name()
+    assert plain == recipe.replace("/", "-") == name("trainer.devices=2", "data.workers=1")
+    assert name("data.micro_batch=16") not in (plain, name("data.micro_batch=8"))
+    swept = [RECIPE, "seed=1,2"]
+    assert sweep_name(CHOICES, [*swept, "data.micro_batch=4"], ContrastiveConfig) != sweep_name(CHOICES, swept)
 
 
 def test_what_looks_like_execution_but_is_not():

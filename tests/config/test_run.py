@@ -97,6 +97,20 @@ def test_another_run_does_not_move_in(conf):
         prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
 
 
+def test_the_micro_batch_of_compared_samples_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def prepare(recipe: str, *overrides: str) -> Path:
+        return prepare_run(compose("train", [f"experiment=llava/{recipe}", f"run.name={recipe}", *overrides]))
+
+    for recipe in ("align_tiny", "vision_tiny"):
+        prepare(recipe)
+        prepare(recipe, "trainer.devices=2")
+    prepare("align_tiny", "data.micro_batch=2")
+    with pytest.raises(ConfigError, match=r"holds a run with data.micro_batch=\d+, not 2; give another run.name"):
+        prepare("vision_tiny", "data.micro_batch=2")
+
+
 def test_a_run_made_before_a_key_was_there_goes_on(conf):
     config = prepare(conf, "run.name=mine") / "config.yaml"
     before = yaml.safe_load(config.read_text())

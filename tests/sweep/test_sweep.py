@@ -99,6 +99,12 @@ def test_how_a_run_is_executed_is_swept_under_names_of_its_own(sweep: Sweep):
     assert [name for name, *_ in started()] == ["w-0", "w-1"]
 
 
+def test_a_micro_batch_whose_samples_are_compared_is_swept_as_any_key(sweep: Sweep, tmp_path):
+    stage = "defaults: [/schema/stage/contrastive@_here_, _self_]\ntrainable: [vision]\n"
+    (tmp_path / "tree" / "stage" / "contrastive.yaml").write_text(stage)
+    assert sweep("stage=contrastive", "data.micro_batch=2,4") == 0 and len(started()) == 2
+
+
 def test_a_metric_that_no_run_has_is_named(sweep: Sweep, capfd):
     assert sweep("seed=1,2", "sweep.metric=val/los") == 1
     assert "has no metric 'val/los'. Did you mean 'val/loss'?" in capfd.readouterr().err
