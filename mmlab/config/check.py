@@ -134,13 +134,14 @@ def check_sources(data: DictConfig) -> None:
         raise ConfigError("'data.train': either every source has a weight, or none.")
     if data.get("balance") == "type" and any(w is not None for w in weights):
         raise ConfigError("data.balance=type weighs the response types; leave out the weights of 'data.train'.")
+    made_by = "shards encode RUN SRC OUT" if data.get("latents") else "shards build"
     for split in ("train", "val"):
         for i, source in enumerate(data[split]):
-            check_shards(Path(data.root, source.path), f"data.{split}.{i}.path")
+            check_shards(Path(data.root, source.path), f"data.{split}.{i}.path", made_by)
 
 
-def check_shards(folder: Path, where: str) -> None:
-    """Check that `folder` has an index, and say which command makes it.
+def check_shards(folder: Path, where: str, made_by: str) -> None:
+    """Check that `folder` has an index, and say which command makes it; `made_by` makes the shards.
 
     Raises:
         ConfigError: no folder, no shards, or shards without an index.
@@ -150,10 +151,10 @@ def check_shards(folder: Path, where: str) -> None:
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         hint = nearest(folder.name, siblings)
-        raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab shards build` makes shards.")
+        raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab {made_by}` makes shards.")
     if any(folder.glob("*.tar")):
         raise ConfigError(f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`.")
-    raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab shards build` makes them.")
+    raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab {made_by}` makes them.")
 
 
 def check_local_files(model: DictConfig) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mmlab.config.check import check, check_local_files, looks_local
+from mmlab.config.check import check, check_local_files, check_sources, looks_local
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.config.run import finish, prepare_run
@@ -120,6 +120,19 @@ def test_missing_indexes_say_which_command_makes_them(conf, tmp_path):
     assert "'data.val.0.path': there are no shards in shapes/val; `mmlab shards build`" in sentence(conf)
     (tmp_path / "shapes" / "val" / "000000.tar").touch()
     assert sentence(conf).endswith("have no index; run `mmlab shards index shapes/val`.")
+
+
+def test_a_missing_cache_says_what_encodes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("train", ["experiment=taming/ffhq_prior"])
+    with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` makes shards"):
+        check_sources(cfg.data)
+    (tmp_path / "data" / "ffhq" / "codes" / "train").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` makes them"):
+        check_sources(cfg.data)
+    cfg.data.latents = False
+    with pytest.raises(ConfigError, match="`mmlab shards build`"):
+        check_sources(cfg.data)
 
 
 def test_an_option_without_a_schema_goes_by_its_class(conf):
