@@ -26,5 +26,10 @@ class ConfigError(UserError):
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
-    close = get_close_matches(name, list(options), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = closest(name, options)
+    return f" Did you mean '{close}'?" if close else ""
+
+
+def closest(name: str, options: Iterable[str]) -> str | None:
+    """Return the option that is written most like `name`, or None where none is much like it."""
+    return next(iter(get_close_matches(name, list(options), n=1, cutoff=0.5)), None)

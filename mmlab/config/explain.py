@@ -1,17 +1,21 @@
 """Hydra's and OmegaConf's exceptions as one sentence with the nearest right name."""
 
+import inspect
 import re
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.build import locate
+from mmlab.config.errors import ConfigError, closest, nearest
 from mmlab.config.fieldcheck import unknown_key
 from mmlab.config.schema import ROOTS
 
@@ -128,7 +132,7 @@ def explain_key(error: OmegaConfBaseException, groups: list[str] | tuple[str, ..
         options = [field.name for field in fields(kind)] if kind is not None and is_dataclass(kind) else []
         group = key.replace(".", "/")
         hint = f" Config groups take a slash: {group}=…" if group in groups else ""
-        return unknown_key(key, options) + hint if options else f"There is no key '{key}'."
+        return unknown_key(key, options) + hint if options else _unknown_open_key(key, error.parent_node)
     if isinstance(error, ValidationError):
         if found := re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", message):
             return f"'{key}' takes {KINDS.get(found[2], found[2])}, not '{found[1]}'."
@@ -139,6 +143,21 @@ def explain_key(error: OmegaConfBaseException, groups: list[str] | tuple[str, ..
         if "is not a subclass" in message or "Cannot assign" in message or "Cannot merge" in message:
             return f"'{key}' is a section with keys of its own; give {key}.<key>=…."
     return (f"'{key}': " if key and key not in message else "") + message + "."
+
+
+def _unknown_open_key(key: str, node: Any) -> str:
+    """The sentence for a key of a section without a dataclass: what stands there, and what its class takes too."""
+    if not isinstance(node, DictConfig) or node._is_none() or not node:
+        return f"There is no key '{key}'."
+    there, more = list(map(str, node)), []
+    if node.get("_target_"):
+        # A class that cannot be loaded is the business of whoever builds it.
+        with suppress(ConfigError, ImportError):
+            more = [name for name in inspect.signature(locate(node._target_)).parameters if name not in there]
+    section, _, word = key.rpartition(".")
+    if (close := closest(word, [*there, *more])) in more:
+        return f"There is no key '{key}'. Did you mean '+{section}.{close}=…'?"
+    return unknown_key(key, [*there, *more])
 
 
 def _hydra(message: str, loader: ConfigLoader) -> str:

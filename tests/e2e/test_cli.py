@@ -39,6 +39,18 @@ CASES = {
     "+data.train.0.pth=1": "There is no key 'data.train.0.pth'. Did you mean 'path'?",
     "~optmi": "There is no key or config group 'optmi'. Did you mean 'optim'?",
     "+seed=1": "'seed' exists already; give it without the +.",
+    # … where no dataclass is, but a class
+    "callbacks.chekpoint.keep=3": "There is no key 'callbacks.chekpoint'. Did you mean 'checkpoint'?",
+    "callbacks.checkpoint.evry_n_steps=3": "There is no key 'callbacks.checkpoint.evry_n_steps'. "
+    "Did you mean 'every_n_steps'?",
+    "callbacks.samples.conut=3": "There is no key 'callbacks.samples.conut'. "
+    "Did you mean '+callbacks.samples.count=…'?",
+    "callbacks.checkpoint.keep=3": "There is no key 'callbacks.checkpoint.keep'. "
+    "Did you mean '+callbacks.checkpoint.keep=…'?",
+    "callbacks.checkpoint.xyz=3": "There is no key 'callbacks.checkpoint.xyz'. "
+    "Keys there: every_n_steps, folder, grace_s, keep.",
+    "model.vision.architecture.hiden_size=3": "There is no key 'model.vision.architecture.hiden_size'. "
+    "Did you mean 'hidden_size'?",
     # a wrong type or value
     "optim.lr=abc": "'optim.lr' takes a number, not 'abc'.",
     "seed=1.5": "'seed' takes a whole number, not '1.5'.",
