@@ -61,8 +61,11 @@ def read_picture_file(path: str) -> bytes:
     from mmlab.config.errors import ConfigError, nearest
 
     file = Path(path)
+    if file.is_dir():
+        inside = sorted(p.name for p in file.iterdir() if p.is_file())
+        raise ConfigError(f"{path} is a folder, not a picture; it holds {', '.join(inside[:3]) or 'no files'}.")
     if not file.is_file():
-        beside = [str(p) for p in file.parent.glob("*")] if file.parent.is_dir() else []
+        beside = [str(p) for p in file.parent.glob("*") if p.is_file()]
         raise ConfigError(f"There is no picture {path}.{nearest(path, beside)}")
     return file.read_bytes()
 
