@@ -93,7 +93,9 @@ def _unknown_name(loader: ConfigLoader, config_name: str | None, overrides: list
 
 
 def _no_option(group: str, name: str, options: list[str], source: str = "") -> str:
-    listed = f" Options: {', '.join(options[:12])}{', …' if len(options) > 12 else ''}." if options else ""
+    folder = name.rpartition("/")[0]
+    shown = [option for option in options if folder and option.startswith(f"{folder}/")] or options
+    listed = f" Options: {', '.join(shown[:12])}{', …' if len(shown) > 12 else ''}." if shown else ""
     return f"Config group '{group}' has no option '{name}'{source}.{nearest(name, options)}{listed}"
 
 

@@ -98,6 +98,15 @@ def test_nothing_chosen(conf, capsys):
     assert line == "No stage is chosen; give stage=<option> (align, open) or a recipe with experiment=<name>."
 
 
+def test_recipes_of_the_same_folder_are_listed(conf, capsys):
+    (conf / "experiment" / "a").mkdir()
+    for number in range(12):
+        (conf / "experiment" / "a" / f"{number}.yaml").touch()
+    base = ("train", "--config-path", str(conf))
+    assert refused(capsys, *base, "experiment=llava/zzz").endswith("'llava/zzz'. Options: llava/align_tiny.")
+    assert "Options: a/0, a/1, " in refused(capsys, *base, "experiment=lava/align")
+
+
 def test_a_mistake_in_a_file_names_the_file(conf, capsys):
     recipe = conf / "experiment" / "llava" / "align_tiny.yaml"
     recipe.write_text(recipe.read_text() + "seeed: 3\n")
