@@ -1,4 +1,4 @@
-"""wandb's offline files, written here: what one start of a run leaves."""
+"""wandb's offline files, written here: what one start of a run leaves, and what several make together."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2 as messages
 
-from mmlab.training.wandb_files import write_records
+from mmlab.training.wandb_files import find_segments, write_records
 
 
 def message(**fields: Any) -> Any:
@@ -39,3 +39,12 @@ def write_segment(
     file = folder / "run-r-1.wandb"
     file.write_bytes(write_records([record.SerializeToString() for record in records]))
     return file
+
+
+def history(run: Path) -> dict[int, dict[str, Any]]:
+    """Step → what was logged, of all segments: each replaces what earlier ones logged from its first step on."""
+    rows: dict[int, dict[str, Any]] = {}
+    for segment in find_segments(run):
+        first = min(segment.rows, default=None)
+        rows = {step: row for step, row in rows.items() if first is None or step < first} | segment.rows
+    return rows

@@ -1,7 +1,5 @@
 """Shards as a LightningDataModule: mixture, order, batches, and the one number that a resume needs."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -134,11 +132,6 @@ class ShardDataModule(L.LightningDataModule):
     def sources(self) -> dict[str, str]:
         """What each training source holds and weighs: changes with anything that changes the order."""
         return {s.name: f"{s.index.hash} x {s.weight}" for s in self.train_sources}
-
-    @property
-    def manifest_hash(self) -> str:
-        """One hash over the mixture, for a run's identity."""
-        return hashlib.sha256(json.dumps(list(self.sources.items())).encode()).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, **self._fixed()}

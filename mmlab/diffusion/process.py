@@ -105,11 +105,6 @@ class NoiseProcess(ABC):
         """x_t ~ q(x_t | x_0), in float32 or more."""
         return self._mix(self.level(t)[1:], x_0, noise)
 
-    def renoise(self, x_s: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_s), from times s to noisier times t."""
-        step = between(self.level(t), self.level(s))
-        return self._mix((step.scale, step.variance.sqrt()), x_s, noise)
-
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Mean `[B, …]` and float64 variance `[B]` of q(x_s | x_t, x_0), from times t to less noisy times s."""
         step = between(self.level(t), self.level(s))

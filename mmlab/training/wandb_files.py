@@ -47,30 +47,6 @@ class Segment:
         return not self.offline or self.file.with_suffix(".wandb.synced").exists()
 
 
-@dataclass(frozen=True)
-class History:
-    """A run's segments as one: `config` of the last start, `rows` with each step once."""
-
-    id: str
-    config: dict[str, Any]
-    rows: dict[int, dict[str, Any]]
-
-
-def read_history(folder: str | Path) -> History | None:
-    """Return what wandb's files in a run's folder hold, or None if there are none.
-
-    A segment replaces what earlier ones logged from its first step on: that was trained again.
-    """
-    segments = find_segments(folder)
-    if not segments:
-        return None
-    rows: dict[int, dict[str, Any]] = {}
-    for segment in segments:
-        first = min(segment.rows, default=None)
-        rows = {step: row for step, row in rows.items() if first is None or step < first} | segment.rows
-    return History(segments[-1].id, segments[-1].config, rows)
-
-
 def find_segments(folder: str | Path) -> list[Segment]:
     """Return the segments in a run's folder in order of time; a start that was killed at once has none."""
     files = [file for file in Path(folder).glob("wandb/*run-*/run-*.wandb") if not file.parent.is_symlink()]

@@ -269,7 +269,7 @@ def test_a_state_that_does_not_fit_is_refused(root, change, error, says):
 
 def test_other_shards_are_refused(root):
     data = module_of(root)
-    state, before = data.state_dict(), data.manifest_hash
+    state = data.state_dict()
     sources = [{"path": str(root / "a"), "weight": 1.0}, {"path": str(root / "b"), "weight": 2.0}]
     with pytest.raises(DataError, match="source 'a' is not what it was"):
         module_of(root, train=sources).load_state_dict(state)
@@ -277,7 +277,6 @@ def test_other_shards_are_refused(root):
         module_of(root, train=[{"path": str(root / "b")}, {"path": str(root / "a")}]).load_state_dict(state)
     make_shards(root / "new" / "b", 9)
     new = module_of(root, train=[{"path": str(root / "a")}, {"path": str(root / "new" / "b")}])
-    assert new.manifest_hash != before
     with pytest.raises(DataError, match="source 'b' is not what it was"):
         new.load_state_dict(state)
 

@@ -44,19 +44,6 @@ def test_forward_steps_add_up_to_the_closed_form(process):
         assert variance == pytest.approx(level.sigma[i].item() ** 2, rel=1e-9)
 
 
-def test_a_forward_chain_of_samples_has_the_closed_form_s_moments():
-    process = Diffusion("linear", 20, 0.02, 0.6)
-    generator = torch.Generator().manual_seed(0)
-    count, picture = 40_000, torch.tensor([1.5, -0.7, 0.0])
-    x = picture.expand(count, 3)
-    for t in range(20):
-        noise = torch.randn(count, 3, generator=generator)
-        x = process.renoise(x, noise, torch.full((count,), t - 1), torch.full((count,), t))
-        level = process.level(torch.tensor(t))
-        torch.testing.assert_close(x.mean(0), (level.alpha * picture).float(), atol=0.03, rtol=0)
-        torch.testing.assert_close(x.std(0), level.sigma.float().expand(3), atol=0.015, rtol=0)
-
-
 @pytest.mark.parametrize("process", PROCESSES, ids=name)
 def test_targets_convert_into_each_other(process):
     x_0, noise = samples(0, 64, 2, 3), samples(1, 64, 2, 3)

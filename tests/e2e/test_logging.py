@@ -12,8 +12,9 @@ from PIL import Image
 
 from mmlab import cli
 from mmlab.training.csv_log import read_table
-from mmlab.training.wandb_files import find_segments, read_history
+from mmlab.training.wandb_files import find_segments
 from tests.tiny_shapes import make_shapes
+from tests.tiny_wandb import history
 
 SECRETS = {
     "WANDB_API_KEY": "5e5e5e5ewandb5e5e5e5e5e5e5e5e5e5e5e5e5e5",
@@ -77,18 +78,18 @@ def test_the_offline_folder_has_everything(secret_run):
     assert segment.ended and segment.offline and segment.id.startswith("secret-")
     assert segment.config["run"]["name"] == "secret" and segment.config["optim"]["lr"]
     assert segment.config["data"]["global_batch"] == 4
-    history = read_history(folder)
+    rows = history(folder)
     table = read_table(folder / "metrics.csv")
-    assert history is not None and list(history.rows) == [1, 2, 3, 4] == list(table)
-    for step, row in history.rows.items():
+    assert list(rows) == [1, 2, 3, 4] == list(table)
+    for step, row in rows.items():
         assert row["trainer/global_step"] == step
         missing = [name for name in METRICS if name not in row and (name != "val/loss" or step % 2 == 0)]
         assert missing == [], step
         assert {name: float(value) for name, value in table[step].items()} == {name: row[name] for name in table[step]}
-    assert [step for step, row in history.rows.items() if "val/samples" in row] == [2, 4]
-    sheet = history.rows[4]["val/samples_sheet"]["filenames"][0]
+    assert [step for step, row in rows.items() if "val/samples" in row] == [2, 4]
+    sheet = rows[4]["val/samples_sheet"]["filenames"][0]
     assert Image.open(segment.file.parent / "files" / sheet).size == Image.open(folder / "samples" / "step-4.png").size
-    table_file = segment.file.parent / "files" / history.rows[4]["val/samples"]["path"]
+    table_file = segment.file.parent / "files" / rows[4]["val/samples"]["path"]
     shown = json.loads(table_file.read_text())
     assert shown["columns"] == ["picture", "key", "question", "answer", "prediction"] and len(shown["data"]) == 2
 
@@ -116,10 +117,10 @@ def test_a_run_that_goes_on_has_each_step_once_and_the_same_values(work, monkeyp
     assert segments[0].id == segments[1].id
     tables = [untimed(read_table(run / "metrics.csv")) for run in (whole, cut)]
     assert tables[0] == tables[1] and list(tables[1]) == [1, 2, 3, 4]
-    history = read_history(cut)
-    assert history is not None and list(history.rows) == [1, 2, 3, 4]
+    rows = history(cut)
+    assert list(rows) == [1, 2, 3, 4]
     for step, row in tables[0].items():
-        assert {name: history.rows[step][name] for name in row} == {name: float(value) for name, value in row.items()}
+        assert {name: rows[step][name] for name in row} == {name: float(value) for name, value in row.items()}
 
 
 def untimed(table: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:

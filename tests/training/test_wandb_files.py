@@ -8,12 +8,11 @@ from mmlab.training.wandb_files import (
     BLOCK,
     cut_overlaps,
     find_segments,
-    read_history,
     read_records,
     read_segment,
     write_records,
 )
-from tests.tiny_wandb import write_segment
+from tests.tiny_wandb import history, write_segment
 
 
 def losses(*steps: int, scale: float = 1.0) -> dict[int, dict[str, float]]:
@@ -51,15 +50,13 @@ def test_a_segment(tmp_path):
     assert segment.offline and not segment.synced
 
 
-def test_a_later_start_replaces_what_it_trained_again(tmp_path):
-    write_segment(tmp_path, 20, losses(3, 4, 5, scale=10))
+def test_segments_come_in_the_order_of_their_starts(tmp_path):
+    write_segment(tmp_path, 20, losses(3, 4, 5))
     write_segment(tmp_path, 10, losses(1, 2, 3, 4, 5, 6), ended=False)
     (tmp_path / "wandb" / "latest-run").symlink_to("offline-run-10-r-1")
     write_segment(tmp_path, 15, {})
-    history = read_history(tmp_path)
-    assert history is not None
-    assert history.rows == losses(1, 2) | losses(3, 4, 5, scale=10)
-    assert read_history(tmp_path / "wandb") is None
+    assert steps(tmp_path) == [[1, 2, 3, 4, 5, 6], [], [3, 4, 5]]
+    assert find_segments(tmp_path / "wandb") == []
 
 
 def steps(folder) -> list[list[int]]:
@@ -69,10 +66,10 @@ def steps(folder) -> list[list[int]]:
 def test_overlaps_are_cut_from_the_earlier_one(tmp_path):
     for started, rows in ((1, losses(1, 2, 3, 4)), (2, losses(3, 4, 5, 6)), (3, losses(5, 6, 7))):
         write_segment(tmp_path, started, rows)
-    before = read_history(tmp_path)
+    before = history(tmp_path)
     cut_overlaps(tmp_path)
     assert steps(tmp_path) == [[1, 2], [3, 4], [5, 6, 7]]
-    assert read_history(tmp_path) == before
+    assert history(tmp_path) == before
     assert not list(tmp_path.rglob("*.cut"))
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from mmlab.config.errors import ConfigError
 from mmlab.training import wandb_log
-from mmlab.training.wandb_files import find_segments, read_history
+from mmlab.training.wandb_files import find_segments
 from mmlab.training.wandb_log import WandbLog, run_id
 from tests.fake_wandb import serve
+from tests.tiny_wandb import history
 
 CONFIG = "optim: {lr: 0.1}\ndata: {train: [{path: a}]}\n"
 
@@ -55,9 +56,9 @@ def test_everything_is_in_the_files(run, capsys):
     log.log_pictures("val/sheet", [picture], 3)
     log.log_metrics({"val/loss": 5.0}, 2)
     log.finalize("success")
-    history = read_history(run)
-    assert history is not None and list(history.rows) == [1, 2, 3] and history.id.startswith("llava-align-")
-    last = history.rows[3]
+    rows = history(run)
+    assert list(rows) == [1, 2, 3] and segment.id.startswith("llava-align-")
+    last = rows[3]
     assert (last["train/loss"], last["val/loss"], last["trainer/global_step"]) == (2, 5, 3)
     files = segment.file.parent / "files"
     table = json.loads((files / last["val/samples"]["path"]).read_text())
@@ -81,9 +82,7 @@ def test_a_restart_is_another_segment_of_the_same_run(run):
     segments = find_segments(run)
     assert [list(segment.rows) for segment in segments] == [[1, 2, 3, 4, 5, 6], [4, 5, 6, 7, 8]]
     assert segments[0].id == segments[1].id
-    history = read_history(run)
-    assert history is not None
-    assert [row["train/loss"] for row in history.rows.values()] == [0, 1, 2, 30, 40, 50, 60, 70]
+    assert [row["train/loss"] for row in history(run).values()] == [0, 1, 2, 30, 40, 50, 60, 70]
 
 
 KILLED = """
@@ -105,9 +104,9 @@ def test_what_a_kill_kept_from_wandb_is_made_up_for(run):
     log = logger(run)
     log_steps(log, range(40, 42))
     log.finalize("success")
-    history = read_history(run)
-    assert history is not None and list(history.rows) == list(range(1, 43))
-    assert [row["train/loss"] for row in history.rows.values()] == list(range(42))
+    rows = history(run)
+    assert list(rows) == list(range(1, 43))
+    assert [row["train/loss"] for row in rows.values()] == list(range(42))
 
 
 @pytest.mark.parametrize("more", [0, 3])
@@ -122,8 +121,7 @@ def test_wandb_itself_is_killed(run, capsys, more):
     log.finalize("success")
     err = capsys.readouterr().err
     assert err.startswith("wandb stopped (") and err.count("\n") == 1
-    history = read_history(run)
-    assert history is not None and list(history.rows) == list(range(1, 4 + more))
+    assert list(history(run)) == list(range(1, 4 + more))
 
 
 def test_online_the_server_keeps_what_it_has(run, capsys, monkeypatch):
@@ -159,8 +157,7 @@ def test_wandb_that_cannot_be_reached_is_no_reason_to_stop(run, capsys, monkeypa
     log_steps(log, range(1))
     log.finalize("success")
     assert "wandb cannot be reached (no route to host): logging offline" in capsys.readouterr().err
-    history = read_history(run)
-    assert history is not None and list(history.rows) == [1]
+    assert list(history(run)) == [1]
 
 
 def test_online_without_a_key_is_one_sentence(run, monkeypatch):
