@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
 def minigpt4(cfg: DictConfig) -> None:
     """Make the data of MiniGPT-4's second stage; the same command goes on where it was killed, or after the review.
 
-    mmlab curate minigpt4 run=minigpt4/stage1_tiny data.path=data/shapes/train out=data/curated llm.model=gpt-4o-mini
+    mmlab curate minigpt4 run=minigpt4/stage1_tiny template=minigpt4 data.path=data/shapes/train out=data/curated \\
+        llm.model=gpt-4o-mini
 
     The key of the endpoint is read from OPENAI_API_KEY, or the variable that llm.variable names.
     """

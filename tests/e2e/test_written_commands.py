@@ -1,0 +1,125 @@
+"""The commands that pages, configs and docstrings tell people to type can be given as they are written."""
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmlab import cli
+from mmlab.config.compose import hydra_verb
+from mmlab.config.locate import conf_dir
+from mmlab.config.multirun import Multirun
+from mmlab.verbs import shards
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")]
+PAGES += ROOT.glob("experiments/*/README.md")
+RECIPE = "experiment=llava/align_tiny"
+
+
+def texts() -> Iterator[str]:
+    """Blocks of code in pages, comments of configs, docstrings of verbs."""
+    for page in PAGES:
+        yield from re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for path in conf_dir().rglob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        yield "\n".join(line[1:] for line in lines if line.startswith("#"))
+    for path in cli.VERBS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
+
+
+def commands() -> list[str]:
+    """What begins a line, or ends it behind a colon; a remark stands behind at least three spaces, or a #."""
+    found: set[str] = set()
+    for text in texts():
+        for line in re.sub(r" *\\\n *", " ", text).splitlines():
+            if match := re.match(r"(?:.*: | *)(mmlab .*)", line):
+                found.update(re.split(r"; (?=mmlab )", re.split(r" {3,}", match[1])[0]))
+    return sorted(command for command in found if "<" not in command and not is_recipe(command))
+
+
+def is_recipe(command: str) -> bool:
+    """Whether a command only names a recipe: tests/config/test_conf.py composes these."""
+    name = command.removeprefix("mmlab train experiment=")
+    return (conf_dir() / "experiment" / f"{name}.yaml").is_file()
+
+
+COMMANDS = commands()
+
+
+class AcceptedError(Exception):
+    """The arguments have been read, and nothing more is wanted."""
+
+
+def stop_behind(monkeypatch, owner, name: str) -> None:
+    """Let a function that reads arguments end in `AcceptedError`."""
+    original = getattr(owner, name)
+
+    def read(*args):
+        original(*args)
+        raise AcceptedError
+
+    monkeypatch.setattr(owner, name, read)
+
+
+def compose_points(multirun: Multirun, task) -> None:
+    """In place of a sweep: compose the points of its grid."""
+    if multirun.plugin("sweeper") == "BasicSweeper":
+        for batch in multirun.grid():
+            for point in batch:
+                multirun.compose(point)
+
+
+def compose_only(config_name: str, task, argv: list[str], sweep=None) -> int:
+    """In place of `hydra_verb`: compose."""
+    return hydra_verb(config_name, lambda cfg: None, argv, compose_points)
+
+
+def give(monkeypatch, command: str) -> int:
+    """Give a command, without the work that it would do; return its exit code."""
+    _, verb, *words = shlex.split(command.replace("=…", "=x"), comments=True)
+    rest = RECIPE if verb == "train" else "--cfg=job"  # which needs no values
+    words = [rest if word == "…" else word for word in words]
+    stop_behind(monkeypatch, argparse.ArgumentParser, "parse_args")
+    stop_behind(monkeypatch, shards, "_parse")
+    if verb in cli.verbs():
+        module = importlib.import_module(f"mmlab.verbs.{verb.replace('-', '_')}")
+        monkeypatch.setattr(module, "hydra_verb", compose_only, raising=False)
+    try:
+        return cli.main([verb, *words])
+    except AcceptedError:
+        return 0
+
+
+def test_there_are_commands():
+    verbs = {command.split()[1] for command in COMMANDS}
+    assert len(COMMANDS) > 60
+    assert verbs >= {"train", "plan", "eval", "score", "sample", "chat", "export", "curate", "convert", "shards"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_written_command_can_be_given(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    assert give(monkeypatch, command) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mmlab trian experiment=llava/align_tiny",
+        "mmlab train experiment=llava/align_tny",
+        "mmlab train -m … optim.lrr=1e-3,1e-4",
+        "mmlab eval run=… data.pth=x",
+        "mmlab shards build llava_json data/lcs_558k/train --json x.json --images images",
+    ],
+)
+def test_a_wrong_command_is_noticed(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    assert give(monkeypatch, command) == 2
