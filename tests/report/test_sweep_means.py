@@ -35,6 +35,12 @@ def test_points_that_differ_in_their_seed_alone_are_one_setting():
     assert [setting.swept["lr"] for setting in settings(table(maximize=True))] == ["0.1", "0.4", "0.2", "0.3"]
 
 
+def test_runs_are_those_that_have_the_metric():
+    metrics = [{"val/loss": 1.0, "val/psnr": 20.0}, {"val/loss": math.nan, "val/psnr": 22.0}]
+    points = [Row({"seed": str(seed)}, f"{seed}", "complete", found) for seed, found in enumerate(metrics)]
+    assert means_grid(table(points)) == [["runs", "val/loss", "val/psnr"], ["1", "1", "21 ± 1.4"]]
+
+
 def test_without_seeds_there_are_no_means(tmp_path: Path):
     without = table([Row({"lr": "0.1"}, "a", "complete", {"val/loss": 1.0})])
     assert settings(without) == []
