@@ -123,6 +123,17 @@ def test_questions_share_one_picture() -> None:
     assert not sees[segments == 3][:, segments == 2].any() and sees[segments == 3][:, segments == 1].all()
 
 
+def test_questions_of_packed_samples_share_their_own_picture() -> None:
+    longer, shorter = sample("b", questions(3)), sample("a", questions(2))
+    batch = batch_of([shorter, longer], max_length=400, pack=True)
+    segments, contexts = batch["segment_ids"].tolist(), batch["context_ids"].tolist()
+    assert len(segments) == 1 and longer.image is not None and shorter.image is not None
+    assert torch.equal(batch["pixel_values"], torch.stack([longer.image, shorter.image]))
+    pairs = set(zip(segments[0], contexts[0], strict=True)) - {(0, 0)}
+    assert pairs == {(1, 0), (2, 1), (3, 1), (4, 1), (5, 0), (6, 5), (7, 5)}
+    assert [segments[0][at] for _, at in batch["image_positions"].tolist()] == [1, 5]
+
+
 def test_a_sample_that_overflows_repeats_its_picture() -> None:
     batch = batch_of([SAMPLES[0]], max_length=60)
     rows = batch["input_ids"].shape[0]

@@ -267,6 +267,18 @@ def test_a_state_that_does_not_fit_is_refused(root, change, error, says):
         module_of(root, **change).load_state_dict(state)
 
 
+def test_a_checkpoint_from_before_there_was_a_balance_goes_on_by_size(root):
+    make_shards(root / "a", 21, types=["talk"], overwrite=True)
+    make_shards(root / "b", 8, types=["why"], overwrite=True)
+    state = {**module_of(root).state_dict(), "position": 16}
+    del state["balance"]
+    data = module_of(root)
+    data.load_state_dict(state)
+    assert data.position == 16
+    with pytest.raises(ConfigError, match=r"data\.balance=size, this run has type"):
+        module_of(root, balance="type").load_state_dict(state)
+
+
 def test_other_shards_are_refused(root):
     data = module_of(root)
     state = data.state_dict()

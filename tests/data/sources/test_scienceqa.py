@@ -1,6 +1,7 @@
 """ScienceQA's official layout becomes shards in LLaVA's published form."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -238,6 +239,14 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
         draw_problems(tmp_path / "again", {"train": 3})
     with pytest.raises(ConfigError, match="no problem to write"):
         draw_problems(tmp_path / "none", {"train": 0})
+
+
+def test_drawn_problems_of_another_split_are_others(tmp_path):
+    """What is asked about a scene of the training set is nothing that a test should ask again."""
+    draw_problems(tmp_path / "raw", {"train": 40, "test": 40}, size=16)
+    problems = load_problems(tmp_path / "raw" / "problems.json").values()
+    train, test = ([replace(p, id="", split="") for p in problems if p.split == split] for split in ("train", "test"))
+    assert not any(one == other for one, other in zip(train, test, strict=True))
 
 
 @pytest.mark.parametrize("kinds", [("circle", "square", "triangle"), KINDS[:5]])
