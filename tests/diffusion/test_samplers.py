@@ -75,6 +75,15 @@ def test_a_whole_run_ends_at_the_exact_sample(process, sampler):
     assert error < (0.02 if sampler is ddim else 0.006)
 
 
+@pytest.mark.parametrize("steps", [2, 5, 10])
+def test_heun_starts_well_where_next_to_nothing_of_the_picture_is_left(steps):
+    """Over the first step of a cosine schedule σ/α falls by orders of magnitude, the more the fewer steps there are."""
+    process = Diffusion("cosine", target="x0")
+    levels, states = process.grid(steps), list[Step]()
+    heun(GaussianDenoiser(process, steps), process, X, steps, on_step=states.append)
+    assert (states[-2].x - exact(X, levels[0], levels[-2])).abs().mean() < 0.05
+
+
 def test_a_whole_run_of_heun_on_the_flow_is_second_order():
     def error(sampler, steps: int) -> float:
         flow = FlowMatching()

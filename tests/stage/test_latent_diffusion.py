@@ -100,6 +100,10 @@ def test_conditions_are_dropped_as_often_as_the_conditioner_says(pictures):
     for dropout in (0.0, 0.3, 1.0):
         stage.loss({**many, "seeds": list(range(400))}, dropout)
         assert sum(dropped) / 400 == pytest.approx(dropout, abs=0.07 if dropout == 0.3 else 0)
+        if dropout == 0.3:
+            times, chosen = stage.process.draw(range(400), (1,))[0].double(), torch.tensor(dropped)
+            gone, given = (times[rows].mean().item() for rows in (chosen, ~chosen))
+            assert gone == pytest.approx(given, rel=0.2), "at any timestep"
         dropped.clear()
     handle.remove()
     stage.loss({**many, "seeds": list(range(400))}, 1.0).mean().backward()
