@@ -118,6 +118,8 @@ def test_temperature_top_k_and_top_p():
     torch.testing.assert_close(nucleus[0], two[0])
     assert nucleus[1].tolist() == [0, 0, 0, 1]
     assert CodeSampler(top_p=0.01).probabilities(LOGITS)[0].tolist() == [1, 0, 0, 0]
+    even = CodeSampler(top_p=0.5).probabilities(torch.zeros(1, 4))
+    assert even[0].tolist() == [0.5, 0.5, 0, 0], "what reaches p is enough"
     both = CodeSampler(top_k=3, top_p=0.6).probabilities(LOGITS)
     assert both[0].tolist() == [1, 0, 0, 0], "of the three, the first has 0.66"
 

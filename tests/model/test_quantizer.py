@@ -204,6 +204,23 @@ def test_ranks_count_together_and_keep_one_codebook(tmp_path, ema):
     assert (books[0]["codebook"] < 50).all(), "all dead codes were revived"
 
 
+def _averaging_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
+    book = quantizer(codes=8, normalize=False, ema=0.9).train()
+    step(book, latents(2, 4, 3, 3, seed=20 + rank).detach(), 1)
+    torch.save(book.state_dict(), folder / f"book-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_move_an_average_as_one_process_does(tmp_path):
+    mp.start_processes(_averaging_rank, (tmp_path,), nprocs=2, start_method="fork")
+    whole = quantizer(codes=8, normalize=False, ema=0.9).train()
+    step(whole, torch.cat([latents(2, 4, 3, 3, seed=20 + rank) for rank in (0, 1)]).detach(), 1)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"book-{rank}.pt"), dict(whole.state_dict()))
+
+
 def test_beta_of_released_checkpoints_is_on_the_other_term():
     grads = {}
     for legacy in (False, True):

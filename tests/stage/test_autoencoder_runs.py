@@ -87,3 +87,24 @@ def test_ranks_stay_alike_before_and_after_the_start(root, tmp_path):
     assert all(not torch.equal(a[name], before[name]) for name in a if name.endswith("weight"))
     for name, count in steps.items():
         assert count == (2 if name.startswith("discriminator.") else 4), f"{name}: Adam saw it before its start"
+
+
+class Metrics(L.Callback):
+    """Saves what the first rank has logged of a validation."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            logged = trainer.callback_metrics.items()
+            torch.save({name: float(value) for name, value in logged if name.startswith("val/")}, self.file)
+
+
+def test_ranks_validate_as_one_process_does(tmp_path):
+    root, found = make_shapes(tmp_path / "shapes", train=12, val=6), []
+    for devices in (1, 2):
+        module, file = stage("vq", lr=1e-6, adversarial_weight=0, codebook={"codes": 64}), tmp_path / f"{devices}.pt"
+        fit(module, data_of(module, root, micro_batch=2), 2, devices=devices, callbacks=[Metrics(file)])
+        found.append(torch.load(file, weights_only=True))
+    assert found[1] == pytest.approx(found[0], rel=1e-3) and found[0]["val/perplexity"] > 2
