@@ -97,6 +97,17 @@ def test_conditions_are_dropped_as_often_as_the_conditioner_says(pictures):
     assert stage.model.conditioner.embedding.weight.grad.abs().sum(1).nonzero().tolist() == [[len(NAMES)]]
 
 
+@torch.no_grad()
+def test_validation_gives_every_condition_and_reads_every_code(pictures):
+    stage, logged = code_stage(pkeep=0.5), {}
+    stage.model.conditioner.dropout = 0.5
+    stage.log = lambda name, value, **_: logged.update({name: value})
+    batch = batches(stage, pictures)[0]
+    stage.eval().validation_step(batch, 0)
+    torch.testing.assert_close(logged["val/loss"], stage.loss(batch, 0.0, 1.0).mean())
+    assert logged["val/loss"] not in (stage.loss(batch, 0.5, 1.0).mean(), stage.loss(batch, 0.0, 0.5).mean())
+
+
 @pytest.mark.parametrize(("latents", "devices"), [(False, 1), (True, 1), (True, 2)])
 def test_micro_batches_ranks_and_caches_learn_what_one_learns(pictures, cached, latents, devices):
     def train(latents: bool, micro_batch: int, devices: int) -> tuple[dict[str, torch.Tensor], list[float]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.code_pipeline import _choose
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.model.first_stage import to_uint8
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
@@ -60,6 +61,17 @@ def test_it_writes_the_same_pictures(tmp_path, kind, scale, tokenizer_folder):
         assert np.abs(np.array(picture).transpose(2, 0, 1).astype(int) - wanted.numpy()).max() <= 1
     drawn = pipeline.codes(told, 3, guidance=scale, top_k=4, top_p=0.8, seed=1)
     assert drawn.max() < CODES and not torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"top_p": 0.01}, {"top_k": 3, "top_p": 0.6}]
+)
+def test_it_draws_a_code_as_often_as_the_sampler_does(how):
+    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])  # 0.64, 0.09, 0.24, 0.03
+    every: Any = {"temperature": 1.0, "top_k": None, "top_p": None, **how}
+    codes = _choose(logits.expand(4000, -1), **every, drawn=torch.Generator().manual_seed(0))
+    share = codes.bincount(minlength=4).double() / 4000
+    torch.testing.assert_close(share, CodeSampler(**how).probabilities(logits)[0], rtol=0, atol=0.03)
 
 
 def test_a_class_that_it_does_not_know(tmp_path):
