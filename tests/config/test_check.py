@@ -33,6 +33,7 @@ def sentence(conf, *overrides: str) -> str:
 
 def test_a_right_config_passes(conf):
     check(compose("train", [RECIPE], conf))
+    check(compose("train", [RECIPE, "callbacks.samples=null"], conf))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ def test_the_same_command_comes_back_to_its_folder(conf):
     folder = prepare(conf, "run.name=mine")
     (folder / "kept").touch()
     assert prepare(conf, "run.name=mine", "trainer.devices=2", "data.workers=2", "logger=none") == folder
+    moved = ["data.root=elsewhere", "callbacks.progress=null", "trainer.val_every=2"]
+    assert prepare(conf, "run.name=mine", *moved) == folder
     assert (folder / "kept").exists()
 
 
@@ -134,10 +136,11 @@ def test_a_fresh_run_sets_the_old_one_aside(conf, monkeypatch):
     assert finished(prepare(conf, "run.fresh=true"))
 
 
-def test_a_run_whose_end_moved_is_not_complete(conf):
+@pytest.mark.parametrize("end", ["trainer.max_steps=9", "trainer.max_epochs=2"])
+def test_a_run_whose_end_moved_is_not_complete(conf, end):
     folder = prepare(conf, "run.name=mine")
     finish(folder, {})
-    assert not finished(prepare(conf, "run.name=mine", "trainer.max_steps=9"))
+    assert not finished(prepare(conf, "run.name=mine", end))
 
 
 def test_only_the_first_process_writes(conf, monkeypatch):

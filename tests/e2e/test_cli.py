@@ -160,6 +160,8 @@ def test_completion(capsys, monkeypatch):
     assert complete("mmlab tra") == ["train"]
     assert "optim.lr=" in complete("mmlab train optim.l")
     assert complete("mmlab train debug=f") == ["debug=fast"]
+    assert "experiment=llava/align_tiny" in complete("mmlab train experiment=llava/al")
+    assert complete("mmlab train sche") == []
     assert complete("mmlab completion ") == []
     assert cli.main(["completion", "bash"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("hydra_bash_completion mmlab")
