@@ -70,6 +70,24 @@ def test_what_differs_is_named(proof, tmp_path):
     assert found is not None and found.startswith("step 7 was trained on")
 
 
+@pytest.mark.parametrize(
+    ("killed", "says"),
+    [
+        ([(1, "a"), (2, "b")], "step 3 was trained on ['c'] and on None"),
+        ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], "step 4 was trained on None and on ['d']"),
+        ([(1, "a"), (2, "b"), (2, "x"), (3, "c")], "step 2 was trained on ['b'], and after going on on ['x']"),
+        ([(1, "a"), (2, "b"), (2, "b"), (3, "c")], "straight has no checkpoint"),
+    ],
+)
+def test_steps_that_differ_are_named(tmp_path, killed, says):
+    for name, steps in (("straight", [(1, "a"), (2, "b"), (3, "c")]), ("killed", killed)):
+        lines = [json.dumps({"step": step, "micro": 0, "keys": [key]}) for step, key in steps]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "batches-0.jsonl").write_text("\n".join(lines))
+    found = compare(tmp_path / "straight", tmp_path / "killed")
+    assert found is not None and found.endswith(says)
+
+
 def test_a_run_that_cannot_start_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["resume-check", "experiment=llava/language_tny"]) == 2
