@@ -48,6 +48,18 @@ def test_nobody_is_asked_for_ever(workers):
     assert len(asked) <= 3 + PATIENCE + 3 * workers
 
 
+def test_silence_now_and_then_is_no_broken_endpoint():
+    """It is what comes in a row that counts, however often nothing answered before."""
+
+    def ask(messages, stop):
+        if int(messages[0]["content"][1:]) % 2:
+            raise NoReply("timeout", "no answer.", down=True)
+        return Reply("yes")
+
+    found = [isinstance(reply, NoReply) for _, reply in answers(ROWS, ask, user, 1)]
+    assert len(found) == 20 and sum(found) == 10 > PATIENCE
+
+
 def test_answers_that_are_cut_off_are_answers():
     def ask(messages, stop):
         raise NoReply("finish_reason length", "cut.", spent=Reply("half", "length"), kept=True)

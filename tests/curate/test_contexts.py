@@ -58,6 +58,8 @@ def test_the_draw(tmp_path):
     assert by_seed[2] == choose(index, few, 2).rows and len({str(rows) for rows in by_seed}) > 3
     three, four = ({row["key"] for row in choose(index, {"conversation": n}, 1).rows} for n in (3, 4))
     assert three < four, "more samples are the same and others"
+    alike = [choose(index, {"conversation": 3, "detail_description": 3}, seed).rows for seed in range(6)]
+    assert any({row["sample"] for row in rows[:3]} != {row["sample"] for row in rows[3:]} for rows in alike)
 
 
 def test_what_cannot_be_told_is_named(tmp_path):

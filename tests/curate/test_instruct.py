@@ -183,6 +183,13 @@ def test_other_rules_cost_nothing(tmp_path, server, index, monkeypatch):
     assert not (out / "shards").exists() and len(server.asked) == 18
 
 
+def test_questions_are_sifted_as_answers_are(tmp_path, index):
+    said = lambda prompt: answer(prompt).replace("Is there a hat?", "Does the caption name a hat?")  # noqa: E731
+    with endpoint(say=said) as server:
+        counts = run(index, server, tmp_path / "out")
+    assert (counts["types"]["conversation"]["rules"], counts["types"]["conversation"]["kept"]) == ({"caption": 6}, 0)
+
+
 def test_our_own_requests_are_not_sifted(tmp_path, server, index):
     counts = run(index, server, tmp_path / "out", requests=["What does the caption say?"])
     assert counts["types"]["detail_description"]["kept"] == 6

@@ -3,7 +3,7 @@
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.curate.steps import run_step, settle
+from mmlab.curate.steps import run_step, settle, step_rows
 
 LONG = "Fix the error in the given paragraph. Remove any repeating sentences, meaningless characters, and so on."
 
@@ -28,6 +28,23 @@ def test_what_differs_is_shown(tmp_path, before, now, says):
         run_step(tmp_path, "repaired", {"data": "x", "repair": now}, lambda rows: rows, [], quiet=True)
     said = str(caught.value)
     assert says in said and len(said) < 320 + len(str(tmp_path))
+
+
+def test_a_block_is_made_as_a_whole_and_what_is_there_stays(tmp_path):
+    """A model's answers depend on what else is in their batch, so a killed process makes the same batches again."""
+    seen: list[str] = []
+
+    def step(some):
+        seen.append("".join(row["key"] for row in some))
+        yield from ({**row, "beside": len(some)} for row in some)
+
+    journal = settle(tmp_path, "one", {})
+    for key in "abc":
+        journal.append({"key": key, "beside": 2})
+    journal.close()
+    found = run_step(tmp_path, "one", {}, step, [{"key": key} for key in "abcde"], block=2, quiet=True)
+    assert seen == ["cd", "e"] and [row["beside"] for row in found] == [2, 2, 2, 2, 1]
+    assert step_rows(tmp_path, "one") == found, "nothing twice"
 
 
 def test_a_fault_ends_with_the_step_that_found_it(tmp_path):
