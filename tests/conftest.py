@@ -1,5 +1,6 @@
 """Shared fixtures: everything is made here, nothing is downloaded."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-# Tests run side by side: more threads than cores make each of them ten times slower.
+# Tests run side by side: more threads than cores make each of them, and what it starts, several times slower.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
