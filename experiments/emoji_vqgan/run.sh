@@ -11,9 +11,9 @@ encode vqgan codes
 "$python" "$here/speed.py" data/emoji/train data/emoji/codes/train > speed.json
 train prior
 score prior samples=540 candidates=4
-"$mmlab" sample run=emoji/prior count=54 out=samples/prior
-"$mmlab" sample run=emoji/prior class=people count=16 out=samples/prior_people # its strip is shown
-"$mmlab" sample run=emoji/prior class=flags size=64 count=8 out=samples/prior_large # a window slides
+"$mmlab" sample run=emoji/prior count=54 guidance=2 out=samples/prior # less varied than what is scored, and clearer
+"$mmlab" sample run=emoji/prior class=people count=16 guidance=2 out=samples/prior_people # its strip is shown
+"$mmlab" sample run=emoji/prior class=flags size=64 count=8 guidance=2 out=samples/prior_large # a window slides
 "$mmlab" export run=emoji/prior to=diffusers out=exported/prior
 
 "$python" "$here/figures.py" . $((SECONDS - start))
