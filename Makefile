@@ -1,4 +1,4 @@
-# make train: a small LLaVA learns to answer questions about drawn scenes.   make test: everything that CI checks.
+# make train: a small LLaVA learns to answer questions about drawn scenes.   make test: lint, types, all tests.
 # Each target sets up what it needs. Needed beforehand: make, and Python 3.11, 3.12 or 3.13.
 
 usable = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
