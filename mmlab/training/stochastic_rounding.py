@@ -12,7 +12,7 @@ class StochasticAdamW(torch.optim.AdamW):
 
     Rounded to the nearest, a bfloat16 weight of 0.02 loses every step below 4e-5 (LLaVA's are 2e-5), and a second
     moment with β₂ = 0.999 never falls: 0.1 % is less than half of its last bit. With stochastic rounding, bfloat16
-    training follows float32's (arXiv 2010.06192, section 4.1). Each step computes in float32; float32 weights are
+    training follows float32's (arXiv 2010.06192). Each step computes in float32; float32 weights are
     rounded by nobody, and learn as with torch's AdamW.
 
     What is drawn depends on the number of the step alone, so all ranks round alike, and a resumed run as an unbroken
