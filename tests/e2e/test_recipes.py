@@ -59,7 +59,7 @@ def test_a_recipe_is_a_page_with_a_header(recipe):
 def test_a_published_recipe_says_its_numbers_and_how_far_it_was_tried(recipe):
     header = [line for line in lines_of(recipe) if line.startswith("#")]
     assert any(line.startswith("# Status: ") for line in header)
-    length = r"\d+ (epochs?|steps), \d+, \de-\d"
+    length = r"\d+ (epochs?|steps), batch \d+, lr \de-\d"
     assert any(re.search(length, line) for line in header), "epochs or steps, batch, learning rate"
 
 
