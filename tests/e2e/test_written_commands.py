@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from mmlab import cli
-from mmlab.config.compose import hydra_verb
-from mmlab.config.locate import conf_dir
+from mmlab.config.compose import conf_dir, hydra_verb
 from mmlab.config.multirun import Multirun
 from mmlab.verbs import shards
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")]
-PAGES += ROOT.glob("experiments/*/README.md")
+PAGES += [*ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*/README.md")]
 RECIPE = "experiment=llava/align_tiny"
 
 
