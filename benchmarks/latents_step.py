@@ -23,12 +23,11 @@ from mmlab.data.reader import LocalBatches, OnePass, Source
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.shapes import shapes
-from mmlab.diffusion.noise import normal
 from mmlab.diffusion.process import Diffusion
+from mmlab.keyed import normal
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.conditioner import NoCondition
-from mmlab.model.denoiser import UNet
-from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
 from mmlab.training.optim import AdamW

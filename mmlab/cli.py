@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from mmlab.config.compose import conf_dir
 from mmlab.config.errors import ConfigError, UserError, nearest
-from mmlab.config.locate import conf_dir
 
 VERBS = Path(__file__).parent / "verbs"
 

@@ -13,16 +13,17 @@ import mmlab
 assert mmlab.__file__ is not None
 ROOT = Path(mmlab.__file__).parent
 
-BOTTOM = {"config"}
+BOTTOM = {"config", "runs", "keyed"}
 MIDDLE = {"data", "model", "diffusion", "training"}
-TOP = {"stage", "evaluate", "report", "curate"}
+TOP = {"stage", "evaluate", "report", "curate", "export"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
+    "keyed": set(),
+    "runs": {"config", "report"},
     **dict.fromkeys(MIDDLE, BOTTOM),
     **dict.fromkeys(TOP, MIDDLE | BOTTOM),
     "evaluate": MIDDLE | BOTTOM | {"report"},
-    "sweep": BOTTOM | {"report"},
-    "verbs": TOP | MIDDLE | BOTTOM | {"sweep"},
+    "verbs": TOP | MIDDLE | BOTTOM,
     # Dispatch alone: it loads a verb by its name.
     "cli": BOTTOM,
 }

@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, UserError, nearest
-from mmlab.config.fieldcheck import schema_fields
+from mmlab.config.fields import schema_fields
 
 PACKAGES = tuple(
     f"mmlab.{layer}." for layer in ("model", "stage", "data", "training", "evaluate", "diffusion", "curate")

@@ -11,7 +11,7 @@ from mmlab.config.stage_schema import StageConfig
 
 @dataclass
 class MapConditionConfig:
-    _target_: str = "mmlab.model.map_condition.MapCondition"
+    _target_: str = "mmlab.model.conditioner.MapCondition"
     codes: int = number(MISSING, above=1)  # of the first stage of maps
     width: int = number(256, above=0)
     dropout: float = number(0.1, at_least=0, at_most=1)

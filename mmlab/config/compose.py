@@ -17,10 +17,10 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import mmlab
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.config.explain import groups_of
 from mmlab.config.loader import CheckedLoader
-from mmlab.config.locate import conf_dir, local_conf_dir
 from mmlab.config.multirun import Multirun, run_in_turn
 from mmlab.config.schema import register
 
@@ -203,3 +203,23 @@ def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> s
             "options of your own (./conf is added by itself), --hydra-help lists all flags.",
         ]
     )
+
+
+def conf_dir() -> Path:
+    """Return the folder with `train.yaml` and the config groups.
+
+    Raises:
+        ConfigError: the installation is incomplete.
+    """
+    assert mmlab.__file__ is not None
+    package = Path(mmlab.__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"The config folder of mmlab is in neither {package} nor its parent; install the package again.")
+
+
+def local_conf_dir() -> Path | None:
+    """Return `./conf` when it exists and is not the shipped folder: a lab's own options."""
+    local = Path("conf").resolve()
+    return local if local.is_dir() and local != conf_dir() else None

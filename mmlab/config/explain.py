@@ -16,7 +16,7 @@ from yaml import MarkedYAMLError
 
 from mmlab.config.build import locate
 from mmlab.config.errors import ConfigError, closest, nearest
-from mmlab.config.fieldcheck import unknown_key
+from mmlab.config.fields import unknown_key
 from mmlab.config.schema import ROOTS
 
 T = TypeVar("T", bound=BaseException)

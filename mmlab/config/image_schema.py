@@ -81,7 +81,7 @@ class StandInConfig:
 @dataclass
 class AutoencoderModelConfig:
     parts: ClassVar[tuple[str, ...]] = ("first_stage", "discriminator", "perceptual")
-    _target_: str = "mmlab.model.adversarial_autoencoder.AutoencoderModel"
+    _target_: str = "mmlab.model.autoencoder.AutoencoderModel"
     first_stage: Any = section("model/first_stage")
     discriminator: Any = section("model/discriminator")
     perceptual: Any = section("model/perceptual")
@@ -133,7 +133,7 @@ class DiTConfig:
 @dataclass
 class DiffusionModelConfig:
     parts: ClassVar[tuple[str, ...]] = ("first_stage", "conditioner", "denoiser")
-    _target_: str = "mmlab.model.diffusion_model.DiffusionModel"
+    _target_: str = "mmlab.model.denoiser.DiffusionModel"
     first_stage: Any = section("model/first_stage")
     conditioner: Any = section("model/conditioner")
     denoiser: Any = section("model/denoiser")
@@ -193,7 +193,7 @@ class GuidanceConfig:
 
 @dataclass
 class ClipConfig:
-    _target_: str = "mmlab.diffusion.clipping.Clip"
+    _target_: str = "mmlab.diffusion.guidance.Clip"
     limit: float = number(1.0, above=0)
     percentile: float | None = number(None, above=0, at_most=1)
 

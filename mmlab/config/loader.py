@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.explain import COMPOSITION_ERRORS, explain, no_choice
-from mmlab.config.fieldcheck import check_fields, missing_values, schema_fields
-from mmlab.config.naming import settle
+from mmlab.config.fields import check_fields, missing_values, schema_fields
+from mmlab.runs.naming import settle
 
 
 class CheckedLoader(ConfigLoaderImpl):

@@ -108,5 +108,5 @@ class DualEncoderConfig:
 @dataclass
 class LanguageOnlyConfig:
     parts: ClassVar[tuple[str, ...]] = ("language",)
-    _target_: str = "mmlab.model.language_only.LanguageOnly"
+    _target_: str = "mmlab.model.language.LanguageOnly"
     language: Any = section("model/language")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mmlab.config.build import VARIABLE, allowed_prefixes
 from mmlab.config.errors import ConfigError, RunError, UserError
-from mmlab.config.naming import canonical, is_sweep
+from mmlab.runs.naming import canonical, is_sweep
 
 # Hydra instantiates its sweeper and launcher itself; what they may be is decided here.
 PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.", "optuna.samplers.", "optuna.storages.")

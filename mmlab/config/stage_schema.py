@@ -40,17 +40,17 @@ class VisionLanguageStageConfig(StageConfig):
 
 @dataclass
 class AlignConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.align.ProjectorAlignment"
+    _target_: str = "mmlab.stage.vision_language.ProjectorAlignment"
 
 
 @dataclass
 class FinetuneConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.finetune.EndToEndFinetuning"
+    _target_: str = "mmlab.stage.vision_language.EndToEndFinetuning"
 
 
 @dataclass
 class QFormerAlignmentConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.qformer_align.QFormerAlignment"
+    _target_: str = "mmlab.stage.vision_language.QFormerAlignment"
 
 
 @dataclass
@@ -67,4 +67,4 @@ class QFormerPretrainingConfig(StageConfig):
 
 @dataclass
 class LanguagePretrainingConfig(VisionLanguageStageConfig):
-    _target_: str = "mmlab.stage.language_pretraining.LanguagePretraining"
+    _target_: str = "mmlab.stage.next_token.LanguagePretraining"

@@ -7,10 +7,10 @@ from typing import Any
 
 from mmlab.config.errors import DataError
 from mmlab.curate.journal import Row
-from mmlab.data.draw import draw
 from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import SampleError
+from mmlab.keyed import draw
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from mmlab.curate.journal import Row, by_key, claim, write_whole
 from mmlab.curate.llava_instruct import parse, request, sift
 from mmlab.curate.rules import check_rules
 from mmlab.curate.steps import REPORT, SHARDS, remove_litter, run_step, step_rows
-from mmlab.data.draw import draw
 from mmlab.data.formats import IMAGE_EXTENSIONS, RESPONSE_TYPES, Members, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.data.sources.coco import coco
 from mmlab.data.turns import IMAGE
+from mmlab.keyed import draw
 
 ENTRIES = "llava_instruct.json"
 

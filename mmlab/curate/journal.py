@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmlab.config import disk
 from mmlab.config.errors import DataError, RunError
+from mmlab.runs import disk
 
 Row = dict[str, Any]
 

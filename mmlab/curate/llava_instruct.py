@@ -10,7 +10,7 @@ from mmlab.curate.client import Message, NoReply
 from mmlab.curate.dialogue_text import Malformed, Pairs, read_description, read_dialogue
 from mmlab.curate.journal import Row
 from mmlab.curate.rules import caught_by
-from mmlab.data.draw import choose
+from mmlab.keyed import choose
 
 
 def request(

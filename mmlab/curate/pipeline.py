@@ -19,12 +19,12 @@ from mmlab.curate.minigpt4 import Describer, describe, go_on, repair, sift
 from mmlab.curate.report import report
 from mmlab.curate.rules import check_rules
 from mmlab.curate.steps import DATA, REPORT, SHARDS, journal_of, remove_litter, run_step, settle, step_rows
-from mmlab.data.draw import draw
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
 from mmlab.data.turns import Turn
+from mmlab.keyed import draw
 
 
 class Lazy:

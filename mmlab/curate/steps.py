@@ -14,7 +14,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError
 from mmlab.curate.journal import Journal, Row, by_key, read_rows
-from mmlab.data.progress import progress
+from mmlab.data.progress_bar import progress
 
 Step = Callable[[Sequence[Row]], Iterable[Row]]
 """Rows in, rows out, each with the `key` of a sample; `text` is the description, `fault` says why there is none."""

@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
-from mmlab.data.conversation import Encoded, Prompt, conversations_of, encode
+from mmlab.data.conversation import Encoded, Prompt, check_tokenizer, conversations_of, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of
-from mmlab.data.draw import draw
 from mmlab.data.packing import Group, Segment, first_fit, lay_out, split
 from mmlab.data.sample import ImageSpec, Sample, SampleError
 from mmlab.data.templates import TEMPLATES
-from mmlab.data.tokens import check_tokenizer, pad_id
+from mmlab.keyed import draw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,13 +2,16 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.data.draw import choose
 from mmlab.data.sample import SampleError
 from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import IMAGE, Dialogue, Turn
+from mmlab.keyed import choose
+
+if TYPE_CHECKING:
+    pass
 
 BRIEF_DESCRIPTION = (
     "Describe the image concisely.",

@@ -10,11 +10,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, DataError, nearest
-from mmlab.data.draw import draw
 from mmlab.data.formats import MAP
 from mmlab.data.image_condition import Conditions, Told
 from mmlab.data.images import ASPECTS, decode_image
 from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.keyed import draw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

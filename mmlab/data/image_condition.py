@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import nearest
+from mmlab.data.conversation import pad_id
 from mmlab.data.dialogues import caption_of
 from mmlab.data.sample import Sample, SampleError
-from mmlab.data.tokens import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mmlab.config.batching import accumulation
 from mmlab.config.errors import ConfigError, DataError, RunError, nearest
 from mmlab.data.loader import LocalLoader
+from mmlab.data.mixture import BALANCES, Source, SourceConfig, by_type, open_sources, source_config
 from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
-from mmlab.data.source import BALANCES, Source, SourceConfig, by_type, open_sources, source_config
+from mmlab.runs.ranks import accumulation
 
 
 class ShardDataModule(L.LightningDataModule):

@@ -6,15 +6,14 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
-from mmlab.config.batching import accumulation
 from mmlab.config.errors import DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
-from mmlab.data.mixture import Mixture, Sequential
+from mmlab.data.mixture import Mixture, Sequential, Source
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
+from mmlab.data.report import DataReport
 from mmlab.data.sample import ImageSpec, Sample, SampleError
-from mmlab.data.source import Source
-from mmlab.data.tally import DataReport
+from mmlab.runs.ranks import accumulation
 
 TRIES = 10
 

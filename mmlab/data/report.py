@@ -1,92 +1,90 @@
-"""The data report of a run: what it was really fed, as `data_report.json` in its folder."""
+"""Sums of what batches say about their samples; no heavy import, since every worker process keeps one."""
 
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch.distributed as dist
+from mmlab.config.errors import DataError
 
-from mmlab.data.tally import DataReport, write_json
-
-FILE_NAME = "data_report.json"
+_KEPT = 1000  # bad samples written out; beyond that the counters go on
 
 
-class DataReportCallback(L.Callback):
-    """Keeps the report of a run's trained batches, stops the run over budget, writes `data_report.json`.
-
-    The file lies in the trainer's `default_root_dir` and is renewed after each validation, at the end and on
-    an exception. Its counts go on after a resume. Every rank watches the budget on its own batches; the file
-    has the sums over the ranks, except after an exception, when others may be gone: then `ranks` is 1.
-    `data/replaced` of all ranks is logged.
+class DataReport:
+    """Sums the `stats` and `bad` of batches.
 
     Args:
-        budget: see `DataReport`.
-        floor: see `DataReport`.
+        budget: largest share of a source's samples that may be replaced.
+        floor: replacements that are always allowed, so that a bad sample among the first does not stop a run.
+        slack: how many times over either `check` lets pass, for who sees a part of the run only.
     """
 
-    def __init__(self, budget: float = 0.001, floor: int = 10):
-        self.train = DataReport(budget, floor)
-        self.validation = DataReport(budget, floor)
-        self._limits = budget, floor
-        self._step = 0
+    def __init__(self, budget: float = 0.001, floor: int = 10, slack: int = 1):
+        self.budget = budget
+        self.floor = floor
+        self.slack = slack
+        self.counters: dict[str, Counter[str]] = {}
+        self.bad: list[dict[str, Any]] = []
+        self.bad_left_out = 0
 
-    def on_train_start(self, trainer, pl_module) -> None:
-        self._step = trainer.global_step
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count one batch (or another report's `state_dict`)."""
+        for source, counts in batch.get("stats", {}).items():
+            self.counters.setdefault(source, Counter()).update(counts)
+        bad = batch.get("bad", [])
+        room = max(_KEPT - len(self.bad), 0)
+        self.bad += bad[:room]
+        self.bad_left_out += len(bad[room:]) + batch.get("bad_left_out", 0)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.train.add(batch)
-        if trainer.global_step > self._step:
-            self._step = trainer.global_step
-            if self._step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-                count = float(self.train.replaced)
-                pl_module.log("data/replaced", count, batch_size=1, sync_dist=True, reduce_fx="sum")
-        self.train.check()
+    @property
+    def replaced(self) -> int:
+        return sum(counts["replaced"] for counts in self.counters.values())
 
-    def on_validation_start(self, trainer, pl_module) -> None:
-        self.validation = DataReport(*self._limits)
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self.validation.add(batch)
-        self.validation.check()
-
-    def on_validation_end(self, trainer, pl_module) -> None:
-        if not trainer.sanity_checking:
-            self._write(trainer, everyone=True)
-
-    def on_train_end(self, trainer, pl_module) -> None:
-        self._write(trainer, everyone=True)
-
-    def on_exception(self, trainer, pl_module, exception) -> None:
-        self._write(trainer, everyone=False)
+    def check(self) -> None:
+        """Raise DataError with the source and its commonest reason once too many samples were replaced."""
+        for source, counts in self.counters.items():
+            if counts["replaced"] > self.slack * max(self.floor, self.budget * counts["seen"]):
+                reasons = {name: n for name, n in counts.items() if name.startswith("replaced/")}
+                reason = max(reasons, key=lambda name: reasons[name], default="replaced/unknown")
+                example = next((bad for bad in self.bad if bad["source"] == source), None)
+                such_as = f", such as {example['key']}: {example['message']}" if example else ""
+                raise DataError(
+                    f"source '{source}': {counts['replaced']} of {counts['seen']} samples had to be replaced,"
+                    f" more than bad_budget={self.budget:g} allows; the commonest reason is"
+                    f" '{reason.removeprefix('replaced/')}'{such_as}"
+                )
 
     def state_dict(self) -> dict[str, Any]:
-        # Lightning asks every rank for its state and keeps the first one's: that one has to hold the sums.
-        return _merged(self.train).state_dict()
+        """Plain data that `add` takes back, for a checkpoint or another rank."""
+        stats = {source: dict(counts) for source, counts in self.counters.items()}
+        return {"stats": stats, "bad": list(self.bad), "bad_left_out": self.bad_left_out}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train = DataReport(*self._limits)
-        if not _several_ranks() or dist.get_rank() == 0:
-            self.train.add(state_dict)
+    def summary(self) -> dict[str, Any]:
+        """Counters per source; `share`, also that of each response type, is of all samples, `loss_share` of tokens."""
+        total = sum(counts["seen"] for counts in self.counters.values())
+        sources = {}
+        types: Counter[str] = Counter()
+        for source, counts in sorted(self.counters.items()):
+            row: dict[str, Any] = {name: counts[name] for name in sorted(counts)}
+            row["share"] = counts["seen"] / total if total else 0.0
+            row["replaced_share"] = counts["replaced"] / counts["seen"] if counts["seen"] else 0.0
+            if counts["tokens"]:
+                row["loss_share"] = counts["tokens_with_loss"] / counts["tokens"]
+            sources[source] = row
+            types.update({name[5:]: n for name, n in counts.items() if name.startswith("type/")})
+        shares = {name: {"seen": n, "share": n / total} for name, n in sorted(types.items())}
+        return {"seen": total, "sources": sources, "types": shares, "bad": self.bad, "bad_left_out": self.bad_left_out}
 
-    def _write(self, trainer: L.Trainer, everyone: bool) -> None:
-        train, validation = (_merged(r) if everyone else r for r in (self.train, self.validation))
-        if trainer.is_global_zero:
-            ranks = trainer.world_size if everyone else 1
-            report = {"ranks": ranks, "train": train.summary(), "validation": validation.summary()}
-            write_json(Path(trainer.default_root_dir) / FILE_NAME, report)
+    def write(self, path: str | Path) -> None:
+        """Write the summary as JSON."""
+        write_json(Path(path), self.summary())
 
 
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _merged(report: DataReport) -> DataReport:
-    """The sum over all ranks; a collective call where there are several."""
-    if not _several_ranks():
-        return report
-    states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, report.state_dict())
-    merged = DataReport(report.budget, report.floor)
-    for state in states:
-        merged.add(state)
-    return merged
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(path)

@@ -15,8 +15,8 @@ import numpy as np
 
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, parse_record, record_texts, record_type, split_name
-from mmlab.data.pictures import open_picture
-from mmlab.data.progress import progress
+from mmlab.data.images import open_picture
+from mmlab.data.progress_bar import progress
 from mmlab.data.tar import TarMember, fail, walk
 
 _INT32 = np.iinfo(np.int32).max

@@ -14,7 +14,7 @@ from webdataset.writer import TarWriter
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
 from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
-from mmlab.data.progress import progress
+from mmlab.data.progress_bar import progress
 from mmlab.data.scan import scan_shards
 
 Samples = Generator[tuple[str, Members], None, dict[str, int]]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import parse_record, record_texts
 from mmlab.data.index import ShardIndex
-from mmlab.data.progress import progress
+from mmlab.data.progress_bar import progress
 from mmlab.data.sample import SampleError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"

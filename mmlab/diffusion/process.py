@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.diffusion.noise import Seeds, normal, uniform
-from mmlab.diffusion.schedule import alphas_bar, without_terminal_signal
-from mmlab.diffusion.spacing import spaced
+from mmlab.diffusion.schedule import alphas_bar, spaced, without_terminal_signal
+from mmlab.keyed import Seeds, normal, uniform
 
 
 class Level(NamedTuple):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.diffusion.clipping import Clip
-from mmlab.diffusion.guidance import Guidance
+from mmlab.diffusion.guidance import Clip, Guidance
 from mmlab.diffusion.process import Level, NoiseProcess, between
 from mmlab.diffusion.walk import Denoiser, Options, Walk
 

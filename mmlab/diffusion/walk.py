@@ -8,9 +8,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mmlab.diffusion.clipping import Clip
-from mmlab.diffusion.noise import Seeds, normal
+from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Level, NoiseProcess
+from mmlab.keyed import Seeds, normal
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t `[B, …]`, time `[B]`) → the process's target. It gets float32 (float64 for float64 samples) and the time of

@@ -11,15 +11,14 @@ from PIL import Image
 
 from mmlab.config.errors import DataError
 from mmlab.data.dialogues import caption_of, conversations_of
-from mmlab.data.progress import progress
+from mmlab.data.progress_bar import progress
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import IMAGE
-from mmlab.evaluate.answers import Answerer
-from mmlab.evaluate.exact_match import matches
-from mmlab.evaluate.incoherence import faults, finished, incoherence, words_of
-from mmlab.evaluate.kept_answers import KeptAnswers
-from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.answers import Answerer, KeptAnswers
+from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question, read_picture
+from mmlab.evaluate.scores.incoherence import faults, finished, incoherence, words_of
+from mmlab.evaluate.scores.scorers import matches
 from mmlab.report.sheet import BAD, GOOD, contact_sheet
 
 SIDE = 224

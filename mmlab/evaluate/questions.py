@@ -10,7 +10,7 @@ from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
-from mmlab.evaluate.scores import Reference, texts_of
+from mmlab.evaluate.scores.score import Reference, texts_of
 
 
 @dataclass(frozen=True)

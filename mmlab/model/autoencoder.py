@@ -20,6 +20,7 @@ from mmlab.model.diffusers_vae import (
     stated_statistics,
     with_blocks,
 )
+from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
 from mmlab.model.quantizer import Quantizer, VectorQuantizer
 
@@ -229,3 +230,28 @@ def _compare(stored: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+class AutoencoderModel(nn.Module):
+    """The parts of `AutoencoderTraining`; the first stage is what later runs take from it.
+
+    Args:
+        first_stage: learns to encode and decode.
+        discriminator: learns to tell its reconstructions from pictures.
+        perceptual: a distance of pictures, `(x, y)` in [-1, 1] → `[B]`, with its `label` and the side of the `smallest`
+            picture that it takes; never learns.
+
+    Raises:
+        ConfigError: a first stage without anything to learn.
+    """
+
+    def __init__(self, first_stage: nn.Module, discriminator: PatchDiscriminator, perceptual: nn.Module):
+        super().__init__()
+        if not isinstance(first_stage, Autoencoder):
+            raise ConfigError(
+                f"model.first_stage={type(first_stage).__name__} has nothing to learn; choose an autoencoder, such as "
+                "model/first_stage=kl_tiny."
+            )
+        self.first_stage: Autoencoder = first_stage
+        self.discriminator = discriminator
+        self.perceptual = perceptual

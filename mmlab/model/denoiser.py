@@ -5,12 +5,14 @@ Every denoiser is called with `(x_BCHW, time_B, condition)` and answers `[B, C, 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.model.conditioner import Condition, Conditioner
+from mmlab.model.first_stage import FirstStage
 
 GIVEN = ("in_channels", "out_channels", "cross_attention_dim", "class_embed_type", "num_class_embeds")
 """Fields of diffusers' UNets that follow from the first stage and the conditioner."""
@@ -107,3 +109,38 @@ def _build(kind: type, architecture: dict[str, Any], given: dict[str, Any]) -> n
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"model.denoiser.architecture makes no {kind.__name__}: {reason}.") from error
+
+
+class DiffusionModel(nn.Module):
+    """A denoiser of a first stage's latents (latent diffusion, section 3.2); of pixels where that is `Identity`.
+
+    Args:
+        first_stage: between pixels and latents.
+        conditioner: embeds classes or texts.
+        denoiser: builds the denoiser from `channels`, `vector_width` and `context_width`.
+
+    Raises:
+        ConfigError: a conditioner of maps.
+    """
+
+    def __init__(self, first_stage: FirstStage, conditioner: Conditioner, denoiser: Callable[..., nn.Module]):
+        super().__init__()
+        if conditioner.reads == "map":
+            raise ConfigError("model.conditioner reads the codes of maps, which model=code_prior has, not a denoiser.")
+        self.first_stage = first_stage
+        self.conditioner = conditioner
+        self.denoiser = denoiser(
+            channels=first_stage.channels,
+            vector_width=conditioner.vector_width,
+            context_width=conditioner.context_width,
+        )
+
+    def forward(self, x_BChw: Tensor, time_B: Tensor, condition: Condition) -> Tensor:
+        """Predict the process's target `[B, C, h, w]` for noised, normalised latents.
+
+        Args:
+            x_BChw: x_t.
+            time_B: as `NoiseProcess.model_time` gives it.
+            condition: of the conditioner.
+        """
+        return self.denoiser(x_BChw, time_B, condition)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.model.own_dtype import cast_all_but
-from mmlab.model.quantizer import Quantized
+from mmlab.model.quantizer import Quantized, cast_all_but
 
 
 def to_signed(pixels: Tensor) -> Tensor:

@@ -145,3 +145,15 @@ def _token_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     return {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+
+
+class LanguageOnly(nn.Module):
+    """A model whose one part is `language`, so that a language model is trained and saved like any part.
+
+    Args:
+        language: the language model.
+    """
+
+    def __init__(self, language: LanguageModel):
+        super().__init__()
+        self.language = language

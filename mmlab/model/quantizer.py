@@ -1,7 +1,7 @@
 """Vector quantization. Legend: B pictures, D width of a code, h/w sides of latents, K codes, N vectors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.own_dtype import cast_all_but
 
 DISTANCES = 1 << 25
 """Distances that are held at a time: 128 MiB of float32."""
@@ -226,6 +225,17 @@ class VectorQuantizer(Quantizer):
             # Ranks may have different numbers of distinct latents, so which codes were revived is rank 0's, too.
             for value in changed:
                 dist.broadcast(value, 0)
+
+
+def cast_all_but(module: nn.Module, names: Iterable[str], cast: Callable[[], Any]) -> nn.Module:
+    """Move and cast a module by `cast`; the named buffers move, and keep the dtype and values that they had."""
+    kept = {name: getattr(module, name) for name in names}
+    cast()
+    for name, value in kept.items():
+        moved = getattr(module, name)
+        if moved.dtype != value.dtype:
+            setattr(module, name, value.to(moved.device))
+    return module
 
 
 def usage(counts_K: Tensor) -> tuple[float, float]:

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
+from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex
-from mmlab.data.pictures import load_rgb
 from mmlab.data.sample import SampleError
 from mmlab.report.sheet import contact_sheet
 

@@ -9,15 +9,21 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.image_collate import ImageCollate
-from mmlab.model.adversarial_autoencoder import AutoencoderModel
+from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Posterior, Reconstruction, to_signed
 from mmlab.model.perceptual import StandIn
 from mmlab.model.quantizer import usage
-from mmlab.stage.autoencoder_guards import refuse_blow_up, refuse_code_collapse
-from mmlab.stage.autoencoder_loss import AutoencoderLoss, Terms, adaptive_weight, generator_loss, hinge_loss
-from mmlab.stage.keyed_latents import keyed_sample, with_seeds_on_host
-from mmlab.stage.latent_moments import LatentMoments
+from mmlab.stage.autoencoder_loss import (
+    AutoencoderLoss,
+    Terms,
+    adaptive_weight,
+    generator_loss,
+    hinge_loss,
+    refuse_blow_up,
+    refuse_code_collapse,
+)
+from mmlab.stage.latents import LatentMoments, keyed_sample, with_seeds_on_host
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import load_parts

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.code_collate import CodeCollate
+from mmlab.data.cache_collate import CodeCollate
 from mmlab.data.image_collate import ImageCollate, form
-from mmlab.diffusion.noise import uniform
+from mmlab.keyed import uniform
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.stage.generative import GenerativeStage

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.stage.keyed_latents import with_seeds_on_host
+from mmlab.stage.latents import with_seeds_on_host
 from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean
 from mmlab.training.artifacts import load_parts

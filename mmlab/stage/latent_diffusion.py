@@ -8,13 +8,13 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.image_collate import ImageCollate, LatentCollate, form
-from mmlab.diffusion.noise import uniform
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
-from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.keyed import uniform
+from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.first_stage import Posterior, to_signed
 from mmlab.stage.generative import GenerativeStage
-from mmlab.stage.keyed_latents import keyed_sample
+from mmlab.stage.latents import keyed_sample
 from mmlab.training.artifacts import fingerprint
 from mmlab.training.optim import AdamW
 

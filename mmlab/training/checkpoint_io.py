@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from mmlab.config.disk import sync_folder
 from mmlab.config.errors import RunError
+from mmlab.runs.disk import sync_folder
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"

@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from mmlab.config.devices import world_size
-from mmlab.config.slurm import under_srun
+from mmlab.runs.ranks import under_srun, world_size
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from PIL import Image
 
 from mmlab.config.errors import ConfigError
-from mmlab.config.redact import redact, redact_text
+from mmlab.runs.redact import redact, redact_text
 from mmlab.training.csv_log import CSVLog, values_of
 from mmlab.training.wandb_files import find_segments
 

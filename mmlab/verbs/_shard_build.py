@@ -1,11 +1,57 @@
-"""`mmlab shards build` and `encode`: what becomes shards, and the arguments of each source."""
+"""What the commands of `mmlab shards` share: a parser that complains in one sentence, and common arguments."""
 
 import argparse
 import time
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import RESPONSE_TYPES
-from mmlab.verbs._shard_arguments import add, add_kinds, existing, positive
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one sentence with the nearest right word."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
+
+    def error(self, message: str):
+        raise ConfigError(f"{message}; see `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            options = [str(choice) for choice in action.choices]
+            raise ConfigError(f"'{value}' is none of {', '.join(options)}.{nearest(str(value), options)}")
+
+
+def add(commands, name: str, run, summary: str) -> argparse.ArgumentParser:
+    """Add a command that `run` carries out, given the parsed arguments."""
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something: 1, 2, …"""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
+def existing(path: str) -> str:
+    """Return the path of something that exists, or raise ConfigError with the nearest name beside it."""
+    place = Path(path).expanduser()
+    if ":" in path or place.exists():  # a URL or a command is refused where folders are opened
+        return path
+    siblings = [str(other) for other in place.parent.iterdir()] if place.parent.is_dir() else []
+    raise ConfigError(f"there is no {path}.{nearest(str(place), siblings)}")
+
+
+def add_kinds(parser: argparse.ArgumentParser) -> None:
+    """Add `--kinds`: shapes to draw."""
+    kinds = ("circle", "square", "triangle", "diamond", "star", "cross")
+    parser.add_argument("--kinds", nargs="+", default=kinds, metavar="SHAPE", help=f"({' '.join(kinds)})")
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -68,7 +114,7 @@ def _captions(args: argparse.Namespace):
 
 
 def _images(args: argparse.Namespace):
-    from mmlab.data.sources.images import images
+    from mmlab.data.sources.picture_folder import images
 
     table = existing(args.labels) if args.labels else None
     maps = existing(args.maps) if args.maps else None
@@ -78,10 +124,9 @@ def _images(args: argparse.Namespace):
 def _encoded(args: argparse.Namespace):
     import torch
 
-    from mmlab.config.run import find_run
     from mmlab.data.index import ShardIndex
-    from mmlab.stage.code_cache import codes, kind_of
-    from mmlab.stage.latent_cache import first_stage_of, latents
+    from mmlab.runs.run import find_run
+    from mmlab.stage.latent_cache import codes, first_stage_of, kind_of, latents
 
     index = ShardIndex.open(existing(args.source))
     folder = find_run(args.run_name, args.runs)

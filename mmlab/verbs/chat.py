@@ -14,9 +14,9 @@ def chat(cfg: DictConfig) -> None:
 
     mmlab chat run=llava-finetune_tiny image=photo.jpg question="what color is the circle?"
     """
-    from mmlab.config.run import find_run
     from mmlab.evaluate.answers import Answerer
-    from mmlab.stage.restore import restore, run_prompt
+    from mmlab.runs.run import find_run
+    from mmlab.stage.assembly import restore, run_prompt
     from mmlab.training.trainer import place
 
     # Read first: a wrong path should not cost the loading of a model.

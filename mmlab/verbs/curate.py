@@ -35,10 +35,10 @@ def minigpt4(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from mmlab.config.build import build
-    from mmlab.config.run import find_run
     from mmlab.curate.pipeline import MiniGPT4, curate
     from mmlab.curate.report import lines
     from mmlab.data.index import ShardIndex
+    from mmlab.runs.run import find_run
 
     # A wrong name or address should not cost the loading of a model.
     recipe = MiniGPT4(
@@ -59,10 +59,10 @@ def minigpt4(cfg: DictConfig) -> None:
 
 def describer(cfg: DictConfig, folder):
     """The run's model, loaded when it is first asked, and what its descriptions depend on."""
-    from mmlab.config.run import load_run_config
     from mmlab.curate.pipeline import Lazy
     from mmlab.evaluate.answers import Answerer
-    from mmlab.stage.restore import restore, run_prompt
+    from mmlab.runs.run import load_run_config
+    from mmlab.stage.assembly import restore, run_prompt
     from mmlab.training.artifacts import fingerprints
     from mmlab.training.trainer import place
 

@@ -37,10 +37,10 @@ def evaluate(cfg: DictConfig) -> None:
     scores the quarter of so many samples that a classifier accepts, and samples of all codes, in rows of their own
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     """
-    from mmlab.config.disk import no_file
     from mmlab.config.errors import ConfigError
-    from mmlab.config.run import find_run, load_run_config
-    from mmlab.stage.restore import learned_captions
+    from mmlab.runs.disk import no_file
+    from mmlab.runs.run import find_run, load_run_config
+    from mmlab.stage.assembly import learned_captions
 
     folder = find_run(cfg.run, cfg.root)
     trained = load_run_config(folder)
@@ -72,16 +72,13 @@ def evaluate(cfg: DictConfig) -> None:
 def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
     """Ask a vision-language model questions with known answers; killed, the same command goes on."""
     from mmlab.data.index import ShardIndex
-    from mmlab.evaluate.answer_scores import answer_scores, predict, write_predictions
-    from mmlab.evaluate.answers import Answerer
-    from mmlab.evaluate.grid import draw_grid
-    from mmlab.evaluate.kept_answers import KeptAnswers
+    from mmlab.evaluate.answer_report import answer_scores, draw_grid, predict, worst_page, write_predictions
+    from mmlab.evaluate.answers import Answerer, KeptAnswers
     from mmlab.evaluate.questions import read_questions
-    from mmlab.evaluate.scienceqa import result_layout
-    from mmlab.evaluate.scorers import scorer_named
-    from mmlab.evaluate.scores import table, write_scores
-    from mmlab.evaluate.worst import worst_page
-    from mmlab.stage.restore import restore, run_prompt
+    from mmlab.evaluate.scores.scienceqa_score import result_layout
+    from mmlab.evaluate.scores.score import table, write_scores
+    from mmlab.evaluate.scores.scorers import scorer_named
+    from mmlab.stage.assembly import restore, run_prompt
     from mmlab.training.artifacts import fingerprints
     from mmlab.training.trainer import place
 
@@ -113,10 +110,9 @@ def answers(cfg: DictConfig, folder: Path, out: Path) -> None:
 
 def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
     """Ask a vision-language model to describe pictures, and count what is incoherent; killed, it goes on."""
-    from mmlab.config.run import load_run_config
     from mmlab.data.sample import ImageSpec
-    from mmlab.evaluate.answers import Answerer
-    from mmlab.evaluate.caption_scores import captions
+    from mmlab.evaluate.answer_report import worst_page
+    from mmlab.evaluate.answers import Answerer, KeptAnswers
     from mmlab.evaluate.descriptions import (
         caption_questions,
         describe,
@@ -125,10 +121,10 @@ def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
         judge,
         write_descriptions,
     )
-    from mmlab.evaluate.kept_answers import KeptAnswers
-    from mmlab.evaluate.picture_set import PictureSet
-    from mmlab.evaluate.worst import worst_page
-    from mmlab.stage.restore import description_prompt, restore
+    from mmlab.evaluate.pictures.picture_set import PictureSet
+    from mmlab.evaluate.scores.caption_scores import captions
+    from mmlab.runs.run import load_run_config
+    from mmlab.stage.assembly import description_prompt, restore
     from mmlab.training.artifacts import fingerprints
     from mmlab.training.trainer import place
 
@@ -158,7 +154,7 @@ def descriptions(cfg: DictConfig, folder: Path, out: Path) -> None:
 
 def reconstructions(cfg: DictConfig, folder: Path, out: Path) -> None:
     """Encode and decode pictures with a first stage."""
-    from mmlab.evaluate.reconstructions import reconstruction_sheet, score_reconstructions
+    from mmlab.evaluate.pictures.reconstructions import reconstruction_sheet, score_reconstructions
 
     model, _, network, pictures, train = everything(cfg, folder)
     scores = score_reconstructions(model, pictures, network, train, cfg.batch_size)
@@ -168,10 +164,10 @@ def reconstructions(cfg: DictConfig, folder: Path, out: Path) -> None:
 def samples(cfg: DictConfig, folder: Path, out: Path) -> None:
     """Draw samples of a generative model under the conditions of real pictures, and compare them with these."""
     from mmlab.config.errors import ConfigError
-    from mmlab.config.run import load_run_config
-    from mmlab.evaluate.feature_networks import feature_network
-    from mmlab.evaluate.generated_scores import score_samples
-    from mmlab.evaluate.rejection import ClassProbe, Rejection
+    from mmlab.evaluate.pictures.feature_networks import feature_network
+    from mmlab.evaluate.pictures.generated_scores import score_samples
+    from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
+    from mmlab.runs.run import load_run_config
     from mmlab.verbs.sample import check_guidance, with_codes, with_noise
 
     if cfg.features is None:
@@ -218,11 +214,11 @@ def everything(cfg: DictConfig, folder: Path) -> tuple[Any, DictConfig, Any, Any
     """For scores of pictures: model, the run's config, feature network or None, pictures, training pictures or None."""
     from omegaconf import OmegaConf
 
-    from mmlab.config.run import load_run_config
     from mmlab.data.sample import ImageSpec
-    from mmlab.evaluate.feature_networks import feature_network
-    from mmlab.evaluate.picture_set import PictureSet
-    from mmlab.stage.restore import restore
+    from mmlab.evaluate.pictures.feature_networks import feature_network
+    from mmlab.evaluate.pictures.picture_set import PictureSet
+    from mmlab.runs.run import load_run_config
+    from mmlab.stage.assembly import restore
     from mmlab.training.trainer import place
 
     # Shards and network first: a wrong name should not cost the loading of a model.
@@ -241,7 +237,7 @@ def everything(cfg: DictConfig, folder: Path) -> tuple[Any, DictConfig, Any, Any
 
 def report(scores: dict, sheets: dict, out: Path) -> None:
     """Write scores and sheets, and print the numbers, a line each."""
-    from mmlab.evaluate.scores import write_scores
+    from mmlab.evaluate.scores.score import write_scores
 
     write_scores(out, scores)
     for name, sheet in sheets.items():

@@ -19,15 +19,15 @@ def export(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from mmlab.config.build import build
-    from mmlab.config.disk import no_file
     from mmlab.config.errors import ConfigError
-    from mmlab.config.run import find_run
-    from mmlab.model.adversarial_autoencoder import AutoencoderModel
+    from mmlab.export.code_run import export_prior
+    from mmlab.export.diffusion_run import export_first_stage, export_pipeline
+    from mmlab.model.autoencoder import AutoencoderModel
     from mmlab.model.code_prior_model import CodePriorModel
-    from mmlab.model.diffusion_model import DiffusionModel
-    from mmlab.stage.export_codes import export_prior
-    from mmlab.stage.export_diffusers import export_first_stage, export_pipeline
-    from mmlab.stage.restore import restore, run_code_sampler, run_sampler
+    from mmlab.model.denoiser import DiffusionModel
+    from mmlab.runs.disk import no_file
+    from mmlab.runs.run import find_run
+    from mmlab.stage.assembly import restore, run_code_sampler, run_sampler
 
     folder = find_run(cfg.run, cfg.root)
     out = no_file(Path(cfg.out or folder / "export" / cfg.to))

@@ -16,10 +16,9 @@ def plan(cfg: DictConfig) -> None:
     """
     import torch
 
-    from mmlab.config.batching import accumulation
     from mmlab.config.build import build
-    from mmlab.config.check import check_trainable
-    from mmlab.config.devices import world_size
+    from mmlab.runs.check import check_trainable
+    from mmlab.runs.ranks import accumulation, world_size
     from mmlab.training.trainable import count_parameters, set_trainable
 
     check_trainable(cfg)

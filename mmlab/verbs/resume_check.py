@@ -62,9 +62,8 @@ def check(overrides: list[str], work: Path, steps: int, every: int, kills: list[
 
 def compare(straight: Path, killed: Path) -> str | None:
     """The first difference of two runs' batches, then of their last checkpoints."""
-    from mmlab.training.batch_log import read_batches
     from mmlab.training.checkpoint_io import newest_whole, read
-    from mmlab.training.compare import difference
+    from mmlab.training.resume_proof import difference, read_batches
 
     expected, _ = read_batches(straight)
     there, differing = read_batches(killed)
@@ -88,7 +87,7 @@ def _start(overrides: list[str], run: Path, steps: int, every: int, kill_at: int
         "logger=none",
         f"trainer.max_steps={steps}",
         f"callbacks.checkpoint.every_n_steps={every}",
-        "+callbacks.batch_log._target_=mmlab.training.batch_log.BatchLog",
+        "+callbacks.batch_log._target_=mmlab.training.resume_proof.BatchLog",
         f"+callbacks.batch_log.folder={run}",
         f"+callbacks.batch_log.kill_at={'null' if kill_at is None else kill_at}",
     ]

@@ -34,11 +34,11 @@ def sample(cfg: DictConfig) -> None:
 
     from mmlab.config.build import build
     from mmlab.config.errors import ConfigError
-    from mmlab.config.run import find_run, load_run_config
     from mmlab.data.sample import ImageSpec
-    from mmlab.evaluate.generated_files import draw_files
-    from mmlab.evaluate.generation import conditions
-    from mmlab.stage.restore import restore
+    from mmlab.evaluate.pictures.generators import conditions
+    from mmlab.evaluate.pictures.sample_files import draw_files
+    from mmlab.runs.run import find_run, load_run_config
+    from mmlab.stage.assembly import restore
     from mmlab.training.trainer import place
 
     folder = find_run(cfg.run, cfg.root)
@@ -81,8 +81,8 @@ def with_noise(
     """
     from mmlab.config.build import build
     from mmlab.config.errors import ConfigError
-    from mmlab.evaluate.generation import Generator
-    from mmlab.stage.restore import run_sampler
+    from mmlab.evaluate.pictures.generators import Generator
+    from mmlab.stage.assembly import run_sampler
 
     refuse_keys(cfg, OF_CODES, "takes noise away")
     if size not in (None, trained.data.size):
@@ -103,8 +103,8 @@ def with_codes(
         ConfigError: settings that it does not have, or pictures smaller than the trained ones.
     """
     from mmlab.config.errors import ConfigError
-    from mmlab.evaluate.code_generation import CodeGenerator
-    from mmlab.stage.restore import run_code_sampler
+    from mmlab.evaluate.pictures.generators import CodeGenerator
+    from mmlab.stage.assembly import run_code_sampler
 
     refuse_keys(cfg, OF_NOISE, "writes codes")
     given = {name: cfg[name] for name in ("temperature", "top_k", "top_p", "guidance")}
@@ -177,8 +177,8 @@ def out_folder(asked: str | None, root: Path, settings: dict[str, Any]) -> Path:
     Raises:
         ConfigError: the folder holds anything else.
     """
-    from mmlab.config.disk import no_file
     from mmlab.config.errors import ConfigError
+    from mmlab.runs.disk import no_file
 
     if asked is None:
         return next(folder for n in range(1, 10**9) if not (folder := root / str(n)).exists())

@@ -29,11 +29,11 @@ def score(cfg: DictConfig) -> None:
     and a text, as a list or as lines. References are the data set's own file, or lines of {key, answers, types,
     picture, choices}. A question without a prediction counts as wrong.
     """
-    from mmlab.config.disk import no_file
-    from mmlab.evaluate.recorded import read_predictions, read_references
-    from mmlab.evaluate.scienceqa import differences
-    from mmlab.evaluate.scorers import scorer_named
-    from mmlab.evaluate.scores import table
+    from mmlab.evaluate.scores.recorded import read_predictions, read_references
+    from mmlab.evaluate.scores.scienceqa_score import differences
+    from mmlab.evaluate.scores.score import table
+    from mmlab.evaluate.scores.scorers import scorer_named
+    from mmlab.runs.disk import no_file
 
     scorer = scorer_named(cfg.metric)
     out = None if cfg.out is None else no_file(Path(cfg.out))
@@ -58,8 +58,8 @@ def score(cfg: DictConfig) -> None:
 
 def write(out: Path, metric: str, found: dict, references: list, predictions: list, scores) -> None:
     """Write scores.json, a line for each question, and ScienceQA's results in LLaVA's layout."""
-    from mmlab.evaluate.scienceqa import result_layout
-    from mmlab.evaluate.scores import write_scores
+    from mmlab.evaluate.scores.scienceqa_score import result_layout
+    from mmlab.evaluate.scores.score import write_scores
 
     write_scores(out, found)
     with (out / "scored.jsonl").open("w", encoding="utf-8") as lines:
@@ -81,11 +81,18 @@ def llava_bench(cfg: DictConfig) -> None:
     The key of the endpoint is read from OPENAI_API_KEY, or the variable that llm.variable names.
     """
     from mmlab.config.build import build
-    from mmlab.config.disk import no_file
     from mmlab.curate.client import Client
-    from mmlab.evaluate.llava_bench import bench_scores, judge_questions, marks_of, read_bench, read_rules, write_marks
-    from mmlab.evaluate.recorded import read_predictions
-    from mmlab.evaluate.scores import table, write_scores
+    from mmlab.evaluate.scores.llava_bench import (
+        bench_scores,
+        judge_questions,
+        marks_of,
+        read_bench,
+        read_rules,
+        write_marks,
+    )
+    from mmlab.evaluate.scores.recorded import read_predictions
+    from mmlab.evaluate.scores.score import table, write_scores
+    from mmlab.runs.disk import no_file
 
     out = no_file(Path(cfg.out))
     questions = read_bench(cfg.questions, cfg.contexts, cfg.baseline)
@@ -111,7 +118,7 @@ def ask_judge(asked: list, judge, workers: int) -> tuple[list[tuple[str, str]], 
     """What was said to each question, or why nothing was; and how many replies on the disk cannot be used, and stay."""
     from mmlab.curate.asking import answers
     from mmlab.curate.client import NoReply
-    from mmlab.data.progress import progress
+    from mmlab.data.progress_bar import progress
 
     rows = [{"key": f"question {n}", "place": n} for n in range(len(asked))]
     reviews, kept = [("", "")] * len(asked), 0

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
-from mmlab.verbs._shard_arguments import Parser, add, add_kinds, existing, positive
-from mmlab.verbs._shard_build import add_build, add_encode
+from mmlab.verbs._shard_build import Parser, add, add_build, add_encode, add_kinds, existing, positive
 
 # Imports of torch, Pillow and transformers stand in the commands that need them: `--help` answers at once.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.config.run import find_run
+from mmlab.runs.run import find_run
 
 if TYPE_CHECKING:
     from mmlab.training.wandb_files import Segment
@@ -82,7 +82,7 @@ def still_written(segment: "Segment") -> bool:
 
 def push(segment: "Segment") -> str | None:
     """Let wandb push one segment, which marks it; return what went wrong, or None."""
-    from mmlab.config.redact import redact_text
+    from mmlab.runs.redact import redact_text
 
     # A mode that kept the run offline would keep its segments here.
     env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}

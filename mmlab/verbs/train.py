@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
-from mmlab.sweep.sweep import sweep
+from mmlab.runs.sweep.sweep import sweep
 
 
 def main(argv: list[str]) -> int:
@@ -18,9 +18,9 @@ def train(cfg: DictConfig) -> None:
 
     mmlab train experiment=llava/align_tiny optim.lr=1e-3
     """
-    from mmlab.config.check import check
-    from mmlab.config.devices import check_devices
-    from mmlab.config.run import finished, prepare_run
+    from mmlab.runs.check import check
+    from mmlab.runs.ranks import check_devices
+    from mmlab.runs.run import finished, prepare_run
 
     check(cfg)
     if cfg.run.fresh or not finished(Path(cfg.run.dir)):  # a complete run says so on any machine
@@ -37,8 +37,8 @@ def train(cfg: DictConfig) -> None:
     import lightning
 
     from mmlab.config.build import build
-    from mmlab.config.run import finish
-    from mmlab.stage.parts import build_data, build_stage
+    from mmlab.runs.run import finish
+    from mmlab.stage.assembly import build_data, build_stage
     from mmlab.training.artifacts import save_parts
     from mmlab.training.trainable import count_parameters
     from mmlab.training.trainer import build_trainer, fit

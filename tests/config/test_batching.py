@@ -1,7 +1,7 @@
 import pytest
 
-from mmlab.config.batching import accumulation
 from mmlab.config.errors import ConfigError
+from mmlab.runs.ranks import accumulation
 
 
 def test_accumulation_fills_the_global_batch():

@@ -65,7 +65,7 @@ def test_what_a_part_refuses_is_its_own_sentence():
     parts = {"first_stage": {"_target_": "mmlab.model.first_stage.Identity"}, "conditioner": part}
     denoiser = {"_target_": "mmlab.model.dit.DiT", "_partial_": True}
     with pytest.raises(ConfigError, match=r"^model\.conditioner\.classes=\[\]: give their number"):
-        build({"_target_": "mmlab.model.diffusion_model.DiffusionModel", **parts, "denoiser": denoiser})
+        build({"_target_": "mmlab.model.denoiser.DiffusionModel", **parts, "denoiser": denoiser})
 
 
 def test_wrong_arguments_are_found_at_any_depth_before_anything_is_built():

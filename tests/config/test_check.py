@@ -6,10 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mmlab.config.check import check, check_local_files, check_sources, looks_local
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
-from mmlab.config.run import finish, prepare_run
+from mmlab.runs.check import check, check_local_files, check_sources, looks_local
+from mmlab.runs.run import finish, prepare_run
 from mmlab.verbs.train import train
 from tests.config.tiny_conf import write_conf
 

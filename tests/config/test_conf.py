@@ -9,9 +9,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mmlab.config.build import check_targets
-from mmlab.config.compose import compose, start
+from mmlab.config.compose import compose, conf_dir, start
 from mmlab.config.errors import ConfigError
-from mmlab.config.locate import conf_dir
 from mmlab.config.schema import ROOTS, SCHEMAS
 from tests.config.tiny_conf import write_conf
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.devices import check_devices, world_size
 from mmlab.config.errors import ConfigError
 from mmlab.config.schema import TrainerConfig
+from mmlab.runs.ranks import check_devices, world_size
 
 
 def trainer(**changes) -> DictConfig:

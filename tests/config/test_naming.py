@@ -1,8 +1,8 @@
 import pytest
 
 from mmlab.config.compose import compose
-from mmlab.config.naming import run_name, sweep_name
 from mmlab.config.stage_schema import ContrastiveConfig
+from mmlab.runs.naming import run_name, sweep_name
 from tests.config.tiny_conf import write_conf
 
 CHOICES = {"experiment": "llava/align_tiny", "model": "llava", "stage": "align"}

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose, hydra_verb
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.config.redact import HIDDEN, redact, redact_text
-from mmlab.config.run import find_run, finish, finished, load_run_config, prepare_run
 from mmlab.config.schema import MLPConnectorConfig, TrainConfig, VisionConfig
+from mmlab.runs.redact import HIDDEN, redact, redact_text
+from mmlab.runs.run import find_run, finish, finished, load_run_config, prepare_run
 from tests.config.tiny_conf import write_conf
 
 RECIPE = "experiment=llava/align_tiny"

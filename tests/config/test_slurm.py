@@ -3,7 +3,7 @@
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.config.slurm import check_tasks, under_srun
+from mmlab.runs.ranks import check_tasks, under_srun
 
 
 @pytest.fixture

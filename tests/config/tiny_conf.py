@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from mmlab.config.locate import conf_dir
+from mmlab.config.compose import conf_dir
 
 FILES = {
     "model/llava": """

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.conversation import pad_id
 from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, ImageCollate, LatentCollate, form, mirrored
 from mmlab.data.reader import GlobalBatches, LocalBatches, Source
 from mmlab.data.sample import Sample, SampleError
 from mmlab.data.shards import ShardWriter
-from mmlab.data.tokens import pad_id
 from tests.tiny_tokenizers import llama_2, wordpiece
 
 NAMES = ["circle", "square", "7"]

@@ -11,7 +11,7 @@ import torch
 
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.data.module import ShardDataModule
-from mmlab.data.report import DataReportCallback
+from mmlab.evaluate.callbacks.data_report import DataReportCallback
 from tests.tiny_shards import KeyCollate, make_shards
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.mixture import Source, SourceConfig, open_sources
 from mmlab.data.order import EpochOrder, sample_seed, source_seed
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
-from mmlab.data.source import Source, SourceConfig, open_sources
 from tests.tiny_shards import KeyCollate, make_shards
 
 NAMES = ("keys", "seeds", "sources", "bad")

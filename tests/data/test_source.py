@@ -6,8 +6,8 @@ from itertools import chain
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.mixture import Source, by_type
 from mmlab.data.reader import GlobalBatches, LocalBatches
-from mmlab.data.source import Source, by_type
 from tests.tiny_shards import KeyCollate, make_shards
 
 # 10 : 4 : 13, about as the published 58,000 : 23,000 : 77,000.

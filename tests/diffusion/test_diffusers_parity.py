@@ -15,8 +15,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from mmlab.diffusion.clipping import Clip
 from mmlab.diffusion.flow import FlowMatching
+from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import ddim, ddpm, dpmpp_2m, euler, heun
 

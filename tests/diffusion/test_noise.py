@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmlab.diffusion.flow import FlowMatching
-from mmlab.diffusion.noise import normal, uniform
 from mmlab.diffusion.process import Diffusion
+from mmlab.keyed import normal, uniform
 
 SEEDS = [5, 2**40 + 5, 2**62, 0, 17, 123456789]
 
@@ -25,7 +25,7 @@ def test_a_draw_depends_on_its_seed_alone(process):
 
 
 def test_another_process_draws_the_same():
-    code = "from mmlab.diffusion.noise import normal; print(normal([1, 2**50], (3,), 'noise').tolist())"
+    code = "from mmlab.keyed import normal; print(normal([1, 2**50], (3,), 'noise').tolist())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(normal([1, 2**50], (3,), "noise").tolist())
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.clipping import Clip
 from mmlab.diffusion.flow import FlowMatching
-from mmlab.diffusion.guidance import Guidance
-from mmlab.diffusion.noise import normal
+from mmlab.diffusion.guidance import Clip, Guidance
 from mmlab.diffusion.process import Diffusion, Level, between
 from mmlab.diffusion.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, heun
 from mmlab.diffusion.walk import Step, Trajectory
+from mmlab.keyed import normal
 from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, exact
 
 X = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 from mmlab.config.errors import ConfigError
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
-from mmlab.diffusion.spacing import SPACINGS, spaced
+from mmlab.diffusion.schedule import SPACINGS, spaced
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

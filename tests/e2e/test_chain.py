@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from mmlab import cli
-from mmlab.stage.restore import restore
+from mmlab.stage.assembly import restore
 from tests.tiny_commands import carry_out
 
 # A preset of the user's own, so that every command of a chain has the same one word more.

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmlab import cli
-from mmlab.stage.restore import restore
+from mmlab.stage.assembly import restore
 from tests.tiny_commands import carry_out
 
 RECIPES = (

@@ -9,8 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
-from mmlab.config.compose import compose
-from mmlab.config.locate import conf_dir
+from mmlab.config.compose import compose, conf_dir
 from mmlab.data.conversation import Prompt
 from mmlab.training.trainable import count_parameters, set_trainable
 

@@ -12,10 +12,9 @@ import torch
 from omegaconf import DictConfig
 
 from mmlab.config.build import build
-from mmlab.config.check import check_process, check_trainable
-from mmlab.config.compose import compose
-from mmlab.config.fieldcheck import check_fields
-from mmlab.config.locate import conf_dir
+from mmlab.config.compose import compose, conf_dir
+from mmlab.config.fields import check_fields
+from mmlab.runs.check import check_process, check_trainable
 from mmlab.training.trainable import count_parameters, set_trainable
 
 KL_F8, VQ_F4 = 83.7, 55.3

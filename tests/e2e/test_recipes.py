@@ -8,8 +8,7 @@ import pytest
 from omegaconf import DictConfig
 
 from mmlab import cli
-from mmlab.config.compose import compose
-from mmlab.config.locate import conf_dir
+from mmlab.config.compose import compose, conf_dir
 from mmlab.data.sources.scenes import KINDS
 from tests.stage.tiny_codes import make_maps
 from tests.tiny_shapes import make_shapes

@@ -118,13 +118,13 @@ def test_a_metric_that_does_not_fit_is_refused_before_a_model_is_loaded(mmlab, m
     def loaded(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("mmlab.stage.restore.restore", loaded)
+    monkeypatch.setattr("mmlab.stage.assembly.restore", loaded)
     assert message in mmlab(f"{EVAL} {options} out=refused", code)
     assert not Path("refused").exists()
 
 
 def test_captions_that_are_missing_are_missed_before_a_model_is_loaded(mmlab, monkeypatch):
-    monkeypatch.setattr("mmlab.stage.restore.restore", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.restore", lambda *_: pytest.fail("a model was loaded"))
     assert "has no caption to compare" in mmlab(f"{EVAL} metric=captions out=refused", 1)
 
 

@@ -8,12 +8,12 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.conversation import Prompt
 from mmlab.data.index import ShardIndex
-from mmlab.evaluate.answer_quality import AnswerQuality
-from mmlab.evaluate.answer_scores import answer_scores, predict
+from mmlab.evaluate.answer_report import answer_scores, predict
 from mmlab.evaluate.answers import Answerer
-from mmlab.evaluate.exact_match import exact
+from mmlab.evaluate.callbacks.quality import AnswerQuality
 from mmlab.evaluate.questions import read_questions
-from mmlab.stage.align import ProjectorAlignment
+from mmlab.evaluate.scores.scorers import exact
+from mmlab.stage.vision_language import ProjectorAlignment
 from tests.evaluate.test_samples import Watch, stage_of, train
 from tests.tiny_shapes import make_shapes
 

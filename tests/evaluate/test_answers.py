@@ -11,7 +11,7 @@ from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn
 from mmlab.evaluate.answers import Answerer, answer_questions
 from mmlab.evaluate.questions import read_picture, read_questions
-from mmlab.stage.finetune import EndToEndFinetuning
+from mmlab.stage.vision_language import EndToEndFinetuning
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, fit, optim
 from tests.tiny_files import png

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmlab.evaluate.caption_scores import bleu, captions, cider_d, rouge_l, tokens_of
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores.caption_scores import bleu, captions, cider_d, rouge_l, tokens_of
+from mmlab.evaluate.scores.score import Reference
 
 SAID = [
     "a man rides a brown horse on the beach",

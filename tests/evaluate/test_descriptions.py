@@ -13,7 +13,7 @@ from mmlab.data.conversation import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn
-from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.answers import Answerer, KeptAnswers
 from mmlab.evaluate.descriptions import (
     Description,
     caption_questions,
@@ -23,11 +23,10 @@ from mmlab.evaluate.descriptions import (
     judge,
     write_descriptions,
 )
-from mmlab.evaluate.kept_answers import KeptAnswers
-from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question
 from mmlab.report.sheet import BAD, GOOD
-from mmlab.stage.finetune import EndToEndFinetuning
+from mmlab.stage.vision_language import EndToEndFinetuning
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, fit, optim
 from tests.tiny_files import png

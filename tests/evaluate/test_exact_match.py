@@ -1,7 +1,7 @@
 import pytest
 
-from mmlab.evaluate.exact_match import exact, matches, normalise
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.scorers import exact, matches, normalise
 
 
 @pytest.mark.parametrize(

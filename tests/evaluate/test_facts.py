@@ -1,7 +1,7 @@
 import pytest
 
-from mmlab.evaluate.facts import facts, says
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.scorers import facts, says
 
 
 @pytest.mark.parametrize(

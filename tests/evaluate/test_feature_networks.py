@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError
-from mmlab.evaluate import feature_networks
-from mmlab.evaluate.feature_networks import WEIGHTS, feature_network, resized
+from mmlab.evaluate.pictures import feature_networks
+from mmlab.evaluate.pictures.feature_networks import WEIGHTS, feature_network, resized
 from tests.evaluate.tiny_scores import contrastive_run, make_run
 
 

@@ -13,9 +13,9 @@ from mmlab.data.shards import ShardWriter
 from mmlab.diffusion.guidance import Guidance
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import Sampler
-from mmlab.evaluate.generated_scores import score_samples
-from mmlab.evaluate.generation import BorrowedConditions, Generator
-from mmlab.evaluate.picture_set import PictureSet
+from mmlab.evaluate.pictures.generated_scores import score_samples
+from mmlab.evaluate.pictures.generators import BorrowedConditions, Generator
+from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
 from mmlab.model.first_stage import to_uint8
 from tests.evaluate.tiny_scores import SIDE, Quadrants, make_noise

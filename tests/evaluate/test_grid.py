@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mmlab.evaluate.exact_match import exact
-from mmlab.evaluate.grid import draw_grid
+from mmlab.evaluate.answer_report import draw_grid
 from mmlab.evaluate.questions import read_questions
+from mmlab.evaluate.scores.scorers import exact
 from mmlab.report.sheet import BAD, GOOD
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records

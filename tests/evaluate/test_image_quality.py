@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from mmlab.config.errors import RunError
-from mmlab.evaluate.image_quality import (
+from mmlab.evaluate.pictures.fid import (
     FeatureSet,
     Moments,
     caution,

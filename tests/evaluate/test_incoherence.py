@@ -1,6 +1,6 @@
 import pytest
 
-from mmlab.evaluate.incoherence import breaks_off, faults, finished, incoherence, repeats
+from mmlab.evaluate.scores.incoherence import breaks_off, faults, finished, incoherence, repeats
 
 
 @pytest.mark.parametrize(

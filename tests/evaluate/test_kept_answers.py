@@ -3,8 +3,8 @@
 import pytest
 
 from mmlab.data.index import ShardIndex
-from mmlab.evaluate.answer_scores import predict
-from mmlab.evaluate.kept_answers import KeptAnswers
+from mmlab.evaluate.answer_report import predict
+from mmlab.evaluate.answers import KeptAnswers
 from mmlab.evaluate.questions import read_questions
 from tests.tiny_shapes import make_records
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError
-from mmlab.evaluate.linear_code import LinearCode
+from mmlab.evaluate.pictures.reconstructions import LinearCode
 
 
 def drawn(count: int, rank: int, seed: int, side: int = 4) -> torch.Tensor:

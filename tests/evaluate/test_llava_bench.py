@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.evaluate.llava_bench import (
+from mmlab.evaluate.scores.llava_bench import (
     BenchQuestion,
     bench_scores,
     judge_messages,

@@ -4,7 +4,7 @@ import torch
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture, read_questions
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores.score import Reference
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 

@@ -7,10 +7,15 @@ import torch
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.sample import ImageSpec
-from mmlab.evaluate import reconstructions
-from mmlab.evaluate.linear_code import LinearCode
-from mmlab.evaluate.picture_set import PictureSet
-from mmlab.evaluate.reconstructions import EQUAL, reconstruct, reconstruction_sheet, score_reconstructions
+from mmlab.evaluate.pictures import reconstructions
+from mmlab.evaluate.pictures.picture_set import PictureSet
+from mmlab.evaluate.pictures.reconstructions import (
+    EQUAL,
+    LinearCode,
+    reconstruct,
+    reconstruction_sheet,
+    score_reconstructions,
+)
 from mmlab.model.fidelity import psnr
 from mmlab.model.first_stage import to_signed
 from mmlab.model.quantizer import usage

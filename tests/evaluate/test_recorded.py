@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.evaluate.recorded import Recorded, read_predictions, read_references
-from mmlab.evaluate.scores import Reference
+from mmlab.evaluate.scores.recorded import Recorded, read_predictions, read_references
+from mmlab.evaluate.scores.score import Reference
 from tests.tiny_problems import problem, write_problems
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
-from mmlab.evaluate.code_generation import CodeGenerator
-from mmlab.evaluate.drawn_samples import Drawn
-from mmlab.evaluate.generated_scores import score_samples
-from mmlab.evaluate.image_quality import FeatureSet
-from mmlab.evaluate.picture_set import PictureSet
-from mmlab.evaluate.rejection import CAUTION, ClassProbe, Rejection, of_all_codes
+from mmlab.evaluate.pictures.drawn_samples import Drawn
+from mmlab.evaluate.pictures.fid import FeatureSet
+from mmlab.evaluate.pictures.generated_scores import score_samples
+from mmlab.evaluate.pictures.generators import CodeGenerator
+from mmlab.evaluate.pictures.picture_set import PictureSet
+from mmlab.evaluate.pictures.rejection import CAUTION, ClassProbe, Rejection, of_all_codes
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.conditioner import ClassCondition
 from mmlab.model.first_stage import to_uint8

@@ -13,10 +13,9 @@ from PIL import Image
 
 from mmlab.data.conversation import Prompt
 from mmlab.data.module import ShardDataModule
-from mmlab.evaluate.samples import AnsweredSamples, Card
+from mmlab.evaluate.callbacks.sample_sheets import AnsweredSamples, Card
 from mmlab.report.sheet import BAD, GOOD
-from mmlab.stage.align import ProjectorAlignment
-from mmlab.stage.finetune import EndToEndFinetuning
+from mmlab.stage.vision_language import EndToEndFinetuning, ProjectorAlignment
 from tests.model import tiny
 from tests.stage.tiny_stage import QUESTIONS, optim
 from tests.tiny_shapes import make_shapes
@@ -117,14 +116,14 @@ def test_a_stage_that_asks_nothing_shows_captions(root, tmp_path):
 
 def test_colours(monkeypatch):
     from mmlab.data.turns import Turn
-    from mmlab.evaluate.samples import _card
+    from mmlab.evaluate.callbacks.sample_sheets import _answer_card
 
     def colour(answer: str, prediction: str) -> str | None:
-        return _card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", answer)], prediction).colour
+        return _answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", answer)], prediction).colour
 
     assert colour("red", "Red.") == GOOD and colour("red", "blue") == BAD
     assert colour("a big red circle", "a circle") is None
-    card = _card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", "red")], "")
+    card = _answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", "red")], "")
     assert card.text == "what?\n(nothing)\n(right: red)"
 
 
@@ -136,16 +135,16 @@ def test_what_has_nothing_to_show(root):
 
 def test_an_unreadable_sample_is_left_out(root, tmp_path, monkeypatch):
     from mmlab.config.errors import DataError
-    from mmlab.evaluate import samples
+    from mmlab.evaluate.callbacks import sample_sheets
 
-    read = samples.read_picture
+    read = sample_sheets.read_picture
 
     def fails_first(index, i, spec):
         if i == 0:
             raise DataError("broken")
         return read(index, i, spec)
 
-    monkeypatch.setattr(samples, "read_picture", fails_first)
+    monkeypatch.setattr(sample_sheets, "read_picture", fails_first)
     kept = Kept(count=3, max_new_tokens=2)
     train(root, tmp_path, stage_of(root), kept, steps=1)
     assert len(kept.cards) == 2

@@ -3,9 +3,9 @@
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.data.sources.scienceqa_problems import COLUMNS, load_problems
-from mmlab.evaluate.scienceqa import differences, extract, reference_of, result_layout, scienceqa
-from mmlab.evaluate.scores import Reference
+from mmlab.data.sources.scienceqa import COLUMNS, load_problems
+from mmlab.evaluate.scores.scienceqa_score import differences, extract, reference_of, result_layout, scienceqa
+from mmlab.evaluate.scores.score import Reference
 from tests.tiny_problems import problem, write_problems
 
 LONG = "A force is a push or a pull.\nThe answer is in the table below.\n"

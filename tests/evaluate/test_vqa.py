@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmlab.evaluate.scores import Reference
-from mmlab.evaluate.vqa import normalise, soft_accuracy, vqa
+from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.vqa import normalise, soft_accuracy, vqa
 
 
 @pytest.mark.parametrize(

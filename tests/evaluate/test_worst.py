@@ -6,9 +6,9 @@ import re
 
 from PIL import Image
 
-from mmlab.evaluate.exact_match import exact
+from mmlab.evaluate.answer_report import worst, worst_page
 from mmlab.evaluate.questions import read_questions
-from mmlab.evaluate.worst import worst, worst_page
+from mmlab.evaluate.scores.scorers import exact
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 

@@ -3,8 +3,8 @@
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.evaluate.scores import Reference
-from mmlab.evaluate.yes_no import mme, mme_answer, pope, pope_answer
+from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.yes_no import mme, mme_answer, pope, pope_answer
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from mmlab.config.build import build
-from mmlab.config.compose import compose
+from mmlab.config.compose import compose, conf_dir
 from mmlab.config.errors import ConfigError
-from mmlab.config.locate import conf_dir
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.training.artifacts import SavesItself, describe, fingerprint
 from tests.model import tiny_autoencoders as tiny

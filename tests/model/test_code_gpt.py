@@ -10,9 +10,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.code_gpt import Cache, CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
-from mmlab.model.conditioner import NoCondition
-from mmlab.model.diffusion_model import DiffusionModel
-from mmlab.model.map_condition import MapCondition
+from mmlab.model.conditioner import MapCondition, NoCondition
+from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.quantizer import VectorQuantizer
 from tests.model import tiny_autoencoders as tiny
 from tests.model.tiny_priors import CODES, KINDS, SIDE, conditioner, conditions, prior_model, some_codes

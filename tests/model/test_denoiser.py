@@ -6,10 +6,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from mmlab.config.errors import ConfigError
+from mmlab.export.diffusers_parts import unet
 from mmlab.model.conditioner import ClassCondition, NoCondition
-from mmlab.model.denoiser import UNet
-from mmlab.model.diffusion_model import DiffusionModel
-from mmlab.model.export_diffusers import unet
+from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.first_stage import Identity
 
 SMALL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.export.diffusers_parts import transformer
 from mmlab.model.conditioner import ClassCondition
 from mmlab.model.dit import DiT, attend, patches, pixels, position_embedding
-from mmlab.model.export_diffusers import transformer
 
 TIME = torch.tensor([0, 7, 999])
 CLASSES = torch.tensor([0, 3, 5])

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from mmlab.model.code_gpt import CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
-from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, NoCondition, TextCondition
-from mmlab.model.map_condition import MapCondition
+from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, MapCondition, NoCondition, TextCondition
 from tests.model import tiny_autoencoders as tiny
 
 CODES, SIDE = 16, 4

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.diffusion.noise import normal
-from mmlab.model.adversarial_autoencoder import AutoencoderModel
+from mmlab.keyed import normal
+from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Identity, to_signed

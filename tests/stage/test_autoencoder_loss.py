@@ -10,8 +10,14 @@ from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Posterior, Reconstruction
 from mmlab.model.quantizer import Quantized
-from mmlab.stage.autoencoder_guards import refuse_blow_up, refuse_code_collapse
-from mmlab.stage.autoencoder_loss import AutoencoderLoss, adaptive_weight, generator_loss, hinge_loss
+from mmlab.stage.autoencoder_loss import (
+    AutoencoderLoss,
+    adaptive_weight,
+    generator_loss,
+    hinge_loss,
+    refuse_blow_up,
+    refuse_code_collapse,
+)
 from tests.model import tiny_autoencoders as tiny
 
 B, VALUES, LATENTS = 2, 3 * 16 * 16, 3 * 4 * 4

@@ -9,7 +9,7 @@ import torch
 
 from mmlab.stage.autoencoder import AutoencoderTraining
 from mmlab.training import checkpoint_io
-from mmlab.training.compare import difference
+from mmlab.training.resume_proof import difference
 from tests.stage.tiny_adversarial import data_of, stage, train
 from tests.stage.tiny_stage import fit
 from tests.tiny_shapes import make_shapes

@@ -19,7 +19,7 @@ def root(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def settled(monkeypatch):
     """The guard looks from the second validation on."""
-    monkeypatch.setattr("mmlab.stage.autoencoder_guards.SETTLED_STEPS", STEPS)
+    monkeypatch.setattr("mmlab.stage.autoencoder_loss.SETTLED_STEPS", STEPS)
 
 
 def collapsed(**codebook) -> AutoencoderTraining:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError, DataError, RunError
-from mmlab.diffusion.noise import uniform
+from mmlab.keyed import uniform
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.training.ema import EMA
 from tests.model.tiny_priors import CODES, NAMES, SIDE, prior_model

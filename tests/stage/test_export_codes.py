@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.code_pipeline import _choose
+from mmlab.export.code_pipeline import _choose
+from mmlab.export.code_run import export_prior
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.model.first_stage import to_uint8
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
-from mmlab.stage.export_codes import export_prior
 from tests.model import tiny_autoencoders as tiny
 from tests.model.tiny_priors import CODES, KINDS, NAMES, SIDE, conditions, prior_model
 

@@ -14,19 +14,17 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.clipping import Clip
 from mmlab.diffusion.flow import FlowMatching
-from mmlab.diffusion.guidance import Guidance
+from mmlab.diffusion.guidance import Clip, Guidance
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
+from mmlab.export.diffusion_run import export_first_stage, export_pipeline
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
 from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, NoCondition, TextCondition
-from mmlab.model.denoiser import UNet
-from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.dit import DiT
 from mmlab.model.first_stage import FirstStage, Identity
 from mmlab.model.quantizer import VectorQuantizer
-from mmlab.stage.export_diffusers import export_first_stage, export_pipeline
 
 SIZE, STEPS = 16, 5
 NAMES = ["cat", "dog", "red fox"]

@@ -11,18 +11,15 @@ import torch
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.model.conditioner import ClassCondition
-from mmlab.model.denoiser import UNet
-from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.dit import DiT
 from mmlab.model.dual_encoder import TextEncoder
-from mmlab.model.language_only import LanguageOnly
+from mmlab.model.language import LanguageOnly
 from mmlab.model.vision import VisionEncoder
-from mmlab.stage.align import ProjectorAlignment
 from mmlab.stage.contrastive import ContrastivePretraining
-from mmlab.stage.finetune import EndToEndFinetuning
-from mmlab.stage.language_pretraining import LanguagePretraining
-from mmlab.stage.qformer_align import QFormerAlignment
+from mmlab.stage.next_token import LanguagePretraining
 from mmlab.stage.qformer_pretraining import QFormerPretraining
+from mmlab.stage.vision_language import EndToEndFinetuning, ProjectorAlignment, QFormerAlignment
 from mmlab.training import checkpoint_io
 from mmlab.training.ema import EMA
 from tests.model import tiny

@@ -2,7 +2,7 @@ import pytest
 import scipy.stats
 import torch
 
-from mmlab.stage.latent_moments import LatentMoments
+from mmlab.stage.latents import LatentMoments
 from mmlab.stage.means import Means
 
 

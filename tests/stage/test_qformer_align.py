@@ -9,8 +9,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.conversation import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
-from mmlab.stage.finetune import EndToEndFinetuning
-from mmlab.stage.qformer_align import QFormerAlignment
+from mmlab.stage.vision_language import EndToEndFinetuning, QFormerAlignment
 from tests.model import tiny
 from tests.stage.tiny_stage import QUESTIONS, data_of, first_batch, fit, optim
 from tests.tiny_files import png

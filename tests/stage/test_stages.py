@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.conversation import Prompt
-from mmlab.model.language import LanguageModel
-from mmlab.model.language_only import LanguageOnly
-from mmlab.stage.align import ProjectorAlignment
+from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.stage.contrastive import ContrastivePretraining
-from mmlab.stage.finetune import EndToEndFinetuning
-from mmlab.stage.language_pretraining import LanguagePretraining
+from mmlab.stage.next_token import LanguagePretraining
+from mmlab.stage.vision_language import EndToEndFinetuning, ProjectorAlignment
 from tests.model import tiny
 from tests.stage.tiny_stage import CAPTIONS, QUESTIONS, TOWERS, data_of, dual_encoder, first_batch, fit, optim
 from tests.tiny_files import png

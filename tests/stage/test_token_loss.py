@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from mmlab.data.conversation import Prompt
-from mmlab.stage.finetune import EndToEndFinetuning
 from mmlab.stage.token_loss import TokenMean, rescale_gradients, supervised
+from mmlab.stage.vision_language import EndToEndFinetuning
 from mmlab.training.optim import AdamW
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, fit

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from mmlab.data.module import ShardDataModule
-from mmlab.model.adversarial_autoencoder import AutoencoderModel
+from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.perceptual import StandIn
 from mmlab.stage.autoencoder import AutoencoderTraining

@@ -11,8 +11,8 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.model.code_prior_model import CodePriorModel
-from mmlab.stage.code_cache import codes
 from mmlab.stage.code_prior import CodePrior
+from mmlab.stage.latent_cache import codes
 from tests.model.tiny_priors import NAMES, prior_model
 from tests.stage.tiny_diffusion import image_data
 from tests.stage.tiny_stage import optim

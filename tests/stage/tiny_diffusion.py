@@ -13,7 +13,7 @@ from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.model.conditioner import ClassCondition, Conditioner
-from mmlab.model.diffusion_model import DiffusionModel
+from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.first_stage import FirstStage, Posterior
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion

@@ -8,7 +8,7 @@ import pytest
 
 import mmlab
 from mmlab import cli
-from mmlab.sweep import launcher, points
+from mmlab.runs.sweep import launcher, points
 from tests.config.tiny_conf import write_conf
 from tests.sweep.tiny_sweep import RECIPE
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmlab.sweep.local import Processes, divide
-from mmlab.sweep.points import Point
+from mmlab.runs.sweep.local import Processes, divide
+from mmlab.runs.sweep.points import Point
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_gpus_are_shared_out(monkeypatch, visible, jobs, shares):
 
 def test_threads_are_shared_out_unless_they_are_given(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("mmlab.sweep.local._cpus", lambda: 9)
+    monkeypatch.setattr("mmlab.runs.sweep.local._cpus", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert divide(2) == [{"OMP_NUM_THREADS": "4"}] * 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

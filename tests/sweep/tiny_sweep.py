@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
 from mmlab.config.errors import RunError, UserError
-from mmlab.config.run import finish, finished, prepare_run
+from mmlab.runs.run import finish, finished, prepare_run
 
 RECIPE = "experiment=llava/align_tiny"
 

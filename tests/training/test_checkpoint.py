@@ -18,11 +18,10 @@ from torch.multiprocessing import ProcessRaisedException
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.module import ShardDataModule
 from mmlab.training import checkpoint_io, preemption
-from mmlab.training.batch_log import BatchLog, read_batches
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
-from mmlab.training.compare import difference
 from mmlab.training.preemption import Preempted
+from mmlab.training.resume_proof import BatchLog, difference, read_batches
 from mmlab.training.trainer import fit
 from tests.tiny_shards import KeyCollate, make_shards
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmlab.training.compare import difference
+from mmlab.training.resume_proof import difference
 
 SAME = {
     "step": 3,

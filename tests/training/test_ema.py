@@ -14,8 +14,8 @@ from mmlab.data.module import ShardDataModule
 from mmlab.training import checkpoint_io
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
-from mmlab.training.compare import difference
 from mmlab.training.ema import EMA
+from mmlab.training.resume_proof import difference
 from mmlab.training.trainer import fit
 from tests.tiny_shards import KeyCollate, make_shards
 

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 
-from mmlab.stage.align import ProjectorAlignment
+from mmlab.stage.vision_language import ProjectorAlignment
 from mmlab.training.progress import Progress
 from tests.model import tiny
 from tests.stage.tiny_stage import CAPTIONS, data_of, fit, optim

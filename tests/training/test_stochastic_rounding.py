@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlab.training.optim import AdamW
-from mmlab.training.stochastic_rounding import StochasticAdamW, stochastically_rounded
+from mmlab.training.optim import AdamW, StochasticAdamW, stochastically_rounded
 
 LLAVA = 2e-5
 """The learning rate of LLaVA's finetuning, far below the last bit of a weight of 0.02."""

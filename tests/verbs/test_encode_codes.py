@@ -12,8 +12,8 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.model.first_stage import to_signed
-from mmlab.stage.code_cache import codes
-from mmlab.stage.restore import restore
+from mmlab.stage.assembly import restore
+from mmlab.stage.latent_cache import codes
 from mmlab.training.artifacts import fingerprint
 from mmlab.verbs.shards import main
 from tests.evaluate.tiny_scores import first_stage_run

@@ -47,7 +47,7 @@ def test_a_first_stage(work, monkeypatch, capsys):
 
 
 def test_a_linear_code_that_does_not_fit_costs_no_other_score(work, monkeypatch, capsys):
-    monkeypatch.setattr("mmlab.evaluate.reconstructions.LINEAR_BYTES", 4 * 3 * 8**2)
+    monkeypatch.setattr("mmlab.evaluate.pictures.reconstructions.LINEAR_BYTES", 4 * 3 * 8**2)
     code, out, err = evaluate(work, monkeypatch, capsys, "run=first_stage", "data.train_from=train", "out=unlined")
     assert code == 0, err
     scores = json.loads((work / "unlined" / "scores.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from mmlab import cli
 from mmlab.config.build import build
 from mmlab.diffusion.samplers import Sampler
-from mmlab.stage.restore import restore
+from mmlab.stage.assembly import restore
 from tests.evaluate.tiny_scores import diffusion_run, first_stage_run, make_run
 
 

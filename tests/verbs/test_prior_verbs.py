@@ -10,10 +10,10 @@ from PIL import Image
 
 from mmlab import cli
 from mmlab.data.index import ShardIndex
-from mmlab.evaluate import generated_files
-from mmlab.evaluate.code_generation import CodeGenerator
+from mmlab.evaluate.pictures import sample_files
+from mmlab.evaluate.pictures.generators import CodeGenerator
 from mmlab.model.code_sampling import CodeSampler
-from mmlab.stage.restore import restore
+from mmlab.stage.assembly import restore
 from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run
 from tests.model.tiny_priors import NAMES
 from tests.stage.tiny_codes import make_maps
@@ -119,13 +119,13 @@ def test_pictures_larger_than_trained(work, monkeypatch, capsys):
 
 def test_a_strip_is_written_row_by_row(work, monkeypatch, capsys):
     sheets = {}
-    real = generated_files.contact_sheet
+    real = sample_files.contact_sheet
 
     def kept(pictures, texts, columns, **options):
         sheets[columns] = (pictures, options["labels"])
         return real(pictures, texts, columns, **options)
 
-    monkeypatch.setattr(generated_files, "contact_sheet", kept)
+    monkeypatch.setattr(sample_files, "contact_sheet", kept)
     assert run(work, monkeypatch, capsys, "sample", "run=class", "count=6", "strip=2", "out=strip")[0] == 0
     pictures, labels = sheets[5]
     assert labels == ["random codes", *(f"step {row} of 4" for row in range(1, 5))] * 2
@@ -170,7 +170,7 @@ def test_scores(work, monkeypatch, capsys):
     ],
 )
 def test_what_cannot_be_scored_is_one_sentence(work, monkeypatch, capsys, argv, says):
-    monkeypatch.setattr("mmlab.stage.restore.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.load_parts", lambda *_: pytest.fail("weights are loaded"))
     code, _, err = run(work, monkeypatch, capsys, "eval", "data.path=val", *argv)
     assert code == 2 and says in err and "\n" not in err
 
@@ -201,7 +201,7 @@ def test_an_exported_prior(work, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_before_weights_are_loaded(work, monkeypatch, capsys, argv, says):
-    monkeypatch.setattr("mmlab.stage.restore.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.load_parts", lambda *_: pytest.fail("weights are loaded"))
     code, _, err = run(work, monkeypatch, capsys, "sample", *argv)
     assert code == 2 and says in err and "\n" not in err
 

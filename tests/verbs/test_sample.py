@@ -10,9 +10,9 @@ from PIL import Image
 
 from mmlab import cli
 from mmlab.config.build import build
-from mmlab.evaluate import generated_files
-from mmlab.evaluate.generation import Generator
-from mmlab.stage.restore import restore, run_sampler
+from mmlab.evaluate.pictures import sample_files
+from mmlab.evaluate.pictures.generators import Generator
+from mmlab.stage.assembly import restore, run_sampler
 from mmlab.training.artifacts import save_parts
 from tests.evaluate.tiny_scores import CLASSES, contrastive_run, diffusion_run, first_stage_run
 from tests.stage.tiny_diffusion import NAMES
@@ -132,13 +132,13 @@ def test_steps_and_guidance_win_over_the_sampler_s_own(work, monkeypatch, capsys
 
 def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     sheets = {}
-    real = generated_files.contact_sheet
+    real = sample_files.contact_sheet
 
     def kept(pictures, texts, columns, **options):
         sheets[columns] = (pictures, texts, options["labels"])
         return real(pictures, texts, columns, **options)
 
-    monkeypatch.setattr(generated_files, "contact_sheet", kept)
+    monkeypatch.setattr(sample_files, "contact_sheet", kept)
     asked = ["run=class", "count=6", "batch_size=2", "strip=3", "steps=12", "seed=2", "out=strip"]
     assert sample(work, monkeypatch, capsys, *asked)[0] == 0
     pictures, texts, labels = sheets[9]
@@ -182,7 +182,7 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     ],
 )
 def test_a_mistake_is_one_sentence_before_weights_are_loaded(work, monkeypatch, capsys, argv, says):
-    monkeypatch.setattr("mmlab.stage.restore.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.load_parts", lambda *_: pytest.fail("weights are loaded"))
     code, _, err = sample(work, monkeypatch, capsys, *argv)
     assert code == 2 and says in err and "\n" not in err
 

@@ -6,8 +6,8 @@ import pytest
 
 from mmlab import cli
 from mmlab.config.verb_schema import METRICS
-from mmlab.evaluate.scorers import SCORERS
-from mmlab.evaluate.scores import show, table
+from mmlab.evaluate.scores.score import show, table
+from mmlab.evaluate.scores.scorers import SCORERS
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.tiny_problems import problem, write_problems
 

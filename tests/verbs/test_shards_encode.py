@@ -14,9 +14,9 @@ from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.diffusion.process import Diffusion
 from mmlab.model.first_stage import to_signed
+from mmlab.stage.assembly import restore
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
-from mmlab.stage.restore import restore
 from mmlab.training.artifacts import fingerprint
 from mmlab.verbs.shards import main
 from tests.evaluate.tiny_scores import Unshuffle, contrastive_run, diffusion_run, first_stage_run, make_run

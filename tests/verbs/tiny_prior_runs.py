@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mmlab.stage.restore import restore
+from mmlab.stage.assembly import restore
 from mmlab.training.artifacts import save_parts
 from tests.evaluate.tiny_scores import CLASSES, make_run
 from tests.model.tiny_priors import louder

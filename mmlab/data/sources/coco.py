@@ -9,9 +9,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
 from mmlab.data.shards import Samples
-from mmlab.data.sources.folder import PictureFolder
-from mmlab.data.sources.json_file import load_json
-from mmlab.data.sources.table import rows
+from mmlab.data.sources.files import PictureFolder, load_json, rows
 
 _SLACK = 0.01  # how far a box may stick out of its picture, which annotators' boxes do by a pixel
 

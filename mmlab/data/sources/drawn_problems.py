@@ -8,7 +8,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
-from mmlab.data.sources.scienceqa_problems import LETTERS, PROBLEMS, SPLITS
+from mmlab.data.sources.scienceqa import LETTERS, PROBLEMS, SPLITS
 
 NAMES = ("Ann", "Ben", "Eve", "Max", "Mia", "Tom")
 

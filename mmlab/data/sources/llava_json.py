@@ -6,8 +6,7 @@ from typing import Any
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import KeyMaker, Members, record_type
 from mmlab.data.shards import Samples
-from mmlab.data.sources.folder import PictureFolder
-from mmlab.data.sources.json_file import load_json
+from mmlab.data.sources.files import PictureFolder, load_json
 
 _ROLES = ("human", "gpt", "system")
 

@@ -6,7 +6,7 @@ import pytest
 from mmlab.config.errors import ConfigError
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.sources.drawn_instructions import instructions
-from mmlab.evaluate.facts import says
+from mmlab.evaluate.scores.scorers import says
 
 
 def records(count: int = 120, **options) -> list[dict]:

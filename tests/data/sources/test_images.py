@@ -5,7 +5,7 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import write_shards
-from mmlab.data.sources.images import images
+from mmlab.data.sources.picture_folder import images
 from tests.tiny_files import png
 
 

@@ -10,8 +10,7 @@ from mmlab.data.dialogues import Prompt, conversations_of
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.drawn_problems import write_problems as draw_problems
 from mmlab.data.sources.scenes import COLOURS, KINDS
-from mmlab.data.sources.scienceqa import scienceqa
-from mmlab.data.sources.scienceqa_problems import COLUMNS, load_problems, load_split
+from mmlab.data.sources.scienceqa import COLUMNS, load_problems, load_split, scienceqa
 from tests.tiny_files import png
 from tests.tiny_problems import problem, write_problems
 

@@ -1,0 +1,91 @@
+"""A folder of pictures with classes: one sub-folder per class, or a table."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker
+from mmlab.data.shards import Samples
+from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, PictureFolder, class_of, column, rows
+
+
+def images(
+    root: str | Path,
+    labels: str | Path | None = None,
+    image_field: str | None = None,
+    class_field: str | None = None,
+    missing_budget: float = 0.0,
+    maps: str | Path | None = None,
+) -> Samples:
+    """Read pictures and their classes.
+
+    Args:
+        root: the picture folder. Without a table the class is the first sub-folder that a picture is in
+            (`root/<class>/…/x.jpg`, the layout of torchvision's ImageFolder); pictures right in `root` have none.
+        labels: a `.csv`, `.tsv` or `.jsonl` file with a picture's path (from `root`) and its class per row; only the
+            pictures that it names are read.
+        image_field: the column of the path; None takes the first of `image`, `file`, `filename`, `path`, …
+        class_field: the column of the class, a name or a number; None takes `class` or `label`.
+        missing_budget: share of the pictures that may be absent or unreadable; a picture without its map counts.
+        maps: a folder with a PNG of the same path for each picture, such as its segmentation; it becomes `map.png`.
+
+    Returns:
+        Counts: `samples`, `classes`, `without_class`, `missing` (no such picture), `unsupported` (not JPEG, PNG,
+        WebP).
+
+    Raises:
+        ConfigError: columns are named, but no table.
+        DataError: no such folder or table, a malformed row (named by its number), no picture, or a budget overrun.
+    """
+    if labels is None and (image_field or class_field):
+        raise ConfigError(f"the column '{image_field or class_field}' is named, but no table; give --labels TABLE.")
+    found = _folders(Path(root)) if labels is None else _table(Path(labels), image_field, class_field)
+    entries = list(found)
+    folder = PictureFolder(root, missing_budget, len(entries))
+    if not entries:
+        raise DataError(f"{labels or root} has no picture ({', '.join(IMAGE_EXTENSIONS)}).")
+    map_folder = None if maps is None else PictureFolder(maps, missing_budget, len(entries))
+    keys, classes = KeyMaker(), set()
+    counts = {"samples": 0, "without_class": 0}
+    for where, name, kind in entries:
+        picture = folder.read(name, where)
+        shown = {} if picture is None else {picture[0]: picture[1]}
+        if picture is not None and map_folder is not None:
+            drawn = map_folder.read(str(Path(name).with_suffix(".png")), where)
+            if drawn is not None and drawn[0] != "png":
+                raise DataError(f"{where}: its map is a {drawn[0]} inside; maps are PNG, which keeps their values.")
+            shown = {} if drawn is None else {**shown, MAP: drawn[1]}
+        if not shown:
+            continue
+        counts["samples"] += 1
+        record: dict[str, Any] = {"id": name}
+        if kind is None:
+            counts["without_class"] += 1
+        else:
+            record["class"] = kind
+            classes.add(kind)
+        yield keys(str(Path(name).with_suffix(""))), {**shown, "json": record}
+    lost = [folder] if map_folder is None else [folder, map_folder]
+    missing, unsupported = sum(one.missing for one in lost), sum(one.unsupported for one in lost)
+    return {**counts, "classes": len(classes), "missing": missing, "unsupported": unsupported}
+
+
+def _folders(root: Path) -> Iterator[tuple[str, str, str | int | None]]:
+    """(where, path from the folder, class) of each picture."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
+            name = path.relative_to(root)
+            yield str(path), str(name), name.parts[0] if len(name.parts) > 1 else None
+
+
+def _table(path: Path, image_field: str | None, class_field: str | None) -> Iterator[tuple[str, str, str | int | None]]:
+    """(where, path from the folder, class) of each row."""
+    image = kind = None
+    for where, row in rows(path):
+        if image is None or kind is None:
+            image = column(row, image_field, IMAGE_FIELDS, where)
+            kind = column(row, class_field, CLASS_FIELDS, where)
+        if not isinstance(row.get(image), str):
+            raise DataError(f"{where}: '{image}' must be a text.")
+        yield where, row[image], class_of(row, kind, where)

@@ -1,0 +1,92 @@
+"""The data report of a run: what it was really fed, as `data_report.json` in its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+
+from mmlab.data.report import DataReport, write_json
+
+FILE_NAME = "data_report.json"
+
+
+class DataReportCallback(L.Callback):
+    """Keeps the report of a run's trained batches, stops the run over budget, writes `data_report.json`.
+
+    The file lies in the trainer's `default_root_dir` and is renewed after each validation, at the end and on
+    an exception. Its counts go on after a resume. Every rank watches the budget on its own batches; the file
+    has the sums over the ranks, except after an exception, when others may be gone: then `ranks` is 1.
+    `data/replaced` of all ranks is logged.
+
+    Args:
+        budget: see `DataReport`.
+        floor: see `DataReport`.
+    """
+
+    def __init__(self, budget: float = 0.001, floor: int = 10):
+        self.train = DataReport(budget, floor)
+        self.validation = DataReport(budget, floor)
+        self._limits = budget, floor
+        self._step = 0
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.train.add(batch)
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            if self._step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+                count = float(self.train.replaced)
+                pl_module.log("data/replaced", count, batch_size=1, sync_dist=True, reduce_fx="sum")
+        self.train.check()
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self.validation = DataReport(*self._limits)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.validation.add(batch)
+        self.validation.check()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, everyone=True)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._write(trainer, everyone=True)
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self._write(trainer, everyone=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        # Lightning asks every rank for its state and keeps the first one's: that one has to hold the sums.
+        return _merged(self.train).state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train = DataReport(*self._limits)
+        if not _several_ranks() or dist.get_rank() == 0:
+            self.train.add(state_dict)
+
+    def _write(self, trainer: L.Trainer, everyone: bool) -> None:
+        train, validation = (_merged(r) if everyone else r for r in (self.train, self.validation))
+        if trainer.is_global_zero:
+            ranks = trainer.world_size if everyone else 1
+            report = {"ranks": ranks, "train": train.summary(), "validation": validation.summary()}
+            write_json(Path(trainer.default_root_dir) / FILE_NAME, report)
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _merged(report: DataReport) -> DataReport:
+    """The sum over all ranks; a collective call where there are several."""
+    if not _several_ranks():
+        return report
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, report.state_dict())
+    merged = DataReport(report.budget, report.floor)
+    for state in states:
+        merged.add(state)
+    return merged

@@ -1,0 +1,157 @@
+"""Networks whose features pictures are compared by. Legend: N pictures, H/W pixels, P patches, F width of a feature.
+
+A distance means nothing without its network, its weights and how pictures came to it: `describe` says all three, and
+stands in every result.
+"""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from mmlab.config.build import build
+from mmlab.config.errors import ConfigError
+from mmlab.model.vision import VisionEncoder
+from mmlab.runs.run import find_run, load_run_config
+from mmlab.training.artifacts import fingerprint, load_parts
+
+INCEPTION = "inception"
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+"""The weights of the Inception network of the published FID numbers, as torch-fidelity names them."""
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+
+
+class FeatureNetwork(Protocol):
+    """What gives pictures their features."""
+
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        """uint8 `[N, 3, H, W]` → features, float32 `[N, F]`."""
+        ...
+
+    def to(self, device: torch.device) -> "FeatureNetwork":
+        """Move the network, and return it."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """`network`, `hash` of its weights, `width` F, `input` (size, resize filter, range), `stand_in`."""
+        ...
+
+
+def feature_network(name: str, root: str | Path = "runs") -> FeatureNetwork:
+    """`inception`, or the vision encoder of a run.
+
+    Args:
+        name: `inception`, or name or folder of a run.
+        root: where runs lie.
+
+    Raises:
+        ConfigError: no such run, a run without a vision encoder, or no Inception here.
+    """
+    return Inception() if name == INCEPTION else RunFeatures(find_run(name, root))
+
+
+class RunFeatures:
+    """The vision encoder of a contrastive run, its patches averaged: a stand-in where there is no Inception.
+
+    Its distances compare runs of one project with each other; they are no published FID.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ConfigError: the run has not trained a vision encoder.
+    """
+
+    vision: VisionEncoder
+
+    def __init__(self, folder: Path):
+        cfg = load_run_config(folder)
+        if "vision" not in cfg.model:
+            raise ConfigError(
+                f"{folder} has no vision encoder; give features a run of stage=contrastive, or inception."
+            )
+        holder = nn.ModuleDict({"vision": build(cfg.model.vision)})
+        load_parts(holder, [folder])
+        self.name = folder.name
+        self.vision = holder["vision"].eval().requires_grad_(False)  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        device = next(self.vision.parameters()).device
+        return self.vision(resized(pixels_N3HW.to(device), self.vision.image_size)).mean(1).float()
+
+    def to(self, device: torch.device) -> "RunFeatures":
+        self.vision.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "network": f"vision encoder of the run {self.name}, mean over its patches",
+            "hash": fingerprint(self.vision),
+            "width": self.vision.width,
+            "input": f"{self.vision.image_size} px, bicubic with antialiasing, uint8",
+            "stand_in": True,
+        }
+
+
+class Inception:
+    """The Inception network of the published FID and KID, 2,048 features, from the package torch-fidelity.
+
+    Raises:
+        ConfigError: the package or its weights are not here.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # type: ignore
+        except ImportError as error:
+            raise ConfigError(
+                f"features=inception needs the package torch-fidelity ({error}); install it, or give the name of a "
+                "contrastive run, whose distances are no published FID."
+            ) from error
+        path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
+        if not path.is_file():
+            raise ConfigError(f"features=inception needs the weights {path}; put the file there from {URL}.")
+        _refuse_code(path)
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+        self.device = torch.device("cpu")
+        self.hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        (features,) = self.network(pixels_N3HW.to(self.device))
+        return features.float()
+
+    def to(self, device: torch.device) -> "Inception":
+        self.device = device
+        self.network.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "network": "Inception v3 of the published FID (torch-fidelity's inception-v3-compat, layer 2048)",
+            "hash": self.hash,
+            "width": 2048,
+            "input": "299 px, TensorFlow 1's bilinear without antialiasing, uint8",
+            "stand_in": False,
+        }
+
+
+def _refuse_code(path: Path) -> None:
+    """The package would run whatever a pickle in the file says."""
+    try:
+        torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"{path} does not hold plain tensors; download it again from {URL}.") from error
+
+
+def resized(pixels_N3HW: Tensor, size: int) -> Tensor:
+    """Square pictures, uint8, brought to another size by bicubic interpolation with antialiasing."""
+    if pixels_N3HW.shape[-1] == size:
+        return pixels_N3HW
+    scaled = interpolate(pixels_N3HW.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return scaled.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,269 @@
+"""Our parts as diffusers' modules, weight by weight: what diffusers computes with them equals what ours compute.
+
+Legend: C latent channels, D width of a vector, K classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmlab.config.errors import ConfigError
+from mmlab.diffusion.flow import FlowMatching
+from mmlab.diffusion.guidance import Clip
+from mmlab.diffusion.process import Diffusion, NoiseProcess
+from mmlab.diffusion.schedule import BETAS
+from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
+from mmlab.model.conditioner import ClassCondition, Conditioner
+from mmlab.model.denoiser import UNet
+from mmlab.model.dit import Block, DiT
+from mmlab.model.first_stage import FirstStage, Identity
+from mmlab.model.quantizer import VectorQuantizer
+
+DIT_NULL = 1000
+"""The class that diffusers' DiTPipeline takes for no class, however many classes there are."""
+
+
+def autoencoder(first_stage: FirstStage) -> Any:
+    """A first stage as diffusers' `AutoencoderKL`, of normalised latents, or `VQModel`, of raw ones; None for pixels.
+
+    Raises:
+        ConfigError: a first stage of one's own.
+    """
+    if isinstance(first_stage, Identity):
+        return None
+    if isinstance(first_stage, KLAutoencoder):
+        return folded_autoencoder(first_stage.vae, first_stage.latent_mean, first_stage.latent_std)
+    if isinstance(first_stage, VQAutoencoder):
+        return _vq_model(first_stage)
+    raise ConfigError(f"diffusers has no counterpart of {type(first_stage).__name__}.")
+
+
+def _vq_model(first_stage: VQAutoencoder) -> Any:
+    """Codes of length 1 go in as such: the nearest of them to a vector is the nearest to its direction.
+
+    Raises:
+        ConfigError: codes that are not the nearest ones.
+    """
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    book = first_stage.quantizer
+    if not isinstance(book, VectorQuantizer):
+        raise ConfigError(f"diffusers' VQModel takes the nearest code, and {type(book).__name__} the likeliest one.")
+    exported = VQModel(
+        **{"latent_channels": book.width, **first_stage.architecture},
+        num_vq_embeddings=book.codes,
+        vq_embed_dim=book.width,
+        scaling_factor=1.0,
+    )
+    parts = ("encoder", "decoder", "quant_conv", "post_quant_conv")
+    weights = {name: value for name, value in first_stage.state_dict().items() if name.split(".")[0] in parts}
+    weights["quantize.embedding.weight"] = book.book().detach()
+    exported.load_state_dict(weights)
+    return exported.eval()
+
+
+def folded_autoencoder(vae: Any, mean_C: Tensor, std_C: Tensor) -> Any:
+    """A copy of a diffusers AutoencoderKL whose latents are normalised: pipelines need to scale nothing.
+
+    (z − mean) / std per channel is linear, as are the 1x1 convolutions behind its encoder and before its decoder,
+    so the statistics move into their weights, exactly.
+
+    Args:
+        vae: an AutoencoderKL; its scaling_factor is ignored, mean and std are of its raw latents.
+        mean_C: per channel.
+        std_C: per channel.
+    """
+    unscaled = {"scaling_factor": 1.0, "shift_factor": None, "latents_mean": None, "latents_std": None}
+    folded = type(vae)(**{**fields(vae), **unscaled, "use_quant_conv": True, "use_post_quant_conv": True})
+    weights, channels = dict(vae.state_dict()), len(mean_C)
+    quant, bias = _convolution(vae.quant_conv, 2 * channels, weights["encoder.conv_in.weight"])
+    post, post_bias = _convolution(vae.post_quant_conv, channels, weights["encoder.conv_in.weight"])
+    mean, std = mean_C.to(bias), std_C.to(bias)
+    ones = torch.ones_like(std)
+    # The first C rows make the mean; the others make log σ², which dividing by std shifts by −2·log std.
+    weights["quant_conv.weight"] = quant / torch.cat([std, ones])[:, None, None, None]
+    weights["quant_conv.bias"] = torch.cat([(bias[:channels] - mean) / std, bias[channels:] - 2 * std.log()])
+    weights["post_quant_conv.weight"] = post * std[None, :, None, None]
+    weights["post_quant_conv.bias"] = post_bias + post[:, :, 0, 0] @ mean
+    folded.load_state_dict(weights)
+    return folded.eval()
+
+
+def fields(module: Any) -> dict[str, Any]:
+    """The arguments that a diffusers module was built with."""
+    return {name: value for name, value in module.config.items() if not name.startswith("_")}
+
+
+def _convolution(layer: nn.Conv2d | None, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a 1x1 convolution; of the identity where there is none."""
+    if layer is None:
+        return torch.eye(channels).to(like)[:, :, None, None], torch.zeros(channels).to(like)
+    assert layer.bias is not None
+    return layer.weight.detach(), layer.bias.detach()
+
+
+def unet(denoiser: UNet, conditioner: Conditioner, size: int) -> Any:
+    """A copy of the denoiser's diffusers UNet, with the embedding of classes inside.
+
+    Where a class is a vector, the UNet's own class embedding is our table behind the denoiser's linear layer. Where it
+    is the context, the UNet takes a one-hot row as `encoder_hidden_states`, and its projection of them is our table.
+    The last row is no class.
+
+    Args:
+        denoiser: the trained one.
+        conditioner: that it was trained with.
+        size: sides of the latents.
+    """
+    config, weights = {**fields(denoiser.unet), "sample_size": size}, dict(denoiser.unet.state_dict())
+    if isinstance(conditioner, ClassCondition) and conditioner.as_context:
+        table_KD = conditioner.embedding.weight.detach()
+        config.update(encoder_hid_dim=len(table_KD), encoder_hid_dim_type="text_proj")
+        weights["encoder_hid_proj.weight"] = table_KD.T.contiguous()
+        weights["encoder_hid_proj.bias"] = torch.zeros_like(table_KD[0])
+    elif (table_KD := vectors(denoiser.vector, conditioner)) is not None:
+        config.update(class_embed_type=None, num_class_embeds=len(table_KD))
+        weights["class_embedding.weight"] = table_KD
+    exported = type(denoiser.unet)(**config)
+    exported.load_state_dict(weights)
+    return exported.eval()
+
+
+def vectors(layer: nn.Module, conditioner: Conditioner) -> Tensor | None:
+    """What a denoiser adds to its time embedding for each class, and in the last row for none: `[K + 1, D]`.
+
+    Args:
+        layer: the denoiser's, between the condition's vector and its time embedding.
+        conditioner: None comes back where it gives no vector.
+    """
+    if not isinstance(conditioner, ClassCondition) or conditioner.as_context:
+        return None
+    with torch.no_grad():
+        return layer(conditioner.embedding.weight).detach()
+
+
+def transformer(denoiser: DiT, conditioner: Conditioner, size: int) -> Any:
+    """A DiT as diffusers' `DiTTransformer2DModel`, which embeds time and class anew in every block: ours, copied.
+
+    Its pipeline takes class 1000 for none, so the table has 1001 rows; those past our classes hold no class, too.
+
+    Args:
+        denoiser: the trained one.
+        conditioner: that it was trained with.
+        size: sides of the latents.
+
+    Raises:
+        ConfigError: another condition than classes, or more of them than 1000.
+    """
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    table = vectors(denoiser.vector, conditioner)
+    if table is None or denoiser.context_width is not None or len(table) > DIT_NULL + 1:
+        raise ConfigError("diffusers' DiTPipeline takes a class of up to 1000 as its only condition; this run has not.")
+    missing = DIT_NULL + 1 - len(table)
+    table = torch.cat([table, table[-1:].expand(missing, -1)])
+    exported = DiTTransformer2DModel(
+        num_attention_heads=denoiser.heads,
+        attention_head_dim=denoiser.width // denoiser.heads,
+        in_channels=denoiser.channels,
+        out_channels=denoiser.channels,  # DiTPipeline reads it
+        num_layers=len(denoiser.blocks),
+        patch_size=denoiser.patch,
+        sample_size=size,
+        num_embeds_ada_norm=DIT_NULL,
+        norm_eps=1e-6,
+    )
+    weights = _named(denoiser.final.modulation, "proj_out_1") | _named(denoiser.final.linear, "proj_out_2")
+    patches = denoiser.embed.weight.unflatten(1, (denoiser.patch, denoiser.patch, denoiser.channels))
+    weights["pos_embed.proj.weight"] = patches.permute(0, 3, 1, 2)
+    weights["pos_embed.proj.bias"] = denoiser.embed.bias
+    for i, block in enumerate(denoiser.blocks):
+        assert isinstance(block, Block)
+        weights |= _dit_block(block, denoiser.time, table, f"transformer_blocks.{i}")
+    exported.load_state_dict(weights)
+    return exported.eval()
+
+
+def _dit_block(block: Block, time: nn.Sequential, table: Tensor, at: str) -> dict[str, Tensor]:
+    """One block's weights under diffusers' names."""
+    layers: dict[str, nn.Module] = {
+        "norm1.linear": block.modulation,
+        "norm1.emb.timestep_embedder.linear_1": time[0],
+        "norm1.emb.timestep_embedder.linear_2": time[2],
+        "attn1.to_q": block.query,
+        "attn1.to_k": block.key,
+        "attn1.to_v": block.value,
+        "attn1.to_out.0": block.out,
+        "ff.net.0.proj": block.mlp[0],
+        "ff.net.2": block.mlp[2],
+    }
+    named = {f"{at}.norm1.emb.class_embedder.embedding_table.weight": table}
+    for name, layer in layers.items():
+        named |= _named(layer, f"{at}.{name}")
+    return named
+
+
+def _named(layer: nn.Module, name: str) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+
+
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+TARGETS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def scheduler(process: NoiseProcess, clip: Clip | None = None) -> Any:
+    """A DDIM scheduler that samples as `ddim` does, or Euler's of flow matching, as `euler`.
+
+    DDIM's steps are ours where their number divides T; where not, diffusers jumps to other timesteps than those that it
+    visits next. With a clip they are ours where `step` is given `use_clipped_model_output=True`: our noise moves with a
+    clipped x_0.
+
+    Args:
+        process: that the model was trained with.
+        clip: bounds on the predicted clean sample.
+
+    Raises:
+        ConfigError: flow matching that predicts x_0, a process of one's own, or a clip that diffusers does not have.
+    """
+    if isinstance(process, Diffusion):
+        return _ddim(process, clip)
+    if isinstance(process, FlowMatching) and process.target == "v":
+        if clip is not None:
+            raise ConfigError("diffusers' scheduler of flow matching clips nothing, and this run has a sampler.clip.")
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler(shift=process.shift)
+    kind = f"{type(process).__name__} with target={process.target}"
+    raise ConfigError(f"diffusers has no scheduler for {kind}; Diffusion, and FlowMatching with target=v, have one.")
+
+
+def _ddim(process: Diffusion, clip: Clip | None) -> Any:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    settings: dict[str, Any] = {
+        "num_train_timesteps": process.timesteps,
+        "beta_schedule": SCHEDULES[process.schedule],
+        "prediction_type": TARGETS[process.target],
+        "rescale_betas_zero_snr": process.zero_terminal_snr,
+        "timestep_spacing": "trailing",
+        **_clipping(clip),
+        "set_alpha_to_one": True,
+        "steps_offset": 1,  # trailing grids have none, but StableDiffusionPipeline complains about 0
+    }
+    if own := BETAS[process.schedule]:
+        settings |= {"beta_start": process.beta_start or own[0], "beta_end": process.beta_end or own[1]}
+    return DDIMScheduler(**settings)
+
+
+def _clipping(clip: Clip | None) -> dict[str, Any]:
+    if clip is None:
+        return {"clip_sample": False}
+    if clip.percentile is None:
+        return {"clip_sample": True, "clip_sample_range": clip.limit}
+    if clip.limit != 1:
+        raise ConfigError(
+            f"diffusers' dynamic thresholding has the limit 1, and this run has sampler.clip.limit={clip.limit:g}."
+        )
+    # The quantile has no upper bound here; diffusers' default of 1 would make this a static clip.
+    ratio = {"dynamic_thresholding_ratio": clip.percentile, "sample_max_value": 1e9}
+    return {"clip_sample": False, "thresholding": True, **ratio}

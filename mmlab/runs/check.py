@@ -1,0 +1,181 @@
+"""Everything that can be said about a training config before any model is built."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.build import check_target_names, check_targets
+from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.fields import check_fields, missing_values
+from mmlab.runs.ranks import accumulation, check_tasks, world_size
+from mmlab.runs.run import find_run
+
+INDEX = "index.npz"
+
+
+def check(cfg: DictConfig) -> None:
+    """Check a composed `TrainConfig`: keys, values, targets, files, batches and names of parts.
+
+    Raises:
+        ConfigError: the first thing that cannot run, with what to do about it.
+    """
+    check_fields(cfg)
+    check_target_names(cfg)
+    if missing := missing_values(cfg):
+        raise ConfigError(f"'{missing[0]}' has no value; give {missing[0]}=…")
+    check_trainable(cfg)
+    check_rates(cfg.optim)
+    check_process(cfg)
+    check_length(cfg)
+    check_batches(cfg)
+    check_sources(cfg.data)
+    check_local_files(cfg.model)
+    check_callbacks(cfg)
+    for run in OmegaConf.select(cfg, "stage.init_from") or []:
+        find_run(run, cfg.run.root)
+    check_targets(cfg)
+    check_strategy(cfg.trainer)
+
+
+def check_trainable(cfg: DictConfig) -> None:
+    """Compare the first words of `stage.trainable` and `optim.part_lr` with the parts of the model."""
+    parts = getattr(OmegaConf.get_type(cfg.model), "parts", None)
+    if parts is None:  # a user's own model: the stage will compare with the built one
+        return
+    named = {
+        "stage.trainable": list(cfg.stage.trainable),
+        "optim.part_lr": list(cfg.optim.get("part_lr") or {}),
+    }
+    if not named["stage.trainable"]:
+        raise ConfigError(f"stage.trainable is empty; name the parts that learn, out of {', '.join(parts)}.")
+    for key, names in named.items():
+        for name in names:
+            if name.split(".")[0] not in parts:
+                hint = nearest(name, parts)
+                raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
+
+
+def check_rates(optim: DictConfig) -> None:
+    """The schedule falls from each learning rate to `optim.min_lr`; from a lower one it would rise."""
+    last = optim.get("min_lr") or 0.0
+    parts = optim.get("part_lr") or {}
+    peaks = {"optim.lr": optim.get("lr"), **{f"optim.part_lr.{part}": rate for part, rate in parts.items()}}
+    for name, peak in peaks.items():
+        if peak is not None and peak <= 0:
+            raise ConfigError(f"{name}={peak:g} must be above 0; a part that is to stay is not in stage.trainable.")
+        if peak is not None and last > peak and optim.get("schedule") != "constant":
+            raise ConfigError(
+                f"optim.min_lr={last:g} is above {name}={peak:g}, so the learning rate would rise; lower optim.min_lr."
+            )
+
+
+def check_callbacks(cfg: DictConfig) -> None:
+    """A callback is described by a mapping; null leaves it out."""
+    for name, node in cfg.callbacks.items():
+        if node is not None and not isinstance(node, DictConfig):
+            raise ConfigError(f"callbacks.{name}={node}: give a mapping with a _target_, or null to leave it out.")
+
+
+def check_process(cfg: DictConfig) -> None:
+    """A stage that adds noise needs a process, which no other takes; a sampler has to be of the stage's kind."""
+    kind = OmegaConf.get_type(cfg.stage)
+    if kind is dict:  # a user's own stage: its constructor says what it takes
+        return
+    takes = getattr(kind, "has_process", False)
+    if takes and cfg.process is None:
+        raise ConfigError("'process' is not chosen: how does a picture become noise? Give process=cosine_v, say.")
+    given = [name for name in ("process", "sampler") if cfg[name] is not None]
+    codes = getattr(kind, "writes_codes", False)
+    if "sampler" in given and (takes or codes):
+        if getattr(OmegaConf.get_type(cfg.sampler), "writes_codes", False) != codes:
+            raise ConfigError(
+                f"'sampler' draws {'pictures out of noise' if codes else 'codes'}, and {cfg.stage._target_} does not;"
+                f" give sampler={'codes' if codes else 'ddim'}, say."
+            )
+        given.remove("sampler")
+    if given and not takes:
+        raise ConfigError(f"'{given[0]}' is chosen, but {cfg.stage._target_} adds no noise; leave {given[0]} out.")
+
+
+def check_length(cfg: DictConfig) -> None:
+    """Refuse a run whose end is not given."""
+    if cfg.trainer.max_steps is None and cfg.trainer.max_epochs is None:
+        raise ConfigError("How long the run lasts is not given; give trainer.max_steps=… or trainer.max_epochs=…")
+
+
+def check_batches(cfg: DictConfig) -> None:
+    """Check that there is a task for each device under SLURM, and that the global batch divides on them."""
+    ranks, nodes = world_size(cfg.trainer), cfg.trainer.num_nodes
+    check_tasks(ranks // nodes, nodes)
+    accumulation(cfg.data.global_batch, cfg.data.micro_batch, ranks)
+
+
+def check_strategy(trainer: DictConfig) -> None:
+    """Compare `trainer.strategy` with Lightning's; the targets have loaded it by then."""
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    names = ["auto", *StrategyRegistry.available_strategies()]
+    if trainer.strategy.lower() not in names:
+        plain = [name for name in names if "_" not in name]
+        hint = nearest(trainer.strategy, names) or f" Options: {', '.join(plain)}, …."
+        raise ConfigError(f"'trainer.strategy' cannot be '{trainer.strategy}'.{hint}")
+
+
+def check_sources(data: DictConfig) -> None:
+    """Check that every source of the data is a folder with shards and their index."""
+    if not data.train:
+        raise ConfigError("'data.train' has no source; give data.train=[{path: …}].")
+    weights = [source.weight for source in data.train]
+    if any(w is None for w in weights) and any(w is not None for w in weights):
+        raise ConfigError("'data.train': either every source has a weight, or none.")
+    if data.get("balance") == "type" and any(w is not None for w in weights):
+        raise ConfigError("data.balance=type weighs the response types; leave out the weights of 'data.train'.")
+    made_by = "shards encode RUN SRC OUT" if data.get("latents") else "shards build"
+    for split in ("train", "val"):
+        for i, source in enumerate(data[split]):
+            check_shards(Path(data.root, source.path), f"data.{split}.{i}.path", made_by)
+
+
+def check_shards(folder: Path, where: str, made_by: str) -> None:
+    """Check that `folder` has an index, and say which command makes it; `made_by` makes the shards.
+
+    Raises:
+        ConfigError: no folder, no shards, or shards without an index.
+    """
+    if (folder / INDEX).is_file():
+        return
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, siblings)
+        raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab {made_by}` makes shards.")
+    if any(folder.glob("*.tar")):
+        raise ConfigError(f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`.")
+    raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab {made_by}` makes them.")
+
+
+def check_local_files(model: DictConfig) -> None:
+    """Check that every `source` and `tokenizer` that looks like a path is a folder."""
+    for where, value in _texts(OmegaConf.to_container(model, resolve=True), "model"):
+        name = where.rpartition(".")[2]
+        if name not in ("source", "tokenizer") or not looks_local(value) or Path(value).expanduser().exists():
+            continue
+        what = "tokenizer" if name == "tokenizer" else "model"
+        hint = " `mmlab shards tokenizer` makes one." if name == "tokenizer" else ""
+        raise ConfigError(f"'{where}': there is no {what} folder {value}.{hint}")
+
+
+def looks_local(name: str) -> bool:
+    """Whether `name` is a path rather than a hub name (`owner/model`)."""
+    parts = Path(name).parts
+    return name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+
+
+def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and value of every text below `node`, open dicts (`architecture`) left out."""
+    for key, value in node.items():
+        if isinstance(value, dict) and key != "architecture":
+            yield from _texts(value, f"{where}.{key}")
+        elif isinstance(value, str):
+            yield f"{where}.{key}", value

@@ -1,0 +1,117 @@
+"""The processes of a run: devices, SLURM tasks, and the division of a global batch. Loads torch only to count GPUs."""
+
+import os
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.errors import ConfigError
+
+
+def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
+    """Return how many micro batches each of `world` processes takes before the optimizer steps.
+
+    Raises:
+        ConfigError: the global batch is not a whole number of micro batches on every process; the message
+            names the nearest micro batch that divides, or the nearest global batches where none can.
+    """
+    for name, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("devices", world)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1.")
+    if global_batch % (micro_batch * world) == 0:
+        return global_batch // (micro_batch * world)
+    per_process, rest = divmod(global_batch, world)
+    on = f"global_batch={global_batch} does not divide into micro_batch={micro_batch} on {world} device(s)"
+    if rest:
+        lower = global_batch - rest
+        near = f"{lower} or {lower + world}" if lower else str(world)
+        raise ConfigError(f"{on}; a multiple of {world} does: global_batch={near}.")
+    divisors = [b for b in range(1, per_process + 1) if per_process % b == 0]
+    best = min(divisors, key=lambda b: (abs(b - micro_batch), -b))
+    raise ConfigError(f"{on}; the nearest micro batch that does: micro_batch={best}.")
+
+
+def world_size(trainer: DictConfig) -> int:
+    """Return the number of processes, devices × nodes.
+
+    `auto` and -1 are all GPUs of this machine; without one, on a CPU and on mps they are one process.
+
+    Raises:
+        ConfigError: `trainer.devices` is neither a number, a list of numbers nor `auto`.
+    """
+    devices = trainer.devices
+    if OmegaConf.is_list(devices) and len(devices) and all(isinstance(number, int) for number in devices):
+        return len(devices) * trainer.num_nodes
+    if isinstance(devices, int) and not isinstance(devices, bool) and (devices > 0 or devices == -1):
+        if devices > 0:
+            return devices * trainer.num_nodes
+    elif devices != "auto":
+        raise ConfigError(f"'trainer.devices' must be a number above 0, a list of numbers or auto, not {devices!r}.")
+    if trainer.accelerator in ("cpu", "mps"):
+        return trainer.num_nodes
+    import torch
+
+    return max(1, torch.cuda.device_count()) * trainer.num_nodes
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Compare `trainer` with this machine: where the run starts, which is not where a job is submitted.
+
+    Raises:
+        ConfigError: this machine lacks the accelerator, or some of the devices.
+    """
+    import torch
+
+    kind, devices = trainer.accelerator, trainer.devices
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    there = {"cpu": 0, "cuda": gpus, "mps": int(mps)}.get(kind, 1 if mps else gpus)
+    if kind in ("gpu", "cuda", "mps") and not there:
+        what = "mps" if kind == "mps" else "GPU that torch can use"
+        raise ConfigError(f"trainer.accelerator={kind}, but this machine has no {what}; trainer=cpu trains without.")
+    if OmegaConf.is_list(devices) and not there:
+        raise ConfigError(f"trainer.devices={devices} names GPUs; on a CPU give their number, as in trainer.devices=1.")
+    if there == 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may show each process its own GPU alone
+        return
+    wanted = range(devices) if isinstance(devices, int) else devices if OmegaConf.is_list(devices) else ()
+    if there and any(number not in range(there) for number in wanted):
+        count = f"{there} GPU{'' if there == 1 else 's, 0 to ' + str(there - 1)}"
+        raise ConfigError(f"trainer.devices={devices}, but torch finds {count}; trainer.devices=auto takes all.")
+
+
+# Lightning's convention too: in a shell that srun opened, the command starts its processes itself.
+SHELLS = ("bash", "interactive")
+
+
+def under_srun() -> bool:
+    """Whether srun started this process as one rank of a run, rather than a shell or a batch script."""
+    return "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in SHELLS
+
+
+def check_tasks(devices: int, nodes: int) -> None:
+    """Compare the tasks of the SLURM step that this process belongs to with the trainer's ranks.
+
+    Args:
+        devices: ranks of a node.
+        nodes: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: srun started more or fewer tasks than there are ranks, or on other nodes.
+    """
+    if not under_srun() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    tasks, on = int(os.environ["SLURM_STEP_NUM_TASKS"]), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    here = tasks // on
+    if (tasks, on) != (devices * nodes, nodes):
+        raise ConfigError(
+            f"SLURM started {_count(tasks, 'task')} on {_count(on, 'node')}, trainer.devices is {devices} and "
+            f"trainer.num_nodes is {nodes}: each device takes one task; give trainer.devices={here} "
+            f"trainer.num_nodes={on}, or submit with --nodes={nodes} --ntasks-per-node={devices}."
+        )
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ConfigError(
+            f"SLURM started {tasks} tasks, but not how many on each node was given; submit with "
+            f"--ntasks-per-node={here} in place of --ntasks."
+        )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
