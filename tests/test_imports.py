@@ -147,7 +147,7 @@ def test_config_and_cli_import_nothing_heavy():
     assert len(light) > 10
     code = (
         f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"
-        "print(sorted({'torch', 'lightning', 'transformers', 'numpy', 'wandb'} & set(sys.modules)))"
+        "print(sorted({'torch', 'lightning', 'transformers', 'numpy', 'wandb', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

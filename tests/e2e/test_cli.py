@@ -171,7 +171,7 @@ def test_completion(capsys, monkeypatch):
 def test_light_commands_import_nothing_heavy(tmp_path, command):
     code = (
         "import sys; from mmlab.cli import main; code = main(sys.argv[1:]); "
-        "heavy = {'torch', 'lightning', 'transformers', 'numpy', 'wandb'} & set(sys.modules); "
+        "heavy = {'torch', 'lightning', 'transformers', 'numpy', 'wandb', 'matplotlib'} & set(sys.modules); "
         "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)

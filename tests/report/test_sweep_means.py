@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from mmlab.report.sweep_means import means_csv, means_grid, settings
-from mmlab.report.sweep_picture import axis, sweep_picture, write_sweep
+from mmlab.report.sweep_picture import write_sweep
 from mmlab.report.sweep_table import Row, SweepTable
 
 
@@ -65,19 +65,3 @@ def test_the_files_have_all_digits_and_the_text_few(tmp_path: Path):
     }
     assert [row["runs"] for row in rows] == ["2", "1", "3", "0"]
     assert [line[2] for line in means_grid(table())] == ["val/loss", "1.5 ± 0.71", "1.75", "3 ± 1", ""]
-
-
-def test_the_picture_has_the_means_above_the_points_and_no_panel_of_seeds():
-    one = sweep_picture(table())
-    # Of the same points with another word for their seed there are two panels and one table.
-    other = [Row({"lr": row.swept["lr"], "s": row.swept["seed"]}, row.run, row.status, row.metrics) for row in POINTS]
-    two = sweep_picture(table(other))
-    assert two.width > one.width and one.height - two.height == 24 * (1 + len(settings(table())) + 1)
-
-
-def test_recipes_are_told_apart_by_their_last_word():
-    words = axis(["llava/tiny", "ablations/last_layer", "llava/tiny"])
-    assert [text for _, text in words.ticks] == ["last_layer", "tiny"]
-    assert words.place("llava/tiny") == 0.75
-    assert [text for _, text in axis(["a/x", "b/x"]).ticks] == ["a/x", "b/x"]
-    assert [text for _, text in axis(["[{p: a/x}]", "[{p: a/y}]"]).ticks] == ["[{p: a/x}]", "[{p: a/y}]"]

@@ -1,12 +1,8 @@
-"""A sweep's table: order, columns, digits, picture."""
+"""A sweep's table: order, columns, digits."""
 
 import csv
 import math
-from pathlib import Path
 
-from PIL import Image
-
-from mmlab.report.sweep_picture import axis, sweep_picture, write_sweep
 from mmlab.report.sweep_table import Row, SweepTable
 
 
@@ -47,25 +43,3 @@ def test_points_may_have_different_keys():
     table = SweepTable("t", "train/loss", False, [row("a", loss=1.0, x="1"), row("b", loss=2.0, y="long, with comma")])
     rows = list(csv.DictReader(table.csv().splitlines()))
     assert [(r["x"], r["y"]) for r in rows] == [("1", ""), ("", "long, with comma")]
-    assert sweep_picture(table).width > 800
-
-
-def test_the_picture_grows_with_what_there_is(tmp_path: Path):
-    empty = sweep_picture(SweepTable("t", "train/loss", False, [row("a", "missing")]))
-    one = sweep_picture(SweepTable("t", "train/loss", False, [row("a", loss=1.0)]))
-    many = sweep_picture(SweepTable("t", "train/loss", False, [row(str(i), loss=float(i)) for i in range(200)]))
-    assert empty.height + 300 < one.height < many.height < one.height + 70 * 24
-    write_sweep(SweepTable("t", "train/loss", False, POINTS), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.png"]
-    assert Image.open(tmp_path / "table.png").format == "PNG"
-
-
-def test_an_axis_is_a_logarithm_over_decades_and_evenly_spaced_for_words():
-    decades = axis(["0.001", "0.1", "0.01"])
-    assert math.isclose(decades.place("0.01"), 0.5) and [text for _, text in decades.ticks] == ["0.001", "0.01", "0.1"]
-    line = axis([1.0, 2.0, 3.0])
-    assert math.isclose(line.place(2.0), 0.5) and 0 < line.place(1.0) < line.place(3.0) < 1
-    words = axis(["linear", "cosine", "linear"])
-    assert (words.place("cosine"), words.place("linear")) == (0.25, 0.75)
-    assert math.isclose(axis(["4", "4"]).place("4"), 0.5)
-    assert len(axis([10**-i for i in range(12)]).ticks) == 3
