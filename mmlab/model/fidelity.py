@@ -1,30 +1,34 @@
-"""How close a picture is to another, value by value. Legend: B pictures, H/W pixels; pixels are in [-1, 1]."""
+"""PSNR and SSIM of each pair of pictures. Legend: B pictures, H/W pixels; pixels are in [-1, 1].
+
+torchmetrics agrees to float rounding (see the tests), but fixes its SSIM window at 11 pixels and pads the picture by
+reflection; a smaller picture needs a smaller window, so that the whole computation would be needed here as well.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 PEAK = 2.0
-"""The distance between black and white."""
+"""Data range: the difference between white and black."""
 WINDOW, SIGMA = 11, 1.5
-"""Side and deviation in pixels of SSIM's Gaussian window (Wang et al. 2004, section III.B)."""
+"""Side and standard deviation of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III.B)."""
 K1, K2 = 0.01, 0.03
 
 
 def psnr(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of pictures in [-1, 1], in decibels: float32 `[B]`, infinite where equal.
+    """Compute the peak signal-to-noise ratio of each pair, in decibels: float32 `[B]`, infinite where they are equal.
 
-    Values are not clamped; clamp a reconstruction first, as a picture file would.
+    Pixels are not clamped; clamp a reconstruction to [-1, 1] first, as saving it to a file would.
     """
     error = (x_B3HW.float() - y_B3HW.float()).square().mean((1, 2, 3))
     return 10 * (PEAK**2 / error).log10()
 
 
 def ssim(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-    """Structural similarity of each pair of pictures in [-1, 1] (Wang et al. 2004, equation 13): float32 `[B]`.
+    """Compute the structural similarity of each pair (Wang et al. 2004, equation 13): float32 `[B]`, at most 1.
 
-    Per channel, with the paper's Gaussian window where it lies fully within the picture; the window of a picture
-    that is smaller than it is cut to the picture's odd side.
+    The mean over channels and over all positions at which the Gaussian window lies within the picture. If a side of
+    the picture is shorter than the window, the window is cropped to the largest odd side that fits.
     """
     window = _window(min(WINDOW, *x_B3HW.shape[-2:]), x_B3HW.device)
     x, y = x_B3HW.float(), y_B3HW.float()
