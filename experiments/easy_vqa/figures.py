@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def accuracy(scores: dict, types: tuple[str, ...]) -> float:
-    """Share of right answers over some question types."""
+    """Accuracy over some question types."""
     rows = [row for name, row in scores["types"].items() if name in types]
     return sum(row["accuracy"] * row["questions"] for row in rows) / sum(row["questions"] for row in rows)
 

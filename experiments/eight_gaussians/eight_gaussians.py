@@ -1,4 +1,4 @@
-"""Train a small denoiser on eight Gaussians, sample with every sampler, draw and measure: eight_gaussians.py OUT."""
+"""Train a small denoiser on eight Gaussians, sample with every sampler, plot and measure: eight_gaussians.py OUT."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def data(seeds: range) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """A multilayer perceptron that also sees the time, in 0 … 1000, as waves."""
+    """An MLP with sinusoidal embeddings of the time, which lies in 0 … 1000."""
 
     def __init__(self, width: int = 128, waves: int = 16):
         super().__init__()
@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
 
 
 def train(process: NoiseProcess) -> tuple[nn.Module, float]:
-    """A denoiser trained with `process`, and its last losses' mean."""
+    """Train a denoiser with `process`; return it and the mean of its last 200 losses."""
     torch.manual_seed(0)
     model = Denoiser()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -71,21 +71,21 @@ def train(process: NoiseProcess) -> tuple[nn.Module, float]:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Sliced Wasserstein-1 distance of two equally large sets of points, over 64 directions."""
+    """Sliced Wasserstein-1 distance between two point sets of equal size, over 64 directions."""
     angles = torch.arange(64) * math.pi / 64
     directions = torch.stack([angles.cos(), angles.sin()])
     return ((a @ directions).sort(0).values - (b @ directions).sort(0).values).abs().mean().item()
 
 
 def on_a_mode(points: Tensor) -> float:
-    """Share of the points within three standard deviations of a mode's centre."""
+    """Fraction of points within three standard deviations of a mode's centre."""
     angles = torch.arange(8) * math.pi / 4
     centres = RADIUS * torch.stack([angles.cos(), angles.sin()], 1)
     return (torch.cdist(points, centres).min(1).values < 3 * SPREAD).float().mean().item()
 
 
 def draw(panels: dict[str, Tensor], path: Path, side: int = 240, columns: int = 4) -> None:
-    """Scatter pictures beside each other."""
+    """Save a grid of scatter plots."""
     rows = math.ceil(len(panels) / columns)
     sheet = Image.new("L", (columns * side, rows * (side + 20)), 255)
     pen = ImageDraw.Draw(sheet)
@@ -100,7 +100,7 @@ def draw(panels: dict[str, Tensor], path: Path, side: int = 240, columns: int = 
 
 
 def main(out: Path) -> None:
-    """Train, sample, draw, and print the figures."""
+    """Train, sample, plot, and print the figures."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     truth, other = data(range(10**9, 10**9 + COUNT)), data(range(2 * 10**9, 2 * 10**9 + COUNT))

@@ -1,8 +1,8 @@
-"""Tables of the emoji for `mmlab shards build captions`: prepare.py DATA OUT writes OUT/train.jsonl and OUT/val.jsonl.
+"""Write the emoji tables for `mmlab shards build captions`, OUT/train.jsonl and OUT/val.jsonl: prepare.py DATA OUT.
 
-DATA holds emoji.json and png/64. A row is a picture, its class (the category) and its caption (name and keywords).
-Nearly equal pictures stay on one side of the split: skin tones and genders of one base code point, and whatever else
-looks the same (Norway's flag is three places' flag). A base is held out in one drawing, without skin tones.
+DATA holds emoji.json and png/64. A row is an image, its class (the category) and its caption (name and keywords).
+Near-duplicates stay on one side of the split: skin tones and genders of one base code point, and any other images that
+look the same (three places share Norway's flag). A held-out base contributes one image, without skin tones.
 """
 
 import json
@@ -18,36 +18,36 @@ from PIL import Image
 from mmlab.data.pictures import load_rgb
 
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
-JOINERS = {"200d", "fe0f", "2640", "2642"}  # zero-width joiner, variation selector, the signs of women and men
-HELD_OUT = 0.1  # of the groups
-ALIKE = 12.0  # root mean square difference of two pictures of 32 px that count as one, of 255
-CLASSES = {"": "other", "regional": "symbols", "modifier": "symbols"}  # emoji.json's names that are no category
+JOINERS = {"200d", "fe0f", "2640", "2642"}  # zero-width joiner, variation selector, female and male signs
+HELD_OUT = 0.1  # fraction of groups
+ALIKE = 12.0  # RMS difference, on a scale of 255, below which two 32-px images count as the same
+CLASSES = {"": "other", "regional": "symbols", "modifier": "symbols"}  # categories of emoji.json to rename
 
 
 def parts(code: str) -> list[str]:
-    """A sequence of code points without what only varies it; `1f44b-1f3fd` (a hand of medium tone) → `1f44b`."""
+    """The code points of a sequence without modifiers; `1f44b-1f3fd` (a hand with medium skin tone) → `1f44b`."""
     kept = [part for part in code.split("-") if part not in TONES | JOINERS]
     return kept or code.split("-")
 
 
 def base(code: str) -> str:
-    """The base code point of an emoji; a flag is spelt with several, and all of them are its base."""
+    """The base code point of an emoji; for a flag, which is a sequence of code points, the whole sequence."""
     kept = parts(code)
     spelt = 0x1F1E6 <= int(kept[0], 16) <= 0x1F1FF or any(part.startswith("e00") for part in kept)
     return "-".join(kept) if spelt else kept[0]
 
 
 def toned(code: str) -> bool:
-    """Whether the emoji is a variant of another in skin tone."""
+    """Whether the emoji is a skin-tone variant of another."""
     return "-" in code and any(part in TONES for part in code.split("-"))
 
 
 def groups(codes: list[str], thumbnails: np.ndarray) -> dict[str, str]:
-    """Code → name of its group: codes of one base, and of bases that look alike, share one.
+    """Map each code to the name of its group: codes with one base, or with bases that look alike, share a group.
 
     Args:
         codes: N sequences of code points.
-        thumbnails: [N, 32, 32, 3], their pictures.
+        thumbnails: [N, 32, 32, 3], their images.
     """
     parent = {base(code): base(code) for code in codes}
 
@@ -67,12 +67,12 @@ def groups(codes: list[str], thumbnails: np.ndarray) -> dict[str, str]:
 
 
 def held_out(group: str) -> bool:
-    """Whether a group is held out: a draw that depends on its name alone."""
+    """Whether a group is held out; a random choice keyed by its name only."""
     return int.from_bytes(blake2b(group.encode(), digest_size=8).digest()) / 2**64 < HELD_OUT
 
 
 def split(codes: list[str], thumbnails: np.ndarray) -> tuple[list[str], list[str]]:
-    """(training codes, held-out codes). Of a held-out base only the first drawing is kept."""
+    """(training codes, held-out codes). Only the first image of a held-out base is kept."""
     group = groups(codes, thumbnails)
     train = [code for code in codes if not held_out(group[code])]
     val, seen = [], set()
@@ -84,7 +84,7 @@ def split(codes: list[str], thumbnails: np.ndarray) -> tuple[list[str], list[str
 
 
 def caption(entry: dict) -> str:
-    """Name and up to three keywords that the name does not hold: "red heart, love, valentine"."""
+    """Name and up to three keywords that are not part of the name: "red heart, love, valentine"."""
     name = entry["name"].replace("_", " ").lower()
     if entry["category"] == "flags" and "flag" not in name:
         name = f"flag of {name}"
@@ -99,7 +99,7 @@ def row(code: str, entry: dict) -> dict[str, str]:
 
 
 def thumbnail(path: Path) -> np.ndarray:
-    """A picture on white at 32 px, [32, 32, 3]."""
+    """The image on a white background at 32 px, [32, 32, 3]."""
     return np.asarray(load_rgb(path.read_bytes()).resize((32, 32), Image.Resampling.BOX))
 
 

@@ -25,7 +25,7 @@ figures = {
     "close_to_train": prior["neighbours"]["close"],
     **json.loads((out / "speed.json").read_text()),
 }
-# The denoiser's figure, where OUT is that of emoji_ldm.
+# The denoiser's FID, if OUT is the output folder of emoji_ldm.
 if (out / "eval" / "class" / "scores.json").is_file():
     figures["fid_samples_ldm"] = json.loads((out / "eval" / "class" / "scores.json").read_text())["fid"]
 network = {name: vqgan["features"][name] for name in ("network", "hash", "stand_in")}

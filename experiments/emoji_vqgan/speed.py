@@ -1,6 +1,6 @@
-"""How much faster a prior trains from codes than from pictures: speed.py PICTURES CODES, beside runs/emoji-vqgan.
+"""Speedup of training a prior from cached codes instead of images: speed.py PICTURES CODES, next to runs/emoji-vqgan.
 
-Both train the recipe emoji/prior for 60 steps, one after the other; what is compared are the last 40.
+Both train the recipe emoji/prior for 60 steps, one after the other; the last 40 steps are compared.
 """
 
 import json
@@ -17,7 +17,7 @@ STEPS, WARM = 60, 20
 
 
 class Clock(L.Callback):
-    """Notes when each step ends, and its loss."""
+    """Record the end time and the loss of each step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

@@ -1,8 +1,8 @@
-"""SIGKILL at random moments of a run that checkpoints every step: kill_matrix.py OUT [KILLS].
+"""SIGKILL a run that checkpoints every step at random moments: kill_matrix.py OUT [KILLS].
 
-Each start of the run is a fork of this process, which has everything imported, and is killed after a random time.
-After each kill the newest checkpoint must be whole, at most one step behind, with nothing else left over than one
-draft; in the end the run must be, bit for bit, the run that was never killed. The last line is one JSON object.
+Each start is a fork of this process, with all imports done, and is killed after a random time. After each kill the
+newest checkpoint must be complete and at most one step behind, and at most one partial checkpoint may be left. At the
+end the run must be bitwise equal to an uninterrupted run. The last line is one JSON object.
 """
 
 import json
@@ -37,7 +37,7 @@ RECIPE = [
 ]
 
 
-# Never reached: the kills end the run, and the last start gets two steps more than are saved.
+# Never reached: kills end the run, and the last start trains two steps beyond the newest checkpoint.
 LENGTH = 1_000_000
 
 
@@ -54,7 +54,7 @@ def main(out: Path, kills: int = 200) -> int:
     while figures["kills"] < kills:
         before = max(steps(run / "checkpoints"), default=0)
         child = start(run, LENGTH, tmpdir=other if figures["kills"] % 2 else Path.cwd())
-        # One of four while it starts; the others while it trains, however long the machine takes to get there.
+        # One kill in four during startup; the others during training, however long startup takes.
         if figures["kills"] % 4:
             while max(steps(run / "checkpoints"), default=0) == before and not ended(child):
                 time.sleep(0.01)
@@ -72,7 +72,7 @@ def main(out: Path, kills: int = 200) -> int:
         assert saved >= before, (saved, before)
         figures["in_a_save"] += drafts
         figures["before_training"] += saved == before
-        # The step that was under way is lost; one that had ended may be, while it was being saved.
+        # The step in progress is lost; a finished step may be lost while it is being saved.
         figures["most_steps_lost"] = max(figures["most_steps_lost"], trained - saved)
         figures["most_drafts"] = max(figures["most_drafts"], drafts)
         print(f"kill {figures['kills']}/{kills}: step {saved} is saved", flush=True)
@@ -96,7 +96,7 @@ def main(out: Path, kills: int = 200) -> int:
 
 
 def time_to_train() -> float:
-    """Seconds from a start to the first step."""
+    """Seconds from start to the first step."""
     began = time.monotonic()
     child = start(Path("first"), LENGTH, Path.cwd())
     while not read_batches(Path("first"))[0]:
@@ -117,7 +117,7 @@ def start(run: Path, length: int, tmpdir: Path) -> int:
     log = os.open(run / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # One schedule, whenever the run is ended.
+    # The schedule must not depend on where the run ends.
     last = [f"trainer.max_steps={length}", "optim.schedule=constant", "optim.warmup_ratio=0"]
     os._exit(cli.main(["train", *RECIPE, *last, f"run.dir={run}", f"+callbacks.batch_log.folder={run}"]))
 

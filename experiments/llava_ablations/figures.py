@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 sweeps, seconds = Path(sys.argv[1]), int(sys.argv[2])
-PAPER = {  # accuracy on ScienceQA less that of the best variant, 90.92 (Visual Instruction Tuning, table 8)
+PAPER = {  # ScienceQA accuracy minus that of the best variant, 90.92 (Visual Instruction Tuning, table 8)
     "layer": ("last_layer", -0.96),
     "order": ("answer_first", -1.15),
     "alignment": ("no_align", -5.11),
 }
 KINDS = ("conversation", "detail_description", "complex_reasoning")
-PAPER_TYPES = {  # LLaVA-Bench (COCO) by response type and over all (table 4)
+PAPER_TYPES = {  # LLaVA-Bench (COCO) by response type and overall (table 4)
     "all_types": (83.1, 75.3, 96.5, 85.1),
     "detail_complex": (81.5, 73.3, 90.8, 81.9),
     "conversation_some": (81.0, 68.4, 91.5, 80.5),
@@ -23,7 +23,7 @@ PAPER_TYPES = {  # LLaVA-Bench (COCO) by response type and over all (table 4)
 
 
 def read(name: str) -> dict[str, list[dict[str, str]]]:
-    """The points of a sweep by recipe, in the order of their seeds."""
+    """The points of a sweep by recipe, ordered by seed."""
     with open(sweeps / f"llava_ablations_{name}" / "table.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "complete"]
     found: dict[str, list[dict[str, str]]] = {}
@@ -39,7 +39,7 @@ def summed_up(points: list[dict[str, str]], metric: str) -> dict:
 
 
 def beside(row: dict, base: dict, paper: float) -> dict:
-    """The row with its difference from the base and the paper's; one that the two spreads explain has no sign."""
+    """The row with its difference from the base and the paper's; no sign if the difference is within the spread."""
     difference = row["mean"] - base["mean"]
     spread = (row["spread"] ** 2 + base["spread"] ** 2) ** 0.5
     same = "within spread" if abs(difference) <= spread else (difference > 0) == (paper > 0)

@@ -1,9 +1,9 @@
 """A scripted language model behind OpenAI's chat-completions protocol on loopback: endpoint.py URL_FILE LOG.
 
-It sees no picture and knows no more than the context that it is sent: it counts the boxes, says on which side they
-lie, and repeats captions. How it behaves is drawn by the question: most of them it answers well, others badly (no
-dialogue, a word about the caption, coordinates, half a reply), late, after a fault, or never. LOG has a line for each
-request.
+It sees no image and uses only the context that it receives: it counts the boxes, says on which side they lie, and
+repeats captions. A hash of the question selects its behaviour: most questions get a good reply, others a bad one (no
+dialogue, a mention of the caption, coordinates, half a reply), a late one, one after a fault, or none. LOG gets one
+line per request.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 _BOX = re.compile(r"(.+): \[([\d.]+), ([\d.]+), ([\d.]+), ([\d.]+)\]")
-# Of a hundred questions so many each; the rest is answered well.
+# Per hundred questions; the rest get a good reply.
 ACTS = {
     **{"prose": 3, "no answer": 2, "names the caption": 4, "gives coordinates": 2, "half": 2},
     **{"late": 5, "500 first": 4, "429 first": 2, "garbage first": 2, "never": 1, "400": 1},
@@ -27,14 +27,14 @@ LATE, NEVER = 1.5, 30.0  # seconds
 
 
 def question_of(messages: list[dict[str, str]]) -> tuple[str, str]:
-    """The response type, by a word of each prompt, and the context."""
+    """The response type, recognized by words of its prompt, and the context."""
     prompt = messages[0]["content"]
     kind = "detail_description" if "Describe the photo" in prompt else "conversation"
     return "complex_reasoning" if "takes thought" in prompt else kind, messages[-1]["content"]
 
 
 def act_of(question: str) -> str:
-    """What happens to a question, always the same."""
+    """What happens to a question; deterministic."""
     place = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8]) % 100
     for act, count in ACTS.items():
         place -= count
@@ -44,7 +44,7 @@ def act_of(question: str) -> str:
 
 
 def told(context: str) -> tuple[list[str], list[tuple[str, float]]]:
-    """The captions of a context, and each object with the middle of its box from left to right."""
+    """The captions of a context, and each object with the horizontal centre of its box."""
     captions, objects = [], []
     for line in context.splitlines():
         if box := _BOX.fullmatch(line):
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data)
         except OSError:
-            pass  # the other end was killed, or had enough
+            pass  # the client was killed or timed out
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent."""

@@ -13,7 +13,7 @@ SETS = ("train", "val", "told")
 
 
 def adds_up(report: dict) -> bool:
-    """Whether what came in at each step is what went on and what was left behind, by type and over all."""
+    """Whether the input of each step equals its output plus what it dropped, per type and in total."""
     written = report["written"]
     return all(
         row["chosen"] == row["answered"] + sum(row["unanswered"].values())
@@ -28,7 +28,7 @@ def rows(name: str, step: str) -> list[dict]:
 
 
 def invented(name: str) -> int:
-    """Texts of the dialogues that stand in no reply, save the questions that descriptions are asked for by."""
+    """Number of dialogue texts contained in no reply, except the requests for descriptions."""
     said = {row["key"]: row.get("text", "") for row in rows(name, "answered")}
     count = 0
     for row in rows(name, "filtered"):
@@ -38,7 +38,7 @@ def invented(name: str) -> int:
 
 
 def asked_though_kept(kill: int) -> int:
-    """Questions that were asked after a kill although their reply was on the disk."""
+    """Number of questions sent after a kill although their reply was on disk."""
     kept = set()
     for path in (out / f"kept-{kill}.txt").read_text().split():
         kept.add("\n".join(question_of(json.loads((out / path).read_text())["messages"])))

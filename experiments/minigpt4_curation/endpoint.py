@@ -1,7 +1,7 @@
 """A scripted language model behind OpenAI's chat-completions protocol on loopback: endpoint.py URL_FILE.
 
-It mends as it was written to: sentences that were said before go, and what is no sentence becomes one where it names
-one colour and one shape. It knows nothing of the picture, so what a description has wrong stays wrong.
+It drops repeated sentences, and turns a fragment that names one colour and one shape into a sentence. It does not know
+the image, so factual errors in a description remain.
 """
 
 import json
@@ -16,7 +16,7 @@ _SENTENCE = re.compile(r"[^.!?]+[.!?]?")
 
 
 def mend(text: str) -> str:
-    """Whole sentences of a text, each once; a fragment becomes a sentence where it is clear what it names."""
+    """The complete sentences of a text, each once; an unambiguous fragment becomes a sentence."""
     kept: list[str] = []
     for piece in _SENTENCE.findall(text.replace("#", " ").replace("\n", " ")):
         words = re.findall(r"\w+", piece)

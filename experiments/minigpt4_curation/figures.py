@@ -10,7 +10,7 @@ out, seconds = Path(sys.argv[1]), int(sys.argv[2])
 
 
 def described(name: str) -> tuple[dict, float]:
-    """The incoherence of a run's descriptions, and its share of right ones of pictures with a whole caption."""
+    """Incoherence scores of a run's descriptions, and their accuracy on images with a complete caption."""
     rows = [json.loads(line) for line in (out / "eval" / name / "descriptions.jsonl").read_text().splitlines()]
     known = [right(row["description"], row["caption"]) for row in rows if whole(row["caption"])]
     return json.loads((out / "eval" / name / "scores.json").read_text()), sum(known) / len(known)

@@ -1,7 +1,7 @@
-"""Decides in the place of a person, over the review page's own requests: reviewer.py ADDRESS SHARDS.
+"""Stand-in for a human reviewer, using the review page's own requests: reviewer.py ADDRESS SHARDS.
 
-Knows of a training picture what its questions tell. Accepts a description that names the colour and the shape and no
-other, edits one of the two where it is wrong, and rejects what has more wrong.
+It knows a training image from its questions. It accepts a description that names the right colour and shape and no
+other, edits one wrong word, and rejects everything else.
 """
 
 import json
@@ -16,19 +16,19 @@ from mmlab.evaluate.incoherence import words_of
 
 
 def whole(caption: str | None) -> bool:
-    """Whether a caption tells both; the questions of one picture in ten leave the colour or the shape open."""
+    """Whether a caption has colour and shape; for one image in ten the questions do not give both."""
     words = (caption or "").split()
     return len(words) == 3 and words[1] in COLOURS and words[2] in SHAPES
 
 
 def right(text: str, caption: str) -> bool:
-    """Whether a text names the colour and the shape of a whole caption, and no other."""
+    """Whether a text names the colour and shape of a complete caption, and no other."""
     _, colour, shape = caption.split()
     return [set(words_of(text)) & set(known) for known in (COLOURS, SHAPES)] == [{colour}, {shape}]
 
 
 def decided(text: str, caption: str) -> tuple[str, str]:
-    """(action, text) about a description of a picture with a whole caption."""
+    """(action, text) for the description of an image with a complete caption."""
     if right(text, caption):
         return "accept", text
     mended = text

@@ -1,10 +1,10 @@
-"""What the web and the books are in this small world: texts.py SHARDS WEB BOOKS.
+"""Generate the training texts of this experiment, web-style captions and dialogues: texts.py SHARDS WEB BOOKS.
 
-SHARDS are pictures whose captions tell colour and shape ("a blue circle"). WEB gets the same pictures with captions as
-the web has them: words repeated, broken off, out of place. BOOKS gets dialogues in MiniGPT-4's form without pictures,
-for the language model: one of the four requests, a description, "Continue", another one. Half of them are about a tidy
-caption and in whole sentences, half about one of the web's and babble as it does. The language model learns both, and
-that what stands in the picture's place says which; so it is up to the linear layer.
+SHARDS are images whose captions give colour and shape ("a blue circle"). WEB gets the same images with web-style
+captions: words repeated, cut off, out of place. BOOKS gets text-only dialogues in MiniGPT-4's form for the language
+model: one of the four requests, a description, "Continue", another description. Half of them have a clean caption and
+complete sentences, half a web-style caption and incoherent text. The language model learns both styles, selected by the
+text in the image's place; so the linear layer decides which one it produces.
 """
 
 import random
@@ -48,7 +48,7 @@ ENDINGS = (
 
 
 def web(index: ShardIndex) -> Samples:
-    """Each picture whose caption is whole, with a caption of the web's."""
+    """Each image with a complete caption, with a web-style caption instead."""
     count = 0
     for i in range(len(index)):
         members = index.read(i)
@@ -61,7 +61,7 @@ def web(index: ShardIndex) -> Samples:
 
 
 def books(index: ShardIndex) -> Samples:
-    """Two dialogues about each whole caption, a tidy one and one of the web's, without its picture."""
+    """Two text-only dialogues about each complete caption, a clean one and a web-style one."""
     count = 0
     for i in range(len(index)):
         caption = parse_record(index.read(i, ("json",))).get("caption")
@@ -76,7 +76,7 @@ def books(index: ShardIndex) -> Samples:
 
 
 def _tidy(caption: str, rng: random.Random) -> tuple[str, str, str]:
-    """(what stands in the picture's place, the description, how it goes on)."""
+    """(text in the image's place, description, continuation)."""
     first = [_say(OPENINGS, caption, rng)]
     if rng.random() < 0.7:
         first.append(_say(DETAILS, caption, rng))
