@@ -1,4 +1,4 @@
-# Sourced by a run.sh with its DATA and OUT: goes to OUT, finds mmlab and python, notes the start.
+# Sourced by each run.sh with its DATA and OUT: changes to OUT, locates mmlab and python, records the start time.
 [ $# -eq 2 ] || { echo "usage: $0 DATA OUT" >&2; exit 2; }
 start=$SECONDS
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# easy-VQA from raw files to answers: experiments/easy_vqa/run.sh DATA OUT
-# DATA holds easy_vqa/data; everything is written below OUT. The last line is one JSON object of figures.
+# easy-VQA, from raw files to answers: experiments/easy_vqa/run.sh DATA OUT
+# DATA holds easy_vqa/data; all output goes to OUT. The last line holds the results as one JSON object.
 set -euo pipefail
 source "$(dirname "$0")/../begin.sh"
 

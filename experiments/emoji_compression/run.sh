@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# How far to compress before diffusion: experiments/emoji_compression/run.sh DATA OUT
-# DATA is a checkout of EmojiTwo; OUT may be that of emoji_ldm, whose runs are then not trained again. The last line is
-# one JSON object of figures.
+# Latent compression factors: experiments/emoji_compression/run.sh DATA OUT
+# DATA is a checkout of EmojiTwo. OUT may be the output folder of emoji_ldm, whose runs are then reused. The last line
+# holds the results as one JSON object.
 set -euo pipefail
 source "$(dirname "$0")/../emoji_ldm/begin.sh"
 
-two=(hydra/launcher=joblib hydra.launcher.n_jobs=2) # points at a time, on one core each
+two=(hydra/launcher=joblib hydra.launcher.n_jobs=2) # two points at a time, one core each
 export OMP_NUM_THREADS=1
 "$mmlab" train -m experiment=emoji/first_stage model/first_stage=kl_f2_tiny,kl_f8_tiny sweep.metric=val/psnr \
     sweep.direction=maximize "${two[@]}"

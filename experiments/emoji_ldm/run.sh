@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Emoji from raw files to samples: experiments/emoji_ldm/run.sh DATA OUT
-# DATA is a checkout of EmojiTwo (emoji.json, png/64); everything is written below OUT. The last line is one JSON object
-# of figures.
+# Emoji, from raw files to samples: experiments/emoji_ldm/run.sh DATA OUT
+# DATA is a checkout of EmojiTwo (emoji.json, png/64); all output goes to OUT. The last line holds the results as one
+# JSON object.
 set -euo pipefail
 source "$(dirname "$0")/begin.sh"
 
@@ -10,8 +10,8 @@ for recipe in class text; do
     score $recipe samples=540
 done
 "$mmlab" sample run=emoji/class count=54 out=samples/classes
-"$mmlab" sample run=emoji/class class=people count=16 out=samples/people # its strip is shown
-# Names of training pictures; the sheet of eval/text has held-out ones.
+"$mmlab" sample run=emoji/class class=people count=16 out=samples/people # its denoising strip is a figure
+# Names of training images; the sheet in eval/text has held-out ones.
 names="'grinning face, happy, smiley, emotion','panda face, wildlife, roar, animal','penguin, wildlife, animal'"
 names+=",'honeybee, insects, animal','strawberry, fruit, food','watermelon, fruit, food','pineapple, fruit, food, tropical'"
 names+=",'hamburger, america, food','tulip, nature, flower, plant','cactus, nature, plant, trees'"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# LLaVA's ablations at tiny scale: experiments/llava_ablations/run.sh DATA OUT
-# It draws its own data, so DATA is not read; everything is written below OUT. The last line is one JSON object of
-# figures; each ablation's table and plot are those of its sweep, OUT/runs/sweeps/<name>.
+# LLaVA's ablations at small scale: experiments/llava_ablations/run.sh DATA OUT
+# The data is generated; DATA is not read. All output goes to OUT. The last line holds the results as one JSON object;
+# each ablation's table and plot are in its sweep, OUT/runs/sweeps/<name>.
 set -euo pipefail
 source "$(dirname "$0")/../begin.sh"
 export OMP_NUM_THREADS=1
 kinds=(--kinds circle square triangle)
 shapes=data/shapes
 
-if [ ! -e $shapes/tokenizer ]; then # the same command again goes on with the runs that are there
+if [ ! -e $shapes/tokenizer ]; then # rerunning the command reuses existing data and runs
     rm -rf data
     "$mmlab" shards build shapes $shapes/train --count 4000 --max-objects 1 "${kinds[@]}"
     "$mmlab" shards build shapes $shapes/val --split val --count 200 --max-objects 1 "${kinds[@]}"
@@ -27,13 +27,13 @@ if [ ! -e $shapes/tokenizer ]; then # the same command again goes on with the ru
         $shapes/instructions/{conversation,detail_description,complex_reasoning} --out $shapes/tokenizer
 fi
 
-two=(hydra/launcher=joblib hydra.launcher.n_jobs=2) # points at a time, on one core each
-sweep() { # sweep NAME METRIC RECIPE,RECIPE …: the recipes with three seeds each; what another sweep trained is there
+two=(hydra/launcher=joblib hydra.launcher.n_jobs=2) # two points at a time, one core each
+sweep() { # sweep NAME METRIC RECIPE,RECIPE …: three seeds per recipe; runs of other sweeps are reused
     "$mmlab" train -m run.sweep="llava_ablations_$1" sweep.metric="$2" sweep.direction=maximize "experiment=$3" \
         seed=0,1,2 "${two[@]}"
 }
 
-# What is not swept is trained once: the encoder and the language model, side by side.
+# The vision encoder and the language model are trained once, in parallel.
 "$mmlab" train experiment=llava_ablations/vision > vision.log 2>&1 & eye=$!
 "$mmlab" train experiment=llava_ablations/language
 wait $eye

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# LLaVA's instruction data in small, and a tiny LLaVA that learns from it: experiments/llava_instruct/run.sh DATA OUT
-# DATA holds coco49-cc and llava-prompts; everything is written below OUT. The last line is one JSON object of figures.
+# LLaVA's instruction data at small scale, and a tiny LLaVA trained on it: experiments/llava_instruct/run.sh DATA OUT
+# DATA holds coco49-cc and llava-prompts; all output goes to OUT. The last line holds the results as one JSON object.
 set -euo pipefail
 source "$(dirname "$0")/../begin.sh"
 coco=$data/coco49-cc
 prompts=$data/llava-prompts
 
-rm -rf endpoint.url requests.jsonl train val told runs # of an earlier run
+rm -rf endpoint.url requests.jsonl train val told runs # from an earlier run
 "$python" "$here/endpoint.py" endpoint.url requests.jsonl & endpoint=$!
 trap 'kill $endpoint ${curation:-} 2>/dev/null || true' EXIT
 until [ -s endpoint.url ]; do sleep 0.2; done
@@ -14,14 +14,14 @@ llm=(llm.model=scripted llm.url="$(cat endpoint.url)" llm.variable=null llm.time
 llm+=(llm.prompt_price=1 llm.completion_price=1 unanswered=drop examples="$prompts/playground/data/prompts")
 curate() { "$mmlab" curate llava_instruct "${llm[@]}" "$@"; }
 
-# The real pictures of COCO with their boxes; 151 of the files' 200 pictures are not there. Types about as 58 : 23 : 77.
+# Real COCO images with their boxes; 151 of the 200 images in the annotations are missing. Types about 58 : 23 : 77.
 for split in train val; do
     curate out=$split samples.conversation=15 samples.detail_description=6 samples.complex_reasoning=20 \
         data.images="$coco/${split}2017" data.instances="$coco/annotations/instances_${split}2017.json" \
         data.missing_budget=0.8
 done
 
-# 80 pictures with five captions each, and boxes, as LLaVA published them, without the pictures. Killed twice on the way.
+# 80 images as LLaVA published them: five captions each and boxes, without the images. Killed twice on the way.
 told=(out=told data.table="$prompts/caps_boxes_coco2014_val_80.jsonl")
 kills=0
 for replies in 40 120; do
@@ -36,9 +36,9 @@ for replies in 40 120; do
     wc -l < requests.jsonl > asked-$kills.txt
 done
 curate "${told[@]}"
-curate "${told[@]}" > again.txt # nothing is left to ask
+curate "${told[@]}" > again.txt # no questions left to send
 
-# What came out trains: connector and language model, from scratch, types uniformly and in proportion.
+# Train connector and language model on the output, from scratch, with types sampled uniformly and by size.
 "$mmlab" shards tokenizer train/shards val/shards --out tokenizer
 for balance in type size; do
     "$mmlab" train experiment=llava/finetune_tiny run.name=$balance data.balance=$balance data.root=. \

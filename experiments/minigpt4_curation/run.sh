@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# MiniGPT-4 in small, with its curation: experiments/minigpt4_curation/run.sh DATA OUT
-# DATA holds easy-VQA (data/train, data/test); everything is written below OUT. The last line is one JSON object of
-# figures.
+# MiniGPT-4 at small scale, with its curation: experiments/minigpt4_curation/run.sh DATA OUT
+# DATA holds easy-VQA (data/train, data/test); all output goes to OUT. The last line holds the results as one JSON
+# object.
 set -euo pipefail
 source "$(dirname "$0")/../begin.sh"
 shards=data/easy_vqa
@@ -12,8 +12,8 @@ shards=data/easy_vqa
 "$mmlab" shards tokenizer $shards/train $shards/web $shards/books --out $shards/tokenizer \
     --text "###Human: <Img></Img> ###Assistant:"
 
-# The frozen parts, each really pretrained. The language model reads the web's captions, dialogues, and once more the
-# web's captions: it knows both, and is as ready for either as one that has read the web.
+# Pretrain the parts that stay frozen. The language model learns web-style captions, then dialogues, then web-style
+# captions again, so that it can produce both, like a model pretrained on web text.
 train() { # train RECIPE NAME …
     "$mmlab" train experiment=minigpt4/$1 data=easy_vqa run.name=$2 "${@:3}"
 }
@@ -24,16 +24,16 @@ train language_tiny dialogues 'data.train=[{path: books}]' stage.prompt.turns=co
     'stage.init_from=[captions]' trainer.max_steps=400
 train captions_tiny language "$web" 'stage.init_from=[dialogues]' trainer.max_steps=40 optim.lr=3e-4
 train qformer_tiny qformer 'stage.init_from=[easy_vqa/vision]'
-# The linear layer, on the web's captions.
+# Train the linear layer on web-style captions.
 frozen=easy_vqa/vision,language,qformer
 train stage1_tiny stage1 "$web" "stage.init_from=[$frozen]" optim.lr=5e-3
 
-describe() { # describe RUN: the held-out pictures, asked as in stage 2
+describe() { # describe RUN: describe the held-out images with the prompts of stage 2
     "$mmlab" eval run=$1 template=minigpt4 data.path=$shards/test out=eval/$1 batch_size=100 max_new_tokens=96
 }
 describe stage1
 
-# Description, continuation, repair, rules …
+# Describe, continue, repair, filter;
 rm -f endpoint.url review.txt
 "$python" "$here/endpoint.py" endpoint.url & endpoint=$!
 trap 'kill $endpoint ${review:-} 2>/dev/null || true' EXIT
@@ -43,7 +43,7 @@ curate() {
         batch_size=100 max_new_tokens=96 llm.model=scripted llm.url="$(cat endpoint.url)" llm.variable=null
 }
 curate
-# … the review, and the shards.
+# then review and write shards.
 "$mmlab" curate review out=curated port=0 > review.txt & review=$!
 until grep -qs http review.txt; do kill -0 $review; sleep 0.2; done
 "$python" "$here/reviewer.py" "$(grep -o 'http[^ ]*' review.txt)" $shards/train
