@@ -1,5 +1,5 @@
-# make train: a small LLaVA learns to answer questions about drawn scenes.   make test: lint, types, all tests.
-# Each target sets up what it needs. Needed beforehand: make, and Python 3.11, 3.12 or 3.13.
+# make train: train a small LLaVA on questions about synthetic scenes.   make test: lint, types, all tests.
+# Targets install what they need. Prerequisites: make, and Python 3.11, 3.12 or 3.13.
 
 usable = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -15,12 +15,12 @@ SCENES := --max-objects 1 --kinds circle square triangle --overwrite
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is required; set PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Shards → small backbones → alignment → finetuning → answers. A step that is complete is not run again.
+# Shards → small backbones → alignment → finetuning → answers. Completed steps are skipped.
 train: setup $(DATA)/train/index.npz $(DATA)/val/index.npz $(DATA)/test/index.npz $(DATA)/tokenizer/tokenizer.json
 	$(MMLAB) train experiment=llava/vision_tiny
 	$(MMLAB) train experiment=llava/language_tiny
@@ -40,7 +40,7 @@ $(DATA)/test/index.npz: | setup
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
 
-# Three on two cores: tests of jobs and of runs that are killed mostly wait.
+# Three workers on two cores: tests of SLURM jobs and of killed runs mostly wait.
 test: setup check
 	$(BIN)/pytest --numprocesses=3
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# A real SLURM of one node on this machine, for trying out and for the tests. Neither systemd nor cgroups are needed.
+# A real one-node SLURM cluster on this machine, for experiments and for the tests. Needs neither systemd nor cgroups.
 #   apt-get install -y --no-install-recommends slurm-wlm munge
-#   eval "$(slurm/cluster.sh up /tmp/cluster)"    # starts it and exports SLURM_CONF
+#   eval "$(slurm/cluster.sh up /tmp/cluster)"    # start it and export SLURM_CONF
 #   sinfo
-#   slurm/cluster.sh down /tmp/cluster            # ends what `up` started, and nothing else
-# CPUS=4 and KILL_WAIT=5 (seconds between SIGTERM and SIGKILL) may be set for `up`. Partitions: main; low, whose jobs
-# a job in high preempts and requeues after GRACE_TIME=20 seconds.
+#   slurm/cluster.sh down /tmp/cluster            # stop what `up` started, and nothing else
+# `up` reads CPUS=4 and KILL_WAIT=5 (seconds between SIGTERM and SIGKILL). Partitions: main, low, high. A job in high
+# preempts jobs in low, which are requeued after GRACE_TIME=20 seconds.
 set -euo pipefail
 
-PATH=$PATH:/usr/sbin # not in everyone's path
-DAEMONS=(slurmd slurmctld munged) # in the order in which they are ended
+PATH=$PATH:/usr/sbin # not in every user's PATH
+DAEMONS=(slurmd slurmctld munged) # in stopping order
 
 fail() {
     echo "cluster.sh: $*" >&2
     exit 1
 }
 
-# The pid of a daemon that runs for this folder; a number left behind may be another process by now.
+# The pid of a daemon running for this folder; a stale pid file may point to an unrelated process.
 running() {
     local pid
     pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 1
@@ -69,23 +69,23 @@ CONF
 up() {
     local program
     for program in munged slurmctld slurmd sbatch; do
-        command -v "$program" >/dev/null || fail "there is no $program; apt-get install slurm-wlm munge"
+        command -v "$program" >/dev/null || fail "$program is not installed: apt-get install slurm-wlm munge"
     done
     for program in "${DAEMONS[@]}"; do
-        ! running "$program" >/dev/null || fail "$program runs in $dir already; slurm/cluster.sh down $dir"
+        ! running "$program" >/dev/null || fail "$program already runs in $dir; stop it with: slurm/cluster.sh down $dir"
     done
     mkdir -p "$dir/state" "$dir/spool"
-    # Munge refuses a socket in a folder that others can write to, and a path too long for a socket.
+    # munged refuses a socket in a folder writable by others; socket paths have a length limit.
     chmod 755 "$dir"
-    ((${#dir} < 90)) || fail "$dir is too long a path for a socket."
+    ((${#dir} < 90)) || fail "$dir is too long for a socket path."
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
     munged --force --key-file="$dir/munge.key" --socket="$dir/munged.socket" --pid-file="$dir/munged.pid" \
         --log-file="$dir/munged.log" --seed-file="$dir/munged.seed" >"$dir/munged.out" 2>&1 ||
-        fail "munged does not start: $(cat "$dir/munged.out")"
+        fail "munged did not start: $(cat "$dir/munged.out")"
     configure
     export SLURM_CONF=$dir/slurm.conf
-    slurmctld -f "$SLURM_CONF" -c >"$dir/slurmctld.out" 2>&1 || fail "slurmctld does not start: $dir/slurmctld.out"
-    slurmd -f "$SLURM_CONF" -N "$(hostname -s)" >"$dir/slurmd.out" 2>&1 || fail "slurmd does not start: $dir/slurmd.out"
+    slurmctld -f "$SLURM_CONF" -c >"$dir/slurmctld.out" 2>&1 || fail "slurmctld did not start: see $dir/slurmctld.out"
+    slurmd -f "$SLURM_CONF" -N "$(hostname -s)" >"$dir/slurmd.out" 2>&1 || fail "slurmd did not start: see $dir/slurmd.out"
     for ((i = 0; i < 150; i++)); do
         if [[ $(sinfo --noheader --partition=main --format=%t 2>/dev/null) == idle ]]; then
             echo "export SLURM_CONF='$SLURM_CONF'"
@@ -93,12 +93,12 @@ up() {
         fi
         sleep 0.2
     done
-    fail "the node does not become idle: $(sinfo --noheader --long --Node 2>&1 | head -1); logs lie in $dir"
+    fail "the node did not become idle: $(sinfo --noheader --long --Node 2>&1 | head -1); logs are in $dir"
 }
 
 down() {
     local daemon pid
-    [[ -f $dir/slurm.conf ]] || fail "there is no cluster in $dir."
+    [[ -f $dir/slurm.conf ]] || fail "no cluster in $dir."
     export SLURM_CONF=$dir/slurm.conf
     # Jobs outlive their slurmd.
     if running slurmctld >/dev/null && running slurmd >/dev/null; then
@@ -115,12 +115,12 @@ down() {
             running "$daemon" >/dev/null || break
             sleep 0.1
         done
-        ! running "$daemon" >/dev/null || fail "$daemon ($pid) does not end."
+        ! running "$daemon" >/dev/null || fail "$daemon ($pid) did not exit."
     done
 }
 
-[[ $# == 2 && ($1 == up || $1 == down) ]] || fail "use: slurm/cluster.sh up DIR | down DIR"
+[[ $# == 2 && ($1 == up || $1 == down) ]] || fail "usage: slurm/cluster.sh up DIR | down DIR"
 [[ $1 == down ]] || mkdir -p "$2"
-[[ -d $2 ]] || fail "there is no folder $2."
+[[ -d $2 ]] || fail "no such folder: $2."
 dir=$(realpath "$2")
 "$1"
