@@ -1,8 +1,8 @@
-"""One training step of latent diffusion from pictures, from cached latents, and as a plain loop over diffusers' parts.
+"""One training step of latent diffusion: from images, from cached latents, and as a plain loop with diffusers' parts.
 
-The same weights, samples, draws of the posterior, timesteps and noise: the three losses are printed and must agree. A
-step is all that a sample costs: reading its shard, decoding, encoding where there is no cache, forward and backward.
-Interleaved, medians.
+Weights, samples, posterior samples, timesteps and noise are the same, so the three losses, which are printed, must
+agree. A step covers the full cost of a batch: reading shards, decoding, encoding (if not cached), forward, backward.
+Rounds are interleaved; medians are reported.
 
     python benchmarks/latents_step.py
 """
@@ -56,7 +56,7 @@ def ours(stage: LatentDiffusion, index: ShardIndex, cached: bool) -> Callable[[i
 
 
 def theirs(stage: LatentDiffusion, index: ShardIndex) -> Callable[[int], Tensor]:
-    """As diffusers' training scripts have it; only the draws come from our keys, so that losses can be compared."""
+    """The step of diffusers' training scripts, with our keyed random draws so that losses are comparable."""
     vae, unet = stage.model.first_stage.vae, stage.model.denoiser.unet
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear")
     collate = stage.collate(size=SIDE, aspect="stretch", flip=False, latents=False)

@@ -1,4 +1,4 @@
-"""Samples per second from the same shards: webdataset's stream against our index, interleaved, medians.
+"""Samples per second from the same shards: webdataset streaming against our index; interleaved rounds, medians.
 
 python benchmarks/shard_reading.py [samples]
 """

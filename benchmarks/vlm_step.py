@@ -1,8 +1,8 @@
-"""One training step on the same weights and the same questions: transformers' LLaVA against ours.
+"""One training step with the same weights and questions: transformers' LLaVA against ours.
 
-Eight pictures with ten questions each. transformers pads one question to a row, with the picture in every row,
-and writes logits at all places; ours shares a picture's tokens between its questions and writes logits where there
-is loss. Interleaved, medians; both losses are printed and must agree.
+Eight images with ten questions each. transformers has one padded row per question, each with the image, and computes
+logits at all positions; ours shares an image's tokens between its questions and computes logits only where there is a
+loss. Rounds are interleaved and medians reported; both losses are printed and must agree.
 
     python benchmarks/vlm_step.py
 """
@@ -52,7 +52,7 @@ def theirs(model: LlavaForConditionalGeneration, batch: dict) -> torch.Tensor:
 
 
 def single_rows(batch: dict, model: VisionLanguageModel, image_token: int) -> dict:
-    """The same questions, one to a row, each with its own copy of the picture."""
+    """The same questions, one per row, each with its own copy of the image."""
     rows, labels, pictures = [], [], []
     for row in range(len(batch["input_ids"])):
         segments, contexts = batch["segment_ids"][row], batch["context_ids"][row]
@@ -76,7 +76,7 @@ def single_rows(batch: dict, model: VisionLanguageModel, image_token: int) -> di
 
 
 def twin(model: VisionLanguageModel) -> tuple[LlavaForConditionalGeneration, int]:
-    """transformers' LLaVA with the same weights and one more token, for pictures."""
+    """transformers' LLaVA with the same weights and one extra token for images."""
     image_token = model.language.config.vocab_size
     text = model.language.config.to_dict() | {"vocab_size": image_token + 1}
     config = LlavaConfig(
@@ -94,7 +94,7 @@ def twin(model: VisionLanguageModel) -> tuple[LlavaForConditionalGeneration, int
     peer.model.multi_modal_projector.linear_2.load_state_dict(model.connector.layers[2].state_dict())
     weights = {name: w.detach().clone() for name, w in model.language.causal.state_dict().items()}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        # The picture token's logit is 0 everywhere: the loss grows by about one part in the vocabulary.
+        # The image token's logit is 0 everywhere, which raises the loss by about one part in the vocabulary size.
         weights[name] = torch.cat([weights[name], torch.zeros(1, weights[name].shape[1])])
     peer.lm_head.load_state_dict({"weight": weights.pop("lm_head.weight")})
     peer.model.language_model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
