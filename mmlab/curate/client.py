@@ -1,4 +1,4 @@
-"""One question to a language model, wherever it runs: kept on disk, so that nothing is asked or paid twice."""
+"""Requests to a language model, remote or local; replies are stored on disk, so that none is billed twice."""
 
 import hashlib
 import json
@@ -12,18 +12,18 @@ from mmlab.config.errors import RunError
 from mmlab.curate.journal import write_whole
 
 Message = Mapping[str, str]
-"""`role` (system, user or assistant) and `content`, as chat-completions endpoints take them."""
+"""`role` (system, user or assistant) and `content`, as in the chat-completions protocol."""
 
 
 class NoReply(RunError):
-    """This prompt got no usable answer; others may.
+    """This prompt has no usable reply; others may have one.
 
     Args:
-        reason: a few words that faults are counted under, such as "empty answer" or "429".
-        message: the sentence for a person.
-        down: nothing answered at all, so others will not get an answer either.
-        spent: an answer that was paid for all the same.
-        kept: that answer lies on the disk, and the question is not asked again.
+        reason: a few words under which faults are counted, such as "empty answer" or "429".
+        message: the full sentence for the user.
+        down: no attempt reached a model, so that other prompts will fail as well.
+        spent: an unusable reply that was billed.
+        kept: that reply is stored, and the request is not repeated.
     """
 
     def __init__(self, reason: str, message: str, down: bool = False, spent: "Reply | None" = None, kept: bool = False):
@@ -35,20 +35,20 @@ class NoReply(RunError):
 
 
 class Refused(RunError):
-    """The endpoint answers nobody who asks like this: a wrong key, address or model."""
+    """The endpoint rejects every prompt: the key, address or model is wrong."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a language model said.
+    """A language model's reply.
 
     Attributes:
-        text: the answer, without white space around it.
-        finish: why it ended: `stop`, or a name in `UNUSABLE`.
-        prompt_tokens, completion_tokens: as the endpoint counts them, rejected answers included; 0 where it does not.
-        retries: reason → how often it was asked again for it.
-        model: the name that the endpoint gives itself.
-        hash: names the reply among those kept; empty before it is kept.
+        text: without surrounding white space.
+        finish: why it ended: `stop`, or a key of `UNUSABLE`.
+        prompt_tokens, completion_tokens: as counted by the endpoint, failed attempts included; 0 if it counts none.
+        retries: reason → number of retries.
+        model: name that the endpoint reports.
+        hash: name of the stored reply; empty before it is stored.
     """
 
     text: str
@@ -61,38 +61,43 @@ class Reply:
 
 
 UNUSABLE = {
-    "length": ("finish_reason length", "was cut off at its longest"),
-    "content_filter": ("finish_reason content_filter", "was held back by a content filter"),
-    "empty": ("empty answer", "was empty each time"),
+    "length": ("finish_reason length", "was cut off at the token limit"),
+    "content_filter": ("finish_reason content_filter", "was withheld by a content filter"),
+    "empty": ("empty answer", "was empty in every attempt"),
 }
-"""finish → what such answers are counted under, and what became of one."""
+"""finish → the reason under which such replies are counted, and the predicate of the error's sentence."""
 
 
 class Backend(Protocol):
-    """What answers: an endpoint or a local model.
+    """An endpoint or a local model.
 
     Attributes:
         model: its name.
-        settings: all else that an answer depends on.
+        settings: everything else that a reply depends on.
     """
 
     model: str
     settings: dict[str, Any]
 
     def complete(self, messages: Sequence[Message], stop: threading.Event) -> Reply:
-        """Answer; raises NoReply for this prompt's sake, Refused for everybody's. Does not begin anew after `stop`."""
+        """Reply to a dialogue; starts no further attempt once `stop` is set.
+
+        Raises:
+            NoReply: this prompt has no reply.
+            Refused: no prompt has one.
+        """
         ...
 
 
 class Client:
-    """Asks a backend, and keeps each reply in a file named by the hash of (model, messages, settings).
+    """Requests replies and stores each in a file named by the hash of (model, messages, settings).
 
-    A reply is on the disk before it is returned: a process that is killed pays again only for what was still on its
-    way. Threads may share a client; the same question at the same time is asked once.
+    A reply is on disk before it is returned, so that after a kill only requests in flight are billed again. Threads
+    may share a client; the same request from several threads is sent once.
 
     Args:
-        backend: what answers.
-        folder: of the replies.
+        backend: the endpoint or model.
+        folder: where replies are stored.
     """
 
     def __init__(self, backend: Backend, folder: Path):
@@ -102,15 +107,15 @@ class Client:
         self._asking: dict[str, threading.Lock] = {}
 
     def __call__(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
-        """Answer a dialogue that ends with the user's turn.
+        """Reply to a dialogue that ends with the user's turn, from disk if the reply is stored.
 
         Args:
             messages: the dialogue.
-            stop: when it is set, the question is given up instead of being asked once more.
+            stop: once set, no further attempt is started.
 
         Raises:
-            NoReply: no answer, or one that is not whole: cut off, held back by a filter, or empty.
-            Refused: the backend answers nothing.
+            NoReply: there is no reply, or it was cut off, withheld by a filter, or empty.
+            Refused: the backend rejects every prompt.
         """
         question = {
             "model": self.backend.model,
@@ -124,7 +129,7 @@ class Client:
             reply = self._kept(name, question) or self._ask(name, question, stop or threading.Event())
         if reply.finish in UNUSABLE:
             reason, how = UNUSABLE[reply.finish]
-            raise NoReply(reason, f"the answer of {self.backend.model} {how}.", spent=reply, kept=True)
+            raise NoReply(reason, f"the reply of {self.backend.model} {how}.", spent=reply, kept=True)
         return reply
 
     def _ask(self, name: str, question: dict[str, Any], stop: threading.Event) -> Reply:
@@ -144,7 +149,7 @@ class Client:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
-            return None  # damaged, by a disk or an editor: asked again
+            return None  # the file is damaged; request the reply again
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.json"

@@ -1,6 +1,8 @@
-"""A chat-completions endpoint over HTTP (the protocol of OpenAI, vLLM, llama.cpp, …), with everything that it may do.
+"""Client of a chat-completions endpoint (OpenAI, vLLM, llama.cpp, …) that handles its faults.
 
-The key is read from the environment and goes into one header. It is not kept, logged or sent along a redirect.
+The key is read from the environment and is sent in one header; it is never stored, logged or sent to a redirect's
+target. The official client limits the silence of a server but not the duration of a call, and sends organization,
+project and custom headers from the environment to any address.
 """
 
 import email.utils
@@ -22,24 +24,23 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from mmlab.config.errors import ConfigError
-from mmlab.config.redact import HIDDEN, redact_text
 from mmlab.curate.client import UNUSABLE, Message, NoReply, Refused, Reply
 from mmlab.curate.pace import Pace
+from mmlab.runs.redact import HIDDEN, redact_text
 
-LONGEST_WAIT = 600.0  # seconds; an endpoint that asks for more is asked again after this
+LONGEST_WAIT = 600.0  # seconds; a longer Retry-After is shortened to this
 LONGEST_BODY = 8 << 20  # bytes
-SHORTEST_KEY = 12  # characters; a shorter one is a dummy, and its letters may be those of a word
-OURS = ("model", "messages", "stream", "n")
+SHORTEST_KEY = 12  # characters; a shorter key is a placeholder such as "test", which replies may contain as a word
+RESERVED = ("model", "messages", "stream", "n")
 
 
-class Again(Exception):
-    """A fault that may pass.
+class TransientFault(Exception):
+    """A fault that may not occur again, so that the request is retried.
 
     Args:
-        reason: a few words.
-        after: seconds that the endpoint asks to wait.
-        usage: tokens of an answer that was paid for all the same, of the prompt and of the answer; None: there was
-            no answer.
+        reason: a few words, under which such faults are counted.
+        after: seconds to wait, if the endpoint states them.
+        usage: prompt and completion tokens of a reply that was billed but is unusable; None: there was no reply.
     """
 
     def __init__(self, reason: str, after: float | None = None, usage: tuple[int, int] | None = None):
@@ -50,10 +51,11 @@ class Again(Exception):
 
 
 class Endpoint:
-    """Any endpoint that speaks the chat-completions protocol.
+    """An endpoint that speaks the chat-completions protocol.
 
-    429 (with its Retry-After), 5xx, time-outs, broken connections, garbage and empty answers are asked again,
-    later each time and with jitter; a wrong key, address or model stops at once.
+    Requests that end in 408, 409, 425, 429 (whose Retry-After is respected), 5xx, a timeout, a broken connection, a
+    malformed reply or an empty one are retried with exponential backoff and jitter. A wrong key, address or model is
+    an error at once.
 
     Args:
         url: base, such as `https://api.openai.com/v1`; `/chat/completions` is added.
@@ -85,36 +87,36 @@ class Endpoint:
         self.model = model
         self.settings = dict(settings or {})
         self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
-        if reserved := sorted(set(OURS) & self.settings.keys()):
-            raise ConfigError(f"llm.settings has no place for '{reserved[0]}': it is set for each question.")
+        if reserved := sorted(set(RESERVED) & self.settings.keys()):
+            raise ConfigError(f"llm.settings cannot contain '{reserved[0]}': it is set for each request.")
         self._key = None if variable is None else (os.environ.get(variable) or "").strip() or None
         self._url = _checked(url, self._key, variable)
         self._pace = Pace(requests_per_minute)
-        # What goes to this machine is for no proxy to see, the key least of all.
+        # Requests to this machine, and the key with them, must not pass through a proxy.
         direct = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(url).hostname or "") else []
         self._opener = urllib.request.build_opener(_NoRedirect, *direct)
 
     def complete(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
-        """Ask until there is an answer; one that is empty each time is a reply with `finish` empty.
+        """Request a reply, with retries; if the last attempt is empty, the reply has `finish="empty"`.
 
         Args:
             messages: the dialogue.
-            stop: when it is set, there is no further attempt; one that is on its way is waited for, as it is paid.
+            stop: once set, no attempt is started; one in flight is awaited, because it is billed anyway.
 
         Raises:
-            NoReply: there was none after all attempts, or the endpoint does not take this prompt.
-            Refused: it takes none.
+            NoReply: all attempts failed, or the endpoint rejects this prompt.
+            Refused: the endpoint rejects every prompt.
         """
         stop = stop or threading.Event()
         body = json.dumps({"model": self.model, "messages": list(messages), **self.settings}).encode()
-        faults: list[Again] = []
+        faults: list[TransientFault] = []
         while len(faults) < self.attempts:
             self._pace.wait(stop)
             if stop.is_set():
-                raise NoReply("stopped", f"{self._url} was not asked any more.")
+                raise NoReply("stopped", f"the request to {self._url} was canceled.")
             try:
                 reply = self._answer(self._post(body))
-            except Again as fault:
+            except TransientFault as fault:
                 faults.append(fault)
                 if len(faults) < self.attempts:
                     self._rest(fault, len(faults) - 1, stop)
@@ -128,13 +130,13 @@ class Endpoint:
         down = all(fault.usage is None for fault in faults)
         raise NoReply(
             retries[0][0],
-            f"no answer from {self._url} in {self.attempts} attempts: {counted}.",
+            f"no reply from {self._url} in {self.attempts} attempts: {counted}.",
             down=down,
             spent=None if down else spent,
         )
 
-    def _spent(self, faults: Sequence[Again], reply: Reply | None = None) -> Reply:
-        """A reply, or an empty one, with what the attempts before it cost."""
+    def _spent(self, faults: Sequence[TransientFault], reply: Reply | None = None) -> Reply:
+        """Add the tokens of the failed attempts to a reply, or to an empty one."""
         reply = reply or Reply("", "empty", model=self.model)
         usage = [fault.usage for fault in faults if fault.usage is not None]
         return replace(
@@ -144,8 +146,8 @@ class Endpoint:
             retries=dict(Counter(fault.reason for fault in faults)),
         )
 
-    def _rest(self, fault: Again, attempt: int, stop: threading.Event) -> None:
-        """Wait before the next attempt; where the endpoint itself asked for it, all threads wait."""
+    def _rest(self, fault: TransientFault, attempt: int, stop: threading.Event) -> None:
+        """Wait before the next attempt; a Retry-After holds the other threads as well."""
         seconds = min(self.backoff * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if fault.after is not None:
             self._pace.hold(min(fault.after, LONGEST_WAIT))
@@ -166,57 +168,57 @@ class Endpoint:
                 self._status(error)
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
-                raise Refused(f"{self._url} cannot prove who it is: {error.reason.verify_message}.") from None
-            raise Again("timeout" if isinstance(error.reason, TimeoutError) else "no connection") from None
+                raise Refused(f"The certificate of {self._url} is invalid: {error.reason.verify_message}.") from None
+            raise TransientFault("timeout" if isinstance(error.reason, TimeoutError) else "no connection") from None
         except TimeoutError:
-            raise Again("timeout") from None
+            raise TransientFault("timeout") from None
         except (OSError, http.client.HTTPException):
-            raise Again("broken connection") from None
+            raise TransientFault("broken connection") from None
 
     def _status(self, error: urllib.error.HTTPError) -> NoReturn:
-        """Sort an answer that is none by its status."""
+        """Raise the error of a status other than 2xx."""
         code = error.code
         if code in (408, 409, 425, 429) or code >= 500:
-            raise Again(str(code), _seconds(error.headers.get("Retry-After")))
+            raise TransientFault(str(code), _seconds(error.headers.get("Retry-After")))
         try:
-            said = self._clean(_read(error, time.monotonic() + 5.0))
-        except (OSError, http.client.HTTPException, Again):
-            said = ""
-        sentence = f"{self._url} answers {code}{_complaint(said)}."
+            body = self._clean(_read(error, time.monotonic() + 5.0))
+        except (OSError, http.client.HTTPException, TransientFault):
+            body = ""
+        sentence = f"{self._url} returned {code}{_complaint(body)}."
         if code in (400, 413, 422):
             raise NoReply(str(code), sentence)
         if code in (401, 403):
-            sentence += " The key is taken from the environment variable that llm.variable names."
+            sentence += " Check the key in the environment variable that llm.variable names."
         elif code == 404:
-            sentence += " Look at llm.url and llm.model."
+            sentence += " Check llm.url and llm.model."
         raise Refused(sentence)
 
-    def _answer(self, said: str) -> Reply:
-        """The reply in the endpoint's JSON, or Again."""
+    def _answer(self, body: str) -> Reply:
+        """Parse the endpoint's JSON."""
         try:
-            data = json.loads(said)
+            data = json.loads(body)
             choice = data["choices"][0]
             text = choice["message"]["content"]
             counts = data.get("usage") or {}
             usage = int(counts.get("prompt_tokens") or 0), int(counts.get("completion_tokens") or 0)
             finish, model = str(choice.get("finish_reason") or "stop"), str(data.get("model") or self.model)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise Again("garbage") from None
+            raise TransientFault("garbage") from None
         if text is not None and not isinstance(text, str):
-            raise Again("garbage", usage=usage)
+            raise TransientFault("garbage", usage=usage)
         text = _encodable(text or "").strip()
         if not text and finish not in UNUSABLE:
-            raise Again("empty answer", usage=usage)
+            raise TransientFault("empty answer", usage=usage)
         return Reply(text, _encodable(finish), *usage, model=_encodable(model))
 
     def _clean(self, data: bytes) -> str:
-        """Text without the key: an endpoint may send back what it was sent."""
+        """Decode a body and hide the key, which an endpoint may echo."""
         text = data.decode("utf-8", "replace")
         return text.replace(self._key, HIDDEN) if self._key and len(self._key) >= SHORTEST_KEY else text
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+    """Follows no redirect, which would send the key to another host."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         return None
@@ -225,17 +227,17 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _checked(url: str, key: str | None, variable: str | None) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"llm.url takes an address such as https://api.openai.com/v1, not '{redact_text(url)}'.")
+        raise ConfigError(f"llm.url must be an address such as https://api.openai.com/v1, not '{redact_text(url)}'.")
     if parts.username or parts.password or parts.query:
-        raise ConfigError("llm.url holds a user, a password or a query; a key belongs into the environment.")
+        raise ConfigError("llm.url contains a user, a password or a query; put the key into the environment.")
     if variable is not None and key is None and not _is_loopback(parts.hostname):
-        raise ConfigError(f"{variable} is not set; set it, or give llm.variable=null.")
+        raise ConfigError(f"{variable} is not set; set it, or use llm.variable=null.")
     if key and parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ConfigError(
-            f"The key in {variable} would travel unencrypted to {parts.hostname}: take https, or llm.variable=null."
+            f"The key in {variable} would be sent unencrypted to {parts.hostname}; use https or llm.variable=null."
         )
     if key and not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"The key in {variable} holds characters that no header takes.")
+        raise ConfigError(f"The key in {variable} contains characters that are invalid in a header.")
     return url.rstrip("/")
 
 
@@ -247,24 +249,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def _encodable(text: str) -> str:
-    """Text without halves of characters: JSON can hold one, of an emoji that was cut, and no file can."""
+    """Replace lone surrogates: JSON can encode half of a truncated emoji, UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _read(response: Any, deadline: float) -> bytes:
-    """The body; a socket's time-out alone would let one byte a minute go on for ever."""
+    """Read a body until a time on the monotonic clock; the socket's timeout alone never ends a slow trickle."""
     data = b""
     while piece := response.read1(1 << 16):
         data += piece
         if len(data) > LONGEST_BODY:
-            raise Again("garbage")
+            raise TransientFault("garbage")
         if time.monotonic() > deadline:
-            raise Again("timeout")
+            raise TransientFault("timeout")
     return data
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After as seconds from now: a number or a date; None for anything else."""
+    """Convert a Retry-After header, a number or a date, to seconds from now; None if it is neither."""
     if not retry_after:
         return None
     try:
@@ -277,13 +279,13 @@ def _seconds(retry_after: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _complaint(said: str) -> str:
-    """What an endpoint says is wrong, in the protocol's form or as it is, on one line."""
+def _complaint(body: str) -> str:
+    """Extract the message of an error response, or its whole text, as one line."""
     try:
-        data = json.loads(said)
-        fault = data.get("error", data.get("detail", said)) if isinstance(data, dict) else said
-        said = str(fault.get("message", fault)) if isinstance(fault, dict) else str(fault)
+        data = json.loads(body)
+        fault = data.get("error", data.get("detail", body)) if isinstance(data, dict) else body
+        body = str(fault.get("message", fault)) if isinstance(fault, dict) else str(fault)
     except ValueError:
         pass
-    line = redact_text(" ".join(said.split()))[:200].rstrip(".")
+    line = redact_text(" ".join(body.split()))[:200].rstrip(".")
     return f": {line}" if line else ""

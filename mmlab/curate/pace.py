@@ -1,14 +1,14 @@
-"""When a request may start: spaced evenly, and not while the endpoint asks for a pause."""
+"""Rate limit of requests: evenly spaced, with pauses that the endpoint requests."""
 
 import threading
 import time
 
 
 class Pace:
-    """Gives each request its place in time, for all threads together.
+    """Schedules the requests of all threads.
 
     Args:
-        per_minute: requests; None: as fast as they come.
+        per_minute: requests per minute; None sets no limit.
     """
 
     def __init__(self, per_minute: float | None = None):
@@ -17,8 +17,8 @@ class Pace:
         self._lock = threading.Lock()
 
     def wait(self, stop: threading.Event) -> None:
-        """Take the next free place in time, and sleep until it, or until `stop` is set."""
-        at = self._place()
+        """Reserve the next free slot and sleep until it, or until `stop` is set."""
+        at = self._slot()
         while not stop.is_set():
             if (left := at - time.monotonic()) > 0:
                 stop.wait(left)
@@ -27,15 +27,15 @@ class Pace:
                 held = at < self._held_until
             if not held:
                 return
-            at = self._place()  # the old one lies within a pause that began meanwhile
+            at = self._slot()  # a pause began while sleeping and covers the old slot
 
     def hold(self, seconds: float) -> None:
-        """Let nobody start before `seconds` have passed, nor those who have a place already."""
+        """Start no request for `seconds`, including those that have a slot already."""
         with self._lock:
             self._held_until = max(self._held_until, time.monotonic() + seconds)
             self._next = max(self._next, self._held_until)
 
-    def _place(self) -> float:
+    def _slot(self) -> float:
         with self._lock:
             at = max(time.monotonic(), self._next)
             self._next = at + self.interval

@@ -1,4 +1,4 @@
-"""An endpoint on loopback that speaks the chat-completions protocol, and misbehaves as it is told."""
+"""A chat-completions endpoint on loopback whose faults are scripted."""
 
 import json
 import threading
@@ -9,29 +9,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Script = Callable[[str, int], str]
-"""(the user's words, which attempt at them) → what happens: `ok`, a status, or a name below."""
+"""(prompt, number of earlier requests with it) → what happens: `ok`, a status, or a name in `serve` or `_say`."""
 
 
 def always(*acts: str) -> Script:
-    """The acts in turn for each prompt, the last one for ever."""
+    """The acts in turn for each prompt; the last one repeats."""
     return lambda prompt, attempt: acts[min(attempt, len(acts) - 1)]
 
 
 class ScriptedEndpoint:
-    """Answers `repaired: <last line of the prompt>` where the script says `ok`; use it as a context manager.
+    """A context manager that replies `repaired: <last line of the prompt>` where the script returns `ok`.
 
     Args:
-        script: what happens to each prompt.
-        headers: sent along with a status.
-        answer: prompt → reply, in place of the one above.
-        words: messages → the prompt that script and answer are given, and that is counted.
+        script: what happens to each request.
+        headers: sent with a status.
+        answer: prompt → reply, instead of the one above.
+        words: messages → the prompt that `script` and `answer` receive and that is counted.
 
     Attributes:
         url: base address.
         asked: prompts in order of arrival.
-        paid: prompt → how often it was answered.
-        tokens: of all answers and their prompts.
-        headers, bodies: of the requests, in order.
+        paid: prompt → number of replies.
+        tokens: total of all replies and their prompts.
+        headers, bodies, times: of the requests, in order; times are monotonic seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ScriptedEndpoint:
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # the other end was killed, or had enough
+                pass  # the client was killed or closed the connection
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
@@ -77,7 +77,7 @@ class ScriptedEndpoint:
         self.server.server_close()
 
     def wait_for(self, requests: int, seconds: float = 60.0) -> None:
-        """Wait until so many have come; the thread that takes one may be slower than who has sent it."""
+        """Wait for a number of requests; the thread that receives one may lag behind the client."""
         end = time.monotonic() + seconds
         while len(self.asked) < requests:
             assert time.monotonic() < end, f"{len(self.asked)} requests of {requests}"
@@ -102,7 +102,7 @@ class ScriptedEndpoint:
         elif act == "drip":
             self._drip(request)
         elif act.isdigit():
-            self._send(request, int(act), json.dumps({"error": {"message": f"told to say {act}\nhere"}}), self.extra)
+            self._send(request, int(act), json.dumps({"error": {"message": f"scripted {act}\nhere"}}), self.extra)
         elif act == "garbage":
             self._send(request, 200, "<html>busy</html>")
         elif act == "other json":

@@ -72,10 +72,10 @@ def test_threads_ask_the_same_once(tmp_path):
 @pytest.mark.parametrize(
     ("acts", "reason", "says", "usage"),
     [
-        (["cut"], "finish_reason length", "was cut off at its longest", (2, 2)),
-        (["cut short"], "finish_reason length", "was cut off at its longest", (2, 0)),
-        (["500", "filtered"], "finish_reason content_filter", "was held back by a content filter", (2, 0)),
-        (["500", "empty"], "empty answer", "was empty each time", (4, 0)),
+        (["cut"], "finish_reason length", "was cut off at the token limit", (2, 2)),
+        (["cut short"], "finish_reason length", "was cut off at the token limit", (2, 0)),
+        (["500", "filtered"], "finish_reason content_filter", "was withheld by a content filter", (2, 0)),
+        (["500", "empty"], "empty answer", "was empty in every attempt", (4, 0)),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_named_and_paid_once(tmp_path, monkeypatch, acts, reason, says, usage):

@@ -185,7 +185,7 @@ def test_many_texts_that_cannot_be_repaired_do_not_stop_the_run(tmp_path, many, 
             "cut",
             "stays as it is; other settings ask anew, such as a larger llm.settings.max_tokens; unrepaired=keep or",
         ),
-        ("empty", "was empty each time; an answer that is cut off, filtered or empty stays as it is"),
+        ("empty", "was empty in every attempt; an answer that is cut off, filtered or empty stays as it is"),
     ],
 )
 def test_what_helps_is_named_and_nothing_is_paid_again(tmp_path, many, act, says):
@@ -232,7 +232,7 @@ def test_an_endpoint_that_is_down_stops_the_run(tmp_path, server):
     index = make_records(tmp_path / "many", [{}] * 12, [colour(i % 4) for i in range(12)])
     with (
         ScriptedEndpoint(always("500")) as down,
-        pytest.raises(RunError, match=r"5 in a row got no answer, now s00\d\d: no answer from .* 500 \(2x\)"),
+        pytest.raises(RunError, match=r"5 in a row got no answer, now s00\d\d: no reply from .* 500 \(2x\)"),
     ):
         run(index, down, tmp_path / "out", unrepaired="keep", workers=1)
     assert len(set(down.asked)) <= 4 and step_rows(tmp_path / "out", "repaired") == []

@@ -114,7 +114,7 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
         ),
         (("llm.model=m", "data.path=x", "examples=shot"), 2, "There is no folder shot/conversation with examples."),
         (("data.path=x",), 2, "'llm.model' has no value"),
-        (("llm.model=m", "data.path=x", "llm.url=http://box/v1"), 2, "would travel unencrypted to box"),
+        (("llm.model=m", "data.path=x", "llm.url=http://box/v1"), 2, "would be sent unencrypted to box"),
     ],
 )
 def test_mistakes_are_one_sentence(work, capsys, monkeypatch, argv, code, message):

@@ -89,7 +89,7 @@ def test_a_local_model_repairs_without_a_review(work, monkeypatch, capsys):
         ),
         (minigpt4("out=x"), "'llm.model' has no value; give llm.model=…"),
         (minigpt4("out=x", "llm.model=m", "rules=[repeat]"), "There is no rule 'repeat'. Did you mean 'repeats'?"),
-        (minigpt4("out=x", "llm.model=m", "llm.url=http://box/v1"), "would travel unencrypted to box"),
+        (minigpt4("out=x", "llm.model=m", "llm.url=http://box/v1"), "would be sent unencrypted to box"),
         (minigpt4("out=x", "llm.model=m", "llm.modle=m"), "There is no key 'llm.modle'. Did you mean 'model'?"),
         (minigpt4("out=x", "llm=openai"), "Config group 'llm' has no option 'openai'."),
         (minigpt4("out=x", "llm.model=m", "run=describe"), "Did you mean 'describer'?"),
@@ -107,7 +107,7 @@ def test_mistakes_are_one_sentence(work, monkeypatch, capsys, argv, message):
 
 def test_a_key_that_is_not_set_is_noticed_before_anything_is_described(work, monkeypatch, capsys):
     code, _, err = curate(work, monkeypatch, capsys, *minigpt4("out=x", "llm.model=m", "llm.variable=NO_SUCH_KEY"))
-    assert code == 2 and err.endswith("NO_SUCH_KEY is not set; set it, or give llm.variable=null.\n")
+    assert code == 2 and err.endswith("NO_SUCH_KEY is not set; set it, or use llm.variable=null.\n")
     assert not (work / "x").exists()
 
 
