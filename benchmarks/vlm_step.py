@@ -119,7 +119,7 @@ def main() -> None:
     rows = single_rows(batch, model, image_token)
     steps = {
         "transformers, a row per question": lambda: theirs(peer, rows),
-        "ours, shared pictures": lambda: ours(model, batch),
+        "ours, shared images": lambda: ours(model, batch),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     losses = {}
@@ -133,7 +133,7 @@ def main() -> None:
     for name, times in seconds.items():
         median = statistics.median(times[1:])
         print(f"{name:<34} {median * 1000:>8.1f} ms a step (best {min(times) * 1000:.1f}), loss {losses[name]:.4f}")
-    print(f"{len(rows['input_ids'])} questions about 8 pictures")
+    print(f"{len(rows['input_ids'])} questions about 8 images")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def write(path: Path, rows: Iterable[dict[str, str]]) -> None:
     rows = list(rows)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     classes = Counter(row["class"] for row in rows)
-    print(f"{path}: {len(rows)} pictures ({', '.join(f'{name} {n}' for name, n in sorted(classes.items()))})")
+    print(f"{path}: {len(rows)} images ({', '.join(f'{name} {n}' for name, n in sorted(classes.items()))})")
 
 
 def main(data: Path, out: Path) -> None:
