@@ -1,16 +1,19 @@
-"""The only door to `hydra.utils.instantiate`: which classes a config may name, and with which arguments.
+"""The only door from a config to objects: which classes a config may name, and how they receive their settings.
 
-A config is text that people send to each other, and `_target_: os.system` would run a command. A target is
-therefore refused by its name, before anything is imported, unless it is a class of ours, one of a few vetted
-classes of Lightning, or in a package that the user vouches for: `MMLAB_ALLOW_TARGETS=mylab,other.package`.
+A class of ours takes its settings dataclass as its first argument, and its parts, built before, beside it by name. A
+class of a user's own package takes the keys of its YAML as keyword arguments, through `hydra.utils.instantiate`.
+
+A config is text that people send to each other, and `_target_: os.system` would run a command. A target is therefore
+refused by its name, before anything is imported, unless it is a class with a settings dataclass of ours, one of a few
+vetted classes of Lightning, or in a package that the user vouches for: `MMLAB_ALLOW_TARGETS=mylab,other.package`.
 """
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import hydra
@@ -18,61 +21,91 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, UserError, nearest
-from mmlab.config.fields import schema_fields
+from mmlab.config.schemas import schema_of, targets
 
-PACKAGES = tuple(
-    f"mmlab.{layer}." for layer in ("model", "stage", "data", "training", "evaluate", "diffusion", "curate")
-)
 VETTED = (
-    "lightning.Trainer",
-    "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks.LearningRateMonitor",
-    "lightning.pytorch.callbacks.ModelCheckpoint",
     "lightning.pytorch.loggers.CSVLogger",
+    "lightning.pytorch.loggers.TensorBoardLogger",
     "lightning.pytorch.loggers.WandbLogger",
 )
 VARIABLE = "MMLAB_ALLOW_TARGETS"
-OURS = ("_target_", "_partial_")
 
 
-def build(node: DictConfig | Mapping[str, Any], **kwargs: Any) -> Any:
+def build(node: Any, **parts: Any) -> Any:
     """Build the object that `node` describes, its parts first.
 
     Args:
-        node: a mapping with `_target_`; plain mappings and lists in it arrive as dict and list. Fields that
-            the schema marks `for_verb` are left out.
-        **kwargs: passed to the outermost class as they are; they win over the node's keys.
+        node: a settings dataclass or a mapping with `_target_`, or the config node of either.
+        **parts: built parts; they win over those that `node` describes.
 
     Returns:
         The object; a partial of its class with `_partial_: true`; None when `_target_` is null.
 
     Raises:
-        ConfigError: a target that is not allowed or not there, an argument that its class does not take, or whatever
-            a part finds wrong with its own.
+        ConfigError: a target that is not allowed or does not exist, an argument that its class does not take, or an
+            error that the class raises about its settings.
     """
-    plain = _plain(node)
-    if plain.get("_target_") is None:
+    if isinstance(node, DictConfig):
+        check_targets(node)
+        node = OmegaConf.to_object(node)
+    target = node.get("_target_") if isinstance(node, Mapping) else node._target_
+    if target is None:
         return None
-    check_targets(plain)
-    partial = plain.pop("_partial_", False)
-    target = locate(plain["_target_"])
-    plain = {key: value for key, value in plain.items() if key not in kwargs}
-    _check_arguments(target, {**plain, **kwargs}, plain["_target_"], "", complete=not partial)
-    # Kwargs stay out of Hydra's sight: it would turn lists, dicts and dataclasses into configs.
+    if isinstance(node, Mapping) and (kind := schema_of(target)) is not None:
+        node = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), node))
+    if is_dataclass(node) and target.startswith("mmlab."):
+        return _build_own(node, target, parts)
+    plain = node if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in fields(node)}
+    return _build_foreign(dict(plain), target, parts)
+
+
+def _build_own(config: Any, target: str, parts: dict[str, Any]) -> Any:
+    """Call a class of ours: `X(config, **parts)`; without settings of its own, `X(**parts)`."""
+    sections = [field.name for field in fields(config) if "group" in field.metadata]
+    for name in sections:
+        if name not in parts:
+            value = getattr(config, name)
+            parts[name] = None if value is None else build(value)
+    factory = locate(target)
+    parameters = inspect.signature(factory).parameters
+    if has_settings(type(config)) and next(iter(parameters), "") != "config":  # TRANSITION: a class not yet converted
+        own = {f.name: getattr(config, f.name) for f in fields(config) if not f.name.startswith("_")}
+        own = {k: v for k, v in own.items() if k in parameters and k not in sections and k not in parts}
+        factory = functools.partial(factory, **own)
+        parts = {k: v for k, v in parts.items() if v is not None or k in parameters}
+    elif has_settings(type(config)):
+        factory = functools.partial(factory, config)
+    if getattr(config, "_partial_", False):
+        return functools.partial(factory, **parts)
+    return factory(**parts)
+
+
+def has_settings(kind: type) -> bool:
+    """Whether a dataclass has fields beside its target and its parts: the class then takes it."""
+    return any(not field.name.startswith("_") and "group" not in field.metadata for field in fields(kind))
+
+
+def _build_foreign(arguments: dict[str, Any], target: str, parts: dict[str, Any]) -> Any:
+    """Call a class of somebody else with keyword arguments."""
+    partial = arguments.pop("_partial_", False)
+    arguments = {key: value for key, value in arguments.items() if key not in parts}
+    _check_arguments(locate(target), {**arguments, **parts}, target, "", complete=not partial)
+    # Parts stay out of Hydra's sight: it would turn lists, dicts and dataclasses into configs.
     try:
-        factory = hydra.utils.instantiate(plain, _partial_=True, _convert_="all")
+        factory = hydra.utils.instantiate(arguments, _partial_=True, _convert_="all")
     except InstantiationException as error:
         # A part's own sentence, without Hydra's frame around it.
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
     if partial:
-        return functools.partial(factory, **kwargs) if kwargs else factory
-    return factory(**kwargs)
+        return functools.partial(factory, **parts) if parts else factory
+    return factory(**parts)
 
 
 def check_targets(node: Any, where: str = "") -> None:
-    """Check every `_target_` in `node`, at any depth: allowed, existing, and given only arguments it takes.
+    """Check every `_target_` in `node`, at any depth: allowed, existing, and given only arguments that it takes.
 
     Nothing is imported until all the names are allowed.
 
@@ -81,7 +114,9 @@ def check_targets(node: Any, where: str = "") -> None:
     """
     check_target_names(node, where)
     for path, target, arguments in _targets(_plain(node), where):
-        _check_arguments(locate(target, path), arguments, target, path)
+        found = locate(target, path)
+        if not target.startswith("mmlab."):
+            _check_arguments(found, arguments, target, path)
 
 
 def check_target_names(node: Any, where: str = "") -> None:
@@ -109,13 +144,12 @@ def locate(target: str, where: str = "") -> Callable[..., Any]:
         # A missing dependency of the module is another matter than a misspelt module.
         if error.name is None or not module_name.startswith(error.name):
             raise
-        raise ConfigError(f"{at}there is no module '{module_name}'.{_nearest_module(module_name)}") from error
-    found = getattr(module, name, None)
-    own = target in VETTED or (inspect.isclass(found) and _is_own(found, module_name, target))
-    if not inspect.isclass(found) or not own:
-        classes = [key for key, value in vars(module).items() if _is_own(value, module_name, target)]
+        raise ConfigError(f"{at}there is no module '{module_name}'.") from error
+    value = getattr(module, name, None)
+    if not inspect.isclass(value) or not (target in VETTED or target in targets() or _in_user_package(value)):
+        classes = [key for key, each in vars(module).items() if inspect.isclass(each) and _in_user_package(each)]
         raise ConfigError(f"{at}module '{module_name}' has no class '{name}'.{nearest(name, classes)}")
-    return found
+    return value
 
 
 def allowed_prefixes() -> tuple[str, ...]:
@@ -128,41 +162,25 @@ def _check_name(where: str, target: Any) -> None:
     at = f"'{where}._target_'" if where else "_target_"
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{at} must be a dotted name such as mmlab.model.connector.MLPConnector, not {target!r}.")
-    prefixes = (*PACKAGES, *allowed_prefixes())
-    if target not in VETTED and not target.startswith(prefixes):
-        packages = ", ".join(prefix.rstrip(".") for prefix in prefixes)
+    allowed = [*targets(), *VETTED]
+    if target not in allowed and not target.startswith(allowed_prefixes() or ("\0",)):
         raise ConfigError(
-            f"{at} '{target}' is not allowed.{nearest(target, VETTED)} A config names classes of {packages} "
-            f"and a few of Lightning; vouch for a package of your own with {VARIABLE}=<package>."
+            f"{at} '{target}' is not allowed.{nearest(target, allowed)} A config names a class that has a settings "
+            f"dataclass in mmlab, or one of a few of Lightning; allow a package of your own with {VARIABLE}=<package>."
         )
 
 
-def _is_own(value: Any, module_name: str, target: str) -> bool:
-    """Whether `value` is a class defined where the config says, not one that the module imported."""
-    if not inspect.isclass(value):
-        return False
-    return value.__module__ == module_name if target.startswith("mmlab.") else _in_user_package(value)
-
-
 def _in_user_package(value: type) -> bool:
-    return f"{value.__module__}.".startswith(allowed_prefixes())
-
-
-def _nearest_module(module_name: str) -> str:
-    parent, _, name = module_name.rpartition(".")
-    spec = importlib.util.find_spec(parent) if parent.count(".") <= 1 else None
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    names = [file.removesuffix(".py") for folder in folders for file in os.listdir(folder)]
-    return nearest(name, [n for n in names if not n.startswith("_")])
+    return f"{value.__module__}.".startswith(allowed_prefixes() or ("\0",))
 
 
 def _check_arguments(
     target: Callable[..., Any], arguments: Mapping[str, Any], name: str, where: str, complete: bool = False
 ) -> None:
-    """Compare `arguments` with the signature of `target`; with `complete`, nothing may be missing either."""
+    """Compare `arguments` with the signature of `target`; with `complete`, none may be missing either."""
     parameters = inspect.signature(target).parameters
     at = f"'{where}': " if where else ""
-    keys = [key for key in arguments if key not in OURS]
+    keys = [key for key in arguments if key not in ("_target_", "_partial_")]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in keys:
             if key not in parameters:
@@ -186,20 +204,6 @@ def _targets(node: Any, where: str) -> Iterator[tuple[str, str, Mapping[str, Any
 
 
 def _plain(node: Any) -> Any:
-    """Resolve `node` into dicts and lists, without the keys that the verb reads itself."""
     if isinstance(node, DictConfig | ListConfig):
-        plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-        _drop_verb_keys(node, plain)
-        return plain
-    if isinstance(node, Mapping):
-        return {key: _plain(value) for key, value in node.items()}
-    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
-
-
-def _drop_verb_keys(node: DictConfig | ListConfig, plain: Any) -> None:
-    for key, field in schema_fields(node).items():
-        if field.metadata.get("verb"):
-            plain.pop(key, None)
-    for key in list(plain) if isinstance(plain, dict) else range(len(plain)):
-        if isinstance(plain[key], dict | list):
-            _drop_verb_keys(node[key], plain[key])
+        return OmegaConf.to_container(node, resolve=True)
+    return node

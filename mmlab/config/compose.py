@@ -22,7 +22,7 @@ from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.config.explain import groups_of
 from mmlab.config.loader import CheckedLoader
 from mmlab.config.multirun import Multirun, run_in_turn
-from mmlab.config.schema import register
+from mmlab.config.schemas import register
 
 Task = Callable[[DictConfig], Any]
 Sweep = Callable[[Multirun, Task], None]

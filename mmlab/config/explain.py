@@ -17,7 +17,7 @@ from yaml import MarkedYAMLError
 from mmlab.config.build import locate
 from mmlab.config.errors import ConfigError, closest, nearest
 from mmlab.config.fields import unknown_key
-from mmlab.config.schema import ROOTS
+from mmlab.config.schemas import schemas
 
 T = TypeVar("T", bound=BaseException)
 
@@ -68,7 +68,7 @@ def _syntax(error: OverrideParseException) -> str:
 
 def _unknown_name(loader: ConfigLoader, config_name: str | None, overrides: list[str]) -> str | None:
     """The first override that names neither a group and its option nor a key of the root."""
-    root = ROOTS.get(config_name or "")
+    root = _root(loader, config_name)
     if root is None:
         return None
     groups, keys = groups_of(loader), [field.name for field in fields(root)]
@@ -90,6 +90,14 @@ def _unknown_name(loader: ConfigLoader, config_name: str | None, overrides: list
             if not isinstance(value, str | list):
                 return f"Config group '{key}' takes the name of an option, not {value}."
     return None
+
+
+def _root(loader: ConfigLoader, config_name: str | None) -> type | None:
+    """The dataclass that a root config names in its defaults list."""
+    result = loader.repository.load_config(config_name) if config_name else None  # type: ignore[attr-defined]
+    paths = [default.get_name() or "" for default in (result.defaults_list or [])] if result else []
+    names = [path.removeprefix("/schema/") for path in paths if path.startswith("/schema/")]
+    return schemas().get(names[0]) if names else None
 
 
 def _no_option(group: str, name: str, options: list[str], source: str = "") -> str:

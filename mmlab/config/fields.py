@@ -1,7 +1,8 @@
-"""Fields of the settings dataclasses: their choices and bounds, and the check of a composed config against them."""
+"""Fields of the settings dataclasses: choices, bounds and sections, and the check of values against them."""
 
 import operator
 from collections.abc import Iterator
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
@@ -10,32 +11,52 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 from mmlab.config.errors import ConfigError, nearest
 
+BOUNDS = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le, "below": operator.lt}
 
-def choice(*options: str) -> Any:
-    """A string field that takes one of `options`; the first is the default."""
-    return field(default=options[0], metadata={"choices": options})
+
+class Settings:
+    """Base of all settings dataclasses: values are checked against choices and bounds when one is made in Python.
+
+    A dataclass `XConfig` in `mmlab/<folder>/config.py` describes the class `X` that its `_target_` names, which takes
+    it as its first argument. Option files refer to it as `/schema/XConfig@_here_`.
+
+    Raises:
+        ConfigError: a value outside of its field's choices or bounds.
+    """
+
+    def __post_init__(self) -> None:
+        for rules in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, rules.name)
+            if value is not None and value != MISSING and "group" not in rules.metadata:
+                check_value(rules.name, value, rules.metadata)
+
+
+def choice(*options: str, default: Any = NO_DEFAULT) -> Any:
+    """A string field that takes one of `options`; the first is the default unless another one is given."""
+    return field(default=options[0] if default is NO_DEFAULT else default, metadata={"choices": options})
 
 
 def number(
-    default: Any, above: float | None = None, at_least: float | None = None, at_most: float | None = None
+    default: Any,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
 ) -> Any:
-    """A number field with bounds, checked right after composition (None passes)."""
-    return field(default=default, metadata={"above": above, "at_least": at_least, "at_most": at_most})
+    """A number field with bounds (None passes)."""
+    bounds = {"above": above, "at_least": at_least, "at_most": at_most, "below": below}
+    return field(default=default, metadata=bounds)
 
 
-def section(group: str) -> Any:
-    """A node that an option of `group` fills, and types."""
-    return field(default=MISSING, metadata={"group": group})
+def section(group: str | None = None, default: Any = MISSING) -> Any:
+    """A part with settings of its own, which is built and passed to the class beside its settings.
 
-
-def for_verb(given: Any) -> Any:
-    """A field (or a plain default) that the verb reads: `build` does not pass it to the node's class."""
-    rules = dict(given.metadata) if isinstance(given, Field) else {}
-    default = given.default if isinstance(given, Field) else given
-    return field(default=default, metadata={**rules, "verb": True})
-
-
-BOUNDS = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le}
+    Args:
+        group: the config group whose options fill it; None where there is no group.
+        default: None for an optional part, or the dataclass of the part that is taken unless another is chosen.
+    """
+    factory = {"default_factory": default} if isinstance(default, type) else {"default": default}
+    return field(**factory, metadata={"group": group})  # type: ignore[call-overload]
 
 
 def unknown_key(path: str, options: list[str]) -> str:
@@ -67,14 +88,40 @@ def schema_fields(node: Any) -> dict[str, Field]:
     return {f.name: f for f in fields(kind)} if kind is not None and is_dataclass(kind) else {}
 
 
+def check_value(where: str, value: Any, rules: Any) -> None:
+    """Compare a value with the choices and bounds of its field.
+
+    Args:
+        where: the key, for the message.
+        value: None passes.
+        rules: the field's metadata.
+
+    Raises:
+        ConfigError: the value is outside of them.
+    """
+    if value is None:
+        return
+    if "group" in rules and not isinstance(value, DictConfig):
+        group = rules["group"]
+        advice = f"is a config group; choose its option with {group}={value}" if group else "is a section"
+        raise ConfigError(f"'{where}' {advice}.")
+    if "choices" in rules and value not in rules["choices"]:
+        options = ", ".join(rules["choices"])
+        raise ConfigError(f"'{where}' cannot be '{value}'.{nearest(str(value), rules['choices'])} Options: {options}.")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for name, holds in BOUNDS.items():
+            if rules.get(name) is not None and not holds(value, rules[name]):
+                raise ConfigError(f"'{where}' must be {name.replace('_', ' ')} {rules[name]}, not {value}.")
+
+
 def _check_node(node: DictConfig | ListConfig, path: str, extra: set[str]) -> None:
-    known = schema_fields(node)
+    rules = schema_fields(node)
     for key, value in _values(node, path, extra):
         where = f"{path}.{key}".lstrip(".")
-        if known:
-            if key not in known:
-                raise ConfigError(unknown_key(where, list(known)))
-            _check_value(where, value, known[str(key)].metadata)
+        if rules:
+            if key not in rules:
+                raise ConfigError(unknown_key(where, list(rules)))
+            check_value(where, value, rules[str(key)].metadata)
         if isinstance(value, DictConfig | ListConfig):
             _check_node(value, where, set())
 
@@ -94,24 +141,9 @@ def _values(node: Any, path: str, extra: set[str]) -> Iterator[tuple[Any, Any]]:
             continue
         try:
             yield key, node[key]
-        except InterpolationToMissingValueError:  # whoever asks for values names the missing one
+        except InterpolationToMissingValueError:  # the check for missing values names it
             continue
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0].rstrip(".")
             where = f"{path}.{key}".lstrip(".")
             raise ConfigError(f"'{where}' cannot be resolved: {reason}.") from error
-
-
-def _check_value(where: str, value: Any, rules: Any) -> None:
-    if value is None:
-        return
-    if "group" in rules and not isinstance(value, DictConfig):
-        group = rules["group"]
-        raise ConfigError(f"'{where}' is a config group; choose its option with {group}={value}.")
-    if "choices" in rules and value not in rules["choices"]:
-        options = ", ".join(rules["choices"])
-        raise ConfigError(f"'{where}' cannot be '{value}'.{nearest(str(value), rules['choices'])} Options: {options}.")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        for name, holds in BOUNDS.items():
-            if rules.get(name) is not None and not holds(value, rules[name]):
-                raise ConfigError(f"'{where}' must be {name.replace('_', ' ')} {rules[name]}, not {value}.")

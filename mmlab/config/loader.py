@@ -1,17 +1,18 @@
 """Hydra's config loader, with our checks behind it: every way to a config (run, sweep, --cfg) passes here."""
 
 import os
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.explain import COMPOSITION_ERRORS, explain, no_choice
 from mmlab.config.fields import check_fields, missing_values, schema_fields
-from mmlab.runs.naming import settle
+from mmlab.config.schemas import attach
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -49,7 +50,11 @@ class CheckedLoader(ConfigLoaderImpl):
                 raise
             raise explain(error, self, config_name, overrides) from error
         if config_name is not None:
-            settle(cfg)
+            try:
+                attach(cfg)
+            except COMPOSITION_ERRORS as error:
+                raise explain(error, self, config_name, overrides) from error
+            _settle(cfg)
             check_fields(cfg)
             if run_mode == RunMode.RUN:
                 self._require_values(cfg)
@@ -91,3 +96,18 @@ class CheckedLoader(ConfigLoaderImpl):
         if rules is not None and "group" in rules.metadata:
             raise ConfigError(no_choice(rules.metadata["group"], self))
         raise ConfigError(f"'{key}' has no value; give {key}=…")
+
+
+def _settle(cfg: DictConfig) -> None:
+    """Let the root's dataclass, and then each section's, complete its node from the command line.
+
+    A dataclass does so in a static method `settle(node, choices, overrides)`.
+    """
+    choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
+    overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    sections = [cfg._get_node(key) for key in cfg if key != "hydra"]
+    with open_dict(cfg):
+        for node in [cfg, *sections]:
+            settle = getattr(OmegaConf.get_type(node), "settle", None) if isinstance(node, DictConfig) else None
+            if settle is not None:
+                settle(node, choices, overrides)

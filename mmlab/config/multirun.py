@@ -9,16 +9,31 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mmlab.config.build import VARIABLE, allowed_prefixes
 from mmlab.config.errors import ConfigError, RunError, UserError
-from mmlab.runs.naming import canonical, is_sweep
 
 # Hydra instantiates its sweeper and launcher itself; what they may be is decided here.
 PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.", "optuna.samplers.", "optuna.storages.")
 SWEEPING = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode")
+
+
+def canonical(override: str) -> str:
+    """Write an override as the points of a sweep have it: `optim.lr=1e-3` and `optim.lr=0.001` are one run."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except OverrideParseException:
+        return override
+    if "=" not in override or parsed.is_sweep_override():
+        return override
+    return f"{parsed.get_key_element()}={parsed.get_value_element_as_str()}"
+
+
+def is_sweep(override: str) -> bool:
+    """Whether an override has several values, or an interval of them."""
+    return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
 @dataclass

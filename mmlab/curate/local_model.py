@@ -9,7 +9,8 @@ import torch
 
 from mmlab.config.errors import ConfigError
 from mmlab.curate.client import Message, Reply
-from mmlab.data.conversation import Prompt, chat_prompt
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import chat_prompt
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
 from mmlab.model.language import LanguageModel

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
-from mmlab.data.conversation import Encoded, Prompt, check_tokenizer, conversations_of, encode, pad_id
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import Encoded, check_tokenizer, conversations_of, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of
 from mmlab.data.packing import Group, Segment, first_fit, lay_out, split
 from mmlab.data.sample import ImageSpec, Sample, SampleError

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
-from mmlab.data.dialogues import Prompt, conversations_of
+from mmlab.data.config import Prompt
+from mmlab.data.dialogues import conversations_of
 from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import IMAGE, Dialogue, Rendered, Turn, shows_picture, tokenizer_name

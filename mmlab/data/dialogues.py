@@ -1,12 +1,10 @@
 """From a record in the shards' canonical form to dialogues."""
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.data.config import Prompt
 from mmlab.data.sample import SampleError
-from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import IMAGE, Dialogue, Turn
 from mmlab.keyed import choose
 
@@ -41,61 +39,6 @@ BLIP_WORDS = 50  # longest caption in words (LAVIS and MiniGPT-4, processors/bli
 
 _MARKS = re.compile(r'[.!"()*#:;~]')
 _OWN_LINE = re.compile(rf"^[ \t]*{IMAGE}[ \t]*$\n?", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How records become text.
-
-    Attributes:
-        template: name of a conversation template; `tokenizer` is the tokenizer's own chat template.
-        pictures: `tokens` gives a picture its places in the sequence, `text` puts the caption there,
-            `scattered` puts the caption's tokens at random among as many places, `none` leaves it out.
-        supervise: `answers` learns answers and their stops, `all` every token of text.
-        system: replaces the template's system message; None keeps it, empty leaves it out.
-        turns: which part of a record is used: `conversations`, `questions`, `caption`, `every` for
-            all that it has, or `auto` for the first of questions, conversations and caption that it has.
-        places: how many places a `scattered` caption takes; those of `tokens` are the model's.
-        requests: whose questions ask for a caption: the brief ones of `llava`, or the detailed of `minigpt4`.
-        captions: `raw`, or in lower case, without marks and cut to 50 words as BLIP-2 and MiniGPT-4's stage 1
-            learn them (`blip`).
-
-    Raises:
-        ConfigError: an unknown name, or what the plain template cannot do.
-    """
-
-    template: str = "v1"
-    pictures: str = "tokens"
-    supervise: str = "answers"
-    system: str | None = None
-    turns: str = "auto"
-    places: int = 64
-    requests: str = "llava"
-    captions: str = "raw"
-
-    def __post_init__(self):
-        known = {
-            "template": tuple(TEMPLATES),
-            "pictures": ("tokens", "text", "scattered", "none"),
-            "supervise": ("answers", "all"),
-            "turns": ("auto", "every", "conversations", "questions", "caption"),
-            "requests": tuple(REQUESTS),
-            "captions": ("raw", "blip"),
-        }
-        for name, options in known.items():
-            value = str(getattr(self, name))
-            if value not in options:
-                near = nearest(value, options)
-                raise ConfigError(f"prompt.{name} '{value}' is not one of {', '.join(options)}.{near}")
-        if self.places < 1:
-            raise ConfigError(f"prompt.places must be at least 1, not {self.places}.")
-        if self.template == "plain" and self.system:
-            raise ConfigError("prompt.template=plain has no place for prompt.system; leave it out.")
-        if self.template == "plain" and self.pictures == "text":
-            raise ConfigError(
-                "prompt.template=plain with prompt.pictures=text would show the very caption that it asks "
-                "for; take prompt.pictures=none to learn captions as text."
-            )
 
 
 def caption_of(record: dict[str, Any], seed: int, form: str = "raw") -> str | None:

@@ -278,3 +278,11 @@ def _check_sources(then: dict[str, str], now: dict[str, str]) -> None:
     changed = [name for name in then if now.get(name) != then[name]] + [name for name in now if name not in then]
     what = f"source '{changed[0]}' is not" if changed else "the order of the sources is not"
     raise DataError(f"{what} what it was when the checkpoint was made: the order of samples would change.")
+
+
+class ImageTextData(ShardDataModule):
+    """Pictures with texts: `ImageTextDataConfig`."""
+
+
+class ImageData(ShardDataModule):
+    """Pictures, or their cached latents: `ImageDataConfig`."""

@@ -200,7 +200,8 @@ class Sampler:
         if name not in SAMPLERS:
             raise ConfigError(f"sampler {name!r} is none of {', '.join(SAMPLERS)}.{nearest(name, SAMPLERS)}")
         self.name, self.steps, self.spacing, self.clip = name, steps, spacing, clip
-        self.guidance = guidance or Guidance()
+        # TRANSITION: guidance may be its settings
+        self.guidance = Guidance(guidance.scale, guidance.interval, guidance.rescale) if guidance else Guidance()
         self.own = {key: value for key, value in (("eta", eta), ("variance", variance)) if value is not None}
         for key in self.own:
             if key not in inspect.signature(SAMPLERS[name]).parameters:

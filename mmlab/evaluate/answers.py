@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmlab.data.conversation import Prompt, chat_prompt, pad_id
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import chat_prompt, pad_id
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec

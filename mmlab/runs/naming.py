@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.schema import WandbLoggerConfig
+from mmlab.config.multirun import canonical, is_sweep
 
 # What says how or where a run is executed, and not what it computes: another device count is the same run.
 EXECUTION = (
@@ -43,7 +39,8 @@ def is_execution(key: str, stage: type | None = None) -> bool:
     """
     if key == "data.micro_batch" and getattr(stage, "compares_samples", False):
         return False
-    return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in EXECUTION)
+    key = key.replace("/", ".")
+    return any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
 
 
 def stage_of(cfg: DictConfig) -> type | None:
@@ -96,22 +93,6 @@ def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str], stag
     return "-".join([*words, "sweep", digest]).replace("/", "-")
 
 
-def canonical(override: str) -> str:
-    """Write an override as the points of a sweep have it: `optim.lr=1e-3` and `optim.lr=0.001` are one run."""
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except OverrideParseException:
-        return override
-    if "=" not in override or parsed.is_sweep_override():
-        return override
-    return f"{parsed.get_key_element()}={parsed.get_value_element_as_str()}"
-
-
-def is_sweep(override: str) -> bool:
-    """Whether an override has several values, or an interval of them."""
-    return OverridesParser.create().parse_override(override).is_sweep_override()
-
-
 def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
     """The run that `stage.init_from` means by a recipe's name: that recipe with the same parts swapped in.
 
@@ -142,30 +123,20 @@ def _changes(
     return [swapped[group] for group in sorted(swapped)], changed
 
 
-def settle(cfg: DictConfig) -> None:
-    """Write down, in place, the values that depend on the command line or the environment.
+def settle_run(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    """Write down, in place, the values that depend on the command line.
 
-    `run.name` becomes `run_name(…)` unless it was given; `stage.init_from` names the runs that it means
-    unless it was given; wandb learns whether there is a key, the stage and the options for its tags.
+    `run.name` becomes `run_name(…)` unless it was given; `stage.init_from` names the runs that it means unless it was
+    given.
+
+    Args:
+        cfg: composed `TrainConfig`.
+        choices: config group → option (Hydra's `runtime.choices`).
+        overrides: the command line's `key=value`.
     """
-    with open_dict(cfg):
-        choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
-        overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
-        if OmegaConf.select(cfg, "run.dir", throw_on_resolution_failure=False) and cfg.run.name is None:
-            cfg.run.name = run_name(choices, overrides, stage_of(cfg))
-        given = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
-        if not given and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
-            swapped, _ = _changes(choices, overrides, stage_of(cfg))
-            cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]
-        if OmegaConf.get_type(logger := OmegaConf.select(cfg, "logger")) is WandbLoggerConfig:
-            _settle_wandb(logger, choices)
-
-
-def _settle_wandb(logger: DictConfig, choices: Mapping[str, str | None]) -> None:
-    if logger.offline is None:
-        logger.offline = "WANDB_API_KEY" not in os.environ or os.environ.get("WANDB_MODE") == "offline"
-    if logger.job_type is None:
-        logger.job_type = choices.get("stage")
-    if logger.tags is None:
-        chosen = [choices.get(group) for group in ("experiment", "model", "data")]
-        logger.tags = [option for option in chosen if option not in (None, "???")]
+    if cfg.run.name is None:
+        cfg.run.name = run_name(choices, overrides, stage_of(cfg))
+    given = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
+    if not given and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
+        swapped, _ = _changes(choices, overrides, stage_of(cfg))
+        cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]

@@ -19,7 +19,7 @@ from mmlab.config.build import check_target_names
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fields import check_fields
-from mmlab.config.schema import SCHEMAS, TrainConfig
+from mmlab.config.schemas import attach, schemas
 from mmlab.runs.disk import claim
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.redact import redact, redact_text
@@ -150,32 +150,13 @@ def load_run_config(folder: str | Path) -> DictConfig:
             raise ConfigError(f"{path}: '{where}' holds an interpolation, which a run's config never does.")
     check_target_names(plain)
     try:
-        cfg = typed(plain, TrainConfig)
+        cfg = OmegaConf.merge(OmegaConf.structured(schemas()["TrainConfig"]), plain)
+        assert isinstance(cfg, DictConfig)
+        attach(cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {explain_key(error)}") from error
     check_fields(cfg)
     return cfg
-
-
-def typed(plain: dict[str, Any], schema: type | None) -> DictConfig:
-    """Merge `plain` into its dataclass, and each part with a known `_target_` into that target's."""
-    cfg = OmegaConf.structured(schema) if schema else OmegaConf.create({})
-    schemas = {key: found for key, value in plain.items() if (found := _schema_of(value)) is not None}
-    parts = {key: plain[key] for key in schemas}
-    merged = OmegaConf.merge(cfg, {k: v for k, v in plain.items() if k not in parts})
-    assert isinstance(merged, DictConfig)
-    for key, part in parts.items():
-        merged[key] = typed(part, schemas[key])
-    return merged
-
-
-def _schema_of(part: Any) -> type | None:
-    """The dataclass of a part with a known `_target_`: of several, the one with the part's keys."""
-    if not isinstance(part, dict) or part.get("_target_") is None:
-        return None
-    found = [schema for schema in SCHEMAS.values() if getattr(schema, "_target_", None) == part["_target_"]]
-    fitting = [schema for schema in found if part.keys() <= schema.__dataclass_fields__.keys()]
-    return next(iter(fitting or found), None)
 
 
 def code_state() -> dict[str, Any]:

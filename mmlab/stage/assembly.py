@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
-from mmlab.config.fields import schema_fields
-from mmlab.data.conversation import Prompt, asking
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import asking
 from mmlab.data.module import ShardDataModule
 from mmlab.diffusion.samplers import Sampler
 from mmlab.model.activation_checkpointing import checkpoint_activations
@@ -25,8 +25,6 @@ def build_stage(cfg: DictConfig) -> Any:
         ConfigError: parts that cannot be built or loaded, or that do not fit.
     """
     given: dict[str, Any] = {}
-    if "prompt" in cfg.stage:
-        given["prompt"] = Prompt(**OmegaConf.to_container(cfg.stage.prompt, resolve=True))  # type: ignore[arg-type]
     for name in ("process", "sampler"):
         if cfg.get(name) is not None:
             given[name] = build(cfg[name])
@@ -43,18 +41,18 @@ def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:
     Raises:
         ConfigError, DataError: sources that cannot be opened, or settings that the stage's batches do not have.
     """
-    # The settings that shape a batch: the stage that receives it interprets them.
-    shape = [name for name, field in schema_fields(cfg.data).items() if field.metadata.get("verb") and name != "root"]
-    options = {name: cfg.data[name] for name in shape}
-    node = {key: value for key, value in cfg.data.items() if key not in (*shape, "root")}
-    node["train"], node["val"] = sources(cfg, "train"), sources(cfg, "val")
-    return build(node, collate=stage.collate(**options))
+    config = OmegaConf.to_object(cfg.data)
+    # TRANSITION
+    import inspect
 
-
-def sources(cfg: DictConfig, split: str) -> list[dict[str, Any]]:
-    """The sources of a split, their paths resolved against `data.root`."""
-    found = [dict(source) for source in cfg.data[split]]
-    return [{**source, "path": str(Path(cfg.data.root) / source["path"])} for source in found]
+    names = list(inspect.signature(stage.collate).parameters)
+    collate = stage.collate(config) if names == ["data"] else stage.collate(**{n: getattr(config, n) for n in names})
+    if next(iter(inspect.signature(ShardDataModule).parameters)) != "config":
+        config.train, config.val = (
+            [{"path": str(Path(config.root, s.path)), "weight": s.weight, "name": s.name} for s in split]
+            for split in (config.train, config.val)
+        )
+    return build(config, collate=collate)
 
 
 def restore(folder: Path) -> tuple[Any, DictConfig]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import ChatBatch
 from mmlab.data.collate import ChatCollate
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.sample import ImageSpec
 from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_entropy, supervised

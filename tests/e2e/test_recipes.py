@@ -67,7 +67,7 @@ def language_stand_ins(cfg: DictConfig) -> list[str]:
     overrides = ["data.max_length=400"]
     if "vision" in cfg.model:
         overrides += ["model/vision=clip_tiny", TINY_EYE]
-    if "qformer" in cfg.model:
+    if cfg.model.get("qformer"):
         overrides += ["model/qformer=tiny", TINY_QFORMER]
     if "language" in cfg.model:
         overrides += ["model/language=llama_tiny", TINY_TONGUE]

@@ -7,7 +7,8 @@ import lightning as L
 import torch
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.conversation import Prompt, asking
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import asking
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.evaluate.answers import Answerer, answer_questions

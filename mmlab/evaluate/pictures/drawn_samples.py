@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from mmlab.data.progress_bar import progress
-from mmlab.evaluate.code_generation import PictureGenerator
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork
 from mmlab.evaluate.pictures.fid import FeatureSet
-from mmlab.evaluate.pictures.generators import BorrowedConditions, ranges
+from mmlab.evaluate.pictures.generators import BorrowedConditions, PictureGenerator, ranges
 from mmlab.evaluate.pictures.picture_set import PictureSet
 
 

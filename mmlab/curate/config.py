@@ -1,21 +1,21 @@
-"""The dataclasses of curation: language models that help, and what the pipelines and the review take."""
+"""Settings of curation: the language models that help, the pipelines and the review."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
-from mmlab.config.fields import choice, for_verb, number, section
-from mmlab.config.model_schema import HardwareConfig
+from mmlab.config.fields import Settings, choice, number, section
+from mmlab.training.config import HardwareConfig
 
 
 @dataclass
-class LLMConfig:
+class LLMConfig(Settings):
     """What every language model that helps with data has beside its own settings."""
 
-    workers: int = for_verb(number(1, above=0))  # questions at a time
-    prompt_price: float | None = for_verb(number(None, at_least=0))  # per million tokens; None: costs are not counted
-    completion_price: float | None = for_verb(number(None, at_least=0))
+    workers: int = number(1, above=0)  # questions at a time
+    prompt_price: float | None = number(None, at_least=0)  # per million tokens; None: costs are not counted
+    completion_price: float | None = number(None, at_least=0)
 
 
 @dataclass
@@ -31,7 +31,7 @@ class EndpointConfig(LLMConfig):
     attempts: int = number(6, above=0)
     backoff: float = number(1.0, at_least=0)  # seconds before the second attempt
     requests_per_minute: float | None = number(None, above=0)
-    workers: int = for_verb(number(8, above=0))
+    workers: int = number(8, above=0)
 
 
 @dataclass
@@ -45,12 +45,12 @@ class LocalModelConfig(LLMConfig):
 
 
 @dataclass
-class CurateDataConfig:
+class CurateDataConfig(Settings):
     path: str = MISSING
 
 
 @dataclass
-class MiniGPT4Config:
+class MiniGPT4Config(Settings):
     """The numbers and prompts of MiniGPT-4's second stage (arXiv 2304.10592, §3.2)."""
 
     run: str = MISSING  # name or folder of the run whose model describes
@@ -83,7 +83,7 @@ class MiniGPT4Config:
 
 
 @dataclass
-class InstructDataConfig:
+class InstructDataConfig(Settings):
     """Shards whose records have captions or boxes; or COCO's files in their place."""
 
     path: str | None = None
@@ -95,7 +95,7 @@ class InstructDataConfig:
 
 
 @dataclass
-class InstructSamplesConfig:
+class InstructSamplesConfig(Settings):
     """Pictures asked for each response type, all where there are fewer; those of LLaVA-Instruct-158K."""
 
     conversation: int = number(58000, at_least=0)
@@ -104,7 +104,7 @@ class InstructSamplesConfig:
 
 
 @dataclass
-class InstructPromptsConfig:
+class InstructPromptsConfig(Settings):
     """What the language model is told for each type; None: system_message.txt beside the examples."""
 
     conversation: str | None = MISSING
@@ -113,7 +113,7 @@ class InstructPromptsConfig:
 
 
 @dataclass
-class LLaVAInstructConfig:
+class LLaVAInstructConfig(Settings):
     """LLaVA's instruction data (arXiv 2304.08485, §3)."""
 
     data: InstructDataConfig = field(default_factory=InstructDataConfig)
@@ -135,7 +135,7 @@ class LLaVAInstructConfig:
 
 
 @dataclass
-class ReviewConfig:
+class ReviewConfig(Settings):
     out: str = MISSING  # folder of a curation
     port: int = number(8765, at_least=0, at_most=65535)  # 0: any that is free
     open: bool = False  # open the page in this machine's browser

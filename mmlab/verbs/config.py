@@ -1,25 +1,48 @@
-"""What commands that work on finished runs and recorded answers take: eval, score, sample, chat, export."""
+"""Settings of the verbs: the root config of each."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
-from mmlab.config.fields import choice, number, section
-from mmlab.config.model_schema import HardwareConfig
-
-METRICS = ("exact", "vqa", "gqa", "pope", "mme", "scienceqa", "captions", "facts")
+from mmlab.config.fields import Settings, choice, number, section
+from mmlab.evaluate.config import METRICS
+from mmlab.runs.config import RunConfig, SweepConfig
+from mmlab.runs.naming import settle_run
+from mmlab.training.config import HardwareConfig, TrainerConfig
 
 
 @dataclass
-class EvalDataConfig:
+class TrainConfig(Settings):
+    run: RunConfig = field(default_factory=RunConfig)
+    model: Any = section("model")
+    data: Any = section("data")
+    stage: Any = section("stage")
+    optim: Any = section("optim")
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: Any = section("logger")
+    callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    process: Any = None  # how a picture becomes noise; of diffusion stages
+    sampler: Any = None  # of the samples that a generative stage shows; changes nothing that is trained
+    seed: int = number(0, at_least=0)
+
+    @staticmethod
+    def settle(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Name the run, and the runs that it starts from."""
+        settle_run(node, choices, overrides)
+
+
+@dataclass
+class EvalDataConfig(Settings):
     path: str = MISSING
     blind_from: str | None = None  # training shards: their commonest answers are what one scores without looking
     train_from: str | None = None  # training pictures: a linear code made of them, or the samples' nearest neighbours
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
@@ -27,7 +50,7 @@ class EvalConfig:
     types: list[str] = field(default_factory=list)  # question types; none: all
     describe: bool | None = None  # ask for descriptions, not answers; None: if the run learned captions
     # None: exact match of answers; of descriptions their incoherence alone.
-    metric: str | None = field(default=None, metadata={"choices": METRICS})
+    metric: str | None = choice(*METRICS, default=None)
     batch_size: int = number(64, above=0)
     max_new_tokens: int | None = number(None, above=0)  # None: 64 of an answer, 1024 of ScienceQA, 300 of a description
     limit: int | None = number(None, above=0)  # questions, or pictures
@@ -47,10 +70,10 @@ class EvalConfig:
 
 
 @dataclass
-class ScoreConfig:
+class ScoreConfig(Settings):
     """Outputs that were recorded elsewhere, scored without a model."""
 
-    metric: str = field(default=MISSING, metadata={"choices": METRICS})
+    metric: str = choice(*METRICS, default=MISSING)
     predictions: str = MISSING  # LLaVA's result file, {id: text}, or objects with an id and a text
     references: str = MISSING  # the right answers in the data set's own layout, such as problems.json
     splits: str | None = None  # of ScienceQA: pid_splits.json; None: the one beside the problems
@@ -59,7 +82,7 @@ class ScoreConfig:
 
 
 @dataclass
-class LLaVABenchConfig:
+class LLaVABenchConfig(Settings):
     """LLaVA-Bench: a language model marks recorded answers beside a baseline's."""
 
     predictions: str = MISSING  # recorded answers
@@ -72,7 +95,7 @@ class LLaVABenchConfig:
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
     # `class`: a name, a number or a list of them; None: all classes in turn. Python keeps the word for itself: it can
@@ -98,7 +121,7 @@ class SampleConfig:
 
 
 @dataclass
-class ChatConfig:
+class ChatConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
     image: str | None = None
@@ -110,7 +133,7 @@ class ChatConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
     to: str = choice("diffusers")

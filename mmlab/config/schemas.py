@@ -1,0 +1,72 @@
+"""The settings dataclasses of all folders: by name, and by the class that they configure.
+
+Each folder states its settings in its own `config.py`, which never loads torch. They are collected here, so that a new
+dataclass is known to Hydra, to the checks and to `build` as soon as it is written.
+"""
+
+import importlib
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+FOLDERS = Path(__file__).parents[1]
+
+
+@cache
+def schemas() -> dict[str, type]:
+    """Return every settings dataclass by its name, such as AdamWConfig."""
+    classes: dict[str, type] = {}
+    for file in sorted(FOLDERS.glob("*/config.py")):
+        module = importlib.import_module(f"mmlab.{file.parent.name}.config")
+        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+        classes |= {kind.__name__: kind for kind in own if is_dataclass(kind)}
+    return classes
+
+
+@cache
+def _by_target() -> dict[str, type]:
+    targets = {name: getattr(kind, "_target_", None) for name, kind in schemas().items()}
+    return {target: schemas()[name] for name, target in targets.items() if isinstance(target, str) and target != "???"}
+
+
+def schema_of(target: Any) -> type | None:
+    """Return the dataclass of the class that `target` names, None where it has none."""
+    return _by_target().get(target)
+
+
+def targets() -> list[str]:
+    """Return the names of the classes of ours that a config can name."""
+    return list(_by_target())
+
+
+def register() -> None:
+    """Put the dataclasses into Hydra's ConfigStore as `/schema/<name>`; repeated calls change nothing."""
+    store = ConfigStore.instance()
+    for name, kind in schemas().items():
+        store.store(name=name, group="schema", node=kind)
+
+
+def attach(node: DictConfig, where: str = "") -> None:
+    """Merge, in place, every part below `node` that names a class of ours into the dataclass of that class.
+
+    Raises:
+        OmegaConfBaseException: a key or a value that the dataclass does not take; `full_key` begins with `where`.
+    """
+    for key in list(node):
+        part, at = node._get_node(key), f"{where}.{key}".lstrip(".")
+        if not isinstance(part, DictConfig) or part._is_none() or part._is_missing() or part._is_interpolation():
+            continue
+        kind = schema_of(part._get_node("_target_")._value()) if "_target_" in part else None  # type: ignore[union-attr]
+        if kind is not None and OmegaConf.get_type(part) is dict:
+            try:
+                with open_dict(node):
+                    node[key] = OmegaConf.merge(OmegaConf.structured(kind), part)
+            except OmegaConfBaseException as error:
+                error.full_key = f"{at}.{error.full_key or error.key}"
+                raise
+        attach(node[key], at)

@@ -1,0 +1,117 @@
+"""Settings of the optimizer, the trainer and the loggers (conf/optim, conf/trainer, conf/logger)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmlab.config.fields import Settings, choice, number
+
+
+@dataclass
+class AdamWConfig(Settings):
+    _target_: str = "mmlab.training.optim.AdamW"
+    lr: float = number(1e-3, above=0)
+    weight_decay: float = number(0.0, at_least=0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = number(1e-8, above=0)
+    schedule: str = choice("cosine", "constant", "linear")
+    warmup_ratio: float = number(0.03, at_least=0, at_most=1)
+    min_lr: float = number(0.0, at_least=0)
+    part_lr: dict[str, float] = field(default_factory=dict)  # learning rates of single parts
+
+
+@dataclass
+class HardwareConfig(Settings):
+    """Where a trained model runs."""
+
+    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
+    precision: str = choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+
+
+@dataclass
+class TrainerConfig(HardwareConfig):
+    devices: Any = 1  # how many, or auto
+    num_nodes: int = number(1, above=0)
+    strategy: str = "auto"
+    max_steps: int | None = number(None, above=0)  # optimizer steps
+    max_epochs: float | None = number(None, above=0)
+    gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep their inputs alone
+    gradient_clip_val: float | None = number(None, above=0)
+    val_every: int | None = number(None, above=0)  # optimizer steps; None: at the end only
+    limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation
+    log_every_n_steps: int = number(10, above=0)
+    deterministic: bool = False
+    overfit: bool = False  # repeat the first global batch
+    profile: str | None = choice("simple", "advanced", "pytorch", default=None)
+
+
+@dataclass
+class CSVLogConfig(Settings):
+    """One `metrics.csv` in the run's folder."""
+
+    _target_: str = "mmlab.training.csv_log.CSVLog"
+    save_dir: str = "${run.dir}"
+
+
+@dataclass
+class WandbLogConfig(Settings):
+    """wandb, with `metrics.csv` beside it. The key stays in the environment: it has no place in a config."""
+
+    _target_: str = "mmlab.training.wandb_log.WandbLog"
+    save_dir: str = "${run.dir}"
+    project: str = "mmlab"
+    entity: str | None = None
+    name: str | None = "${run.name}"
+    id: str | None = None  # None: the run's name and a few characters, fixed at its first start
+    group: str | None = "${run.sweep}"
+    job_type: str | None = None  # None: the option of the stage; set when composed
+    tags: list[str] | None = None  # None: the options of experiment, model and data; set when composed
+    offline: bool | None = None  # None: offline unless WANDB_API_KEY is in the environment; set when composed
+
+    @staticmethod
+    def settle(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Fill in whether there is a key, the stage, and the options for the tags."""
+        if node.offline is None:
+            node.offline = "WANDB_API_KEY" not in os.environ or os.environ.get("WANDB_MODE") == "offline"
+        if node.job_type is None:
+            node.job_type = choices.get("stage")
+        if node.tags is None:
+            options = [choices.get(group) for group in ("experiment", "model", "data")]
+            node.tags = [option for option in options if option not in (None, "???")]
+
+
+@dataclass
+class NoLoggerConfig(Settings):
+    _target_: str | None = None
+
+
+@dataclass
+class CheckpointsConfig(Settings):
+    _target_: str = "mmlab.training.checkpoint.Checkpoints"
+    folder: str = "${run.dir}/checkpoints"
+    every_n_steps: int = number(200, above=0)  # optimizer steps between saves
+    keep: int = number(2, at_least=2)  # newest checkpoints that stay; the one before a damaged one is resumed from
+    grace_s: float = number(30.0, above=0)  # seconds between the signal and the kill (SLURM's KillWait: 30)
+
+
+@dataclass
+class EMAConfig(Settings):
+    _target_: str = "mmlab.training.ema.EMA"
+    decay: float = number(0.9999, at_least=0, below=1)  # share of the old average at each step (DDPM, LDM, DiT: 0.9999)
+    parts: list[str] | None = None  # names of the parts to average; None: all that learn
+
+
+@dataclass
+class ProgressConfig(Settings):
+    _target_: str = "mmlab.training.progress.Progress"
+    lines: int = number(20, above=0)  # lines printed over a run when the output is not a terminal
+
+
+@dataclass
+class BatchLogConfig(Settings):
+    """The samples of each step, for proofs that none is lost or repeated."""
+
+    _target_: str = "mmlab.training.resume_proof.BatchLog"
+    folder: str = "${run.dir}"
+    kill_at: int | None = number(None, above=0)  # optimizer step that begins with SIGKILL
