@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from mmlab.data.collate import ChatCollate
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.reader import LocalBatches, OnePass, Source
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import write_shards

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from mmlab.diffusion.flow import FlowMatching
-from mmlab.diffusion.noise import normal, uniform
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
+from mmlab.keyed import normal, uniform
 
 STEPS, BATCH, COUNT = 2500, 256, 2000
 RADIUS, SPREAD = 1.5, 0.1

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmlab.data.pictures import load_rgb
+from mmlab.data.images import load_rgb
 
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 JOINERS = {"200d", "fe0f", "2640", "2642"}  # zero-width joiner, variation selector, female and male signs

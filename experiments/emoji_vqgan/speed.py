@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from mmlab.config.compose import compose
-from mmlab.stage.parts import build_data, build_stage
+from mmlab.stage.assembly import build_data, build_stage
 
 STEPS, WARM = 60, 20
 

@@ -19,9 +19,8 @@ import mmlab.data.module
 import mmlab.stage.contrastive
 import mmlab.training.trainer  # noqa: F401
 from mmlab import cli
-from mmlab.training.batch_log import read_batches
 from mmlab.training.checkpoint_io import newest_whole, read, steps
-from mmlab.training.compare import difference
+from mmlab.training.resume_proof import difference, read_batches
 
 RECIPE = [
     "experiment=llava/vision_tiny",
@@ -33,7 +32,7 @@ RECIPE = [
     "logger=none",
     "model.vision.architecture.num_hidden_layers=1",
     "callbacks.checkpoint.every_n_steps=1",
-    "+callbacks.batch_log._target_=mmlab.training.batch_log.BatchLog",
+    "+callbacks.batch_log._target_=mmlab.training.resume_proof.BatchLog",
 ]
 
 

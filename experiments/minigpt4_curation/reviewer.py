@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.sources.easy_vqa import COLOURS, SHAPES
-from mmlab.evaluate.incoherence import words_of
+from mmlab.evaluate.scores.incoherence import words_of
 
 
 def whole(caption: str | None) -> bool:

@@ -110,7 +110,7 @@ def test_multirun_stops_at_a_wrong_point(conf):
 def test_conf_of_the_working_folder_and_config_dir_add_options(conf, tmp_path):
     for folder in ("conf", "mine"):
         (tmp_path / folder / "stage").mkdir(parents=True)
-        text = "defaults: [/schema/stage/align@_here_, _self_]\ntrainable: [vision]\n"
+        text = "defaults: [/schema/ProjectorAlignmentConfig@_here_, _self_]\ntrainable: [vision]\n"
         (tmp_path / folder / "stage" / f"of_{folder}.yaml").write_text(text)
     seen = []
     base = ["model/vision=clip_tiny", "model/language=llama_tiny"]

@@ -8,7 +8,7 @@ from mmlab.config.compose import conf_dir
 FILES = {
     "model/llava": """
 defaults:
-  - /schema/model/vision_language@_here_
+  - /schema/VisionLanguageModelConfig@_here_
   - vision: tiny
   - connector: mlp
   - language: tiny
@@ -16,32 +16,32 @@ defaults:
 """,
     "model/dual": """
 defaults:
-  - /schema/model/dual_encoder@_here_
+  - /schema/DualEncoderConfig@_here_
   - vision: tiny
   - _self_
 """,
     "model/vision/tiny": """
 defaults:
-  - /schema/vision@_here_
+  - /schema/VisionEncoderConfig@_here_
   - _self_
 init: random
 architecture: {model_type: clip_vision_model, hidden_size: 16}
 """,
     "model/language/tiny": """
 defaults:
-  - /schema/language@_here_
+  - /schema/LanguageModelConfig@_here_
   - _self_
 init: random
 architecture: {model_type: llama}
 tokenizer: someone/tokenizer
 """,
-    "model/connector/mlp": "defaults: [/schema/connector/mlp@_here_, _self_]\ndepth: 3\n",
-    "model/connector/linear": "defaults: [/schema/connector/linear@_here_]\n",
-    "stage/align": "defaults: [/schema/stage/align@_here_, _self_]\ntrainable: [connector]\n",
-    "stage/open": "defaults: [/schema/stage/align@_here_]\n",
+    "model/connector/mlp": "defaults: [/schema/MLPConnectorConfig@_here_, _self_]\ndepth: 3\n",
+    "model/connector/linear": "defaults: [/schema/LinearConnectorConfig@_here_]\n",
+    "stage/align": "defaults: [/schema/ProjectorAlignmentConfig@_here_, _self_]\ntrainable: [connector]\n",
+    "stage/open": "defaults: [/schema/ProjectorAlignmentConfig@_here_]\n",
     "data/shapes": """
 defaults:
-  - /schema/data@_here_
+  - /schema/ImageTextDataConfig@_here_
   - _self_
 root: shapes
 train: [{path: train}]

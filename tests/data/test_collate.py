@@ -10,7 +10,8 @@ import torch
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.collate import ChatCollate, PairCollate
-from mmlab.data.conversation import Prompt, conversations_of, encode
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import conversations_of, encode
 from mmlab.data.sample import ImageSpec, Sample, SampleError
 from tests.tiny_tokenizers import TOKENIZERS, llama_2, llama_3, wordpiece
 

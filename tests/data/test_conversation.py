@@ -7,7 +7,8 @@ import pytest
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
-from mmlab.data.conversation import Prompt, Turn, chat_prompt, encode, pad_id, render
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import Turn, chat_prompt, encode, pad_id, render
 from mmlab.data.sample import ImageSpec, SampleError
 from mmlab.data.templates import TEMPLATES
 from tests.tiny_tokenizers import TOKENIZERS, gpt_2, llama_2, llama_3, wordpiece

@@ -3,7 +3,8 @@
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.conversation import Prompt, conversations_of
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import conversations_of
 from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION
 from mmlab.data.sample import SampleError
 

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from mmlab.data.batch import IGNORE
-from mmlab.data.conversation import Prompt, Turn, chat_prompt, encode, render
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import Turn, chat_prompt, encode, render
 from mmlab.data.sample import SampleError
 from tests.tiny_tokenizers import CHATML_TEMPLATE, gpt_2
 

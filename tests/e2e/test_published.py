@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
 from mmlab.config.compose import compose, conf_dir
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.training.trainable import count_parameters, set_trainable
 
 CC3M, INSTRUCT, SCIENCE, LCS, MIX = (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.index import ShardIndex
 from mmlab.evaluate.answer_report import answer_scores, predict
 from mmlab.evaluate.answers import Answerer

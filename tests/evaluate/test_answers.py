@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn

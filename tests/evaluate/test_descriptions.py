@@ -9,7 +9,7 @@ import torch
 from PIL import ImageColor
 
 from mmlab.config.errors import DataError
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.module import ShardDataModule
 from mmlab.evaluate.callbacks.sample_sheets import AnsweredSamples, Card
 from mmlab.report.sheet import BAD, GOOD

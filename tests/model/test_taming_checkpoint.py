@@ -164,7 +164,7 @@ def test_the_command_and_the_config_that_it_prints(tmp_path, monkeypatch, capsys
     settings = yaml.safe_load(said.partition("\n")[2])["model"]["first_stage"]
     option = tmp_path / "conf" / "model" / "first_stage" / "mine.yaml"
     option.parent.mkdir(parents=True)
-    option.write_text(yaml.safe_dump({"defaults": ["/schema/first_stage/vq@_here_", "_self_"], **settings}))
+    option.write_text(yaml.safe_dump({"defaults": ["/schema/VQAutoencoderConfig@_here_", "_self_"], **settings}))
     monkeypatch.chdir(tmp_path)
     parts = ["model/first_stage=mine", "data=imagenet", "stage=code_prior", "trainer.max_steps=1"]
     cfg = compose("train", ["model=code_prior", *parts])

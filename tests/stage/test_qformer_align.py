@@ -7,7 +7,7 @@ import torch
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.stage.vision_language import EndToEndFinetuning, QFormerAlignment
 from tests.model import tiny

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.stage.contrastive import ContrastivePretraining
 from mmlab.stage.next_token import LanguagePretraining

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.stage.token_loss import TokenMean, rescale_gradients, supervised
 from mmlab.stage.vision_language import EndToEndFinetuning
 from mmlab.training.optim import AdamW

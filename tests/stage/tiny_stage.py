@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from mmlab.data.conversation import Prompt
+from mmlab.data.config import Prompt
 from mmlab.data.module import ShardDataModule
 from mmlab.model.dual_encoder import DualEncoder, TextEncoder
 from mmlab.training.optim import AdamW

@@ -100,7 +100,7 @@ def test_how_a_run_is_executed_is_swept_under_names_of_its_own(sweep: Sweep):
 
 
 def test_a_micro_batch_whose_samples_are_compared_is_swept_as_any_key(sweep: Sweep, tmp_path):
-    stage = "defaults: [/schema/stage/contrastive@_here_, _self_]\ntrainable: [vision]\n"
+    stage = "defaults: [/schema/ContrastivePretrainingConfig@_here_, _self_]\ntrainable: [vision]\n"
     (tmp_path / "tree" / "stage" / "contrastive.yaml").write_text(stage)
     assert sweep("stage=contrastive", "data.micro_batch=2,4") == 0 and len(started()) == 2
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.dialogues import Prompt, conversations_of
+from mmlab.data.config import Prompt
+from mmlab.data.dialogues import conversations_of
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.drawn_problems import write_problems as draw_problems
 from mmlab.data.sources.scenes import COLOURS, KINDS
