@@ -32,6 +32,7 @@ class LanguageModelConfig(Settings):
 
 @dataclass
 class LanguageOnlyConfig(Settings):
+    kind: ClassVar[str] = "writes"
     parts: ClassVar[tuple[str, ...]] = ("language",)
     _target_: str = "mmlab.model.language.LanguageOnly"
     language: Any = section("model/language")
@@ -63,6 +64,7 @@ class QFormerConfig(Settings):
 @dataclass
 class VisionLanguageModelConfig(Settings):
     # The names that stage.trainable may take.
+    kind: ClassVar[str] = "answers"
     parts: ClassVar[tuple[str, ...]] = ("vision", "connector", "language")
     _target_: str = "mmlab.model.vlm.VisionLanguageModel"
     vision: Any = section("model/vision")
@@ -73,6 +75,7 @@ class VisionLanguageModelConfig(Settings):
 
 @dataclass
 class ImageTextQFormerConfig(Settings):
+    kind: ClassVar[str] = "compares"
     parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "words", "contrast", "match")
     _target_: str = "mmlab.model.image_text_qformer.ImageTextQFormer"
     vision: Any = section("model/vision")
@@ -92,6 +95,7 @@ class TextEncoderConfig(Settings):
 
 @dataclass
 class DualEncoderConfig(Settings):
+    kind: ClassVar[str] = "compares"
     parts: ClassVar[tuple[str, ...]] = ("vision", "text", "vision_head", "text_head", "similarity")
     _target_: str = "mmlab.model.dual_encoder.DualEncoder"
     vision: Any = section("model/vision")
@@ -167,6 +171,7 @@ class StandInConfig(Settings):
 
 @dataclass
 class AutoencoderModelConfig(Settings):
+    kind: ClassVar[str] = "reconstructs"
     parts: ClassVar[tuple[str, ...]] = ("first_stage", "discriminator", "perceptual")
     _target_: str = "mmlab.model.autoencoder.AutoencoderModel"
     first_stage: Any = section("model/first_stage")
@@ -227,6 +232,7 @@ class DiTConfig(Settings):
 
 @dataclass
 class DiffusionModelConfig(Settings):
+    kind: ClassVar[str] = "draws"
     parts: ClassVar[tuple[str, ...]] = ("first_stage", "conditioner", "denoiser")
     _target_: str = "mmlab.model.denoiser.DiffusionModel"
     first_stage: Any = section("model/first_stage")
@@ -248,6 +254,7 @@ class CodeGPTConfig(Settings):
 
 @dataclass
 class CodePriorModelConfig(Settings):
+    kind: ClassVar[str] = "draws"
     parts: ClassVar[tuple[str, ...]] = ("first_stage", "map_stage", "conditioner", "prior")
     _target_: str = "mmlab.model.code_prior_model.CodePriorModel"
     first_stage: Any = section("model/first_stage")
