@@ -1,7 +1,6 @@
 """Codes that a VQ first stage made of pictures become batches. Legend: h/w rows and columns of codes."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +16,8 @@ from mmlab.data.image_collate import (
     stacked,
     stored_tensors,
 )
-from mmlab.data.image_condition import Conditions
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.sample import ImageSpec, Sample, SampleError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MAP_STAGE = "map_stage"
 """The record's field with the fingerprint of the first stage that encoded its map."""
@@ -37,7 +33,7 @@ class CodeCollate:
         first_stage: fingerprint of the first stage that the codes must come from.
         side: h and w.
         encoded_as: `form` of the pictures.
-        flip, labels, tokenizer, max_length: as for `ImageCollate`, and drawn alike.
+        flip, conditioning: as for `ImageCollate`, and drawn alike.
         map_stage: fingerprint of the first stage of the maps; None reads none.
     """
 
@@ -47,9 +43,7 @@ class CodeCollate:
         side: int,
         encoded_as: str,
         flip: bool = False,
-        labels: Sequence[str] | None = None,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
-        max_length: int = 77,
+        conditioning: Conditioning | None = None,
         map_stage: str | None = None,
     ):
         self.image: ImageSpec | None = None
@@ -58,21 +52,21 @@ class CodeCollate:
         self.encoded_as = encoded_as
         self.flip = flip
         self.wanted = ("codes",) if map_stage is None else ("codes", "map_codes")
-        self.conditions = Conditions(labels, tokenizer, max_length)
-        self.members = (LATENTS, *self.conditions.members)
+        self.conditioning = conditioning or Conditioning()
+        self.members = (LATENTS, *self.conditioning.members)
 
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read one sample.
 
         Raises:
-            SampleError: `latents` for a damaged member, and what `Conditions` raises.
+            SampleError: `latents` for a damaged member, and what `Conditioning` raises.
             DataError: no codes, those of another first stage, picture size or aspect, or none of mirrored pictures.
         """
         refuse_other_cache(sample, "codes", self.made_by, self.encoded_as)
         stored = stored_tensors(sample.members[LATENTS])
         ending = "_flipped" if self.flip and mirrored(sample.seed) else ""
         values = {name: self._codes(stored, name, ending, sample.source) for name in self.wanted}
-        return prepared_image(sample, values, self.conditions(sample))
+        return prepared_image(sample, values, self.conditioning)
 
     def _codes(self, stored: dict[str, Tensor], name: str, ending: str, source: str) -> Tensor:
         where = f"source '{source}'"

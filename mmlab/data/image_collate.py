@@ -1,8 +1,8 @@
 """Pictures, or the latents that a first stage made of them, become batches. Legend: S side, C/h/w latent sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,13 +11,10 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import MAP
-from mmlab.data.image_condition import Conditions, Told
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.images import ASPECTS, decode_image
 from mmlab.data.sample import ImageSpec, Sample, SampleError
 from mmlab.keyed import draw
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LATENTS = "safetensors"
 """The member that holds a picture's posterior: `mean`, `logvar`, and `mean_flipped`, `logvar_flipped` of its mirror
@@ -62,7 +59,7 @@ class ImageCollate:
         size: S, side of the pictures in pixels.
         aspect: `crop` the centre, `pad` or `stretch`.
         flip: mirror half of the pictures, drawn by their seeds. Captions that say left and right become wrong.
-        labels, tokenizer, max_length: see `Conditions`.
+        conditioning: reads class or caption; None reads neither.
         maps: read each picture's map, too, and treat it alike.
 
     Raises:
@@ -74,9 +71,7 @@ class ImageCollate:
         size: int,
         aspect: str = "crop",
         flip: bool = False,
-        labels: Sequence[str] | None = None,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
-        max_length: int = 77,
+        conditioning: Conditioning | None = None,
         maps: bool = False,
     ):
         if aspect not in ASPECTS:
@@ -84,14 +79,14 @@ class ImageCollate:
         self.image: ImageSpec | None = ImageSpec(size, aspect)
         self.flip = flip
         self.maps = maps
-        self.conditions = Conditions(labels, tokenizer, max_length)
-        self.members = (*self.conditions.members, *((MAP,) if maps else ()))
+        self.conditioning = conditioning or Conditioning()
+        self.members = (*self.conditioning.members, *((MAP,) if maps else ()))
 
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read one sample.
 
         Raises:
-            SampleError: `no-picture`, `no-map`, and what `Conditions` and `decode_image` raise.
+            SampleError: `no-picture`, `no-map`, and what `Conditioning` and `decode_image` raise.
             DataError: the shards hold latents.
         """
         if sample.image is None:
@@ -105,7 +100,7 @@ class ImageCollate:
             values["map_pixels"] = map_of(sample.members, self.image)
         if self.flip and mirrored(sample.seed):
             values = {name: pixels.flip(-1) for name, pixels in values.items()}
-        return prepared_image(sample, values, self.conditions(sample))
+        return prepared_image(sample, values, self.conditioning)
 
     def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
         """Stack the samples: an `ImageBatch`."""
@@ -126,7 +121,7 @@ class LatentCollate:
         first_stage: fingerprint of the first stage that the latents must come from.
         shape: (C, h, w) that it makes of the configured pictures.
         encoded_as: `form` of these pictures.
-        flip, labels, tokenizer, max_length: as for `ImageCollate`, and drawn alike.
+        flip, conditioning: as for `ImageCollate`, and drawn alike.
     """
 
     def __init__(
@@ -135,23 +130,21 @@ class LatentCollate:
         shape: tuple[int, int, int],
         encoded_as: str,
         flip: bool = False,
-        labels: Sequence[str] | None = None,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
-        max_length: int = 77,
+        conditioning: Conditioning | None = None,
     ):
         self.image: ImageSpec | None = None
         self.first_stage = first_stage
         self.shape = shape
         self.encoded_as = encoded_as
         self.flip = flip
-        self.conditions = Conditions(labels, tokenizer, max_length)
-        self.members = (LATENTS, *self.conditions.members)
+        self.conditioning = conditioning or Conditioning()
+        self.members = (LATENTS, *self.conditioning.members)
 
     def prepare(self, sample: Sample) -> PreparedImage:
         """Read one sample.
 
         Raises:
-            SampleError: `latents` for a damaged member, and what `Conditions` raises.
+            SampleError: `latents` for a damaged member, and what `Conditioning` raises.
             DataError: no latents, those of another first stage, picture size or aspect, or none of mirrored pictures.
         """
         where = f"source '{sample.source}'"
@@ -171,7 +164,7 @@ class LatentCollate:
                     f"the latents of {where} have the shape {list(tensor.shape)}, and the first stage makes"
                     f" {list(self.shape)}: encode the pictures again with `mmlab shards encode`."
                 )
-        return prepared_image(sample, values, self.conditions(sample))
+        return prepared_image(sample, values, self.conditioning)
 
     def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
         """Stack the samples: a `LatentBatch`."""
@@ -218,10 +211,10 @@ def stored_tensors(data: bytes) -> dict[str, Tensor]:
         raise SampleError("latents", f"Its latents cannot be read: {error}.") from error
 
 
-def prepared_image(sample: Sample, values: dict[str, Tensor], told: Told) -> PreparedImage:
-    """What is read of a sample, and what is told of it."""
-    counters = {"pictures": 1, **told.counters}
-    return PreparedImage(sample.key, sample.source, sample.seed, {**values, **told.values}, counters)
+def prepared_image(sample: Sample, values: dict[str, Tensor], conditioning: Conditioning) -> PreparedImage:
+    """A sample with its picture (or what was made of it) and its conditioning."""
+    conditions, counters = conditioning(sample)
+    return PreparedImage(sample.key, sample.source, sample.seed, {**values, **conditions}, {"pictures": 1, **counters})
 
 
 def stacked(prepared: list[PreparedImage]) -> dict[str, Any]:

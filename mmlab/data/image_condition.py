@@ -1,7 +1,6 @@
 """What a generative model is told of a picture: its class or its caption, read from the sample's record."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,21 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Told:
-    """What is known of one sample.
-
-    Attributes:
-        values: tensors of one row each, by their name in the batch.
-        counters: for the data report.
-    """
-
-    values: dict[str, Tensor]
-    counters: dict[str, int]
-
-
-class Conditions:
-    """Reads a sample's class, its caption, both or neither.
+class Conditioning:
+    """Reads from a sample what the model is conditioned on: its class, its caption, both or neither.
 
     Args:
         labels: names of the classes in the order of their numbers; None reads no class.
@@ -53,8 +39,11 @@ class Conditions:
         """The members of a sample that it reads beside the record."""
         return () if self.labels is None else ("cls",)
 
-    def __call__(self, sample: Sample) -> Told:
+    def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Read one sample.
+
+        Returns:
+            Tensors of one row each, by their name in the batch; and counters for the data report.
 
         Raises:
             SampleError: `no-class` where the class is missing or unknown, `no-caption`.
@@ -70,7 +59,7 @@ class Conditions:
             ids, mask, cut = _fixed_length(self.tokenizer, caption, self.max_length)
             values |= {"input_ids": ids, "attention_mask": mask}
             counters |= {"tokens": int(mask.sum()), "truncated": int(cut)}
-        return Told(values, counters)
+        return values, counters
 
     def _label(self, sample: Sample, labels: dict[str, int]) -> int:
         """The class's number: its name is looked up first, so that a class named "7" need not be the seventh."""

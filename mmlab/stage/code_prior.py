@@ -80,12 +80,12 @@ class CodePrior(GenerativeStage):
                 f"data.size={size} makes {side} x {side} codes, and model.prior.side={learned}: set model.prior.side="
                 f"{side}, or data.size={learned * model.first_stage.factor}."
             )
-        told = self.told()
         if not latents:
-            return ImageCollate(size, aspect, flip, maps=model.map_stage is not None, **told)
-        if model.map_stage is not None:
-            told["map_stage"] = fingerprint(model.map_stage)
-        return CodeCollate(fingerprint(model.first_stage), side, form(size, aspect), flip, **told)
+            return ImageCollate(size, aspect, flip, self.conditioning(), maps=model.map_stage is not None)
+        map_stage = None if model.map_stage is None else fingerprint(model.map_stage)
+        return CodeCollate(
+            fingerprint(model.first_stage), side, form(size, aspect), flip, self.conditioning(), map_stage
+        )
 
     def codes(self, batch: Mapping[str, Any]) -> Tensor:
         """Codes of a batch in raster order, int64 `[B, N]`.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.data.image_condition import Conditioning
 from mmlab.stage.latents import with_seeds_on_host
 from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean
@@ -55,14 +56,14 @@ class GenerativeStage(Stage):
         # A mean over samples here: "tokens" are samples.
         self.train_mean = TokenMean()
 
-    def told(self) -> dict[str, Any]:
-        """The arguments of a collate that say what is read beside a picture."""
+    def conditioning(self) -> Conditioning:
+        """What is read beside a picture, for the collate."""
         conditioner = self.model.conditioner
         if conditioner.reads == "class":
-            return {"labels": conditioner.names}
+            return Conditioning(conditioner.names)
         if conditioner.reads == "text":
-            return {"tokenizer": conditioner.tokenizer, "max_length": conditioner.max_length}
-        return {}
+            return Conditioning(None, conditioner.tokenizer, conditioner.max_length)
+        return Conditioning()
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
         return with_seeds_on_host(batch)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.image_collate import ImageCollate, LatentCollate, form
+from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.keyed import uniform
@@ -59,7 +60,7 @@ class LatentDiffusion(GenerativeStage):
             raise ConfigError("process.min_snr_gamma weights squared errors; leave it out, or take stage.loss=l2.")
         super().__init__(model, optim, trainable, init_from)
         self.process = process
-        self.sampler = sampler or Sampler()
+        self.sampler = sampler or Sampler(SamplerConfig())
         self.kind = loss
         if not model.first_stage.measured:
             raise ConfigError(
@@ -83,8 +84,8 @@ class LatentDiffusion(GenerativeStage):
             )
         if latents:
             shape = (first_stage.channels, side, side)
-            return LatentCollate(fingerprint(first_stage), shape, form(size, aspect), flip, **self.told())
-        return ImageCollate(size, aspect, flip, **self.told())
+            return LatentCollate(fingerprint(first_stage), shape, form(size, aspect), flip, self.conditioning())
+        return ImageCollate(size, aspect, flip, self.conditioning())
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Any]) -> Tensor:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.conversation import pad_id
 from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, ImageCollate, LatentCollate, form, mirrored
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.reader import GlobalBatches, LocalBatches, Source
 from mmlab.data.sample import Sample, SampleError
 from mmlab.data.shards import ShardWriter
@@ -72,7 +73,7 @@ def test_half_of_the_pictures_are_mirrored_by_their_seeds():
     ],
 )
 def test_a_class_comes_from_the_record_or_the_cls_member(record, members, label):
-    batch = one(ImageCollate(4, labels=NAMES), sample(record, **members))
+    batch = one(ImageCollate(4, conditioning=Conditioning(NAMES)), sample(record, **members))
     assert batch["labels"].tolist() == [label] and batch["labels"].dtype == torch.int64
 
 
@@ -87,7 +88,7 @@ def test_a_class_comes_from_the_record_or_the_cls_member(record, members, label)
 )
 def test_a_class_that_is_missing_or_unknown(record, says):
     with pytest.raises(SampleError, match=says) as caught:
-        ImageCollate(4, labels=NAMES).prepare(sample(record))
+        ImageCollate(4, conditioning=Conditioning(NAMES)).prepare(sample(record))
     assert caught.value.reason == "no-class"
 
 
@@ -103,7 +104,7 @@ def test_a_picture_without_conditions_needs_no_class_and_no_caption():
 
 def test_captions_have_one_length_and_cuts_are_counted():
     tokenizer = deepcopy(wordpiece())  # to cut a text leaves a mark on a tokenizer, and others use this one
-    collate = ImageCollate(4, tokenizer=tokenizer, max_length=6)
+    collate = ImageCollate(4, conditioning=Conditioning(None, tokenizer, 6))
     short, long = (one(collate, sample({"caption": text})) for text in ("a red square", "red blue " * 9))
     whole = tokenizer("a red square")["input_ids"]
     assert short["input_ids"][0, : len(whole)].tolist() == whole
@@ -118,7 +119,7 @@ def test_captions_have_one_length_and_cuts_are_counted():
 
 
 def test_a_caption_is_drawn_by_the_seed():
-    collate = ImageCollate(4, tokenizer=llama_2(), max_length=12)
+    collate = ImageCollate(4, conditioning=Conditioning(None, llama_2(), 12))
     record = {"captions": ["red", "blue"]}
     drawn = {tuple(one(collate, sample(record, seed))["input_ids"][0].tolist()) for seed in range(20)}
     assert len(drawn) == 2
@@ -211,7 +212,10 @@ def joined(sources: list[Source], collate: Any, micro: int, world: int) -> list[
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
-    collates = ImageCollate(4, flip=True, labels=NAMES), LatentCollate("abc", (2, 3, 3), FORM, True, NAMES)
+    collates = (
+        ImageCollate(4, flip=True, conditioning=Conditioning(NAMES)),
+        LatentCollate("abc", (2, 3, 3), FORM, True, Conditioning(NAMES)),
+    )
     expected = joined(sources[kind], collates[kind], 8, 1)
     copied = pickle.loads(pickle.dumps(collates[kind]))
     for micro, world in ((4, 1), (2, 2), (1, 8)):
@@ -220,8 +224,8 @@ def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
 
 
 def test_latents_have_the_seeds_and_classes_of_the_pictures(sources):
-    pictures = joined(sources[0], ImageCollate(4, labels=NAMES), 8, 1)
-    latents = joined(sources[1], LatentCollate("abc", (2, 3, 3), FORM, labels=NAMES), 8, 1)
+    pictures = joined(sources[0], ImageCollate(4, conditioning=Conditioning(NAMES)), 8, 1)
+    latents = joined(sources[1], LatentCollate("abc", (2, 3, 3), FORM, conditioning=Conditioning(NAMES)), 8, 1)
     for name in ("seeds", "labels"):
         assert [batch[name] for batch in pictures] == [batch[name] for batch in latents]
     with pytest.raises(DataError, match=r"the first stage abc, and this model's is stale"):

@@ -17,7 +17,7 @@ from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.cache_collate import CodeCollate
 from mmlab.data.formats import MAP
 from mmlab.data.image_collate import LatentCollate, map_of
-from mmlab.data.image_condition import Conditions
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.images import decode_image
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample import ImageSpec, SampleError
@@ -138,7 +138,7 @@ class BorrowedConditions:
         found: list[int] = []
         labels = conditioner.names if conditioner.reads == "class" else None
         text = conditioner.reads == "text"
-        read = Conditions(labels, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
+        read = Conditioning(labels, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
         self.rows: list[dict[str, Tensor]] = []
         self.names: list[str] = []
         fault = ""
@@ -147,7 +147,7 @@ class BorrowedConditions:
             try:
                 if self.maps is not None and MAP not in sample.members:
                     raise SampleError("no-map", f"The sample has no {MAP}.")
-                self.rows.append(read(sample).values)
+                self.rows.append(read(sample)[0])
                 found.append(n)
             except SampleError as error:
                 fault = str(error)

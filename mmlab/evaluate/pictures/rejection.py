@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import DataError
-from mmlab.data.image_condition import Conditions
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.sample import Sample, SampleError
 from mmlab.evaluate.pictures.drawn_samples import Drawn, features_of
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork
@@ -151,12 +151,12 @@ def of_all_codes(generator: PictureGenerator) -> CodeGenerator | None:
 
 def labels_of(pictures: PictureSet, names: Sequence[str]) -> Tensor:
     """The number of each picture's class, int64 `[N]`; -1 where it has none of these."""
-    read = Conditions(names)
+    read = Conditioning(names)
     return torch.tensor([_label(read, pictures.sample(n)) for n in range(len(pictures))])
 
 
-def _label(read: Conditions, sample: Sample) -> int:
+def _label(read: Conditioning, sample: Sample) -> int:
     try:
-        return int(read(sample).values["labels"])
+        return int(read(sample)[0]["labels"])
     except SampleError:
         return -1
