@@ -13,12 +13,13 @@ import mmlab
 assert mmlab.__file__ is not None
 ROOT = Path(mmlab.__file__).parent
 
-BOTTOM = {"config", "runs", "keyed"}
+BOTTOM = {"config", "runs", "keyed", "weights"}
 MIDDLE = {"data", "model", "diffusion", "training"}
 TOP = {"stage", "evaluate", "report", "curate", "export"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "keyed": set(),
+    "weights": {"config"},
     "runs": {"config", "report"},
     **dict.fromkeys(MIDDLE, BOTTOM),
     **dict.fromkeys(TOP, MIDDLE | BOTTOM),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import fill, on_meta
+from mmlab.model.checkpoint import on_meta
 from mmlab.model.diffusers_vae import (
     NOT_ARCHITECTURE,
     build_kl,
@@ -23,6 +23,7 @@ from mmlab.model.diffusers_vae import (
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
 from mmlab.model.quantizer import Quantizer, VectorQuantizer
+from mmlab.weights import fill
 
 LOGVAR = (-30.0, 20.0)
 """Bounds of the posterior's log-variance, as in LDM and diffusers: exp of more overflows."""

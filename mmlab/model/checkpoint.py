@@ -2,18 +2,18 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.weights import fill
 
 # A checkpoint's config that asks for code beyond the installed transformers is refused: loading it would run that code.
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
@@ -163,23 +163,3 @@ def load_weights(model: PreTrainedModel, folder: Path, **kwargs: Any) -> None:
         options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **kwargs}
         stored = type(model).from_pretrained(folder, **options)
     fill(model, stored.state_dict(), folder)
-
-
-def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Fill a module with weights of the same names and shapes, strictly.
-
-    Args:
-        module: the module.
-        weights: tensors by name.
-        source: where they come from, for messages.
-
-    Raises:
-        ConfigError: other names or shapes.
-    """
-    wanted = module.state_dict()
-    for key in sorted(weights.keys() | wanted.keys()):
-        found = list(weights[key].shape) if key in weights else "nothing"
-        needed = list(wanted[key].shape) if key in wanted else "nothing"
-        if found != needed:
-            raise ConfigError(f"{source} does not fit the model: {key} is {found} there and {needed} here.")
-    module.load_state_dict(weights)

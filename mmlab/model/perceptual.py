@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import fill, on_meta
+from mmlab.model.checkpoint import on_meta
+from mmlab.weights import fill
 
 FILE = "lpips_vgg16.safetensors"
 """The file's name in a folder, or in a repository of the hub."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import fill, on_meta, read_config, read_tensors
+from mmlab.model.checkpoint import on_meta, read_config, read_tensors
+from mmlab.weights import fill
 
 # Names of its tensors in BLIP-2 checkpoints; there the norm is the vision encoder's last one.
 NORM = "vision_model.post_layernorm."

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
-from mmlab.model.checkpoint import fill
+from mmlab.model.config import GumbelQuantizerConfig, VectorQuantizerConfig, VQAutoencoderConfig
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.model.quantizer import Quantizer, VectorQuantizer
+from mmlab.weights import fill
 
 PREFIX = "first_stage_model."
 """Before the autoencoder's names, in a checkpoint of a whole latent diffusion or transformer."""
@@ -77,7 +78,7 @@ def from_taming(weights: Mapping[str, Tensor], source: str | Path, legacy: bool 
         ConfigError: weights of another architecture.
     """
     try:
-        model = VQAutoencoder(architecture_of(weights), quantizer_of(weights, legacy))
+        model = VQAutoencoder(VQAutoencoderConfig(architecture=architecture_of(weights)), quantizer_of(weights, legacy))
         renamed = dict(_renamed(weights))
     except (KeyError, ValueError) as error:
         raise ConfigError(
@@ -122,9 +123,9 @@ def quantizer_of(weights: Mapping[str, Tensor], legacy: bool = True) -> Quantize
     """A codebook of the checkpoint's kind and size: nearest codes, or VQGAN's Gumbel softmax."""
     if "quantize.proj.weight" in weights:
         codes, width = weights["quantize.embed.weight"].shape
-        return GumbelQuantizer(codes, width)
+        return GumbelQuantizer(GumbelQuantizerConfig(codes=codes, width=width))
     codes, width = weights["quantize.embedding.weight"].shape
-    return VectorQuantizer(codes, width, normalize=False, legacy=legacy)
+    return VectorQuantizer(VectorQuantizerConfig(codes=codes, width=width, normalize=False, legacy=legacy))
 
 
 def settings_of(model: VQAutoencoder) -> dict[str, Any]:

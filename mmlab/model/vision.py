@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, Blip2VisionModel, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import build_pretrained, fill, load_weights, on_meta, read_config, read_tensors
+from mmlab.model.checkpoint import build_pretrained, load_weights, on_meta, read_config, read_tensors
+from mmlab.weights import fill
 
 # Tokens before the grid (class token, registers), by transformers model_type.
 PREFIX_TOKENS = {

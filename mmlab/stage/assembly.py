@@ -11,11 +11,13 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
 from mmlab.data.module import ShardDataModule
+from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
 from mmlab.model.activation_checkpointing import checkpoint_activations
 from mmlab.model.code_sampling import CodeSampler
+from mmlab.model.config import CodeSamplerConfig
 from mmlab.runs.run import find_run, load_run_config
-from mmlab.training.artifacts import load_parts
+from mmlab.training.artifacts import fill_parts
 
 
 def build_stage(cfg: DictConfig) -> Any:
@@ -66,7 +68,7 @@ def restore(folder: Path) -> tuple[Any, DictConfig]:
     cfg = load_run_config(folder)
     model = build(cfg.model)
     runs = [find_run(run, cfg.run.root) for run in cfg.stage.init_from]
-    load_parts(model, [*runs, folder])
+    fill_parts(model, [*runs, folder])
     return model.eval(), cfg
 
 
@@ -85,7 +87,7 @@ def run_sampler(
         ConfigError: settings that the sampler does not have.
     """
     node = cfg.sampler if chosen is None else chosen
-    sampler = Sampler() if node is None else build(node)
+    sampler = Sampler(SamplerConfig()) if node is None else build(node)
     if not isinstance(sampler, Sampler):
         raise ConfigError("sampler=codes writes codes, and the run's model takes noise away; give sampler=ddim, say.")
     if steps is not None:
@@ -107,7 +109,7 @@ def run_code_sampler(cfg: DictConfig, chosen: DictConfig | None = None, **given:
         ConfigError: a sampler of noise.
     """
     node = cfg.sampler if chosen is None else chosen
-    sampler = CodeSampler() if node is None else build(node)
+    sampler = CodeSampler(CodeSamplerConfig()) if node is None else build(node)
     if not isinstance(sampler, CodeSampler):
         raise ConfigError("The run's model writes codes, and takes no noise away; give sampler=codes, or leave it out.")
     return replace(sampler, **{name: value for name, value in given.items() if value is not None})

@@ -26,7 +26,7 @@ from mmlab.stage.autoencoder_loss import (
 from mmlab.stage.latents import LatentMoments, keyed_sample, with_seeds_on_host
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
-from mmlab.training.artifacts import load_parts
+from mmlab.training.artifacts import fill_parts
 from mmlab.training.optim import AdamW, log_optimizer
 
 LEARNS = ("first_stage", "discriminator")
@@ -84,7 +84,7 @@ class AutoencoderTraining(Stage):
                 f"stage=autoencoder trains {' and '.join(LEARNS)}, so stage.trainable must be [{', '.join(LEARNS)}]; "
                 "stage.adversarial_weight=0 leaves the discriminator as it is."
             )
-        load_parts(model, [Path(run) for run in init_from])
+        fill_parts(model, [Path(run) for run in init_from])
         # Weights that go on learning make other latents.
         model.first_stage.forget_statistics()
         self.train_means, self.val_means = Means(), Means()

@@ -13,9 +13,10 @@ from mmlab.data.image_collate import ImageCollate, form
 from mmlab.keyed import uniform
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.code_sampling import CodeSampler
+from mmlab.model.config import CodeSamplerConfig
 from mmlab.stage.generative import GenerativeStage
-from mmlab.training.artifacts import fingerprint
 from mmlab.training.optim import AdamW
+from mmlab.weights import fingerprint
 
 
 class CodePrior(GenerativeStage):
@@ -54,7 +55,7 @@ class CodePrior(GenerativeStage):
         if not 0 <= pkeep <= 1:
             raise ConfigError(f"stage.pkeep={pkeep:g} must lie in 0 … 1.")
         super().__init__(model, optim, trainable, init_from)
-        self.sampler = sampler or CodeSampler()
+        self.sampler = sampler or CodeSampler(CodeSamplerConfig())
         self.pkeep = pkeep
         if model.first_stage.unlearnt:
             raise ConfigError(

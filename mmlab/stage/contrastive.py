@@ -13,7 +13,7 @@ from mmlab.data.collate import PairCollate
 from mmlab.data.sample import ImageSpec
 from mmlab.model.dual_encoder import DualEncoder
 from mmlab.stage.stage import Stage
-from mmlab.training.artifacts import load_parts
+from mmlab.training.artifacts import fill_parts
 from mmlab.training.optim import AdamW, log_optimizer
 
 
@@ -40,7 +40,7 @@ class ContrastivePretraining(Stage):
         init_from: Sequence[str] = (),
     ):
         super().__init__(model, optim, trainable)
-        load_parts(model, [Path(run) for run in init_from])
+        fill_parts(model, [Path(run) for run in init_from])
 
     def collate(self, max_length: int, pack: bool, aspect: str, augment: bool) -> PairCollate:
         """What turns samples into this stage's batches; arguments as in the data config.

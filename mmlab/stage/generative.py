@@ -12,7 +12,7 @@ from mmlab.data.image_condition import Conditioning
 from mmlab.stage.latents import with_seeds_on_host
 from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean
-from mmlab.training.artifacts import load_parts
+from mmlab.training.artifacts import fill_parts
 from mmlab.training.optim import AdamW, log_optimizer
 
 
@@ -46,7 +46,7 @@ class GenerativeStage(Stage):
                     f"stage.trainable names '{part}', which stays as it is here: stage=autoencoder trains it."
                 )
         super().__init__(model, optim, trainable)
-        self.loaded = load_parts(model, [Path(run) for run in init_from])
+        self.loaded = fill_parts(model, [Path(run) for run in init_from])
         conditioner: Any = model.conditioner
         if "conditioner" in self.frozen and "conditioner" not in self.loaded and conditioner.unlearnt:
             raise ConfigError(

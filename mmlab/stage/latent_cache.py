@@ -21,7 +21,7 @@ from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.first_stage import FirstStage, to_signed
 from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore
-from mmlab.training.artifacts import fingerprint
+from mmlab.weights import fingerprint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 KEPT = ("json", "txt", "cls")

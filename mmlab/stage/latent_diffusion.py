@@ -16,8 +16,8 @@ from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.first_stage import Posterior, to_signed
 from mmlab.stage.generative import GenerativeStage
 from mmlab.stage.latents import keyed_sample
-from mmlab.training.artifacts import fingerprint
 from mmlab.training.optim import AdamW
+from mmlab.weights import fingerprint
 
 
 class LatentDiffusion(GenerativeStage):
@@ -56,7 +56,7 @@ class LatentDiffusion(GenerativeStage):
     ):
         if loss not in ("l2", "l1"):
             raise ConfigError(f"stage.loss={loss} is none of l2, l1.")
-        if loss == "l1" and getattr(process, "min_snr_gamma", None) is not None:
+        if loss == "l1" and getattr(process.config, "min_snr_gamma", None) is not None:
             raise ConfigError("process.min_snr_gamma weights squared errors; leave it out, or take stage.loss=l2.")
         super().__init__(model, optim, trainable, init_from)
         self.process = process

@@ -13,7 +13,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.sample import ImageSpec
 from mmlab.stage.stage import Stage
 from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_entropy, supervised
-from mmlab.training.artifacts import load_parts
+from mmlab.training.artifacts import fill_parts
 from mmlab.training.feature_cache import FeatureCache
 from mmlab.training.optim import AdamW, log_optimizer
 from mmlab.training.trainable import parts_of
@@ -46,7 +46,7 @@ class NextTokenStage(Stage):
         super().__init__(model, optim, trainable)
         self.prompt = prompt
         self.refuse()
-        load_parts(model, [Path(run) for run in init_from])
+        fill_parts(model, [Path(run) for run in init_from])
         # What comes before the connector; a part of it that learns has other features at every step.
         reads = {"vision", "qformer"} & parts_of(model).keys()
         self.cache = FeatureCache(feature_cache_mb if reads and reads <= set(self.frozen) else 0)

@@ -13,7 +13,7 @@ from mmlab.data.collate import PairCollate
 from mmlab.data.sample import ImageSpec
 from mmlab.model.image_text_qformer import ImageTextQFormer
 from mmlab.stage.stage import Stage
-from mmlab.training.artifacts import load_parts
+from mmlab.training.artifacts import fill_parts
 from mmlab.training.optim import AdamW, log_optimizer
 
 SMOOTHING = 0.1  # of the contrastive and the caption loss (LAVIS, blip2_qformer.py and Qformer.py)
@@ -48,7 +48,7 @@ class QFormerPretraining(Stage):
         init_from: Sequence[str] = (),
     ):
         super().__init__(model, optim, trainable)
-        load_parts(model, [Path(run) for run in init_from])
+        fill_parts(model, [Path(run) for run in init_from])
 
     def collate(self, max_length: int, pack: bool, aspect: str, augment: bool) -> PairCollate:
         """What turns samples into this stage's batches; arguments as in the data config.

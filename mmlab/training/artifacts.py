@@ -1,17 +1,16 @@
-"""What a run leaves behind: one folder per trained part, with a card; the next stage starts from it."""
+"""What a run leaves behind: one folder per trained part, with a card, from which the next stage starts."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.training.trainable import parts_of
+from mmlab.weights import fill, fingerprint
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -28,20 +27,11 @@ class SavesItself(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's weights: names, shapes and 1,024 values spread over each tensor, as fp32.
+@runtime_checkable
+class StartsPretrained(Protocol):
+    """A module whose settings may name pretrained weights; its constructor does not read them."""
 
-    Sampling keeps it to a fraction of a second at 7 billion parameters; it tells checkpoints apart, it is
-    no proof against tampering. It does not change when a part is cast to bf16 and was stored in bf16.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().reshape(-1)
-        # An odd step, or a matrix of even width would be sampled in a few columns only.
-        step = max(1, flat.numel() // 1024) | 1
-        digest.update(flat[::step].to(torch.bfloat16).float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    def load_pretrained(self) -> None: ...
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -55,8 +45,8 @@ def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dic
 
     Args:
         model: its direct children are the parts.
-        trained: names of the parts that learned, or dotted names inside a part, which is then written whole; the
-            other parts are described in the card, not copied.
+        trained: names of the trained parts, or dotted names inside a part, which is then written whole; the other
+            parts are described in the card, not copied.
         folder: usually `runs/<name>/artifacts`.
         card: facts about the run (name, stage, prompt).
 
@@ -64,10 +54,10 @@ def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dic
         The folders written.
     """
     parts = parts_of(model)
-    learned = list(dict.fromkeys(name.split(".")[0] for name in trained))
-    against = {name: describe(part) for name, part in parts.items() if name not in learned}
+    names = list(dict.fromkeys(name.split(".")[0] for name in trained))
+    against = {name: describe(part) for name, part in parts.items() if name not in names}
     written = []
-    for name in learned:
+    for name in names:
         part, target = parts[name], folder / name
         target.mkdir(parents=True, exist_ok=True)
         if isinstance(part, SavesItself):
@@ -81,30 +71,37 @@ def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dic
     return written
 
 
-def load_parts(model: nn.Module, runs: Iterable[Path]) -> dict[str, Path]:
-    """Fill the model's parts from the artifacts of earlier runs; a later run wins.
+def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
+    """Fill the model's parts: from the artifacts of earlier runs, of which a later one wins, or else with the
+    pretrained weights that their settings name. The other parts stay as they were initialized.
 
     Args:
         model: its direct children are the parts.
         runs: run folders that hold `artifacts/<part>/`.
 
     Returns:
-        The folder that each loaded part came from.
+        The artifact that each part was filled from.
 
     Raises:
-        ConfigError: a run without a fitting part, other shapes, or a part trained beside other frozen parts.
+        ConfigError: a run without a fitting part, weights of other names or shapes, or a part that was trained beside
+            other frozen parts than these.
     """
     parts = parts_of(model)
     sources: dict[str, Path] = {}
     for run in runs:
-        found = {path.parent.name: path.parent for path in sorted(Path(run).glob(f"artifacts/*/{CARD}"))}
-        fitting = {name: path for name, path in found.items() if name in parts}
+        artifacts = _artifacts(Path(run))
+        fitting = {name: path for name, path in artifacts.items() if name in parts}
         if not fitting:
-            has = f"it has {', '.join(found)}" if found else "it has none: did it finish?"
+            has = f"it has {', '.join(artifacts)}" if artifacts else "it has none: did it finish?"
             raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}; {has}.")
         sources.update(fitting)
-    for name, path in sources.items():
-        _load(parts[name], path)
+    for name, part in parts.items():
+        if name in sources:
+            _load(part, sources[name])
+            continue
+        for module in part.modules():
+            if isinstance(module, StartsPretrained):
+                module.load_pretrained()
     for name, path in sources.items():
         _refuse_strangers(name, path, parts)
     return sources
@@ -112,31 +109,30 @@ def load_parts(model: nn.Module, runs: Iterable[Path]) -> dict[str, Path]:
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """Part → fingerprint of its weights, of all parts that a run trained or trained beside, without loading them."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.glob(f"artifacts/*/{CARD}")):
-        card = json.loads(path.read_text())
-        found |= {name: other["fingerprint"] for name, other in card["against"].items()}
-        found[card["part"]] = card["fingerprint"]
-    return found
+    prints: dict[str, str] = {}
+    for path in _artifacts(folder).values():
+        card = json.loads((path / CARD).read_text())
+        prints |= {name: other["fingerprint"] for name, other in card["against"].items()}
+        prints[card["part"]] = card["fingerprint"]
+    return prints
+
+
+def _artifacts(run: Path) -> dict[str, Path]:
+    """Part → its folder, of all parts that a run has left."""
+    return {path.parent.name: path.parent for path in sorted(run.glob(f"artifacts/*/{CARD}"))}
 
 
 def _load(part: nn.Module, path: Path) -> None:
     if isinstance(part, SavesItself):
         part.load(path)
-        return
-    if not (path / WEIGHTS).is_file():
-        raise ConfigError(f"{path} does not fit the model: it holds no {WEIGHTS}, so it is no {type(part).__name__}.")
-    weights, wanted = load_file(path / WEIGHTS), part.state_dict()
-    for key in sorted(weights.keys() | wanted.keys()):
-        stored = list(weights[key].shape) if key in weights else "nothing"
-        needed = list(wanted[key].shape) if key in wanted else "nothing"
-        if stored != needed:
-            raise ConfigError(f"{path} does not fit the model: {key} is {stored} there and {needed} here.")
-    part.load_state_dict(weights)
+    elif (path / WEIGHTS).is_file():
+        fill(part, load_file(path / WEIGHTS), path)
+    else:
+        raise ConfigError(f"{path} does not fit the model: it has no {WEIGHTS}, so it is not a {type(part).__name__}.")
 
 
 def _refuse_strangers(name: str, path: Path, parts: dict[str, nn.Module]) -> None:
-    """A connector learned beside one vision encoder means nothing beside another."""
+    """Check the parts beside which the part `name` was trained: a connector is useless with another vision encoder."""
     against = json.loads((path / CARD).read_text()).get("against", {})
     for other, expected in against.items():
         if other not in parts:

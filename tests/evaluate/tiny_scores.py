@@ -16,7 +16,7 @@ from mmlab.config.compose import compose
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
 from mmlab.model.first_stage import FirstStage, Posterior, to_signed
-from mmlab.training.artifacts import load_parts, save_parts
+from mmlab.training.artifacts import fill_parts, save_parts
 from tests.stage.tiny_diffusion import NAMES, _png
 
 SIDE = 8
@@ -73,7 +73,7 @@ def make_run(root: Path, name: str, overrides: list[str], learns: list[str]) -> 
     model = build(cfg.model)
     if "first_stage" in learns:
         model.first_stage.set_statistics(torch.full((4,), 0.1), torch.full((4,), 0.5))
-    load_parts(model, [root / run for run in cfg.stage.init_from])
+    fill_parts(model, [root / run for run in cfg.stage.init_from])
     save_parts(model, learns, folder / "artifacts", {"run": name})
     return folder
 

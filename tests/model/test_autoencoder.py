@@ -10,7 +10,9 @@ from mmlab.config.build import build
 from mmlab.config.compose import compose, conf_dir
 from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import KLAutoencoder
-from mmlab.training.artifacts import SavesItself, describe, fingerprint
+from mmlab.model.config import KLAutoencoderConfig
+from mmlab.training.artifacts import SavesItself, describe
+from mmlab.weights import fingerprint
 from tests.model import tiny_autoencoders as tiny
 
 MEAN, STD = torch.tensor([0.1, -2.3, 1 / 3]), torch.tensor([0.7, 5.1, 1e-3])
@@ -48,7 +50,7 @@ def test_an_artifact_is_a_diffusers_folder_that_comes_back_exactly(tmp_path):
     stage.save(tmp_path)
     plain = AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False).eval()
     assert torch.equal(plain.encode(x).latent_dist.mean, stage.encode(x).mean)
-    for again in (KLAutoencoder(str(tmp_path)).eval(), tiny.kl().eval()):
+    for again in (KLAutoencoder(KLAutoencoderConfig(source=str(tmp_path))).eval(), tiny.kl().eval()):
         again.load(tmp_path)
         assert again.measured and torch.equal(again.latent_mean, MEAN) and torch.equal(again.latent_std, STD)
         assert torch.equal(again.decode(again.encode(x).mean), stage.decode(stage.encode(x).mean))
@@ -58,7 +60,7 @@ def test_an_artifact_is_a_diffusers_folder_that_comes_back_exactly(tmp_path):
 
 def test_an_unmeasured_artifact_comes_back_unmeasured(tmp_path):
     tiny.kl().save(tmp_path)
-    assert not KLAutoencoder(str(tmp_path)).measured
+    assert not KLAutoencoder(KLAutoencoderConfig(source=str(tmp_path))).measured
     measured = tiny.kl()
     measured.set_statistics(MEAN, STD)
     measured.load(tmp_path)
@@ -81,7 +83,7 @@ def test_a_foreign_folder_s_scaling_is_read(tmp_path, stated, mean, std):
         latent_channels=3,
         **stated,
     ).save_pretrained(tmp_path)
-    stage = KLAutoencoder(str(tmp_path))
+    stage = KLAutoencoder(KLAutoencoderConfig(source=str(tmp_path)))
     assert stage.measured
     torch.testing.assert_close(stage.latent_mean, torch.tensor(mean).float())
     torch.testing.assert_close(stage.latent_std, torch.tensor(std).float())
@@ -107,17 +109,20 @@ def test_a_folder_with_a_weight_missing_is_refused(tmp_path):
     del weights["decoder.conv_out.bias"]
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ConfigError, match=r"1 weights are missing, as decoder\.conv_out\.bias"):
-        KLAutoencoder(str(tmp_path))
+        KLAutoencoder(KLAutoencoderConfig(source=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: KLAutoencoder(), "source is not set"),
-        (lambda: KLAutoencoder("/nowhere"), "source=/nowhere is no AutoencoderKL"),
+        (lambda: KLAutoencoder(KLAutoencoderConfig()), "source is not set"),
+        (lambda: KLAutoencoder(KLAutoencoderConfig(source="/nowhere")), "source=/nowhere is no AutoencoderKL"),
         (lambda: tiny.kl(latent_chanels=3), "Did you mean 'latent_channels'"),
-        (lambda: KLAutoencoder(init="random", architecture={}), "needs block_out_channels"),
-        (lambda: KLAutoencoder(init="random", architecture={"block_out_channels": 8}), "block_out_channels, a list"),
+        (lambda: KLAutoencoder(KLAutoencoderConfig(init="random", architecture={})), "needs block_out_channels"),
+        (
+            lambda: KLAutoencoder(KLAutoencoderConfig(init="random", architecture={"block_out_channels": 8})),
+            "block_out_channels, a list",
+        ),
         (lambda: tiny.kl(norm_num_groups=3), r"does not fit together: num_channels"),
         (lambda: tiny.kl(down_block_types=["DownEncoderBlock2D"]), "down_block_types has 1 blocks"),
         (lambda: tiny.vq({"latent_chanels": 3}), "Did you mean 'latent_channels'"),

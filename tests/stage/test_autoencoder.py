@@ -12,13 +12,14 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.keyed import normal
 from mmlab.model.autoencoder import AutoencoderModel
+from mmlab.model.config import LPIPSConfig, PatchDiscriminatorConfig
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Identity, to_signed
 from mmlab.model.perceptual import LPIPS, StandIn
 from mmlab.model.quantizer import usage
 from mmlab.stage.autoencoder import AutoencoderTraining
-from mmlab.training.artifacts import load_parts, save_parts
+from mmlab.training.artifacts import fill_parts, save_parts
 from tests.stage.tiny_adversarial import PARTS, data_of, model, stage, train
 from tests.stage.tiny_stage import fit, optim
 from tests.tiny_shapes import make_shapes
@@ -216,7 +217,7 @@ def test_the_artifact_holds_the_statistics_of_the_final_weights(root, tmp_path, 
     torch.testing.assert_close(normalized.std(1, correction=0), torch.ones(len(normalized)))
     save_parts(module.model, PARTS, tmp_path / "run" / "artifacts", {"run": "it"})
     again = model(kind)
-    load_parts(again, [tmp_path / "run"])
+    fill_parts(again, [tmp_path / "run"])
     assert again.first_stage.measured
     assert torch.equal(again.first_stage.normalized(z), first.normalized(z))
     card = json.loads((tmp_path / "run" / "artifacts" / "first_stage" / "card.json").read_text())
@@ -243,7 +244,7 @@ def test_what_the_stage_does_not_do_is_refused():
     with pytest.raises(ConfigError, match=r"trainable must be"):
         AutoencoderTraining(model(), optim(), [*PARTS, "perceptual"])
     with pytest.raises(ConfigError, match="Identity has nothing to learn"):
-        AutoencoderModel(Identity(), PatchDiscriminator(), StandIn())
+        AutoencoderModel(Identity(), PatchDiscriminator(PatchDiscriminatorConfig()), StandIn())
     given = {"aspect": "crop", "flip": False}
     with pytest.raises(ConfigError, match=r"data\.latents=true does not apply"):
         stage().collate(size=16, latents=True, **given)
@@ -256,7 +257,7 @@ def test_what_the_stage_does_not_do_is_refused():
     with pytest.raises(ConfigError, match=r"data\.size=4 is less than StandIn's 8; set data\.size=8\.$"):
         alone.collate(size=4, latents=False, **given)
     with torch.device("meta"):
-        alone.model.perceptual = LPIPS()
+        alone.model.perceptual = LPIPS(LPIPSConfig())
     with pytest.raises(ConfigError, match=r"LPIPS's 16; .*, or model/perceptual=stand_in, which takes 8\.$"):
         alone.collate(size=12, latents=False, **given)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.model.config import PatchDiscriminatorConfig
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Posterior, Reconstruction
 from mmlab.model.quantizer import Quantized
@@ -77,7 +78,7 @@ def test_the_hinge_loss():
 
 def test_the_generator_s_term_reaches_pictures_and_nothing_of_the_discriminator():
     torch.manual_seed(0)
-    judge = PatchDiscriminator(2, 8).train()
+    judge = PatchDiscriminator(PatchDiscriminatorConfig(layers=2, width=8)).train()
     state = copy.deepcopy(judge.state_dict())
     fake = Y.clone().requires_grad_()
     loss = generator_loss(judge, fake)

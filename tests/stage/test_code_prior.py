@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.keyed import uniform
 from mmlab.model.code_sampling import CodeSampler, sample_codes
+from mmlab.model.config import CodeSamplerConfig
 from mmlab.training.ema import EMA
 from tests.model.tiny_priors import CODES, NAMES, SIDE, prior_model
 from tests.stage.tiny_codes import SIZE, code_data, code_stage, make_codes, make_maps
@@ -143,7 +144,13 @@ def test_it_learns_to_write_the_pictures_of_a_class(pictures, cached):
     condition = stage.model.condition({"labels": labels})
     null = stage.model.condition({"labels": labels}, torch.ones(12, dtype=torch.bool))
     numbers = uniform(list(range(12)), "codes", (SIDE, SIDE))
-    made = sample_codes(stage.model.eval().prior, CodeSampler(0.7, guidance=1.5), numbers, condition, null).flatten(1)
+    made = sample_codes(
+        stage.model.eval().prior,
+        CodeSampler(CodeSamplerConfig(temperature=0.7, guidance=1.5)),
+        numbers,
+        condition,
+        null,
+    ).flatten(1)
     apart = (made[:, None] != known[None]).double().mean(2).amin(1)
     assert apart.mean() < 0.35, "random codes differ in 94 % of the places"
 

@@ -14,6 +14,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import ClipConfig, DiffusionConfig, FlowMatchingConfig, SamplerConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip, Guidance
 from mmlab.diffusion.process import Diffusion, NoiseProcess
@@ -21,6 +22,14 @@ from mmlab.diffusion.samplers import Sampler
 from mmlab.export.diffusion_run import export_first_stage, export_pipeline
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
 from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, NoCondition, TextCondition
+from mmlab.model.config import (
+    ClassConditionConfig,
+    DiTConfig,
+    KLAutoencoderConfig,
+    UNetConfig,
+    VectorQuantizerConfig,
+    VQAutoencoderConfig,
+)
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.dit import DiT
 from mmlab.model.first_stage import FirstStage, Identity
@@ -30,19 +39,19 @@ SIZE, STEPS = 16, 5
 NAMES = ["cat", "dog", "red fox"]
 AUTOENCODER = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 UNET = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
-LDM = partial(Diffusion, "scaled_linear", beta_start=0.00085, beta_end=0.012)
+LDM = partial(Diffusion, DiffusionConfig(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
 
 
 def kl() -> KLAutoencoder:
-    first_stage = KLAutoencoder(init="random", architecture=AUTOENCODER)
+    first_stage = KLAutoencoder(KLAutoencoderConfig(init="random", architecture=AUTOENCODER))
     first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
     return first_stage
 
 
 def vq(normalize: bool) -> VQAutoencoder:
-    quantizer = VectorQuantizer(64, 3, normalize=normalize)
+    quantizer = VectorQuantizer(VectorQuantizerConfig(codes=64, width=3, normalize=normalize))
     nn.init.normal_(quantizer.codebook)
-    first_stage = VQAutoencoder({**AUTOENCODER, "latent_channels": 5}, quantizer)
+    first_stage = VQAutoencoder(VQAutoencoderConfig(architecture={**AUTOENCODER, "latent_channels": 5}), quantizer)
     first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0]), torch.tensor([0.5, 2.0, 1.0]))
     return first_stage
 
@@ -56,7 +65,11 @@ def bert(tokenizer_folder: Path, **options: Any) -> TextCondition:
 def model(first_stage: FirstStage, conditioner: Conditioner, kind: str = "unet") -> DiffusionModel:
     """Weights large enough that class and text show in the pictures, and small enough for float32."""
     torch.manual_seed(0)
-    denoiser = partial(UNet, architecture=UNET) if kind == "unet" else partial(DiT, depth=2, width=16, heads=2)
+    denoiser = (
+        partial(UNet, UNetConfig(architecture=UNET))
+        if kind == "unet"
+        else partial(DiT, DiTConfig(depth=2, width=16, heads=2))
+    )
     built = DiffusionModel(first_stage, conditioner, denoiser)
     if kind == "dit":
         for parameter in built.denoiser.parameters():
@@ -81,7 +94,7 @@ def pictures(
     clip: Clip | None = None,
 ) -> Tensor:
     """What we sample, in 0 … 1."""
-    sampler = Sampler("ddim", STEPS, clip=clip, guidance=Guidance(scale))
+    sampler = Sampler(SamplerConfig(name="ddim", steps=STEPS, guidance=Guidance(scale)), clip=clip)
     null = built.conditioner.null(count, "cpu")
     latents = sampler(built, process, noise(built, count), condition=condition, null=null)
     return (built.first_stage.decode(built.first_stage.raw(latents)) / 2 + 0.5).clamp(0, 1)
@@ -119,7 +132,10 @@ def test_text_is_stable_diffusion(tokenizer_folder, tmp_path, scale):
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @torch.no_grad()
 def test_classes_with_a_transformer_are_dit(tmp_path, scale):
-    built, process = model(kl(), ClassCondition(NAMES, 12), "dit"), Diffusion("linear", target="v")
+    built, process = (
+        model(kl(), ClassCondition(ClassConditionConfig(classes=NAMES, width=12)), "dit"),
+        Diffusion(DiffusionConfig(schedule="linear", target="v")),
+    )
     assert export_pipeline(built, process, SIZE, tmp_path).startswith("DiTPipeline")
     pipeline = load(DiTPipeline, tmp_path)
     numbers = pipeline.get_label_ids(["red fox", "cat"])
@@ -129,7 +145,9 @@ def test_classes_with_a_transformer_are_dit(tmp_path, scale):
     assert (ours[0] - ours[1]).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("make", [partial(Diffusion, "cosine"), partial(LDM, zero_terminal_snr=True)])
+@pytest.mark.parametrize(
+    "make", [partial(Diffusion, DiffusionConfig(schedule="cosine")), partial(LDM, zero_terminal_snr=True)]
+)
 @torch.no_grad()
 def test_pixels_without_a_condition_are_ddim(tmp_path, make):
     built, process = model(Identity(), NoCondition()), make(target="v")
@@ -141,13 +159,13 @@ def test_pixels_without_a_condition_are_ddim(tmp_path, make):
     same(torch.from_numpy(theirs).permute(0, 3, 1, 2), pictures(built, process, {}, 1.0, 2))
 
 
-CLIPS = {"fixed": Clip(0.7), "dynamic": Clip(percentile=0.8)}
+CLIPS = {"fixed": Clip(ClipConfig(limit=0.7)), "dynamic": Clip(ClipConfig(percentile=0.8))}
 
 
 @pytest.mark.parametrize("kind", CLIPS)
 @torch.no_grad()
 def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
-    built, process, clip = model(Identity(), NoCondition()), Diffusion("linear"), CLIPS[kind]
+    built, process, clip = model(Identity(), NoCondition()), Diffusion(DiffusionConfig(schedule="linear")), CLIPS[kind]
     line = export_pipeline(built, process, SIZE, tmp_path, clip)
     assert line.startswith("DDIMPipeline") and line.endswith("use_clipped_model_output=True, as our sampler does")
     pipeline = eval(line, {"DDIMPipeline": DDIMPipeline})
@@ -155,7 +173,7 @@ def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
     ours = pictures(built, process, {}, 1.0, 2, clip)
     options = {"use_clipped_model_output": True, "num_inference_steps": STEPS, "output_type": "pt"}
     same(pipeline(batch_size=2, generator=torch.Generator().manual_seed(7), **options).images, ours)
-    for other in (None, Clip(), *(clip for name, clip in CLIPS.items() if name != kind)):
+    for other in (None, Clip(ClipConfig()), *(clip for name, clip in CLIPS.items() if name != kind)):
         assert (pictures(built, process, {}, 1.0, 2, other) - ours).abs().max() > 0.01
 
 
@@ -164,9 +182,9 @@ def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
 @torch.no_grad()
 def test_our_pipeline_clips_as_the_run_does(tmp_path, case, kind):
     pixels = case == "pixels"
-    conditioner = ClassCondition(NAMES, 32 if pixels else 12)
+    conditioner = ClassCondition(ClassConditionConfig(classes=NAMES, width=32 if pixels else 12))
     built = model(Identity(), conditioner) if pixels else model(kl(), conditioner, "dit")
-    process, clip = Diffusion("linear"), CLIPS[kind]
+    process, clip = Diffusion(DiffusionConfig(schedule="linear")), CLIPS[kind]
     assert export_pipeline(built, process, SIZE, tmp_path, clip).startswith("DiffusionPipeline")
     pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
     given = built.conditioner({"labels": torch.tensor([2, 0])})
@@ -177,13 +195,38 @@ def test_our_pipeline_clips_as_the_run_does(tmp_path, case, kind):
 
 
 OURS = {
-    "class beside the time": (kl, lambda: ClassCondition(NAMES, 12), "unet", LDM),
-    "class as context": (kl, lambda: ClassCondition(NAMES, 12, as_context=True), "unet", LDM),
-    "pixels": (Identity, lambda: ClassCondition(NAMES, 32), "unet", partial(Diffusion, "linear", target="x0")),
-    "codes": (partial(vq, False), lambda: ClassCondition(NAMES, 12), "unet", LDM),
-    "codes on the sphere": (partial(vq, True), lambda: ClassCondition(NAMES, 12), "unet", LDM),
-    "flow": (kl, lambda: ClassCondition(NAMES, 12), "unet", partial(FlowMatching, shift=2.0)),
-    "flow with a transformer": (kl, lambda: ClassCondition(NAMES, 12), "dit", FlowMatching),
+    "class beside the time": (kl, lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)), "unet", LDM),
+    "class as context": (
+        kl,
+        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12, as_context=True)),
+        "unet",
+        LDM,
+    ),
+    "pixels": (
+        Identity,
+        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=32)),
+        "unet",
+        partial(Diffusion, DiffusionConfig(schedule="linear", target="x0")),
+    ),
+    "codes": (partial(vq, False), lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)), "unet", LDM),
+    "codes on the sphere": (
+        partial(vq, True),
+        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
+        "unet",
+        LDM,
+    ),
+    "flow": (
+        kl,
+        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
+        "unet",
+        partial(FlowMatching, FlowMatchingConfig(shift=2.0)),
+    ),
+    "flow with a transformer": (
+        kl,
+        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
+        "dit",
+        FlowMatching,
+    ),
 }
 
 
@@ -243,7 +286,7 @@ def test_an_autoencoder_without_1x1_convolutions_gets_them(tmp_path):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     architecture = {**AUTOENCODER, "use_quant_conv": False, "use_post_quant_conv": False}
-    first_stage = KLAutoencoder(init="random", architecture=architecture).eval()
+    first_stage = KLAutoencoder(KLAutoencoderConfig(init="random", architecture=architecture)).eval()
     first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
     export_first_stage(first_stage, tmp_path)
     x, vae = torch.rand(2, 3, SIZE, SIZE), load(AutoencoderKL, tmp_path)
@@ -253,7 +296,7 @@ def test_an_autoencoder_without_1x1_convolutions_gets_them(tmp_path):
 
 
 def test_the_exported_model_is_a_copy(tmp_path):
-    built = model(kl(), ClassCondition(NAMES, 12))
+    built = model(kl(), ClassCondition(ClassConditionConfig(classes=NAMES, width=12)))
     before = {name: value.clone() for name, value in built.state_dict().items()}
     export_pipeline(built, LDM(), SIZE, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in built.state_dict().items())
@@ -269,18 +312,31 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
 
     refused(model(kl(), bert(tokenizer_folder, hide_padding=True)), LDM(), "hide_padding=true")
     refused(model(Identity(), bert(tokenizer_folder)), LDM(), "with a UNet, on a KL first stage")
-    refused(model(kl(), bert(tokenizer_folder)), FlowMatching(), "no pipeline for UNet with TextCondition and FlowM")
-    refused(model(kl(), ClassCondition(NAMES, 12)), FlowMatching(target="x0"), "no scheduler for FlowMatching with")
+    refused(
+        model(kl(), bert(tokenizer_folder)),
+        FlowMatching(FlowMatchingConfig()),
+        "no pipeline for UNet with TextCondition and FlowM",
+    )
+    refused(
+        model(kl(), ClassCondition(ClassConditionConfig(classes=NAMES, width=12))),
+        FlowMatching(FlowMatchingConfig(target="x0")),
+        "no scheduler for FlowMatching with",
+    )
     refused(model(kl(), NoCondition(), "dit"), LDM(), "a class of up to 1000 as its only condition")
     for clip, built, process, says in (
-        (Clip(), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip to null"),
+        (Clip(ClipConfig()), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip to null"),
         (
-            Clip(),
-            model(Identity(), ClassCondition(NAMES, 32)),
-            FlowMatching(),
+            Clip(ClipConfig()),
+            model(Identity(), ClassCondition(ClassConditionConfig(classes=NAMES, width=32))),
+            FlowMatching(FlowMatchingConfig()),
             "scheduler of flow matching clips nothing",
         ),
-        (Clip(2.0, 0.9), model(Identity(), NoCondition()), LDM(), "this run has sampler.clip.limit=2"),
+        (
+            Clip(ClipConfig(limit=2.0, percentile=0.9)),
+            model(Identity(), NoCondition()),
+            LDM(),
+            "this run has sampler.clip.limit=2",
+        ),
     ):
         with pytest.raises(ConfigError, match=says):
             export_pipeline(built, process, SIZE, tmp_path / "out", clip)

@@ -11,6 +11,7 @@ import torch
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.model.conditioner import ClassCondition
+from mmlab.model.config import ClassConditionConfig
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.dit import DiT
 from mmlab.model.dual_encoder import TextEncoder
@@ -67,7 +68,11 @@ def diffusion(kind: str, root: Path) -> Any:
         "dit": lambda **given: DiT(depth=2, width=32, heads=4, patch=2, **given),
         "unet": lambda **given: UNet(architecture={**sizes, "attention_head_dim": 4}, **given),
     }[kind]
-    told = ClassCondition(NAMES, 32, 0.5) if kind == "dit" else conditioner("text", root / "tokenizer")
+    told = (
+        ClassCondition(ClassConditionConfig(classes=NAMES, width=32, dropout=0.5))
+        if kind == "dit"
+        else conditioner("text", root / "tokenizer")
+    )
     torch.manual_seed(0)
     return diffusion_stage(DiffusionModel(TinyFirstStage(), told, denoiser))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
 from mmlab.model.conditioner import NoCondition
@@ -71,7 +72,7 @@ def test_latents_have_unit_variance_and_are_drawn_from_their_posterior(pictures)
 
 
 def test_the_loss_is_the_process_loss_of_the_keyed_draws(pictures):
-    weighted, flow = Diffusion(target="v", min_snr_gamma=5.0), FlowMatching()
+    weighted, flow = Diffusion(DiffusionConfig(target="v", min_snr_gamma=5.0)), FlowMatching(FlowMatchingConfig())
     for process, kind in ((weighted, "l2"), (flow, "l2"), (flow, "l1")):
         stage = diffusion_stage(process=process, loss=kind)
         batch = batches(stage, pictures)[0]
@@ -186,7 +187,10 @@ def picky(reduction: int) -> Any:
         (lambda: picky(4).collate(SIZE + 4, "crop", False, False), "latents of 6 x 6, .* take a multiple of 8"),
         (lambda: diffusion_stage(trainable=["denoiser"]), "conditioner's weights are random, and would stay so"),
         (lambda: diffusion_stage(loss="l3"), "stage.loss=l3 is none of l2, l1"),
-        (lambda: diffusion_stage(process=Diffusion(min_snr_gamma=5), loss="l1"), "min_snr_gamma weights squared"),
+        (
+            lambda: diffusion_stage(process=Diffusion(DiffusionConfig(min_snr_gamma=5)), loss="l1"),
+            "min_snr_gamma weights squared",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, says):

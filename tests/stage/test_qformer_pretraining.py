@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.stage.qformer_pretraining import QFormerPretraining, contrastive_loss, hard_negatives
-from mmlab.training.artifacts import load_parts, save_parts
+from mmlab.training.artifacts import fill_parts, save_parts
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, first_batch, fit, optim
 from tests.tiny_shapes import make_shapes
@@ -176,13 +176,13 @@ def test_its_q_former_goes_to_a_language_model(root, tmp_path):
     save_parts(stage.model, LEARNS, tmp_path / "run" / "artifacts", {})
     model = tiny.minigpt4(root / "tokenizer")
     model.vision = stage.model.vision
-    sources = load_parts(model, [tmp_path / "run"])
+    sources = fill_parts(model, [tmp_path / "run"])
     assert set(sources) == {"qformer"}
     features = torch.randn(1, 4, 32)
     assert torch.equal(model.qformer(features), stage.model.qformer(features))
     model.vision = tiny.vision("blip2", feature_layer=-1, features="cls_patch")
     with pytest.raises(ConfigError, match="was trained beside another vision"):
-        load_parts(model, [tmp_path / "run"])
+        fill_parts(model, [tmp_path / "run"])
 
 
 def test_what_its_batches_do_not_have_is_refused(root):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
+from mmlab.model.config import LanguageModelConfig
 from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.stage.contrastive import ContrastivePretraining
 from mmlab.stage.next_token import LanguagePretraining
@@ -173,7 +174,7 @@ def test_batches_of_text_alone_train(root, texts, cache):
 
 def test_dropout_in_frozen_parts_is_off_and_in_others_on(root):
     fields = {**tiny.LANGUAGE["gpt2"], "resid_pdrop": 0.5, "n_embd": 24, "n_layer": 2, "n_head": 2}
-    language = LanguageModel(init="random", architecture=fields, tokenizer=str(root / "tokenizer"))
+    language = LanguageModel(LanguageModelConfig(init="random", architecture=fields, tokenizer=str(root / "tokenizer")))
     for trainable, same in ((["connector"], True), (["connector", "language"], False)):
         model = tiny.vlm(root / "tokenizer")
         model.language = language

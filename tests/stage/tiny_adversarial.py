@@ -10,6 +10,7 @@ import torch
 
 from mmlab.data.module import ShardDataModule
 from mmlab.model.autoencoder import AutoencoderModel
+from mmlab.model.config import PatchDiscriminatorConfig
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.perceptual import StandIn
 from mmlab.stage.autoencoder import AutoencoderTraining
@@ -25,7 +26,7 @@ PARTS = ["first_stage", "discriminator"]
 def model(kind: str = "kl", **codebook: Any) -> AutoencoderModel:
     """Random weights, the same each time."""
     first_stage = tiny.kl() if kind == "kl" else tiny.vq(**codebook)
-    return AutoencoderModel(first_stage, PatchDiscriminator(layers=2, width=8), StandIn())
+    return AutoencoderModel(first_stage, PatchDiscriminator(PatchDiscriminatorConfig(layers=2, width=8)), StandIn())
 
 
 def stage(kind: str = "kl", lr: float = 2e-3, **options: Any) -> AutoencoderTraining:

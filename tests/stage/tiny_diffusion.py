@@ -11,8 +11,10 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.model.conditioner import ClassCondition, Conditioner
+from mmlab.model.config import ClassConditionConfig
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.first_stage import FirstStage, Posterior
 from mmlab.stage.latent_cache import latents
@@ -60,12 +62,18 @@ class TinyDenoiser(nn.Module):
 def diffusion_model(first_stage: FirstStage | None = None, conditioner: Conditioner | None = None) -> DiffusionModel:
     """Random weights, the same each time."""
     torch.manual_seed(0)
-    return DiffusionModel(first_stage or TinyFirstStage(), conditioner or ClassCondition(NAMES, 6, 0.5), TinyDenoiser)
+    return DiffusionModel(
+        first_stage or TinyFirstStage(),
+        conditioner or ClassCondition(ClassConditionConfig(classes=NAMES, width=6, dropout=0.5)),
+        TinyDenoiser,
+    )
 
 
 def diffusion_stage(model: DiffusionModel | None = None, process: NoiseProcess | None = None, **options: Any) -> Any:
     given = {"trainable": ["denoiser", "conditioner"], **options}
-    return LatentDiffusion(model or diffusion_model(), optim(), process=process or Diffusion(), **given)
+    return LatentDiffusion(
+        model or diffusion_model(), optim(), process=process or Diffusion(DiffusionConfig()), **given
+    )
 
 
 def make_pictures(root: Path, count: int = 16, split: str = "s") -> ShardIndex:

@@ -11,6 +11,7 @@ import torch
 
 from mmlab.data.config import Prompt
 from mmlab.data.module import ShardDataModule
+from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
 from mmlab.model.dual_encoder import DualEncoder, TextEncoder
 from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
@@ -30,8 +31,8 @@ def dual_encoder(tokenizer: Path) -> DualEncoder:
     torch.manual_seed(0)
     size = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     fields = {"model_type": "bert", **size, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    text = TextEncoder(init="random", architecture=fields, tokenizer=str(tokenizer))
-    return DualEncoder(tiny.vision(feature_layer=-1), text, width=16)
+    text = TextEncoder(TextEncoderConfig(init="random", architecture=fields, tokenizer=str(tokenizer)))
+    return DualEncoder(DualEncoderConfig(width=16), tiny.vision(feature_layer=-1), text)
 
 
 def data_of(

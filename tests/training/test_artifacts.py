@@ -10,9 +10,11 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
-from mmlab.training.artifacts import CARD, fingerprint, load_parts, save_parts
+from mmlab.training.artifacts import CARD, fill_parts, save_parts
+from mmlab.weights import fingerprint
 from tests.model import tiny
 
 EVERY = ["vision", "connector", "language"]
@@ -45,7 +47,7 @@ def test_round_trip(tmp_path, tokenizer_folder, eye, tongue):
     run = save(trained, EVERY, tmp_path / "run")
     fresh = tiny.vlm(tokenizer_folder, eye, tongue)
     assert not same(fresh, trained)
-    assert load_parts(fresh, [run]) == {part: run / "artifacts" / part for part in EVERY}
+    assert fill_parts(fresh, [run]) == {part: run / "artifacts" / part for part in EVERY}
     assert same(fresh, trained)
     with torch.no_grad():
         assert torch.equal(fresh.features(PIXELS), trained.features(PIXELS))
@@ -70,7 +72,7 @@ def test_a_part_alone_is_loaded_and_the_others_stay(tmp_path, tokenizer_folder):
     run = save(trained, ["vision", "language"], tmp_path / "run")
     fresh = tiny.vlm(tokenizer_folder)
     connector = {name: value.clone() for name, value in fresh.connector.state_dict().items()}
-    assert set(load_parts(fresh, [run])) == {"vision", "language"}
+    assert set(fill_parts(fresh, [run])) == {"vision", "language"}
     assert same(fresh.vision, trained.vision) and same(fresh.language, trained.language)
     assert all(torch.equal(connector[k], v) for k, v in fresh.connector.state_dict().items())
 
@@ -84,7 +86,7 @@ def test_a_part_that_learned_in_part_is_written_whole_and_once(tmp_path, tokeniz
     assert set(card["against"]) == {"vision"}
     fresh = tiny.vlm(tokenizer_folder)
     fresh.vision.load_state_dict(trained.vision.state_dict())
-    load_parts(fresh, [tmp_path / "run"])
+    fill_parts(fresh, [tmp_path / "run"])
     assert same(fresh, trained)
 
 
@@ -92,9 +94,9 @@ def test_a_later_run_wins(tmp_path, tokenizer_folder):
     first, second = tiny.vlm(tokenizer_folder), different(tiny.vlm(tokenizer_folder))
     runs = [save(first, EVERY, tmp_path / "first"), save(second, EVERY, tmp_path / "second")]
     fresh = tiny.vlm(tokenizer_folder)
-    load_parts(fresh, runs)
+    fill_parts(fresh, runs)
     assert same(fresh, second)
-    load_parts(fresh, runs[::-1])
+    fill_parts(fresh, runs[::-1])
     assert same(fresh, first)
 
 
@@ -103,14 +105,16 @@ def test_tied_weights_stay_tied(tmp_path, tokenizer_folder):
         model = tiny.vlm(tokenizer_folder)
         size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
         fields = {**tiny.LANGUAGE["llama"], **size, "tie_word_embeddings": True}
-        model.language = LanguageModel(init="random", architecture=fields, tokenizer=str(tokenizer_folder))
+        model.language = LanguageModel(
+            LanguageModelConfig(init="random", architecture=fields, tokenizer=str(tokenizer_folder))
+        )
         return model
 
     trained = tied()
     different(trained.language)
     run = save(trained, ["language"], tmp_path / "run")
     fresh = tied()
-    load_parts(fresh, [run])
+    fill_parts(fresh, [run])
     assert same(fresh.language, trained.language)
     causal = fresh.language.causal
     assert causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
@@ -149,37 +153,37 @@ def test_the_language_folder_is_a_transformers_model_with_its_tokenizer(tmp_path
 def test_a_folder_starts_a_model_as_its_source(tmp_path, tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
     folder = save(model, ["language"], tmp_path / "run") / "artifacts" / "language"
-    assert same(LanguageModel(source=str(folder)).causal, model.language.causal)
+    assert same(LanguageModel(LanguageModelConfig(source=str(folder))).causal, model.language.causal)
 
 
 def test_other_shapes_are_refused(tmp_path, tokenizer_folder):
     run = save(tiny.vlm(tokenizer_folder), ["connector"], tmp_path / "run")
     with pytest.raises(ConfigError, match=r"connector does not fit the model: layers.0.bias is .24. there and"):
-        load_parts(tiny.vlm(tokenizer_folder, connector="linear"), [run])
+        fill_parts(tiny.vlm(tokenizer_folder, connector="linear"), [run])
     run = save(tiny.vlm(tokenizer_folder), ["vision"], tmp_path / "eye")
     other = tiny.vlm(tokenizer_folder)
     other.vision = tiny.vision("siglip")
     with pytest.raises(ConfigError, match=r"does not fit .* is a clip_vision_model, here is a siglip_vision_model"):
-        load_parts(other, [run])
+        fill_parts(other, [run])
     fields = {**other.vision.config.to_dict(), "hidden_size": 48}
     fields = {k: fields[k] for k in ("hidden_size", "num_hidden_layers", "image_size", "patch_size")}
     fields |= {"model_type": "clip_vision_model", "num_attention_heads": 2, "intermediate_size": 48}
-    other.vision = VisionEncoder(init="random", architecture=fields)
+    other.vision = VisionEncoder(VisionEncoderConfig(init="random", architecture=fields))
     with pytest.raises(ConfigError, match=r"does not fit the model: .* is .* there and .* here"):
-        load_parts(other, [run])
+        fill_parts(other, [run])
 
 
 def test_a_connector_beside_another_encoder_is_refused(tmp_path, tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
     connector = save(model, ["connector"], tmp_path / "connector")
     other = tiny.vlm(tokenizer_folder)
-    load_parts(other, [connector])
+    fill_parts(other, [connector])
     different(other.vision)
     with pytest.raises(ConfigError, match="trained beside another vision: its fingerprint was"):
-        load_parts(other, [connector])
+        fill_parts(other, [connector])
     eye = save(model, ["vision"], tmp_path / "eye")
     for runs in ([eye, connector], [connector, eye]):
-        load_parts(different(other), [*runs, save(model, ["language"], tmp_path / "language")])
+        fill_parts(different(other), [*runs, save(model, ["language"], tmp_path / "language")])
         assert same(other, model), "loaded along, they are the parts that it knows"
 
 
@@ -188,7 +192,7 @@ def test_a_connector_beside_another_language_model_is_refused(tmp_path, tokenize
     other = tiny.vlm(tokenizer_folder)
     different(other.language)
     with pytest.raises(ConfigError, match=r"beside another language: its fingerprint was .* train connector again"):
-        load_parts(other, [run])
+        fill_parts(other, [run])
 
 
 def test_a_connector_for_another_feature_layer_is_refused(tmp_path, tokenizer_folder):
@@ -198,17 +202,17 @@ def test_a_connector_for_another_feature_layer_is_refused(tmp_path, tokenizer_fo
     other = tiny.vlm(tokenizer_folder)
     other.vision = tiny.vision(feature_layer=-1)
     with pytest.raises(ConfigError, match="trained beside another vision"):
-        load_parts(other, [eye, run])
+        fill_parts(other, [eye, run])
 
 
 def test_a_run_without_artifacts_is_refused(tmp_path, tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no artifact for vision, connector, language; it has none: did it"):
-        load_parts(model, [tmp_path / "empty"])
+        fill_parts(model, [tmp_path / "empty"])
     heads = nn.ModuleDict({"head": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match="it has head"):
-        load_parts(model, [save(heads, ["head"], tmp_path / "run")])
+        fill_parts(model, [save(heads, ["head"], tmp_path / "run")])
 
 
 def test_the_fingerprint_tells_weights_apart_and_not_their_dtype():

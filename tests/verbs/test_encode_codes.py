@@ -14,8 +14,8 @@ from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.model.first_stage import to_signed
 from mmlab.stage.assembly import restore
 from mmlab.stage.latent_cache import codes
-from mmlab.training.artifacts import fingerprint
 from mmlab.verbs.shards import main
+from mmlab.weights import fingerprint
 from tests.evaluate.tiny_scores import first_stage_run
 from tests.model import tiny_autoencoders as tiny
 from tests.stage.tiny_codes import SIZE, make_maps

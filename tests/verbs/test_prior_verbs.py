@@ -13,6 +13,7 @@ from mmlab.data.index import ShardIndex
 from mmlab.evaluate.pictures import sample_files
 from mmlab.evaluate.pictures.generators import CodeGenerator
 from mmlab.model.code_sampling import CodeSampler
+from mmlab.model.config import CodeSamplerConfig
 from mmlab.stage.assembly import restore
 from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run
 from tests.model.tiny_priors import NAMES
@@ -80,7 +81,7 @@ def test_files_and_their_record(work, monkeypatch, capsys):
     assert about == {"run": "class", "guidance": 2, "top_k": 9, "top_p": 0.95, "temperature": 0.9}
     assert [picture["told"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
     model, _ = restore(work / "runs" / "class")
-    sampler = CodeSampler(0.9, 9, 0.95, 2)
+    sampler = CodeSampler(CodeSamplerConfig(temperature=0.9, top_k=9, top_p=0.95, guidance=2))
     expected = CodeGenerator(model, sampler, 16)({"labels": torch.tensor([2])}, [9])[0].permute(1, 2, 0).numpy()
     assert apart(np.array(Image.open(work / "files" / "0009.png")), expected) <= 1
 
@@ -130,7 +131,7 @@ def test_a_strip_is_written_row_by_row(work, monkeypatch, capsys):
     pictures, labels = sheets[5]
     assert labels == ["random codes", *(f"step {row} of 4" for row in range(1, 5))] * 2
     model, _ = restore(work / "runs" / "class")
-    generator = CodeGenerator(model, CodeSampler(), 16)
+    generator = CodeGenerator(model, CodeSampler(CodeSamplerConfig()), 16)
     for row in range(2):
         assert apart(pictures[5 * row].numpy(), generator.decode(generator.noise([row]))[0].numpy()) <= 1
         file = np.array(Image.open(work / "strip" / f"{row:04d}.png")).transpose(2, 0, 1)
@@ -170,7 +171,7 @@ def test_scores(work, monkeypatch, capsys):
     ],
 )
 def test_what_cannot_be_scored_is_one_sentence(work, monkeypatch, capsys, argv, says):
-    monkeypatch.setattr("mmlab.stage.assembly.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.fill_parts", lambda *_: pytest.fail("weights are loaded"))
     code, _, err = run(work, monkeypatch, capsys, "eval", "data.path=val", *argv)
     assert code == 2 and says in err and "\n" not in err
 
@@ -201,7 +202,7 @@ def test_an_exported_prior(work, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_before_weights_are_loaded(work, monkeypatch, capsys, argv, says):
-    monkeypatch.setattr("mmlab.stage.assembly.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.fill_parts", lambda *_: pytest.fail("weights are loaded"))
     code, _, err = run(work, monkeypatch, capsys, "sample", *argv)
     assert code == 2 and says in err and "\n" not in err
 

@@ -182,7 +182,7 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     ],
 )
 def test_a_mistake_is_one_sentence_before_weights_are_loaded(work, monkeypatch, capsys, argv, says):
-    monkeypatch.setattr("mmlab.stage.assembly.load_parts", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("mmlab.stage.assembly.fill_parts", lambda *_: pytest.fail("weights are loaded"))
     code, _, err = sample(work, monkeypatch, capsys, *argv)
     assert code == 2 and says in err and "\n" not in err
 

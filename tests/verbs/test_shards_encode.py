@@ -12,13 +12,14 @@ from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion
 from mmlab.model.first_stage import to_signed
 from mmlab.stage.assembly import restore
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
-from mmlab.training.artifacts import fingerprint
 from mmlab.verbs.shards import main
+from mmlab.weights import fingerprint
 from tests.evaluate.tiny_scores import Unshuffle, contrastive_run, diffusion_run, first_stage_run, make_run
 from tests.stage.tiny_diffusion import SIZE, TinyFirstStage, image_data, make_pictures
 from tests.stage.tiny_stage import optim
@@ -151,7 +152,7 @@ def test_a_run_and_what_started_from_it_make_one_cache(work, capsys):
 def test_the_stage_accepts_the_cache(work):
     assert latents_of(work, "first_stage", "pictures", "cache", "--flip") == 0
     model, _ = restore(work / "runs" / "denoiser")
-    stage = LatentDiffusion(model, optim(), ["denoiser", "conditioner"], Diffusion())
+    stage = LatentDiffusion(model, optim(), ["denoiser", "conditioner"], Diffusion(DiffusionConfig()))
     data = image_data(stage, ShardIndex.open(work / "cache"), latents=True, global_batch=4, micro_batch=4)
     data.plan(1)
     batch = next(iter(data.train_dataloader()))

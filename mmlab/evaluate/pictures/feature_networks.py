@@ -17,7 +17,8 @@ from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.model.vision import VisionEncoder
 from mmlab.runs.run import find_run, load_run_config
-from mmlab.training.artifacts import fingerprint, load_parts
+from mmlab.training.artifacts import fill_parts
+from mmlab.weights import fingerprint
 
 INCEPTION = "inception"
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -75,7 +76,7 @@ class RunFeatures:
                 f"{folder} has no vision encoder; give features a run of stage=contrastive, or inception."
             )
         holder = nn.ModuleDict({"vision": build(cfg.model.vision)})
-        load_parts(holder, [folder])
+        fill_parts(holder, [folder])
         self.name = folder.name
         self.vision = holder["vision"].eval().requires_grad_(False)  # type: ignore[assignment]
 
