@@ -23,13 +23,16 @@ from mmlab.data.reader import LocalBatches, OnePass, Source
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.shapes import shapes
+from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion
 from mmlab.keyed import normal
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.conditioner import NoCondition
+from mmlab.model.config import KLAutoencoderConfig, UNetConfig
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
+from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW
 
 ROUNDS, PASS, BATCH, SIDE = 9, 4, 32, 64
@@ -38,10 +41,12 @@ BODY = {"block_out_channels": [32, 64, 96], "layers_per_block": 1, "norm_num_gro
 
 
 def build() -> LatentDiffusion:
-    first_stage = KLAutoencoder(init="random", architecture=EYE)
+    first_stage = KLAutoencoder(KLAutoencoderConfig(init="random", architecture=EYE))
     first_stage.set_statistics(torch.zeros(4), torch.ones(4))
-    model = DiffusionModel(first_stage, NoCondition(), partial(UNet, architecture=BODY))
-    return LatentDiffusion(model, AdamW(lr=1e-4), ["denoiser"], Diffusion("linear"))
+    model = DiffusionModel(first_stage, NoCondition(), partial(UNet, UNetConfig(architecture=BODY)))
+    return LatentDiffusion(
+        model, AdamW(AdamWConfig(lr=1e-4)), ["denoiser"], Diffusion(DiffusionConfig(schedule="linear"))
+    )
 
 
 def ours(stage: LatentDiffusion, index: ShardIndex, cached: bool) -> Callable[[int], Tensor]:

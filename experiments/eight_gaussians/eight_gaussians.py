@@ -11,19 +11,21 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig, SamplerConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.keyed import normal, uniform
+from mmlab.training.config import AdamWConfig
 
 STEPS, BATCH, COUNT = 2500, 256, 2000
 RADIUS, SPREAD = 1.5, 0.1
 SAMPLERS = {
-    "DDPM, 100 steps": Sampler("ddpm", 100),
-    "DDIM, 50": Sampler("ddim", 50),
-    "DPM-Solver++, 20": Sampler("dpmpp_2m", 20),
-    "Euler, 50": Sampler("euler", 50),
-    "Heun, 20": Sampler("heun", 20),
+    "DDPM, 100 steps": Sampler(SamplerConfig(name="ddpm", steps=100)),
+    "DDIM, 50": Sampler(SamplerConfig(name="ddim", steps=50)),
+    "DPM-Solver++, 20": Sampler(SamplerConfig(name="dpmpp_2m", steps=20)),
+    "Euler, 50": Sampler(SamplerConfig(name="euler", steps=50)),
+    "Heun, 20": Sampler(SamplerConfig(name="heun", steps=20)),
 }
 
 
@@ -107,7 +109,10 @@ def main(out: Path) -> None:
     noise = normal(range(COUNT), (2,), "start")
     panels = {"data": truth, "noise": noise}
     figures: dict[str, float] = {"data": distance(truth, other), "noise": distance(truth, noise)}
-    for name, process in (("diffusion", Diffusion("cosine", target="v")), ("flow", FlowMatching())):
+    for name, process in (
+        ("diffusion", Diffusion(DiffusionConfig(schedule="cosine", target="v"))),
+        ("flow", FlowMatching(FlowMatchingConfig())),
+    ):
         model, figures[f"{name}_loss"] = train(process)
         for title, sampler in SAMPLERS.items():
             points = sampler(model, process, noise, rng=range(COUNT))

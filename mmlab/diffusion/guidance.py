@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598) around a conditional denoiser."""
+"""Classifier-free guidance (arXiv 2207.12598) of a conditional denoiser, and clipping of its predictions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,30 +7,23 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import ClipConfig, GuidanceConfig
 
 
 class Guidance:
-    """Settings of classifier-free guidance, for any model and condition.
+    """Classifier-free guidance for any model and condition.
 
     Args:
-        scale: w in null + w·(conditional − null): 1 is the conditional model, 0 the unconditional one.
-        interval: lowest and highest model time within which to guide (arXiv 2404.07724); the conditional model alone
-            answers elsewhere. None guides everywhere.
-        rescale: φ of arXiv 2305.08891: share of the guided output that is scaled back to the conditional output's
-            standard deviation per sample, against over-exposure at high scales.
+        config: settings.
 
     Raises:
-        ConfigError: a negative scale, an empty interval, or φ out of 0 … 1.
+        ConfigError: an interval that is not a lowest and a highest time.
     """
 
-    def __init__(self, scale: float = 1.0, interval: tuple[float, float] | None = None, rescale: float = 0.0):
-        if scale < 0:
-            raise ConfigError(f"scale={scale:g} must be at least 0; 1 is the conditional model unguided.")
-        if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
-            raise ConfigError(f"interval={list(interval)} must be two times, the lowest and the highest.")
-        if not 0 <= rescale <= 1:
-            raise ConfigError(f"rescale={rescale:g} must lie in 0 … 1.")
-        self.scale, self.interval, self.rescale = scale, interval, rescale
+    def __init__(self, config: GuidanceConfig):
+        self.scale, self.interval, self.rescale = config.scale, config.interval, config.rescale
+        if self.interval is not None and not (len(self.interval) == 2 and self.interval[0] <= self.interval[1]):
+            raise ConfigError(f"interval={list(self.interval)} must be two times, the lowest and the highest.")
 
     def __call__(
         self, model: Callable[[Tensor, Tensor, Any], Tensor], condition: Any, null: Any
@@ -40,7 +33,7 @@ class Guidance:
         Args:
             model: (x_t `[B, …]`, time `[B]`, condition) → prediction.
             condition: tensor of B rows, or a dict, list or tuple of them (None stays None).
-            null: what the model was shown in place of a dropped condition, in the same form.
+            null: the condition that replaced dropped ones in training, in the same form.
         """
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
@@ -65,7 +58,7 @@ class Guidance:
         return (t >= self.interval[0]) & (t <= self.interval[1])
 
     def _mixed(self, conditional: Tensor, null: Tensor) -> Tensor:
-        """The guided prediction, in float32 or more: the difference of two bfloat16 answers would be scaled noise."""
+        """The guided prediction, in float32 or more: two bfloat16 outputs differ mostly by rounding."""
         dtype = torch.promote_types(conditional.dtype, torch.float32)
         conditional, null = conditional.to(dtype), null.to(dtype)
         mixed = null + self.scale * (conditional - null)
@@ -77,7 +70,7 @@ class Guidance:
 
 
 def _joined(condition: Any, null: Any) -> Any:
-    """A condition's rows above the null's."""
+    """The rows of a condition, followed by those of the null condition."""
     if isinstance(condition, Tensor):
         return torch.cat([condition, null])
     if isinstance(condition, dict):
@@ -88,21 +81,16 @@ def _joined(condition: Any, null: Any) -> Any:
 
 
 class Clip:
-    """Keeps x_0 within ±limit.
+    """Keeps x_0 within ±limit: static clipping, or dynamic thresholding (Imagen, arXiv 2205.11487) with a percentile.
+
+    The latter clamps each sample to that quantile of its own |x_0|, and divides by it, where it exceeds the limit.
 
     Args:
-        limit: of the data's values.
-        percentile: None clamps (static). A number in (0, 1) is dynamic thresholding (Imagen, arXiv 2205.11487): each
-            sample is clamped to this quantile of its own |x_0| and divided by it, where that exceeds the limit.
-
-    Raises:
-        ConfigError: a limit not above 0, or a percentile out of (0, 1).
+        config: settings.
     """
 
-    def __init__(self, limit: float = 1.0, percentile: float | None = None):
-        if limit <= 0 or (percentile is not None and not 0 < percentile < 1):
-            raise ConfigError(f"clip needs limit > 0 and percentile within 0 … 1, not {limit} and {percentile}.")
-        self.limit, self.percentile = limit, percentile
+    def __init__(self, config: ClipConfig):
+        self.limit, self.percentile = config.limit, config.percentile
 
     def __call__(self, x_0: Tensor) -> Tensor:
         if self.percentile is None:

@@ -1,12 +1,12 @@
-"""The noise process: how a picture becomes noise, what the denoiser predicts, and how much each timestep counts.
+"""Noise processes: how an image becomes noise, what the denoiser predicts, and how the loss weighs each timestep.
 
-Every process here is x_t = α_t·x_0 + σ_t·ε with ε standard normal. The denoiser predicts a mixture a·x_0 + b·ε, its
-target; two mixtures determine x_0 and ε, so all targets convert into each other.
+Every process is x_t = α_t·x_0 + σ_t·ε with ε standard normal. The denoiser predicts its target, a mixture
+a·x_0 + b·ε; two mixtures determine x_0 and ε, so targets convert into each other.
 
 Coefficients are float64. Noising and conversions run in float32 (in float64 for float64 inputs) whatever the model's
 dtype: in bfloat16, σ of the first timesteps would round to 0.
 
-Legend: B samples, t the time of each sample `[B]`; tensors of samples are `[B, …]`.
+Legend: B samples, t the time of each sample `[B]`; sample tensors are `[B, …]`.
 """
 
 from abc import ABC, abstractmethod
@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.schedule import alphas_bar, spaced, without_terminal_signal
 from mmlab.keyed import Seeds, normal, uniform
 
 
 class Level(NamedTuple):
-    """A noise level: its time, and the weights of picture and noise there (numbers, or float64 tensors `[B]`)."""
+    """A noise level: its time, and the weights of image and noise there (numbers, or float64 tensors `[B]`)."""
 
     time: Any
     alpha: Any
@@ -43,27 +44,19 @@ def between(here: Level, there: Level) -> Step:
     """The forward step q(x_t|x_s) and the posterior q(x_s|x_t, x_0) from t = `here` to s = `there`."""
     scale = here.alpha / there.alpha
     variance = here.sigma**2 - (scale * there.sigma) ** 2
-    kept = there.sigma**2 / here.sigma**2
-    return Step(scale, variance, scale * kept, there.alpha * variance / here.sigma**2, variance * kept)
+    ratio = there.sigma**2 / here.sigma**2
+    return Step(scale, variance, scale * ratio, there.alpha * variance / here.sigma**2, variance * ratio)
 
 
 class NoiseProcess(ABC):
-    """What all processes share; times are those that `draw` and `grid` give.
+    """Base class of noise processes; times are those returned by `draw` and `grid`.
 
-    Args:
-        target: what the denoiser predicts.
-
-    Raises:
-        ConfigError: a target that this process does not have.
+    Attributes:
+        target: what the denoiser predicts: `epsilon`, `x0` or `v`.
     """
 
-    targets: tuple[str, ...]
-
-    def __init__(self, target: str):
-        self.target = target
-        if target not in self.targets:
-            names = ", ".join(self.targets)
-            raise ConfigError(f"target={target!r} is none of {names}.{nearest(target, self.targets)}")
+    target: str
+    config: Any = None
 
     @abstractmethod
     def level(self, t: Tensor) -> Level:
@@ -71,7 +64,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
-        """The `steps` levels that a sampler visits, noisiest first, and the clean one after them."""
+        """The `steps` levels that a sampler visits, noisiest first, followed by the clean level."""
 
     @abstractmethod
     def times(self, uniform_B: Tensor) -> Tensor:
@@ -79,7 +72,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def model_time(self, t: Tensor) -> Tensor:
-        """What the denoiser receives as its time: an integer timestep, or a float32 in 0 … 1000."""
+        """The time that the denoiser receives: an integer timestep, or a float32 in 0 … 1000."""
 
     @abstractmethod
     def velocity(self, level: Level) -> tuple[Any, Any]:
@@ -89,7 +82,7 @@ class NoiseProcess(ABC):
     def ode(self, level: Level) -> tuple[Any, Any]:
         """(scale, clock) in which the probability-flow ODE is d(x/scale)/d(clock) = (x/scale − x_0)/clock.
 
-        The clock is infinite where a step must be Euler's: nothing of the picture is left there.
+        The clock is infinite where no image signal is left, so that a step from there must be Euler's.
         """
 
     @abstractmethod
@@ -97,7 +90,7 @@ class NoiseProcess(ABC):
         """Weight of each sample's loss at times t, float32 `[B]`."""
 
     def draw(self, seeds: Seeds, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Training times `[B]` and float32 noise `[B, *shape]` that depend on each sample's seed alone, on the CPU."""
+        """Training times `[B]` and float32 noise `[B, *shape]` on the CPU; each row depends on its seed only."""
         return self.times(uniform(seeds, "timestep")), normal(seeds, shape, "noise")
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -110,7 +103,7 @@ class NoiseProcess(ABC):
         return self._mix((step.mean_x_t, step.mean_x_0), x_t, x_0), step.posterior_variance
 
     def target_of(self, x_0: Tensor, noise: Tensor, t: Tensor, target: str | None = None) -> Tensor:
-        """What the denoiser should predict (or another `target`), in float32 or more."""
+        """The denoiser's target (or another `target`), in float32 or more."""
         return self._mix(self._mixture(self.level(t), target), x_0, noise)
 
     def split(self, prediction: Tensor, x_t: Tensor, t: Tensor, target: str | None = None) -> tuple[Tensor, Tensor]:
@@ -130,12 +123,12 @@ class NoiseProcess(ABC):
         return (level.alpha / level.sigma) ** 2
 
     def loss(self, prediction: Tensor, x_0: Tensor, noise: Tensor, t: Tensor, kind: str = "l2") -> Tensor:
-        """Loss of each sample, float32 `[B]`: its error's mean over the sample's values, times its weight.
+        """Loss of each sample, float32 `[B]`: the mean error over its values, times the weight of its time.
 
         Args:
-            prediction: of the denoiser.
-            x_0, noise, t: what it was shown a mixture of.
-            kind: `l2` squares the error, `l1` takes its absolute value (latent diffusion on LSUN-Churches).
+            prediction: the denoiser's output.
+            x_0, noise, t: clean sample, noise and time of its input.
+            kind: `l2` (squared error) or `l1` (absolute error; latent diffusion on LSUN-Churches).
         """
         error = prediction.float() - self.target_of(x_0, noise, t).float()
         error = error.abs() if kind == "l1" else error.square()
@@ -154,7 +147,7 @@ class NoiseProcess(ABC):
                 raise ValueError(f"target={other!r} is none of epsilon, x0, v.")
 
     def _mix(self, weights: tuple[Any, Any], *parts: Tensor) -> Tensor:
-        """Weighted sum of tensors of samples, in float32 or the parts' wider dtype."""
+        """Weighted sum of sample tensors, in float32 or the parts' wider dtype."""
         dtype = torch.promote_types(torch.promote_types(parts[0].dtype, parts[1].dtype), torch.float32)
         sum_ = 0
         for weight, part in zip(weights, parts, strict=True):
@@ -165,53 +158,31 @@ class NoiseProcess(ABC):
 
 
 class Diffusion(NoiseProcess):
-    """Discrete-time diffusion (DDPM): α = √ᾱ, σ = √(1−ᾱ); times are integers 0 … T−1, and −1 is the clean picture.
+    """Discrete-time diffusion (DDPM): α = √ᾱ, σ = √(1−ᾱ); times are integers 0 … T−1, and −1 is the clean image.
+
+    Under `zero_terminal_snr`, the min-SNR weight of the last timestep is 0.
 
     Args:
-        schedule: `linear` in β, `scaled_linear` (linear in √β) or `cosine`.
-        timesteps: T.
-        beta_start: first β; DDPM's or latent diffusion's where it is None, and none for `cosine`.
-        beta_end: last β, likewise.
-        zero_terminal_snr: rescale the schedule so that the last timestep is noise alone, as sampling starts.
-        target: `epsilon`, `x0`, or `v` = α·ε − σ·x_0. A sampler finds x_0 from `epsilon` by dividing by α: under
-            `cosine`, whose last α is 5e-5, clip x_0 or predict another target.
-        min_snr_gamma: γ of the min-SNR weight (5 in its paper); None weighs every timestep 1. The weight is 0 at
-            the last timestep under `zero_terminal_snr`.
+        config: settings.
 
     Raises:
-        ConfigError: a schedule that does not end in noise, `epsilon` with `zero_terminal_snr` (at SNR 0 the
-            noise says nothing of the picture), or an argument out of its range.
+        ConfigError: a schedule that does not end in noise, or `epsilon` with `zero_terminal_snr` (at SNR 0, the noise
+            does not determine the image).
     """
 
-    targets = ("epsilon", "x0", "v")
-
-    def __init__(
-        self,
-        schedule: str = "linear",
-        timesteps: int = 1000,
-        beta_start: float | None = None,
-        beta_end: float | None = None,
-        zero_terminal_snr: bool = False,
-        target: str = "epsilon",
-        min_snr_gamma: float | None = None,
-    ):
-        super().__init__(target)
-        bars = alphas_bar(schedule, timesteps, beta_start, beta_end)
-        self.schedule, self.timesteps, self.min_snr_gamma = schedule, timesteps, min_snr_gamma
-        self.beta_start, self.beta_end = beta_start, beta_end
-        self.zero_terminal_snr = zero_terminal_snr
-        self.alphas_bar = without_terminal_signal(bars) if zero_terminal_snr else bars
-        if zero_terminal_snr and target == "epsilon":
+    def __init__(self, config: DiffusionConfig):
+        self.config, self.target = config, config.target
+        bars = alphas_bar(config)
+        self.alphas_bar = without_terminal_signal(bars) if config.zero_terminal_snr else bars
+        if config.zero_terminal_snr and config.target == "epsilon":
             raise ConfigError("zero_terminal_snr=true needs target=v or target=x0: epsilon is undefined at SNR 0.")
-        if min_snr_gamma is not None and min_snr_gamma <= 0:
-            raise ConfigError(f"min_snr_gamma={min_snr_gamma:g} must be above 0, or null for a weight of 1.")
-        left = self.alphas_bar[-1].sqrt().item()
-        if left > 0.1:
+        signal = self.alphas_bar[-1].sqrt().item()
+        if signal > 0.1:
             raise ConfigError(
-                f"schedule={schedule} with {timesteps} timesteps leaves {left:.0%} of the picture in its noisiest "
-                "state, while sampling starts from noise alone: raise beta_end, or set zero_terminal_snr=true."
+                f"schedule={config.schedule} with {config.timesteps} timesteps leaves {signal:.0%} of the image in its "
+                "noisiest state, but sampling starts from pure noise: raise beta_end or set zero_terminal_snr=true."
             )
-        # Time −1 indexes the last column: the clean picture.
+        # Time −1 indexes the last column: the clean image.
         bars = torch.cat([self.alphas_bar, torch.ones(1, dtype=torch.float64)])
         self._tables = {torch.device("cpu"): torch.stack([bars.sqrt(), (1 - bars).sqrt()])}
 
@@ -228,16 +199,17 @@ class Diffusion(NoiseProcess):
         return Level(t, alpha, sigma)
 
     def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
-        times = spaced(self.timesteps, steps, spacing)
-        if self.zero_terminal_snr and times[0] != self.timesteps - 1:
+        times = spaced(self.config.timesteps, steps, spacing)
+        last = self.config.timesteps - 1
+        if self.config.zero_terminal_snr and times[0] != last:
             raise ConfigError(
                 f"spacing={spacing} with {steps} steps starts at timestep {times[0]}, but a model with "
-                f"zero_terminal_snr starts from noise alone, at {self.timesteps - 1}: use spacing=trailing."
+                f"zero_terminal_snr starts from pure noise, at {last}: use spacing=trailing."
             )
         return [Level(t, *(c.item() for c in self.level(torch.tensor(t))[1:])) for t in [*times, -1]]
 
     def times(self, uniform_B: Tensor) -> Tensor:
-        return (uniform_B * self.timesteps).long().clamp(max=self.timesteps - 1)
+        return (uniform_B * self.config.timesteps).long().clamp(max=self.config.timesteps - 1)
 
     def model_time(self, t: Tensor) -> Tensor:
         return t
@@ -249,10 +221,11 @@ class Diffusion(NoiseProcess):
         return level.alpha, level.sigma / level.alpha if level.alpha > 1e-3 else float("inf")
 
     def weight(self, t: Tensor) -> Tensor:
-        """1, or min(SNR, γ) on the loss of x_0, carried over to the loss of the target."""
-        if self.min_snr_gamma is None:
+        """1, or min(SNR, γ) on the loss of x_0, converted to the loss of the target."""
+        gamma = self.config.min_snr_gamma
+        if gamma is None:
             return torch.ones(t.shape, device=t.device)
         level = self.level(t)
         a, b = self._mixture(level, None)
         per_x_0 = (level.sigma / (level.alpha * b - level.sigma * a)) ** 2
-        return (self.snr(t).clamp(max=self.min_snr_gamma) * per_x_0).float()
+        return (self.snr(t).clamp(max=gamma) * per_x_0).float()

@@ -1,4 +1,4 @@
-"""What all samplers share: the levels they visit, the denoiser's answers, fresh noise, and reports of each step."""
+"""The loop shared by all samplers: levels, predictions, fresh noise, and a report of each step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mmlab.keyed import Seeds, normal
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t `[B, …]`, time `[B]`) → the process's target. It gets float32 (float64 for float64 samples) and the time of
-`NoiseProcess.model_time`; its answer may have any dtype."""
+`NoiseProcess.model_time`; its output may have any dtype."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Step:
 
     Attributes:
         number: 1 … steps.
-        steps: of the whole run.
+        steps: number of steps in the run.
         x: the samples after the step.
-        x_0: the clean samples that the step predicted.
+        x_0: the clean samples predicted in the step.
     """
 
     number: int
@@ -38,14 +38,14 @@ class Options(TypedDict, total=False):
     """Keyword arguments of every sampler.
 
     Attributes:
-        rng: of the noise that a sampler adds: one seed per sample (sample i then depends on its seed alone, whatever
-            else is in the batch) or a torch generator.
-        spacing: `trailing` (default), `linspace` or `leading`, see `spaced`.
+        rng: source of the noise that a sampler adds: one seed per sample (sample i then depends only on its seed, not
+            on the rest of the batch) or a torch generator.
+        spacing: `trailing` (default), `linspace` or `leading`; see `spaced`.
         clip: bounds on the predicted clean sample.
         on_step: called after each step, for progress bars and denoising strips.
     """
 
-    rng: Seeds | torch.Generator | None
+    rng: "Seeds | torch.Generator | None"
     spacing: str
     clip: Clip | None
     on_step: Callable[[Step], None] | None
@@ -56,8 +56,8 @@ class Walk:
 
     Args:
         model: the denoiser.
-        process: that the denoiser was trained with.
-        x: the starting noise; the run works in float32, or float64 where this is float64.
+        process: the one that the denoiser was trained with.
+        x: the starting noise; the run uses float32, or float64 if x has it.
         steps: number of levels to visit.
         **options: see `Options`.
     """
@@ -68,7 +68,7 @@ class Walk:
         process: NoiseProcess,
         x: Tensor,
         steps: int,
-        rng: Seeds | torch.Generator | None = None,
+        rng: "Seeds | torch.Generator | None" = None,
         spacing: str = "trailing",
         clip: Clip | None = None,
         on_step: Callable[[Step], None] | None = None,
@@ -82,7 +82,7 @@ class Walk:
         return pairwise(self.levels)
 
     def predict(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """(x_0, ε) that the denoiser sees in x. Clipping x_0 moves ε with it, so that both still add up to x."""
+        """(x_0, ε) according to the denoiser. If x_0 is clipped, ε follows, so that both still add up to x."""
         t = self._process.model_time(torch.full((len(x),), level.time, device=x.device))
         x_0, noise = self._process.split_at(self._model(x, t).to(x.dtype), x, level)
         if self._clip is not None:
@@ -91,13 +91,13 @@ class Walk:
         return x_0, noise
 
     def fresh(self) -> Tensor:
-        """Standard normal noise for the step under way.
+        """Standard normal noise for the current step.
 
         Raises:
-            ValueError: the run was given neither seeds nor a generator.
+            ValueError: the run has neither seeds nor a generator.
         """
         if self._rng is None:
-            raise ValueError("This sampler adds noise: give it rng, one seed per sample or a torch.Generator.")
+            raise ValueError("This sampler adds noise and needs rng: one seed per sample, or a torch.Generator.")
         if isinstance(self._rng, torch.Generator):
             noise = torch.randn(self.x.shape, dtype=self.x.dtype, generator=self._rng, device=self._rng.device)
         else:
@@ -105,7 +105,7 @@ class Walk:
         return noise.to(self.x.device, self.x.dtype)
 
     def move(self, x: Tensor, x_0: Tensor) -> None:
-        """End the step: the samples are now `x`, and were predicted to become `x_0`."""
+        """End the step: `x` are the new samples, `x_0` the clean samples predicted in the step."""
         self.x = x
         self._number += 1
         if self._on_step is not None:
@@ -113,13 +113,13 @@ class Walk:
 
 
 class Trajectory:
-    """Collects evenly spaced states of a run, the last one included; give it to a sampler as `on_step`.
+    """Collects evenly spaced states of a run, including the last one; pass it to a sampler as `on_step`.
 
     Args:
-        frames: how many to keep, or as many as there are steps.
+        frames: states to collect, at most one per step.
 
     Attributes:
-        numbers: of the steps that were kept, 1 … steps.
+        numbers: steps of the collected states, 1 … steps.
         x, x_0: see `Step`; on the CPU.
     """
 

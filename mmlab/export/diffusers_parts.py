@@ -232,7 +232,7 @@ def scheduler(process: NoiseProcess, clip: Clip | None = None) -> Any:
             raise ConfigError("diffusers' scheduler of flow matching clips nothing, and this run has a sampler.clip.")
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler(shift=process.shift)
+        return FlowMatchEulerDiscreteScheduler(shift=process.config.shift)
     kind = f"{type(process).__name__} with target={process.target}"
     raise ConfigError(f"diffusers has no scheduler for {kind}; Diffusion, and FlowMatching with target=v, have one.")
 
@@ -241,17 +241,18 @@ def _ddim(process: Diffusion, clip: Clip | None) -> Any:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     settings: dict[str, Any] = {
-        "num_train_timesteps": process.timesteps,
-        "beta_schedule": SCHEDULES[process.schedule],
+        "num_train_timesteps": process.config.timesteps,
+        "beta_schedule": SCHEDULES[process.config.schedule],
         "prediction_type": TARGETS[process.target],
-        "rescale_betas_zero_snr": process.zero_terminal_snr,
+        "rescale_betas_zero_snr": process.config.zero_terminal_snr,
         "timestep_spacing": "trailing",
         **_clipping(clip),
         "set_alpha_to_one": True,
         "steps_offset": 1,  # trailing grids have none, but StableDiffusionPipeline complains about 0
     }
-    if own := BETAS[process.schedule]:
-        settings |= {"beta_start": process.beta_start or own[0], "beta_end": process.beta_end or own[1]}
+    if own := BETAS.get(process.config.schedule):
+        start, end = process.config.beta_start or own[0], process.config.beta_end or own[1]
+        settings |= {"beta_start": start, "beta_end": end}
     return DDIMScheduler(**settings)
 
 

@@ -1,11 +1,21 @@
-"""Normal data, for which the best denoiser and the exact solution of the probability-flow ODE are known."""
+"""Processes by their settings, and normal data, whose best denoiser and exact probability-flow ODE are known."""
 
 import torch
 from torch import Tensor
 
-from mmlab.diffusion.process import Level, NoiseProcess
+from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
+from mmlab.diffusion.flow import FlowMatching
+from mmlab.diffusion.process import Diffusion, Level, NoiseProcess
 
 MEAN, SPREAD = 0.4, 0.3
+
+
+def diffusion(schedule: str = "linear", **settings) -> Diffusion:
+    return Diffusion(DiffusionConfig(schedule=schedule, **settings))
+
+
+def flow_matching(**settings) -> FlowMatching:
+    return FlowMatching(FlowMatchingConfig(**settings))
 
 
 class GaussianDenoiser:

@@ -15,10 +15,11 @@ from diffusers import (
 )
 from torch import Tensor
 
-from mmlab.diffusion.flow import FlowMatching
+from mmlab.diffusion.config import ClipConfig
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import ddim, ddpm, dpmpp_2m, euler, heun
+from tests.diffusion.gaussian import diffusion, flow_matching
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
@@ -32,7 +33,7 @@ def model(x: Tensor, t: Tensor) -> Tensor:
 
 
 def process(target: str = "epsilon") -> Diffusion:
-    return Diffusion("scaled_linear", target=target)
+    return diffusion("scaled_linear", target=target)
 
 
 def generator() -> torch.Generator:
@@ -120,7 +121,11 @@ def test_clipping(sampler):
     scheduler.set_timesteps(50)
     expected = run(scheduler, X, generator=generator(), **options)
     eta = {"eta": 1.0} if sampler == "ddim" else {}
-    close(ours(model, process(), X, 50, rng=generator(), spacing="leading", clip=Clip(0.4), **eta), expected, 1e-7)
+    close(
+        ours(model, process(), X, 50, rng=generator(), spacing="leading", clip=Clip(ClipConfig(limit=0.4)), **eta),
+        expected,
+        1e-7,
+    )
 
 
 def test_dynamic_thresholding():
@@ -130,7 +135,9 @@ def test_dynamic_thresholding():
     )
     scheduler.set_timesteps(50)
     expected = run(scheduler, X, generator=generator())
-    ours = ddpm(model, process(), X, 50, rng=generator(), spacing="leading", clip=Clip(1.0, percentile=0.9))
+    ours = ddpm(
+        model, process(), X, 50, rng=generator(), spacing="leading", clip=Clip(ClipConfig(limit=1.0, percentile=0.9))
+    )
     close(ours, expected, 1e-7)
 
 
@@ -150,7 +157,7 @@ def test_dpm_solver_at_zero_snr():
         **BETAS, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
     )
     scheduler.set_timesteps(20)
-    zero_snr = Diffusion("scaled_linear", zero_terminal_snr=True, target="v")
+    zero_snr = diffusion("scaled_linear", zero_terminal_snr=True, target="v")
     close(dpmpp_2m(model, zero_snr, X, 20), run(scheduler, X.float()), 0.02)
 
 
@@ -176,7 +183,7 @@ def test_heun_on_a_cosine_schedule():
 
     The model is exact for standard normal data, whose sample is the noise it starts from.
     """
-    cosine = Diffusion("cosine")
+    cosine = diffusion("cosine")
     scheduler = HeunDiscreteScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
     scheduler.set_timesteps(20)
     sigmas = cosine.level(torch.arange(1000)).sigma
@@ -201,4 +208,4 @@ def test_flow_matching(shift, steps):
     x = X.float()
     for t in scheduler.timesteps:
         x = scheduler.step(model(x, t.expand(len(x))), t, x).prev_sample
-    close(euler(model, FlowMatching(shift=shift), X, steps), x, 1e-4)
+    close(euler(model, flow_matching(shift=shift), X, steps), x, 1e-4)

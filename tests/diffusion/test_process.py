@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion, Level, between
+from tests.diffusion.gaussian import diffusion, flow_matching
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 PROCESSES = [
-    *(Diffusion(schedule, 1000, target=target) for schedule in SCHEDULES for target in ("epsilon", "x0", "v")),
-    Diffusion("scaled_linear", zero_terminal_snr=True, target="v"),
-    FlowMatching(),
-    FlowMatching("logit_normal", shift=3.0, target="x0"),
+    *(diffusion(schedule, target=target) for schedule in SCHEDULES for target in ("epsilon", "x0", "v")),
+    diffusion("scaled_linear", zero_terminal_snr=True, target="v"),
+    flow_matching(),
+    flow_matching(density="logit_normal", shift=3.0, target="x0"),
 ]
 CHAINS = [process for process in PROCESSES if isinstance(process, Diffusion)]
 
 
 def name(process) -> str:
-    snr = "-zero-snr" if getattr(process, "zero_terminal_snr", False) else ""
-    return f"{getattr(process, 'schedule', 'flow')}-{process.target}{snr}"
+    snr = "-zero-snr" if getattr(process.config, "zero_terminal_snr", False) else ""
+    return f"{getattr(process.config, 'schedule', 'flow')}-{process.target}{snr}"
 
 
 def samples(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
@@ -30,14 +30,14 @@ def samples(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
 
 @pytest.mark.parametrize("process", CHAINS, ids=name)
 def test_forward_steps_add_up_to_the_closed_form(process):
-    t = torch.arange(process.timesteps)
+    t = torch.arange(process.config.timesteps)
     level, step = process.level(t), between(process.level(t), process.level(t - 1))
     # A step multiplies the picture by √(1−β) and adds variance β …
     torch.testing.assert_close(step.scale**2, 1 - process.betas, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(step.variance, process.betas, rtol=1e-9, atol=1e-12)
     # … and all of them together are α_t and σ_t².
     mean, variance = 1.0, 0.0
-    for i in range(process.timesteps):
+    for i in range(process.config.timesteps):
         scale, added = step.scale[i].item(), step.variance[i].item()
         mean, variance = scale * mean, scale**2 * variance + added
         assert mean == pytest.approx(level.alpha[i].item(), rel=1e-9)
@@ -59,20 +59,20 @@ def test_targets_convert_into_each_other(process):
 
 def test_targets_are_the_published_ones():
     x_0, noise = samples(0, 4, 5), samples(1, 4, 5)
-    process, t = Diffusion(), torch.tensor([0, 10, 500, 999])
+    process, t = diffusion(), torch.tensor([0, 10, 500, 999])
     alpha = process.alphas_bar[t].sqrt()[:, None]
     sigma = (1 - process.alphas_bar[t]).sqrt()[:, None]
     torch.testing.assert_close(process.add_noise(x_0, noise, t), alpha * x_0 + sigma * noise)
     torch.testing.assert_close(process.target_of(x_0, noise, t), noise)
     torch.testing.assert_close(process.target_of(x_0, noise, t, "x0"), x_0)
     torch.testing.assert_close(process.target_of(x_0, noise, t, "v"), alpha * noise - sigma * x_0)
-    flow, t = FlowMatching(), torch.tensor([0.1, 0.4, 0.9, 1.0], dtype=torch.float64)
+    flow, t = flow_matching(), torch.tensor([0.1, 0.4, 0.9, 1.0], dtype=torch.float64)
     torch.testing.assert_close(flow.add_noise(x_0, noise, t), (1 - t)[:, None] * x_0 + t[:, None] * noise)
     torch.testing.assert_close(flow.target_of(x_0, noise, t), noise - x_0)
 
 
 def test_at_zero_snr_v_is_the_picture_and_splits():
-    process = Diffusion(zero_terminal_snr=True, target="v")
+    process = diffusion(zero_terminal_snr=True, target="v")
     x_0, noise, t = samples(0, 2, 3), samples(1, 2, 3), torch.tensor([999, 999])
     x_t = process.add_noise(x_0, noise, t)
     assert torch.equal(x_t, noise)
@@ -84,9 +84,9 @@ def test_at_zero_snr_v_is_the_picture_and_splits():
 @pytest.mark.parametrize("process", CHAINS, ids=name)
 def test_posterior_is_ddpm_s_formula(process):
     """Equations 6 and 7 of arXiv 2006.11239, t = 0 included: there the posterior is the picture, without variance."""
-    t = torch.arange(process.timesteps)
+    t = torch.arange(process.config.timesteps)
     bar, before = process.alphas_bar, torch.cat([torch.ones(1, dtype=torch.float64), process.alphas_bar[:-1]])
-    x_0, x_t = samples(0, process.timesteps, 2), samples(1, process.timesteps, 2)
+    x_0, x_t = samples(0, process.config.timesteps, 2), samples(1, process.config.timesteps, 2)
     mean, variance = process.posterior(x_0, x_t, t, t - 1)
     on_x_0 = before.sqrt() * process.betas / (1 - bar)
     on_x_t = (1 - process.betas).sqrt() * (1 - before) / (1 - bar)
@@ -96,7 +96,14 @@ def test_posterior_is_ddpm_s_formula(process):
     assert torch.equal(mean[0], x_0[0])
 
 
-@pytest.mark.parametrize("process", [Diffusion("linear", 50, 0.02, 0.3), FlowMatching()], ids=name)
+@pytest.mark.parametrize(
+    "process",
+    [
+        diffusion("linear", timesteps=50, beta_start=0.02, beta_end=0.3),
+        flow_matching(),
+    ],
+    ids=name,
+)
 def test_posterior_is_bayes(process):
     """q(x_s|x_t, x_0) q(x_t|x_0) = q(x_t|x_s) q(x_s|x_0), for any pair of levels."""
     grid = process.grid(10)
@@ -117,13 +124,13 @@ def test_posterior_is_bayes(process):
 def test_min_snr_weights_are_the_published_ones(gamma):
     t = torch.arange(1000)
     for target in ("epsilon", "x0", "v"):
-        process = Diffusion("scaled_linear", target=target, min_snr_gamma=gamma)
+        process = diffusion("scaled_linear", target=target, min_snr_gamma=gamma)
         snr = process.snr(t)
         capped = snr.clamp(max=gamma)
         expected = {"x0": capped, "epsilon": capped / snr, "v": capped / (snr + 1)}[target]
         torch.testing.assert_close(process.weight(t), expected.float())
-        assert torch.equal(Diffusion("scaled_linear", target=target).weight(t), torch.ones(1000))
-    zero = Diffusion(zero_terminal_snr=True, target="v", min_snr_gamma=gamma).weight(t)
+        assert torch.equal(diffusion("scaled_linear", target=target).weight(t), torch.ones(1000))
+    zero = diffusion(zero_terminal_snr=True, target="v", min_snr_gamma=gamma).weight(t)
     assert zero[-1] == 0
     assert torch.isfinite(zero).all()
 
@@ -133,7 +140,7 @@ def test_min_snr_weighs_the_same_error_of_the_picture_alike_for_all_targets():
     t = torch.tensor([0, 5, 50, 200, 400, 600, 800, 999])
     losses = []
     for target in ("epsilon", "x0", "v"):
-        process = Diffusion(target=target, min_snr_gamma=5.0)
+        process = diffusion(target=target, min_snr_gamma=5.0)
         x_t = process.add_noise(x_0, noise, t)
         # The prediction that says the picture is `wrong`.
         level = process.level(t)
@@ -144,7 +151,7 @@ def test_min_snr_weighs_the_same_error_of_the_picture_alike_for_all_targets():
 
 
 def test_loss_is_the_weighted_mean_square_per_sample():
-    process = Diffusion(target="v", min_snr_gamma=5.0)
+    process = diffusion(target="v", min_snr_gamma=5.0)
     x_0, noise, t = samples(0, 3, 2, 4), samples(1, 3, 2, 4), torch.tensor([3, 300, 900])
     prediction = samples(2, 3, 2, 4)
     error = (prediction - process.target_of(x_0, noise, t)).square().mean((1, 2))
@@ -154,7 +161,15 @@ def test_loss_is_the_weighted_mean_square_per_sample():
     assert process.loss(prediction.bfloat16(), x_0.float(), noise.float(), t).dtype == torch.float32
 
 
-@pytest.mark.parametrize("process", [Diffusion(), Diffusion("scaled_linear"), FlowMatching()], ids=name)
+@pytest.mark.parametrize(
+    "process",
+    [
+        diffusion(),
+        diffusion("scaled_linear"),
+        flow_matching(),
+    ],
+    ids=name,
+)
 def test_half_precision_does_not_change_the_noising(process):
     x_0, noise = samples(0, 32, 8, dtype=torch.float32).bfloat16(), samples(1, 32, 8, dtype=torch.float32)
     t = torch.arange(32) if isinstance(process, Diffusion) else torch.linspace(1e-3, 1, 32, dtype=torch.float64)
@@ -173,50 +188,50 @@ def test_the_time_0_noise_survives_where_diffusers_loses_it():
 
     x_0, noise, t = torch.zeros(1, 64).bfloat16(), torch.ones(1, 64).bfloat16(), torch.tensor([0])
     assert DDPMScheduler().add_noise(x_0, noise, t).abs().max() == 0
-    torch.testing.assert_close(Diffusion().add_noise(x_0, noise, t), torch.full((1, 64), 0.01), rtol=1e-5, atol=0)
+    torch.testing.assert_close(diffusion().add_noise(x_0, noise, t), torch.full((1, 64), 0.01), rtol=1e-5, atol=0)
 
 
 def test_training_times_cover_the_process():
     even = torch.linspace(0, 1 - 2**-53, 100_001, dtype=torch.float64)
-    t = Diffusion().times(even)
+    t = diffusion().times(even)
     assert (t.min().item(), t.max().item()) == (0, 999)
     assert t.bincount().float().std() < 1
-    flow = FlowMatching().times(even)
+    flow = flow_matching().times(even)
     assert flow.min() > 0
     assert flow.max() == 1
-    middle = FlowMatching("logit_normal").times(even[1:-1])
+    middle = flow_matching(density="logit_normal").times(even[1:-1])
     torch.testing.assert_close(middle.logit().mean().item(), 0.0, atol=1e-3, rtol=0)
     torch.testing.assert_close(middle.logit().std().item(), 1.0, atol=1e-2, rtol=0)
-    shifted = FlowMatching("logit_normal", shift=3.0).times(even[1:-1])
+    shifted = flow_matching(density="logit_normal", shift=3.0).times(even[1:-1])
     torch.testing.assert_close(shifted, 3 * middle / (1 + 2 * middle))
     assert shifted.mean() > middle.mean() + 0.1
 
 
 def test_model_times_are_what_embeddings_take():
-    assert Diffusion().model_time(torch.tensor([7])).tolist() == [7]
-    time = FlowMatching().model_time(torch.tensor([0.25], dtype=torch.float64))
+    assert diffusion().model_time(torch.tensor([7])).tolist() == [7]
+    time = flow_matching().model_time(torch.tensor([0.25], dtype=torch.float64))
     assert (time.tolist(), time.dtype) == ([250.0], torch.float32)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"density": "lognormal"}, "none of uniform, logit_normal. Did you mean 'logit_normal'?"),
-        ({"shift": 0.0}, "shift=0 must be above 0"),
-        ({"target": "epsilon"}, "target='epsilon' is none of v, x0"),
+        ({"density": "lognormal"}, "'density' cannot be 'lognormal'. Did you mean 'logit_normal'?"),
+        ({"shift": 0.0}, "'shift' must be above 0, not 0.0"),
+        ({"target": "epsilon"}, "'target' cannot be 'epsilon'. Options: v, x0"),
     ],
 )
 def test_a_wrong_argument_of_the_flow_is_named(arguments, says):
     with pytest.raises(ConfigError) as error:
-        FlowMatching(**arguments)
+        flow_matching(**arguments)
     assert says in str(error.value)
 
 
 def test_an_unknown_conversion_is_refused():
     with pytest.raises(ValueError, match="'eps' is none of"):
-        Diffusion().target_of(samples(0, 1, 2), samples(1, 1, 2), torch.tensor([1]), "eps")
+        diffusion().target_of(samples(0, 1, 2), samples(1, 1, 2), torch.tensor([1]), "eps")
 
 
 def test_the_clean_level_is_time_minus_one():
-    assert Diffusion().level(torch.tensor(-1))[1:] == (1.0, 0.0)
-    assert isinstance(Diffusion().level(torch.tensor(-1)), Level)
+    assert diffusion().level(torch.tensor(-1))[1:] == (1.0, 0.0)
+    assert isinstance(diffusion().level(torch.tensor(-1)), Level)

@@ -1,6 +1,7 @@
 """Samplers against exact solutions, each other and their definitions."""
 
 import math
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 
@@ -9,23 +10,24 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import ClipConfig, DiffusionConfig, FlowMatchingConfig, GuidanceConfig, SamplerConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip, Guidance
 from mmlab.diffusion.process import Diffusion, Level, between
 from mmlab.diffusion.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, heun
 from mmlab.diffusion.walk import Step, Trajectory
 from mmlab.keyed import normal
-from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, exact
+from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, diffusion, exact, flow_matching
 
 X = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-ZERO_SNR = Diffusion(zero_terminal_snr=True, target="v")
+ZERO_SNR = diffusion(zero_terminal_snr=True, target="v")
 PROCESSES = [
-    Diffusion(),
-    Diffusion("scaled_linear", target="v"),
-    Diffusion("cosine", target="x0"),
+    diffusion(),
+    diffusion("scaled_linear", target="v"),
+    diffusion("cosine", target="x0"),
     ZERO_SNR,
-    FlowMatching(),
-    FlowMatching(shift=3.0, target="x0"),
+    flow_matching(),
+    flow_matching(shift=3.0, target="x0"),
 ]
 
 
@@ -52,7 +54,13 @@ class Line(FlowMatching):
         return [Level(time, 1 - time, time) for time in times]
 
 
-@pytest.mark.parametrize("process", [*(Arc(target=t) for t in ("epsilon", "x0", "v")), Line(), Line(target="x0")])
+@pytest.mark.parametrize(
+    "process",
+    [
+        *(Arc(DiffusionConfig(target=t)) for t in ("epsilon", "x0", "v")),
+        *(Line(FlowMatchingConfig(target=t)) for t in ("v", "x0")),
+    ],
+)
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (euler, 1), (heun, 2), (dpmpp_2m, 2)])
 def test_solvers_converge_at_their_order(process, sampler, order):
     def error(steps: int) -> float:
@@ -77,7 +85,7 @@ def test_a_whole_run_ends_at_the_exact_sample(process, sampler):
 @pytest.mark.parametrize("steps", [2, 5, 10])
 def test_heun_starts_well_where_next_to_nothing_of_the_picture_is_left(steps):
     """Over the first step of a cosine schedule σ/α falls by orders of magnitude, the more the fewer steps there are."""
-    process = Diffusion("cosine", target="x0")
+    process = diffusion("cosine", target="x0")
     levels, states = process.grid(steps), list[Step]()
     heun(GaussianDenoiser(process, steps), process, X, steps, on_step=states.append)
     assert (states[-2].x - exact(X, levels[0], levels[-2])).abs().mean() < 0.05
@@ -85,7 +93,7 @@ def test_heun_starts_well_where_next_to_nothing_of_the_picture_is_left(steps):
 
 def test_a_whole_run_of_heun_on_the_flow_is_second_order():
     def error(sampler, steps: int) -> float:
-        flow = FlowMatching()
+        flow = flow_matching()
         return (sampler(GaussianDenoiser(flow, steps), flow, X, steps) - (MEAN + SPREAD * X)).abs().mean().item()
 
     assert error(euler, 32) / error(euler, 64) == pytest.approx(2, abs=0.1)
@@ -105,7 +113,7 @@ def test_ancestral_samples_have_the_data_s_moments(process, sampler):
     assert samples.std().item() == pytest.approx(spread, abs=0.012)
 
 
-@pytest.mark.parametrize("process", [Diffusion("linear", 50, 0.01, 0.3), FlowMatching(), ZERO_SNR])
+@pytest.mark.parametrize("process", [diffusion(timesteps=50, beta_start=0.01, beta_end=0.3), flow_matching(), ZERO_SNR])
 def test_ddim_with_eta_1_is_ddpm(process):
     steps = 50
     model = GaussianDenoiser(process, steps)
@@ -116,7 +124,7 @@ def test_ddim_with_eta_1_is_ddpm(process):
 
 def test_ddpm_on_the_full_grid_samples_the_posterior():
     """With the data known, each step's mean and variance are those of q(x_{t−1} | x_t, x_0)."""
-    process = Diffusion("linear", 30, 0.01, 0.5, target="x0")
+    process = diffusion(timesteps=30, beta_start=0.01, beta_end=0.5, target="x0")
     x_0 = torch.full((20_000, 1), 0.8, dtype=torch.float64)
     states: list[Step] = []
     ddpm(lambda x, t: x_0, process, x_0 * 0 + 0.3, 30, rng=generator(), on_step=states.append)
@@ -153,7 +161,7 @@ def test_euler_is_ddim_without_noise():
         assert torch.equal(one, ddim(GaussianDenoiser(process, 20), process, X, 20))
 
 
-@pytest.mark.parametrize("process", [Diffusion(), FlowMatching()])
+@pytest.mark.parametrize("process", [diffusion(), flow_matching()])
 def test_euler_s_slope_is_that_of_the_ode(process):
     """One step by hand, in the variables that `NoiseProcess.ode` names."""
     states: list[Step] = []
@@ -167,7 +175,7 @@ def test_euler_s_slope_is_that_of_the_ode(process):
 
 
 def test_a_sample_depends_on_its_seed_alone():
-    process, seeds = Diffusion(), [11, 12, 13, 14]
+    process, seeds = diffusion(), [11, 12, 13, 14]
 
     def run(chosen: list[int]) -> Tensor:
         x = normal(chosen, (2,), "start")
@@ -180,7 +188,7 @@ def test_a_sample_depends_on_its_seed_alone():
 
 
 def test_steps_draw_different_noise():
-    process, states = Diffusion(target="x0"), [X]
+    process, states = diffusion(target="x0"), [X]
     ddpm(lambda x, t: 0 * x, process, X, 5, rng=range(len(X)), on_step=lambda step: states.append(step.x))
     drawn = []
     for (here, there), (before, after) in zip(pairwise(process.grid(5)[:-1]), pairwise(states[:-1]), strict=True):
@@ -192,7 +200,7 @@ def test_steps_draw_different_noise():
         assert all((noise - other).abs().mean() > 0.5 for other in drawn[:i])
 
 
-@pytest.mark.parametrize("process", [Diffusion(), FlowMatching()])
+@pytest.mark.parametrize("process", [diffusion(), flow_matching()])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_model_of_another_dtype_leaves_the_state_in_float32(process, name):
     exact_model = GaussianDenoiser(process, 20)
@@ -213,16 +221,16 @@ def test_a_model_of_another_dtype_leaves_the_state_in_float32(process, name):
 def test_sampling_keeps_no_graph_and_the_start():
     weight = torch.ones(1, requires_grad=True)
     x = X.clone()
-    samples = ddim(lambda x, t: weight * x, Diffusion(), x, 3)
+    samples = ddim(lambda x, t: weight * x, diffusion(), x, 3)
     assert not samples.requires_grad
     assert torch.equal(x, X)
 
 
 def test_static_clipping_bounds_the_samples_and_moves_the_noise_with_them():
-    process = Diffusion()
+    process = diffusion()
     states: list[Step] = []
     wild = lambda x, t: -5 * x  # noqa: E731
-    ddim(wild, process, X, 10, clip=Clip(0.7), on_step=states.append)
+    ddim(wild, process, X, 10, clip=Clip(ClipConfig(limit=0.7)), on_step=states.append)
     assert all(state.x_0.abs().max() <= 0.7 for state in states)
     # x = α·x_0 + σ·ε still holds after each step, so the state is that of a picture within the bounds.
     there = process.grid(10)[1]
@@ -233,7 +241,7 @@ def test_static_clipping_bounds_the_samples_and_moves_the_noise_with_them():
 
 def test_dynamic_thresholding_is_imagen_s():
     x_0 = torch.tensor([[0.1, -0.5, 0.9, 3.0, -2.0], [0.1, 0.2, -0.3, 0.4, 0.5]], dtype=torch.float64)
-    clipped = Clip(1.0, percentile=0.75)(x_0)
+    clipped = Clip(ClipConfig(limit=1.0, percentile=0.75))(x_0)
     # |x_0| at the 75th percentile is 2.0 in the first row, and below the limit in the second.
     torch.testing.assert_close(clipped[0], torch.tensor([0.05, -0.25, 0.45, 1.0, -1.0], dtype=torch.float64))
     assert torch.equal(clipped[1], x_0[1])
@@ -249,7 +257,7 @@ def test_a_trajectory_keeps_evenly_spaced_states_and_the_last(frames, kept):
         trajectory(step)
         states.append(step)
 
-    samples = ddim(GaussianDenoiser(FlowMatching(), 12), FlowMatching(), X, 12, on_step=both)
+    samples = ddim(GaussianDenoiser(flow_matching(), 12), flow_matching(), X, 12, on_step=both)
     assert trajectory.numbers == list(kept)
     assert len(trajectory.x) == len(trajectory.x_0) == len(trajectory.numbers)
     for x, x_0, number in zip(trajectory.x, trajectory.x_0, kept, strict=True):
@@ -259,41 +267,44 @@ def test_a_trajectory_keeps_evenly_spaced_states_and_the_last(frames, kept):
 
 
 def test_a_sampler_from_a_config_is_the_function():
-    process = Diffusion()
+    process = diffusion()
     model = GaussianDenoiser(process, 10)
-    settings = Sampler("ddim", 10, eta=0.5, clip=Clip(0.5))
-    expected = ddim(model, process, X, 10, eta=0.5, clip=Clip(0.5), rng=generator())
+    settings = Sampler(SamplerConfig(name="ddim", steps=10, eta=0.5), clip=Clip(ClipConfig(limit=0.5)))
+    expected = ddim(model, process, X, 10, eta=0.5, clip=Clip(ClipConfig(limit=0.5)), rng=generator())
     assert torch.equal(settings(model, process, X, rng=generator()), expected)
-    forward = Sampler("ddpm", 10, variance="forward")(model, process, X, rng=generator())
+    forward = Sampler(SamplerConfig(name="ddpm", steps=10, variance="forward"))(model, process, X, rng=generator())
     assert torch.equal(forward, ddpm(model, process, X, 10, variance="forward", rng=generator()))
-    spaced = Sampler("heun", 10, spacing="linspace")
+    spaced = Sampler(SamplerConfig(name="heun", steps=10, spacing="linspace"))
     linspaced = GaussianDenoiser(process, 10, "linspace")
     assert torch.equal(spaced(linspaced, process, X), heun(linspaced, process, X, 10, spacing="linspace"))
 
 
 def test_a_sampler_with_a_condition_guides():
-    process, condition, null = Diffusion(), torch.ones(len(X), 1), -torch.ones(len(X), 1)
+    process, condition, null = diffusion(), torch.ones(len(X), 1), -torch.ones(len(X), 1)
 
     def model(x, t, given):
         return x * given
 
-    guidance = Guidance(3.0)
-    expected = ddim(guidance(model, condition, null), process, X, 5)
-    assert torch.equal(Sampler("ddim", 5, guidance=guidance)(model, process, X, condition, null), expected)
-    unguided = Sampler("ddim", 5)(model, process, X, condition, null)
+    guidance = GuidanceConfig(3.0)
+    expected = ddim(Guidance(guidance)(model, condition, null), process, X, 5)
+    guided = Sampler(SamplerConfig(name="ddim", steps=5, guidance=guidance))(model, process, X, condition, null)
+    assert torch.equal(guided, expected)
+    unguided = Sampler(SamplerConfig(name="ddim", steps=5))(model, process, X, condition, null)
     assert torch.equal(unguided, ddim(lambda x, t: x, process, X, 5)) and not torch.equal(unguided, expected)
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Sampler("dpmpp"), "sampler 'dpmpp' is none of ddpm, ddim, dpmpp_2m, euler, heun. Did you mean"),
-        (lambda: Sampler("heun", eta=0.5), "sampler heun has no eta"),
-        (lambda: Clip(0.0), "clip needs limit > 0"),
-        (lambda: Clip(1.0, percentile=99.5), "percentile within 0 … 1, not 1.0 and 99.5"),
-        (lambda: ddim(lambda x, t: x, Diffusion(), X, 5, eta=2.0), "eta=2 must lie in 0 … 1"),
-        (lambda: ddpm(lambda x, t: x, Diffusion(), X, 5, variance="fixed"), "none of posterior, forward"),
-        (lambda: ddim(lambda x, t: x, Diffusion(), X, 2000), "steps=2000 must lie in 1 … 1000"),
+        (lambda: SamplerConfig(name="dpmpp"), "'name' cannot be 'dpmpp'. Did you mean 'dpmpp_2m'?"),
+        (lambda: SamplerConfig(spacing="trialing"), "Did you mean 'trailing'?"),
+        (lambda: Sampler(SamplerConfig(name="heun", eta=0.5)), "sampler heun has no eta"),
+        (lambda: Sampler(SamplerConfig(name="ddim", variance="forward")), "sampler ddim has no variance"),
+        (lambda: ClipConfig(limit=0.0), "'limit' must be above 0, not 0.0"),
+        (lambda: ClipConfig(limit=1.0, percentile=99.5), "'percentile' must be below 1, not 99.5"),
+        (lambda: SamplerConfig(eta=2.0), "'eta' must be at most 1, not 2.0"),
+        (lambda: SamplerConfig(name="ddpm", variance="fixed"), "'variance' cannot be 'fixed'."),
+        (lambda: ddim(lambda x, t: x, diffusion(), X, 2000), "steps=2000 must lie in 1 … 1000"),
     ],
 )
 def test_a_wrong_setting_is_named(make, says):
@@ -302,6 +313,11 @@ def test_a_wrong_setting_is_named(make, says):
     assert says in str(error.value)
 
 
+def test_each_sampler_has_a_function():
+    name = next(field for field in fields(SamplerConfig) if field.name == "name")
+    assert tuple(SAMPLERS) == name.metadata["choices"]
+
+
 def test_noise_needs_a_key():
-    with pytest.raises(ValueError, match="give it rng"):
-        ddpm(GaussianDenoiser(Diffusion(), 5), Diffusion(), X, 5)
+    with pytest.raises(ValueError, match="needs rng"):
+        ddpm(GaussianDenoiser(diffusion(), 5), diffusion(), X, 5)

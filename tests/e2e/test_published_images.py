@@ -121,7 +121,8 @@ def test_the_numbers_are_the_published_ones(recipe):
     assert cfg.callbacks.ema.decay == 0.9999
     process = build(cfg.process)
     schedule, start, end = published.betas
-    assert (process.schedule, process.timesteps, process.target, process.min_snr_gamma) == (
+    settings = process.config
+    assert (settings.schedule, settings.timesteps, settings.target, settings.min_snr_gamma) == (
         schedule, 1000, "epsilon", None
     )  # fmt: skip
     assert (process.betas[0].item(), process.betas[-1].item()) == pytest.approx((start, end))

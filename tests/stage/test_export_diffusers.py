@@ -14,9 +14,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.config import ClipConfig, DiffusionConfig, FlowMatchingConfig, SamplerConfig
+from mmlab.diffusion.config import ClipConfig, DiffusionConfig, FlowMatchingConfig, GuidanceConfig, SamplerConfig
 from mmlab.diffusion.flow import FlowMatching
-from mmlab.diffusion.guidance import Clip, Guidance
+from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.export.diffusion_run import export_first_stage, export_pipeline
@@ -39,7 +39,8 @@ SIZE, STEPS = 16, 5
 NAMES = ["cat", "dog", "red fox"]
 AUTOENCODER = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 UNET = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
-LDM = partial(Diffusion, DiffusionConfig(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+SCALED = {"schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+LDM = partial(Diffusion, DiffusionConfig(**SCALED))
 
 
 def kl() -> KLAutoencoder:
@@ -94,7 +95,7 @@ def pictures(
     clip: Clip | None = None,
 ) -> Tensor:
     """What we sample, in 0 … 1."""
-    sampler = Sampler(SamplerConfig(name="ddim", steps=STEPS, guidance=Guidance(scale)), clip=clip)
+    sampler = Sampler(SamplerConfig(name="ddim", steps=STEPS, guidance=GuidanceConfig(scale)), clip=clip)
     null = built.conditioner.null(count, "cpu")
     latents = sampler(built, process, noise(built, count), condition=condition, null=null)
     return (built.first_stage.decode(built.first_stage.raw(latents)) / 2 + 0.5).clamp(0, 1)
@@ -145,12 +146,10 @@ def test_classes_with_a_transformer_are_dit(tmp_path, scale):
     assert (ours[0] - ours[1]).abs().max() > 0.05
 
 
-@pytest.mark.parametrize(
-    "make", [partial(Diffusion, DiffusionConfig(schedule="cosine")), partial(LDM, zero_terminal_snr=True)]
-)
+@pytest.mark.parametrize("settings", [{"schedule": "cosine"}, {**SCALED, "zero_terminal_snr": True}])
 @torch.no_grad()
-def test_pixels_without_a_condition_are_ddim(tmp_path, make):
-    built, process = model(Identity(), NoCondition()), make(target="v")
+def test_pixels_without_a_condition_are_ddim(tmp_path, settings):
+    built, process = model(Identity(), NoCondition()), Diffusion(DiffusionConfig(**settings, target="v"))
     assert export_pipeline(built, process, SIZE, tmp_path).startswith("DDIMPipeline")
     pipeline = load(DDIMPipeline, tmp_path)
     assert pipeline.unet.config.sample_size == SIZE
@@ -225,7 +224,7 @@ OURS = {
         kl,
         lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
         "dit",
-        FlowMatching,
+        partial(FlowMatching, FlowMatchingConfig()),
     ),
 }
 

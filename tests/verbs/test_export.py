@@ -8,6 +8,7 @@ import torch
 
 from mmlab import cli
 from mmlab.config.build import build
+from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
 from mmlab.stage.assembly import restore
 from tests.evaluate.tiny_scores import diffusion_run, first_stage_run, make_run
@@ -54,7 +55,7 @@ def test_a_diffusion_model_with_the_statistics_of_the_run_it_started_from(work, 
     model, cfg = restore(work / "runs" / "denoiser")
     x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
     condition = model.conditioner({"labels": torch.tensor([1])})
-    latents = Sampler("ddim", 4)(
+    latents = Sampler(SamplerConfig(name="ddim", steps=4))(
         model, build(cfg.process), x, condition=condition, null=model.conditioner.null(1, "cpu")
     )
     ours = (model.first_stage.decode(model.first_stage.raw(latents)) / 2 + 0.5).clamp(0, 1)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
 from mmlab.keyed import normal, uniform
@@ -13,7 +14,9 @@ from mmlab.keyed import normal, uniform
 SEEDS = [5, 2**40 + 5, 2**62, 0, 17, 123456789]
 
 
-@pytest.mark.parametrize("process", [Diffusion(), FlowMatching("logit_normal")])
+@pytest.mark.parametrize(
+    "process", [Diffusion(DiffusionConfig()), FlowMatching(FlowMatchingConfig(density="logit_normal"))]
+)
 def test_a_draw_depends_on_its_seed_alone(process):
     times, noise = process.draw(SEEDS, (3, 4))
     assert (times.shape, noise.shape, noise.dtype) == ((6,), (6, 3, 4), torch.float32)
