@@ -21,10 +21,12 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.config.fields import unknown_key
 from mmlab.config.schemas import schema_of, targets
 
 VETTED = (
     "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",
     "lightning.pytorch.loggers.WandbLogger",
@@ -46,18 +48,28 @@ def build(node: Any, **parts: Any) -> Any:
         ConfigError: a target that is not allowed or does not exist, an argument that its class does not take, or an
             error that the class raises about its settings.
     """
-    if isinstance(node, DictConfig):
-        check_targets(node)
-        node = OmegaConf.to_object(node)
+    if isinstance(node, DictConfig | Mapping):
+        node = _settings(node, parts)
     target = node.get("_target_") if isinstance(node, Mapping) else node._target_
     if target is None:
         return None
-    if isinstance(node, Mapping) and (kind := schema_of(target)) is not None:
-        node = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), node))
     if is_dataclass(node) and target.startswith("mmlab."):
         return _build_own(node, target, parts)
     plain = node if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in fields(node)}
     return _build_foreign(dict(plain), target, parts)
+
+
+def _settings(node: Any, parts: Mapping[str, Any]) -> Any:
+    """The checked settings of `node`: the dataclass of its class, or a dict where the class has none."""
+    check_targets(node)
+    kind = schema_of(node.get("_target_"))
+    if kind is None:
+        return OmegaConf.to_object(node) if isinstance(node, DictConfig) else node
+    if not isinstance(node, DictConfig) or OmegaConf.get_type(node) is dict:
+        node = OmegaConf.merge(OmegaConf.structured(kind), node)
+    for name in parts.keys() & set(node):
+        node = OmegaConf.merge(node, {name: None})  # built already, so it may be missing here
+    return OmegaConf.to_object(node)
 
 
 def _build_own(config: Any, target: str, parts: dict[str, Any]) -> Any:
@@ -114,9 +126,13 @@ def check_targets(node: Any, where: str = "") -> None:
     """
     check_target_names(node, where)
     for path, target, arguments in _targets(_plain(node), where):
-        found = locate(target, path)
-        if not target.startswith("mmlab."):
-            _check_arguments(found, arguments, target, path)
+        factory, kind = locate(target, path), schema_of(target)
+        if kind is None:
+            _check_arguments(factory, arguments, target, path)
+            continue
+        keys = [field.name for field in fields(kind)]
+        if unknown := [str(key) for key in arguments if key not in keys]:
+            raise ConfigError(unknown_key(f"{path}.{unknown[0]}".lstrip("."), keys))
 
 
 def check_target_names(node: Any, where: str = "") -> None:

@@ -68,7 +68,7 @@ def _syntax(error: OverrideParseException) -> str:
 
 def _unknown_name(loader: ConfigLoader, config_name: str | None, overrides: list[str]) -> str | None:
     """The first override that names neither a group and its option nor a key of the root."""
-    root = _root(loader, config_name)
+    root = root_schema(loader, config_name)
     if root is None:
         return None
     groups, keys = groups_of(loader), [field.name for field in fields(root)]
@@ -92,12 +92,14 @@ def _unknown_name(loader: ConfigLoader, config_name: str | None, overrides: list
     return None
 
 
-def _root(loader: ConfigLoader, config_name: str | None) -> type | None:
-    """The dataclass that a root config names in its defaults list."""
+def root_schema(loader: ConfigLoader, config_name: str | None) -> type | None:
+    """The dataclass that a root config names first in its defaults list."""
     result = loader.repository.load_config(config_name) if config_name else None  # type: ignore[attr-defined]
-    paths = [default.get_name() or "" for default in (result.defaults_list or [])] if result else []
+    paths = [getattr(default, "path", None) or "" for default in (result.defaults_list or [])] if result else []
     names = [path.removeprefix("/schema/") for path in paths if path.startswith("/schema/")]
-    return schemas().get(names[0]) if names else None
+    if names:
+        return schemas().get(names[0])
+    return root_schema(loader, paths[0]) if paths and paths[0] else None
 
 
 def _no_option(group: str, name: str, options: list[str], source: str = "") -> str:

@@ -125,17 +125,14 @@ def check_strategy(trainer: DictConfig) -> None:
 
 def check_sources(data: DictConfig) -> None:
     """Check that every source of the data is a folder with shards and their index."""
-    if not data.train:
-        raise ConfigError("'data.train' has no source; give data.train=[{path: …}].")
-    weights = [source.weight for source in data.train]
-    if any(w is None for w in weights) and any(w is not None for w in weights):
-        raise ConfigError("'data.train': either every source has a weight, or none.")
-    if data.get("balance") == "type" and any(w is not None for w in weights):
-        raise ConfigError("data.balance=type weighs the response types; leave out the weights of 'data.train'.")
-    made_by = "shards encode RUN SRC OUT" if data.get("latents") else "shards build"
+    config: Any = OmegaConf.to_object(data)
+    if isinstance(config, dict):  # a user's own data: its constructor says what it takes
+        return
+    config.check_mixture()
+    made_by = "shards encode RUN SRC OUT" if getattr(config, "latents", False) else "shards build"
     for split in ("train", "val"):
-        for i, source in enumerate(data[split]):
-            check_shards(Path(data.root, source.path), f"data.{split}.{i}.path", made_by)
+        for i, source in enumerate(getattr(config, split)):
+            check_shards(config.folder(source), f"data.{split}.{i}.path", made_by)
 
 
 def check_shards(folder: Path, where: str, made_by: str) -> None:

@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose, hydra_verb, parse
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.config.schema import MLPConnectorConfig, TrainConfig, VisionConfig
+from mmlab.model.config import MLPConnectorConfig, VisionEncoderConfig
+from mmlab.verbs.config import TrainConfig
 from tests.config.tiny_conf import write_conf
 
 RECIPE = "experiment=llava/align_tiny"
@@ -20,7 +21,7 @@ def conf(tmp_path, monkeypatch):
 def test_every_section_keeps_its_dataclass(conf):
     cfg = compose("train", [RECIPE], conf)
     assert OmegaConf.get_type(cfg) is TrainConfig
-    assert OmegaConf.get_type(cfg.model.vision) is VisionConfig
+    assert OmegaConf.get_type(cfg.model.vision) is VisionEncoderConfig
     assert OmegaConf.get_type(cfg.model.connector) is MLPConnectorConfig
     assert (cfg.optim.lr, cfg.trainer.max_steps, cfg.model.connector.depth) == (2e-3, 4, 3)
     assert cfg.data.seed == cfg.seed

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from mmlab.config.build import check_targets
 from mmlab.config.compose import compose, conf_dir, start
 from mmlab.config.errors import ConfigError
-from mmlab.config.schema import ROOTS, SCHEMAS
+from mmlab.config.explain import root_schema
+from mmlab.config.schemas import schemas
 from tests.config.tiny_conf import write_conf
 
 CONF = conf_dir()
@@ -36,7 +37,7 @@ def has_schema(option: str, folder: Path) -> bool:
     finally:
         GlobalHydra.instance().clear()
     node = OmegaConf.select(cfg, option.rpartition("/")[0].replace("/", "."))
-    if node is not None and OmegaConf.get_type(node) in SCHEMAS.values():
+    if node is not None and OmegaConf.get_type(node) in schemas().values():
         return True
     if node is None or not node.get("_target_"):
         return False
@@ -96,9 +97,12 @@ def test_trainers_and_loggers_compose_with_recipes(group, recipe):
         check_targets(cfg[group], group)
 
 
-@pytest.mark.parametrize("root", ROOTS)
-def test_every_root_is_there(root):
-    assert (CONF / f"{root}.yaml").is_file()
+@pytest.mark.parametrize("root", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_root_names_its_dataclass(root):
+    loader = start(root, CONF, lenient=True).config_loader
+    kind = root_schema(loader, root)
+    GlobalHydra.instance().clear()
+    assert kind is not None and kind.__module__.endswith(".config")
 
 
 def test_a_value_that_a_root_needs_is_asked_for():

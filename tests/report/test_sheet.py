@@ -4,13 +4,13 @@ import torch
 from PIL import Image, ImageColor
 
 from mmlab.data.shards import ShardWriter
-from mmlab.report.samples import sample_sheet
-from mmlab.report.sheet import BAD, GOOD, as_picture, contact_sheet
+from mmlab.report.contact_sheet import BAD, GOOD, as_picture, contact_sheet
+from mmlab.report.shard_sheet import sample_sheet
 from tests.tiny_files import bomb, png
 
 
-def share(sheet: Image.Image, colour: str) -> float:
-    return float((np.asarray(sheet) == ImageColor.getrgb(colour)).all(-1).mean())
+def share(sheet: Image.Image, color: str) -> float:
+    return float((np.asarray(sheet) == ImageColor.getrgb(color)).all(-1).mean())
 
 
 def test_pictures_keep_their_pixels():
@@ -42,11 +42,11 @@ def test_a_row_is_as_tall_as_its_tallest_picture():
     assert flat.height == tall.height - 32 and mixed.height == tall.height
 
 
-def test_a_verdict_colours_its_card():
+def test_a_verdict_colors_its_card():
     plain = contact_sheet([None], ["yes"])
     assert share(plain, GOOD) == share(plain, BAD) == 0
-    assert share(contact_sheet([None], ["yes"], colours=[GOOD]), GOOD) > 0.01
-    assert share(contact_sheet([None], ["yes"], colours=[BAD]), BAD) > 0.01
+    assert share(contact_sheet([None], ["yes"], colors=[GOOD]), GOOD) > 0.01
+    assert share(contact_sheet([None], ["yes"], colors=[BAD]), BAD) > 0.01
 
 
 def test_text_makes_room_and_is_cut_in_the_end():

@@ -13,11 +13,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from mmlab.config.errors import ConfigError, RunError, UserError, nearest
-from mmlab.report.sweep_means import means_grid, settings
-from mmlab.report.sweep_table import Row, SweepTable, aligned
 from mmlab.runs.sweep.jobs import Jobs
 from mmlab.runs.sweep.local import Processes
 from mmlab.runs.sweep.points import Point, Points
+from mmlab.runs.sweep.sweep_table import Row, SweepTable, aligned, means_grid, settings
 
 TRAIN = (sys.executable, "-m", "mmlab.cli", "train")
 
@@ -137,7 +136,7 @@ class PointLauncher(Launcher):
 
     def report(self) -> None:
         """Write the table as it is now."""
-        from mmlab.report.sweep_picture import write_sweep
+        from mmlab.runs.sweep.sweep_picture import write_sweep
 
         with self._writing:
             write_sweep(self._table(), self.folder)

@@ -8,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmlab.report.sheet import BAD, FAINT, GOOD, INK
-from mmlab.report.sweep_picture import sweep_figure, write_sweep
-from mmlab.report.sweep_table import Row, SweepTable
+from mmlab.runs.sweep.sweep_picture import BAD, FAINT, GOOD, INK, sweep_figure, write_sweep
+from mmlab.runs.sweep.sweep_table import Row, SweepTable
 
 
 def row(loss: float | None, status: str = "complete", run: str = "r", **swept: str) -> Row:

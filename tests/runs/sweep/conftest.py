@@ -10,7 +10,7 @@ import mmlab
 from mmlab import cli
 from mmlab.runs.sweep import launcher, points
 from tests.config.tiny_conf import write_conf
-from tests.sweep.tiny_sweep import RECIPE
+from tests.runs.sweep.tiny_sweep import RECIPE
 
 Sweep = Callable[..., int]
 
@@ -24,7 +24,7 @@ def sweep(tmp_path, monkeypatch) -> Sweep:
     monkeypatch.chdir(work)
     assert mmlab.__file__ is not None
     monkeypatch.setenv("PYTHONPATH", str(Path(mmlab.__file__).parent.parent))
-    monkeypatch.setattr(launcher, "TRAIN", (sys.executable, "-m", "tests.sweep.tiny_sweep"))
+    monkeypatch.setattr(launcher, "TRAIN", (sys.executable, "-m", "tests.runs.sweep.tiny_sweep"))
     # There is no data, and torch is not needed for it.
     monkeypatch.setattr(points, "check_apart", lambda configs: None)
     return lambda *argv: cli.main(["train", "-m", "--config-path", str(tree), RECIPE, "logger=none", *argv])

@@ -1,12 +1,50 @@
-"""Means of a sweep over seeds."""
+"""A sweep's table: order, columns, digits."""
 
 import csv
 import math
 from pathlib import Path
 
-from mmlab.report.sweep_means import means_csv, means_grid, settings
-from mmlab.report.sweep_picture import write_sweep
-from mmlab.report.sweep_table import Row, SweepTable
+from mmlab.runs.sweep.sweep_picture import write_sweep
+from mmlab.runs.sweep.sweep_table import Row, SweepTable, means_csv, means_grid, settings
+
+
+def row(name: str, status: str = "complete", loss: float | None = None, **swept: str) -> Row:
+    metrics = {"steps": 3, "train/loss": loss, "val/loss": 2.0} if loss is not None else {}
+    return Row(swept or {"lr": name}, name, status, metrics)
+
+
+POINTS = [
+    row("missing", "missing"),
+    row("nan", loss=math.nan),
+    row("good", loss=0.123456789),
+    row("failed", "failed"),
+    row("bad", loss=7.0),
+]
+
+
+def names(maximize: bool) -> list[str]:
+    return [row.run for row in SweepTable("t", "train/loss", maximize, POINTS).rows]
+
+
+def test_the_best_is_first_and_what_did_not_run_is_last():
+    assert names(maximize=False) == ["good", "bad", "nan", "failed", "missing"]
+    assert names(maximize=True) == ["bad", "good", "nan", "failed", "missing"]
+
+
+def test_the_csv_has_all_digits_and_the_text_few():
+    table = SweepTable("t", "val/loss", False, POINTS)
+    rows = list(csv.DictReader(table.csv().splitlines()))
+    assert list(rows[0]) == ["lr", "run", "status", "steps", "val/loss", "train/loss"]
+    assert {row["run"]: row["train/loss"] for row in rows}["good"] == "0.123456789"
+    assert rows[-1] == dict.fromkeys(rows[0], "") | {"lr": "missing", "run": "missing", "status": "missing"}
+    assert "0.12346" in table.text() and "0.1234567" not in table.text()
+    assert len({line.index("complete") for line in table.text().splitlines()[1:3]}) == 1
+
+
+def test_points_may_have_different_keys():
+    table = SweepTable("t", "train/loss", False, [row("a", loss=1.0, x="1"), row("b", loss=2.0, y="long, with comma")])
+    rows = list(csv.DictReader(table.csv().splitlines()))
+    assert [(r["x"], r["y"]) for r in rows] == [("1", ""), ("", "long, with comma")]
 
 
 def point(seed: int, loss: float | None, status: str = "complete", **swept: str) -> Row:
@@ -14,7 +52,7 @@ def point(seed: int, loss: float | None, status: str = "complete", **swept: str)
     return Row({**swept, "seed": str(seed)}, f"{swept}-{seed}", status, metrics)
 
 
-POINTS = [
+SEED_POINTS = [
     *(point(seed, loss, lr="0.1") for seed, loss in ((0, 4.0), (1, 2.0), (2, 3.0))),
     *(point(seed, loss, lr="0.2") for seed, loss in ((0, 1.0), (1, 2.0), (2, math.nan))),
     point(0, None, "failed", lr="0.3"),
@@ -22,7 +60,7 @@ POINTS = [
 ]
 
 
-def table(points: list[Row] = POINTS, maximize: bool = False) -> SweepTable:
+def table(points: list[Row] = SEED_POINTS, maximize: bool = False) -> SweepTable:
     return SweepTable("t", "val/loss", maximize, points)
 
 

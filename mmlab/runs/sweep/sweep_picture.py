@@ -10,11 +10,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmlab.report.sheet import BAD, CARD, FAINT, GOOD, INK, LINE, PAGE
-from mmlab.report.sweep_means import SEED, means_csv, means_grid, settings
-from mmlab.report.sweep_table import SweepTable, aligned
+from mmlab.runs.sweep.sweep_table import SEED, SweepTable, aligned, means_csv, means_grid, settings
 
-_POINT = "#3366cc"
+GOOD, BAD = "tab:green", "tab:red"
+PAGE, CARD, LINE, INK, FAINT = "0.95", "white", "0.85", "0.1", "0.6"  # gray levels
+_POINT = "tab:blue"
 _PANEL = (4.0, 3.0)  # inches
 _ROW = 0.2  # inches
 _MAX_PANELS, _MAX_ROWS, _COLUMNS = 6, 60, 3

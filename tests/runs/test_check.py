@@ -63,7 +63,10 @@ def test_a_right_config_passes(conf):
         ("trainer.strategy=dpp", "'trainer.strategy' cannot be 'dpp'. Did you mean 'ddp'?"),
         ("trainer.strategy=2", "'trainer.strategy' cannot be '2'. Options: auto, ddp, "),
         ("data.train=[]", "'data.train' has no source"),
-        ("data.train=[{path: train, weight: 1},{path: val}]", "either every source has a weight, or none."),
+        (
+            "data.train=[{path: train, weight: 1},{path: val}]",
+            "'data.train.1' has no weight; give every source one, or none.",
+        ),
         (
             "data.train=[{path: trian}]",
             "'data.train.0.path': there is no folder shapes/trian. Did you mean 'train'?",
@@ -113,7 +116,7 @@ def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, cap
 
 def test_types_are_balanced_without_weights(conf):
     check(compose("train", [RECIPE, "data.balance=type"], conf))
-    assert "data.balance=type weighs" in sentence(conf, "data.balance=type", "data.train=[{path: train, weight: 1}]")
+    assert "data.balance=type weights" in sentence(conf, "data.balance=type", "data.train=[{path: train, weight: 1}]")
 
 
 def test_missing_indexes_say_which_command_makes_them(conf, tmp_path):

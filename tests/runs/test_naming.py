@@ -1,8 +1,8 @@
 import pytest
 
 from mmlab.config.compose import compose
-from mmlab.config.stage_schema import ContrastiveConfig
 from mmlab.runs.naming import run_name, sweep_name
+from mmlab.stage.config import ContrastivePretrainingConfig
 from tests.config.tiny_conf import write_conf
 
 CHOICES = {"experiment": "llava/align_tiny", "model": "llava", "stage": "align"}
@@ -50,7 +50,9 @@ def test_the_micro_batch_counts_where_its_samples_are_compared(recipe):
     assert plain == recipe.replace("/", "-") == name("trainer.devices=2", "data.workers=1")
     assert name("data.micro_batch=16") not in (plain, name("data.micro_batch=8"))
     swept = [RECIPE, "seed=1,2"]
-    assert sweep_name(CHOICES, [*swept, "data.micro_batch=4"], ContrastiveConfig) != sweep_name(CHOICES, swept)
+    assert sweep_name(CHOICES, [*swept, "data.micro_batch=4"], ContrastivePretrainingConfig) != sweep_name(
+        CHOICES, swept
+    )
 
 
 def test_what_looks_like_execution_but_is_not():

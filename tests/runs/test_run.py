@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose, hydra_verb
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.config.schema import MLPConnectorConfig, TrainConfig, VisionConfig
+from mmlab.model.config import MLPConnectorConfig, VisionEncoderConfig
 from mmlab.runs.redact import HIDDEN, redact, redact_text
 from mmlab.runs.run import find_run, finish, finished, load_run_config, prepare_run
+from mmlab.verbs.config import TrainConfig
 from tests.config.tiny_conf import write_conf
 
 RECIPE = "experiment=llava/align_tiny"
@@ -36,7 +37,7 @@ def test_config_comes_back_as_it_was(conf):
     assert OmegaConf.to_container(back, resolve=True) == OmegaConf.to_container(cfg, resolve=True)
     assert [OmegaConf.get_type(node) for node in (back, back.model.vision, back.model.connector)] == [
         TrainConfig,
-        VisionConfig,
+        VisionEncoderConfig,
         MLPConnectorConfig,
     ]
 
@@ -202,7 +203,7 @@ def test_a_run_is_found_by_folder_name_and_recipe(conf):
             "os.system",
             "'model.vision._target_' 'os.system' is not allowed",
         ),
-        ("depth: 3", "dept: 3", "There is no key 'dept'"),
+        ("depth: 3", "dept: 3", "There is no key 'model.connector.dept'"),
         ("depth: 3", "depth: x", "takes a whole number, not 'x'"),
         ("seed: 0", "seed: ${oc.env:HOME}", "holds an interpolation"),
         ("seed: 0", "seed: !!python/object/apply:os.getcwd []", "is not plain YAML"),

@@ -13,8 +13,8 @@ from PIL import Image
 
 from mmlab.config.compose import compose, hydra_verb
 from mmlab.config.errors import RunError
-from tests.sweep.conftest import Sweep
-from tests.sweep.tiny_sweep import RECIPE
+from tests.runs.sweep.conftest import Sweep
+from tests.runs.sweep.tiny_sweep import RECIPE
 
 
 def started() -> list[list[str]]:

@@ -5,8 +5,31 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError
-from mmlab.config.schema import TrainerConfig
-from mmlab.runs.ranks import check_devices, world_size
+from mmlab.runs.ranks import accumulation, check_devices, check_tasks, under_srun, world_size
+from mmlab.training.config import TrainerConfig
+
+
+def test_accumulation_fills_the_global_batch():
+    assert accumulation(128, 32, 1) == 4
+    assert accumulation(128, 32, 4) == 1
+    assert accumulation(8, 1, 2) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((128, 48, 1), "micro_batch=64"),  # 32 and 64 are as near: the larger is the faster
+        ((128, 64, 4), "micro_batch=32"),
+        ((100, 30, 2), "micro_batch=25"),
+        ((130, 32, 4), "global_batch=128 or 132"),
+        ((3, 1, 4), "global_batch=4"),
+        ((0, 1, 1), "global_batch=0"),
+        ((8, 0, 1), "micro_batch=0"),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_the_nearest_that_does(given, says):
+    with pytest.raises(ConfigError, match=says):
+        accumulation(*given)
 
 
 def trainer(**changes) -> DictConfig:
@@ -84,3 +107,65 @@ def test_torchrun_may_show_each_process_one_gpu(machine, monkeypatch):
     machine(1, False)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     check_devices(trainer(devices=8))
+
+
+@pytest.fixture
+def srun(monkeypatch):
+    """Become a task of a step; without arguments, a batch script."""
+
+    def become(tasks: int | None = None, nodes: int = 1, per_node: int | None = None, name: str = "train") -> None:
+        step = {} if tasks is None else {"SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_NUM_NODES": nodes}
+        given = {"SLURM_NTASKS_PER_NODE": per_node} if per_node else {}
+        for key, value in {"SLURM_JOB_ID": 7, "SLURM_JOB_NAME": name, **step, **given}.items():
+            monkeypatch.setenv(key, str(value))
+
+    for key in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS_PER_NODE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(key, raising=False)
+    return become
+
+
+def test_tasks_that_fit(srun):
+    srun(tasks=8, nodes=2, per_node=4)
+    assert under_srun()
+    check_tasks(devices=4, nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "devices", "nodes", "sentence"),
+    [
+        (
+            2,
+            1,
+            1,
+            "SLURM started 2 tasks on 1 node, trainer.devices is 1 .* give trainer.devices=2 trainer.num_nodes=1",
+        ),
+        (1, 8, 1, "SLURM started 1 task on 1 node, trainer.devices is 8 .* submit with --nodes=1 --ntasks-per-node=8"),
+        (4, 4, 2, "SLURM started 4 tasks on 1 node, .*num_nodes is 2"),
+    ],
+)
+def test_tasks_that_do_not_fit(srun, tasks, devices, nodes, sentence):
+    srun(tasks=tasks, per_node=tasks)
+    with pytest.raises(ConfigError, match=sentence):
+        check_tasks(devices, nodes)
+
+
+def test_tasks_have_to_be_counted_by_node(srun):
+    srun(tasks=2)
+    with pytest.raises(ConfigError, match="--ntasks-per-node=2 in place of --ntasks"):
+        check_tasks(devices=2, nodes=1)
+
+
+@pytest.mark.parametrize("name", ["bash", "interactive"])
+def test_a_shell_that_srun_opened_is_no_rank(srun, name):
+    srun(tasks=1, name=name)
+    assert not under_srun()
+    check_tasks(devices=8, nodes=1)
+
+
+def test_a_batch_script_and_torchrun_start_ranks_themselves(srun, monkeypatch):
+    srun()
+    assert not under_srun()
+    check_tasks(devices=8, nodes=1)
+    srun(tasks=1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    check_tasks(devices=8, nodes=1)
