@@ -54,7 +54,8 @@ def dispatch(argv: list[str]) -> int:
 
 def verbs() -> list[str]:
     """Return the names of the verbs: the modules of `mmlab/verbs`, with hyphens; `_names` help a verb."""
-    return sorted(path.stem.replace("_", "-") for path in VERBS.glob("[a-z]*.py"))
+    names = [path.stem for path in VERBS.glob("[a-z]*.py") if path.stem != "config"]
+    return sorted(name.replace("_", "-") for name in names)
 
 
 def _module(verb: str) -> ModuleType:

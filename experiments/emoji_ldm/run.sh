@@ -10,7 +10,7 @@ for recipe in class text; do
     score $recipe samples=540
 done
 "$mmlab" sample run=emoji/class count=54 out=samples/classes
-"$mmlab" sample run=emoji/class class=people count=16 out=samples/people # its denoising strip is a figure
+"$mmlab" sample run=emoji/class label=people count=16 out=samples/people # its denoising strip is a figure
 # Names of training images; the sheet in eval/text has held-out ones.
 names="'grinning face, happy, smiley, emotion','panda face, wildlife, roar, animal','penguin, wildlife, animal'"
 names+=",'honeybee, insects, animal','strawberry, fruit, food','watermelon, fruit, food','pineapple, fruit, food, tropical'"

@@ -13,8 +13,8 @@ encode vqgan codes
 train prior
 score prior samples=540 candidates=4
 "$mmlab" sample run=emoji/prior count=54 guidance=2 out=samples/prior # clearer and less varied than the scored samples
-"$mmlab" sample run=emoji/prior class=people count=16 guidance=2 out=samples/prior_people # its strip is a figure
-"$mmlab" sample run=emoji/prior class=flags size=64 count=8 guidance=2 out=samples/prior_large # sliding window
+"$mmlab" sample run=emoji/prior label=people count=16 guidance=2 out=samples/prior_people # its strip is a figure
+"$mmlab" sample run=emoji/prior label=flags size=64 count=8 guidance=2 out=samples/prior_large # sliding window
 "$mmlab" export run=emoji/prior to=diffusers out=exported/prior
 
 "$python" "$here/figures.py" . $((SECONDS - start))

@@ -1,4 +1,4 @@
-"""Everything that can be said about a training config before any model is built."""
+"""Checks of a training config before any model is built."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.build import check_target_names, check_targets
+from mmlab.config.build import check_targets
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.config.fields import check_fields, missing_values
 from mmlab.runs.ranks import accumulation, check_tasks, world_size
 from mmlab.runs.run import find_run
 
@@ -16,15 +15,11 @@ INDEX = "index.npz"
 
 
 def check(cfg: DictConfig) -> None:
-    """Check a composed `TrainConfig`: keys, values, targets, files, batches and names of parts.
+    """Check what a composed `TrainConfig` refers to: parts, files, batches, targets.
 
     Raises:
         ConfigError: the first thing that cannot run, with what to do about it.
     """
-    check_fields(cfg)
-    check_target_names(cfg)
-    if missing := missing_values(cfg):
-        raise ConfigError(f"'{missing[0]}' has no value; give {missing[0]}=…")
     check_trainable(cfg)
     check_rates(cfg.optim)
     check_process(cfg)
@@ -42,8 +37,9 @@ def check(cfg: DictConfig) -> None:
 def check_trainable(cfg: DictConfig) -> None:
     """Compare the first words of `stage.trainable` and `optim.part_lr` with the parts of the model."""
     parts = getattr(OmegaConf.get_type(cfg.model), "parts", None)
-    if parts is None:  # a user's own model: the stage will compare with the built one
+    if parts is None:  # a user's own model: the stage compares with the built one
         return
+    parts = [part for part in parts if part not in cfg.model or cfg.model[part] is not None]
     named = {
         "stage.trainable": list(cfg.stage.trainable),
         "optim.part_lr": list(cfg.optim.get("part_lr") or {}),
@@ -79,24 +75,22 @@ def check_callbacks(cfg: DictConfig) -> None:
 
 
 def check_process(cfg: DictConfig) -> None:
-    """A stage that adds noise needs a process, which no other takes; a sampler has to be of the stage's kind."""
+    """A stage that learns to remove noise needs a process, which no other takes; a sampler has to fit the stage."""
     kind = OmegaConf.get_type(cfg.stage)
-    if kind is dict:  # a user's own stage: its constructor says what it takes
+    if kind is dict:  # a user's own stage: its constructor decides
         return
-    takes = getattr(kind, "has_process", False)
-    if takes and cfg.process is None:
-        raise ConfigError("'process' is not chosen: how does a picture become noise? Give process=cosine_v, say.")
-    given = [name for name in ("process", "sampler") if cfg[name] is not None]
-    codes = getattr(kind, "writes_codes", False)
-    if "sampler" in given and (takes or codes):
-        if getattr(OmegaConf.get_type(cfg.sampler), "writes_codes", False) != codes:
-            raise ConfigError(
-                f"'sampler' draws {'pictures out of noise' if codes else 'codes'}, and {cfg.stage._target_} does not;"
-                f" give sampler={'codes' if codes else 'ddim'}, say."
-            )
-        given.remove("sampler")
-    if given and not takes:
-        raise ConfigError(f"'{given[0]}' is chosen, but {cfg.stage._target_} adds no noise; leave {given[0]} out.")
+    source = getattr(kind, "draws_from", None)
+    if source == "noise" and cfg.process is None:
+        raise ConfigError("No process is chosen; give a noise process such as process=cosine_v.")
+    if source != "noise" and cfg.process is not None:
+        raise ConfigError(f"{cfg.stage._target_} takes no noise process; leave out process.")
+    if cfg.sampler is None:
+        return
+    if source is None:
+        raise ConfigError(f"{cfg.stage._target_} draws no pictures; leave out sampler.")
+    if getattr(OmegaConf.get_type(cfg.sampler), "draws_from", source) != source:
+        option = {"noise": "ddim", "codes": "codes"}[source]
+        raise ConfigError(f"{cfg.stage._target_} draws from {source}, and this sampler does not; try sampler={option}.")
 
 
 def check_length(cfg: DictConfig) -> None:

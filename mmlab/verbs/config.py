@@ -24,8 +24,8 @@ class TrainConfig(Settings):
     logger: Any = section("logger")
     callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    process: Any = None  # how a picture becomes noise; of diffusion stages
-    sampler: Any = None  # of the samples that a generative stage shows; changes nothing that is trained
+    process: Any = section("process", default=None)  # noise process of a diffusion stage
+    sampler: Any = section("sampler", default=None)  # of the samples that a generative stage shows; not trained with
     seed: int = number(0, at_least=0)
 
     @staticmethod
@@ -42,7 +42,19 @@ class EvalDataConfig(Settings):
 
 
 @dataclass
-class EvalConfig(Settings):
+class DrawConfig(Settings):
+    """How a generative model draws; settings of the other kind of model are refused."""
+
+    sampler: Any = section("sampler", default=None)  # None: the run's own
+    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own, as for all below
+    steps: int | None = number(None, above=0)  # of a diffusion sampler
+    temperature: float | None = number(None, at_least=0)  # of a code prior, as are the next two
+    top_k: int | None = number(None, above=0)
+    top_p: float | None = number(None, above=0, at_most=1)
+
+
+@dataclass
+class EvalConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
@@ -56,12 +68,6 @@ class EvalConfig(Settings):
     limit: int | None = number(None, above=0)  # questions, or pictures
     features: str | None = None  # network of FID and KID: a run of stage=contrastive, or inception
     samples: int = number(1000, above=1)  # drawn from a generative model
-    sampler: Any = None  # None: the run's own
-    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own
-    temperature: float | None = number(None, at_least=0)  # of codes; None: the sampler's own, as for the next two
-    top_k: int | None = number(None, above=0)
-    top_p: float | None = number(None, above=0, at_most=1)
-    steps: int | None = number(None, above=0)  # of noise; None: the sampler's own
     candidates: int = number(1, above=0)  # drawn for each sample that a classifier accepts; 1: none is rejected
     classifier: str | None = None  # its network, as features; None: that of features, which flatters FID and KID
     seed: int = number(0, at_least=0)  # of the samples
@@ -95,23 +101,14 @@ class LLaVABenchConfig(Settings):
 
 
 @dataclass
-class SampleConfig(Settings):
+class SampleConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"
-    # `class`: a name, a number or a list of them; None: all classes in turn. Python keeps the word for itself: it can
-    # name a field and a key, but no parameter and no attribute that code spells out.
-    __annotations__["class"] = Any
-    vars()["class"] = field(default=None, init=False, repr=False, compare=False)
+    label: Any = None  # class: a name, a number or a list of them; None: all classes in turn
     prompt: Any = None  # a text, or a list of them in turn
     map: Any = None  # file of a map, or a list of files
     count: int = number(16, above=0)
     batch_size: int = number(16, above=0)
-    sampler: Any = None  # None: the run's own
-    steps: int | None = number(None, above=0)  # None: the sampler's own
-    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own
-    temperature: float | None = number(None, at_least=0)  # of codes; None: the sampler's own, as for the next two
-    top_k: int | None = number(None, above=0)
-    top_p: float | None = number(None, above=0, at_most=1)
     size: int | None = number(None, above=0)  # of pictures of codes, in pixels; None: as trained
     seed: int = number(0, at_least=0)  # of the first picture; one more for each
     strip: int = number(4, at_least=0)  # pictures that are shown on their way from noise

@@ -79,7 +79,7 @@ def test_files_and_their_record(work, monkeypatch, capsys):
     written = json.loads((work / "files" / "samples.json").read_text())
     about = {name: written[name] for name in ("run", "guidance", "top_k", "top_p", "temperature")}
     assert about == {"run": "class", "guidance": 2, "top_k": 9, "top_p": 0.95, "temperature": 0.9}
-    assert [picture["told"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
+    assert [picture["condition"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
     model, _ = restore(work / "runs" / "class")
     sampler = CodeSampler(CodeSamplerConfig(temperature=0.9, top_k=9, top_p=0.95, guidance=2))
     expected = CodeGenerator(model, sampler, 16)({"labels": torch.tensor([2])}, [9])[0].permute(1, 2, 0).numpy()
@@ -88,11 +88,11 @@ def test_files_and_their_record(work, monkeypatch, capsys):
 
 def test_a_picture_depends_on_its_class_its_seed_and_the_settings(work, monkeypatch, capsys):
     def one(out: str, *argv: str) -> np.ndarray:
-        return drawn(work, monkeypatch, capsys, out, "run=class", "class=star", *argv)["0003.png"]
+        return drawn(work, monkeypatch, capsys, out, "run=class", "label=star", *argv)["0003.png"]
 
     whole = one("whole", "count=4")
     assert apart(one("last", "seed=3", "count=1"), whole) <= 1
-    few, other = (one(out, "seed=3", "count=1", more) for out, more in (("few", "top_k=2"), ("it", "class=circle")))
+    few, other = (one(out, "seed=3", "count=1", more) for out, more in (("few", "top_k=2"), ("it", "label=circle")))
     assert min(apart(few, whole), apart(other, whole)) > 2
     assert apart(one("chosen", "seed=3", "count=1", "sampler=codes", "sampler.top_k=2"), few) == 0
 
@@ -108,12 +108,12 @@ def test_a_picture_depends_on_its_class_its_seed_and_the_settings(work, monkeypa
 def test_whatever_it_is_told(work, monkeypatch, capsys, asked, told):
     out = asked[0].removeprefix("run=")
     pictures = drawn(work, monkeypatch, capsys, out, *asked, "count=2")
-    assert [one["told"] for one in json.loads((work / out / "samples.json").read_text())["pictures"]] == told
+    assert [one["condition"] for one in json.loads((work / out / "samples.json").read_text())["pictures"]] == told
     assert apart(*pictures.values()) > 2
 
 
 def test_pictures_larger_than_trained(work, monkeypatch, capsys):
-    for name, asked in (("class", ["class=star"]), ("map", ["map=map0.png"])):
+    for name, asked in (("class", ["label=star"]), ("map", ["map=map0.png"])):
         pictures = drawn(work, monkeypatch, capsys, f"large_{name}", f"run={name}", *asked, "size=24", "count=1")
         assert pictures["0000.png"].shape == (24, 24, 3)
 
@@ -194,7 +194,7 @@ def test_an_exported_prior(work, monkeypatch, capsys):
         (["run=class", "size=18"], "size=18 must be as much or more, and a multiple of 4."),
         (["run=class", "size=12"], "has learned pictures of 16 px; size=12 must be as much or more"),
         (["run=class", "top_p=1.5"], "'top_p' must be at most 1, not 1.5"),
-        (["run=class", "class=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
+        (["run=class", "label=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
         (["run=free", "guidance=2"], "free is told nothing, so guidance=2 has nothing to strengthen"),
         (["run=map"], "map draws what a map shows; give map=<file>."),
         (["run=map", "map=map9.png"], "map=map9.png cannot be read"),

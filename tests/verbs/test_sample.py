@@ -72,7 +72,7 @@ def test_files_and_their_record(work, monkeypatch, capsys):
     assert (written["run"], written["sampler"], written["steps"], written["guidance"]) == ("class", "ddim", 2, 1)
     assert [picture["file"] for picture in written["pictures"]] == files
     assert [picture["seed"] for picture in written["pictures"]] == [7, 8, 9, 10, 11]
-    assert [picture["told"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
+    assert [picture["condition"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
     assert written["settings"]["count"] == 5 and written["settings"]["class"] is None
 
     first = (out / "samples.json").read_bytes()
@@ -82,7 +82,7 @@ def test_files_and_their_record(work, monkeypatch, capsys):
 
 
 def test_a_picture_depends_on_its_class_and_its_seed_alone(work, monkeypatch, capsys):
-    asked = ["run=class", "class=star", "sampler.eta=1", "sampler=ddim", "steps=3", "guidance=2"]
+    asked = ["run=class", "label=star", "sampler.eta=1", "sampler=ddim", "steps=3", "guidance=2"]
     whole = drawn(work, monkeypatch, capsys, "whole", *asked, "count=5", "seed=3")
     parts = drawn(work, monkeypatch, capsys, "parts", *asked, "count=5", "seed=3", "batch_size=2")
     last = drawn(work, monkeypatch, capsys, "last", *asked, "count=1", "seed=7")
@@ -101,11 +101,11 @@ def test_a_picture_depends_on_its_class_and_its_seed_alone(work, monkeypatch, ca
 def test_classes_by_name_number_and_list(work, monkeypatch, capsys):
     def told(out: str, asked: str) -> list[str]:
         assert drawn(work, monkeypatch, capsys, out, "run=class", asked, "count=3")
-        return [picture["told"] for picture in json.loads((work / out / "samples.json").read_text())["pictures"]]
+        return [picture["condition"] for picture in json.loads((work / out / "samples.json").read_text())["pictures"]]
 
-    assert told("name", "class=star") == ["star"] * 3
+    assert told("name", "label=star") == ["star"] * 3
     assert told("number", "class=1") == ["square"] * 3
-    assert told("list", "class=[star,0]") == ["star", "circle", "star"]
+    assert told("list", "label=[star,0]") == ["star", "circle", "star"]
     star, square = (np.array(Image.open(work / name / "0000.png")) for name in ("name", "number"))
     assert apart(star, square) > 2
 
@@ -113,7 +113,7 @@ def test_classes_by_name_number_and_list(work, monkeypatch, capsys):
 def test_texts(work, monkeypatch, capsys):
     red = drawn(work, monkeypatch, capsys, "red", "run=text", "prompt='red circle, large'", "count=2")
     blue = drawn(work, monkeypatch, capsys, "blue", "run=text", "prompt=what", "count=2")
-    assert json.loads((work / "red" / "samples.json").read_text())["pictures"][1]["told"] == "red circle, large"
+    assert json.loads((work / "red" / "samples.json").read_text())["pictures"][1]["condition"] == "red circle, large"
     assert apart(red["0000.png"], blue["0000.png"]) > 2
 
 
@@ -163,19 +163,19 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
         (["run=clas"], "There is no run 'clas' in runs. Did you mean 'class'?"),
         (["run=eye"], "eye is no generative model, so it draws nothing; give a run of stage=latent_diffusion or"),
         (["run=first_stage"], "first_stage is no generative model"),
-        (["run=class", "class=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
-        (["run=class", "class=[star,3]"], "There is no class '3'."),
+        (["run=class", "label=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
+        (["run=class", "label=[star,3]"], "There is no class '3'."),
         (["run=class", "prompt=star"], "class takes class=…, not prompt=…."),
-        (["run=text", "class=star", "prompt=star"], "text takes prompt=…, not class=…."),
+        (["run=text", "label=star", "prompt=star"], "text takes prompt=…, not label."),
         (["run=text"], "text draws what a text says; give prompt=…"),
-        (["run=free", "class=star"], "free cannot be told what to show; leave out class=…."),
+        (["run=free", "label=star"], "free cannot be told what to show; leave out label."),
         (["run=free", "prompt=star"], "free cannot be told what to show; leave out prompt=…."),
         (["run=free", "guidance=2"], "free is told nothing, so guidance=2 has nothing to strengthen; give guidance=1."),
         (["run=class", "steps=0"], "'steps' must be above 0, not 0."),
         (["run=class", "steps=2000"], "2000"),
         (["run=class", "guidance=-1"], "'guidance' must be at least 0, not -1"),
         (["run=class", "clas=star"], "Did you mean 'class'?"),
-        (["run=class", "class=star,square"], "write class=[star,square] for a list"),
+        (["run=class", "label=star,square"], "write class=[star,square] for a list"),
         (["run=class", "sampler=dimm"], "Did you mean 'ddim'?"),
         (["run=class", "out=runs"], "runs is not empty; give another out="),
         (["run=class", "out=runs/class/config.yaml"], "config.yaml is a file; give a folder as out="),
@@ -188,7 +188,7 @@ def test_a_mistake_is_one_sentence_before_weights_are_loaded(work, monkeypatch, 
 
 
 def test_samples_are_not_mixed_with_others(work, monkeypatch, capsys):
-    asked = ["run=class", "count=2", "class=[star]", "out=mine"]
+    asked = ["run=class", "count=2", "label=[star]", "out=mine"]
     assert sample(work, monkeypatch, capsys, *asked)[0] == 0
     before = (work / "mine" / "0000.png").read_bytes()
     assert sample(work, monkeypatch, capsys, *asked, "batch_size=1")[0] == 0

@@ -1,0 +1,108 @@
+"""From a finished run to the generator that draws its pictures, with settings from the command line."""
+
+import sys
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.build import build
+from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import SamplerConfig
+from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator
+from mmlab.model.config import CodeSamplerConfig
+
+SAMPLERS = {"noise": SamplerConfig, "codes": CodeSamplerConfig}
+OPTIONS = {"noise": "ddim", "codes": "codes"}
+MODELS = {"noise": "diffusion model", "codes": "code prior"}
+SETTINGS = ("steps", "guidance", "temperature", "top_k", "top_p")
+"""Keys of the command line that replace a sampler's own settings."""
+
+
+def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """Return (the sampler of a run, or another one; its settings by name, for records).
+
+    Args:
+        trained: the run's config.
+        chosen: a sampler's config in place of the run's.
+        **settings: any of `SETTINGS`, in place of that sampler's own; None keeps it.
+
+    Raises:
+        ConfigError: a sampler or a setting of the other kind of model.
+    """
+    source = OmegaConf.get_type(trained.stage).draws_from
+    node = trained.sampler if chosen is None else chosen
+    config = SAMPLERS[source]() if node is None else OmegaConf.to_object(node)
+    name = trained.run.name
+    if not isinstance(config, SAMPLERS[source]):
+        raise ConfigError(
+            f"{name} is a {MODELS[source]}, which this sampler cannot use; try sampler={OPTIONS[source]}."
+        )
+    for key, value in settings.items():
+        if value is None:
+            continue
+        if not hasattr(config, key):
+            other = next(MODELS[kind] for kind in SAMPLERS if kind != source)
+            raise ConfigError(f"{key} applies only to {other}s; {name} is a {MODELS[source]}.")
+        if key == "guidance" and isinstance(config, SamplerConfig):
+            config.guidance.scale = value
+        else:
+            setattr(config, key, value)
+    if isinstance(config, SamplerConfig):
+        about = {"sampler": config.name, "steps": config.steps, "guidance": config.guidance.scale}
+    else:
+        about = {key: getattr(config, key) for key in ("temperature", "top_k", "top_p", "guidance")}
+    return build(config), about
+
+
+def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, dict[str, Any]]:
+    """Return (process or None, sampler, the sampler's settings for records) for a run and a command line.
+
+    Raises:
+        ConfigError: settings that the run's model does not have.
+    """
+    sampler, about = run_sampler(trained, cfg.sampler, **{key: cfg[key] for key in SETTINGS})
+    process = None if trained.process is None else build(trained.process)
+    if process is not None:
+        process.grid(sampler.steps, sampler.spacing)
+    return process, sampler, about
+
+
+def generator_of(model: Any, trained: DictConfig, process: Any, sampler: Any, size: int | None) -> PictureGenerator:
+    """The generator of a restored model; `size` None: pictures of the trained size."""
+    return picture_generator(model, sampler, process, size=size or trained.data.size)
+
+
+def check_size(size: int | None, trained: DictConfig) -> None:
+    """Refuse a size that the model cannot draw: a diffusion model has one, a prior draws it or larger ones.
+
+    Raises:
+        ConfigError: that size.
+    """
+    own, name = trained.data.size, trained.run.name
+    if size is None or size == own:
+        return
+    if trained.process is not None:
+        raise ConfigError(f"{name} draws pictures of {own} px, the size it was trained on; leave out size.")
+    factor = own // trained.model.prior.side
+    if size < own or size % factor:
+        raise ConfigError(
+            f"{name} was trained on pictures of {own} px; size={size} must be a multiple of {factor} ≥ {own}."
+        )
+
+
+def check_guidance(run: str, scale: float, conditioner: Any) -> None:
+    """Refuse guidance of an unconditional model, and warn where the unconditional model may be untrained.
+
+    Raises:
+        ConfigError: the model is unconditional.
+    """
+    if scale == 1:
+        return
+    if conditioner.reads == "none":
+        raise ConfigError(f"{run} is unconditional; guidance has no effect. Set guidance=1.")
+    if conditioner.dropout == 0:
+        print(
+            f"caution: {run} was trained with model.conditioner.dropout=0; unless it was initialized from a model that"
+            f" had learned the unconditional case, guidance={scale:g} does not help.",
+            file=sys.stderr,
+        )

@@ -1,0 +1,192 @@
+"""The four scorings of `mmlab eval`: of answers, descriptions, reconstructions and samples."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.index import ShardIndex
+from mmlab.data.sample import ImageSpec
+from mmlab.evaluate import descriptions as described
+from mmlab.evaluate.answer_report import answer_scores, draw_grid, predict, worst_page, write_predictions
+from mmlab.evaluate.answers import Answerer, AnswerFile
+from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, feature_network
+from mmlab.evaluate.pictures.picture_set import PictureSet
+from mmlab.evaluate.pictures.reconstructions import reconstruction_sheet, score_reconstructions
+from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
+from mmlab.evaluate.pictures.sample_scores import score_samples
+from mmlab.evaluate.questions import read_questions
+from mmlab.evaluate.scores.caption_scores import captions
+from mmlab.evaluate.scores.scienceqa_score import result_layout
+from mmlab.evaluate.scores.score_table import table, write_scores
+from mmlab.evaluate.scores.scorers import scorer_named
+from mmlab.stage.assembly import description_prompt, restore, run_prompt
+from mmlab.training.artifacts import fingerprints
+from mmlab.training.config import HardwareConfig
+from mmlab.training.trainer import place
+from mmlab.verbs._generators import check_guidance, generator_of, generator_settings
+
+ANSWER_TOKENS = 64
+REASONING_TOKENS = 1024  # the answer comes last; as in LLaVA's published evaluation of ScienceQA
+DESCRIPTION_TOKENS = 300  # as in MiniGPT-4's published demo
+
+
+def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
+    """Ask a vision-language model questions whose answers are known; the same command resumes a killed evaluation."""
+    metric = cfg.metric or "exact"
+    scorer, index = scorer_named(metric), ShardIndex.open(cfg.data.path)
+    questions = read_questions(index, cfg.types, cfg.limit)
+    blind = None if cfg.data.blind_from is None else read_questions(ShardIndex.open(cfg.data.blind_from))
+    references = [question.reference for question in questions]
+    scorer(
+        [None] * len(questions), references
+    )  # refuses references that it cannot score
+    prompt = run_prompt(trained, cfg.template)
+    longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
+    answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
+    settings = {**asdict(prompt), "max_new_tokens": longest}
+    settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit}
+    unfinished = AnswerFile(out / "answers.unfinished.jsonl", {"parts": fingerprints(folder), **settings})
+    predictions = predict(answerer, index, questions, cfg.batch_size, unfinished)
+    scores, summary = answer_scores(scorer, questions, predictions, blind)
+    write_scores(out, {"metric": metric, **summary})
+    write_predictions(out, questions, predictions, scores.each)
+    if metric == "scienceqa":
+        layout = result_layout(predictions, references)
+        (out / "results.json").write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+    draw_grid(index, questions, predictions, scores, summary.get("blind")).save(out / "grid.png")
+    (out / "worst.html").write_text(worst_page(index, questions, predictions, scores), encoding="utf-8")
+    unfinished.remove()
+    print(table(summary, scores.main))
+    print(f"pictures with answers: {out / 'grid.png'}; the worst: {out / 'worst.html'}")
+
+
+def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
+    """Ask a vision-language model for descriptions and count the incoherent ones; the same command resumes it."""
+    prompt = description_prompt(trained, cfg.template)
+    # Read before the model is loaded, so that a wrong path or a missing caption costs no time.
+    pictures = PictureSet(cfg.data.path, ImageSpec(1), cfg.limit)
+    questions = described.caption_questions(pictures) if cfg.metric == "captions" else []
+    longest = cfg.max_new_tokens or DESCRIPTION_TOKENS
+    answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
+    pictures = PictureSet(cfg.data.path, answerer.spec, cfg.limit)
+    about = {"template": prompt.template, "max_new_tokens": longest}
+    settings = {**asdict(prompt), **about, "data": pictures.index.hash, "limit": cfg.limit}
+    unfinished = AnswerFile(out / "descriptions.unfinished.jsonl", {"parts": fingerprints(folder), **settings})
+    replies = described.describe(answerer, pictures, cfg.batch_size, unfinished)
+    verdicts = described.judge(replies)
+    scores = described.description_scores(replies, verdicts)
+    described.write_descriptions(out, replies, verdicts)
+    if questions:
+        texts = [reply.text for reply in replies]
+        caption_scores = captions(texts, [question.reference for question in questions])
+        scores |= {name: value for name, value in caption_scores.all.items() if name not in ("questions", "words")}
+        page = worst_page(pictures.index, questions, texts, caption_scores)
+        (out / "worst.html").write_text(page, encoding="utf-8")
+    unfinished.remove()
+    sheets = {"grid": described.description_sheet(pictures, replies, verdicts, scores)}
+    report({"run": folder.name, **scores, **about}, sheets, out)
+
+
+def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
+    """Encode and decode pictures with a first stage."""
+    inputs = picture_inputs(cfg, trained)
+    model = restore_for_pictures(cfg, folder, inputs)
+    scores = score_reconstructions(model, inputs.pictures, inputs.network, inputs.train, cfg.batch_size)
+    sheets = {"reconstructions": reconstruction_sheet(model.first_stage, inputs.pictures)}
+    report({"run": folder.name, **scores}, sheets, out)
+
+
+def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
+    """Draw samples under the conditions of real pictures, and compare them with these."""
+    if cfg.features is None:
+        raise ConfigError("FID and KID need a network; set features to a run of stage=contrastive, or to inception.")
+    process, sampler, about = generator_settings(cfg, trained)
+    check_rejection(cfg, trained)
+    classifier = None if cfg.classifier is None else feature_network(cfg.classifier, cfg.root)
+    inputs = picture_inputs(cfg, trained)
+    model = restore_for_pictures(cfg, folder, inputs)
+    check_guidance(cfg.run, about["guidance"], model.conditioner)
+    rejection = None
+    if cfg.candidates > 1:
+        if classifier is not None:
+            classifier.to(model.first_stage.latent_mean.device)
+        probe = ClassProbe(classifier or inputs.network, inputs.train, model.conditioner.names, cfg.batch_size)
+        rejection = Rejection(probe, cfg.candidates)
+    generator = generator_of(model, trained, process, sampler, None)
+    scores, sheets = score_samples(
+        generator, inputs.network, inputs.pictures, inputs.train, cfg.samples, cfg.batch_size, cfg.seed, rejection
+    )
+    report({"run": folder.name, **scores, **about, "seed": cfg.seed}, sheets, out)
+
+
+SCORINGS = {
+    "answers": score_answers,
+    "describes": score_descriptions,
+    "reconstructs": score_first_stage,
+    "draws": score_generator,
+}
+
+
+def check_rejection(cfg: DictConfig, trained: DictConfig) -> None:
+    """Refuse rejection sampling of a model without classes, or without data to train the classifier on.
+
+    Raises:
+        ConfigError: either of them, or a classifier without candidates.
+    """
+    if cfg.candidates == 1:
+        if cfg.classifier is not None:
+            raise ConfigError(f"classifier={cfg.classifier} selects among several candidates; set candidates=4 or so.")
+        return
+    if "classes" not in trained.model.conditioner:
+        raise ConfigError(f"candidates={cfg.candidates} needs a class-conditional model, and {cfg.run} is not one.")
+    if cfg.data.train_from is None:
+        raise ConfigError(f"candidates={cfg.candidates} trains a classifier on labeled pictures; set data.train_from=…")
+
+
+class PictureInputs(NamedTuple):
+    """What pictures are compared with: the network may be None, and so may the training pictures."""
+
+    pictures: PictureSet
+    train: PictureSet | None
+    network: FeatureNetwork | None
+
+
+def picture_inputs(cfg: DictConfig, trained: DictConfig) -> PictureInputs:
+    """Open shards and network, before the model is loaded: a wrong name then costs no time."""
+    spec = ImageSpec(trained.data.size, trained.data.aspect)
+    pictures = PictureSet(cfg.data.path, spec, cfg.limit)
+    train = None if cfg.data.train_from is None else PictureSet(cfg.data.train_from, spec)
+    network = None if cfg.features is None else feature_network(cfg.features, cfg.root)
+    return PictureInputs(pictures, train, network)
+
+
+def restore_for_pictures(cfg: DictConfig, folder: Path, inputs: PictureInputs) -> Any:
+    """Restore the model in float32, so that its scores do not depend on the machine, and the network on its device."""
+    model = place(restore(folder)[0], HardwareConfig(accelerator=cfg.trainer.accelerator, precision="32-true"))
+    if inputs.network is not None:
+        inputs.network.to(model.first_stage.latent_mean.device)
+    return model
+
+
+def report(scores: dict, sheets: dict, out: Path) -> None:
+    """Write scores and sheets, and print the numbers, one on each line."""
+    write_scores(out, scores)
+    for name, sheet in sheets.items():
+        sheet.save(out / f"{name}.png")
+    groups = {name: scores.get(name) or {} for name in ("neighbours", "rejection")}
+    rows = {**scores, **{f"{group}_{name}": value for group, rows in groups.items() for name, value in rows.items()}}
+    for name, value in rows.items():
+        if isinstance(value, int | float):
+            print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
+    if features := scores.get("features"):
+        print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
+    if reason := scores.get("linear_left_out"):
+        print(f"no linear baseline: {reason}")
+    for group in (scores, groups["rejection"]):
+        if group.get("caution"):
+            print(group["caution"])
+    print(f"pictures: {', '.join(str(out / f'{name}.png') for name in sheets)}")
