@@ -34,7 +34,7 @@ def export(cfg: DictConfig) -> None:
     kind = kind_of(load_run_config(folder))
     if kind not in ("reconstructs", "draws"):
         raise ConfigError(
-            f"{folder} {kind or 'is of an unknown kind'}; diffusers takes models that draw or reconstruct."
+            f"{folder} cannot be exported; diffusers takes runs of stage=autoencoder, latent_diffusion and code_prior."
         )
     model, trained = restore(folder)
     if kind == "reconstructs":

@@ -51,7 +51,7 @@ def test_a_linear_code_that_does_not_fit_costs_no_other_score(work, monkeypatch,
     code, out, err = evaluate(work, monkeypatch, capsys, "run=first_stage", "data.train_from=train", "out=unlined")
     assert code == 0, err
     scores = json.loads((work / "unlined" / "scores.json").read_text())
-    assert scores["psnr"] > 0 and "takes more than 64 pictures" in scores["linear_left_out"]
+    assert scores["psnr"] > 0 and "needs more than 64 images" in scores["linear_left_out"]
     assert f"no linear code to compare with: {scores['linear_left_out']}" in out
 
 
@@ -78,11 +78,11 @@ def test_a_diffusion_model(work, monkeypatch, capsys):
     ("argv", "message"),
     [
         (["run=eye"], "neither answers questions nor makes pictures"),
-        (["run=denoiser"], "give features=<a run of stage=contrastive>"),
+        (["run=denoiser"], "set features to a run of stage=contrastive"),
         (["run=denoiser", "features=ey"], "Did you mean 'eye'?"),
         (["run=denoiser", "features=eye", "sampler=dimm"], "Did you mean 'ddim'?"),
         (["run=first_stage", "features=first_stage"], "has no vision encoder"),
-        (["run=first_stage", "data.train_from=val"], "takes more than 64 training pictures; there are 12"),
+        (["run=first_stage", "data.train_from=val"], "needs more than 64 training images; there are 12"),
     ],
 )
 def test_mistakes_are_one_sentence(work, monkeypatch, capsys, argv, message):
@@ -94,7 +94,7 @@ def test_pictures_are_needed_and_not_their_latents(work, monkeypatch, capsys):
     latents_of(work, "first_stage", "val", "cached")
     monkeypatch.chdir(work)
     assert cli.main(["eval", "run=first_stage", "data.path=cached", "trainer.accelerator=cpu"]) == 1
-    assert "scores need the pictures, not their latents" in capsys.readouterr().err
+    assert "scores need the images, not their latents" in capsys.readouterr().err
 
 
 PIXELS = [
@@ -124,10 +124,10 @@ def test_a_run_knows_the_score_of_its_average(work, monkeypatch, capsys):
     ("argv", "code", "message"),
     [
         (["callbacks.sample_quality.features=ey"], 2, "Did you mean 'eye'?"),
-        (["callbacks.sample_quality.samples=1"], 2, "needs two samples or more"),
-        (["trainer.val_every=3"], 2, "trainer.val_every=3 has none after 4 steps"),
-        (["data.val=[]"], 2, "scores the last validation; give data.val"),
-        (["callbacks.sample_quality.pictures=cached"], 1, "scores need the pictures, not their latents"),
+        (["callbacks.sample_quality.samples=1"], 2, "'callbacks.sample_quality.samples' must be above 1, not 1"),
+        (["trainer.val_every=3"], 2, "with trainer.val_every=3 there is none after 4 steps"),
+        (["data.val=[]"], 2, "scores the last validation; set data.val"),
+        (["callbacks.sample_quality.pictures=cached"], 1, "scores need the images, not their latents"),
     ],
 )
 def test_a_score_that_cannot_be_costs_no_run(work, monkeypatch, capsys, argv, code, message):

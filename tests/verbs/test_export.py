@@ -77,10 +77,13 @@ def test_a_model_of_pixels_keeps_the_clip_of_its_sampler(work, monkeypatch, caps
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["run=language"], "holds a LanguageOnly; diffusers takes runs of stage=autoencoder, latent_diffusion and"),
+        (
+            ["run=language"],
+            "cannot be exported; diffusers takes runs of stage=autoencoder, latent_diffusion and code_prior",
+        ),
         (["run=denoisr"], "There is no run 'denoisr' in runs. Did you mean 'denoiser'?"),
         (["run=denoiser", "to=difusers"], "'to' cannot be 'difusers'. Did you mean 'diffusers'?"),
-        (["run=denoiser", "out=runs"], "runs is not empty; give another out="),
+        (["run=denoiser", "out=runs"], "runs is not empty; choose another out"),
         (["run=denoiser", "out=runs/denoiser/config.yaml"], "config.yaml is a file; give a folder as out="),
         ([], "'run' has no value; give run="),
     ],

@@ -11,9 +11,10 @@ from PIL import Image
 from mmlab import cli
 from mmlab.config.build import build
 from mmlab.evaluate.pictures import sample_files
-from mmlab.evaluate.pictures.generators import Generator
-from mmlab.stage.assembly import restore, run_sampler
+from mmlab.evaluate.pictures.generators import picture_generator
+from mmlab.stage.assembly import restore
 from mmlab.training.artifacts import save_parts
+from mmlab.verbs._generators import run_sampler
 from tests.evaluate.tiny_scores import CLASSES, contrastive_run, diffusion_run, first_stage_run
 from tests.stage.tiny_diffusion import NAMES
 
@@ -73,7 +74,7 @@ def test_files_and_their_record(work, monkeypatch, capsys):
     assert [picture["file"] for picture in written["pictures"]] == files
     assert [picture["seed"] for picture in written["pictures"]] == [7, 8, 9, 10, 11]
     assert [picture["condition"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
-    assert written["settings"]["count"] == 5 and written["settings"]["class"] is None
+    assert written["settings"]["count"] == 5 and written["settings"]["label"] is None
 
     first = (out / "samples.json").read_bytes()
     assert sample(work, monkeypatch, capsys, "run=class", "count=1", "strip=0")[1].endswith("samples/2/grid.png")
@@ -92,7 +93,7 @@ def test_a_picture_depends_on_its_class_and_its_seed_alone(work, monkeypatch, ca
     assert apart(whole["0007.png"], last["0007.png"]) <= 1
     assert all(apart(whole["0003.png"], whole[name]) > 20 for name in list(whole)[1:])
     model, trained = restore(work / "runs" / "class")
-    generator = Generator(model, build(trained.process), run_sampler(trained, None, 3, 2.0), 8)
+    generator = picture_generator(model, run_sampler(trained, steps=3, guidance=2.0)[0], build(trained.process), size=8)
     generator.sampler.own["eta"] = 1
     expected = generator({"labels": torch.tensor([2])}, [7])[0].permute(1, 2, 0).numpy()
     assert apart(expected, last["0007.png"]) <= 1
@@ -104,7 +105,7 @@ def test_classes_by_name_number_and_list(work, monkeypatch, capsys):
         return [picture["condition"] for picture in json.loads((work / out / "samples.json").read_text())["pictures"]]
 
     assert told("name", "label=star") == ["star"] * 3
-    assert told("number", "class=1") == ["square"] * 3
+    assert told("number", "label=1") == ["square"] * 3
     assert told("list", "label=[star,0]") == ["star", "circle", "star"]
     star, square = (np.array(Image.open(work / name / "0000.png")) for name in ("name", "number"))
     assert apart(star, square) > 2
@@ -146,7 +147,7 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     assert labels == ["x_T: noise", *(f"step {number} of 12" for number in steps)] * 3
     assert texts[::9] == [f"seed {2 + n}\n{NAMES[n]}" for n in range(3)]
     model, trained = restore(work / "runs" / "class")
-    generator = Generator(model, build(trained.process), run_sampler(trained), 8)
+    generator = picture_generator(model, run_sampler(trained)[0], build(trained.process), size=8)
     noise = generator.decode(generator.noise([2, 3, 4]))
     for row in range(3):
         start, end = pictures[9 * row], pictures[9 * row + 8]
@@ -161,23 +162,23 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     [
         ([], "'run' has no value; give run="),
         (["run=clas"], "There is no run 'clas' in runs. Did you mean 'class'?"),
-        (["run=eye"], "eye is no generative model, so it draws nothing; give a run of stage=latent_diffusion or"),
-        (["run=first_stage"], "first_stage is no generative model"),
+        (["run=eye"], "eye is not a generative model; choose a run of stage=latent_diffusion or"),
+        (["run=first_stage"], "first_stage is not a generative model"),
         (["run=class", "label=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
         (["run=class", "label=[star,3]"], "There is no class '3'."),
-        (["run=class", "prompt=star"], "class takes class=…, not prompt=…."),
-        (["run=text", "label=star", "prompt=star"], "text takes prompt=…, not label."),
-        (["run=text"], "text draws what a text says; give prompt=…"),
-        (["run=free", "label=star"], "free cannot be told what to show; leave out label."),
-        (["run=free", "prompt=star"], "free cannot be told what to show; leave out prompt=…."),
-        (["run=free", "guidance=2"], "free is told nothing, so guidance=2 has nothing to strengthen; give guidance=1."),
+        (["run=class", "prompt=star"], "class takes label, not prompt."),
+        (["run=text", "label=star", "prompt=star"], "text takes prompt, not label."),
+        (["run=text"], "text is text-conditional; set prompt=…"),
+        (["run=free", "label=star"], "free is unconditional; leave out label."),
+        (["run=free", "prompt=star"], "free is unconditional; leave out prompt."),
+        (["run=free", "guidance=2"], "free is unconditional; guidance has no effect. Set guidance=1."),
         (["run=class", "steps=0"], "'steps' must be above 0, not 0."),
         (["run=class", "steps=2000"], "2000"),
         (["run=class", "guidance=-1"], "'guidance' must be at least 0, not -1"),
-        (["run=class", "clas=star"], "Did you mean 'class'?"),
-        (["run=class", "label=star,square"], "write class=[star,square] for a list"),
+        (["run=class", "labl=star"], "Did you mean 'label'?"),
+        (["run=class", "label=star,square"], "write label=[star,square] for a list"),
         (["run=class", "sampler=dimm"], "Did you mean 'ddim'?"),
-        (["run=class", "out=runs"], "runs is not empty; give another out="),
+        (["run=class", "out=runs"], "runs is not empty; choose another out"),
         (["run=class", "out=runs/class/config.yaml"], "config.yaml is a file; give a folder as out="),
     ],
 )
@@ -193,7 +194,7 @@ def test_samples_are_not_mixed_with_others(work, monkeypatch, capsys):
     before = (work / "mine" / "0000.png").read_bytes()
     assert sample(work, monkeypatch, capsys, *asked, "batch_size=1")[0] == 0
     code, _, err = sample(work, monkeypatch, capsys, *asked, "seed=1")
-    assert code == 2 and "mine holds samples with seed=0, not 1; give another out=" in err
+    assert code == 2 and "mine holds samples with seed=0, not 1; choose another out" in err
     assert (work / "mine" / "0000.png").read_bytes() == before
 
 
@@ -208,4 +209,4 @@ def test_it_is_listed(capsys):
     assert cli.main([]) == 0
     assert "sample       Draw pictures with a trained generative model." in capsys.readouterr().out
     assert cli.main(["sample", "--help"]) == 0
-    assert "\nclass: null\n" in capsys.readouterr().out
+    assert "\nlabel: null\n" in capsys.readouterr().out
