@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from mmlab.config.errors import ConfigError
 from mmlab.curate.client import UNUSABLE, Message, NoReply, Refused, Reply
-from mmlab.curate.pace import Pace
+from mmlab.curate.config import EndpointConfig
 from mmlab.runs.redact import HIDDEN, redact_text
 
 LONGEST_WAIT = 600.0  # seconds; a longer Retry-After is shortened to this
@@ -58,42 +58,24 @@ class Endpoint:
     an error at once.
 
     Args:
-        url: base, such as `https://api.openai.com/v1`; `/chat/completions` is added.
-        model: name that the endpoint knows it by.
-        variable: environment variable that holds the key; None sends none.
-        settings: sent along as they are, such as temperature and max_tokens.
-        timeout: seconds that the endpoint may be silent; an answer of which more still comes when the request is
-            older than that is given up as well.
-        attempts: how often one question is asked before it is given up.
-        backoff: seconds before the second attempt; doubled each time.
-        requests_per_minute: None sets no limit.
+        config: settings.
 
     Raises:
-        ConfigError: no HTTP address, a key that is not set or would travel unencrypted, or settings that the protocol
+        ConfigError: no HTTP address, a key that is not set or would be sent unencrypted, or settings that the protocol
             reserves.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        variable: str | None = "OPENAI_API_KEY",
-        settings: dict[str, Any] | None = None,
-        timeout: float = 120.0,
-        attempts: int = 6,
-        backoff: float = 1.0,
-        requests_per_minute: float | None = None,
-    ):
-        self.model = model
-        self.settings = dict(settings or {})
-        self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
+    def __init__(self, config: EndpointConfig):
+        self.config = config
+        self.model = config.model
+        self.settings = config.settings
         if reserved := sorted(set(RESERVED) & self.settings.keys()):
             raise ConfigError(f"llm.settings cannot contain '{reserved[0]}': it is set for each request.")
-        self._key = None if variable is None else (os.environ.get(variable) or "").strip() or None
-        self._url = _checked(url, self._key, variable)
-        self._pace = Pace(requests_per_minute)
+        self._key = (os.environ.get(config.variable) or "").strip() or None if config.variable else None
+        self._url = _checked(config.url, self._key, config.variable)
+        self._pace = Pace(config.requests_per_minute)
         # Requests to this machine, and the key with them, must not pass through a proxy.
-        direct = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(url).hostname or "") else []
+        direct = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(config.url).hostname or "") else []
         self._opener = urllib.request.build_opener(_NoRedirect, *direct)
 
     def complete(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
@@ -110,7 +92,7 @@ class Endpoint:
         stop = stop or threading.Event()
         body = json.dumps({"model": self.model, "messages": list(messages), **self.settings}).encode()
         faults: list[TransientFault] = []
-        while len(faults) < self.attempts:
+        while len(faults) < self.config.attempts:
             self._pace.wait(stop)
             if stop.is_set():
                 raise NoReply("stopped", f"the request to {self._url} was canceled.")
@@ -118,7 +100,7 @@ class Endpoint:
                 reply = self._answer(self._post(body))
             except TransientFault as fault:
                 faults.append(fault)
-                if len(faults) < self.attempts:
+                if len(faults) < self.config.attempts:
                     self._rest(fault, len(faults) - 1, stop)
                 continue
             return self._spent(faults, reply)
@@ -130,7 +112,7 @@ class Endpoint:
         down = all(fault.usage is None for fault in faults)
         raise NoReply(
             retries[0][0],
-            f"no reply from {self._url} in {self.attempts} attempts: {counted}.",
+            f"no reply from {self._url} in {self.config.attempts} attempts: {counted}.",
             down=down,
             spent=None if down else spent,
         )
@@ -148,7 +130,7 @@ class Endpoint:
 
     def _rest(self, fault: TransientFault, attempt: int, stop: threading.Event) -> None:
         """Wait before the next attempt; a Retry-After holds the other threads as well."""
-        seconds = min(self.backoff * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+        seconds = min(self.config.backoff * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if fault.after is not None:
             self._pace.hold(min(fault.after, LONGEST_WAIT))
             seconds *= 0.5
@@ -159,9 +141,9 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(f"{self._url}/chat/completions", body, headers, method="POST")
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.config.timeout
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
+            with self._opener.open(request, timeout=self.config.timeout) as response:
                 return self._clean(_read(response, deadline))
         except urllib.error.HTTPError as error:
             with error:
@@ -289,3 +271,41 @@ def _complaint(body: str) -> str:
         pass
     line = redact_text(" ".join(body.split()))[:200].rstrip(".")
     return f": {line}" if line else ""
+
+
+class Pace:
+    """Schedules the requests of all threads.
+
+    Args:
+        per_minute: requests per minute; None sets no limit.
+    """
+
+    def __init__(self, per_minute: float | None = None):
+        self.interval = 60.0 / per_minute if per_minute else 0.0
+        self._next = self._held_until = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, stop: threading.Event) -> None:
+        """Reserve the next free slot and sleep until it, or until `stop` is set."""
+        at = self._slot()
+        while not stop.is_set():
+            if (left := at - time.monotonic()) > 0:
+                stop.wait(left)
+                continue
+            with self._lock:
+                held = at < self._held_until
+            if not held:
+                return
+            at = self._slot()  # a pause began while sleeping and covers the old slot
+
+    def hold(self, seconds: float) -> None:
+        """Start no request for `seconds`, including those that have a slot already."""
+        with self._lock:
+            self._held_until = max(self._held_until, time.monotonic() + seconds)
+            self._next = max(self._next, self._held_until)
+
+    def _slot(self) -> float:
+        with self._lock:
+            at = max(time.monotonic(), self._next)
+            self._next = at + self.interval
+        return at

@@ -1,7 +1,7 @@
-"""The review's server: loopback only, one page, and answers to nobody who does not know its address.
+"""The review's server: one page, on loopback only, for whoever knows its address.
 
-The address holds a random token, so that no other user and no other site's page can guess it. The Host and Origin of
-each request are checked as well: a name that a foreign page made to point here is not ours.
+The address contains a random token that other users and other sites' pages cannot guess. The Host and Origin of each
+request are checked as well, against pages whose host name was made to resolve to this machine (DNS rebinding).
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.curate.decisions import Review, Stale, Unfit
 from mmlab.curate.journal import claim
-from mmlab.curate.pipeline import data_of
+from mmlab.curate.minigpt4_pipeline import reviewed_pictures
 from mmlab.data.formats import IMAGE_EXTENSIONS
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import SampleError
@@ -41,7 +41,7 @@ class ReviewServer(ThreadingHTTPServer):
         review: items and decisions.
         index: their pictures.
         token: the first part of every path.
-        port: 0 takes any that is free.
+        port: 0 for any free port.
 
     Attributes:
         url: the page's address.
@@ -57,7 +57,7 @@ class ReviewServer(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
-            raise ConfigError(f"port {port} cannot be had ({error.strerror}); give another port=…, or 0.") from None
+            raise ConfigError(f"port {port} is not available ({error.strerror}); use another port=…, or 0.") from None
         self.review, self.index, self.token = review, index, token
         names = [f"{host}:{self.server_port}" for host in ("127.0.0.1", "localhost")]
         self.hosts, self.origins = names, [f"http://{name}" for name in names]
@@ -65,7 +65,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.page = files("mmlab.curate").joinpath("review.html").read_bytes()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A tab that was closed while it was answered is no error."""
+        """Ignore tabs that were closed during a response."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -73,7 +73,7 @@ class ReviewServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: ReviewServer
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds; a connection that says nothing holds a thread
+    timeout = 60  # seconds; an idle connection blocks a thread
 
     def do_GET(self) -> None:
         review, path = self.server.review, self._path()
@@ -84,62 +84,62 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "":
             self._send(200, self.server.page, "text/html; charset=utf-8")
         elif path == "state":
-            self._say(200, review.state())
+            self._respond(200, review.state())
         elif what == "item" and item is not None:
-            self._say(200, review.item(item))
+            self._respond(200, review.item(item))
         elif what == "picture" and item is not None:
             self._picture(item)
         else:
-            self._say(404, {"error": "There is nothing here."})
+            self._respond(404, {"error": "There is nothing here."})
 
     def do_POST(self) -> None:
         path = self._path()
-        said = None if path is None else self._said()
-        if said is None:
+        body = None if path is None else self._json()
+        if body is None:
             return
         try:
             if path == "decide":
-                i = int(said["i"])
-                action, text, key, proposed = (str(said[name]) for name in ("action", "text", "key", "proposed"))
-                self.server.review.decide(i, action, text, key, proposed, int(said["seen"]))
+                i = int(body["i"])
+                action, text, key, proposed = (str(body[name]) for name in ("action", "text", "key", "proposed"))
+                self.server.review.decide(i, action, text, key, proposed, int(body["seen"]))
             elif path == "undo":
-                i = self.server.review.undo(int(said["last"]))
+                i = self.server.review.undo(int(body["last"]))
             else:
-                return self._say(404, {"error": "There is nothing here."})
+                return self._respond(404, {"error": "There is nothing here."})
         except Stale:
-            return self._say(409, {"error": "It is not what it was when you saw it."})
+            return self._respond(409, {"error": "It has changed since you saw it."})
         except Unfit as error:
-            return self._say(400, {"error": str(error)})
+            return self._respond(400, {"error": str(error)})
         except RunError as error:
-            return self._say(507, {"error": f"Not saved: {error}"})
+            return self._respond(507, {"error": f"Not saved: {error}"})
         except (KeyError, ValueError, TypeError, IndexError):
-            return self._say(400, {"error": "That is no decision."})
-        self._say(200, {"i": i, "state": self.server.review.state()})
+            return self._respond(400, {"error": "The request is not a decision."})
+        self._respond(200, {"i": i, "state": self.server.review.state()})
 
     def _path(self) -> str | None:
-        """The path behind the token; None, and an answer, for whoever has no business here."""
+        """The path after the token; None, after a response, for a request that is not allowed."""
         allowed = self.headers.get("Host") in self.server.hosts
         allowed &= self.headers.get("Origin") in (None, *self.server.origins)
         allowed &= self.headers.get("Sec-Fetch-Site") in (None, "none", "same-origin")
         _, token, *rest = self.path.split("?")[0].split("/", 2)
         if allowed and secrets.compare_digest(token.encode(), self.server.token.encode()) and rest:
             return rest[0]
-        self.close_connection = True  # whatever else it sends is not read
-        self._say(403, {"error": "This page is opened by the address that `mmlab curate review` prints."})
+        self.close_connection = True  # the rest of the request is not read
+        self._respond(403, {"error": "Open the address that `mmlab curate review` prints."})
         return None
 
-    def _said(self) -> dict[str, Any] | None:
-        """The JSON of a request; None, and an answer, for anything else."""
+    def _json(self) -> dict[str, Any] | None:
+        """The JSON object of a request; None, after a response, for anything else."""
         length = self.headers.get("Content-Length", "")
         if self.headers.get_content_type() == "application/json" and length.isdecimal() and int(length) < LONGEST_BODY:
             try:
-                said = json.loads(self.rfile.read(int(length)))
-                if isinstance(said, dict):
-                    return said
+                body = json.loads(self.rfile.read(int(length)))
+                if isinstance(body, dict):
+                    return body
             except ValueError:
                 pass
         self.close_connection = True
-        self._say(400, {"error": "That is no decision."})
+        self._respond(400, {"error": "The request is not a JSON object."})
         return None
 
     def _picture(self, i: int) -> None:
@@ -147,11 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
             members = self.server.index.read(self.server.review.items[i]["sample"], IMAGE_EXTENSIONS)
             extension, data = next(iter(members.items()))
         except (SampleError, StopIteration) as error:
-            return self._say(404, {"error": str(error)})
+            return self._respond(404, {"error": str(error)})
         self._send(200, data, TYPES[extension])
 
-    def _say(self, status: int, answer: dict[str, Any]) -> None:
-        self._send(status, json.dumps(answer).encode(), "application/json")
+    def _respond(self, status: int, body: dict[str, Any]) -> None:
+        self._send(status, json.dumps(body).encode(), "application/json")
 
     def _send(self, status: int, data: bytes, kind: str) -> None:
         self.send_response(status)
@@ -168,20 +168,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The terminal shows the address, not every picture."""
+        """Log nothing, so that the terminal shows only the address."""
 
 
 def serve(out: Path, port: int, open_browser: bool = False) -> None:
-    """Serve the review of a curation until Ctrl-C or SIGTERM, and say then what was decided.
+    """Serve the review of a curation until Ctrl-C or SIGTERM, then print the counts of decisions.
 
     Raises:
-        ConfigError: `out` is no curation, or the port is taken.
+        ConfigError: `out` is not a curation, or the port is taken.
         RunError: there is nothing to review yet, or another process serves this review.
     """
-    index = data_of(out)
+    index = reviewed_pictures(out)
     with closing(claim(out / ".review.lock", "serves the review of")):
         review = Review(out)
-        with ReviewServer(review, index, token_of(out), port) as server, _until_told():
+        with ReviewServer(review, index, token_of(out), port) as server, _until_interrupted():
             print(f"{len(review.items)} descriptions to review: {server.url}   (Ctrl-C ends)", flush=True)
             if open_browser:
                 webbrowser.open(server.url)
@@ -191,13 +191,13 @@ def serve(out: Path, port: int, open_browser: bool = False) -> None:
 
 
 @contextmanager
-def _until_told() -> Iterator[None]:
-    """End what is within at SIGINT or SIGTERM, without an error."""
-    if threading.current_thread() is not threading.main_thread():  # no other can be told
+def _until_interrupted() -> Iterator[None]:
+    """End the block at SIGINT or SIGTERM, without an error."""
+    if threading.current_thread() is not threading.main_thread():  # others receive no signals
         yield
         return
     interrupted, ended = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
-    if interrupted is signal.SIG_IGN:  # as a shell without a terminal starts what it runs in the background
+    if interrupted is signal.SIG_IGN:  # so a shell without a terminal starts background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -209,7 +209,7 @@ def _until_told() -> Iterator[None]:
 
 
 def token_of(out: Path) -> str:
-    """The review's token, made once: a tab that is open goes on when the server is started again."""
+    """The review's token, created once, so that an open tab still works after the server is restarted."""
     path = out / ".review.token"
     if not path.exists() or path.stat().st_size < 32:
         draft = path.with_name(f".review.token.{os.getpid()}")

@@ -1,8 +1,8 @@
-"""Rules that catch what a language model leaves wrong in a text; each has a name that it is counted under.
+"""Rules that catch faulty texts of a language model, counted by their names.
 
-MiniGPT-4 (arXiv 2304.10592, §3.2) names apologies as hard-coded and leaves the rest to a person; the rules after that
-take what its §3.2 lists as the faults of the first stage: repetition, fragments, what is no English. The last four are
-for LLaVA's data: a model that was told of a picture in words is to speak as if it saw it, and not of those words.
+MiniGPT-4 (arXiv 2304.10592, §3.2) hard-codes a rule for apologies and leaves the rest to a person; the other rules
+cover the faults of the first stage that its §3.2 lists: repetition, fragments, text that is not English. The last four
+are for LLaVA's data: the model reads a description of the picture, but has to write as if it saw the picture.
 """
 
 import re
@@ -12,37 +12,37 @@ from collections.abc import Callable, Sequence
 from mmlab.config.errors import ConfigError, nearest
 
 Rule = Callable[[str], bool]
-"""Whether a description is caught."""
+"""Whether a text is caught."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _QUOTED = re.compile(r"“[^”]*”|\"[^\"]*\"|«[^»]*»")
-_QUOTE = re.compile(r'(?<!\d)"')  # behind a number it stands for inches
+_QUOTE = re.compile(r'(?<!\d)"')  # after a number it stands for inches
 _SENTENCE_END = re.compile(r"([.!?][\"”’')\]]*)\s+")
 
 
 def caught_by(text: str, rules: Sequence[str]) -> list[str]:
-    """The names of the rules that catch a text, in the order given; an empty text is caught by `empty` alone."""
+    """The names of the rules that catch a text, in order; an empty text is only caught by `empty`."""
     if "empty" in rules and empty(text):
         return ["empty"]
     return [name for name in rules if RULES[name](text)]
 
 
 def check_rules(names: Sequence[str]) -> None:
-    """Raise ConfigError for a name that is no rule."""
+    """Raise ConfigError unless every name is in `RULES`."""
     for name in names:
         if name not in RULES:
             raise ConfigError(f"There is no rule '{name}'.{nearest(name, RULES)} Rules: {', '.join(RULES)}.")
 
 
 def empty(text: str) -> bool:
-    """No word at all."""
+    """The text has no word."""
     return not _WORD.search(text)
 
 
 def repeats(text: str) -> bool:
-    """A word or pair of words three times running, a longer phrase twice, a sentence or 1/3 of the 4-grams again."""
+    """A word or pair three times in a row, a longer phrase twice, or a repeated sentence or 1/3 of the 4-grams."""
     words = _words(text)
-    # "Side by side by side" is English: a pair may follow on itself once.
+    # "Side by side by side" is English: a pair may occur twice in a row.
     if any(_running(words, size) >= (3 if size < 3 else 2) for size in range(1, 13)):
         return True
     sentences = [tuple(_words(sentence)) for sentence in sentences_of(text)]
@@ -52,7 +52,7 @@ def repeats(text: str) -> bool:
 
 
 def unfinished(text: str) -> bool:
-    """No end of a sentence at the end, an ellipsis, a quote or bracket left open, or a word that needs another."""
+    """The end is no end of a sentence, an ellipsis or a dangling word, or a quote or bracket is not closed."""
     bare = text.rstrip().rstrip("\"”’')]»")
     if not bare.endswith((".", "!", "?")) or bare.endswith(".."):
         return True
@@ -63,27 +63,27 @@ def unfinished(text: str) -> bool:
 
 
 def apology(text: str) -> bool:
-    """The model speaks of itself: it is sorry, mistaken, a language model, or sees no picture."""
+    """The model refers to itself: it is sorry, mistaken or a language model, or cannot see a picture."""
     return bool(_APOLOGY.search(_unquoted(text)))
 
 
 def explanation(text: str) -> bool:
-    """The model speaks of its task, which the prompt forbids: "Here is the corrected paragraph"."""
+    """The model refers to its task, which the prompt forbids: "Here is the corrected paragraph"."""
     return bool(_EXPLANATION.search(_unquoted(text)))
 
 
 def symbols(text: str) -> bool:
-    """What no description holds: control and replacement characters, markup, role names, one sign many times."""
+    """Control and replacement characters, markup, role names, or repeated punctuation."""
     if _MARKUP.search(text):
         return True
     return any(unicodedata.category(sign) in _STRAY and sign not in _ALLOWED for sign in text)
 
 
 def language(text: str) -> bool:
-    """A sentence in other letters or in Spanish, French, German, Italian, Portuguese or Dutch, by its function words.
+    """A sentence in another script, or in Spanish, French, German, Italian, Portuguese or Dutch by its function words.
 
-    So is a text of 20 words or more of which not even 15 % are English function words; they usually are 40 %. What is
-    quoted does not count.
+    A text of at least 20 words is also caught if less than 15 % are English function words (40 % are usual). Quoted
+    text is ignored.
     """
     bare = _unquoted(text)
     words = _words(bare)
@@ -93,27 +93,27 @@ def language(text: str) -> bool:
 
 
 def caption(text: str) -> bool:
-    """Refers to the captions; "a caption" that is part of a picture passes."""
+    """Refers to the captions; "a caption" as part of a picture passes."""
     return bool(_CAPTION.search(_unquoted(text)))
 
 
 def description(text: str) -> bool:
-    """Refers to the description or sentences that it was given, or announces one of its own."""
+    """Refers to the given description or sentences, or announces a description."""
     return bool(_DESCRIPTION.search(_unquoted(text)))
 
 
 def coordinates(text: str) -> bool:
-    """Names bounding boxes or coordinates, or gives them as numbers."""
+    """Mentions bounding boxes or coordinates, or contains their numbers."""
     return bool(_COORDINATES.search(_unquoted(text)))
 
 
 def information(text: str) -> bool:
-    """Refers to what is provided, given or not mentioned, which nobody does who looks at a picture."""
+    """Refers to information that is provided, given or not mentioned, as nobody does who sees the picture."""
     return bool(_INFORMATION.search(_unquoted(text)))
 
 
 def sentences_of(text: str) -> list[str]:
-    """Split at line breaks and at the ends of sentences; "Mr. Smith" is split too, which no rule minds."""
+    """Split at line breaks and at the ends of sentences; "Mr. Smith" is split as well, which affects no rule."""
     return [sentence for sentence in _SENTENCE_END.sub(r"\1\n", text).split("\n") if sentence.strip()]
 
 
@@ -182,7 +182,7 @@ _ALLOWED = set("\n°©®™")
 
 
 def _unquoted(text: str) -> str:
-    """A text without what it quotes, such as a sign in the picture."""
+    """A text without quotations, such as a sign in the picture."""
     return _QUOTED.sub(" ", text)
 
 
@@ -191,7 +191,7 @@ def _words(text: str) -> list[str]:
 
 
 def _running(words: list[str], size: int) -> int:
-    """How often at most a phrase of `size` words is said in a row."""
+    """The largest number of times in a row that a phrase of `size` words occurs."""
     best = same = 0
     for i in range(size, len(words)):
         same = same + 1 if words[i] == words[i - size] else 0
@@ -208,11 +208,11 @@ def _is_foreign(sentence: str) -> bool:
     if len(words) < 4:
         return False
     english = sum(word in _ENGLISH for word in words)
-    # Twice as many: a name such as "El Greco" is no foreign sentence.
+    # Twice as many: a name such as "El Greco" is not a foreign sentence.
     return max(sum(word in other for word in words) for other in _FOREIGN) > max(1, 2 * english)
 
 
-# The commonest function words; of the other languages without those that are English words as well.
+# The most frequent function words; for the other languages, without those that are also English words.
 _FUNCTION_WORDS = {
     "English": "the a an and of to in is are on with at for from by it its this that there which who as be has have "
     "was were he she they their his her or not some one two another other while can into over",

@@ -1,13 +1,16 @@
 """Make training data with models: describe pictures, repair, filter, review, write shards."""
 
-from omegaconf import DictConfig
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.compose import hydra_verb
 from mmlab.config.errors import ConfigError, nearest
 
 USAGE = """mmlab curate <command> [key=value]   (mmlab curate <command> --help says more)
 
-  minigpt4          describe pictures with a trained model, repair by a language model, filter, write shards
+  minigpt4          describe pictures with a trained model, repair with a language model, filter, write shards
   llava_instruct    dialogues about pictures from their captions and boxes, by a language model; filter, write shards
   review            accept, edit and reject MiniGPT-4's descriptions in a browser"""
 
@@ -25,59 +28,45 @@ def main(argv: list[str]) -> int:
 
 
 def minigpt4(cfg: DictConfig) -> None:
-    """Make the data of MiniGPT-4's second stage; the same command goes on where it was killed, or after the review.
+    """Make the data of MiniGPT-4's second stage; after a kill or the review, the same command continues.
 
     mmlab curate minigpt4 run=minigpt4/stage1_tiny template=minigpt4 data.path=data/shapes/train out=data/curated \\
         llm.model=gpt-4o-mini
 
-    The key of the endpoint is read from OPENAI_API_KEY, or the variable that llm.variable names.
+    The endpoint's key is read from OPENAI_API_KEY, or from the variable that llm.variable names.
     """
-    from pathlib import Path
-
     from mmlab.config.build import build
-    from mmlab.curate.pipeline import MiniGPT4, curate
-    from mmlab.curate.report import lines
+    from mmlab.curate.client import Client
+    from mmlab.curate.minigpt4_pipeline import curate
+    from mmlab.curate.report import minigpt4_lines
     from mmlab.data.index import ShardIndex
-    from mmlab.runs.run import find_run
-
-    # A wrong name or address should not cost the loading of a model.
-    recipe = MiniGPT4(
-        **{name: cfg[name] for name in ("samples", "seed", "instruction", "continuation", "continue_up_to", "repair")},
-        **{name: cfg[name] for name in ("batch_size", "unrepaired", "review")},
-        rules=list(cfg.rules),
-        workers=cfg.llm.workers,
-        prices=(cfg.llm.prompt_price, cfg.llm.completion_price),
-    )
-    folder, index = find_run(cfg.run, cfg.root), ShardIndex.open(cfg.data.path)
-    counts = curate(recipe, index, describer(cfg, folder), build(cfg.llm), Path(cfg.out))
-    print("\n".join(lines(counts)))
-    if counts["written"] is None:
-        print(f"{counts['reviewed']['left']} wait for a person: mmlab curate review out={cfg.out}, then this again.")
-    else:
-        print(f"shards: {Path(cfg.out, 'shards')}")
-
-
-def describer(cfg: DictConfig, folder):
-    """The run's model, loaded when it is first asked, and what its descriptions depend on."""
-    from mmlab.curate.pipeline import Lazy
     from mmlab.evaluate.answers import Answerer
-    from mmlab.runs.run import load_run_config
+    from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import restore, run_prompt
     from mmlab.training.artifacts import fingerprints
     from mmlab.training.trainer import place
 
-    prompt = run_prompt(load_run_config(folder), cfg.template)
+    config: Any = OmegaConf.to_object(cfg)
+    folder, index = find_run(config.run, config.root), ShardIndex.open(config.data.path)
+    prompt = run_prompt(load_run_config(folder), config.template)
 
-    def load() -> Answerer:
+    def load_describer() -> Answerer:
         model, trained = restore(folder)
-        return Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, cfg.max_new_tokens)
+        return Answerer(place(model, config.trainer), prompt, trained.data.aspect, config.max_new_tokens)
 
-    asked = {"template": prompt.template, "system": prompt.system, "max_new_tokens": cfg.max_new_tokens}
-    return Lazy(load, {"run": folder.name, "parts": fingerprints(folder), **asked})
+    identity = {"run": folder.name, "parts": fingerprints(folder), "template": prompt.template}
+    identity |= {"system": prompt.system, "max_new_tokens": config.max_new_tokens}
+    client = Client(config.llm, build(config.llm), Path(config.out, "replies"))
+    report = curate(config, index, load_describer, identity, client)
+    print("\n".join(minigpt4_lines(report)))
+    if report["written"] is None:
+        print(f"{report['reviewed']['left']} to review: mmlab curate review out={config.out}, then repeat this command")
+    else:
+        print(f"shards: {Path(config.out, 'shards')}")
 
 
 def llava_instruct(cfg: DictConfig) -> None:
-    """Make LLaVA's instruction data: conversation, detailed description, complex reasoning; the same command goes on.
+    """Make LLaVA's instruction data: conversation, detailed description, complex reasoning; the same command resumes.
 
     mmlab curate llava_instruct data.path=data/coco/train out=data/instruct llm.model=gpt-4o-mini examples=prompts
     mmlab curate llava_instruct data.images=train2017 data.captions=captions_train2017.json \\
@@ -85,61 +74,27 @@ def llava_instruct(cfg: DictConfig) -> None:
 
     `examples` is a folder in the layout of LLaVA's prompts: <type>/000_caps.txt and <type>/000_conv.txt, …
     """
-    from pathlib import Path
-
     from mmlab.config.build import build
-    from mmlab.curate.instruct_pipeline import ENTRIES, curate, pictures
-    from mmlab.curate.instruct_report import lines
-    from mmlab.data.index import ShardIndex
+    from mmlab.curate.client import Client
+    from mmlab.curate.llava_instruct_pipeline import ENTRIES, curate, open_pictures
+    from mmlab.curate.llava_instruct_prompts import load_prompts
+    from mmlab.curate.report import instruct_lines
 
-    # A wrong name or address should not cost the reading of a hundred thousand pictures.
-    recipe, backend, out = instruct_recipe(cfg), build(cfg.llm), Path(cfg.out)
-    files = {name: value for name, value in cfg.data.items() if name != "path"}
-    told = any(files[name] for name in ("captions", "instances", "table"))
-    if bool(cfg.data.path) == told or (cfg.data.path and files["images"]):
-        raise ConfigError("Give data.path=… for shards, or data.captions=…, data.instances=… or data.table=… instead.")
-    index, read = (ShardIndex.open(cfg.data.path), None) if cfg.data.path else pictures(out, files)
-    counts = curate(recipe, index, backend, out, read)
-    print("\n".join(lines(counts)))
-    shards = f", shards: {out / 'shards'}" if counts["written"]["samples"] else ""
+    config: Any = OmegaConf.to_object(cfg)
+    out = Path(config.out)
+    prompts, client = load_prompts(config), Client(config.llm, build(config.llm), out / "replies")
+    index, counts = open_pictures(config.data, out)
+    report = curate(config, prompts, index, client, counts)
+    print("\n".join(instruct_lines(report)))
+    shards = f", shards: {out / 'shards'}" if report["written"]["samples"] else ""
     print(f"dialogues: {out / ENTRIES}{shards}")
 
 
-def instruct_recipe(cfg: DictConfig):
-    """The recipe, with the examples read from their folder."""
-    from pathlib import Path
-
-    from mmlab.curate.examples import load_examples, system_message
-    from mmlab.curate.instruct_pipeline import LLaVAInstruct
-
-    folder = None if cfg.examples is None else Path(cfg.examples)
-    wanted = [kind for kind, count in cfg.samples.items() if count]
-
-    def prompt(kind: str) -> str:
-        if (text := cfg.prompts[kind]) is not None:
-            return text
-        if folder is None:
-            raise ConfigError(f"prompts.{kind}=null is read from a folder with examples; give examples=…")
-        return system_message(folder, kind)
-
-    return LLaVAInstruct(
-        samples=dict(cfg.samples),
-        prompts={kind: prompt(kind) for kind in wanted},
-        examples={kind: load_examples(folder, kind) for kind in wanted} if folder else {},
-        requests=list(cfg.requests),
-        rules=list(cfg.rules),
-        **{"seed": cfg.seed, "unanswered": cfg.unanswered, "workers": cfg.llm.workers},
-        prices=(cfg.llm.prompt_price, cfg.llm.completion_price),
-    )
-
-
 def review(cfg: DictConfig) -> None:
-    """Show each picture beside its description on a page of this machine, and save every decision at once.
+    """Show each picture and its description on a local web page, and save every decision immediately.
 
     mmlab curate review out=data/curated
     """
-    from pathlib import Path
-
     from mmlab.curate.review_server import serve
 
     serve(Path(cfg.out), cfg.port, cfg.open)

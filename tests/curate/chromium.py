@@ -1,4 +1,4 @@
-"""Headless Chromium, driven through its DevTools protocol over two pipes: no driver and no package is needed."""
+"""Headless Chromium, driven through its DevTools protocol over two pipes, without a driver or package."""
 
 import base64
 import json
@@ -16,11 +16,11 @@ KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
 
 
 class Refused(Exception):
-    """The browser could not do what it was told."""
+    """The browser refused a command."""
 
 
 class Chromium:
-    """A browser with a profile of its own; use it as a context manager."""
+    """A browser with its own profile; use it as a context manager."""
 
     def __init__(self, profile: Path):
         assert CHROMIUM is not None
@@ -72,7 +72,7 @@ class Chromium:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             if not select.select([self._read], [], [], PATIENCE)[0]:
-                raise TimeoutError(f"Chromium says nothing for {PATIENCE} s")
+                raise TimeoutError(f"no response from Chromium for {PATIENCE} s")
             piece = os.read(self._read, 1 << 20)
             if not piece:
                 raise EOFError("Chromium has ended")
@@ -86,13 +86,13 @@ class Chromium:
         tab = Tab(self, session)
         tab.call("Page.enable")
         tab.call("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
-        tab.call("Emulation.setFocusEmulationEnabled", enabled=True)  # each tab takes keys, as in windows side by side
+        tab.call("Emulation.setFocusEmulationEnabled", enabled=True)  # every tab receives keys
         tab.go(url)
         return tab
 
 
 class Tab:
-    """One page. `js` gives an expression's value, `wait` waits until one is true."""
+    """One page. `js` evaluates an expression, `wait` waits until one is true."""
 
     def __init__(self, browser: Chromium, session: str):
         self.browser, self.session = browser, session
@@ -121,10 +121,10 @@ class Tab:
         try:
             return bool(self.js(condition))
         except Refused:
-            return False  # the page was left while it was asked
+            return False  # the page was left meanwhile
 
     def press(self, key: str, ctrl: bool = False) -> None:
-        """Press a key as a person does: through the browser's input, to whatever has the focus."""
+        """Press a key through the browser's input, so that the focused element receives it."""
         one = len(key) == 1
         about = {
             "key": key,

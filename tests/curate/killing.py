@@ -1,4 +1,4 @@
-"""SIGKILL at chosen places of a curation, in a process of its own."""
+"""SIGKILL at chosen places of a curation, in a child process."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def die() -> None:
 
 
 def in_a_process(work: Callable[[], object], sabotage: Kill = lambda: None) -> bool:
-    """Do the work in a process of its own; whether it came to its end, and was not killed."""
+    """Do the work in a child process; returns False if it was killed."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -39,7 +39,7 @@ def in_a_process(work: Callable[[], object], sabotage: Kill = lambda: None) -> b
 
 
 def deaths_of(work: Callable[[], object], sabotage: Kill) -> int:
-    """How often `work` is killed in processes of its own, each of which goes on, before it is done."""
+    """How often `work` is killed, each time resumed in another child process, before it is done."""
     deaths = 0
     while not in_a_process(work, sabotage):
         deaths += 1
@@ -48,18 +48,18 @@ def deaths_of(work: Callable[[], object], sabotage: Kill) -> int:
 
 
 def twice(server: ScriptedEndpoint) -> int:
-    """Replies beyond the first to each prompt. One worker has one on its way while rows are written: if that dies."""
+    """Replies beyond the first to each prompt. A kill costs at most the one request that is then in flight."""
     return sum(server.paid.values()) - len(server.paid)
 
 
 def at_sync(number: int) -> Kill:
-    """Die at the `number`th time that something was written and is not known yet to be on the disk.
+    """Die at the `number`th fsync, before it happens.
 
-    Drafts do not count, and answers on their way are waited for: what they cost is for other tests.
+    Drafts do not count, and requests in flight are awaited: other tests are about their cost.
     """
 
     def sabotage() -> None:
-        sync, ask = os.fsync, Client._ask
+        sync, request = os.fsync, Client._request
         count, asking, dying = 0, set(), threading.Event()
 
         def killing(fd: int) -> None:
@@ -79,12 +79,12 @@ def at_sync(number: int) -> Kill:
                 asking.discard(threading.get_ident())
                 time.sleep(60)
             try:
-                return ask(self, name, question, stop)
+                return request(self, name, question, stop)
             finally:
                 asking.discard(threading.get_ident())
 
         journal.os.fsync = killing  # pyright: ignore[reportAttributeAccessIssue]
-        Client._ask = watched
+        Client._request = watched
 
     return sabotage
 

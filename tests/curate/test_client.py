@@ -1,13 +1,15 @@
-"""Replies that are kept: asked once, whoever asks, whoever dies."""
+"""Stored replies, requested once by all threads and processes; many requests, and an endpoint that is down."""
 
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from mmlab.config.errors import ConfigError
-from mmlab.curate.client import Client, NoReply, Reply
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.curate.client import PATIENCE, Client, NoReply, Reply
+from mmlab.curate.config import EndpointConfig, LLMConfig, LocalModelConfig
 from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.local_model import LocalModel
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always, user
@@ -15,7 +17,7 @@ from tests.model import tiny
 
 
 class Echo:
-    """A backend that counts."""
+    """A backend that records its dialogues."""
 
     def __init__(self, model="echo", **settings):
         self.model, self.settings, self.asked = model, settings, []
@@ -25,10 +27,18 @@ class Echo:
         return Reply(messages[-1]["content"].upper())
 
 
-def test_a_kept_reply_is_not_asked_for(tmp_path):
+def client(backend, folder, workers=1) -> Client:
+    return Client(LLMConfig(workers=workers), backend, folder)
+
+
+def endpoint(server: ScriptedEndpoint, **changes) -> Endpoint:
+    return Endpoint(EndpointConfig(url=server.url, model="m", backoff=0.01, settings={}, **changes))
+
+
+def test_a_stored_reply_is_not_requested_again(tmp_path):
     first, second = Echo(), Echo()
-    reply = Client(first, tmp_path)(user("hi"))
-    assert Client(second, tmp_path)(user("hi")) == reply and reply.text == "HI"
+    reply = client(first, tmp_path)(user("hi"))
+    assert client(second, tmp_path)(user("hi")) == reply and reply.text == "HI"
     assert len(first.asked) == 1 and not second.asked
     (file,) = tmp_path.glob("*/*.json")
     kept = json.loads(file.read_text())
@@ -38,22 +48,22 @@ def test_a_kept_reply_is_not_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("backend", "words"), [(Echo("other"), "hi"), (Echo(temperature=1.0), "hi"), (Echo(), "hi there")]
 )
-def test_another_question_is_asked(tmp_path, backend, words):
-    Client(Echo(), tmp_path)(user("hi"))
-    Client(backend, tmp_path)(user(words))
+def test_another_question_is_requested(tmp_path, backend, words):
+    client(Echo(), tmp_path)(user("hi"))
+    client(backend, tmp_path)(user(words))
     assert len(backend.asked) == 1
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"reply": {}}', "[]", '{"model": "x", "reply": {"text": "wrong"}}'])
-def test_a_damaged_file_is_asked_for_again(tmp_path, damage):
-    Client(Echo(), tmp_path)(user("hi"))
+def test_a_damaged_reply_is_requested_again(tmp_path, damage):
+    client(Echo(), tmp_path)(user("hi"))
     (file,) = tmp_path.glob("*/*.json")
     file.write_text(damage)
-    assert Client(Echo(), tmp_path)(user("hi")).text == "HI"
+    assert client(Echo(), tmp_path)(user("hi")).text == "HI"
     assert json.loads(file.read_text())["reply"]["text"] == "HI"
 
 
-def test_threads_ask_the_same_once(tmp_path):
+def test_threads_share_one_request(tmp_path):
     gate = threading.Event()
 
     class Slow(Echo):
@@ -62,9 +72,9 @@ def test_threads_ask_the_same_once(tmp_path):
             return super().complete(messages, stop)
 
     slow = Slow()
-    client = Client(slow, tmp_path)
+    shared = client(slow, tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        replies = [pool.submit(client, user("hi")) for _ in range(4)]
+        replies = [pool.submit(shared, user("hi")) for _ in range(4)]
         gate.set()
     assert {reply.result().text for reply in replies} == {"HI"} and len(slow.asked) == 1
 
@@ -78,15 +88,15 @@ def test_threads_ask_the_same_once(tmp_path):
         (["500", "empty"], "empty answer", "was empty in every attempt", (4, 0)),
     ],
 )
-def test_an_answer_that_cannot_be_used_is_named_and_paid_once(tmp_path, monkeypatch, acts, reason, says, usage):
+def test_an_unusable_reply_is_named_and_billed_once(tmp_path, monkeypatch, acts, reason, says, usage):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with ScriptedEndpoint(always(*acts)) as server:
-        client = Client(Endpoint(server.url, "m", attempts=3, backoff=0.01), tmp_path)
+        shared = client(endpoint(server, attempts=3), tmp_path)
         for _ in range(2):
             with pytest.raises(NoReply, match=says) as caught:
-                client(user("hi", "there"))
+                shared(user("hi", "there"))
         fault = caught.value
-        assert fault.reason == reason and fault.kept and not fault.down and fault.spent is not None
+        assert fault.reason == reason and fault.stored and not fault.down and fault.spent is not None
         assert (fault.spent.prompt_tokens, fault.spent.completion_tokens) == usage
         (file,) = tmp_path.glob("*/*.json")
         assert file.stem == fault.spent.hash
@@ -94,21 +104,21 @@ def test_an_answer_that_cannot_be_used_is_named_and_paid_once(tmp_path, monkeypa
         assert "Authorization" not in server.headers[0]
 
 
-def test_what_an_endpoint_took_before_it_went_down_is_told(tmp_path):
+def test_replies_billed_before_a_failure_are_reported(tmp_path):
     with ScriptedEndpoint(always("empty", "500")) as server:
-        client = Client(Endpoint(server.url, "m", variable=None, attempts=3, backoff=0.01), tmp_path)
+        shared = client(endpoint(server, variable=None, attempts=3), tmp_path)
         with pytest.raises(NoReply) as caught:
-            client(user("hi", "there"))
+            shared(user("hi", "there"))
     fault = caught.value
-    assert fault.reason == "500" and not fault.kept and not fault.down and not list(tmp_path.iterdir())
+    assert fault.reason == "500" and not fault.stored and not fault.down and not list(tmp_path.iterdir())
     assert fault.spent is not None and fault.spent.prompt_tokens == 2 and len(fault.spent.hash) == 64
 
 
-def test_half_an_emoji_is_kept(tmp_path):
-    """JSON can say one; a file in UTF-8 cannot hold it, and the reply would be paid for again and again."""
+def test_half_an_emoji_is_stored(tmp_path):
+    """JSON can encode one and UTF-8 cannot: unless it is replaced, the reply is billed again and again."""
     with ScriptedEndpoint(answer=lambda prompt: "a smile \ud83d") as server:
         for _ in range(2):
-            reply = Client(Endpoint(server.url, "m", variable=None), tmp_path)(user("hi"))
+            reply = client(endpoint(server, variable=None), tmp_path)(user("hi"))
             assert reply.text == "a smile ?"
         assert len(server.asked) == 1
 
@@ -116,7 +126,7 @@ def test_half_an_emoji_is_kept(tmp_path):
 def test_the_key_is_in_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_FOR_TESTS", "sk-very-secret")
     with ScriptedEndpoint(answer=lambda prompt: "said sk-very-secret") as server:
-        Client(Endpoint(server.url, "m", variable="LLM_FOR_TESTS"), tmp_path)(user("hi"))
+        client(endpoint(server, variable="LLM_FOR_TESTS"), tmp_path)(user("hi"))
     (file,) = tmp_path.glob("*/*.json")
     assert "sk-very" not in file.read_text()
 
@@ -128,11 +138,11 @@ def folder(tmp_path_factory, tokenizer_folder):
     return path
 
 
-def test_a_local_model_stands_in(folder, tmp_path):
-    local = LocalModel(str(folder), template="v1", max_tokens=6)
+def test_a_local_model_in_place_of_an_endpoint(folder, tmp_path):
+    local = LocalModel(LocalModelConfig(source=str(folder), template="v1", max_tokens=6))
     talk = [{"role": "system", "content": "Be brief."}, *user("what color?")]
     try:
-        reply = Client(local, tmp_path)(talk)
+        reply = client(local, tmp_path)(talk)
     except NoReply as error:
         assert error.reason == "finish_reason length"
         (file,) = tmp_path.glob("*/*.json")
@@ -142,9 +152,74 @@ def test_a_local_model_stands_in(folder, tmp_path):
         local.complete([{"role": "tool", "content": "x"}])
 
 
-def test_a_local_model_that_changes_is_another(folder):
-    before = LocalModel(str(folder), template="v1").settings
-    assert before == LocalModel(str(folder), template="v1").settings
+def test_a_local_model_with_new_weights_is_another_model(folder):
+    config = LocalModelConfig(source=str(folder), template="v1")
+    before = LocalModel(config).settings
+    assert before == LocalModel(config).settings
     (file,) = folder.glob("*.safetensors")
     file.touch()
-    assert before != LocalModel(str(folder), template="v1").settings
+    assert before != LocalModel(config).settings
+
+
+def outcomes(request, workers: int) -> list[tuple[int, bool]]:
+    """Row number and whether it has a reply, of 20 rows, in the order of arrival."""
+
+    class Scripted(Client):
+        def __call__(self, messages, stop=None):
+            return request(int(messages[0]["content"]))
+
+    rows = [{"key": f"r{i}", "number": i} for i in range(20)]
+    asking = Scripted(LLMConfig(workers=workers), Echo(), Path())
+    replies = asking.replies(rows, lambda row: user(str(row["number"])))
+    return [(row["number"], isinstance(reply, Reply)) for row, reply in replies]
+
+
+def test_slow_failures_at_the_end_do_not_mean_that_the_endpoint_is_down():
+    """Six requests fail one after the other when all others have succeeded."""
+    gate, good = threading.Event(), 0
+
+    def request(number):
+        nonlocal good
+        if number < 6:
+            assert gate.wait(5)
+            raise NoReply("timeout", "no answer.", down=True)
+        good += 1
+        if good == 14:
+            gate.set()
+        return Reply("yes")
+
+    assert sorted(outcomes(request, 7)) == [(i, i >= 6) for i in range(20)]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_endpoint_that_goes_down_ends_the_requests(workers):
+    asked = []
+
+    def request(number):
+        asked.append(number)
+        if len(asked) < 4:
+            return Reply("yes")
+        raise NoReply("500", "no answer.", down=True)
+
+    with pytest.raises(RunError, match=r"5 requests in a row failed, the last for r\d+: no answer"):
+        outcomes(request, workers)
+    assert len(asked) <= 3 + PATIENCE + 3 * workers
+
+
+def test_occasional_failures_do_not_mean_that_the_endpoint_is_down():
+    """Only failures in a row count, however many there were before."""
+
+    def request(number):
+        if number % 2:
+            raise NoReply("timeout", "no answer.", down=True)
+        return Reply("yes")
+
+    replied = [reply for _, reply in outcomes(request, 1)]
+    assert len(replied) == 20 and replied.count(False) == 10 > PATIENCE
+
+
+def test_stored_replies_that_are_cut_off_do_not_count_as_failures():
+    def request(number):
+        raise NoReply("finish_reason length", "cut.", spent=Reply("half", "length"), stored=True)
+
+    assert len(outcomes(request, 2)) == 20

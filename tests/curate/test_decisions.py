@@ -1,4 +1,4 @@
-"""What a person decided: saved at once, undone in order, never overwritten by a tab that did not know."""
+"""Decisions are saved at once, undone in order, and never overwritten by a tab with an old state."""
 
 import json
 import threading
@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mmlab.config.errors import RunError
-from mmlab.curate.decisions import Review, Stale, Unfit, kept_items
+from mmlab.curate.decisions import Review, Stale, Unfit, items_to_review
 from mmlab.curate.journal import read_rows
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always
@@ -21,14 +21,14 @@ def server():
 
 @pytest.fixture
 def work(tmp_path, server):
-    """A curation whose three descriptions wait for a person, and a way to go on with it."""
+    """A curation whose three descriptions wait for a person, and a function that continues it."""
     index = make_pictures(tmp_path / "pictures")
 
-    def go_on(review="all", **changes):
+    def resume(review="all", **changes):
         return run(index, server, tmp_path / "out", review=review, **changes)
 
-    assert go_on()["written"] is None
-    return tmp_path / "out", go_on
+    assert resume()["written"] is None
+    return tmp_path / "out", resume
 
 
 def written(out) -> dict[str, dict]:
@@ -37,14 +37,14 @@ def written(out) -> dict[str, dict]:
 
 
 def test_decisions_reach_the_shards(work):
-    out, go_on = work
+    out, resume = work
     review = Review(out)
     assert [item["key"] for item in review.items] == ["s0001", "s0002", "s0006"]
     decide(review, 0, "accept", "", 0)
     decide(review, 1, "edit", "  A dog \n and a round ball. ", 0)
-    assert go_on()["written"] is None and not (out / "shards").exists(), "one waits still"
+    assert resume()["written"] is None and not (out / "shards").exists(), "one is undecided"
     decide(review, 2, "reject", "", 0)
-    counts = go_on()
+    counts = resume()
     assert counts["reviewed"] == {"accepted": 1, "edited": 1, "rejected": 1, "left": 0}
     records = written(out)
     assert {key: record["caption"] for key, record in records.items()} == {
@@ -56,15 +56,15 @@ def test_decisions_reach_the_shards(work):
     assert provenance["reviewed_at"].startswith("20")
 
 
-def test_what_is_decided_can_be_written_before_the_rest(work):
-    out, go_on = work
+def test_decided_texts_can_be_written_before_the_rest(work):
+    out, resume = work
     decide(Review(out), 1, "accept", "", 0)
-    assert go_on("decided")["written"]["samples"] == 1 and list(written(out)) == ["s0002"]
-    assert go_on("none")["written"]["samples"] == 3
+    assert resume("decided")["written"]["samples"] == 1 and list(written(out)) == ["s0002"]
+    assert resume("none")["written"]["samples"] == 3
     assert written(out)["s0002"]["provenance"]["review"] is None
 
 
-def test_undo_goes_back_one_by_one_and_after_a_restart(work):
+def test_undo_one_by_one_and_after_a_restart(work):
     out, _ = work
     review = Review(out)
     decide(review, 0, "accept", "", 0)
@@ -80,10 +80,10 @@ def test_undo_goes_back_one_by_one_and_after_a_restart(work):
     assert review.state()["letters"] == "---" and review.state()["last"] == 0
     with pytest.raises(Stale):
         review.undo(0)
-    assert len(read_rows(out / "decisions.jsonl")) == 6, "nothing is taken out of the log"
+    assert len(read_rows(out / "decisions.jsonl")) == 6, "the log only grows"
 
 
-def test_a_tab_that_does_not_know_changes_nothing(work):
+def test_a_tab_with_an_old_state_changes_nothing(work):
     review = Review(work[0])
     decide(review, 0, "accept", "", 0)
     for action, seen in (("reject", 0), ("accept", 0), ("edit", 7)):
@@ -109,7 +109,7 @@ def test_a_tab_that_outlives_a_curation_changes_nothing(work):
 
 
 @pytest.mark.parametrize("i", [-1, 3])
-def test_there_is_no_such_item(work, i):
+def test_items_that_do_not_exist(work, i):
     review = Review(work[0])
     last = review.item(2)
     with pytest.raises(Unfit, match="There is no description"):
@@ -141,21 +141,21 @@ def test_tabs_at_once_make_one_decision(work):
 
 
 @pytest.mark.parametrize(("action", "text"), [("edit", " \n"), ("edit", "x" * 20_001), ("delete", ""), ("undo", "")])
-def test_what_is_no_decision_is_refused(work, action, text):
+def test_invalid_decisions_are_refused(work, action, text):
     out, _ = work
     with pytest.raises(Unfit):
         decide(Review(out), 0, action, text, 0)
     assert read_rows(out / "decisions.jsonl") == []
 
 
-def test_an_edit_to_the_same_is_an_acceptance(work):
+def test_an_edit_without_a_change_is_an_acceptance(work):
     review = Review(work[0])
     decide(review, 0, "edit", f" {SAID[1]}\n", 0)
     assert review.state()["letters"] == "a--"
 
 
-def test_decisions_are_about_a_text(work):
-    """A description that was made again with another text waits again."""
+def test_decisions_belong_to_a_text(work):
+    """A description whose text has changed is undecided again."""
     out, _ = work
     review = Review(out)
     for i in range(3):
@@ -169,11 +169,11 @@ def test_decisions_are_about_a_text(work):
     assert Review(out).state()["letters"] == "-aa"
 
 
-def test_there_is_nothing_to_review_yet(tmp_path):
+def test_nothing_to_review_yet(tmp_path):
     with pytest.raises(RunError, match="nothing to review yet"):
-        kept_items(tmp_path)
+        items_to_review(tmp_path)
     index = make_pictures(tmp_path / "pictures")
-    with ScriptedEndpoint(always("400")) as server, pytest.raises(RunError, match=r"in a row|not repaired"):
+    with ScriptedEndpoint(always("400")) as server, pytest.raises(RunError, match=r"in a row failed|not repaired"):
         run(index, server, tmp_path / "out", review="all")
     with pytest.raises(RunError, match="nothing to review yet"):
-        kept_items(tmp_path / "out")
+        items_to_review(tmp_path / "out")

@@ -1,15 +1,18 @@
-"""Faults of an endpoint: which are retried and which are reported at once."""
+"""Faults of an endpoint, which are retried or reported at once; its key; its rate limit."""
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from types import SimpleNamespace
 
 import pytest
 
 from mmlab.config.errors import ConfigError
+from mmlab.curate import endpoint as endpoint_module
 from mmlab.curate.client import NoReply, Refused
-from mmlab.curate.endpoint import Endpoint, _seconds
+from mmlab.curate.config import EndpointConfig
+from mmlab.curate.endpoint import Endpoint, Pace, _seconds
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always, user
 
 KEY = "sk-very-secret-1234"
@@ -20,10 +23,10 @@ def key(monkeypatch):
     monkeypatch.setenv("LLM_FOR_TESTS", KEY)
 
 
-def endpoint(server: ScriptedEndpoint | str, **options) -> Endpoint:
+def endpoint(server: ScriptedEndpoint | str, **changes) -> Endpoint:
     url = server if isinstance(server, str) else server.url
-    options = {"variable": "LLM_FOR_TESTS", "timeout": 10.0, "backoff": 0.01, "attempts": 4, **options}
-    return Endpoint(url, "gpt-tiny", **options)
+    few = {"variable": "LLM_FOR_TESTS", "timeout": 10.0, "backoff": 0.01, "attempts": 4, "settings": {}, **changes}
+    return Endpoint(EndpointConfig(url=url, model="gpt-tiny", **few))
 
 
 def test_a_question_and_its_answer():
@@ -51,7 +54,7 @@ def test_a_question_and_its_answer():
         ("drop", "garbage"),
     ],
 )
-def test_what_may_pass_is_asked_again(act, reason):
+def test_transient_faults_are_retried(act, reason):
     times, options = (1, {"timeout": 1.0}) if reason == "timeout" else (2, {})
     with ScriptedEndpoint(always(*[act] * times, "ok")) as server:
         reply = endpoint(server, **options).complete(user("hi"))
@@ -59,13 +62,13 @@ def test_what_may_pass_is_asked_again(act, reason):
         assert len(server.asked) == times + 1
 
 
-def test_answers_that_were_thrown_away_are_counted_as_paid():
+def test_discarded_replies_count_as_billed():
     with ScriptedEndpoint(always("empty", "ok")) as server:
         assert endpoint(server).complete(user("hi")).prompt_tokens == 2
 
 
 @pytest.mark.parametrize("act", ["429", "500", "hang", "garbage"])
-def test_what_never_passes_is_named(act):
+def test_lasting_faults_are_named(act):
     with ScriptedEndpoint(always(act)) as server:
         with pytest.raises(NoReply, match=r"in 2 attempts: .* \(2x\)\.") as caught:
             endpoint(server, attempts=2, timeout=0.2 if act == "hang" else 10.0).complete(user("hi"))
@@ -74,14 +77,14 @@ def test_what_never_passes_is_named(act):
     assert caught.value.spent is None and len(server.asked) == 2
 
 
-def test_an_answer_that_stays_empty_is_a_reply():
+def test_a_last_empty_reply_is_a_reply():
     with ScriptedEndpoint(always("500", "empty")) as server:
         reply = endpoint(server).complete(user("hi", "there"))
     assert (reply.text, reply.finish, reply.retries) == ("", "empty", {"500": 1, "empty answer": 3})
     assert (reply.prompt_tokens, reply.completion_tokens, len(server.asked)) == (6, 0, 4)
 
 
-def test_nobody_listens():
+def test_no_server():
     with ScriptedEndpoint() as server:
         pass
     with pytest.raises(NoReply, match="no connection") as caught:
@@ -98,7 +101,7 @@ def test_nobody_listens():
         ("302", Refused, "returned 302"),
     ],
 )
-def test_what_will_not_pass_is_asked_once(status, kind, says):
+def test_permanent_faults_are_not_retried(status, kind, says):
     away = {"Location": "http://127.0.0.1:9/"}
     with ScriptedEndpoint(always(status), away) as server, pytest.raises(kind) as caught:
         endpoint(server).complete(user("hi"))
@@ -106,19 +109,19 @@ def test_what_will_not_pass_is_asked_once(status, kind, says):
     assert not (isinstance(caught.value, NoReply) and caught.value.down)
 
 
-def test_a_key_that_comes_back_is_in_no_error_and_no_reply():
+def test_an_echoed_key_is_hidden():
     with ScriptedEndpoint(answer=lambda prompt: f"your key is {KEY}") as server:
         assert endpoint(server).complete(user("hi")).text == "your key is <redacted>"
 
 
-def test_the_letters_of_a_dummy_key_stay(monkeypatch):
+def test_a_placeholder_key_is_not_hidden(monkeypatch):
     monkeypatch.setenv("LLM_FOR_TESTS", "test")
     with ScriptedEndpoint(answer=lambda prompt: "a test tube") as server:
         assert endpoint(server).complete(user("hi")).text == "a test tube"
         assert server.headers[0]["Authorization"] == "Bearer test"
 
 
-def test_no_other_variable_of_the_environment_is_sent(monkeypatch):
+def test_no_other_environment_variable_is_sent(monkeypatch):
     names = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
     for name in names:
         monkeypatch.setenv(name, "private")
@@ -130,7 +133,7 @@ def test_no_other_variable_of_the_environment_is_sent(monkeypatch):
     assert "Authorization" not in server.headers[1]
 
 
-def test_no_proxy_sees_what_goes_to_this_machine(monkeypatch):
+def test_requests_to_this_machine_bypass_proxies(monkeypatch):
     with ScriptedEndpoint() as server, ScriptedEndpoint() as proxy:
         for name in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
             monkeypatch.delenv(name, raising=False)
@@ -139,7 +142,7 @@ def test_no_proxy_sees_what_goes_to_this_machine(monkeypatch):
         assert len(server.asked) == 1 and proxy.asked == []
 
 
-def test_a_question_that_is_stopped_is_not_asked_again():
+def test_a_canceled_request_is_not_retried():
     stop = threading.Event()
     with ScriptedEndpoint(always("503"), {"Retry-After": "30"}) as server, ThreadPoolExecutor(1) as pool:
         waits = pool.submit(endpoint(server, backoff=30.0).complete, user("hi"), stop)
@@ -151,7 +154,7 @@ def test_a_question_that_is_stopped_is_not_asked_again():
     assert time.monotonic() - start < 10 and len(server.asked) == 1
 
 
-def test_retry_after_is_waited_for_by_all():
+def test_retry_after():
     with ScriptedEndpoint(always("429", "ok"), {"Retry-After": "0.5"}) as server:
         asked = endpoint(server)
         asked.complete(user("hi"))
@@ -169,21 +172,91 @@ def test_retry_after_is_waited_for_by_all():
         ("https://me:word@host/v1", "put the key into the environment"),
     ],
 )
-def test_an_address_that_cannot_be(url, says):
+def test_invalid_addresses(url, says):
     with pytest.raises(ConfigError, match=says):
         endpoint(url)
-    Endpoint("http://gpu-box:8000/v1", "m", variable=None)
-    Endpoint("http://[::1]:8000/v1", "m", variable="LLM_FOR_TESTS")
+    endpoint("http://gpu-box:8000/v1", variable=None)
+    endpoint("http://[::1]:8000/v1")
 
 
 @pytest.mark.parametrize("value", [None, "", " "])
-def test_a_key_that_is_not_set(monkeypatch, value):
+def test_a_missing_key(monkeypatch, value):
     monkeypatch.delenv("LLM_FOR_TESTS") if value is None else monkeypatch.setenv("LLM_FOR_TESTS", value)
     with pytest.raises(ConfigError, match=r"^LLM_FOR_TESTS is not set; set it, or use llm\.variable=null\.$"):
         endpoint("https://api.openai.com/v1")
     endpoint("http://localhost:8000/v1")
 
 
-def test_settings_of_the_protocol_are_refused():
+def test_reserved_settings_are_refused():
     with pytest.raises(ConfigError, match="cannot contain 'stream'"):
         endpoint("http://localhost/v1", settings={"stream": True})
+
+
+class Clock:
+    """A clock, and an event that ends a wait.
+
+    Attributes:
+        now: seconds.
+        meanwhile: called once, in the middle of the next wait.
+        stops_at: when the event is set.
+    """
+
+    def __init__(self, stops_at: float = 1e9):
+        self.now, self.meanwhile, self.stops_at = 100.0, None, stops_at
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def is_set(self) -> bool:
+        return self.now >= self.stops_at
+
+    def wait(self, seconds: float) -> None:
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            self.now += seconds / 2
+            meanwhile()
+            seconds /= 2
+        self.now = min(self.now + seconds, max(self.now, self.stops_at))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(endpoint_module, "time", SimpleNamespace(monotonic=clock.monotonic))
+    return clock
+
+
+def starts(pace: Pace, clock: Clock, count: int) -> list[float]:
+    times = []
+    for _ in range(count):
+        pace.wait(clock)  # type: ignore[arg-type]
+        times.append(round(clock.now - 100, 6))
+    return times
+
+
+def test_requests_are_spaced(clock):
+    assert starts(Pace(600), clock, 4) == [0, 0.1, 0.2, 0.3]
+    assert starts(Pace(), clock, 3) == [0.3, 0.3, 0.3]
+
+
+def test_a_pause_delays_later_requests(clock):
+    pace = Pace(60)
+    pace.hold(5)
+    pace.hold(2)
+    assert starts(pace, clock, 3) == [5, 6, 7]
+
+
+def test_a_pause_delays_waiting_requests(clock):
+    pace = Pace(60)
+    assert starts(pace, clock, 1) == [0]
+    clock.meanwhile = lambda: pace.hold(10)
+    assert starts(pace, clock, 2) == [10.5, 11.5], "still spaced"
+    clock.meanwhile = lambda: pace.hold(0.1)
+    assert starts(pace, clock, 1) == [12.5], "a slot after the pause stays"
+
+
+def test_stop_ends_a_wait(clock):
+    pace = Pace(1)
+    assert starts(pace, clock, 1) == [0]
+    clock.stops_at = 103.0
+    assert starts(pace, clock, 1) == [3]

@@ -1,129 +1,141 @@
-"""SIGKILL at every place where a curation writes: nothing lost, nothing twice, nothing paid twice."""
+"""SIGKILL at every place where a curation writes: each row once, each reply billed once."""
 
 import os
 import signal
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from mmlab.curate import journal
 from mmlab.curate.client import Client
-from mmlab.curate.steps import STEPS, read_rows
+from mmlab.curate.journal import read_rows
+from mmlab.curate.llava_instruct_pipeline import ENTRIES
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
+from tests.curate import tiny_curation, tiny_instruct
 from tests.curate.killing import at_sync, deaths_of, die, in_a_process, torn, twice
 from tests.curate.scripted_endpoint import ScriptedEndpoint
-from tests.curate.tiny_curation import SAID, answer, make_pictures, run
+from tests.curate.tiny_curation import SAID
+
+
+class Pipeline(NamedTuple):
+    """A curation with tiny data."""
+
+    name: str
+    curate: Callable[..., Any]
+    endpoint: Callable[..., ScriptedEndpoint]
+    make_pictures: Callable[[Path], ShardIndex]
+    steps: tuple[str, ...]
+    rows: int
+    prompts: int
+
+
+MINIGPT4 = Pipeline(
+    "minigpt4",
+    tiny_curation.run,
+    partial(ScriptedEndpoint, answer=tiny_curation.answer),
+    tiny_curation.make_pictures,
+    tiny_curation.STEPS,
+    len(SAID),
+    5,
+)
+LLAVA = Pipeline(  # one reply is malformed, one is caught
+    "llava_instruct",
+    tiny_instruct.run,
+    tiny_instruct.endpoint,
+    partial(tiny_instruct.make_pictures, things=tiny_instruct.THINGS[:3]),
+    ("answered", "parsed", "filtered"),
+    9,
+    9,
+)
+
+
+class Work(NamedTuple):
+    """A pipeline, its pictures, and the folder of a curation that was not killed."""
+
+    pipeline: Pipeline
+    index: ShardIndex
+    unharmed: Path
+
+    def run(self, server: ScriptedEndpoint, out: Path, workers: int = 1) -> None:
+        self.pipeline.curate(self.index, server, out, llm={"workers": workers})
+
+    def assert_same(self, out: Path) -> None:
+        for name in self.pipeline.steps:
+            rows, expected = (read_rows(folder / f"{name}.jsonl") for folder in (out, self.unharmed))
+            assert len(rows) == len(expected), name
+            assert sorted(rows[1:], key=lambda row: row["key"]) == sorted(expected[1:], key=lambda row: row["key"])
+        for path in [*self.unharmed.glob("shards/*.tar"), *self.unharmed.glob("*.json")]:
+            assert (out / path.relative_to(self.unharmed)).read_bytes() == path.read_bytes()
+        for folder in (".", "shards"):
+            assert sorted(os.listdir(out / folder)) == sorted(os.listdir(self.unharmed / folder)), "no litter"
+
+
+def work_of(pipeline: Pipeline, folder: Path) -> Work:
+    index = pipeline.make_pictures(folder / "pictures")
+    work = Work(pipeline, index, folder / "unharmed")
+    with pipeline.endpoint() as server:
+        work.run(server, work.unharmed)
+    assert len(read_rows(work.unharmed / f"{pipeline.steps[0]}.jsonl")) == pipeline.rows + 1, "and the settings"
+    return work
+
+
+# LLaVA's last step alone syncs more than three times, so that it would be killed there for ever.
+SYNCS = [*((MINIGPT4, number) for number in (2, 3, 4, 7, 12)), *((LLAVA, number) for number in (4, 7))]
+ROWS = [(pipeline, step, row) for pipeline in (MINIGPT4, LLAVA) for step in pipeline.steps for row in (1, 2, 5)]
+FILES = [(MINIGPT4, "report.json"), (LLAVA, "report.json"), (LLAVA, ENTRIES)]
+
+
+def name_of(value: Any) -> str | None:
+    return value.name if isinstance(value, Pipeline) else None
+
+
+@pytest.fixture(scope="module")
+def work(request, tmp_path_factory) -> Work:
+    return work_of(request.param, tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def minigpt4(tmp_path_factory) -> Work:
+    return work_of(MINIGPT4, tmp_path_factory.mktemp("minigpt4"))
 
 
 @pytest.fixture
-def server():
-    with ScriptedEndpoint(answer=answer) as running:
+def server(request):
+    pipeline = request.getfixturevalue("work").pipeline if "work" in request.fixturenames else MINIGPT4
+    with pipeline.endpoint() as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory) -> ShardIndex:
-    return make_pictures(tmp_path_factory.mktemp("killed") / "pictures")
-
-
-@pytest.fixture(scope="module")
-def unharmed(tmp_path_factory, index) -> Path:
-    """The folder of a curation that nobody killed."""
-    out = tmp_path_factory.mktemp("unharmed")
-    with ScriptedEndpoint(answer=answer) as server:
-        run(index, server, out, workers=1)
-    return out
-
-
-def assert_same(out: Path, unharmed: Path) -> None:
-    for name in STEPS:
-        rows, expected = (read_rows(folder / f"{name}.jsonl") for folder in (out, unharmed))
-        assert len(rows) == len(SAID) + 1, f"{name}: a row per sample and the settings"
-        assert sorted(rows[1:], key=lambda row: row["key"]) == sorted(expected[1:], key=lambda row: row["key"])
-    assert sorted(os.listdir(out / "shards")) == sorted(os.listdir(unharmed / "shards")), "no litter"
-    for tar in (unharmed / "shards").glob("*.tar"):
-        assert (out / "shards" / tar.name).read_bytes() == tar.read_bytes()
-    assert (out / "report.json").read_text() == (unharmed / "report.json").read_text()
-    assert {path.name for path in out.iterdir()} == {path.name for path in unharmed.iterdir()}
-
-
-@pytest.mark.parametrize("number", [2, 3, 4, 7, 12])
-def test_killed_again_and_again(tmp_path, server, index, unharmed, number):
-    deaths = deaths_of(lambda: run(index, server, tmp_path / "out", workers=1), at_sync(number))
+@pytest.mark.parametrize(("work", "number"), SYNCS, indirect=["work"], ids=name_of)
+def test_killed_again_and_again(tmp_path, server, work, number):
+    deaths = deaths_of(lambda: work.run(server, tmp_path / "out"), at_sync(number))
     assert deaths >= 30 / number
-    assert_same(tmp_path / "out", unharmed)
-    assert len(server.paid) == 5 and twice(server) <= deaths
+    work.assert_same(tmp_path / "out")
+    assert len(server.paid) == work.pipeline.prompts and twice(server) <= deaths
 
 
-@pytest.mark.parametrize("row", [1, 2, 5])
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_within_a_row(tmp_path, server, index, unharmed, step, row):
+@pytest.mark.parametrize(("work", "step", "row"), ROWS, indirect=["work"], ids=name_of)
+def test_killed_within_a_row(tmp_path, server, work, step, row):
     out = tmp_path / "out"
-    assert not in_a_process(lambda: run(index, server, out, workers=1), torn(step, row))
+    assert not in_a_process(lambda: work.run(server, out), torn(step, row))
     assert not (out / f"{step}.jsonl").read_bytes().endswith(b"\n"), "the line is torn"
-    assert in_a_process(lambda: run(index, server, out, workers=1))
-    assert_same(out, unharmed)
-    assert len(server.paid) == 5 and twice(server) <= (step == "repaired")
-
-
-def test_killed_while_questions_are_on_their_way(tmp_path, index, unharmed):
-    """Two are answered, two hang: none of them is answered, and paid for, twice."""
-    hangs, out = True, tmp_path / "out"
-
-    def script(prompt: str, attempt: int) -> str:
-        return "hang" if hangs and ("cat" in prompt or "lamp" in prompt) else "ok"
-
-    with ScriptedEndpoint(script, answer=answer) as server:
-        child = os.fork()
-        if child == 0:
-            try:
-                signal.alarm(60)
-                run(index, server, out, workers=5)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        end = time.monotonic() + 60
-        while len(list((out / "replies").glob("*/[!.]*"))) < 3 or len(server.asked) < 5:
-            assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < end
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        hangs = False
-        assert in_a_process(lambda: run(index, server, out, workers=5))
-        server.released.set()
-        assert_same(out, unharmed)
-        assert len(server.asked) == 7 and len(set(server.asked)) == 5
-
-
-def test_killed_with_a_reply_in_the_hand(tmp_path, server, index, unharmed):
-    """The one moment that costs: it came, and was not written. It alone is asked for again."""
-    out = tmp_path / "out"
-
-    def sabotage() -> None:
-        ask = Client._ask
-
-        def killing(self, name, question, stop):
-            if "lamp" in question["messages"][-1]["content"]:
-                self.backend.complete(question["messages"], stop)
-                die()
-            return ask(self, name, question, stop)
-
-        Client._ask = killing
-
-    assert not in_a_process(lambda: run(index, server, out, workers=1), sabotage)
-    assert in_a_process(lambda: run(index, server, out, workers=1))
-    assert_same(out, unharmed)
-    assert sorted(server.paid.values()) == [1, 1, 1, 1, 2]
+    assert in_a_process(lambda: work.run(server, out))
+    work.assert_same(out)
+    assert len(server.paid) == work.pipeline.prompts and twice(server) <= (step in ("repaired", "answered"))
 
 
 @pytest.mark.parametrize("where", ["write", "_finish", "rename", "remove"])
-def test_killed_while_shards_are_written(tmp_path, server, index, unharmed, where):
+@pytest.mark.parametrize("work", [MINIGPT4, LLAVA], indirect=True, ids=name_of)
+def test_killed_while_shards_are_written(tmp_path, server, work, where):
     out = tmp_path / "out"
-    assert in_a_process(lambda: run(index, server, out, workers=1)), "the next command replaces shards"
+    if where in ("rename", "remove"):
+        assert in_a_process(lambda: work.run(server, out)), "the next command replaces shards"
 
     def sabotage() -> None:
         if where == "rename":
@@ -143,18 +155,90 @@ def test_killed_while_shards_are_written(tmp_path, server, index, unharmed, wher
         else:
             setattr(ShardWriter, where, lambda *_: die())
 
-    assert not in_a_process(lambda: run(index, server, out, workers=1), sabotage)
-    assert in_a_process(lambda: run(index, server, out, workers=1))
-    assert_same(out, unharmed)
+    assert not in_a_process(lambda: work.run(server, out), sabotage)
+    assert list(out.glob("shards.tmp-*")) or where in ("rename", "remove")
+    assert in_a_process(lambda: work.run(server, out))
+    work.assert_same(out)
 
 
-def test_two_at_once_are_refused(tmp_path, server, index):
-    held = journal.claim(tmp_path / "out" / ".lock", "curates into")
+@pytest.mark.parametrize(("work", "name"), FILES, indirect=["work"], ids=name_of)
+def test_killed_while_a_file_is_written(tmp_path, server, work, name):
+    out = tmp_path / "out"
+
+    def sabotage() -> None:
+        sync = os.fsync
+
+        def killing(fd: int) -> None:
+            if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).startswith(f".{name}."):
+                die()
+            sync(fd)
+
+        journal.os.fsync = killing  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert not in_a_process(lambda: work.run(server, out), sabotage)
+    assert not (out / name).exists() and list(out.glob(f".{name}.*")), "a draft, and not the file"
+    assert in_a_process(lambda: work.run(server, out))
+    work.assert_same(out)
+
+
+def test_killed_while_requests_are_in_flight(tmp_path, minigpt4):
+    """Two requests have replies, two hang: none is answered, and billed, twice."""
+    hangs, out = True, tmp_path / "out"
+
+    def script(prompt: str, attempt: int) -> str:
+        return "hang" if hangs and ("cat" in prompt or "lamp" in prompt) else "ok"
+
+    with ScriptedEndpoint(script, answer=tiny_curation.answer) as server:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(60)
+                minigpt4.run(server, out, workers=5)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        end = time.monotonic() + 60
+        while len(list((out / "replies").glob("*/[!.]*"))) < 3 or len(server.asked) < 5:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < end
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        hangs = False
+        assert in_a_process(lambda: minigpt4.run(server, out, workers=5))
+        server.released.set()
+        minigpt4.assert_same(out)
+        assert len(server.asked) == 7 and len(set(server.asked)) == 5
+
+
+def test_killed_before_a_reply_is_stored(tmp_path, server, minigpt4):
+    """The only moment that costs: that reply alone is requested again."""
+    out = tmp_path / "out"
+
+    def sabotage() -> None:
+        request = Client._request
+
+        def killing(self, name, question, stop):
+            if "lamp" in question["messages"][-1]["content"]:
+                self.backend.complete(question["messages"], stop)
+                die()
+            return request(self, name, question, stop)
+
+        Client._request = killing
+
+    assert not in_a_process(lambda: minigpt4.run(server, out), sabotage)
+    assert in_a_process(lambda: minigpt4.run(server, out))
+    minigpt4.assert_same(out)
+    assert sorted(server.paid.values()) == [1, 1, 1, 1, 2]
+
+
+def test_two_processes_at_once_are_refused(tmp_path, server, minigpt4):
+    lock = journal.claim(tmp_path / "out" / ".lock", "curates into")
 
     def second() -> None:
         with pytest.raises(Exception, match=r"process \d+ curates into .*out; wait for it, or stop it\."):
-            run(index, server, tmp_path / "out")
+            minigpt4.run(server, tmp_path / "out")
 
     assert in_a_process(second)
-    held.close()
-    run(index, server, tmp_path / "out")
+    lock.close()
+    minigpt4.run(server, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The review page in a real browser, as a person uses it: keys, buttons, two tabs, a server that is killed."""
+"""The review page in a browser: keys, buttons, two tabs, a server that is killed."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def browser(tmp_path_factory):
 
 
 class Served:
-    """A review in a process of its own, which can be killed and started again at the same address."""
+    """A review in a child process that can be killed and restarted at the same address."""
 
     def __init__(self, out: Path):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -95,11 +95,11 @@ def test_accept_edit_reject_and_undo_by_key(browser, review, tmp_path):
     tab.wait("at('picture').complete && at('picture').naturalWidth === 96")
     assert tab.js("[...document.querySelectorAll('#diff del')].map(e => e.textContent).join('|')") != ""
     press(tab, "a", "place === 1")
-    assert tab.js("document.querySelectorAll('#text b').length") == 0, "the text of a model is no markup"
+    assert tab.js("document.querySelectorAll('#text b').length") == 0, "a model's text is not markup"
     press(tab, "e", "editing")
     tab.js("at('draft').select()")
     tab.write("Two big circles aerj.")
-    assert tab.js("place") == 1, "letters are text while one edits"
+    assert tab.js("place") == 1, "letters are text during an edit"
     press(tab, "Enter", "place === 2", ctrl=True)
     press(tab, "r", "place === 3")
     assert review.log() == [
@@ -115,7 +115,7 @@ def test_accept_edit_reject_and_undo_by_key(browser, review, tmp_path):
     press(tab, "ArrowLeft", "place === 1")
     assert shown(tab) == [1, "Two big circles aerj.", "Edited"]
     press(tab, "a", "place === 3")
-    assert review.log()[-1] == ("edit", "s0001", "Two big circles aerj."), "what is accepted is what is shown"
+    assert review.log()[-1] == ("edit", "s0001", "Two big circles aerj."), "the edited text stays as it is shown"
     press(tab, "r", "item === null")
     assert "All decided." in tab.js("document.body.innerText")
     tab.screenshot(tmp_path / "done.png")
@@ -173,12 +173,12 @@ def test_a_second_tab_corrupts_nothing(browser, review):
     one, two = opened(browser, review), opened(browser, review)
     press(one, "a", "place === 1")
     press(two, "r", "!at('notice').hidden")
-    assert "decided already, maybe in another tab" in two.js("at('notice').textContent")
+    assert "decided, perhaps in another tab" in two.js("at('notice').textContent")
     assert shown(two) == [0, "A red star.", "Accepted"] and review.log() == [("accept", "s0000", None)]
     press(two, "j", "place === 1")
     press(two, "a", "place === 2")
     press(one, "u", "!at('notice').hidden")
-    assert len(review.log()) == 2, "an undo of what this tab has not seen is asked for twice"
+    assert len(review.log()) == 2, "an undo of a decision that this tab has not seen needs a second key press"
     press(one, "u", "state.left === 3")
     assert review.log()[2:] == [("undo", 2, None)] and one.js("state.letters") == "a---"
     press(two, "r", "place === 3")
@@ -187,14 +187,14 @@ def test_a_second_tab_corrupts_nothing(browser, review):
 
 
 def test_a_tab_outlives_a_curation(browser, review):
-    """Rules that catch the first description make another one the first, which its person has not seen."""
+    """When rules catch the first description, another one that the person has not seen becomes the first."""
     tab = opened(browser, review)
     first = tab.js("at('picture').src")
     review.kill()
     catch(review.out, "s0000")
     review.start()
     press(tab, "a", "!at('notice').hidden")
-    assert "made again since" in tab.js("at('notice').textContent") and review.log() == []
+    assert "has run again" in tab.js("at('notice').textContent") and review.log() == []
     assert shown(tab) == [0, "Two circles <b>big</b>.", "Not decided"]
     assert tab.js("at('picture').src") != first and tab.js("at('picture').src.endsWith('/picture/0?s0001')")
     press(tab, "e", "editing")
@@ -206,12 +206,12 @@ def test_a_tab_outlives_a_curation(browser, review):
     review.start()
     tab.js("dispatchEvent(new Event('focus'))")
     tab.wait("!busy && !editing && item.key === 's0002'")
-    assert "made again since" in tab.js("at('notice').textContent") and review.log() == []
+    assert "has run again" in tab.js("at('notice').textContent") and review.log() == []
     press(tab, "r", "place === 1")
     assert review.log() == [("reject", "s0002", None)]
 
 
-def test_a_draft_is_of_one_curation_and_one_text(browser, review):
+def test_a_draft_belongs_to_one_curation_and_text(browser, review):
     tab = opened(browser, review)
     press(tab, "e", "editing")
     tab.write(" More.")
@@ -221,7 +221,7 @@ def test_a_draft_is_of_one_curation_and_one_text(browser, review):
     assert tab.js("Object.keys(sessionStorage).every(name => name.startsWith('draft ' + location.pathname))")
 
 
-def test_what_took_too_long_may_be_saved_all_the_same(browser, review):
+def test_a_timeout_may_still_save(browser, review):
     tab = opened(browser, review)
     tab.js("const patience = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = () => patience(300); 1")
     os.kill(review.child, signal.SIGSTOP)
@@ -231,11 +231,11 @@ def test_what_took_too_long_may_be_saved_all_the_same(browser, review):
     finally:
         os.kill(review.child, signal.SIGCONT)
     tab.js("AbortSignal.timeout = patience; 1")
-    press(tab, "a", "place === 1 || at('notice').textContent.includes('decided already')")
+    press(tab, "a", "place === 1 || at('notice').textContent.includes('Already decided')")
     assert review.log() == [("accept", "s0000", None)], "once"
 
 
-def test_keys_pressed_before_the_next_picture_shows_decide_nothing(browser, review):
+def test_keys_before_the_next_picture_is_shown_decide_nothing(browser, review):
     tab = opened(browser, review)
     tab.js("for (const key of 'aar') dispatchEvent(new KeyboardEvent('keydown', {key}))")
     tab.wait("!busy && place === 1")

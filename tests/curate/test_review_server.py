@@ -1,4 +1,4 @@
-"""The review's server: who is let in, what it takes, what it says of itself."""
+"""The review's server: which requests it accepts, and its responses."""
 
 import http.client
 import json
@@ -15,7 +15,7 @@ import pytest
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.curate import journal
 from mmlab.curate.decisions import Review
-from mmlab.curate.pipeline import data_of
+from mmlab.curate.minigpt4_pipeline import reviewed_pictures
 from mmlab.curate.review_server import ReviewServer, serve, token_of
 from tests.curate.tiny_curation import colour, decide, waiting
 
@@ -23,7 +23,7 @@ TEXTS = [("a dog and", "A dog <script>alert(1)</script>."), ("a cat.", "a cat.")
 
 
 def decision(i=0, action="accept", **changes):
-    """A decision about a description that stands in its place, undecided."""
+    """A decision about the undecided description in place `i`."""
     key, (_, proposed) = f"s{i % 3:04d}", TEXTS[i % 3]
     return {"i": i, "action": action, "text": "", "key": key, "proposed": proposed, "seen": 0, **changes}
 
@@ -31,14 +31,14 @@ def decision(i=0, action="accept", **changes):
 @pytest.fixture
 def server(tmp_path):
     out = waiting(tmp_path, TEXTS)
-    with ReviewServer(Review(out), data_of(out), token_of(out)) as running:
+    with ReviewServer(Review(out), reviewed_pictures(out), token_of(out)) as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
         running.shutdown()
 
 
 def ask(server, path, said=None, method=None, **headers):
-    """Status, headers and body of an answer; headers' names are written with _ for -."""
+    """Status, headers and body of a response; _ stands for - in the names of headers."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
     sent = {"Content-Type": "application/json"} if said is not None else {}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -61,12 +61,12 @@ def test_page_item_picture_and_state(server):
     assert json.loads(ask(server, at + "state")[2])["letters"] == "---"
 
 
-def test_it_listens_on_loopback_alone(server):
+def test_it_only_listens_on_loopback(server):
     assert server.server_address[0] == "127.0.0.1" and server.url.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize("path", ["/", "/state", "//state", "/{0}", "/{1}/state", "/{2}/state", "/{0}x/state"])
-def test_without_the_token_there_is_nothing(server, path):
+def test_nothing_without_the_token(server, path):
     token = server.token
     path = path.format(token, token[:-1], token.swapcase())
     status, _, data = ask(server, path)
@@ -84,13 +84,13 @@ def test_without_the_token_there_is_nothing(server, path):
         {"Sec_Fetch_Site": "same-site"},
     ],
 )
-def test_other_sites_pages_change_and_read_nothing(server, headers):
+def test_pages_of_other_sites_change_and_read_nothing(server, headers):
     assert ask(server, f"/{server.token}/decide", decision(), **headers)[0] == 403
     assert ask(server, f"/{server.token}/state", **headers)[0] == 403
     assert server.review.state()["left"] == 3
 
 
-def test_a_form_of_another_site_would_not_be_read(server):
+def test_a_form_of_another_site_is_refused(server):
     said = json.dumps(decision()).encode()
     assert ask(server, f"/{server.token}/decide", said, Content_Type="text/plain")[0] == 400
     assert server.review.state()["left"] == 3
@@ -118,17 +118,17 @@ def test_decisions(server):
         *(decision(action="edit", text=text) for text in (" ", "x" * 30_000)),
     ],
 )
-def test_what_is_no_decision(server, said):
+def test_invalid_decisions(server, said):
     assert ask(server, f"/{server.token}/decide", said)[0] == 400
     assert server.review.state()["left"] == 3 and ask(server, f"/{server.token}/state")[0] == 200
 
 
 @pytest.mark.parametrize("path", ["item/3", "item/-1", "item/x", "picture/9", "nothing", "..", "item/0/../../x"])
-def test_what_is_not_there(server, path):
+def test_unknown_paths(server, path):
     assert ask(server, f"/{server.token}/{path}")[0] == 404
 
 
-def test_a_disk_that_is_full_is_said(server, monkeypatch):
+def test_a_full_disk_is_reported(server, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_is_said(server, monkeypatch):
     assert ask(server, f"/{server.token}/decide", decision())[0] == 200
 
 
-def test_the_token_is_kept_for_its_owner(tmp_path):
+def test_the_token_is_stored_for_its_owner(tmp_path):
     token = token_of(tmp_path)
     assert token == token_of(tmp_path) and len(token) >= 32
     assert stat.S_IMODE((tmp_path / ".review.token").stat().st_mode) == 0o600
@@ -149,9 +149,9 @@ def test_the_token_is_kept_for_its_owner(tmp_path):
 
 def test_one_port_and_one_review_at_a_time(tmp_path, server):
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=rf"port {server.server_port} cannot be had"):
+    with pytest.raises(ConfigError, match=rf"port {server.server_port} is not available"):
         serve(out, server.server_port)
-    held = journal.claim(out / ".review.lock", "serves the review of")
+    lock = journal.claim(out / ".review.lock", "serves the review of")
     child = os.fork()
     if child == 0:
         status = 1
@@ -162,11 +162,11 @@ def test_one_port_and_one_review_at_a_time(tmp_path, server):
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    held.close()
+    lock.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_its_counts(tmp_path, number):
+def test_a_signal_ends_it_and_prints_counts(tmp_path, number):
     out = waiting(tmp_path, TEXTS)
     decide(Review(out), 0, "accept")
     reading, writing = os.pipe()
@@ -175,7 +175,7 @@ def test_a_signal_ends_it_with_its_counts(tmp_path, number):
         status = 1
         try:
             signal.alarm(60)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind the & of a script
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a background job of a script
             sys.stdout = open(writing, "w", buffering=1)  # noqa: SIM115
             serve(out, 0)
             sys.stdout.flush()
@@ -193,7 +193,7 @@ def test_a_signal_ends_it_with_its_counts(tmp_path, number):
 
 
 def test_another_thread_serves_without_signals(tmp_path, monkeypatch):
-    """Only the main thread may set what a signal does."""
+    """Only the main thread may set signal handlers."""
     monkeypatch.setattr(ReviewServer, "serve_forever", lambda self: None)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(serve, waiting(tmp_path, TEXTS), 0).result()

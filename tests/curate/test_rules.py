@@ -1,4 +1,4 @@
-"""What each rule catches, and what looks like it and is fine."""
+"""What each rule catches, and similar texts that pass."""
 
 import pytest
 
@@ -161,7 +161,7 @@ def test_every_rule_that_catches_is_named():
     assert caught_by("", ["unfinished", "repeats"]) == ["unfinished"]
 
 
-def test_a_wrong_name_is_one_sentence():
+def test_an_unknown_rule_is_one_sentence():
     with pytest.raises(ConfigError, match=r"There is no rule 'repeat'\. Did you mean 'repeats'\?"):
         check_rules(["language", "repeat"])
     check_rules(list(RULES))

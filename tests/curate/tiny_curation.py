@@ -1,4 +1,4 @@
-"""A curation in small: pictures that a scripted model describes, badly."""
+"""A tiny curation: pictures that a scripted model describes badly."""
 
 import io
 import json
@@ -9,16 +9,19 @@ from typing import Any
 
 from PIL import Image
 
+from mmlab.curate.client import Client
+from mmlab.curate.config import CurateMiniGPT4Config, EndpointConfig
 from mmlab.curate.decisions import Review
+from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.journal import Journal, read_rows
-from mmlab.curate.pipeline import Lazy, MiniGPT4, curate
-from mmlab.curate.steps import STEPS
+from mmlab.curate.minigpt4_pipeline import curate
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.tiny_shapes import make_records
 
+STEPS = ("described", "continued", "repaired", "filtered")
 SAID = [
     "a red star a red star a red star a red star",
     "The picture shows a blue square on a table, and the blue square is beside a green lamp.",
@@ -42,7 +45,7 @@ def answer(prompt: str) -> str:
 
 
 class Scripted:
-    """Says what `SAID` and `CONTINUED` hold for a picture, which its colour names.
+    """Returns the text of `SAID` or `CONTINUED` at a picture's number, which its color encodes.
 
     Attributes:
         batches: the number of pictures in each call.
@@ -80,29 +83,31 @@ def make_pictures(root: Path, count: int = len(SAID)) -> ShardIndex:
     return make_records(root, [{"caption": str(i)} for i in range(count)], [colour(i) for i in range(count)])
 
 
-def recipe(**changes: Any) -> MiniGPT4:
+def run(
+    index: ShardIndex, server: ScriptedEndpoint, out: Path, describer=None, llm: dict[str, Any] | None = None, **changes
+) -> dict[str, Any]:
+    """Curate with few-pixel pictures; `changes` and `llm` are settings in place of those here."""
     rules = ["empty", "repeats", "unfinished", "apology", "symbols"]
     prompts = {"instruction": "What is it?", "continuation": "Go on", "continue_up_to": 10, "repair": "Mend this."}
-    few = {"samples": 100, "seed": 0, "rules": rules, "batch_size": 3, "workers": 2, "review": "none"}
-    return MiniGPT4(**{**few, **prompts, **changes})
+    settings: Any = {"samples": 100, "rules": rules, "batch_size": 3, "review": "none", **prompts, **changes}
+    config = CurateMiniGPT4Config(out=str(out), llm=tiny_endpoint(server, **(llm or {})), **settings)
+    client = Client(config.llm, Endpoint(config.llm), out / "replies")
+    return curate(config, index, lambda: describer or Scripted(), {"run": "scripted"}, client, quiet=True)
 
 
-def run(index: ShardIndex, server: ScriptedEndpoint, out: Path, describer=None, **changes: Any) -> dict[str, Any]:
-    from mmlab.curate.endpoint import Endpoint
-
-    describer = describer or Scripted()
-    backend = Endpoint(server.url, "m", variable=None, timeout=10.0, attempts=2, backoff=0.01)
-    return curate(recipe(**changes), index, Lazy(lambda: describer, {"run": "scripted"}), backend, out, quiet=True)
+def tiny_endpoint(server: ScriptedEndpoint, **changes: Any) -> EndpointConfig:
+    quick: Any = {"timeout": 10.0, "attempts": 2, "backoff": 0.01, "workers": 2, "settings": {}, **changes}
+    return EndpointConfig(url=server.url, model="m", variable=None, **quick)
 
 
 def decide(review: Review, i: int, action: str, text: str = "", seen: int = 0) -> None:
-    """Decide about an item as it is now, after the decision `seen`."""
+    """Decide about an item in its current state, after the decision `seen`."""
     item = review.item(i)
     review.decide(i, action, text, item["key"], item["proposed"], seen)
 
 
 def catch(out: Path, key: str) -> None:
-    """Make a curation's last step again, with rules that catch a sample."""
+    """Rewrite a curation's last step as if rules caught a sample."""
     rows = read_rows(out / "filtered.jsonl")
     (out / "filtered.jsonl").unlink()
     with closing(Journal(out / "filtered.jsonl")) as journal:
@@ -111,7 +116,7 @@ def catch(out: Path, key: str) -> None:
 
 
 def waiting(root: Path, pairs: Sequence[tuple[str, str]], pictures: Sequence[bytes] | None = None) -> Path:
-    """A curation that waits for its review: (as described, as repaired) of each sample."""
+    """A curation that waits for its review, from (described, repaired) texts."""
     pictures = pictures or [colour(i % 10) for i in range(len(pairs))]
     index = make_records(root / "pictures", [{}] * len(pairs), list(pictures))
     out = root / "out"

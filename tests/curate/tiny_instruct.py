@@ -1,14 +1,22 @@
-"""A curation of instruction data in small: pictures told in words, and a language model that follows a script."""
+"""A tiny curation of instruction data: pictures in words, and a scripted language model."""
 
 from pathlib import Path
 from typing import Any
 
+from mmlab.curate.client import Client
+from mmlab.curate.config import (
+    CurateLLaVAInstructConfig,
+    InstructDataConfig,
+    InstructPromptsConfig,
+    InstructSamplesConfig,
+)
 from mmlab.curate.endpoint import Endpoint
-from mmlab.curate.instruct_pipeline import LLaVAInstruct, curate
+from mmlab.curate.llava_instruct_pipeline import curate
+from mmlab.curate.llava_instruct_prompts import load_prompts
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import Script, ScriptedEndpoint, always
-from tests.curate.tiny_curation import colour
+from tests.curate.tiny_curation import colour, tiny_endpoint
 from tests.tiny_shapes import make_records
 
 THINGS = ("cat", "dog", "cup", "bus", "kite", "sofa")
@@ -16,7 +24,7 @@ RULES = ["empty", "unfinished", "caption", "description", "coordinates", "inform
 
 
 def make_pictures(root: Path, things=THINGS, blind: int | None = None) -> ShardIndex:
-    """A caption and a box of each thing, in turn with either alone; `blind` has no picture."""
+    """A caption and a box of each thing, or only one of them; `blind` has no picture."""
     records = []
     for i, thing in enumerate(things):
         caption = {"captions": [f"A {thing}.", f"The {thing} again."]} if i % 3 != 1 else {}
@@ -26,7 +34,7 @@ def make_pictures(root: Path, things=THINGS, blind: int | None = None) -> ShardI
 
 
 def words(messages: list[dict[str, str]]) -> str:
-    """A prompt by which questions are told apart: response type and context."""
+    """Response type and context, which identify a question."""
     return f"{messages[0]['content']}\n{messages[-1]['content']}"
 
 
@@ -35,7 +43,7 @@ def thing_of(prompt: str) -> str:
 
 
 def answer(prompt: str) -> str:
-    """A reply of the right form; the dog's talk names the caption, the cup's reasoning has two questions."""
+    """A well-formed reply, but the dog's conversation names the caption, and the cup's reasoning has two questions."""
     kind, thing = prompt.split("\n")[0], thing_of(prompt)
     source = " The caption says so." if thing == "dog" else ""
     if kind == "detail_description":
@@ -50,24 +58,27 @@ def endpoint(script: Script = always("ok"), say=answer) -> ScriptedEndpoint:  # 
     return ScriptedEndpoint(script, answer=say, words=words)
 
 
-def recipe(**changes: Any) -> LLaVAInstruct:
-    few = {
-        "samples": dict.fromkeys(RESPONSE_TYPES, 100),
-        "prompts": {kind: kind for kind in RESPONSE_TYPES},
+def settings(out: Path, server: ScriptedEndpoint, llm: dict[str, Any] | None = None, **changes: Any):
+    """Settings of a curation; `changes` and `llm` are in place of those here."""
+    few: Any = {
+        "data": InstructDataConfig(path="given"),
+        "samples": InstructSamplesConfig(100, 100, 100),
+        "prompts": InstructPromptsConfig(*RESPONSE_TYPES),
+        "requests": ["What is it?", "Describe it."],
         "rules": RULES,
+        **changes,
     }
-    return LLaVAInstruct(**{**few, "requests": ["What is it?", "Describe it."], "workers": 2, **changes})
+    return CurateLLaVAInstructConfig(out=str(out), llm=tiny_endpoint(server, **(llm or {})), **few)
 
 
-def run(
-    index: ShardIndex, server: ScriptedEndpoint, out: Path, timeout: float = 10.0, **changes: Any
-) -> dict[str, Any]:
-    backend = Endpoint(server.url, "m", variable=None, timeout=timeout, attempts=2, backoff=0.01)
-    return curate(recipe(**changes), index, backend, out, quiet=True)
+def run(index: ShardIndex, server: ScriptedEndpoint, out: Path, few_shot=None, **changes: Any) -> dict[str, Any]:
+    config = settings(out, server, **changes)
+    client = Client(config.llm, Endpoint(config.llm), out / "replies")
+    return curate(config, few_shot or load_prompts(config), index, client, quiet=True)
 
 
 def adds_up(counts: dict[str, Any]) -> bool:
-    """Whether nothing was lost or made up between the steps, in each type and over all."""
+    """Whether the counts of every step add up, for each type and in total."""
     rows, total = list(counts["types"].values()), counts["total"]
     return (
         all(

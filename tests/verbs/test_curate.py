@@ -11,7 +11,7 @@ import pytest
 
 from mmlab import cli
 from mmlab.curate.decisions import Review
-from mmlab.curate.steps import step_rows
+from mmlab.curate.journal import step_rows
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.curate.tiny_curation import decide, waiting
@@ -53,7 +53,7 @@ def test_from_pictures_to_shards(work, monkeypatch, capsys):
         argv = minigpt4("out=curated", f"llm.url={server.url}", "llm.model=gpt-tiny", "llm.prompt_price=2")
         code, out, err = curate(work, monkeypatch, capsys, *argv)
         assert code == 0, err
-        assert "described   5 pictures" in out and "5 wait for a person: mmlab curate review out=curated" in out
+        assert "described   5 pictures" in out and "5 to review: mmlab curate review out=curated" in out
         assert server.headers[0]["Authorization"] == "Bearer sk-very-secret"
         review = Review(work / "curated")
         for i in range(5):

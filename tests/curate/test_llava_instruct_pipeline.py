@@ -1,21 +1,26 @@
-"""Instruction data as a whole: what becomes of each question, and what the report says of it."""
+"""LLaVA's curation as a whole: what each step does to a question, and how the report counts it."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
-from mmlab.curate.examples import Example
-from mmlab.curate.instruct_pipeline import ENTRIES, pictures
-from mmlab.curate.instruct_report import lines
+from mmlab.curate.config import InstructDataConfig, InstructPromptsConfig, InstructSamplesConfig
+from mmlab.curate.journal import step_rows
+from mmlab.curate.llava_instruct_pipeline import ENTRIES, open_pictures
+from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt
+from mmlab.curate.report import instruct_lines
 from mmlab.curate.rules import RULES
-from mmlab.curate.steps import step_rows
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.curate.tiny_curation import colour
-from tests.curate.tiny_instruct import THINGS, adds_up, answer, endpoint, make_pictures, recipe, run, thing_of
+from tests.curate.tiny_instruct import THINGS, adds_up, answer, endpoint, make_pictures, run, settings, thing_of
 from tests.tiny_shapes import make_records
+
+ONLY_REASONING = InstructSamplesConfig(0, 0, 9)
+PRICES = {"prompt_price": 1e6, "completion_price": 2e6}
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def records(out) -> dict[str, dict]:
     return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
 
 
-def test_what_becomes_of_each_question(tmp_path, server, index):
+def test_steps_of_each_question(tmp_path, server, index):
     out = tmp_path / "out"
     counts = run(index, server, out)
     assert adds_up(counts) and counts == json.loads((out / "report.json").read_text())
@@ -44,23 +49,23 @@ def test_what_becomes_of_each_question(tmp_path, server, index):
     assert (detail["kept"], why["malformed"], why["kept"]) == (6, {"several questions": 1}, 5)
     assert counts["written"]["entries"] == 16 and counts["written"]["without_picture"] == 3
     entries = json.loads((out / ENTRIES).read_text())
-    found = records(out)
-    assert len(found) == 13 and {name: record["type"] for name, record in found.items()} == {
-        name: name.split("-")[1] for name in found
+    written = records(out)
+    assert len(written) == 13 and {name: record["type"] for name, record in written.items()} == {
+        name: name.split("-")[1] for name in written
     }
     shards = ShardIndex.open(out / "shards")
-    assert [shards.type_of(i) for i in range(13)] == [record["type"] for record in found.values()]
-    assert shards.read(0)["png"] == colour(0) and "s0005-conversation" not in found
+    assert [shards.type_of(i) for i in range(13)] == [record["type"] for record in written.values()]
+    assert shards.read(0)["png"] == colour(0) and "s0005-conversation" not in written
     assert [entry for entry in entries if entry["image"] != "sofa.jpg"] == [
-        {name: value for name, value in record.items() if name != "provenance"} for record in found.values()
+        {name: value for name, value in record.items() if name != "provenance"} for record in written.values()
     ]
-    origin = found["s0000-conversation"]["provenance"]
+    origin = written["s0000-conversation"]["provenance"]
     assert origin["recipe"] == "llava_instruct" and origin["data"] == index.hash and origin["model"] == "m-0613"
-    (kept,) = (out / "replies").glob(f"*/{origin['reply']}.json")
-    assert json.loads(kept.read_text())["reply"]["text"] == answer("conversation\ncat")
+    (stored,) = (out / "replies").glob(f"*/{origin['reply']}.json")
+    assert json.loads(stored.read_text())["reply"]["text"] == answer("conversation\ncat")
 
 
-def test_the_form_is_that_of_llava(tmp_path, server, index):
+def test_entries_have_the_form_of_llavas(tmp_path, server, index):
     run(index, server, tmp_path / "out")
     entries = json.loads((tmp_path / "out" / ENTRIES).read_text())
     firsts = []
@@ -73,16 +78,18 @@ def test_the_form_is_that_of_llava(tmp_path, server, index):
         firsts.append(turns[0]["value"])
         assert sum(turn["value"].count("<image>") for turn in turns) == 1 == firsts[-1].count("<image>")
     sides = {text.startswith("<image>\n"): text.endswith("\n<image>") for text in firsts}
-    assert sides == {True: False, False: True}, "before some questions, after others"
+    assert sides == {True: False, False: True}, "before some questions and after others"
     asked = {
         text.replace("<image>", "").strip() for text, e in zip(firsts, entries, strict=True) if "detail" in e["type"]
     }
     assert asked == {"What is it?", "Describe it."}
 
 
-def test_the_question_is_prompt_examples_and_picture_in_words(tmp_path, server, index):
-    examples = {"detail_description": [Example("One.", "A one."), Example("Two.", "A two.")]}
-    run(index, server, tmp_path / "out", examples=examples, workers=1)
+def test_a_request_has_prompt_examples_and_picture_in_words(tmp_path, server, index):
+    prompts = {kind: FewShotPrompt(kind) for kind in RESPONSE_TYPES}
+    examples = [Example("One.", "A one."), Example("Two.", "A two.")]
+    prompts["detail_description"] = FewShotPrompt("detail_description", examples)
+    run(index, server, tmp_path / "out", prompts, llm={"workers": 1})
     roles = [[message["role"] for message in body["messages"]] for body in server.bodies[::6]]
     few = ["system", "user", "assistant", "user", "assistant", "user"]
     assert roles == [["system", "user"], few, ["system", "user"]]
@@ -91,7 +98,7 @@ def test_the_question_is_prompt_examples_and_picture_in_words(tmp_path, server, 
     assert detail == ["detail_description", "One.", "A one.", "Two.", "A two.", f"A cat.\nThe cat again.\n\n{box}"]
 
 
-def well_badly_late_or_never(prompt: str, attempt: int) -> str:
+def good_bad_late_or_missing(prompt: str, attempt: int) -> str:
     """What happens to the questions about each thing."""
     acts = {
         "dog": ("500", "ok"),
@@ -102,35 +109,35 @@ def well_badly_late_or_never(prompt: str, attempt: int) -> str:
     }
     if thing_of(prompt) == "cat":
         return "hang" if prompt.startswith("conversation") else "ok"
-    told = acts[thing_of(prompt)]
-    return told[min(attempt, len(told) - 1)]
+    turns = acts[thing_of(prompt)]
+    return turns[min(attempt, len(turns) - 1)]
 
 
-def test_an_endpoint_that_answers_well_badly_late_and_never(tmp_path, index):
-    with endpoint(well_badly_late_or_never) as server:
-        counts = run(index, server, tmp_path / "out", timeout=0.4, unanswered="drop", workers=1)
+def test_good_bad_late_and_missing_replies(tmp_path, index):
+    with endpoint(good_bad_late_or_missing) as server:
+        counts = run(index, server, tmp_path / "out", unanswered="drop", llm={"timeout": 0.4, "workers": 1})
     assert adds_up(counts) and counts["total"]["chosen"] == 18
     assert counts["total"]["unanswered"] == {"finish_reason length": 3, "empty answer": 3, "timeout": 1}
     assert counts["total"]["retries"] == {"500": 3, "garbage": 6, "empty answer": 3}
     assert set(server.paid.values()) == {1} and counts["total"]["replies"] == len(server.paid) == 17
     tokens = counts["total"]["prompt_tokens"] + counts["total"]["completion_tokens"]
-    assert tokens == server.tokens, "what was empty or cut off is paid, too"
+    assert tokens == server.tokens, "unusable replies are billed as well"
     rows = step_rows(tmp_path / "out", "answered")
-    assert len({row["key"] for row in rows}) == len(rows) == 18, "nothing lost, nothing twice"
-    said = {row["key"]: row["text"] for row in rows if "text" in row}
+    assert len({row["key"] for row in rows}) == len(rows) == 18, "each row once"
+    texts_of = {row["key"]: row["text"] for row in rows if "text" in row}
     for row in step_rows(tmp_path / "out", "parsed"):
         texts = [text for turn in row.get("turns", []) for text in turn]
         texts = texts[1:] if row["type"] == "detail_description" else texts
-        assert all(text in said[row["key"]] for text in texts), "nothing invented"
-    told = "\n".join(lines(counts))
-    parts = ("finish_reason length 3", "asked again: garbage 6, 500 3, empty answer 3", "several questions 1")
-    assert all(part in told for part in parts), told
+        assert all(text in texts_of[row["key"]] for text in texts), "nothing invented"
+    text = "\n".join(instruct_lines(counts))
+    parts = ("finish_reason length 3", "retries: garbage 6, 500 3, empty answer 3", "several questions 1")
+    assert all(part in text for part in parts), text
 
 
-def test_without_an_answer_it_is_asked_again(tmp_path, index):
+def test_questions_without_a_reply_are_requested_again(tmp_path, index):
     down = True
     with endpoint(lambda prompt, _: "400" if down and "bus" in prompt else "ok") as server:
-        with pytest.raises(RunError, match=r"3 of 18 questions got no answer \(400 3\).*unanswered=drop goes on"):
+        with pytest.raises(RunError, match=r"3 of 18 questions got no reply \(400 3\).*unanswered=drop continues"):
             run(index, server, tmp_path / "out")
         assert not (tmp_path / "out" / ENTRIES).exists() and len(step_rows(tmp_path / "out", "answered")) == 15
         down = False
@@ -138,14 +145,14 @@ def test_without_an_answer_it_is_asked_again(tmp_path, index):
         assert adds_up(counts) and counts["total"]["answered"] == 18 and set(server.paid.values()) == {1}
 
 
-def test_a_second_command_does_nothing_again(tmp_path, server, index):
+def test_a_second_command_repeats_nothing(tmp_path, server, index):
     first = run(index, server, tmp_path / "out")
     assert run(index, server, tmp_path / "out") == first and len(server.asked) == 18
 
 
-def test_alike_pictures_are_paid_for_once(tmp_path, server):
+def test_equal_questions_are_billed_once(tmp_path, server):
     index = make_records(tmp_path / "p", [{"caption": "A cat."}] * 3, [colour(i) for i in range(3)])
-    counts = run(index, server, tmp_path / "out", prices=(1e6, 2e6), samples={"complex_reasoning": 9}, workers=3)
+    counts = run(index, server, tmp_path / "out", samples=ONLY_REASONING, llm=PRICES)
     assert len(server.asked) == 1 and counts["total"]["kept"] == 3 and adds_up(counts)
     words = len(answer("complex_reasoning\ncat").split())
     assert counts["total"]["cost"] == 3 + 2 * words and list(counts["types"]) == ["complex_reasoning"]
@@ -154,14 +161,11 @@ def test_alike_pictures_are_paid_for_once(tmp_path, server):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"seed": 1}, "answered.jsonl was made with seed=0, not 1; give another out"),
-        (
-            {"prompts": {**dict.fromkeys(RESPONSE_TYPES, "x"), "conversation": "conversation"}},
-            "with prompts.complex_reasoning=",
-        ),
-        ({"examples": {"conversation": [Example("a", "b")]}}, "with examples.conversation="),
-        ({"requests": ["Why?"]}, "parsed.jsonl was made with requests="),
-        ({"rules": []}, "filtered.jsonl was made with rules="),
+        ({"seed": 1}, "answered.jsonl was written with seed=0, not 1; use another out"),
+        ({"prompts": InstructPromptsConfig("conversation", "x", "x")}, "with prompts.complex_reasoning="),
+        ({"few_shot": {kind: FewShotPrompt(kind, [Example("a", "b")]) for kind in RESPONSE_TYPES}}, "with examples."),
+        ({"requests": ["Why?"]}, "parsed.jsonl was written with requests="),
+        ({"rules": []}, "filtered.jsonl was written with rules="),
     ],
 )
 def test_other_settings_need_another_folder(tmp_path, server, index, changes, says):
@@ -183,9 +187,9 @@ def test_other_rules_cost_nothing(tmp_path, server, index, monkeypatch):
     assert not (out / "shards").exists() and len(server.asked) == 18
 
 
-def test_questions_are_sifted_as_answers_are(tmp_path, index):
-    said = lambda prompt: answer(prompt).replace("Is there a hat?", "Does the caption name a hat?")  # noqa: E731
-    with endpoint(say=said) as server:
+def test_questions_are_sifted_like_answers(tmp_path, index):
+    changed = lambda prompt: answer(prompt).replace("Is there a hat?", "Does the caption name a hat?")  # noqa: E731
+    with endpoint(say=changed) as server:
         counts = run(index, server, tmp_path / "out")
     assert (counts["types"]["conversation"]["rules"], counts["types"]["conversation"]["kept"]) == ({"caption": 6}, 0)
 
@@ -195,7 +199,7 @@ def test_our_own_requests_are_not_sifted(tmp_path, server, index):
     assert counts["types"]["detail_description"]["kept"] == 6
 
 
-def test_without_any_picture_there_is_the_json_alone(tmp_path, server):
+def test_without_pictures_only_the_json_is_written(tmp_path, server):
     index = make_records(tmp_path / "p", [{"caption": f"A {thing}."} for thing in THINGS] + [{}], [None] * 7)
     counts = run(index, server, tmp_path / "out")
     assert adds_up(counts) and counts["data"] == {"samples": 7, "without_context": 1}
@@ -203,42 +207,52 @@ def test_without_any_picture_there_is_the_json_alone(tmp_path, server):
     assert json.loads((tmp_path / "out" / ENTRIES).read_text())[0]["image"] == "s0000.jpg"
 
 
-def test_files_of_coco_become_pictures_once(tmp_path):
+def test_coco_files_are_converted_once(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.png").write_bytes(colour(1))
     images = [{"id": 1, "file_name": "1.png", "width": 4, "height": 4}]
-    told = {"images": images, "annotations": [{"image_id": 1, "caption": "A cat."}]}
+    captions = {"images": images, "annotations": [{"image_id": 1, "caption": "A cat."}]}
     path = tmp_path / "captions.json"
-    path.write_text(json.dumps(told))
-    files = {"images": str(tmp_path / "photos"), "captions": str(path), "missing_budget": 0.0}
-    first, counts = pictures(tmp_path / "out", files, quiet=True)
+    path.write_text(json.dumps(captions))
+    data = InstructDataConfig(images=str(tmp_path / "photos"), captions=str(path))
+    first, counts = open_pictures(data, tmp_path / "out", quiet=True)
     assert counts["samples"] == 1 and counts["missing"] == 0 and first.read(0)["png"] == colour(1)
     made = {path: path.stat().st_mtime_ns for path in first.root.iterdir()}
-    again, same = pictures(tmp_path / "out", files, quiet=True)
+    again, same = open_pictures(data, tmp_path / "out", quiet=True)
     assert same == counts and {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == made
     (tmp_path / "out" / f"{first.root.name}.json").unlink()  # killed between the two
-    assert pictures(tmp_path / "out", files, quiet=True)[1] == counts
-    path.write_text(json.dumps({**told, "annotations": [{"image_id": 1, "caption": "A dog."}]}))
-    other, _ = pictures(tmp_path / "out", files, quiet=True)
+    assert open_pictures(data, tmp_path / "out", quiet=True)[1] == counts
+    path.write_text(json.dumps({**captions, "annotations": [{"image_id": 1, "caption": "A dog."}]}))
+    other, _ = open_pictures(data, tmp_path / "out", quiet=True)
     assert other.root != first.root and other.hash != first.hash
 
 
-def test_mistakes_are_one_sentence(tmp_path, server, index):
-    with pytest.raises(ConfigError, match=r"no response type 'conversations'. Did you mean 'conversation'\?"):
-        recipe(samples={"conversations": 3})
-    with pytest.raises(ConfigError, match="No response type is asked for"):
-        recipe(samples=dict.fromkeys(RESPONSE_TYPES, 0))
-    with pytest.raises(ConfigError, match=r"prompts\.conversation is empty"):
-        recipe(prompts=dict.fromkeys(RESPONSE_TYPES, " "))
-    with pytest.raises(ConfigError, match="requests is empty"):
-        recipe(requests=[])
-    with pytest.raises(ConfigError, match="requests is empty, or one of them"):
-        recipe(requests=["What is it?", " "])
-    with pytest.raises(ConfigError, match="no rule 'captions'"):
-        recipe(rules=["captions"])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"requests": []}, "requests is empty"),
+        ({"requests": ["What is it?", " "]}, "requests is empty or contains an empty one"),
+        ({"rules": ["captions"]}, "no rule 'captions'. Did you mean 'caption'?"),
+        ({"data": InstructDataConfig()}, "Give data.path=… for shards"),
+        ({"data": InstructDataConfig(path="x", table="y")}, "Give data.path=… for shards"),
+        ({"data": InstructDataConfig(path="x", images="y")}, "Give data.path=… for shards"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(tmp_path, server, changes, says):
+    with pytest.raises(ConfigError) as caught:
+        settings(tmp_path, server, **changes)
+    assert says in str(caught.value)
+
+
+def test_without_a_usable_reply_the_reasons_are_named(tmp_path, index):
     with (
         ScriptedEndpoint(answer=lambda prompt: "Question:\nWhat?") as bad,
         pytest.raises(DataError, match=r"is left to write, out of 6 questions: question without an answer 6\."),
     ):
-        run(index, bad, tmp_path / "bad", samples={"conversation": 9})
+        run(index, bad, tmp_path / "bad", samples=InstructSamplesConfig(9, 0, 0))
     assert adds_up(json.loads((tmp_path / "bad" / "report.json").read_text()))
+
+
+def test_the_settings_name_every_response_type():
+    for kind in (InstructSamplesConfig, InstructPromptsConfig):
+        assert tuple(field.name for field in fields(kind)) == RESPONSE_TYPES

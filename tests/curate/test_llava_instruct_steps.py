@@ -1,9 +1,8 @@
-"""Replies as they should be, and each way in which they are not."""
+"""Well-formed replies, and each way in which they can be malformed."""
 
 import pytest
 
-from mmlab.curate.dialogue_text import Malformed, read_description, read_dialogue
-from mmlab.curate.llava_instruct import read_reply
+from mmlab.curate.llava_instruct_steps import Malformed, parse_description, parse_dialogue, parse_reply
 
 ONE = "Question:\nWhat is it?\n===\nAnswer:\nA cat."
 
@@ -24,7 +23,7 @@ ONE = "Question:\nWhat is it?\n===\nAnswer:\nA cat."
     ],
 )  # fmt: skip
 def test_dialogues(text, pairs):
-    assert read_dialogue(text) == pairs
+    assert parse_dialogue(text) == pairs
 
 
 @pytest.mark.parametrize(
@@ -49,23 +48,23 @@ def test_dialogues(text, pairs):
         ("Question:\nWhat is in <image>?\n===\nAnswer:\nA cat.", "picture mark"),
     ],
 )
-def test_what_is_no_dialogue_is_named(text, reason):
+def test_malformed_dialogues(text, reason):
     with pytest.raises(Malformed) as caught:
-        read_dialogue(text)
+        parse_dialogue(text)
     assert caught.value.reason == reason
 
 
 def test_descriptions():
-    assert read_description(" One.\n\nTwo.\n") == "One.\n\nTwo."
+    assert parse_description(" One.\n\nTwo.\n") == "One.\n\nTwo."
     for text, reason in ((" ", "empty turn"), (ONE, "labels in a description"), ("A <image>.", "picture mark")):
         with pytest.raises(Malformed, match=reason):
-            read_description(text)
+            parse_description(text)
 
 
 def test_each_type_has_its_form():
     two = f"{ONE}\n===\n{ONE}"
-    assert len(read_reply(two, "conversation")) == 2 and len(read_reply(ONE, "conversation")) == 1
-    assert read_reply(ONE, "complex_reasoning") == [("What is it?", "A cat.")]
+    assert len(parse_reply(two, "conversation")) == 2 and len(parse_reply(ONE, "conversation")) == 1
+    assert parse_reply(ONE, "complex_reasoning") == [("What is it?", "A cat.")]
     with pytest.raises(Malformed, match="several questions"):
-        read_reply(two, "complex_reasoning")
-    assert read_reply("A cat.", "detail_description", "What is it?") == [("What is it?", "A cat.")]
+        parse_reply(two, "complex_reasoning")
+    assert parse_reply("A cat.", "detail_description", "What is it?") == [("What is it?", "A cat.")]
