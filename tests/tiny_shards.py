@@ -1,4 +1,4 @@
-"""Small sets of shards and a collate that shows what it was given."""
+"""Small sets of shards, settings for them, and a collate that shows the samples that it received."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from mmlab.data.config import ShardsConfig, SourceConfig
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
 from mmlab.data.shards import ShardWriter
 
 
@@ -27,6 +28,16 @@ def make_shards(
     return writer.index
 
 
+def sources(*folders: Path) -> list[SourceConfig]:
+    """One source per folder of shards."""
+    return [SourceConfig(path=str(folder)) for folder in folders]
+
+
+def settings(**options: Any) -> ShardsConfig:
+    """Settings of the data that are not the subject of a test."""
+    return ShardsConfig(**{"global_batch": 8, "micro_batch": 4, "seed": 0, **options})
+
+
 class KeyCollate:
     """Passes keys, sources and seeds through; picklable, so that spawned workers can have it."""
 
@@ -35,20 +46,14 @@ class KeyCollate:
     def __init__(self, image: ImageSpec | None = None):
         self.image = image
 
-    def prepare(self, sample: Sample) -> Sample:
+    def prepare(self, sample: Sample) -> Prepared:
         if sample.record.get("bad"):
             raise SampleError("no-loss", "nothing to learn")
-        return sample
+        return Prepared(sample, {"tokens": 4, "tokens_with_loss": 1})
 
-    def batch(self, prepared: list[Sample]) -> dict[str, Any]:
-        stats: dict[str, dict[str, int]] = {}
-        for sample in prepared:
-            counts = stats.setdefault(sample.source, {"tokens": 0, "tokens_with_loss": 0})
-            counts["tokens"] += 4
-            counts["tokens_with_loss"] += 1
+    def batch(self, contents: list[Sample]) -> dict[str, Any]:
         return {
-            "x": torch.tensor([[float(sample.seed % 97)] for sample in prepared]),
-            "seeds": [sample.seed for sample in prepared],
-            "sources": [sample.source for sample in prepared],
-            "stats": stats,
+            "x": torch.tensor([[float(sample.seed % 97)] for sample in contents]),
+            "seeds": [sample.seed for sample in contents],
+            "sources": [sample.source for sample in contents],
         }

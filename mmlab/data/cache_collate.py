@@ -1,89 +1,135 @@
-"""Codes that a VQ first stage made of pictures become batches. Legend: h/w rows and columns of codes."""
+"""Latents or codes that a first stage made of images become batches. Legend: C/h/w channels, rows and columns."""
 
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from mmlab.config.errors import DataError
-from mmlab.data.image_collate import (
-    FIRST_STAGE,
-    LATENTS,
-    PreparedImage,
-    mirrored,
-    prepared_image,
-    refuse_other_cache,
-    stacked,
-    stored_tensors,
-)
+from mmlab.data.config import ImageDataConfig
+from mmlab.data.formats import ENCODED_AS, FIRST_STAGE, LATENTS, MAP_STAGE
+from mmlab.data.image_collate import conditioned, mirrored, stack
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
 
-MAP_STAGE = "map_stage"
-"""The record's field with the fingerprint of the first stage that encoded its map."""
+AGAIN = "encode the images again with `mmlab shards encode`"
 
 
-class CodeCollate:
-    """Codes that `mmlab shards encode` made, with class, caption or the codes of maps, see `CodeBatch`.
-
-    The member holds `codes`, and of mirror images `codes_flipped`, uint16 or uint32 `[h, w]`; of maps `map_codes` and
-    `map_codes_flipped`.
+class CacheCollate:
+    """Tensors that `mmlab shards encode` made, with their conditioning; no image is read.
 
     Args:
-        first_stage: fingerprint of the first stage that the codes must come from.
-        side: h and w.
-        encoded_as: `form` of the pictures.
-        flip, conditioning: as for `ImageCollate`, and drawn alike.
-        map_stage: fingerprint of the first stage of the maps; None reads none.
+        config: settings; `flip` and the conditioning are drawn as by `ImageCollate`.
+        made_by: fields of the record with the fingerprints of the first stages that the cache must come from.
+        shape: of each tensor: `[C, h, w]` of latents, `[h, w]` of codes.
+        conditioning: reads class or caption.
+
+    Attributes:
+        kind: `latents` or `codes`.
+        names: tensors that every sample has; those of mirrored images end in `_flipped`.
+        optional: tensors that a sample may have.
     """
 
-    def __init__(
-        self,
-        first_stage: str,
-        side: int,
-        encoded_as: str,
-        flip: bool = False,
-        conditioning: Conditioning | None = None,
-        map_stage: str | None = None,
-    ):
-        self.image: ImageSpec | None = None
-        self.made_by = {FIRST_STAGE: first_stage, **({} if map_stage is None else {MAP_STAGE: map_stage})}
-        self.side = side
-        self.encoded_as = encoded_as
-        self.flip = flip
-        self.wanted = ("codes",) if map_stage is None else ("codes", "map_codes")
-        self.conditioning = conditioning or Conditioning()
-        self.members = (LATENTS, *self.conditioning.members)
+    kind: str
+    names: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    dtype: torch.dtype
+    image: ImageSpec | None = None
 
-    def prepare(self, sample: Sample) -> PreparedImage:
+    def __init__(
+        self, config: ImageDataConfig, made_by: dict[str, str], shape: tuple[int, ...], conditioning: Conditioning
+    ):
+        self.flip = config.flip
+        self.made_by = {**made_by, ENCODED_AS: ImageSpec(config.size, config.aspect).form}
+        self.shape = shape
+        self.conditioning = conditioning
+        self.members = (LATENTS, *conditioning.members)
+
+    def prepare(self, sample: Sample) -> Prepared:
         """Read one sample.
 
         Raises:
             SampleError: `latents` for a damaged member, and what `Conditioning` raises.
-            DataError: no codes, those of another first stage, picture size or aspect, or none of mirrored pictures.
+            DataError: a cache of another kind, first stage, image size, aspect or shape, or without mirrored images.
         """
-        refuse_other_cache(sample, "codes", self.made_by, self.encoded_as)
+        where = f"source '{sample.source}'"
+        self._check_record(sample, where)
         stored = stored_tensors(sample.members[LATENTS])
-        ending = "_flipped" if self.flip and mirrored(sample.seed) else ""
-        values = {name: self._codes(stored, name, ending, sample.source) for name in self.wanted}
-        return prepared_image(sample, values, self.conditioning)
+        held = "codes" if "codes" in stored else "latents" if "mean" in stored else self.kind
+        if held != self.kind:
+            raise DataError(f"{where} holds {held}, not {self.kind}; encode the images with --as {self.kind}.")
+        suffix = "_flipped" if self.flip and mirrored(sample.seed) else ""
+        values: dict[str, Tensor] = {}
+        for name in (*self.names, *(name for name in self.optional if name in stored)):
+            if name not in stored:
+                raise SampleError("latents", f"It has no {name}.")
+            if self.flip and f"{name}_flipped" not in stored:
+                missing = f"{where} holds no {self.kind} of mirrored images"
+                raise DataError(f"{missing}; encode with --flip, or set data.flip=false.")
+            values[name] = stored[name + suffix].to(self.dtype)
+            if tuple(values[name].shape) != self.shape:
+                shapes = f"{list(values[name].shape)}, but the first stage makes {list(self.shape)}"
+                raise DataError(f"'{name}' of {where} has the shape {shapes}: {AGAIN}.")
+        return conditioned(sample, values, self.conditioning)
 
-    def _codes(self, stored: dict[str, Tensor], name: str, ending: str, source: str) -> Tensor:
-        where = f"source '{source}'"
-        if "mean" in stored:
-            raise DataError(f"{where} holds latents, not codes; encode the pictures with --as codes.")
-        if name not in stored:
-            raise SampleError("latents", f"It has no {name}.")
-        if self.flip and f"{name}_flipped" not in stored:
-            raise DataError(f"{where} holds no codes of mirrored pictures; encode with --flip, or data.flip=false.")
-        codes = stored[name + ending].to(torch.int64)
-        if tuple(codes.shape) != (self.side, self.side):
+    def batch(self, contents: list[dict[str, Tensor]]) -> dict[str, Any]:
+        """Stack the samples: a `LatentBatch` or `CodeBatch`."""
+        return stack(contents)
+
+    def _check_record(self, sample: Sample, where: str) -> None:
+        """Raise DataError unless the cache holds what this run would make of the image itself."""
+        if LATENTS not in sample.members:
+            absent = f"{where} holds no {self.kind}"
+            raise DataError(f"{absent}; make them with `mmlab shards encode`, or set data.latents=false.")
+        for field, value in self.made_by.items():
+            stated = sample.record.get(field)
+            if stated == value:
+                continue
+            if field == ENCODED_AS:
+                raise DataError(
+                    f"the images of {where} were encoded with {stated}, but this run has {value}: set what they have,"
+                    f" or {AGAIN}."
+                )
             raise DataError(
-                f"the {name} of {where} have the shape {list(codes.shape)}, and the first stage makes"
-                f" {[self.side, self.side]}: encode the pictures again with `mmlab shards encode`."
+                f"the {self.kind} of {where} were made by the {field.replace('_', ' ')} {stated}, but this model's is"
+                f" {value}: {AGAIN}."
             )
-        return codes
 
-    def batch(self, prepared: list[PreparedImage]) -> dict[str, Any]:
-        """Stack the samples: a `CodeBatch`."""
-        return stacked(prepared)
+
+class LatentCollate(CacheCollate):
+    """Posteriors of a first stage, see `LatentBatch`; a deterministic one has no `logvar`."""
+
+    kind, names, optional, dtype = "latents", ("mean",), ("logvar",), torch.float32
+
+    def __init__(
+        self, config: ImageDataConfig, first_stage: str, shape: tuple[int, int, int], conditioning: Conditioning
+    ):
+        super().__init__(config, {FIRST_STAGE: first_stage}, shape, conditioning)
+
+
+class CodeCollate(CacheCollate):
+    """Codes of a VQ first stage, `side` x `side`, and with a `map_stage` those of the images' maps, see `CodeBatch`."""
+
+    kind, names, dtype = "codes", ("codes",), torch.int64
+
+    def __init__(
+        self,
+        config: ImageDataConfig,
+        first_stage: str,
+        side: int,
+        conditioning: Conditioning,
+        map_stage: str | None = None,
+    ):
+        maps = {} if map_stage is None else {MAP_STAGE: map_stage}
+        super().__init__(config, {FIRST_STAGE: first_stage, **maps}, (side, side), conditioning)
+        self.names = ("codes", "map_codes") if maps else ("codes",)
+
+
+def stored_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a cached sample; raises SampleError `latents` if they are damaged."""
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise SampleError("latents", f"Its latents cannot be read: {error}.") from error

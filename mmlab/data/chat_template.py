@@ -1,4 +1,4 @@
-"""The chat template that comes with a tokenizer, with the characters that the model learns to say."""
+"""The chat template that comes with a tokenizer, with the spans of characters that the model learns to say."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.sample import SampleError
-from mmlab.data.turns import Dialogue, Rendered, Writer, tokenizer_name
+from mmlab.data.turns import Dialogue, Rendered, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 class ChatTemplate:
     """The template that comes with the tokenizer (`tokenizer.apply_chat_template`).
 
-    Each text is stood in for by a mark that no template changes; what lies between the marks is the
-    template's own, and the texts are put back at known places. The result must equal what the tokenizer
-    renders by itself.
+    Each text is first replaced with a mark that no template changes: what lies between the marks is the
+    template's own, and then each text takes the place of its mark. The result must equal what the tokenizer
+    renders itself.
     """
 
     def stop(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """The special token that follows an answer, as a rule the tokenizer's end of text.
+        """The special token that follows an answer, usually the tokenizer's end of text.
 
         Raises:
-            ConfigError: no chat template, or one that closes an answer with no special token.
+            ConfigError: no chat template, or one that ends an answer without a special token.
         """
         return self._stop_in(self._frame(2, tokenizer, None)[-1], tokenizer)
 
@@ -34,28 +34,27 @@ class ChatTemplate:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         system: str | None,
-        picture: bool,
+        image: bool,
         answer: bool,
     ) -> Rendered:
-        """See `render`; `system` None or empty leaves the system message to the chat template."""
+        """See `render`; with `system` None or empty, the chat template writes its own system message."""
         texts = [turn.text for turn in dialogue] if answer else [turn.text for turn in dialogue] + ["answer"]
         frame = self._frame(len(texts), tokenizer, system)
         texts = self._as_rendered(texts, frame, tokenizer, system)
         gap = self._gap(frame, tokenizer, system)
-        writer = Writer()
-        writer.say(frame[0])
+        rendered = Rendered(frame[0])
         for i, (text, after) in enumerate(zip(texts, frame[1:], strict=True)):
             if i % 2 == 0:
-                writer.ask(text, picture and i == 0)
-                writer.say(after.removesuffix(gap))
+                rendered.ask(text, image and i == 0)
+                rendered.say(after.removesuffix(gap))
                 continue
             if i == len(texts) - 1 and not answer:
                 break
             stop = self._stop_in(after, tokenizer)
             learned = after[: after.index(stop) + len(stop)]
-            writer.learn((gap if frame[i].endswith(gap) else "") + text + learned)
-            writer.say(after[len(learned) :])
-        return writer.done()
+            rendered.learn((gap if frame[i].endswith(gap) else "") + text + learned)
+            rendered.say(after[len(learned) :])
+        return rendered
 
     def _apply(
         self,
@@ -83,8 +82,8 @@ class ChatTemplate:
         marks = [f"\ue000{i}\ue001" for i in range(turns)]
         rest, frame = self._apply(marks, tokenizer, system), []
         for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found or mark in rest:
+            before, separator, rest = rest.partition(mark)
+            if not separator or mark in rest:
                 raise ConfigError(
                     f"The chat template of {tokenizer_name(tokenizer)} does not write each message once and "
                     "in order, so labels cannot be placed; choose another prompt.template."
@@ -95,16 +94,16 @@ class ChatTemplate:
     def _as_rendered(
         self, texts: list[str], frame: list[str], tokenizer: "PreTrainedTokenizerBase", system: str | None
     ) -> list[str]:
-        """The texts as the chat template writes them: as they are, or stripped on one side or both."""
+        """The texts as the chat template writes them: unchanged, or with questions, answers or both stripped."""
         whole = self._apply(texts, tokenizer, system)
         for strip in product((False, True), repeat=2):
-            shown = [text.strip() if strip[i % 2] else text for i, text in enumerate(texts)]
-            if whole == frame[0] + "".join(a + b for a, b in zip(shown, frame[1:], strict=True)):
-                return shown
-        raise SampleError("template", "The tokenizer's chat template rewrites what this dialogue says.")
+            written = [text.strip() if strip[i % 2] else text for i, text in enumerate(texts)]
+            if whole == frame[0] + "".join(a + b for a, b in zip(written, frame[1:], strict=True)):
+                return written
+        raise SampleError("template", "The tokenizer's chat template changes the texts of this dialogue.")
 
     def _gap(self, frame: list[str], tokenizer: "PreTrainedTokenizerBase", system: str | None) -> str:
-        """White space that the model says before an answer: it follows the generation prompt."""
+        """White space between the generation prompt and an answer, which the model has to write."""
         marks = [f"\ue000{i}\ue001" for i in range(len(frame) - 2)]
         opened = self._apply(marks, tokenizer, system, prompt=True)
         until = "".join(a + b for a, b in zip(frame, marks, strict=False)) + frame[-2]
@@ -114,10 +113,10 @@ class ChatTemplate:
     def _stop_in(self, after: str, tokenizer: "PreTrainedTokenizerBase") -> str:
         added: Any = tokenizer.get_added_vocab  # its type is lost in the library's __getattr__
         special = {*tokenizer.all_special_tokens, *added()}
-        found = [token for token in special if token and after.lstrip().startswith(token)]
-        if not found:
+        stops = [token for token in special if token and after.lstrip().startswith(token)]
+        if not stops:
             raise ConfigError(
                 f"The chat template of {tokenizer_name(tokenizer)} ends an answer without a special token, "
                 "so the model could not learn to stop; choose another prompt.template."
             )
-        return max(found, key=len)
+        return max(stops, key=len)

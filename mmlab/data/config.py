@@ -1,11 +1,17 @@
 """Settings of the data (conf/data) and of the form in which samples become text."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omegaconf import II, MISSING
 
 from mmlab.config.errors import ConfigError
-from mmlab.config.fields import Settings, check_value, choice, number
+from mmlab.config.fields import Settings, choice, number
+
+FLOOR = 10
+"""Replaced samples that never stop a run, so that a bad one among the first does not."""
+ASPECTS = ("pad", "crop", "stretch")
+"""How an image becomes square: padded with CLIP's mean color, cropped to its center, or stretched."""
 
 
 @dataclass
@@ -16,24 +22,25 @@ class Prompt(Settings):
         ConfigError: an unknown name, or a combination that the plain template cannot express.
     """
 
-    template: str = "v1"  # conversation template; `tokenizer` is the tokenizer's own chat template
-    # What stands for a picture: its places in the sequence, its caption there, the caption's tokens at random among as
-    # many places, or nothing.
+    template: str = "v1"  # see `TEMPLATES`; `tokenizer` is the tokenizer's own chat template
+    # What stands for an image: its tokens, its caption, the caption's tokens scattered at random over `places`, or
+    # nothing.
     pictures: str = choice("tokens", "text", "scattered", "none")
     supervise: str = choice("answers", "all")  # answers and their stops, or every token of text
     system: str | None = None  # system message; None: the template's own, empty: none
-    # The part of a record that is used; `auto` is the first of questions, conversations and caption that it has,
-    # `every` is all of them.
+    # Part of a record that is used. auto: the first of questions, conversations and caption that it has; every: all of
+    # them.
     turns: str = choice("auto", "every", "conversations", "questions", "caption")
-    places: int = number(64, above=0)  # of a scattered caption; those of `tokens` are the model's
-    requests: str = choice("llava", "minigpt4")  # whose requests for a caption: brief ones, or detailed ones
-    captions: str = choice("raw", "blip")  # blip: lower case, no marks, 50 words (BLIP-2 and MiniGPT-4's stage 1)
+    places: int = number(64, above=0)  # of a scattered caption; `tokens` takes as many as the model has
+    requests: str = choice("llava", "minigpt4")  # instructions that ask for a caption: brief or detailed ones
+    # blip: lower case, without punctuation, at most 50 words (BLIP-2, MiniGPT-4's stage 1)
+    captions: str = choice("raw", "blip")
 
     def __post_init__(self) -> None:
-        from mmlab.data.templates import TEMPLATES
+        from mmlab.data.templates import template_named
 
         super().__post_init__()
-        check_value("prompt.template", self.template, {"choices": tuple(TEMPLATES)})
+        template_named(self.template)
         if self.template == "plain" and self.system:
             raise ConfigError("prompt.template=plain has no place for prompt.system; leave it out.")
         if self.template == "plain" and self.pictures == "text":
@@ -54,39 +61,53 @@ class SourceConfig(Settings):
 
 @dataclass
 class ShardsConfig(Settings):
-    """What all data have; the fields of subclasses shape a batch, and the stage's collate reads them."""
+    """Settings of all data; those of the subclasses are read by the stage's collate."""
 
     _target_: str = MISSING
-    root: str = MISSING  # joined before the paths of the sources
-    train: list[SourceConfig] = field(default_factory=list)
-    val: list[SourceConfig] = field(default_factory=list)
+    root: str = MISSING  # folder that the paths of the sources start from
+    train: list[SourceConfig] = field(default_factory=list)  # sources of the training mixture
+    val: list[SourceConfig] = field(default_factory=list)  # read once per validation, in the order of their shards
     global_batch: int = number(MISSING, above=0)  # samples per optimizer step, over all devices
     micro_batch: int = number(MISSING, above=0)  # samples that one device takes at a time
-    workers: int = number(0, at_least=0)
-    seed: int = II("seed")
+    workers: int = number(0, at_least=0)  # processes per device that prepare batches; 0: the main process
+    seed: int = II("seed")  # of the order and of all per-sample randomness
     block_shards: int = number(8, above=0)  # shards whose samples are shuffled together
-    # What shares without weights follow: the sources' sizes, or response types, each as often as the others.
+    # Shares of sources without weights: size: in proportion to their samples; type: equal for all response types.
     balance: str = choice("size", "type")
-    bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of samples that may be replaced
+    bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of a source's samples that may be replaced
+
+    def folder(self, source: SourceConfig) -> Path:
+        """The folder that holds the source's shards and their index."""
+        return Path(self.root, source.path)
+
+    def check_mixture(self) -> None:
+        """Raise ConfigError without a training source, and where weights are missing or contradict `balance`."""
+        if not self.train:
+            raise ConfigError("'data.train' has no source; give data.train=[{path: …}].")
+        weighted = [source.weight is not None for source in self.train]
+        if any(weighted) and not all(weighted):
+            raise ConfigError(f"'data.train.{weighted.index(False)}' has no weight; give every source one, or none.")
+        if any(weighted) and self.balance == "type":
+            raise ConfigError("data.balance=type weights the response types; leave out the weights of 'data.train'.")
 
 
 @dataclass
 class ImageTextDataConfig(ShardsConfig):
-    """Pictures with texts."""
+    """Images with texts."""
 
     _target_: str = "mmlab.data.module.ImageTextData"
-    max_length: int = number(2048, above=0)  # tokens of a row
-    pack: bool = False  # several samples in a row
-    aspect: str = choice("pad", "crop", "stretch")
-    augment: bool = False
+    max_length: int = number(2048, above=0)  # longest row or caption in tokens, image tokens included
+    pack: bool = False  # fill rows with several samples
+    aspect: str = choice(*ASPECTS)
+    augment: bool = False  # crop a random square of 70 to 100 % of the area; nothing is mirrored
 
 
 @dataclass
 class ImageDataConfig(ShardsConfig):
-    """Pictures to generate, or their cached latents."""
+    """Images to generate, or their cached latents or codes."""
 
     _target_: str = "mmlab.data.module.ImageData"
-    size: int = number(MISSING, above=0)  # side of the square pictures in pixels
-    aspect: str = choice("crop", "pad", "stretch")
-    flip: bool = False  # mirror half of the pictures
-    latents: bool = False  # the shards hold latents or codes (mmlab shards encode), not pictures
+    size: int = number(MISSING, above=0)  # side of the square images in pixels
+    aspect: str = choice(*ASPECTS, default="crop")
+    flip: bool = False  # mirror half of the images; wrong for captions that say left and right
+    latents: bool = False  # the shards hold latents or codes (mmlab shards encode), not images

@@ -1,70 +1,62 @@
 """From a dialogue to text, and from text to token ids with labels."""
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
-from mmlab.data.dialogues import conversations_of
 from mmlab.data.sample import ImageSpec, SampleError
-from mmlab.data.templates import TEMPLATES
-from mmlab.data.turns import IMAGE, Dialogue, Rendered, Turn, shows_picture, tokenizer_name
+from mmlab.data.templates import template_named
+from mmlab.data.turns import Dialogue, Rendered, shows_image, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "IMAGE",
-    "Dialogue",
-    "Encoded",
-    "Prompt",
-    "Rendered",
-    "Turn",
-    "asking",
-    "chat_prompt",
-    "conversations_of",
-    "encode",
-    "render",
-]
+Tokens = list[tuple[int, int, int]]
+"""Id, first character, end character of each token; the bytes of an emoji share a character."""
+
+_ANCHORS = (":", "\n", "a")
+_WINDOW = 64  # characters around a cut that can change the tokens beside it
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A dialogue as tokens.
+class Segment:
+    """Tokens that see one another.
 
     Attributes:
-        input_ids: ids; the pad id at picture places.
+        input_ids: ids; the pad id at the places of images.
         labels: the id where there is loss, else `IGNORE`.
-        image_starts: the first place of each picture.
-        shared: tokens up to and including the picture's last place, 0 without a picture.
-        ends: tokens up to and including each answer's stop.
+        image_starts: the first place of each image.
+        shared: tokens up to and including the image's last place, 0 without an image.
         turns_dropped: pairs of question and answer that did not fit.
     """
 
     input_ids: list[int]
     labels: list[int]
-    image_starts: list[int]
-    shared: int
-    ends: list[int]
+    image_starts: list[int] = field(default_factory=list)
+    shared: int = 0
     turns_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
 
 def render(dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", answer: bool = True) -> Rendered:
-    """The dialogue as text; with `answer` False it ends with a question, and the text where the model speaks.
+    """The dialogue as text; with `answer` False it ends with a question, and the text ends where the model speaks.
 
     Raises:
-        ConfigError: the tokenizer lacks what the template needs.
-        SampleError: `order` for turns that do not alternate, `template` where a chat template rewrites them.
+        ConfigError: the tokenizer lacks a token or chat template that the prompt's template needs.
+        SampleError: `order` for turns that do not alternate, `template` if a chat template changes them.
     """
     roles = [turn.role for turn in dialogue]
     if not roles or roles != (["human", "gpt"] * len(roles))[: len(roles)] or (roles[-1] == "gpt") != answer:
         raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
-    picture = prompt.pictures in ("tokens", "scattered") and shows_picture(dialogue)
-    template = TEMPLATES[prompt.template]
-    return template.render(dialogue, tokenizer, system=prompt.system, picture=picture, answer=answer)
+    image = prompt.pictures in ("tokens", "scattered") and shows_image(dialogue)
+    template = template_named(prompt.template)
+    return template.render(dialogue, tokenizer, system=prompt.system, image=image, answer=answer)
 
 
 def encode(
@@ -73,72 +65,73 @@ def encode(
     tokenizer: "PreTrainedTokenizerBase",
     spec: ImageSpec | None,
     max_length: int | None = None,
-) -> Encoded:
+) -> Segment:
     """Token ids and labels of a dialogue that ends with an answer.
 
-    Text before and behind the picture is tokenised separately, as LLaVA does; the beginning-of-text id comes
-    once. What is longer than `max_length`, pictures expanded, loses its last turns, never a part of one.
+    Text before and after the image is tokenized separately, as LLaVA does; the beginning-of-text id comes
+    once. A dialogue longer than `max_length`, image tokens included, loses its last turns, never a part of one.
 
     Raises:
-        ConfigError: a tokenizer without offsets, or a dialogue that shows a picture without `spec`.
-        SampleError: `too-long` where not even the first question and answer fit, `no-loss`; see `render`.
+        ConfigError: a tokenizer without offsets, or a dialogue that shows an image without `spec`.
+        SampleError: `too-long` if not even the first question and answer fit, `no-loss`; see `render`.
     """
     pairs = keep = len(dialogue) // 2
-    encoded = _encode(render(dialogue, prompt, tokenizer), prompt, tokenizer, spec)
-    if max_length is not None and len(encoded.input_ids) > max_length:
-        keep = min(keep - 1, sum(end <= max_length for end in encoded.ends))
+    segment, ends = _encode(render(dialogue, prompt, tokenizer), prompt, tokenizer, spec)
+    if max_length is not None and len(segment) > max_length:
+        keep = min(keep - 1, sum(end <= max_length for end in ends))
         while keep:
-            encoded = _encode(render(dialogue[: 2 * keep], prompt, tokenizer), prompt, tokenizer, spec)
-            if len(encoded.input_ids) <= max_length:
+            segment, _ = _encode(render(dialogue[: 2 * keep], prompt, tokenizer), prompt, tokenizer, spec)
+            if len(segment) <= max_length:
                 break
             keep -= 1
         else:
             raise SampleError("too-long", f"The first question and answer take more than {max_length} tokens.")
-    if all(label == IGNORE for label in encoded.labels):
+    if all(label == IGNORE for label in segment.labels):
         raise SampleError("no-loss", "The dialogue has no token to learn.")
-    return replace(encoded, turns_dropped=pairs - keep)
+    return replace(segment, turns_dropped=pairs - keep)
 
 
 def asking(prompt: Prompt, template: str | None = None) -> Prompt:
-    """The prompt in which a model that was trained with `prompt` is asked questions.
+    """The prompt for questions to a model that was trained with `prompt`.
 
     Args:
         prompt: of the training.
-        template: another one to ask in.
+        template: in place of its template.
 
     Raises:
-        ConfigError: a template without questions, which cannot ask anything.
+        ConfigError: the template has no questions.
     """
     asks = replace(prompt, pictures="tokens", turns="questions", template=template or prompt.template)
     if asks.template == "plain":
-        known = "minigpt4" if asks.requests == "minigpt4" else "v1"
+        example = "minigpt4" if asks.requests == "minigpt4" else "v1"
         raise ConfigError(
-            "The run was trained on captions (template plain), which asks nothing; choose a template that its language "
-            f"model knows to ask questions, such as template={known}."
+            "The run was trained on captions (template plain), which has no questions; choose a template that its "
+            f"language model was trained with, such as template={example}."
         )
     return asks
 
 
 def chat_prompt(
     dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", spec: ImageSpec | None
-) -> Encoded:
+) -> Segment:
     """Token ids of a dialogue that ends with a question, up to the place where the model speaks.
 
-    They are a strict prefix of what `encode` gives once the answer is there.
+    They are a strict prefix of the ids that `encode` returns for the dialogue with its answer.
 
     Raises:
         ConfigError, SampleError: as `encode`.
     """
-    encoded = _encode(render(dialogue, prompt, tokenizer, answer=False), prompt, tokenizer, spec)
-    return replace(encoded, labels=[IGNORE] * len(encoded.input_ids))
+    segment, _ = _encode(render(dialogue, prompt, tokenizer, answer=False), prompt, tokenizer, spec)
+    return replace(segment, labels=[IGNORE] * len(segment))
 
 
 def _encode(
     rendered: Rendered, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", spec: ImageSpec | None
-) -> Encoded:
+) -> tuple[Segment, list[int]]:
+    """The tokens of a text, and the number of tokens up to and including each answer's stop."""
     check_tokenizer(tokenizer)
     if rendered.images and (spec is None or spec.tokens < 1):
-        raise ConfigError("The dialogue shows a picture, but no number of picture tokens is set (image.tokens).")
+        raise ConfigError("The dialogue shows an image, but its number of tokens is not set (image.tokens).")
     text, spans, bos = rendered.text, rendered.spans, tokenizer.bos_token_id
     ids = leading_bos(tokenizer, text)
     labels, places, starts, shared, at = [IGNORE] * len(ids), [-1] * len(ids), [], 0, 0
@@ -160,34 +153,20 @@ def _encode(
             shared = len(ids)
         at = resume
     ends = [bisect_left(places, end) for _, end in spans]
-    return Encoded(ids, labels, starts, shared, ends)
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Tokens = list[tuple[int, int, int]]
-"""Id, first character, end character of each token; the bytes of an emoji share a character."""
-
-_ANCHORS = (":", "\n", "a")
-_WINDOW = 64  # characters around a cut that can change the tokens beside it
+    return Segment(ids, labels, starts, shared), ends
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a tokenizer that cannot say which characters a token covers.
-
-    Raises:
-        ConfigError: it is not a fast tokenizer.
-    """
+    """Raise ConfigError for a tokenizer without character offsets, which only fast ones have."""
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
-            f"The tokenizer {tokenizer_name(tokenizer)} is not a fast one and gives no character offsets, "
+            f"The tokenizer {tokenizer_name(tokenizer)} is not a fast one and has no character offsets, "
             "which labels need; load its fast version."
         )
 
 
 def leading_bos(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The beginning-of-text id where the tokenizer adds one and `text` does not spell it out."""
+    """The beginning-of-text id, if the tokenizer adds one and `text` does not contain it."""
     bos: int | None = tokenizer.bos_token_id  # type: ignore[assignment]
     if bos is None or text.startswith(str(tokenizer.bos_token)):
         return []
@@ -195,17 +174,17 @@ def leading_bos(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id at places without text: padding, or the end of text where the tokenizer has none, or 0."""
+    """The id at places without text: of padding, or else of the end of text, or else 0."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(i for i in ids if isinstance(i, int))
 
 
 def tokenize(text: str, spans: list[tuple[int, int]], tokenizer: "PreTrainedTokenizerBase") -> Tokens:
-    """Tokenise `text`, so that no token lies half inside a span.
+    """Tokenize `text` so that no token lies partly inside a span.
 
-    The text is tokenised in one go, as at inference. It is cut only at the start of a span where the text up
-    to there has other tokens by itself (the prompt of inference would then not be a prefix of the training
-    sequence), and at the end of a span that shares a token with text behind it.
+    The text is tokenized as a whole, as at inference. It is cut only at the start of a span if the text before
+    it has other tokens on its own (the prompt of inference would then not be a prefix of the training
+    sequence), and at the end of a span that shares a token with the text after it.
     """
     tokens = _tokens(text, tokenizer)
     starts = [start for start, _ in spans if 0 < start < len(text)]
@@ -222,19 +201,19 @@ def tokenize(text: str, spans: list[tuple[int, int]], tokenizer: "PreTrainedToke
 
 def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
     # The tokenizer below transformers' wrapper: a call to the wrapper takes five times as long.
-    found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)  # type: ignore[attr-defined]
-    return [(i, a, b) for i, (a, b) in zip(found.ids, found.offsets, strict=True)]
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)  # type: ignore[attr-defined]
+    return [(i, a, b) for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)]
 
 
 def _across(cut: int, tokens: Tokens) -> int:
-    """The end of the token that begins before `cut` and ends behind it; 0 if there is none."""
+    """The end of the token that begins before `cut` and ends after it; 0 if there is none."""
     before = bisect_left(tokens, cut, key=lambda token: token[1])
     end = tokens[before - 1][2] if before else 0
     return end if end > cut else 0
 
 
 def _regrouped(text: str, cut: int, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokens before `cut` depend on what follows, as only those of white space do."""
+    """Whether the tokens before `cut` depend on the text after it, as only those of white space do."""
     if not text[cut - 1].isspace():
         return False
     left = max(0, cut - _WINDOW)

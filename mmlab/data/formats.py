@@ -1,4 +1,4 @@
-"""What may lie in a shard: extensions, keys, records and their limits. Needs neither torch nor Pillow."""
+"""What a shard may contain: extensions, keys, records and their limits. Loads without torch and Pillow."""
 
 import json
 import re
@@ -8,26 +8,34 @@ from mmlab.config.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAP = "map.png"
-"""A second picture of the same scene, such as its segmentation in colours or its depth in grey."""
-EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", "safetensors", MAP)
-"""Members that a shard may hold. All are read without running anything that the file says.
+"""A second image of the same scene, such as its segmentation in colors or its depth in gray."""
+LATENTS = "safetensors"
+"""The member with what a first stage made of the image: latents (`mean`, `logvar` unless it is deterministic, float16
+or float32 `[C, h, w]`) or codes (`codes`, with a map `map_codes`, uint16 or uint32 `[h, w]`). Names of the tensors of
+the mirrored image end in `_flipped`."""
+FIRST_STAGE, MAP_STAGE = "first_stage", "map_stage"
+"""Fields of the record with the fingerprints of the first stages that encoded the image and its map."""
+ENCODED_AS = "encoded_as"
+"""The record's field with the size and aspect of the encoded image, see `ImageSpec.form`."""
+EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", LATENTS, MAP)
+"""Members that a shard may hold; reading them never runs code.
 
-An index holds their places here, so new ones come last.
+An index refers to them by their position here, so new ones come last.
 """
 
 PIXEL_CAP = 50_000_000
-"""A picture whose header claims more pixels is never decoded."""
+"""An image whose header states more pixels is never decoded."""
 SIDE_CAP = 65_535
-"""The longest side that is decoded (JPEG's own limit): weights of a resize take memory per pixel of it."""
+"""The longest side that is decoded (JPEG's own limit): a resize takes memory for each of its pixels."""
 RESPONSE_TYPES = ("conversation", "detail_description", "complex_reasoning")
-"""LLaVA's, named as the published folders of prompts are (arXiv 2304.08485, section 3)."""
+"""LLaVA's, with the names of its folders of prompts (arXiv 2304.08485, section 3)."""
 TYPE_CAP = 64
-"""The longest name of a response type; a `type` that is longer is another field's."""
+"""The longest name of a response type; a longer `type` is some other field."""
 MEMBER_CAP = 1 << 30
 """The largest member, in bytes."""
 
 Members = dict[str, bytes | str | dict[str, Any]]
-"""The members of one sample: extension → bytes, text, or (for `json`) the record itself."""
+"""The members of one sample: extension → bytes, text, or the record (for `json`)."""
 
 _CODE_EXTENSIONS = ("pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "so", "py", "joblib", "dill")
 _COMPRESSED_EXTENSIONS = ("gz", "bz2", "xz", "zst", "zip", "lz4")
@@ -41,11 +49,11 @@ def split_name(name: str) -> tuple[str, str]:
     This is webdataset's rule: `a.b/c.seg.png` has the key `a.b/c` and the extension `seg.png`.
 
     Raises:
-        DataError: for a name without extension, an extension outside `EXTENSIONS`, or an unsafe key.
+        DataError: a name without extension, an extension that is not in `EXTENSIONS`, or an unsafe key.
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise DataError(f"member {name!r} has no key and extension as in 'key.jpg'")
+        raise DataError(f"member {name!r} is not a key and an extension, as in 'key.jpg'")
     key, extension = match[1], match[2].lower()
     check_key(key)
     check_extension(extension, name)
@@ -57,7 +65,7 @@ def check_key(key: str) -> None:
     if key.startswith("/") or ".." in key.split("/"):
         raise DataError(f"key {key!r} points outside its folder; keys are relative paths without '..'")
     if not _KEY.fullmatch(key):
-        raise DataError(f"key {key!r} has characters outside A-Z a-z 0-9 . _ / + = @ , ( ) - and space")
+        raise DataError(f"key {key!r} has characters other than A-Z a-z 0-9 . _ / + = @ , ( ) - and space")
     if "." in key.rpartition("/")[2] or key.endswith("/"):
         raise DataError(f"key {key!r} must end in a name without a dot: the first dot starts the extension")
 
@@ -70,14 +78,14 @@ def check_extension(extension: str, name: str) -> None:
     if last in _CODE_EXTENSIONS:
         why = "it can hold code that runs when it is loaded"
     elif last in _COMPRESSED_EXTENSIONS:
-        why = "compressed members are not read, store them plain"
+        why = "compressed members are not read; store them uncompressed"
     else:
         why = f"a shard holds {', '.join(EXTENSIONS)}"
     raise DataError(f"member {name!r} is refused: {why}")
 
 
 def picture_kind(data: bytes) -> str | None:
-    """The extension that fits a picture's first bytes (`jpg`, `png`, `webp`), or None."""
+    """The extension that an image's first bytes imply (`jpg`, `png`, `webp`), or None."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -88,10 +96,10 @@ def picture_kind(data: bytes) -> str | None:
 
 
 class KeyMaker:
-    """Turns names of any kind into safe keys, each given out once.
+    """Turns arbitrary names into safe, unique keys.
 
     Attributes:
-        repeats: how often a name had been given out before.
+        repeats: number of names that were not unique.
     """
 
     def __init__(self):
@@ -113,7 +121,7 @@ class KeyMaker:
 
 
 def record_type(record: dict[str, Any]) -> str:
-    """The response type of a record (`conversation`, `complex_reasoning`, …); empty where it has none."""
+    """The response type of a record (`conversation`, `complex_reasoning`, …), or an empty string."""
     kind = record.get("type")
     return kind.strip() if isinstance(kind, str) and len(kind) <= TYPE_CAP else ""
 
@@ -129,7 +137,7 @@ def record_texts(record: dict[str, Any]) -> list[str]:
 
 
 def parse_record(members: dict[str, bytes]) -> dict[str, Any]:
-    """The record of a sample: its `json`, with the caption taken from `txt` where the JSON has none.
+    """The record of a sample: its `json`, with the caption from `txt` if the JSON has none.
 
     Raises:
         ValueError: the JSON is malformed or not an object, or a text is not UTF-8.

@@ -1,4 +1,4 @@
-"""What a generative model is told of a picture: its class or its caption, read from the sample's record."""
+"""Class or caption of an image, which a generative model is conditioned on."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,14 @@ class Conditioning:
     Args:
         labels: names of the classes in the order of their numbers; None reads no class.
         tokenizer: of the captions; None reads none.
-        max_length: tokens of every caption, padded or cut, as CLIP and LDM feed theirs: shapes never change.
+        max_length: tokens of every caption, which is padded or cut to them, as in CLIP and LDM.
     """
 
     def __init__(
         self,
         labels: Sequence[str] | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
-        max_length: int = 77,
+        max_length: int = 0,
     ):
         self.labels = None if labels is None else {str(name): i for i, name in enumerate(labels)}
         self.tokenizer = tokenizer
@@ -63,25 +63,25 @@ class Conditioning:
 
     def _label(self, sample: Sample, labels: dict[str, int]) -> int:
         """The class's number: its name is looked up first, so that a class named "7" need not be the seventh."""
-        found: Any = sample.record.get("class")
-        if found is None and "cls" in sample.members:
-            found = sample.members["cls"].decode(errors="replace").strip()
-        if found is None:
+        name: Any = sample.record.get("class")
+        if name is None and "cls" in sample.members:
+            name = sample.members["cls"].decode(errors="replace").strip()
+        if name is None:
             raise SampleError("no-class", "The record has no class, and there is no .cls member.")
-        if str(found) in labels:
-            return labels[str(found)]
+        if str(name) in labels:
+            return labels[str(name)]
         try:
-            number = int(found)
+            number = int(name)
         except (TypeError, ValueError):
             number = -1
         if not 0 <= number < len(labels):
-            hint = nearest(str(found), labels)
-            raise SampleError("no-class", f"The class {found!r} is none of the {len(labels)} of the model.{hint}")
+            hint = nearest(str(name), labels)
+            raise SampleError("no-class", f"The class {name!r} is not one of the model's {len(labels)} classes.{hint}")
         return number
 
 
 def _fixed_length(tokenizer: "PreTrainedTokenizerBase", text: str, max_length: int) -> tuple[Tensor, Tensor, bool]:
-    """Tokenise a caption, special tokens included, and pad it.
+    """Tokenize a caption, with special tokens, and pad it.
 
     Returns:
         int64 ids `[max_length]`, int64 mask `[max_length]` (1 = token), and whether the caption was cut.

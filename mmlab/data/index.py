@@ -78,8 +78,6 @@ class ShardIndex:
                 arrays = dict(file)
             if int(arrays.pop("version")) != _VERSION:
                 raise ValueError("another version")
-            if "type_names" not in arrays:  # written before there were types
-                arrays |= {"type_names": np.array([""]), "type_codes": np.zeros(len(arrays["keys"]), np.uint8)}
             index = cls(
                 root=folder,
                 shards=tuple(arrays.pop("shards").tolist()),

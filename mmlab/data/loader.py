@@ -12,32 +12,32 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmlab.config.errors import RunError, UserError
 
-DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LocalLoader:
-    """Batches `start() … stop - 1` of a map-style dataset, in order whatever the workers are.
+    """Batches `start() … stop - 1` of a map-style dataset, in order for any number of workers.
 
-    It is deliberately no `DataLoader`: Lightning replaces the sampler of those on several devices. Its length
-    is true and counts from 0 also when it starts later, as Lightning's progress does after a resume. `start`
-    is asked at the first batch, when all state is restored.
+    It is deliberately not a `DataLoader`: Lightning replaces the sampler of those on several devices. Its length
+    counts from 0 even when it starts later, as Lightning's progress does after a resume. `start` is called at the
+    first batch, when all state is restored.
 
     Args:
         dataset: maps an item number to a batch.
         stop: the length.
-        start: gives the first item.
+        start: returns the first item.
         workers: processes that make batches; 0 makes them here.
         pin_memory: page-lock tensors, for a CUDA device.
-        context: start method of the workers (`fork`, `spawn`, `forkserver`); None = the platform's.
+        context: start method of the workers (`fork`, `spawn`, `forkserver`); None: the platform's.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         stop: int,
-        start: Callable[[], int] = lambda: 0,
+        start: Callable[[], int],
+        workers: int,
         *,
-        workers: int = 0,
         pin_memory: bool = False,
         context: str | None = None,
     ):
@@ -45,18 +45,18 @@ class LocalLoader:
         self._loader = DataLoader(
             _Guarded(dataset),
             batch_size=None,
-            sampler=_Onwards(start, stop),
-            collate_fn=_as_it_is,
+            sampler=_From(start, stop),
+            collate_fn=_unchanged,
             num_workers=workers,
             pin_memory=pin_memory,
-            # Its own, or it would draw from the numbers of the training, and how many depends on the workers.
+            # Its own: otherwise it would advance the generator of training, by an amount that depends on the workers.
             generator=torch.Generator(),
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
             multiprocessing_context=context if workers else None,
         )
         self._workers: list[BaseProcess] = []
-        # At its exit Python sends SIGTERM to its children and waits for ever: those deaf to it must be gone
+        # On exit, Python sends SIGTERM to its children and waits forever; workers ignore it, so they must be gone
         # by then. Unlike atexit, this also runs in ranks that multiprocessing started.
         Finalize(self, _kill, (self._workers,), exitpriority=0)
 
@@ -72,18 +72,18 @@ class LocalLoader:
                 yield batch
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
-                raise RunError(f"a data worker died ({error}); the usual cause is too little memory.") from error
+                raise RunError(f"a data worker died ({error}); the usual cause is lack of memory.") from error
             raise
 
     def _start(self) -> Iterator[Any]:
-        """Start the workers deaf from birth, and without torch's SIGCHLD handler.
+        """Start the workers with the signals of `IGNORED` blocked, and without torch's SIGCHLD handler.
 
-        That one raises wherever the main thread happens to be, perhaps in the middle of a checkpoint; a dead
-        worker is also found by who waits for its batch, here.
+        That handler raises wherever the main thread happens to be, perhaps while it writes a checkpoint; a dead
+        worker is also noticed here, when its batch does not arrive.
         """
         in_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGCHLD)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)  # children inherit it
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # children inherit it
         try:
             iterator = iter(self._loader)
         finally:
@@ -94,14 +94,14 @@ class LocalLoader:
         return iterator
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the position is kept by who gives `start`. Lightning takes it that the loader can go on."""
+        """Empty: the owner of `start` keeps the position. Lightning concludes that the loader can resume."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to do, see `state_dict`."""
 
     def close(self) -> None:
-        """Stop the workers: those that do not leave when told are killed."""
+        """Stop the workers; those that do not stop when asked are killed."""
         iterator: Any = self._loader._iterator
         self._loader._iterator = None
         if iterator is not None and self._loader.num_workers:
@@ -109,7 +109,7 @@ class LocalLoader:
             _kill(self._workers)
 
 
-class _Onwards(Sampler[int]):
+class _From(Sampler[int]):
     def __init__(self, start: Callable[[], int], stop: int):
         self.start = start
         self.stop = stop
@@ -122,7 +122,7 @@ class _Onwards(Sampler[int]):
 
 
 class _Guarded(Dataset):
-    """Hands a UserError over as an item: torch would wrap its one sentence into the worker's traceback."""
+    """Returns a UserError as an item: torch would wrap its one sentence in the worker's traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -134,18 +134,18 @@ class _Guarded(Dataset):
             return error
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # torch's default turns numpy arrays inside of a batch into tensors
+def _unchanged(batch: Any) -> Any:
+    return batch  # torch's default turns numpy arrays inside a batch into tensors
 
 
 def quiet_worker(_: int) -> None:
-    """Set up a worker: one thread, and deaf to the signals that ask the run to save and leave.
+    """Set up a worker: one thread, and ignore the signals that ask the run to save and stop.
 
     A cluster sends those to every process of a job; the batches in flight are still needed for the last step.
-    A worker whose parent is gone leaves by itself.
+    A worker whose parent is gone exits without them.
     """
     torch.set_num_threads(1)
-    for number in DEAF_TO:
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
 

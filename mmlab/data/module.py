@@ -1,6 +1,6 @@
 """Shards as a LightningDataModule: mixture, order, batches, and the one number that a resume needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cached_property
 from math import floor
@@ -9,11 +9,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mmlab.config.errors import ConfigError, DataError, RunError, nearest
+from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.config import ShardsConfig
 from mmlab.data.loader import LocalLoader
-from mmlab.data.mixture import BALANCES, Source, SourceConfig, by_type, open_sources, source_config
+from mmlab.data.mixture import Source, by_type, open_sources
 from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
 from mmlab.runs.ranks import accumulation
+
+FIXED = ("global_batch", "seed", "block_shards", "balance")
+"""Settings that decide the order of samples, and so cannot change on a resume."""
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -25,69 +29,33 @@ class ShardDataModule(L.LightningDataModule):
     with `max_steps=data.plan(…)`, `max_epochs=-1` and `accumulate_grad_batches=data.accumulation(world)`.
 
     Args:
-        train: sources of the mixture, as `SourceConfig` or mappings with its fields.
-        val: sources that validation reads once, in the order of their shards.
-        global_batch: samples per optimizer step, over all ranks and micro batches.
-        micro_batch: samples that one process takes at once.
-        workers: processes per rank that make batches; 0 makes them in the main process.
-        seed: of the order and of all per-sample randomness.
-        block_shards: samples are shuffled within blocks of this many shuffled shards.
-        balance: what the sources' shares follow where they have no weights: their `size`, or the response `type`
-            of their samples, each type as often as the others.
-        bad_budget: largest share of replaced samples, per source.
-        start_method: of the workers (`fork`, `spawn`, `forkserver`); None = the platform's.
+        config: settings.
         collate: prepares samples and makes batches.
 
     Raises:
-        ConfigError: a source without path or with an unknown field, no training source, or an unknown balance.
+        ConfigError: no training source, or weights that are missing or contradict `balance`.
     """
 
-    def __init__(
-        self,
-        train: Sequence[SourceConfig | Mapping[str, Any]],
-        val: Sequence[SourceConfig | Mapping[str, Any]] = (),
-        global_batch: int = 128,
-        micro_batch: int = 32,
-        workers: int = 0,
-        seed: int = 0,
-        block_shards: int = 8,
-        bad_budget: float = 0.001,
-        start_method: str | None = None,
-        balance: str = "size",
-        *,
-        collate: Collate,
-    ):
+    def __init__(self, config: ShardsConfig, collate: Collate):
         super().__init__()
-        if not train:
-            raise ConfigError("data.train names no source.")
-        if balance not in BALANCES:
-            raise ConfigError(f"data.balance '{balance}' is none of {', '.join(BALANCES)}.{nearest(balance, BALANCES)}")
-        self.train = [source_config(source) for source in train]
-        self.val = [source_config(source) for source in val]
-        self.global_batch = global_batch
-        self.micro_batch = micro_batch
-        self.workers = workers
-        self.seed = seed
-        self.block_shards = block_shards
-        self.bad_budget = bad_budget
-        self.start_method = start_method
-        self.balance = balance
+        config.check_mixture()
+        self.config = config
         self.collate = collate
         self.total_steps: int | None = None
         self._base = 0  # samples trained when the loader started …
-        self._mark: int | None = None  # … and Lightning's count of micro batches then; None = not started
+        self._mark: int | None = None  # … and Lightning's count of micro-batches then; None = not started
         self._loaders: list[LocalLoader] = []
 
     @cached_property
     def train_sources(self) -> list[Source]:
         """The open training sources, or their parts by type; raises what `open_sources` and `by_type` raise."""
-        sources = open_sources(self.train)
-        return by_type(sources) if self.balance == "type" else sources
+        sources = open_sources(self.config, self.config.train)
+        return by_type(sources) if self.config.balance == "type" else sources
 
     @cached_property
     def val_sources(self) -> list[Source]:
         """The open validation sources."""
-        return open_sources(self.val)
+        return open_sources(self.config, self.config.val)
 
     @property
     def samples(self) -> int:
@@ -95,49 +63,49 @@ class ShardDataModule(L.LightningDataModule):
         return sum(len(source) for source in self.train_sources)
 
     def accumulation(self, world: int) -> int:
-        """Micro batches per step on each of `world` processes; ConfigError where that is no whole number."""
-        return accumulation(self.global_batch, self.micro_batch, world)
+        """Micro-batches per step on each of `world` processes; ConfigError unless that is a whole number."""
+        return accumulation(self.config.global_batch, self.config.micro_batch, world)
 
     def plan(self, max_steps: int | None = None, max_epochs: float | None = None) -> int:
-        """Fix and return the optimizer steps of the whole run; None or -1 = no limit, the smaller one counts.
+        """Fix and return the optimizer steps of the whole run: the smaller limit; None or -1 means no limit.
 
         Raises:
-            ConfigError: no limit, or not even one global batch.
+            ConfigError: no limit, or fewer samples than one global batch.
         """
         limits = []
         if max_steps is not None and max_steps >= 0:
             limits.append(max_steps)
         if max_epochs is not None and max_epochs >= 0:
-            limits.append(floor(Fraction(str(max_epochs)) * self.samples / self.global_batch))
+            limits.append(floor(Fraction(str(max_epochs)) * self.samples / self.config.global_batch))
         if not limits:
-            raise ConfigError("the run has no end: set max_steps or max_epochs.")
+            raise ConfigError("the run has no length; set trainer.max_steps or trainer.max_epochs.")
         steps = min(limits)
         if steps == 0:
             raise ConfigError(
-                f"max_steps={max_steps}, max_epochs={max_epochs} make no step: there are"
-                f" {self.samples} samples and global_batch={self.global_batch}."
+                f"max_steps={max_steps}, max_epochs={max_epochs} give no step: there are"
+                f" {self.samples} samples and global_batch={self.config.global_batch}."
             )
         self.total_steps = steps
         return steps
 
     @property
     def position(self) -> int:
-        """Samples trained so far, in whole optimizer steps: half a step is not in a checkpoint."""
+        """Samples trained so far, in whole optimizer steps: no checkpoint holds a part of a step."""
         if self.trainer is None or self._mark is None:
             return self._base
         micro = self._micro_batches_done() - self._mark
-        return self._base + micro // self.accumulation(self.trainer.world_size) * self.global_batch
+        return self._base + micro // self.accumulation(self.trainer.world_size) * self.config.global_batch
 
     @property
     def sources(self) -> dict[str, str]:
-        """What each training source holds and weighs: changes with anything that changes the order."""
+        """Contents (as a hash) and weight of each training source: all that decides the order beside `FIXED`."""
         return {s.name: f"{s.index.hash} x {s.weight}" for s in self.train_sources}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, **self._fixed()}
+        return {"position": self.position, **self._fixed(), "sources": self.sources}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's position; other verbs than training ignore it.
+        """Continue from a checkpoint's position; only training does.
 
         Raises:
             ConfigError: seed, global batch, block size or balance are not the checkpoint's.
@@ -145,15 +113,14 @@ class ShardDataModule(L.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return
-        now = self._fixed()
-        then = {"balance": "size", **state_dict}  # older checkpoints know no other
-        for name in ("global_batch", "seed", "block_shards", "balance"):
-            if then[name] != now[name]:
+        for name, now in self._fixed().items():
+            then = state_dict[name]
+            if then != now:
                 raise ConfigError(
-                    f"the checkpoint was made with data.{name}={then[name]}, this run has {now[name]}:"
-                    f" the order of samples would change; keep {then[name]} or start a new run."
+                    f"the checkpoint was made with data.{name}={then}, this run has {now}:"
+                    f" the order of samples would change; keep {then} or start a new run."
                 )
-        _check_sources(state_dict["sources"], now["sources"])
+        _check_sources(state_dict["sources"], self.sources)
         self._base, self._mark = state_dict["position"], None
 
     def setup(self, stage: str) -> None:
@@ -167,26 +134,26 @@ class ShardDataModule(L.LightningDataModule):
         if self.trainer is not None:
             self._check_trainer(micro_per_step)
             self._align_progress(micro_per_step)
-        cut = GlobalBatches(self.global_batch, self.micro_batch, world, rank)
+        cut = GlobalBatches(self.config.global_batch, self.config.micro_batch, world, rank)
         return self._loader(self.train_sources, cut, steps * micro_per_step, self._begin)
 
     def val_dataloader(self) -> LocalLoader | list[LocalLoader]:
-        return self._pass(self.val_sources) if self.val else []
+        return self._pass(self.val_sources) if self.config.val else []
 
     def spread(self, count: int) -> LocalLoader:
-        """A pass over some `count` samples, spread evenly over the validation (without any: training) sources."""
-        sources = self.val_sources if self.val else self.train_sources
+        """One pass over about `count` samples, spread evenly over the validation sources, or else the training ones."""
+        sources = self.val_sources if self.config.val else self.train_sources
         return self._pass(sources, max(1, sum(map(len, sources)) // count))
 
     def _pass(self, sources: list[Source], every: int = 1) -> LocalLoader:
         world, rank = self._place()
-        cut = OnePass(sum(map(len, sources)) // every, self.micro_batch, world, rank, every)
+        cut = OnePass(sum(map(len, sources)) // every, self.config.micro_batch, world, rank, every)
         if len(cut) == 0:
             raise ConfigError(f"{cut.samples} validation samples are fewer than the {world} processes.")
         if cut.dropped:
             rank_zero_warn(
-                f"validation leaves out the last {cut.dropped} of {cut.samples} samples, which do not"
-                f" divide by {world} processes."
+                f"validation leaves out the last {cut.dropped} of {cut.samples} samples, because {cut.samples} is"
+                f" not divisible by {world} processes."
             )
         return self._loader(sources, cut, len(cut))
 
@@ -195,80 +162,70 @@ class ShardDataModule(L.LightningDataModule):
             loader.close()
         self._loaders.clear()
 
-    def _loader(self, sources, cut, stop: int, start=lambda: 0) -> LocalLoader:
-        dataset = LocalBatches(
-            sources,
-            self.collate,
-            cut,
-            seed=self.seed,
-            block_shards=self.block_shards,
-            bad_budget=self.bad_budget,
-        )
+    def _loader(
+        self, sources: list[Source], cut: GlobalBatches | OnePass, stop: int, start: Callable[[], int] = lambda: 0
+    ) -> LocalLoader:
+        dataset = LocalBatches(sources, self.collate, cut, self.config)
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        loader = LocalLoader(dataset, stop, start, workers=self.workers, pin_memory=cuda, context=self.start_method)
+        loader = LocalLoader(dataset, stop, start, self.config.workers, pin_memory=cuda)
         self._loaders.append(loader)
         return loader
 
     def _begin(self) -> int:
-        """The first local micro batch, asked whenever Lightning starts the loader."""
+        """The first micro-batch of this rank; called whenever Lightning starts the loader."""
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches > 0:
             return 0
         self._base, self._mark = self.position, self._micro_batches_done()
-        step = self._base // self.global_batch
+        step = self._base // self.config.global_batch
         if step >= (self.total_steps or 0):
             raise RunError(f"all {self.total_steps} planned steps are trained, but the trainer asks for more.")
         first = step * self.accumulation(self._place()[0])
         counted = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer else 0
         if counted not in (0, first):
             raise RunError(
-                f"the data goes on at micro batch {first}, Lightning at {counted}: the stage asked for the"
+                f"the data resumes at micro-batch {first}, Lightning at {counted}: the stage asked for the"
                 " data before the checkpoint was restored."
             )
         return first
 
     def _place(self) -> tuple[int, int]:
-        # Asked in the main process: a spawned worker has no process group to ask.
+        # Only in the main process: a spawned worker has no process group.
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _micro_batches_done(self) -> int:
-        """Lightning's count of trained micro batches; unlike `global_step` it knows nothing of optimizers."""
+        """Lightning's count of trained micro-batches, which, unlike `global_step`, is independent of optimizers."""
         if self.trainer is None:
             return 0
         total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return total.processed
 
     def _fixed(self) -> dict[str, Any]:
-        return {
-            "global_batch": self.global_batch,
-            "seed": self.seed,
-            "block_shards": self.block_shards,
-            "balance": self.balance,
-            "sources": self.sources,
-        }
+        return {name: getattr(self.config, name) for name in FIXED}
 
     def _check_trainer(self, micro_per_step: int) -> None:
-        """Lightning must step when a global batch is full; with manual optimization the stage sees to it."""
+        """Lightning must step when a global batch is full; with manual optimization the stage does."""
         assert self.trainer is not None
         module = self.trainer.lightning_module
-        given = self.trainer.accumulate_grad_batches
-        if module is not None and module.automatic_optimization and given != micro_per_step:
+        accumulate = self.trainer.accumulate_grad_batches
+        if module is not None and module.automatic_optimization and accumulate != micro_per_step:
             raise ConfigError(
-                f"trainer.accumulate_grad_batches={given}, but global_batch={self.global_batch} in micro"
-                f" batches of {self.micro_batch} on {self.trainer.world_size} devices make {micro_per_step}."
+                f"trainer.accumulate_grad_batches={accumulate}, but global_batch={self.config.global_batch} and"
+                f" micro_batch={self.config.micro_batch} on {self.trainer.world_size} devices need {micro_per_step}."
             )
 
     def _align_progress(self, micro_per_step: int) -> None:
-        """After a resume, make Lightning count the done steps in the micro batches of *this* run.
+        """After a resume, make Lightning count the completed steps in the micro-batches of *this* run.
 
-        Its progress is in micro batches of the run that saved it; with another accumulation it would end
-        early and step in mid-batch.
+        Its progress is in micro-batches of the run that saved it; with another accumulation it would end
+        early and step within a global batch.
         """
         assert self.trainer is not None
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         unfinished = current.processed - current.completed
         if self._base and current.processed:
-            current.ready = current.started = current.processed = self._base // self.global_batch * micro_per_step
+            done = self._base // self.config.global_batch * micro_per_step
+            current.ready = current.started = current.processed = done
             current.completed = current.processed - unfinished
 
 
@@ -281,8 +238,8 @@ def _check_sources(then: dict[str, str], now: dict[str, str]) -> None:
 
 
 class ImageTextData(ShardDataModule):
-    """Pictures with texts: `ImageTextDataConfig`."""
+    """Images with texts: `ImageTextDataConfig`."""
 
 
 class ImageData(ShardDataModule):
-    """Pictures, or their cached latents: `ImageDataConfig`."""
+    """Images, or their cached latents or codes: `ImageDataConfig`."""

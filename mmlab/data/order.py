@@ -1,8 +1,8 @@
 """The order of samples as a function: (seed, epoch, position) → sample.
 
-Shards are permuted, then samples within blocks of K shards, so that reading stays near-sequential and there
-is no buffer to save. Permutations are the sorting order of raw Philox words: numpy promises that these never
-change, which it does not of `Generator.permutation`.
+Shards are permuted, then samples within blocks of K shards, so that reading stays almost sequential and there
+is no buffer to save. Permutations are the sorting order of raw Philox words, which numpy promises never to change;
+it makes no such promise for `Generator.permutation`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from mmlab.config.errors import ConfigError
 
 
 def _digest(purpose: str, seed: int, *counters: int) -> bytes:
-    """Sixteen bytes that depend on every argument; counters have a fixed width, none runs into the next."""
+    """Sixteen bytes that depend on every argument; counters have a fixed width, so that they cannot be confused."""
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed={seed} must lie in 0 … 2**64 - 1.")
     packed = struct.pack(f"<{len(counters) + 1}Q", seed, *counters)
@@ -25,24 +25,24 @@ def _digest(purpose: str, seed: int, *counters: int) -> bytes:
 def sample_seed(seed: int, epoch: int, position: int, source: str) -> int:
     """Return the seed of all randomness of one sample, in 0 … 2**63 - 1 (it fits an int64 tensor).
 
-    It depends on the place in the order alone: ranks, workers, accumulation and resumes change nothing.
+    It depends only on the place in the order: ranks, workers, accumulation and resumes change nothing.
     """
     return int.from_bytes(_digest(f"sample/{source}", seed, epoch, position)[:8], "little") >> 1
 
 
 def source_seed(seed: int, source: str) -> int:
-    """Return the seed of one source's order, so that sources of equal sizes do not run in step."""
+    """Return the seed of one source's order, so that sources of equal size have different orders."""
     return int.from_bytes(_digest(f"source/{source}", seed)[:8], "little")
 
 
 def replacement(seed: int, epoch: int, position: int, source: str, attempt: int, size: int) -> int:
-    """Return the sample (0 … size - 1) that stands in at this place on the given attempt."""
+    """Return the sample (0 … size - 1) that replaces this one on the given attempt."""
     word = int.from_bytes(_digest(f"replacement/{source}", seed, epoch, position, attempt), "little")
     return word % size
 
 
 def _permutation(n: int, purpose: str, seed: int, *counters: int) -> np.ndarray:
-    """int64 `[n]`: a permutation that depends on the arguments alone."""
+    """int64 `[n]`: a permutation that depends only on the arguments."""
     key = int.from_bytes(_digest(purpose, seed, *counters), "little")
     return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
 
@@ -51,24 +51,22 @@ class EpochOrder:
     """The order of one source's samples in each epoch; every epoch shows each sample once.
 
     Args:
-        samples_per_shard: how many samples each shard holds; sample i is the i-th over all shards in a row.
+        samples_per_shard: number of samples in each shard; sample i is the i-th of all shards in sequence.
         seed: in 0 … 2**64 - 1.
         block_shards: samples are permuted within blocks of this many (permuted) shards.
-        shuffle: False gives the samples as they lie in the shards.
+        shuffle: False keeps the order of the shards.
 
     Raises:
-        ConfigError: a seed out of range, `block_shards` below 1, or no samples.
+        ConfigError: a seed out of range, or no samples.
     """
 
     def __init__(
         self,
         samples_per_shard: Sequence[int] | np.ndarray,
         seed: int,
-        block_shards: int = 8,
+        block_shards: int,
         shuffle: bool = True,
     ):
-        if block_shards < 1:
-            raise ConfigError(f"block_shards={block_shards} must be at least 1.")
         self.counts = np.asarray(samples_per_shard, dtype=np.int64)
         self.size = int(self.counts.sum())
         if self.size == 0:
@@ -100,7 +98,7 @@ class EpochOrder:
         return self._epoch[1], self._epoch[2]
 
     def _samples(self, epoch: int, block: int, shards: np.ndarray) -> np.ndarray:
-        # One block is kept: positions rise within a process, so the next is asked for when this one is done.
+        # Only the current block is in memory: positions rise within a process.
         if self._block is None or self._block[:2] != (epoch, block):
             members = shards[block * self.block_shards : (block + 1) * self.block_shards]
             samples = np.concatenate([self._first[s] + np.arange(int(self.counts[s])) for s in members])

@@ -1,5 +1,6 @@
-"""From a position in the stream to a collated batch: read, decode, prepare, replace what is broken, count."""
+"""From a position in the stream to a collated batch: read, decode, prepare, replace bad samples, count."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -7,12 +8,13 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from mmlab.config.errors import DataError
+from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.mixture import Mixture, Sequential, Source
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
 from mmlab.data.report import DataReport
-from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
 from mmlab.runs.ranks import accumulation
 
 TRIES = 10
@@ -22,25 +24,25 @@ class Collate(Protocol):
     """What turns samples into the batch that a stage receives.
 
     Attributes:
-        image: how pictures are decoded; None leaves them unread.
-        members: extensions of the further members that it reads, beside picture and record.
+        image: how images are decoded; None leaves them unread.
+        members: extensions of the members that it reads beside image and record.
     """
 
     image: ImageSpec | None
     members: tuple[str, ...]
 
-    def prepare(self, sample: Sample) -> Any:
-        """Tokenise one sample; raises SampleError where it cannot be used (the reader then replaces it)."""
+    def prepare(self, sample: Sample) -> Prepared:
+        """Tokenize one sample; raises SampleError if it cannot be used (the reader then replaces it)."""
         ...
 
-    def batch(self, prepared: list[Any]) -> dict[str, Any]:
-        """Collate what `prepare` returned; may have its own counters in `stats` (source → name → count)."""
+    def batch(self, contents: list[Any]) -> dict[str, Any]:
+        """Collate the contents of prepared samples."""
         ...
 
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """This rank's micro batches of an endless stream of global batches: item m → its positions."""
+    """This rank's micro-batches of an endless stream of global batches: item m → its positions."""
 
     global_batch: int
     micro_batch: int
@@ -58,10 +60,10 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class OnePass:
-    """This rank's batches of one pass over `samples`: as many on every rank, so that none waits for ever.
+    """This rank's batches of one pass over `samples`: equally many on every rank, so that none waits forever.
 
-    The tail is shared out evenly as a smaller last batch; only what the ranks do not divide is `dropped`. The samples
-    lie `every` places apart: more than 1 is a pass over a part of them.
+    The remainder is divided evenly into a smaller last batch; only what does not divide by the ranks is `dropped`. The
+    samples are `every` places apart: more than 1 reads a part of them.
     """
 
     samples: int
@@ -88,7 +90,7 @@ class OnePass:
 class LocalBatches(Dataset):
     """Map-style dataset whose item m is this rank's m-th collated batch.
 
-    Items are functions of m: any worker may make any of them, so worker count, fork or spawn change nothing.
+    Items are functions of m: any worker may make any of them, so the number of workers, fork or spawn change nothing.
     A batch is what the collate returns, with `keys` (list of str), `stats` (source → counter → int: `seen`,
     `replaced`, `replaced/<reason>`, `type/<response type>` and the collate's own) and `bad` (list of {source, key,
     reason, message}).
@@ -96,10 +98,8 @@ class LocalBatches(Dataset):
     Args:
         sources: open sources.
         collate: prepares samples and makes batches of them.
-        cut: the positions of each item; `OnePass` reads all samples once in a row, `GlobalBatches` for ever.
-        seed: of the order and of all per-sample randomness.
-        block_shards: see `EpochOrder`.
-        bad_budget: largest share of replaced samples.
+        cut: the positions of each item; `OnePass` reads each sample once, in order, `GlobalBatches` never ends.
+        config: settings of the order and of the budget.
 
     Raises:
         DataError: no usable sample in `TRIES` tries, or far more replacements than the budget allows.
@@ -110,44 +110,38 @@ class LocalBatches(Dataset):
         sources: Sequence[Source],
         collate: Collate,
         cut: GlobalBatches | OnePass,
-        *,
-        seed: int = 0,
-        block_shards: int = 8,
-        bad_budget: float = 0.001,
+        config: ShardsConfig,
     ):
         self.sources = list(sources)
         self.collate = collate
         self.cut = cut
-        self.seed = seed
+        self.seed = config.seed
         endless = isinstance(cut, GlobalBatches)
         sizes = [len(source) for source in self.sources]
         weights = [source.weight for source in self.sources if source.weight is not None]
         self.stream = Mixture(sizes, weights or None) if endless else Sequential(sizes)
         self.orders = [
-            EpochOrder(s.samples_per_shard, source_seed(seed, s.name), block_shards, shuffle=endless)
+            EpochOrder(s.samples_per_shard, source_seed(self.seed, s.name), config.block_shards, shuffle=endless)
             for s in self.sources
         ]
-        # One worker sees a part of the run: it stops by itself only far over the budget.
-        self._guard = DataReport(bad_budget, slack=10)
+        # A worker sees only a part of the run, so it stops only far over the budget.
+        self._guard = DataReport(config.bad_budget, FLOOR, slack=10)
 
     def __getitem__(self, m: int) -> dict[str, Any]:
-        stats: dict[str, dict[str, int]] = {}
+        counters: dict[str, Counter[str]] = defaultdict(Counter)
         bad: list[dict[str, Any]] = []
-        keys, prepared = [], []
+        keys, contents = [], []
         for position in self.cut.positions(m):
-            key, item = self._item(position, stats, bad)
+            key, content = self._item(position, counters, bad)
             keys.append(key)
-            prepared.append(item)
-        self._guard.add({"stats": stats, "bad": bad})
+            contents.append(content)
+        report = {"stats": {source: dict(counts) for source, counts in counters.items()}, "bad": bad}
+        self._guard.add(report)
         self._guard.check()
-        batch = self.collate.batch(prepared)
-        for source, counters in batch.get("stats", {}).items():
-            for name, count in counters.items():
-                _count(stats, source, name, count)
-        return {"keys": keys, **batch, "stats": stats, "bad": bad + batch.get("bad", [])}
+        return {**self.collate.batch(contents), "keys": keys, **report}
 
-    def _item(self, position: int, stats: dict[str, dict[str, int]], bad: list[dict[str, Any]]) -> tuple[str, Any]:
-        """The prepared sample at `position`, or its stand-in; what comes after does not shift."""
+    def _item(self, position: int, counters: dict[str, Counter[str]], bad: list[dict[str, Any]]) -> tuple[str, Any]:
+        """(key, content) of the sample at `position`, or of its replacement; later positions do not shift."""
         which, cursor = self.stream.at(position)
         source = self.sources[which]
         size = len(source)
@@ -155,19 +149,20 @@ class LocalBatches(Dataset):
         seed = sample_seed(self.seed, epoch, place, source.name)
         tried: list[int] = []
         i = self.orders[which].sample(epoch, place)
-        _count(stats, source.name, "seen", 1)
+        counts = counters[source.name]
+        counts["seen"] += 1
         while len(tried) < min(TRIES, size):
             number = source.number(i)
             key = str(source.index.keys[number])
             try:
                 prepared = self.collate.prepare(self._read(source, number, key, seed))
                 if kind := source.index.type_of(number):
-                    _count(stats, source.name, f"type/{kind}", 1)
-                return key, prepared
+                    counts[f"type/{kind}"] += 1
+                counts.update(prepared.counters)
+                return key, prepared.content
             except SampleError as error:
                 bad.append({"source": source.name, "key": key, "reason": error.reason, "message": str(error)})
-                _count(stats, source.name, "replaced", 1)
-                _count(stats, source.name, f"replaced/{error.reason}", 1)
+                counts.update(("replaced", f"replaced/{error.reason}"))
             tried.append(i)
             i = replacement(self.seed, epoch, place, source.name, len(tried), size)
             while i in tried and len(tried) < size:
@@ -179,18 +174,13 @@ class LocalBatches(Dataset):
 
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         spec = self.collate.image
-        pictures = () if spec is None else IMAGE_EXTENSIONS
-        members = source.index.read(i, (*pictures, "json", "txt", *self.collate.members))
+        images = () if spec is None else IMAGE_EXTENSIONS
+        members = source.index.read(i, (*images, "json", "txt", *self.collate.members))
         try:
             record = parse_record(members)
         except (ValueError, RecursionError) as error:
             raise SampleError("json", f"its record does not parse: {error}") from error
-        picture = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-        image = None if picture is None or spec is None else decode_image(picture, spec)
+        data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+        image = None if data is None or spec is None else decode_image(data, spec)
         further = {name: members[name] for name in self.collate.members if name in members}
         return Sample(key, source.name, record, image, seed, further, source.index.hash)
-
-
-def _count(stats: dict[str, dict[str, int]], source: str, name: str, count: int) -> None:
-    counters = stats.setdefault(source, {})
-    counters[name] = counters.get(name, 0) + count

@@ -1,17 +1,18 @@
-"""One sample on its way from a shard to a batch."""
+"""One sample on its way from a shard to a batch. Loads without torch."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SampleError(Exception):
     """A sample that cannot be used; the reader replaces it and counts `reason`.
 
     Args:
-        reason: short slug that the data report counts under, such as `pixels` or `checksum`.
-        message: the sentence for a person.
+        reason: short name that the data report counts under, such as `pixels` or `checksum`.
+        message: one sentence for the user.
     """
 
     def __init__(self, reason: str, message: str):
@@ -25,17 +26,22 @@ class SampleError(Exception):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What the model expects of a picture.
+    """The images that a model takes.
 
     Attributes:
-        size: side of the square picture in pixels.
-        aspect: `pad` to a square with the mean colour, `crop` its centre, or `stretch`.
-        tokens: places that one picture takes in the language model's sequence.
+        size: side of the square image in pixels.
+        aspect: how it becomes square, see `ASPECTS`.
+        tokens: places that one image takes in the language model's sequence.
     """
 
     size: int
     aspect: str = "pad"
     tokens: int = 0
+
+    @property
+    def form(self) -> str:
+        """Size and aspect, as a record of latents or codes states them (`ENCODED_AS`)."""
+        return f"data.size={self.size} data.aspect={self.aspect}"
 
 
 @dataclass
@@ -43,19 +49,32 @@ class Sample:
     """A decoded sample.
 
     Attributes:
-        key: the sample's key in its shard.
+        key: its key in its shard.
         source: name of the mixture source that it came from.
         record: canonical record (`caption`, `conversations`, `questions`, …).
         image: uint8 `[3, H, W]`, already resized, or None for text alone.
         seed: function of (run seed, epoch, position); all per-sample randomness comes from it.
-        members: the bytes of further members that the collate asks for, by extension.
+        members: bytes of further members that the collate reads, by extension.
         shards: hash of the index that it came from: a source of another split may have the same name and keys.
     """
 
     key: str
     source: str
     record: dict[str, Any]
-    image: Tensor | None
+    image: "Tensor | None"
     seed: int
     members: dict[str, bytes] = field(default_factory=dict)
     shards: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a collate made of one sample.
+
+    Attributes:
+        content: what the collate's `batch` takes.
+        counters: for the data report.
+    """
+
+    content: Any
+    counters: dict[str, int]

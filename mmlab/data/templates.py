@@ -1,16 +1,17 @@
-"""Conversation templates: turns become text, and the characters that the model learns to say are marked.
+"""Conversation templates: turns become text with the spans of characters that the model learns to say.
 
-Labels follow from the marks alone. Nothing is searched in the text afterwards, so an answer may hold a
-role name, a stop string or a picture marker. A learned span begins exactly where the prompt of inference
-ends (`ASSISTANT:` in v1: the model says the space too) and ends after the template's stop.
+Labels follow from these spans alone. The text is never searched afterwards, so an answer may contain a
+role name, a stop string or an image marker. A learned span begins exactly where the prompt of inference
+ends (`ASSISTANT:` in v1: the model also says the space) and ends after the template's stop.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError
+from mmlab.config.fields import check_value
 from mmlab.data.chat_template import ChatTemplate
-from mmlab.data.turns import IMAGE, Dialogue, Rendered, Writer, tokenizer_name
+from mmlab.data.turns import IMAGE, Dialogue, Rendered, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Template:
-    """A template written down as strings, where `{system}`, `{bos}` and `{eos}` stand for what they name.
+    """A template as strings with the fields `{system}`, `{bos}` and `{eos}`.
 
     Attributes:
         system: the published system message.
         head: from the start to the first question.
-        bare: the same when there is no system message.
+        bare: the same without a system message.
         later: from an answer's stop to the next question.
         speak: from a question to the place where the model speaks.
         answer: from that place to the answer; learned.
         close: between an answer and its stop; learned.
         end: the stop; learned.
         tail: after the last stop; not learned.
-        asks: False where the question is thrown away and only the picture stays.
-        before, behind: around the picture; `behind` None leaves the line break that a dialogue has there.
+        asks: False drops the question and keeps only the image.
+        before, behind: around the image; `behind` None keeps the line break that a dialogue has there.
     """
 
     system: str = ""
@@ -51,7 +52,7 @@ class Template:
         """The string at which generation stops.
 
         Raises:
-            ConfigError: the template needs the tokenizer's end of text, and there is none.
+            ConfigError: the template needs the tokenizer's end of text, but it has none.
         """
         end = self.end
         if end == "\n" and not tokenizer(end, add_special_tokens=False)["input_ids"]:
@@ -61,8 +62,8 @@ class Template:
         eos = tokenizer.eos_token
         if not isinstance(eos, str):
             raise ConfigError(
-                f"The tokenizer {tokenizer_name(tokenizer)} has no eos_token, "
-                "with which this prompt.template ends answers."
+                f"The tokenizer {tokenizer_name(tokenizer)} has no eos_token, which this prompt.template needs"
+                " to end answers."
             )
         return end.replace("{eos}", eos)
 
@@ -72,33 +73,33 @@ class Template:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         system: str | None,
-        picture: bool,
+        image: bool,
         answer: bool,
     ) -> Rendered:
         """See `render`."""
-        writer, stop = Writer(), self.stop(tokenizer)
+        rendered, stop = Rendered(), self.stop(tokenizer)
         message = self.system if system is None else system
         bos = tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else ""
-        writer.say(self.head.replace("{system}", message) if message else self.bare)
+        rendered.say(self.head.replace("{system}", message) if message else self.bare)
         for i, turn in enumerate(dialogue):
             if turn.role == "gpt":
-                writer.learn(self.answer + turn.text + self.close + stop)
+                rendered.learn(self.answer + turn.text + self.close + stop)
                 continue
-            here = picture and i == 0
+            here = image and i == 0
             if i > 0:
-                writer.say(self.later.replace("{bos}", bos))
-            writer.say(self.before if here else "")
-            writer.ask(self._question(turn.text, here), here)
-            writer.say(self.speak)
+                rendered.say(self.later.replace("{bos}", bos))
+            rendered.say(self.before if here else "")
+            rendered.ask(self._question(turn.text, here), here)
+            rendered.say(self.speak)
         if answer:
-            writer.say(self.tail)
-        return writer.done()
+            rendered.say(self.tail)
+        return rendered
 
-    def _question(self, text: str, picture: bool) -> str:
-        """What stands for a question that opens with a picture, or for one without."""
+    def _question(self, text: str, image: bool) -> str:
+        """The text of a question, which may open with an image."""
         if not self.asks:
-            return IMAGE if picture else ""
-        if not picture or self.behind is None:
+            return IMAGE if image else ""
+        if not image or self.behind is None:
             return text
         return IMAGE + self.behind + text.removeprefix(IMAGE).removeprefix("\n")
 
@@ -107,9 +108,9 @@ _ASSISTANT = "The assistant gives helpful, detailed, and polite answers to the {
 _CHAT = "A chat between a curious {user} and an artificial intelligence assistant. " + _ASSISTANT
 
 TEMPLATES: dict[str, Template | ChatTemplate] = {
-    # LLaVA's stage 1: picture, caption, line break.
+    # LLaVA's stage 1: image, caption, line break.
     "plain": Template(end="\n", asks=False),
-    # LLaVA v1's training code; the stop of an answer is also the mark of the next turn.
+    # LLaVA v1's training code; the stop of an answer also opens the next turn.
     "v0": Template(
         system=_CHAT.replace("{user}", "human"),
         head="{system}\n\n### Human: ",
@@ -141,7 +142,7 @@ TEMPLATES: dict[str, Template | ChatTemplate] = {
         answer=" ",
         close=" ",
     ),
-    # ChatML as LLaVA-NeXT writes it for Qwen.
+    # ChatML, as LLaVA-NeXT writes it for Qwen.
     "chatml": Template(
         system="You are a helpful assistant.",
         head="<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n",
@@ -151,8 +152,8 @@ TEMPLATES: dict[str, Template | ChatTemplate] = {
         end="<|im_end|>",
         tail="\n",
     ),
-    # MiniGPT-4 on Vicuna v0 (its training code). It tokenises the answer by itself, and Llama's tokenizer puts a
-    # space before each text: two of them part question and answer. The stop is also the mark of the next turn.
+    # MiniGPT-4 on Vicuna v0 (its training code). It tokenizes the answer separately, and Llama's tokenizer puts a
+    # space before each text: two spaces separate question and answer. The stop also opens the next turn.
     "minigpt4": Template(
         bare="###Human: ",
         later="Human: ",
@@ -181,6 +182,5 @@ def template_named(name: str) -> Template | ChatTemplate:
     Raises:
         ConfigError: there is none.
     """
-    if name not in TEMPLATES:
-        raise ConfigError(f"prompt.template '{name}' is not one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}")
+    check_value("prompt.template", name, {"choices": tuple(TEMPLATES)})
     return TEMPLATES[name]

@@ -1,14 +1,14 @@
 """A dialogue, and the text that it becomes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IMAGE = "<image>"
-"""Marks the picture where it opens the first human turn; anywhere else it is text."""
+"""Marks the image where it opens the first human turn; anywhere else it is text."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,19 @@ class Turn:
 Dialogue = list[Turn]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rendered:
-    """A dialogue as text.
+    """A dialogue as text, written piece by piece.
 
     Attributes:
-        text: what is tokenised.
-        spans: start and end of each learned stretch of characters, one per gpt turn.
-        images: start and end of each picture marker.
+        text: to be tokenized.
+        spans: start and end of each learned span of characters, one per gpt turn.
+        images: start and end of each image marker.
     """
 
-    text: str
-    spans: list[tuple[int, int]]
-    images: list[tuple[int, int]]
-
-
-class Writer:
-    """Text that grows by pieces and remembers where the marked ones lie."""
-
-    def __init__(self):
-        self.text = ""
-        self.spans: list[tuple[int, int]] = []
-        self.images: list[tuple[int, int]] = []
+    text: str = ""
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    images: list[tuple[int, int]] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         self.text += text
@@ -52,20 +43,18 @@ class Writer:
         self.spans.append((len(self.text), len(self.text) + len(text)))
         self.text += text
 
-    def ask(self, text: str, picture: bool) -> None:
-        if picture:
+    def ask(self, text: str, image: bool) -> None:
+        """Write a question; with `image` it opens with the marker."""
+        if image:
             self.images.append((len(self.text), len(self.text) + len(IMAGE)))
         self.text += text
 
-    def done(self) -> Rendered:
-        return Rendered(self.text, self.spans, self.images)
 
-
-def shows_picture(dialogue: Sequence[Turn]) -> bool:
-    """Whether the dialogue's first turn opens with the picture marker."""
+def shows_image(dialogue: Sequence[Turn]) -> bool:
+    """Whether the dialogue's first turn opens with the image marker."""
     return bool(dialogue) and dialogue[0].role == "human" and dialogue[0].text.startswith(IMAGE)
 
 
 def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """How an error calls the tokenizer."""
+    """The tokenizer's name in errors."""
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

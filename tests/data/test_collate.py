@@ -1,8 +1,9 @@
-"""Rows of segments hold what each dialogue is by itself, packed or not."""
+"""Each dialogue has the same tokens in a batch as alone, packed or not."""
 
 import pickle
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.collate import ChatCollate, PairCollate
-from mmlab.data.config import Prompt
-from mmlab.data.conversation import conversations_of, encode
+from mmlab.data.config import ImageTextDataConfig, Prompt
+from mmlab.data.conversation import Segment, encode
+from mmlab.data.dialogues import conversations_of
 from mmlab.data.sample import ImageSpec, Sample, SampleError
 from tests.tiny_tokenizers import TOKENIZERS, llama_2, llama_3, wordpiece
 
@@ -43,9 +45,25 @@ SAMPLES = [
 ]
 
 
-def batch_of(samples: list[Sample], **options) -> dict:
-    collate = ChatCollate(llama_2(), PROMPT, SPEC, **options)
-    return collate.batch([collate.prepare(one) for one in samples])
+def chat(prompt: Prompt = PROMPT, spec: ImageSpec | None = SPEC, tokenizer: Any = None, **options) -> ChatCollate:
+    return ChatCollate(ImageTextDataConfig(**options), prompt, tokenizer or llama_2(), spec)
+
+
+def pairs(tokenizer: Any, spec: ImageSpec = SPEC, **options) -> PairCollate:
+    return PairCollate(ImageTextDataConfig(**options), tokenizer, spec)
+
+
+def batch_of(samples: list[Sample], collate: ChatCollate | PairCollate) -> dict:
+    """A batch, with the counters of each source as the reader adds them up."""
+    prepared = [collate.prepare(one) for one in samples]
+    stats: dict[str, Counter] = defaultdict(Counter)
+    for one, made in zip(samples, prepared, strict=True):
+        stats[one.source].update(made.counters)
+    return {**collate.batch([made.content for made in prepared]), "stats": stats}
+
+
+def segments_of(collate: ChatCollate, one: Sample) -> list[Segment]:
+    return [segment for group in collate.prepare(one).content for segment in group.segments]
 
 
 def seen_by(batch: dict, row: int) -> torch.Tensor:
@@ -58,7 +76,7 @@ def seen_by(batch: dict, row: int) -> torch.Tensor:
 
 def dialogues_in(batch: dict) -> list[tuple[tuple[int, int, int], ...]]:
     """Each dialogue as (position, token, label), rebuilt from what the last token of a segment sees."""
-    found = []
+    dialogues = []
     for row in range(len(batch["input_ids"])):
         sees, segments = seen_by(batch, row), batch["segment_ids"][row]
         contexts = set(batch["context_ids"][row].tolist()) - {0}
@@ -66,8 +84,8 @@ def dialogues_in(batch: dict) -> list[tuple[tuple[int, int, int], ...]]:
             last = int((segments == segment).nonzero()[-1])
             visible = sees[last].nonzero()[:, 0]
             columns = [batch[name][row][visible].tolist() for name in ("position_ids", "input_ids", "labels")]
-            found.append(tuple(zip(*columns, strict=True)))
-    return found
+            dialogues.append(tuple(zip(*columns, strict=True)))
+    return dialogues
 
 
 def expected(one: Sample) -> list[tuple[tuple[int, int, int], ...]]:
@@ -79,7 +97,7 @@ def expected(one: Sample) -> list[tuple[tuple[int, int, int], ...]]:
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("max_length", [85, 120, 400])
 def test_every_dialogue_is_what_it_is_alone(pack: bool, max_length: int) -> None:
-    batch = batch_of(SAMPLES, max_length=max_length, pack=pack)
+    batch = batch_of(SAMPLES, chat(max_length=max_length, pack=pack))
     assert Counter(dialogues_in(batch)) == Counter(d for one in SAMPLES for d in expected(one))
     rows, length = batch["input_ids"].shape
     assert length % 8 == 0 and length - 8 < int((batch["segment_ids"] > 0).sum(1).max()) <= max_length
@@ -93,7 +111,7 @@ def test_every_dialogue_is_what_it_is_alone(pack: bool, max_length: int) -> None
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
-    batch = batch_of(SAMPLES, max_length=90, pack=pack)
+    batch = batch_of(SAMPLES, chat(max_length=90, pack=pack))
     assert batch["pixel_values"].dtype == torch.uint8
     assert len(batch["pixel_values"]) == len(batch["image_positions"]) == len(batch["image_keys"])
     assert sorted(set(batch["image_keys"])) == [f"hash of shapes/{key}" for key in "abdef"]
@@ -111,7 +129,7 @@ def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
 
 
 def test_questions_share_one_picture() -> None:
-    batch = batch_of([SAMPLES[0]], max_length=400)
+    batch = batch_of([SAMPLES[0]], chat(max_length=400))
     assert batch["input_ids"].shape[0] == 1 and len(batch["pixel_values"]) == 1
     segments, contexts = batch["segment_ids"][0], batch["context_ids"][0]
     assert segments.max() == 5
@@ -126,7 +144,7 @@ def test_questions_share_one_picture() -> None:
 
 def test_questions_of_packed_samples_share_their_own_picture() -> None:
     longer, shorter = sample("b", questions(3)), sample("a", questions(2))
-    batch = batch_of([shorter, longer], max_length=400, pack=True)
+    batch = batch_of([shorter, longer], chat(max_length=400, pack=True))
     segments, contexts = batch["segment_ids"].tolist(), batch["context_ids"].tolist()
     assert len(segments) == 1 and longer.image is not None and shorter.image is not None
     assert torch.equal(batch["pixel_values"], torch.stack([longer.image, shorter.image]))
@@ -136,15 +154,15 @@ def test_questions_of_packed_samples_share_their_own_picture() -> None:
 
 
 def test_a_sample_that_overflows_repeats_its_picture() -> None:
-    batch = batch_of([SAMPLES[0]], max_length=60)
+    batch = batch_of([SAMPLES[0]], chat(max_length=60))
     rows = batch["input_ids"].shape[0]
-    assert rows > 1 and batch["image_keys"] == ["hash of shapes/a"] * rows and batch["keys"] == ["a"]
+    assert rows > 1 and batch["image_keys"] == ["hash of shapes/a"] * rows
     assert batch["image_positions"][:, 0].tolist() == list(range(rows))
     assert Counter(dialogues_in(batch)) == Counter(expected(SAMPLES[0]))
 
 
 def test_text_questions_are_ordinary_segments() -> None:
-    batch = batch_of([sample("t", questions(3), image=False)])
+    batch = batch_of([sample("t", questions(3), image=False)], chat())
     assert batch["segment_ids"].max() == 3 and batch["context_ids"].max() == 0
     assert batch["pixel_values"].shape == (0, 3, 4, 4) and batch["pixel_values"].dtype == torch.uint8
     assert batch["image_positions"].shape == (0, 2)
@@ -153,8 +171,7 @@ def test_text_questions_are_ordinary_segments() -> None:
 
 def test_nothing_is_predicted_across_segments() -> None:
     # The model shifts labels along the row: the first token of a segment would be learned from a stranger.
-    collate = ChatCollate(llama_2(), Prompt("v1", supervise="all"), SPEC, pack=True)
-    batch = collate.batch([collate.prepare(one) for one in SAMPLES])
+    batch = batch_of(SAMPLES, chat(Prompt("v1", supervise="all"), pack=True))
     starts = batch["segment_ids"].diff(dim=1, prepend=torch.zeros(len(batch["labels"]), 1, dtype=torch.int64)) != 0
     assert starts.any() and (batch["labels"][starts] == IGNORE).all()
     learned = sum(counters["tokens_with_loss"] for counters in batch["stats"].values())
@@ -163,28 +180,26 @@ def test_nothing_is_predicted_across_segments() -> None:
 
 def test_the_same_samples_make_the_same_batch() -> None:
     for pack in (False, True):
-        first, second = (batch_of(SAMPLES, max_length=90, pack=pack) for _ in range(2))
+        first, second = (batch_of(SAMPLES, chat(max_length=90, pack=pack)) for _ in range(2))
         assert all(torch.equal(first[k], second[k]) for k in first if isinstance(first[k], torch.Tensor))
-        assert first["keys"] == [one.key for one in SAMPLES]
+        assert first["image_keys"] == second["image_keys"]
 
 
 def test_statistics_count_what_lies_in_the_rows() -> None:
     long = sample("g", talk("<image>\nWhat?", "A red square.", "And?", "no " * 100, "More?", "no"))
     partly = sample("h", {"questions": [*questions(2)["questions"], {"question": "Q", "answer": "no " * 200}]})
-    batch = batch_of([*SAMPLES, long, partly], max_length=90, pack=True)
-    shapes, chat = batch["stats"]["shapes"], batch["stats"]["chat"]
-    assert chat["text_only"] == 1 and chat["pictures"] == 0 and shapes["text_only"] == 0
+    batch = batch_of([*SAMPLES, long, partly], chat(max_length=90, pack=True))
+    shapes, text = batch["stats"]["shapes"], batch["stats"]["chat"]
+    assert text["text_only"] == 1 and text["pictures"] == 0 and shapes["text_only"] == 0
     assert shapes["truncated"] == 2 and shapes["turns_dropped"] == 2 + 1
     assert shapes["pictures"] == len(batch["image_keys"])
-    assert shapes["tokens"] + chat["tokens"] == int((batch["segment_ids"] > 0).sum())
-    assert shapes["tokens_with_loss"] + chat["tokens_with_loss"] == int((batch["labels"] != IGNORE).sum())
-    assert batch["bad"] == []
+    assert shapes["tokens"] + text["tokens"] == int((batch["segment_ids"] > 0).sum())
+    assert shapes["tokens_with_loss"] + text["tokens_with_loss"] == int((batch["labels"] != IGNORE).sum())
 
 
 def reason(one: Sample, **options) -> str:
-    collate = ChatCollate(llama_2(), options.pop("prompt", PROMPT), SPEC, **options)
     with pytest.raises(SampleError) as error:
-        collate.prepare(one)
+        chat(**options).prepare(one)
     return error.value.reason
 
 
@@ -198,21 +213,20 @@ def test_unusable_samples_are_named() -> None:
 
 def test_pictures_as_text_are_not_decoded() -> None:
     for pictures in ("text", "scattered", "none"):
-        collate = ChatCollate(llama_2(), Prompt(pictures=pictures), SPEC)
+        collate = chat(Prompt(pictures=pictures))
         assert collate.image is None
-        batch = collate.batch([collate.prepare(sample("a", {"caption": "Red."} | questions(2), image=False))])
+        batch = batch_of([sample("a", {"caption": "Red."} | questions(2), image=False)], collate)
         assert len(batch["pixel_values"]) == len(batch["image_positions"]) == 0
         assert batch["segment_ids"].max() == (3 if pictures == "scattered" else 2)
-    assert ChatCollate(llama_2(), Prompt(), SPEC).image == SPEC
+    assert chat(Prompt()).image == SPEC
 
 
 def test_scattered_captions_lie_where_pictures_would() -> None:
     record = {"caption": "Two circles"} | questions(3)
     scattered, shown = Prompt("v1", pictures="scattered", places=40), ImageSpec(4, tokens=40)
-    collate = ChatCollate(llama_2(), scattered, None)
-    batch = collate.batch([collate.prepare(sample("a", record, image=False))])
-    picture = ChatCollate(llama_2(), Prompt("v1"), shown)
-    like = picture.batch([picture.prepare(sample("a", record))])
+    collate = chat(scattered, None)
+    batch = batch_of([sample("a", record, image=False)], collate)
+    like = batch_of([sample("a", record)], chat(Prompt("v1"), shown))
     for name in ("segment_ids", "context_ids", "position_ids", "labels"):
         assert torch.equal(batch[name], like[name]), name
     (row, at), caption = like["image_positions"][0].tolist(), llama_2().encode("Two circles", add_special_tokens=False)
@@ -221,14 +235,13 @@ def test_scattered_captions_lie_where_pictures_would() -> None:
     assert torch.equal(batch["input_ids"][~places], like["input_ids"][~places])
     counts = Counter(batch["input_ids"][places].tolist())
     assert all(counts[token] > 40 * 0.1 / 2 / len(caption) for token in caption)
-    again = collate.batch([collate.prepare(sample("a", record, image=False))])
+    again = batch_of([sample("a", record, image=False)], collate)
     assert torch.equal(batch["input_ids"], again["input_ids"])
-    other = collate.prepare(replace(sample("a", record, image=False), seed=8)).context
-    assert other is not None and other.input_ids != batch["input_ids"][row, : at + 40].tolist()
+    other = segments_of(collate, replace(sample("a", record, image=False), seed=8))[0]
+    assert other.input_ids != batch["input_ids"][row, : at + 40].tolist()
     shares = []
     for seed in range(200):
-        context = collate.prepare(replace(sample("a", record, image=False), seed=seed)).context
-        assert context is not None
+        context = segments_of(collate, replace(sample("a", record, image=False), seed=seed))[0]
         shares.append(sum(token in caption for token in context.input_ids[at:]) / 40)
     assert min(shares) < 0.2 and max(shares) > 0.95 and abs(sum(shares) / 200 - 0.55) < 0.1
 
@@ -236,68 +249,62 @@ def test_scattered_captions_lie_where_pictures_would() -> None:
 def test_scattered_captions_are_needed_only_where_a_picture_is_meant() -> None:
     prompt = Prompt(pictures="scattered")
     assert reason(sample("a", questions(1), image=False), prompt=prompt) == "no-caption"
-    collate = ChatCollate(llama_2(), prompt, None)
+    collate = chat(prompt, None)
     assert collate.prepare(sample("c", talk("Hello", "Good day."), image=False)).counters["text_only"] == 1
-    plain = ChatCollate(llama_2(), Prompt("plain", pictures="scattered", places=3), None)
-    assert len(plain.prepare(sample("e", {"caption": "Two"}, image=False)).segments[0]) > 3
+    plain = chat(Prompt("plain", pictures="scattered", places=3), None)
+    assert len(segments_of(plain, sample("e", {"caption": "Two"}, image=False))[0]) > 3
     with pytest.raises(ConfigError, match="max_length=64"):
-        ChatCollate(llama_2(), prompt, None, max_length=64)
+        chat(prompt, None, max_length=64)
 
 
 def test_captions_that_lie_in_conversations_are_scattered() -> None:
-    collate = ChatCollate(llama_2(), Prompt("plain", pictures="scattered", places=40, captions="blip"), None)
-    said, told = ({"conversations": talk("<image>", "Two circles!")["conversations"]}, {"caption": "Two circles!"})
-    assert collate.prepare(sample("a", said)).segments == collate.prepare(sample("a", told)).segments
+    collate = chat(Prompt("plain", pictures="scattered", places=40, captions="blip"), None)
+    answer, caption = talk("<image>", "Two circles!"), {"caption": "Two circles!"}
+    assert segments_of(collate, sample("a", answer)) == segments_of(collate, sample("a", caption))
     assert reason(sample("a", talk("<image>", " ! ")), prompt=collate.prompt) == "no-caption"
 
 
 def test_a_caption_without_a_token_cannot_be_scattered() -> None:
     for prompt in (Prompt("plain", pictures="scattered"), Prompt("v1", pictures="scattered")):
-        collate = ChatCollate(wordpiece(), prompt, None)
         with pytest.raises(SampleError) as error:
-            collate.prepare(sample("a", {"caption": "\x01"} | questions(1)))
+            chat(prompt, None, wordpiece()).prepare(sample("a", {"caption": "\x01"} | questions(1)))
         assert error.value.reason == "no-caption"
 
 
 def test_lengths_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes 5 tokens and a row max_length=5"):
-        ChatCollate(llama_2(), PROMPT, SPEC, max_length=5)
+        chat(max_length=5)
     with pytest.raises(ConfigError, match=r"image\.tokens"):
-        ChatCollate(llama_2(), PROMPT, ImageSpec(4))
+        chat(spec=ImageSpec(4))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_collates_travel_to_spawned_workers(name: str) -> None:
-    for collate in (
-        ChatCollate(TOKENIZERS[name](), PROMPT, SPEC, pack=True),
-        PairCollate(TOKENIZERS[name](), SPEC),
-    ):
-        one = sample("e", {"caption": "Two circles"})
-        here, there = collate.prepare(one), pickle.loads(pickle.dumps(collate)).prepare(one)
-        assert here.segments == there.segments and here.counters == there.counters
+    one = sample("e", {"caption": "Two circles"})
+    for collate in (chat(tokenizer=TOKENIZERS[name](), pack=True), pairs(TOKENIZERS[name]())):
+        here, there = batch_of([one], collate), batch_of([one], pickle.loads(pickle.dumps(collate)))
+        assert torch.equal(here["input_ids"], there["input_ids"]) and here["stats"] == there["stats"]
 
 
-def test_pairs() -> None:
-    collate = PairCollate(wordpiece(), SPEC, max_length=6)
+def test_pairs_are_padded_and_cut() -> None:
     samples = [sample("a", {"caption": "a red square"}), sample("b", {"caption": "the " * 9})]
-    batch = collate.batch([collate.prepare(one) for one in samples])
+    batch = batch_of(samples, pairs(wordpiece(), max_length=6))
     assert batch["pixel_values"].shape == (2, 3, 4, 4) and batch["pixel_values"].dtype == torch.uint8
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 6)
     assert batch["attention_mask"].sum(1).tolist() == [5, 6]
     ids = wordpiece()(["a red square", "the the the the"])["input_ids"]
-    assert batch["input_ids"].tolist() == [[*ids[0], 0], ids[1]]  # what is cut keeps its [SEP]
+    assert batch["input_ids"].tolist() == [[*ids[0], 0], ids[1]]  # a cut caption keeps its [SEP]
     assert batch["stats"] == {"shapes": {"truncated": 1, "tokens": 11, "pictures": 2}}
-    assert batch["keys"] == ["a", "b"]
 
 
 def test_a_pairs_caption_is_drawn_by_the_seed() -> None:
-    collate = PairCollate(llama_3(), SPEC)
+    collate = pairs(llama_3())
     one = sample("a", {"caption": "a", "captions": ["red", "blue", "green"]})
     drawn = {}
     for seed in range(30):
         one.seed = seed
-        drawn[seed] = tuple(collate.prepare(one).segments[0].input_ids)
-        assert tuple(collate.prepare(one).segments[0].input_ids) == drawn[seed]
+        drawn[seed] = tuple(collate.prepare(one).content[1])
+        assert tuple(collate.prepare(one).content[1]) == drawn[seed]
     assert len(set(drawn.values())) == 3
 
 
@@ -307,24 +314,23 @@ def test_pairs_without_caption_or_picture_are_named() -> None:
         (sample("a", {"caption": "a"}, image=False), "no-picture"),
     ):
         with pytest.raises(SampleError) as error:
-            PairCollate(llama_3(), SPEC).prepare(one)
+            pairs(llama_3()).prepare(one)
         assert error.value.reason == reason
 
 
 def test_augmentation_crops_and_never_mirrors() -> None:
-    collate = PairCollate(llama_3(), ImageSpec(64), augment=True)
+    collate = pairs(llama_3(), ImageSpec(64), augment=True)
     ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64).contiguous()
     one = Sample("a", "s", {"caption": "a"}, ramp, seed=0)
     crops = []
     for seed in range(40):
         one.seed = seed
-        crop = collate.prepare(one).image
-        assert crop is not None and crop.shape == ramp.shape and crop.dtype == torch.uint8
-        again = collate.prepare(one).image
-        assert again is not None and torch.equal(crop, again)
+        crop, _ = collate.prepare(one).content
+        assert crop.shape == ramp.shape and crop.dtype == torch.uint8
+        assert torch.equal(crop, collate.prepare(one).content[0])
         assert (crop.int().diff(dim=-1) >= 0).all()  # brighter to the right, as before
-        kept = int(crop[0, 0].max()) - int(crop[0, 0].min())
-        assert 0.7**0.5 * 252 - 8 <= kept <= 252
+        width = int(crop[0, 0].max()) - int(crop[0, 0].min())
+        assert 0.7**0.5 * 252 - 8 <= width <= 252
         crops.append(crop)
     assert len({crop.numpy().tobytes() for crop in crops}) > 20
     assert torch.equal(ramp, torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64))

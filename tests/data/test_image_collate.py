@@ -1,4 +1,4 @@
-"""Pictures and cached latents become the same batches, whatever ranks and micro-batches make them."""
+"""Images and cached latents become the same batches, for any number of ranks and micro-batches."""
 
 import io
 import pickle
@@ -12,19 +12,32 @@ from PIL import Image
 from safetensors.torch import save
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.cache_collate import LatentCollate
+from mmlab.data.config import ImageDataConfig
 from mmlab.data.conversation import pad_id
-from mmlab.data.image_collate import ENCODED_AS, FIRST_STAGE, ImageCollate, LatentCollate, form, mirrored
+from mmlab.data.formats import ENCODED_AS, FIRST_STAGE
+from mmlab.data.image_collate import ImageCollate, mirrored
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.reader import GlobalBatches, LocalBatches, Source
-from mmlab.data.sample import Sample, SampleError
+from mmlab.data.mixture import Source
+from mmlab.data.reader import GlobalBatches, LocalBatches
+from mmlab.data.sample import ImageSpec, Sample, SampleError
 from mmlab.data.shards import ShardWriter
+from tests.tiny_shards import settings
 from tests.tiny_tokenizers import llama_2, wordpiece
 
 NAMES = ["circle", "square", "7"]
 RAMP = torch.arange(3 * 4 * 4, dtype=torch.uint8).view(3, 4, 4)
-FORM = form(6, "crop")
-# One that is mirrored, and one that is not.
-TURNED, STRAIGHT = (next(seed for seed in range(99) if mirrored(seed) is wanted) for wanted in (True, False))
+FORM = ImageSpec(6, "crop").form
+# Seeds of samples that are mirrored, and that are not.
+TURNED, STRAIGHT = (next(seed for seed in range(99) if mirrored(seed) is flip) for flip in (True, False))
+
+
+def images_of(*conditioning: Any, **options: Any) -> ImageCollate:
+    return ImageCollate(ImageDataConfig(**{"size": 4, **options}), Conditioning(*conditioning))
+
+
+def latents_of(first_stage: str = "abc", flip: bool = False, labels: Any = None) -> LatentCollate:
+    return LatentCollate(ImageDataConfig(size=6, flip=flip), first_stage, (2, 3, 3), Conditioning(labels))
 
 
 def sample(record: dict[str, Any], seed: int = STRAIGHT, **members: bytes) -> Sample:
@@ -46,13 +59,13 @@ def posterior(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     return {name: torch.full((2, 3, 3), i + 0.5, dtype=dtype) for i, name in enumerate(names)}
 
 
-def one(collate: Any, given: Sample) -> dict[str, Any]:
-    return collate.batch([collate.prepare(given)])
+def one(collate: Any, only: Sample) -> dict[str, Any]:
+    return collate.batch([collate.prepare(only).content])
 
 
 def test_half_of_the_pictures_are_mirrored_by_their_seeds():
     assert sum(map(mirrored, range(2000))) == pytest.approx(1000, abs=80)
-    plain, flipping = ImageCollate(4), ImageCollate(4, flip=True)
+    plain, flipping = images_of(), images_of(flip=True)
     for seed in (TURNED, STRAIGHT):
         assert torch.equal(one(plain, sample({}, seed))["pixel_values"][0], RAMP)
     assert torch.equal(one(flipping, sample({}, STRAIGHT))["pixel_values"][0], RAMP)
@@ -73,7 +86,7 @@ def test_half_of_the_pictures_are_mirrored_by_their_seeds():
     ],
 )
 def test_a_class_comes_from_the_record_or_the_cls_member(record, members, label):
-    batch = one(ImageCollate(4, conditioning=Conditioning(NAMES)), sample(record, **members))
+    batch = one(images_of(NAMES), sample(record, **members))
     assert batch["labels"].tolist() == [label] and batch["labels"].dtype == torch.int64
 
 
@@ -82,36 +95,36 @@ def test_a_class_comes_from_the_record_or_the_cls_member(record, members, label)
     [
         ({}, "no class"),
         ({"class": "squar"}, "Did you mean 'square'"),
-        ({"class": 3}, "none of the 3"),
-        ({"class": -1}, "none of the 3"),
+        ({"class": 3}, "not one of the model's 3"),
+        ({"class": -1}, "not one of the model's 3"),
     ],
 )
 def test_a_class_that_is_missing_or_unknown(record, says):
     with pytest.raises(SampleError, match=says) as caught:
-        ImageCollate(4, conditioning=Conditioning(NAMES)).prepare(sample(record))
+        images_of(NAMES).prepare(sample(record))
     assert caught.value.reason == "no-class"
 
 
 def test_a_picture_without_conditions_needs_no_class_and_no_caption():
-    batch = one(ImageCollate(4), sample({}))
-    assert set(batch) == {"pixel_values", "seeds", "keys", "stats", "bad"}
-    assert batch["stats"] == {"s": {"pictures": 1}} and batch["keys"] == ["k"]
-    with pytest.raises(SampleError, match="no picture"):
-        ImageCollate(4).prepare(Sample("k", "s", {}, None, 0))
+    assert set(one(images_of(), sample({}))) == {"pixel_values", "seeds"}
+    assert images_of().prepare(sample({})).counters == {"pictures": 1}
+    with pytest.raises(SampleError, match="no image"):
+        images_of().prepare(Sample("k", "s", {}, None, 0))
     with pytest.raises(DataError, match=r"data\.latents=true"):
-        ImageCollate(4).prepare(latent())
+        images_of().prepare(latent())
 
 
 def test_captions_have_one_length_and_cuts_are_counted():
     tokenizer = deepcopy(wordpiece())  # to cut a text leaves a mark on a tokenizer, and others use this one
-    collate = ImageCollate(4, conditioning=Conditioning(None, tokenizer, 6))
-    short, long = (one(collate, sample({"caption": text})) for text in ("a red square", "red blue " * 9))
+    collate = images_of(None, tokenizer, 6)
+    texts = sample({"caption": "a red square"}), sample({"caption": "red blue " * 9})
+    short, long = (one(collate, text) for text in texts)
     whole = tokenizer("a red square")["input_ids"]
     assert short["input_ids"][0, : len(whole)].tolist() == whole
     assert short["attention_mask"][0].tolist() == [1] * len(whole) + [0] * (6 - len(whole))
     assert set(short["input_ids"][0, len(whole) :].tolist()) <= {pad_id(tokenizer)}
     assert long["input_ids"].shape == short["input_ids"].shape == (1, 6)
-    assert (short["stats"]["s"]["truncated"], long["stats"]["s"]["truncated"]) == (0, 1)
+    assert [collate.prepare(text).counters["truncated"] for text in texts] == [0, 1]
     expected = tokenizer(["red blue " * 9], truncation=True, max_length=6)["input_ids"]
     assert long["input_ids"].tolist() == expected
     with pytest.raises(SampleError, match="no caption"):
@@ -119,7 +132,7 @@ def test_captions_have_one_length_and_cuts_are_counted():
 
 
 def test_a_caption_is_drawn_by_the_seed():
-    collate = ImageCollate(4, conditioning=Conditioning(None, llama_2(), 12))
+    collate = images_of(None, llama_2(), 12)
     record = {"captions": ["red", "blue"]}
     drawn = {tuple(one(collate, sample(record, seed))["input_ids"][0].tolist()) for seed in range(20)}
     assert len(drawn) == 2
@@ -129,50 +142,50 @@ def test_a_caption_is_drawn_by_the_seed():
 def test_latents_are_mirrored_as_the_pictures_are(dtype):
     tensors = posterior(dtype)
     for flip, seed, ending in ((False, TURNED, ""), (True, STRAIGHT, ""), (True, TURNED, "_flipped")):
-        batch = one(LatentCollate("abc", (2, 3, 3), FORM, flip), latent(tensors, seed))
+        batch = one(latents_of(flip=flip), latent(tensors, seed))
         assert batch["mean"].dtype == torch.float32
         for name in ("mean", "logvar"):
             assert torch.equal(batch[name][0], tensors[name + ending].float())
     mean_alone = {name: tensors[name] for name in ("mean", "mean_flipped")}
-    assert "logvar" not in one(LatentCollate("abc", (2, 3, 3), FORM), latent(mean_alone)), "a deterministic first stage"
+    assert "logvar" not in one(latents_of(), latent(mean_alone)), "a deterministic first stage"
 
 
 @pytest.mark.parametrize(
     ("given", "flip", "says"),
     [
-        (latent(made_by="stale"), False, "made by the first stage stale, and this model's is abc"),
+        (latent(made_by="stale"), False, "made by the first stage stale, but this model's is abc"),
         (sample({}), False, "holds no latents"),
         (latent({"mean": torch.zeros(2, 3, 3)}), True, "encode with --flip"),
-        (latent({"mean": torch.zeros(2, 6, 6)}), False, r"shape \[2, 6, 6\], and the first stage makes \[2, 3, 3\]"),
+        (latent({"mean": torch.zeros(2, 6, 6)}), False, r"shape \[2, 6, 6\], but the first stage makes \[2, 3, 3\]"),
+        (latent({"codes": torch.zeros(3, 3)}), False, "holds codes, not latents; encode the images with --as latents"),
         (
-            latent(encoded_as=form(6, "pad")),
+            latent(encoded_as=ImageSpec(6, "pad").form),
             False,
             r"with data.size=6 data.aspect=pad, .* data.aspect=crop: set",
         ),
         (
-            latent(encoded_as=form(8, "crop")),
+            latent(encoded_as=ImageSpec(8, "crop").form),
             False,
             r"with data.size=8 .* this run has data.size=6",
         ),
-        (latent(encoded_as=None), False, r"encoded with an unknown data.aspect, and .*: encode them again"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(given, flip, says):
     with pytest.raises(DataError, match=says):
-        LatentCollate("abc", (2, 3, 3), FORM, flip).prepare(given)
+        latents_of(flip=flip).prepare(given)
 
 
 def test_damaged_latents_are_a_bad_sample():
     broken = Sample("k", "s", {FIRST_STAGE: "abc", ENCODED_AS: FORM}, None, 0, {"safetensors": b"no"})
     for given in (broken, latent({"logvar": torch.zeros(2, 3, 3)})):
         with pytest.raises(SampleError) as caught:
-            LatentCollate("abc", (2, 3, 3), FORM).prepare(given)
+            latents_of().prepare(given)
         assert caught.value.reason == "latents"
 
 
 def test_an_unknown_aspect_is_a_config_error():
     with pytest.raises(ConfigError, match="Did you mean 'stretch'"):
-        ImageCollate(4, aspect="stretched")
+        images_of(aspect="stretched")
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +208,8 @@ def sources(tmp_path_factory):
 
 def joined(sources: list[Source], collate: Any, micro: int, world: int) -> list[dict[str, Any]]:
     """Three global batches of 8, put together from the micro-batches of all ranks."""
-    ranks = [LocalBatches(sources, collate, GlobalBatches(8, micro, world, rank), seed=3) for rank in range(world)]
+    cuts = [GlobalBatches(8, micro, world, rank) for rank in range(world)]
+    ranks = [LocalBatches(sources, collate, cut, settings(seed=3)) for cut in cuts]
     parts = 8 // (micro * world)
     batches = []
     for step in range(3):
@@ -213,8 +227,8 @@ def joined(sources: list[Source], collate: Any, micro: int, world: int) -> list[
 @pytest.mark.parametrize("kind", [0, 1])
 def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
     collates = (
-        ImageCollate(4, flip=True, conditioning=Conditioning(NAMES)),
-        LatentCollate("abc", (2, 3, 3), FORM, True, Conditioning(NAMES)),
+        images_of(NAMES, flip=True),
+        latents_of(flip=True, labels=NAMES),
     )
     expected = joined(sources[kind], collates[kind], 8, 1)
     copied = pickle.loads(pickle.dumps(collates[kind]))
@@ -224,9 +238,9 @@ def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
 
 
 def test_latents_have_the_seeds_and_classes_of_the_pictures(sources):
-    pictures = joined(sources[0], ImageCollate(4, conditioning=Conditioning(NAMES)), 8, 1)
-    latents = joined(sources[1], LatentCollate("abc", (2, 3, 3), FORM, conditioning=Conditioning(NAMES)), 8, 1)
+    pictures = joined(sources[0], images_of(NAMES), 8, 1)
+    latents = joined(sources[1], latents_of(labels=NAMES), 8, 1)
     for name in ("seeds", "labels"):
         assert [batch[name] for batch in pictures] == [batch[name] for batch in latents]
-    with pytest.raises(DataError, match=r"the first stage abc, and this model's is stale"):
-        joined(sources[1], LatentCollate("stale", (2, 3, 3), FORM), 8, 1)
+    with pytest.raises(DataError, match=r"the first stage abc, but this model's is stale"):
+        joined(sources[1], latents_of("stale"), 8, 1)

@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 
 from mmlab.config.errors import DataError, RunError
-from mmlab.data.loader import DEAF_TO, LocalLoader
-from mmlab.data.reader import GlobalBatches, LocalBatches, Source
-from tests.tiny_shards import KeyCollate, make_shards
+from mmlab.data.loader import IGNORED, LocalLoader
+from mmlab.data.mixture import Source
+from mmlab.data.reader import GlobalBatches, LocalBatches
+from tests.tiny_shards import KeyCollate, make_shards, settings
+
+
+def from_the_start() -> int:
+    return 0
 
 
 @pytest.fixture
 def data(tmp_path):
     sources = [Source("a", make_shards(tmp_path / "a", 13)), Source("b", make_shards(tmp_path / "b", 6))]
-    return LocalBatches(sources, KeyCollate(), GlobalBatches(4, 2), seed=3)
+    return LocalBatches(sources, KeyCollate(), GlobalBatches(4, 2), settings(seed=3))
 
 
 @pytest.mark.parametrize(("workers", "context"), [(0, None), (1, "fork"), (3, "fork"), (1, "spawn"), (3, "spawn")])
@@ -32,7 +37,7 @@ def test_workers_change_nothing(data, workers, context):
 
 def test_the_start_is_asked_at_each_first_batch(data):
     start = 0
-    loader = LocalLoader(data, 6, lambda: start, workers=1)
+    loader = LocalLoader(data, 6, lambda: start, 1)
     iterator = iter(loader)
     start = 4  # a checkpoint is restored after the iterator was made
     assert next(iterator)["keys"] == data[4]["keys"]
@@ -45,19 +50,19 @@ def worker_pids(loader) -> list[int]:
     return [worker.pid for worker in loader._loader._iterator._workers]
 
 
-def test_workers_are_deaf_to_the_signals_of_a_cluster(data):
-    loader = LocalLoader(data, 12, workers=2)
+def test_workers_ignore_the_signals_of_a_cluster(data):
+    loader = LocalLoader(data, 12, from_the_start, 2)
     batches = iter(loader)
     next(batches)
     for pid in worker_pids(loader):
-        for number in DEAF_TO:
+        for number in IGNORED:
             os.kill(pid, number)
     assert len(list(batches)) == 11
     loader.close()
 
 
 def test_a_killed_worker_is_a_clean_error(data):
-    loader = LocalLoader(data, 1000, workers=1)
+    loader = LocalLoader(data, 1000, from_the_start, 1)
     batches = iter(loader)
     next(batches)
     os.kill(worker_pids(loader)[0], signal.SIGKILL)
@@ -69,8 +74,8 @@ def test_a_killed_worker_is_a_clean_error(data):
 
 def test_an_error_for_the_user_leaves_a_worker_as_one_sentence(tmp_path):
     broken = [Source("s", make_shards(tmp_path / "s", 2, bad={0, 1}))]
-    data = LocalBatches(broken, KeyCollate(), GlobalBatches(2, 2))
-    loader = LocalLoader(data, 3, workers=1)
+    data = LocalBatches(broken, KeyCollate(), GlobalBatches(2, 2), settings())
+    loader = LocalLoader(data, 3, from_the_start, 1)
     with pytest.raises(DataError) as caught:
         list(loader)
     loader.close()
@@ -83,11 +88,12 @@ def test_python_ends_although_workers_still_wait(tmp_path, then):
     script = f"""
         from mmlab.data.index import ShardIndex
         from mmlab.data.loader import LocalLoader
-        from mmlab.data.reader import GlobalBatches, LocalBatches, Source
-        from tests.tiny_shards import KeyCollate
+        from mmlab.data.mixture import Source
+        from mmlab.data.reader import GlobalBatches, LocalBatches
+        from tests.tiny_shards import KeyCollate, settings
         sources = [Source("s", ShardIndex.open({str(tmp_path / "s")!r}))]
-        data = LocalBatches(sources, KeyCollate(), GlobalBatches(2, 2))
-        loader = LocalLoader(data, 100, workers=2)
+        data = LocalBatches(sources, KeyCollate(), GlobalBatches(2, 2), settings())
+        loader = LocalLoader(data, 100, lambda: 0, 2)
         batches = iter(loader)
         print(next(batches)["keys"])
         {then}

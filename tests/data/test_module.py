@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.config import SourceConfig
 from mmlab.data.module import ShardDataModule
 from mmlab.evaluate.callbacks.data_report import DataReportCallback
-from tests.tiny_shards import KeyCollate, make_shards
+from mmlab.evaluate.config import DataReportCallbackConfig
+from tests.tiny_shards import KeyCollate, make_shards, settings, sources
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 GLOBAL_BATCH = 8
 
 
 class Recorder(L.LightningModule):
-    """Learns one number and writes down which samples it saw at which step, one file per rank."""
+    """Learns one number and records which samples it saw at which step, one file per rank."""
 
     def __init__(self, folder: Path, stop_at: int | None = None):
         super().__init__()
@@ -47,9 +49,8 @@ class Recorder(L.LightningModule):
 
 
 def module_of(root: Path, **options) -> ShardDataModule:
-    given = {"global_batch": GLOBAL_BATCH, "micro_batch": 4, "collate": KeyCollate(), **options}
-    sources = [{"path": str(root / name)} for name in ("a", "b") if (root / name).exists()]
-    return ShardDataModule(**{"train": sources, **given})
+    train = sources(*(root / name for name in ("a", "b") if (root / name).exists()))
+    return ShardDataModule(settings(**{"train": train, "global_batch": GLOBAL_BATCH, **options}), KeyCollate())
 
 
 def fit(
@@ -75,7 +76,7 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[DataReportCallback(data.bad_budget)],
+        callbacks=[DataReportCallback(DataReportCallbackConfig(budget=data.config.bad_budget))],
         **options,
     )
     with warnings.catch_warnings():
@@ -135,10 +136,10 @@ def test_resume_equals_the_straight_run(root, straight, stop_at, then):
     data = module_of(root, **then)
     assert fit(folder, data, 9, ckpt=folder / "stopped.ckpt") == straight
     report = json.loads((folder / "data_report.json").read_text())
-    assert report["train"]["seen"] == 72, "the counts go on after a resume"
+    assert report["train"]["seen"] == 72, "the counts continue after a resume"
 
 
-def test_a_checkpoint_within_a_step_goes_on_at_that_step(root, straight):
+def test_a_checkpoint_within_a_step_resumes_at_that_step(root, straight):
     class HalfStep(Recorder):
         def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
             if batch_idx == 8:  # the first half of step 4
@@ -153,7 +154,7 @@ def test_a_checkpoint_within_a_step_goes_on_at_that_step(root, straight):
     assert rest == {step: batch for step, batch in straight.items() if step >= 4}
 
 
-def test_a_finished_run_goes_on_with_more_steps(root, straight):
+def test_a_finished_run_continues_with_more_steps(root, straight):
     folder = root / "longer"
     fit(folder, module_of(root), 5, stop_at=5)
     assert fit(folder, module_of(root), 9, ckpt=folder / "stopped.ckpt") == straight
@@ -162,9 +163,9 @@ def test_a_finished_run_goes_on_with_more_steps(root, straight):
 def test_two_ranks_see_the_same_global_batches_and_share_one_report(root, straight):
     folder = root / "two"
     make_shards(root / "val", 7)
-    data = module_of(root, val=[{"path": str(root / "val")}], micro_batch=2)
+    data = module_of(root, val=sources(root / "val"), micro_batch=2)
     fit(folder, data, 9, devices=2, stop_at=4, num_sanity_val_steps=0)
-    resumed = fit(folder, module_of(root, val=data.val, micro_batch=2), 9, folder / "stopped.ckpt", devices=2)
+    resumed = fit(folder, module_of(root, val=data.config.val, micro_batch=2), 9, folder / "stopped.ckpt", devices=2)
     assert resumed == straight
     report = json.loads((folder / "data_report.json").read_text())
     assert (report["ranks"], report["train"]["seen"]) == (2, 72)
@@ -191,7 +192,7 @@ class AsksEarly(Recorder):
         return super().configure_optimizers()
 
 
-def test_data_asked_for_before_the_restore_still_goes_on(root, straight):
+def test_data_asked_for_before_the_restore_still_resumes(root, straight):
     folder = root / "early"
     fit(folder, module_of(root), 9, stop_at=4)
     assert fit(folder, module_of(root), 9, folder / "stopped.ckpt", stage=AsksEarly) == straight
@@ -200,7 +201,7 @@ def test_data_asked_for_before_the_restore_still_goes_on(root, straight):
 def test_data_asked_for_before_the_restore_is_refused_with_another_accumulation(root):
     folder = root / "early"
     fit(folder, module_of(root), 9, stop_at=4)
-    with pytest.raises(RunError, match="at micro batch 4, Lightning at 8"):
+    with pytest.raises(RunError, match="at micro-batch 4, Lightning at 8"):
         fit(folder, module_of(root, micro_batch=8), 9, folder / "stopped.ckpt", stage=AsksEarly)
 
 
@@ -214,7 +215,7 @@ def test_overfitting_repeats_its_batches(root):
 def test_validation_reads_each_sample_once_in_order(root):
     make_shards(root / "v", 7)
     make_shards(root / "w", 3)
-    data = module_of(root, val=[{"path": str(root / "v")}, {"path": str(root / "w")}])
+    data = module_of(root, val=sources(root / "v", root / "w"))
     loader = data.val_dataloader()
     assert not isinstance(loader, list)
     for _ in range(2):
@@ -226,7 +227,7 @@ def test_validation_reads_each_sample_once_in_order(root):
 
 def test_replacements_over_budget_stop_the_run_and_are_reported(root):
     make_shards(root / "broken", 40, bad=set(range(0, 40, 2)))
-    data = module_of(root, train=[{"path": str(root / "broken")}])
+    data = module_of(root, train=sources(root / "broken"))
     with pytest.raises(DataError, match=r"'broken'.*'no-loss'"):
         fit(root / "over", data, 9)
     report = json.loads((root / "over" / "data_report.json").read_text())
@@ -244,7 +245,7 @@ def test_plan_counts_whole_global_batches(root):
     assert data.plan(max_steps=-1, max_epochs=2) == 7
     data.plan(max_steps=3)
     assert len(data.train_dataloader()) == 6
-    with pytest.raises(ConfigError, match="no end"):
+    with pytest.raises(ConfigError, match="no length"):
         data.plan(max_steps=-1)
     with pytest.raises(ConfigError, match="29 samples and global_batch=8"):
         data.plan(max_epochs=0.1)
@@ -267,28 +268,16 @@ def test_a_state_that_does_not_fit_is_refused(root, change, error, says):
         module_of(root, **change).load_state_dict(state)
 
 
-def test_a_checkpoint_from_before_there_was_a_balance_goes_on_by_size(root):
-    make_shards(root / "a", 21, types=["talk"], overwrite=True)
-    make_shards(root / "b", 8, types=["why"], overwrite=True)
-    state = {**module_of(root).state_dict(), "position": 16}
-    del state["balance"]
-    data = module_of(root)
-    data.load_state_dict(state)
-    assert data.position == 16
-    with pytest.raises(ConfigError, match=r"data\.balance=size, this run has type"):
-        module_of(root, balance="type").load_state_dict(state)
-
-
 def test_other_shards_are_refused(root):
     data = module_of(root)
     state = data.state_dict()
-    sources = [{"path": str(root / "a"), "weight": 1.0}, {"path": str(root / "b"), "weight": 2.0}]
+    weighted = [SourceConfig(str(root / name), weight=weight) for name, weight in (("a", 1.0), ("b", 2.0))]
     with pytest.raises(DataError, match="source 'a' is not what it was"):
-        module_of(root, train=sources).load_state_dict(state)
+        module_of(root, train=weighted).load_state_dict(state)
     with pytest.raises(DataError, match="order of the sources"):
-        module_of(root, train=[{"path": str(root / "b")}, {"path": str(root / "a")}]).load_state_dict(state)
+        module_of(root, train=sources(root / "b", root / "a")).load_state_dict(state)
     make_shards(root / "new" / "b", 9)
-    new = module_of(root, train=[{"path": str(root / "a")}, {"path": str(root / "new" / "b")}])
+    new = module_of(root, train=sources(root / "a", root / "new" / "b"))
     with pytest.raises(DataError, match="source 'b' is not what it was"):
         new.load_state_dict(state)
 
@@ -296,16 +285,17 @@ def test_other_shards_are_refused(root):
 def test_a_trainer_that_steps_elsewhere_is_refused(root):
     data = module_of(root)
     trainer = L.Trainer(accelerator="cpu", max_steps=data.plan(2), logger=False, enable_checkpointing=False)
-    with pytest.raises(ConfigError, match=r"accumulate_grad_batches=1.* make 2"):
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches=1.* need 2"):
         trainer.fit(Recorder(root / "wrong"), data)
 
 
-def test_sources_are_checked_by_field(root):
-    with pytest.raises(ConfigError, match=r"no field 'wieght'\. Did you mean 'weight'"):
-        module_of(root, train=[{"path": "x", "wieght": 1}])
-    with pytest.raises(ConfigError, match="needs a `path`"):
-        module_of(root, train=[{"weight": 1}])
-    with pytest.raises(ConfigError, match=r"data.balance 'types' is none of size, type\. Did you mean 'type'"):
+def test_sources_and_their_weights_are_checked(root):
+    weighted = [SourceConfig(str(root / "a"), weight=1.0), *sources(root / "b")]
+    with pytest.raises(ConfigError, match=r"'data\.train\.1' has no weight; give every source one"):
+        module_of(root, train=weighted)
+    with pytest.raises(ConfigError, match=r"data\.balance=type weights the response types; leave out the weights"):
+        module_of(root, train=weighted[:1], balance="type")
+    with pytest.raises(ConfigError, match=r"'balance' cannot be 'types'\. Did you mean 'type'"):
         module_of(root, balance="types")
     with pytest.raises(ConfigError, match="no source"):
         module_of(root, train=[])
@@ -315,7 +305,7 @@ def test_sources_are_checked_by_field(root):
 def test_a_spread_goes_over_all_sources_without_moving_the_position(tmp_path, val, total):
     make_shards(tmp_path / "a", 21)
     make_shards(tmp_path / "b", 9)
-    data = module_of(tmp_path, val=[{"path": str(tmp_path / "b")}] if val else [])
+    data = module_of(tmp_path, val=sources(tmp_path / "b") if val else [])
     data.plan(4)
     whole = [key for batch in data.spread(100) for key in batch["keys"]]
     assert len(set(whole)) == total

@@ -3,6 +3,7 @@ import pytest
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
+from tests.tiny_shards import settings
 
 
 def whole(order: EpochOrder, epoch: int) -> list[int]:
@@ -28,7 +29,7 @@ def test_each_epoch_shows_each_sample_once(sizes, block_shards):
 
 
 def test_epochs_and_seeds_differ():
-    orders = [whole(EpochOrder([10] * 5, seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [whole(EpochOrder([10] * 5, seed, 8), epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
 
 
@@ -48,18 +49,18 @@ def test_samples_stay_within_blocks_of_shards():
 
 
 def test_without_shuffle_samples_come_as_they_lie():
-    assert whole(EpochOrder([3, 2], seed=0, shuffle=False), 4) == [0, 1, 2, 3, 4]
+    assert whole(EpochOrder([3, 2], 0, 8, shuffle=False), 4) == [0, 1, 2, 3, 4]
 
 
 def test_what_has_no_order_is_refused():
-    with pytest.raises(ConfigError, match="block_shards=0"):
-        EpochOrder([1], seed=0, block_shards=0)
+    with pytest.raises(ConfigError, match="'block_shards' must be above 0"):
+        settings(block_shards=0)
     with pytest.raises(ConfigError, match="at least one sample"):
-        EpochOrder([0, 0], seed=0)
+        EpochOrder([0, 0], 0, 8)
     with pytest.raises(ConfigError, match="seed=-1"):
-        EpochOrder([1], seed=-1).sample(0, 0)
+        EpochOrder([1], -1, 8).sample(0, 0)
     with pytest.raises(IndexError):
-        EpochOrder([2], seed=0).sample(0, 2)
+        EpochOrder([2], 0, 8).sample(0, 2)
 
 
 def test_sample_seeds_are_distinct_and_fit_int64():

@@ -4,22 +4,22 @@ from itertools import chain
 import pytest
 from PIL import Image
 
-from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.mixture import Source, SourceConfig, open_sources
+from mmlab.config.errors import DataError
+from mmlab.data.mixture import Source
 from mmlab.data.order import EpochOrder, sample_seed, source_seed
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
-from tests.tiny_shards import KeyCollate, make_shards
+from tests.tiny_shards import KeyCollate, make_shards, settings
 
 NAMES = ("keys", "seeds", "sources", "bad")
 
 
-def batches_of(sources, micro_batch, world=1, steps=6, global_batch=8, seed=0, **options) -> list[dict]:
+def batches_of(sources, micro_batch, world=1, steps=6, global_batch=8, seed=0) -> list[dict]:
     """All ranks' micro batches in the order of their positions, joined into global batches."""
     joined = []
     ranks = [
-        LocalBatches(sources, KeyCollate(), GlobalBatches(global_batch, micro_batch, world, r), seed=seed, **options)
+        LocalBatches(sources, KeyCollate(), GlobalBatches(global_batch, micro_batch, world, r), settings(seed=seed))
         for r in range(world)
     ]
     parts = global_batch // (micro_batch * world)
@@ -41,7 +41,7 @@ def test_global_batches_are_the_same_for_any_ranks_and_accumulation(sources, mic
 
 def test_keys_seeds_and_sources_follow_from_the_position(sources):
     batch = batches_of(sources[:1], 8, seed=5)[1]
-    order = EpochOrder(sources[0].index.samples_per_shard, source_seed(5, "a"))
+    order = EpochOrder(sources[0].index.samples_per_shard, source_seed(5, "a"), 8)
     places = [divmod(position, 13) for position in range(8, 16)]
     assert batch["keys"] == [str(sources[0].index.keys[order.sample(*place)]) for place in places]
     assert batch["seeds"] == [sample_seed(5, *place, "a") for place in places]
@@ -78,10 +78,8 @@ def test_a_replaced_sample_does_not_shift_the_order(tmp_path):
 
 
 def test_replacements_are_counted_with_their_reason(tmp_path):
-    data = LocalBatches(
-        [Source("s", make_shards(tmp_path / "s", 8, bad={2}))], KeyCollate(), GlobalBatches(8, 8), seed=0
-    )
-    batch = data[0]
+    source = Source("s", make_shards(tmp_path / "s", 8, bad={2}))
+    batch = LocalBatches([source], KeyCollate(), GlobalBatches(8, 8), settings())[0]
     n = batch["stats"]["s"]["replaced"]
     assert batch["stats"] == {
         "s": {"seen": 8, "replaced": n, "replaced/no-loss": n, "tokens": 32, "tokens_with_loss": 8}
@@ -102,7 +100,7 @@ def test_damaged_bytes_and_json_are_replaced(tmp_path):
     at = int(writer.index.members.offset[writer.index.members.first[5]])
     data[at] ^= 1
     shard.write_bytes(data)
-    batch = LocalBatches([Source("s", writer.index)], KeyCollate(), GlobalBatches(8, 8))[0]
+    batch = LocalBatches([Source("s", writer.index)], KeyCollate(), GlobalBatches(8, 8), settings())[0]
     assert {bad["key"]: bad["reason"] for bad in batch["bad"]} == {
         "k0": "json", "k1": "json", "k2": "json", "k5": "checksum"
     }  # fmt: skip
@@ -117,33 +115,33 @@ def test_records_and_pictures_reach_the_collate(tmp_path):
         writer.write("plain", {"json": {"conversations": []}})
 
     class Keep(KeyCollate):
-        def batch(self, prepared):
-            return {"samples": prepared}
+        def batch(self, contents):
+            return {"samples": contents}
 
     sources = [Source("s", writer.index)]
-    samples = LocalBatches(sources, Keep(ImageSpec(8, "stretch")), OnePass(3, 3))[0]["samples"]
+    samples = LocalBatches(sources, Keep(ImageSpec(8, "stretch")), OnePass(3, 3), settings())[0]["samples"]
     assert [s.record for s in samples] == [
         {"caption": "from json"}, {"caption": "from text"}, {"conversations": []}
     ]  # fmt: skip
     assert samples[0].image.shape == (3, 8, 8)
     assert samples[0].image[:, 4, 4].tolist() == [255, 0, 0]
     assert samples[2].image is None
-    assert LocalBatches(sources, Keep(), OnePass(3, 3))[0]["samples"][0].image is None
+    assert LocalBatches(sources, Keep(), OnePass(3, 3), settings())[0]["samples"][0].image is None
 
 
 def test_a_source_without_a_usable_sample_stops_the_run(tmp_path):
     sources = [Source("s", make_shards(tmp_path / "s", 3, bad={0, 1, 2}))]
     with pytest.raises(DataError, match=r"'s' gave 3 unusable samples in a row.*no-loss.*nothing to learn"):
-        LocalBatches(sources, KeyCollate(), GlobalBatches(2, 2))[0]
+        LocalBatches(sources, KeyCollate(), GlobalBatches(2, 2), settings())[0]
 
 
-def test_a_reader_far_over_the_budget_stops_by_itself(tmp_path):
+def test_a_reader_far_over_the_budget_stops(tmp_path):
     sources = [Source("s", make_shards(tmp_path / "s", 40, bad=set(range(0, 40, 2))))]
-    data = LocalBatches(sources, KeyCollate(), GlobalBatches(8, 8), bad_budget=0.001)
+    data = LocalBatches(sources, KeyCollate(), GlobalBatches(8, 8), settings(bad_budget=0.001))
     with pytest.raises(DataError, match=r"bad_budget=0\.001"):
         for m in range(40):
             data[m]
-    patient = LocalBatches(sources, KeyCollate(), GlobalBatches(8, 8), bad_budget=1.0)
+    patient = LocalBatches(sources, KeyCollate(), GlobalBatches(8, 8), settings(bad_budget=1.0))
     assert sum(patient[m]["stats"]["s"]["seen"] for m in range(40)) == 320
 
 
@@ -163,18 +161,3 @@ def test_one_pass_over_a_part_takes_samples_that_lie_apart(world):
     cuts = [OnePass(7, 2, world, rank, every=3) for rank in range(world)]
     positions = sorted(p for cut in cuts for m in range(len(cut)) for p in cut.positions(m))
     assert positions == [0, 3, 6, 9, 12, 15, 18][: 7 - cuts[0].dropped]
-
-
-def test_sources_open_by_folder(tmp_path):
-    make_shards(tmp_path / "a", 3)
-    make_shards(tmp_path / "b", 3)
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    assert [s.name for s in open_sources([SourceConfig(a), SourceConfig(b, name="other")])] == ["a", "other"]
-    with pytest.raises(ConfigError, match="two sources are named 'a'"):
-        open_sources([SourceConfig(a), SourceConfig(a)])
-    with pytest.raises(ConfigError, match="source 'b' has no weight"):
-        open_sources([SourceConfig(a, weight=1.0), SourceConfig(b)])
-    with pytest.raises(ConfigError, match="is one shard"):
-        open_sources([SourceConfig(f"{a}/shard-000000.tar")])
-    with pytest.raises(DataError):
-        open_sources([SourceConfig(str(tmp_path / "none"))])

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.data.report import DataReport
+from mmlab.data.report import DataReport, write_json
 
 
 def batch(source: str = "a", seen: int = 4, bad: int = 0, **counters: int) -> dict:
@@ -15,11 +15,11 @@ def batch(source: str = "a", seen: int = 4, bad: int = 0, **counters: int) -> di
 
 
 def test_shares_are_computed_from_the_sums(tmp_path):
-    report = DataReport()
+    report = DataReport(0.001, 10)
     report.add(batch("a", 6, tokens=100, tokens_with_loss=25))
     report.add(batch("a", 3, bad=1, tokens=100, tokens_with_loss=35))
     report.add(batch("b", 3))
-    report.write(tmp_path / "new" / "report.json")
+    write_json(tmp_path / "new" / "report.json", report.summary())
     written = json.loads((tmp_path / "new" / "report.json").read_text())
     assert written == report.summary()
     assert written["seen"] == 12
@@ -31,8 +31,8 @@ def test_shares_are_computed_from_the_sums(tmp_path):
     assert [bad["key"] for bad in written["bad"]] == ["k0"]
 
 
-def test_the_budget_trips_with_the_source_and_its_commonest_reason():
-    report = DataReport(budget=0.01, floor=10)
+def test_the_budget_trips_with_the_source_and_its_most_common_reason():
+    report = DataReport(0.01, 10)
     report.add(batch("good", 100_000))
     report.add(batch("bad", 20, bad=10))
     report.check()  # the floor
@@ -44,13 +44,13 @@ def test_the_budget_trips_with_the_source_and_its_commonest_reason():
 
 
 def test_reports_merge_through_their_state():
-    one, other = DataReport(), DataReport()
+    one, other = DataReport(0.001, 10), DataReport(0.001, 10)
     one.add(batch("a", 4, bad=2))
     other.add(batch("b", 4, bad=1))
-    merged = DataReport()
+    merged = DataReport(0.001, 10)
     for report in (one, other):
         merged.add(json.loads(json.dumps(report.state_dict())))
-    both = DataReport()
+    both = DataReport(0.001, 10)
     both.add(batch("a", 4, bad=2))
     both.add(batch("b", 4, bad=1))
     assert merged.summary() == both.summary()
@@ -58,11 +58,11 @@ def test_reports_merge_through_their_state():
 
 
 def test_the_list_of_bad_samples_is_bounded():
-    report = DataReport()
+    report = DataReport(0.001, 10)
     for _ in range(3):
         report.add(batch("a", 1000, bad=400))
     assert len(report.bad) == 1000
     assert report.bad_left_out == 200
-    again = DataReport()
+    again = DataReport(0.001, 10)
     again.add(report.state_dict())
     assert again.bad_left_out == 200
