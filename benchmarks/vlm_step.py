@@ -18,12 +18,14 @@ from torch.nn import functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from mmlab.data.collate import ChatCollate
-from mmlab.data.config import Prompt
-from mmlab.data.reader import LocalBatches, OnePass, Source
+from mmlab.data.config import ImageTextDataConfig, Prompt
+from mmlab.data.mixture import Source
+from mmlab.data.reader import LocalBatches, OnePass
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.shapes import shapes
 from mmlab.data.tokenizer import train_tokenizer
+from mmlab.model.config import LanguageModelConfig, MLPConnectorConfig, VisionEncoderConfig
 from mmlab.model.connector import MLPConnector
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
@@ -37,12 +39,8 @@ TONGUE = {**EYE, "max_position_embeddings": 512, "model_type": "llama"}
 
 def ours(model: VisionLanguageModel, batch: dict) -> torch.Tensor:
     keep, targets = supervised(batch["labels"], batch["segment_ids"])
-    logits = model(
-        features=model.features(batch["pixel_values"]),
-        keep=keep,
-        packed=bool((batch["segment_ids"] > 1).any()),
-        **{k: batch[k] for k in ("input_ids", "image_positions", "segment_ids", "context_ids", "position_ids")},
-    )
+    batch = {**batch, "packed": bool((batch["segment_ids"] > 1).any())}
+    logits = model(batch, model.features(batch["pixel_values"]), keep)
     return summed_cross_entropy(logits, targets) / len(targets)
 
 
@@ -107,14 +105,19 @@ def main() -> None:
         index, _ = write_shards(shapes(8, max_objects=2), Path(folder) / "shards", total=8, quiet=True)
         train_tokenizer([index], Path(folder) / "tokenizer", quiet=True)
         vision = VisionEncoder(
-            init="random",
-            architecture={**EYE, "model_type": "clip_vision_model", "image_size": 64, "patch_size": 8},
+            VisionEncoderConfig(
+                init="random",
+                architecture={**EYE, "model_type": "clip_vision_model", "image_size": 64, "patch_size": 8},
+            )
         )
-        language = LanguageModel(init="random", architecture=TONGUE, tokenizer=str(Path(folder) / "tokenizer"))
-        model = VisionLanguageModel(vision, partial(MLPConnector, depth=2), language)
+        language = LanguageModel(
+            LanguageModelConfig(init="random", architecture=TONGUE, tokenizer=str(Path(folder) / "tokenizer"))
+        )
+        model = VisionLanguageModel(vision, partial(MLPConnector, MLPConnectorConfig(depth=2)), language)
         spec = ImageSpec(64, "stretch", vision.tokens_per_image)
-        collate = ChatCollate(language.tokenizer, Prompt(), spec, max_length=512)
-        batch = LocalBatches([Source("shapes", index)], collate, OnePass(8, 8))[0]
+        data = ImageTextDataConfig(seed=0, max_length=512)
+        collate = ChatCollate(data, Prompt(), language.tokenizer, spec)
+        batch = LocalBatches([Source("shapes", index)], collate, OnePass(8, 8), data)[0]
     peer, image_token = twin(model)
     rows = single_rows(batch, model, image_token)
     steps = {

@@ -1,4 +1,4 @@
-"""Autoencoders as first stages. Legend: B pictures, H/W pixels, C/h/w channels and sides of latents."""
+"""Autoencoders as first stages. Legend: B images, H/W pixels, C/h/w channels and sides of latents."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import on_meta
+from mmlab.model.checkpoint import on_meta, require_source
+from mmlab.model.config import KLAutoencoderConfig, VQAutoencoderConfig
 from mmlab.model.diffusers_vae import (
     NOT_ARCHITECTURE,
     build_kl,
@@ -22,7 +23,7 @@ from mmlab.model.diffusers_vae import (
 )
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
-from mmlab.model.quantizer import Quantizer, VectorQuantizer
+from mmlab.model.quantizer import Quantizer
 from mmlab.weights import fill
 
 LOGVAR = (-30.0, 20.0)
@@ -31,26 +32,23 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class KLAutoencoder(Autoencoder):
-    """diffusers' `AutoencoderKL`: a Gaussian posterior, held near the standard normal by a small weight (LDM, 3.1).
+    """diffusers' `AutoencoderKL`: a Gaussian posterior with a small KL penalty (LDM, section 3.1).
 
     Its artifact is a diffusers folder with the latents' statistics as `latents_mean` and `latents_std` (and
-    `scaling_factor` 1). In a folder from elsewhere, `scaling_factor` and `shift_factor` are the statistics; a
-    `scaling_factor` of 1 alone says nothing, and the latents count as not measured.
+    `scaling_factor` 1). In other folders, `scaling_factor` and `shift_factor` are the statistics; a `scaling_factor` of
+    1 alone means that the latents were not measured.
 
     Args:
-        source: hub name or local folder of an AutoencoderKL, in safetensors.
-        init: `pretrained`, or `random` to build `architecture` with random weights.
-        architecture: fields of AutoencoderKL; the block types follow from `block_out_channels` unless given.
+        config: settings.
 
     Raises:
         ConfigError: unknown fields, sizes that do not fit together, or a source that cannot be read.
     """
 
-    def __init__(
-        self, source: str | None = None, init: str = "pretrained", architecture: Mapping[str, Any] | None = None
-    ):
-        vae = build_kl(source, init, architecture or {})
+    def __init__(self, config: KLAutoencoderConfig):
+        vae = build_kl(config)
         super().__init__(vae.config["latent_channels"], factor=2 ** (len(vae.config["block_out_channels"]) - 1))
+        self.settings = config
         self.vae = vae
         self._take_statistics()
 
@@ -87,53 +85,58 @@ class KLAutoencoder(Autoencoder):
 
     def load(self, folder: Path) -> None:
         """Fill weights and statistics from an AutoencoderKL folder; raises ConfigError when it does not fit."""
+        self._fill(str(folder))
+
+    def load_pretrained(self) -> None:
+        """Fill weights and statistics from the source of the settings; raises ConfigError when it does not fit."""
+        if self.settings.init == "pretrained":
+            self._fill(require_source(self.settings, "first_stage"))
+
+    def _fill(self, source: str) -> None:
         with torch.device("cpu"):
-            stored = read_kl(str(folder))
+            stored = read_kl(source)
         names = [name for name in self.vae.config if not name.startswith("_") and name not in NOT_ARCHITECTURE]
-        _compare({n: stored.config.get(n) for n in names}, {n: self.vae.config[n] for n in names}, folder)
-        fill(self.vae, stored.state_dict(), folder)
+        _compare({n: stored.config.get(n) for n in names}, {n: self.vae.config[n] for n in names}, source)
+        fill(self.vae, stored.state_dict(), source)
         self.vae.register_to_config(**{name: stored.config.get(name) for name in NOT_ARCHITECTURE})
         self._take_statistics()
 
     def describe(self) -> dict[str, Any]:
-        """What a denoiser that was trained on these latents depends on, apart from the weights."""
+        """Return what a denoiser that was trained on these latents depends on, apart from the weights."""
         return _described(self)
 
     def _states_statistics(self) -> bool:
-        """Whether the diffusers config already says what was measured."""
-        known = stated_statistics(self.vae.config, self.channels)
+        """Whether the diffusers config has the current statistics."""
+        stated = stated_statistics(self.vae.config, self.channels)
         now = torch.stack([self.latent_mean, self.latent_std]).cpu()
-        return known is not None and torch.equal(torch.stack(known), now)
+        return stated is not None and torch.equal(torch.stack(stated), now)
 
     def _take_statistics(self) -> None:
         if on_meta():
             return
-        known = stated_statistics(self.vae.config, self.channels)
-        if known is None:
+        stated = stated_statistics(self.vae.config, self.channels)
+        if stated is None:
             self.forget_statistics()
         else:
-            self.set_statistics(*known)
+            self.set_statistics(*stated)
 
 
 class VQAutoencoder(Autoencoder):
     """An encoder and a decoder around a codebook (VQGAN, section 3.1; LDM's "VQ-reg.").
 
-    `encode` gives the latents before they are quantised and `decode` quantises them, so that a denoiser works on
+    `encode` gives the latents before they are quantized and `decode` quantizes them, so that a denoiser works on
     continuous latents and its small errors vanish (LDM, section 3.1). 1x1 convolutions lie between the encoder's
     channels and the codes' width, which may differ.
 
     Args:
-        architecture: fields of diffusers' AutoencoderKL that describe encoder and decoder: `block_out_channels`,
-            `layers_per_block`, `norm_num_groups`, `act_fn`, `mid_block_add_attention`, `latent_channels` (of the
-            encoder's output; the codes' width unless given), `down_block_types` and `up_block_types`.
+        config: settings. Of the architecture, `latent_channels` is the encoder's output, by default the codes' width.
         quantizer: the codebook; C is its width.
-        source: a folder that `save` has written, to start from; None: random weights.
 
     Attributes:
-        unlearnt: whether its weights are random, and its codes of no use to anybody yet.
+        untrained: whether its weights are random, and its codes meaningless.
 
     Raises:
-        ConfigError: unknown fields, sizes that do not fit together, or a source that does not fit.
+        ConfigError: unknown fields, or sizes that do not fit together.
     """
 
     FIELDS = (
@@ -141,9 +144,10 @@ class VQAutoencoder(Autoencoder):
         "latent_channels", "down_block_types", "up_block_types",
     )  # fmt: skip
 
-    def __init__(self, architecture: Mapping[str, Any], quantizer: Quantizer, source: str | None = None):
-        fields = with_blocks(architecture, self.FIELDS)
+    def __init__(self, config: VQAutoencoderConfig, quantizer: Quantizer):
+        fields = with_blocks(config.architecture, self.FIELDS)
         super().__init__(quantizer.width, factor=2 ** (len(fields["block_out_channels"]) - 1))
+        self.settings = config
         self.architecture = dict(fields)
         hidden = fields.pop("latent_channels", quantizer.width)
         down, up = fields.pop("down_block_types"), fields.pop("up_block_types")
@@ -155,9 +159,7 @@ class VQAutoencoder(Autoencoder):
         self.quant_conv = nn.Conv2d(hidden, quantizer.width, 1)
         self.quantizer = quantizer
         self.post_quant_conv = nn.Conv2d(quantizer.width, hidden, 1)
-        self.unlearnt = source is None
-        if source is not None and not on_meta():
-            self.load(Path(source).expanduser())
+        self.untrained = config.source is None
 
     def encode(self, x_B3HW: Tensor) -> Posterior:
         hidden = self.quant_conv(self.encoder(x_B3HW.to(self.last_layer.dtype)))
@@ -171,11 +173,11 @@ class VQAutoencoder(Autoencoder):
         return Reconstruction(self._pixels(codes.values), codes)
 
     def codes(self, x_B3HW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] → their codes, int64 `[B, h, w]`."""
+        """Encode pixels in [-1, 1] as codes, int64 `[B, h, w]`."""
         return self.quantizer.indices(self.encode(x_B3HW).mean)
 
     def decode_codes(self, indices_Bhw: Tensor) -> Tensor:
-        """Codes, int64 `[B, h, w]` → float32 pixels `[B, 3, H, W]`, about [-1, 1]."""
+        """Decode codes, int64 `[B, h, w]`, to float32 pixels `[B, 3, H, W]` in about [-1, 1]."""
         return self._pixels(self.quantizer.vectors(indices_Bhw))
 
     def _pixels(self, vectors_BChw: Tensor) -> Tensor:
@@ -194,26 +196,28 @@ class VQAutoencoder(Autoencoder):
         (folder / CONFIG).write_text(json.dumps(self._config(), indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
 
+    def load_pretrained(self) -> None:
+        """Fill the autoencoder from the source of the settings, if any; raises ConfigError when it does not fit."""
+        if self.settings.source is not None:
+            self.load(Path(self.settings.source).expanduser())
+
     def load(self, folder: Path) -> None:
-        """Fill the autoencoder from such a folder; raises ConfigError when it does not fit."""
+        """Fill the autoencoder from a folder of `save`; raises ConfigError when it does not fit."""
         try:
             config = json.loads((folder / CONFIG).read_text())
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(f"{folder} holds no VQ autoencoder: {error}.") from error
+            raise ConfigError(f"{folder} is not a VQ autoencoder: {error}.") from error
         _compare(config, self._config(), folder)
         fill(self, weights, folder)
-        self.unlearnt = False
+        self.untrained = False
 
     def describe(self) -> dict[str, Any]:
-        """What a denoiser that was trained on these latents depends on, apart from the weights."""
+        """Return what a denoiser that was trained on these latents depends on, apart from the weights."""
         return _described(self)
 
     def _config(self) -> dict[str, Any]:
-        codebook = {name: getattr(self.quantizer, name) for name in ("codes", "width", "normalize")}
-        if not isinstance(self.quantizer, VectorQuantizer):
-            codebook["quantizer"] = type(self.quantizer).__name__
-        return {**self.architecture, **codebook}
+        return {**self.architecture, **self.quantizer.describe()}
 
 
 def _described(stage: Autoencoder) -> dict[str, Any]:
@@ -221,12 +225,12 @@ def _described(stage: Autoencoder) -> dict[str, Any]:
     return {"factor": stage.factor, "latent_mean": mean, "latent_std": std}
 
 
-def _compare(stored: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+def _compare(stored: Mapping[str, Any], here: Mapping[str, Any], source: str | Path) -> None:
     """Refuse another architecture by the name of its field: equal shapes can hide it."""
     for name in sorted(stored.keys() | here.keys()):
-        there, wanted = (_listed(config.get(name)) for config in (stored, here))
-        if there != wanted:
-            raise ConfigError(f"{folder} does not fit the model: its {name} is {there}, here it is {wanted}.")
+        theirs, ours = (_listed(config.get(name)) for config in (stored, here))
+        if theirs != ours:
+            raise ConfigError(f"{source} does not fit the model: its {name} is {theirs}, not {ours}.")
 
 
 def _listed(value: Any) -> Any:
@@ -234,24 +238,24 @@ def _listed(value: Any) -> Any:
 
 
 class AutoencoderModel(nn.Module):
-    """The parts of `AutoencoderTraining`; the first stage is what later runs take from it.
+    """Autoencoder with discriminator and perceptual distance; later runs use only the first stage.
 
     Args:
-        first_stage: learns to encode and decode.
-        discriminator: learns to tell its reconstructions from pictures.
-        perceptual: a distance of pictures, `(x, y)` in [-1, 1] → `[B]`, with its `label` and the side of the `smallest`
-            picture that it takes; never learns.
+        first_stage: encodes and decodes.
+        discriminator: learns to tell its reconstructions from images.
+        perceptual: a distance of images, `(x, y)` in [-1, 1] → `[B]`, with its `label` and the side of the `smallest`
+            image that it takes; never trained.
 
     Raises:
-        ConfigError: a first stage without anything to learn.
+        ConfigError: a first stage without weights.
     """
 
     def __init__(self, first_stage: nn.Module, discriminator: PatchDiscriminator, perceptual: nn.Module):
         super().__init__()
         if not isinstance(first_stage, Autoencoder):
             raise ConfigError(
-                f"model.first_stage={type(first_stage).__name__} has nothing to learn; choose an autoencoder, such as "
-                "model/first_stage=kl_tiny."
+                f"model.first_stage={type(first_stage).__name__} has no weights to train; choose an autoencoder, such "
+                "as model/first_stage=kl_tiny."
             )
         self.first_stage: Autoencoder = first_stage
         self.discriminator = discriminator

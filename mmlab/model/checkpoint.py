@@ -1,4 +1,8 @@
-"""Loading and saving parts as transformers folders, from the hub, a local folder, or random weights."""
+"""Building parts from settings, and filling them with the weights of a checkpoint on the hub or in a folder.
+
+A part that starts from pretrained weights is built on the meta device, which draws no random numbers and takes no
+memory. Its `load_pretrained` fills it afterwards, unless the artifact of a run does.
+"""
 
 import json
 import sys
@@ -8,41 +12,51 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.model.config import PretrainedPartConfig
 from mmlab.weights import fill
 
-# A checkpoint's config that asks for code beyond the installed transformers is refused: loading it would run that code.
+# Keys of a checkpoint's config with which transformers would run code from the checkpoint.
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 
 
-def read_config(source: str | None, architecture: dict[str, Any], init: str, part: str) -> PretrainedConfig:
+def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> PretrainedConfig:
     """Return the transformers config of a part.
 
     Args:
-        source: hub name or local folder, read when `init` is `pretrained`.
-        architecture: transformers config fields with `model_type`; the whole config when `init` is `random`.
-        init: `pretrained` or `random`.
+        settings: `architecture` is the whole config when `init` is `random`; else `source` has it.
         part: name of the part, for messages.
+        **defaults: fields that `architecture` may leave out.
 
     Raises:
         ConfigError: the source cannot be read, asks for remote code, or the architecture is incomplete.
     """
-    if init == "random" or on_meta():
-        return _from_architecture(architecture, part)
-    if source is None:
-        raise ConfigError(
-            f"model.{part}.source is not set; give a hub name or a folder, or set model.{part}.init=random."
-        )
+    if settings.init == "random" or on_meta():
+        return _from_architecture({**defaults, **settings.architecture}, part)
+    source = require_source(settings, part)
     refuse_code(source)
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
+        raise _unreadable(source, part, error) from error
+
+
+def require_source(settings: PretrainedPartConfig, part: str) -> str:
+    """Return the source of a part with init=pretrained; raises ConfigError where it is not set."""
+    if settings.source is None:
+        raise ConfigError(
+            f"model.{part}.source is not set; give a hub name or a folder, or set model.{part}.init=random."
+        )
+    return settings.source
+
+
+def _unreadable(source: str, part: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}")
 
 
 def _from_architecture(architecture: dict[str, Any], part: str) -> PretrainedConfig:
@@ -57,14 +71,14 @@ def _from_architecture(architecture: dict[str, Any], part: str) -> PretrainedCon
 
         hint = nearest(model_type, CONFIG_MAPPING)
         raise ConfigError(f"transformers has no model_type '{model_type}' (model.{part}).{hint}") from error
-    known = {*type(config)().to_dict(), *config.attribute_map}
-    for name in sorted(set(fields) - known):
-        raise ConfigError(f"model.{part}.architecture has no field '{name}' for {model_type}.{nearest(name, known)}")
+    names = {*type(config)().to_dict(), *config.attribute_map}
+    for name in sorted(set(fields) - names):
+        raise ConfigError(f"model.{part}.architecture has no field '{name}' for {model_type}.{nearest(name, names)}")
     return config
 
 
 def on_meta() -> bool:
-    """Whether parts are being built for counting only: then nothing is read, neither hub nor folder."""
+    """Whether models are built only to count their parameters: nothing is then read from the hub or a folder."""
     return torch.get_default_device().type == "meta"
 
 
@@ -74,41 +88,83 @@ def refuse_code(source: str) -> None:
     if not path.is_file():
         return
     fields = json.loads(path.read_text())
-    found = [key for key in CODE_KEYS if key in fields]
-    if found:
-        raise ConfigError(f"{path} holds '{found[0]}', which would run code from the checkpoint; remove it to load it.")
+    if keys := [key for key in CODE_KEYS if key in fields]:
+        raise ConfigError(f"{path} has '{keys[0]}', which would run code from the checkpoint; remove it to load it.")
 
 
-def build_pretrained(
-    auto: Any, config: PretrainedConfig, source: str | None, init: str, part: str, **kwargs: Any
-) -> PreTrainedModel:
-    """Build a part with random weights or load it; weights are fp32 and only safetensors are read."""
-    if init == "random" or on_meta():
-        return auto.from_config(config, **kwargs)
-    quieten()
-    try:
-        model, info = auto.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **kwargs,
+def build_model(auto: Any, config: PretrainedConfig, settings: PretrainedPartConfig, **options: Any) -> PreTrainedModel:
+    """Build a model with random weights, or on the meta device where `load_pretrained` is to fill it; fp32.
+
+    Args:
+        auto: transformers' Auto class.
+        config: of the model.
+        settings: of the part.
+        **options: further arguments of the model's class.
+    """
+    if settings.init == "random" or on_meta():
+        return auto.from_config(config, **options)
+    with torch.device("meta"):
+        return auto.from_config(config, dtype=torch.float32, **options).eval()
+
+
+def load_pretrained(model: PreTrainedModel, settings: PretrainedPartConfig, part: str, **options: Any) -> None:
+    """Fill a model of `build_model` from its source; with init=random it keeps its weights.
+
+    Raises:
+        ConfigError: the source cannot be read, or does not have all weights.
+    """
+    if settings.init == "pretrained":
+        source = require_source(settings, part)
+        try:
+            _fill_from(model, source, model.config, **options)
+        except (OSError, ValueError) as error:
+            raise _unreadable(source, part, error) from error
+
+
+def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """Fill a model from a transformers folder of the same architecture, strictly.
+
+    Args:
+        model: with weights, or on the meta device.
+        folder: with a config and safetensors.
+        **options: arguments that the model's class was built with beside its config.
+
+    Raises:
+        ConfigError: another architecture, or other names or shapes.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != model.config.model_type:
+        raise ConfigError(
+            f"{folder} does not fit the model: it is a {config.model_type}, not a {model.config.model_type}."
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        missing = sorted(info["missing_keys"]) + [key[0] for key in info["mismatched_keys"]]
-        raise ConfigError(f"{source} does not fill model.{part}: {len(missing)} weights missing, first {missing[0]}.")
-    return model
+    _fill_from(model, folder, config, **options)
+
+
+def _fill_from(model: Any, source: str | Path, config: PretrainedConfig, **options: Any) -> None:
+    """Read a transformers checkpoint (safetensors only) as fp32; a model on the meta device takes its tensors over."""
+    quieten()
+    options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **options}
+    with torch.device("cpu"):
+        stored, info = type(model).from_pretrained(source, output_loading_info=True, **options)
+    if missing := [*sorted(info["missing_keys"]), *(key[0] for key in info["mismatched_keys"])]:
+        raise ConfigError(
+            f"{source} does not fill the model: {len(missing)} weights are missing, such as {missing[0]}."
+        )
+    empty = model.device.type == "meta"
+    fill(model, stored.state_dict(), source)
+    if empty:
+        for name, module in stored.named_modules():
+            for buffer in module._non_persistent_buffers_set:
+                setattr(model.get_submodule(name), buffer, getattr(module, buffer))
+        model.tie_weights()
+        if model.can_generate():
+            model.generation_config = stored.generation_config
 
 
 def read_tensors(source: str, prefixes: tuple[str, ...], part: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin with one of `prefixes`, as fp32.
+    """Read the tensors of a checkpoint whose names begin with one of `prefixes`, as fp32.
 
-    Of a checkpoint in several files only those that hold such tensors are opened, or fetched from the hub: a
-    Q-Former is a hundredth of the checkpoint that it comes in.
+    Only the files with such tensors are opened, or downloaded: a Q-Former is a hundredth of its checkpoint.
 
     Args:
         source: hub name or local folder with safetensors.
@@ -126,40 +182,41 @@ def read_tensors(source: str, prefixes: tuple[str, ...], part: str) -> dict[str,
         else:
             places = json.loads(Path(index).read_text())["weight_map"]
             names = {file for key, file in places.items() if key.startswith(prefixes)}
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name in sorted(names):
             with safe_open(cached_file(source, name), "pt") as file:
-                found |= {key: file.get_tensor(key).float() for key in file.offset_keys() if key.startswith(prefixes)}
+                tensors |= {key: file.get_tensor(key).float() for key in file.offset_keys() if key.startswith(prefixes)}
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}") from error
-    return found
+        raise _unreadable(source, part, error) from error
+    return tensors
 
 
 def quieten() -> None:
-    """Keep transformers' progress bars to terminals: elsewhere each would be a line of control characters."""
+    """Show transformers' progress bars in terminals only: elsewhere each would be a line of control characters."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
 
 
-def load_weights(model: PreTrainedModel, folder: Path, **kwargs: Any) -> None:
-    """Fill a built model from a transformers folder of the same architecture, strictly.
+def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer; a missing pad token becomes the end token (padding is never attended to).
 
     Args:
-        model: the built model.
-        folder: with a config and safetensors.
-        **kwargs: arguments that the model's class was built with beside its config.
+        source: hub name or local folder.
+        part: name of the part that it belongs to, for messages.
 
     Raises:
-        ConfigError: another architecture, or other names or shapes.
+        ConfigError: no source, unreadable, or without character offsets (not a fast tokenizer).
     """
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != model.config.model_type:
-        raise ConfigError(
-            f"{folder} does not fit the model: it is a {config.model_type}, here is a {model.config.model_type}."
-        )
-    quieten()
-    with torch.device("cpu"):
-        options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **kwargs}
-        stored = type(model).from_pretrained(folder, **options)
-    fill(model, stored.state_dict(), folder)
+    if source is None:
+        raise ConfigError(f"model.{part}.tokenizer is not set; give a hub name or a folder with tokenizer.json.")
+    refuse_code(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"The tokenizer {source} cannot be loaded: {reason}") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(f"The tokenizer {source} is not a fast one; labels need its character offsets.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer

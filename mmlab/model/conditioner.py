@@ -1,10 +1,10 @@
-"""Conditioners: what a denoiser is told about a picture, and what it is told instead where that is dropped.
+"""Conditioners: embed classes, texts or maps for a denoiser or a prior.
 
-A condition is a dict with any of `vector [B, D]` (added to the embedding of the time), `context [B, T, D]` and its
-bool `mask [B, T]` (for cross-attention; without a mask all of it is seen). Dropping happens here and nowhere else: a
-dropped row is the null row, the one that `null` gives for unconditional sampling.
+A condition is a dict with any of `vector [B, D]` (added to the time embedding), `context [B, T, D]` and its bool
+`mask [B, T]` (for cross-attention; without a mask all of it is attended to). Conditions are dropped only here: a
+dropped row is the null row, which `null` returns for unconditional sampling.
 
-Legend: B pictures, T tokens, D width.
+Legend: B images, T tokens, D width.
 """
 
 import inspect
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 from transformers import AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.model.checkpoint import build_pretrained, load_weights, on_meta, read_config
-from mmlab.model.language import load_tokenizer
+from mmlab.model.checkpoint import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
+from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
 
 Condition = dict[str, Tensor]
 
 
 class Conditioner(nn.Module, ABC):
-    """What all conditioners share.
+    """Base of conditioners.
 
     Attributes:
-        reads: what it needs of a batch: `none`, `class`, `text` or `map`.
-        dropout: probability that a training picture's condition is replaced by the null one; whoever draws the
-            numbers passes the rows to `forward`.
-        vector_width: D of `vector`, None where the condition has none.
+        reads: the fields of a batch that it needs: `none`, `class`, `text` or `map`.
+        dropout: probability that training replaces an image's condition by the null one; the caller draws the numbers
+            and passes the rows to `forward`.
+        vector_width: D of `vector`, None for a condition without one.
         context_width: D of `context`, likewise.
-        context_length: T of `context`; None where it has a token for each place of the latents.
-        unlearnt: whether it is built with random weights, of no use before they have learnt.
+        context_length: T of `context`; None for a token at each position of the latents.
+        untrained: whether its weights start random, which makes it useless while frozen.
     """
 
     reads: str
@@ -42,20 +42,20 @@ class Conditioner(nn.Module, ABC):
     vector_width: int | None = None
     context_width: int | None = None
     context_length: int | None = None
-    unlearnt: bool = False
+    untrained: bool = False
 
     @abstractmethod
     def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
-        """Embed what a batch gives.
+        """Embed the condition of a batch.
 
         Args:
-            given: the fields of the batch that `reads` asks for; others are ignored.
+            given: the fields of the batch that `reads` names; others are ignored.
             drop_B: bool `[B]`, rows that get the null condition; None drops none.
         """
 
     @abstractmethod
     def null(self, count: int, device: torch.device | str) -> Condition:
-        """The condition of `count` dropped rows."""
+        """Return the condition of `count` dropped rows."""
 
 
 class NoCondition(Conditioner):
@@ -72,39 +72,37 @@ class NoCondition(Conditioner):
 
 class ClassCondition(Conditioner):
     """One learned embedding per class, and one more for no class (classifier-free guidance, arXiv 2207.12598, section
-    3.2), which is row `len(names)`.
+    3.2), which is row `len(names)`. They start normal, with standard deviation 0.02.
 
     Args:
-        classes: how many, or their names in the order of their indices.
-        width: D of the embedding; rows start as normal numbers of standard deviation 0.02.
-        dropout: see `Conditioner`.
-        as_context: give `context [B, 1, D]` for cross-attention (latent diffusion's ImageNet models: 1001 rows of
-            width 512) instead of `vector [B, D]`.
+        config: settings. With `as_context` the condition is `context [B, 1, D]` (latent diffusion's ImageNet models:
+            1001 rows of width 512) instead of `vector [B, D]`.
 
     Raises:
         ConfigError: no classes, or a name twice.
     """
 
     reads = "class"
-    unlearnt = True
+    untrained = True
 
-    def __init__(self, classes: int | Sequence[str], width: int, dropout: float = 0.1, as_context: bool = False):
+    def __init__(self, config: ClassConditionConfig):
         super().__init__()
+        classes, width = config.classes, config.width
         named = isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) > 0
         counted = isinstance(classes, int) and not isinstance(classes, bool) and classes > 0
         if not (named or counted):
-            raise ConfigError(f"model.conditioner.classes={classes!r}: give their number or the list of their names.")
+            raise ConfigError(f"model.conditioner.classes={classes!r} must be their number or the list of their names.")
         self.names = [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
         if twice := next((name for name in self.names if self.names.count(name) > 1), None):
             raise ConfigError(f"model.conditioner.classes names '{twice}' twice.")
-        self.dropout, self.as_context = dropout, as_context
-        self.vector_width, self.context_width = (None, width) if as_context else (width, None)
-        self.context_length = 1 if as_context else None
+        self.dropout, self.as_context = config.dropout, config.as_context
+        self.vector_width, self.context_width = (None, width) if self.as_context else (width, None)
+        self.context_length = 1 if self.as_context else None
         self.embedding = nn.Embedding(len(self.names) + 1, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def index(self, name: str | int) -> int:
-        """The index of a class, given that or its name (which is looked up first); raises ConfigError otherwise."""
+        """Return the index of a class for its name (looked up first) or its index; raises ConfigError otherwise."""
         if str(name) in self.names:
             return self.names.index(str(name))
         if str(name).isdecimal() and int(name) < len(self.names):
@@ -130,48 +128,32 @@ class TextCondition(Conditioner):
     A dropped row is the encoding of the empty text, which pipelines of Stable Diffusion use as their null condition.
 
     Args:
-        source: hub name or local folder.
-        init: `pretrained`, or `random` to build `architecture` with random weights.
-        architecture: transformers config fields for random weights; `vocab_size` defaults to the tokenizer's.
-        tokenizer: hub name or local folder; the source's own when None.
-        max_length: T.
-        dropout: see `Conditioner`.
-        hide_padding: keep padding out of the encoder's attention and of the cross-attention, as models on T5 do.
-            Latent and Stable Diffusion see the padding, and their pipelines have no mask.
+        config: settings; in `architecture`, `vocab_size` defaults to the tokenizer's. Models on T5 use `hide_padding`;
+            Latent and Stable Diffusion attend to the padding, and their pipelines have no mask.
 
     Raises:
-        ConfigError: encoder or tokenizer cannot be loaded, or the encoder is too short or has too few tokens.
+        ConfigError: encoder or tokenizer cannot be loaded, or the encoder has too few positions or tokens.
     """
 
     reads = "text"
 
-    def __init__(
-        self,
-        source: str | None = None,
-        init: str = "pretrained",
-        architecture: dict[str, Any] | None = None,
-        tokenizer: str | None = None,
-        max_length: int = 77,
-        dropout: float = 0.1,
-        hide_padding: bool = False,
-    ):
+    def __init__(self, config: TextConditionConfig):
         super().__init__()
+        self.settings = config
         # On the meta device nothing is read: a published model is counted without its tokenizer.
-        self._tokenizer = None if on_meta() else load_tokenizer(tokenizer or source, "conditioner")
-        fields = dict(architecture or {})
+        self._tokenizer = None if on_meta() else load_tokenizer(config.tokenizer or config.source, "conditioner")
+        defaults = {}
         if self._tokenizer is not None:
             self._tokenizer.padding_side = "right"  # a causal encoder must not see padding before the text
-        if self._tokenizer is not None and init == "random":
-            fields = {"vocab_size": len(self._tokenizer), **fields}
-        config = read_config(source, fields, init, "conditioner")
-        config = getattr(config, "text_config", config)
-        self._built_with = _without_pooler(config)
-        auto = AutoModelForTextEncoding
-        self.encoder: Any = build_pretrained(auto, config, source, init, "conditioner", **self._built_with)
-        self.max_length, self.dropout, self.hide_padding = max_length, dropout, hide_padding
-        self.unlearnt = init == "random"
-        self.context_width, self.context_length = config.hidden_size, max_length
-        self._check(config)
+            defaults = {"vocab_size": len(self._tokenizer)}
+        whole = read_config(config, "conditioner", **defaults)
+        encoder = getattr(whole, "text_config", whole)
+        self._options = _without_pooler(encoder)
+        self.encoder: Any = build_model(AutoModelForTextEncoding, encoder, config, **self._options)
+        self.max_length, self.dropout, self.hide_padding = config.max_length, config.dropout, config.hide_padding
+        self.untrained = config.init == "random"
+        self.context_width, self.context_length = encoder.hidden_size, config.max_length
+        self._check(encoder)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -179,7 +161,7 @@ class TextCondition(Conditioner):
         return self._tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids and attention mask of texts, int64 `[B, T]`, cut and padded to `max_length`."""
+        """Return token ids and attention mask of texts, int64 `[B, T]`, cut and padded to `max_length`."""
         options = {"padding": "max_length", "truncation": True, "max_length": self.max_length}
         rows = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **options)
         return {name: rows[name] for name in ("input_ids", "attention_mask")}
@@ -205,20 +187,24 @@ class TextCondition(Conditioner):
         self.encoder.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    def load_pretrained(self) -> None:
+        """Fill the weights from the source of the settings."""
+        load_pretrained(self.encoder, self.settings, "conditioner", **self._options)
+
     def load(self, folder: Path) -> None:
         """Fill the weights from a transformers folder; raises ConfigError when they do not fit."""
-        load_weights(self.encoder, folder, **self._built_with)
+        load_weights(self.encoder, folder, **self._options)
 
     def describe(self) -> dict[str, Any]:
-        """What a denoiser that was trained beside this encoder depends on, apart from its weights."""
+        """Return what a denoiser that was trained with this encoder depends on, apart from its weights."""
         return {"max_length": self.max_length, "hide_padding": self.hide_padding}
 
     def _padded(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of T tokens, so that a condition and its null have one shape whatever the batch was padded to."""
+        """Pad rows to T tokens, so that a condition and its null have the same shape."""
         missing = self.max_length - ids_BT.shape[1]
         if missing < 0:
             raise ConfigError(
-                f"Texts of {ids_BT.shape[1]} tokens do not fit model.conditioner.max_length={self.max_length}."
+                f"Texts of {ids_BT.shape[1]} tokens are longer than model.conditioner.max_length={self.max_length}."
             )
         pad: Any = self.tokenizer.pad_token_id
         ids = nn.functional.pad(ids_BT, (0, missing), value=pad)
@@ -237,7 +223,7 @@ class TextCondition(Conditioner):
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
-    """The argument that leaves out BERT's pooler: nothing reads it, and data parallelism refuses unused weights.
+    """Return the argument that omits BERT's pooler: its output is not used, and DDP refuses unused weights.
 
     Raises:
         ConfigError: transformers has no text encoder of this kind.
@@ -246,7 +232,9 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
     if type(config) not in encoders:
         kinds = sorted(kind.model_type for kind in list(encoders))
         hint = nearest(config.model_type, kinds)
-        raise ConfigError(f"model.conditioner: '{config.model_type}' is no text encoder.{hint} One is clip_text_model.")
+        raise ConfigError(
+            f"model.conditioner: '{config.model_type}' is not a text encoder such as clip_text_model.{hint}"
+        )
     takes = inspect.signature(encoders[type(config)].__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
@@ -254,21 +242,19 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
 class MapCondition(Conditioner):
     """One token for each code of a map (segmentation, depth), in raster order (Taming Transformers, section 3.2).
 
-    A dropped row is the same further embedding at all places.
+    A dropped row is one more embedding, at all positions. Embeddings start normal, with standard deviation 0.02.
 
     Args:
-        codes: of the first stage that encodes the maps.
-        width: D of the embedding; rows start as normal numbers of standard deviation 0.02.
-        dropout: see `Conditioner`.
+        config: settings.
     """
 
     reads = "map"
-    unlearnt = True
+    untrained = True
 
-    def __init__(self, codes: int, width: int, dropout: float = 0.1):
+    def __init__(self, config: MapConditionConfig):
         super().__init__()
-        self.codes, self.dropout, self.context_width = codes, dropout, width
-        self.embedding = nn.Embedding(codes + 1, width)
+        self.codes, self.dropout, self.context_width = config.codes, config.dropout, config.width
+        self.embedding = nn.Embedding(config.codes + 1, config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
@@ -279,5 +265,5 @@ class MapCondition(Conditioner):
         return {"context": self.embedding(codes_BN)}
 
     def null(self, count: int, device: torch.device | str) -> Condition:
-        """The null token alone; dropping all rows in `forward` gives as many as a map has."""
+        """Return one null token per row; dropping rows in `forward` gives as many as a map has."""
         return self({"map_codes": torch.full((count, 1, 1), self.codes, device=device)})

@@ -9,25 +9,34 @@ from mmlab.config.fields import Settings, choice, number, section
 
 
 @dataclass
-class VisionEncoderConfig(Settings):
-    _target_: str = "mmlab.model.vision.VisionEncoder"
+class PretrainedPartConfig(Settings):
+    """A part that starts from a checkpoint, or from random weights."""
+
+    _target_: str = MISSING
     source: str | None = None  # hub name or local folder
     init: str = choice("pretrained", "random")
-    architecture: dict[str, Any] = field(default_factory=dict)  # transformers config fields, with model_type
-    feature_layer: int = -2  # index into the hidden states; LLaVA reads the layer before the last
-    features: str = choice("patch", "cls_patch")
-    image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])  # CLIP's
+    # For init=random: fields of the transformers config, with model_type, or of the diffusers class.
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PretrainedTextConfig(PretrainedPartConfig):
+    tokenizer: str | None = None  # hub name or local folder; None: the source's own
+
+
+@dataclass
+class VisionEncoderConfig(PretrainedPartConfig):
+    _target_: str = "mmlab.model.vision.VisionEncoder"
+    feature_layer: int = -2  # index into the hidden states: 0 the embeddings, -1 the last layer's output
+    features: str = choice("patch", "cls_patch")  # cls_patch: with the class token in front
+    image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])  # CLIP's, of [0, 1]
     image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
 
 
 @dataclass
-class LanguageModelConfig(Settings):
+class LanguageModelConfig(PretrainedTextConfig):
     _target_: str = "mmlab.model.language.LanguageModel"
-    source: str | None = None  # hub name or local folder
-    init: str = choice("pretrained", "random")
-    architecture: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str | None = None  # None: the source's own
-    attention: str = "sdpa"
+    attention: str = "sdpa"  # transformers' attention implementation
 
 
 @dataclass
@@ -52,20 +61,19 @@ class LinearConnectorConfig(Settings):
 
 
 @dataclass
-class QFormerConfig(Settings):
+class QFormerConfig(PretrainedPartConfig):
+    """`source` is a BLIP-2 checkpoint, or a run's artifact."""
+
     _target_: str = "mmlab.model.qformer.QFormer"
     _partial_: bool = True  # the model gives the vision width
-    source: str | None = None  # hub name or local folder of a BLIP-2 checkpoint
-    init: str = choice("pretrained", "random")
-    architecture: dict[str, Any] = field(default_factory=dict)  # fields of transformers' Blip2QFormerConfig
-    queries: int = number(32, above=0)
+    queries: int = number(32, above=0)  # tokens per image
 
 
 @dataclass
 class VisionLanguageModelConfig(Settings):
     # The names that stage.trainable may take.
     kind: ClassVar[str] = "answers"
-    parts: ClassVar[tuple[str, ...]] = ("vision", "connector", "language")
+    parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "connector", "language")
     _target_: str = "mmlab.model.vlm.VisionLanguageModel"
     vision: Any = section("model/vision")
     connector: Any = section("model/connector")
@@ -80,17 +88,13 @@ class ImageTextQFormerConfig(Settings):
     _target_: str = "mmlab.model.image_text_qformer.ImageTextQFormer"
     vision: Any = section("model/vision")
     qformer: Any = section("model/qformer")
-    tokenizer: str = MISSING  # hub name or local folder
-    width: int = number(256, above=0)  # in which pictures and texts are compared
+    tokenizer: str = MISSING  # hub name or local folder; with [CLS] and [SEP], or tokens that begin and end a text
+    width: int = number(256, above=0)  # of the space in which images and texts are compared
 
 
 @dataclass
-class TextEncoderConfig(Settings):
+class TextEncoderConfig(PretrainedTextConfig):
     _target_: str = "mmlab.model.dual_encoder.TextEncoder"
-    source: str | None = None
-    init: str = choice("pretrained", "random")
-    architecture: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str | None = None
 
 
 @dataclass
@@ -100,7 +104,7 @@ class DualEncoderConfig(Settings):
     _target_: str = "mmlab.model.dual_encoder.DualEncoder"
     vision: Any = section("model/vision")
     text: Any = section(default=TextEncoderConfig)
-    width: int = number(128, above=0)
+    width: int = number(128, above=0)  # of the joint space
 
 
 @dataclass
@@ -111,11 +115,10 @@ class IdentityConfig(Settings):
 
 
 @dataclass
-class KLAutoencoderConfig(Settings):
+class KLAutoencoderConfig(PretrainedPartConfig):
+    """Of diffusers' AutoencoderKL; its block types follow from `block_out_channels` unless given."""
+
     _target_: str = "mmlab.model.autoencoder.KLAutoencoder"
-    source: str | None = None  # hub name or local folder of a diffusers AutoencoderKL
-    init: str = choice("pretrained", "random")
-    architecture: dict[str, Any] = field(default_factory=dict)  # diffusers AutoencoderKL fields
 
 
 @dataclass
@@ -124,10 +127,12 @@ class VectorQuantizerConfig(Settings):
     codes: int = number(1024, above=1)
     width: int = number(4, above=0)  # of a code
     beta: float = number(0.25, at_least=0)  # weight of the commitment term
-    normalize: bool = True  # compare codes on the unit sphere
-    revive_after: int | None = number(None, above=0)  # steps without use; None: never
-    ema: float | None = number(None, at_least=0, below=1)  # codes follow their latents; None: they learn by gradient
-    legacy: bool = False  # beta on the codebook term, as in released checkpoints
+    normalize: bool = True  # compare latents and codes on the unit sphere
+    # Every so many optimizer steps, codes that were unused since become latents of the current batch; None: never.
+    revive_after: int | None = number(None, above=0)
+    # Share of its old value that a code keeps per step as it follows its latents' mean; None: codes learn by gradient.
+    ema: float | None = number(None, at_least=0, below=1)
+    legacy: bool = False  # beta on the codebook term, as in the released checkpoints of VQGAN and latent diffusion
 
 
 @dataclass
@@ -135,31 +140,31 @@ class GumbelQuantizerConfig(Settings):
     _target_: str = "mmlab.model.gumbel_quantizer.GumbelQuantizer"
     codes: int = number(8192, above=1)
     width: int = number(256, above=0)  # of a code
-    kl_weight: float = number(5e-4, at_least=0)
-    temperature: float = number(1.0, above=0)
-    last_temperature: float | None = number(None, above=0)  # None: the first one, always
+    kl_weight: float = number(5e-4, at_least=0)  # a mean over positions with the stage's reduction=mean
+    temperature: float = number(1.0, above=0)  # of the softmax at the first step
+    last_temperature: float | None = number(None, above=0)  # after anneal_steps, along a cosine; None: the first one
     anneal_steps: int = number(150000, above=0)
 
 
 @dataclass
 class VQAutoencoderConfig(Settings):
     _target_: str = "mmlab.model.autoencoder.VQAutoencoder"
-    architecture: dict[str, Any] = field(default_factory=dict)  # of diffusers' Encoder and Decoder
+    architecture: dict[str, Any] = field(default_factory=dict)  # AutoencoderKL's fields for encoder and decoder
     quantizer: Any = section("model/first_stage/quantizer")
-    source: str | None = None  # folder of a trained one: <run>/artifacts/first_stage
+    source: str | None = None  # folder of a trained one, <run>/artifacts/first_stage; None: random weights
 
 
 @dataclass
 class PatchDiscriminatorConfig(Settings):
     _target_: str = "mmlab.model.discriminator.PatchDiscriminator"
-    layers: int = number(3, above=0)
-    width: int = number(64, above=0)
+    layers: int = number(3, above=0)  # convolutions that halve the sides
+    width: int = number(64, above=0)  # channels of the first; they double with each layer, up to 8 times
 
 
 @dataclass
 class LPIPSConfig(Settings):
     _target_: str = "mmlab.model.perceptual.LPIPS"
-    source: str | None = None  # a safetensors file of VGG16 and the linear heads
+    source: str | None = None  # safetensors file of VGG16 and the linear heads, its folder, or its hub repository
 
 
 @dataclass
@@ -187,28 +192,24 @@ class NoConditionConfig(Settings):
 @dataclass
 class ClassConditionConfig(Settings):
     _target_: str = "mmlab.model.conditioner.ClassCondition"
-    classes: Any = None  # how many, or their names
+    classes: Any = None  # their number, or the list of their names in the order of their indices
     width: int = number(256, above=0)
-    dropout: float = number(0.1, at_least=0, at_most=1)
-    as_context: bool = False  # for cross-attention, instead of beside the time
+    dropout: float = number(0.1, at_least=0, at_most=1)  # probability that training drops an image's condition
+    as_context: bool = False  # one token for cross-attention, instead of a vector added to the time embedding
 
 
 @dataclass
-class TextConditionConfig(Settings):
+class TextConditionConfig(PretrainedTextConfig):
     _target_: str = "mmlab.model.conditioner.TextCondition"
-    source: str | None = None
-    init: str = choice("pretrained", "random")
-    architecture: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str | None = None
-    max_length: int = number(77, above=0)
+    max_length: int = number(77, above=0)  # tokens; shorter texts are padded, longer ones are cut
     dropout: float = number(0.1, at_least=0, at_most=1)
-    hide_padding: bool = False  # from the encoder's attention and the denoiser's; pipelines of Stable Diffusion cannot
+    hide_padding: bool = False  # mask padding in the encoder and the denoiser; Stable Diffusion's pipelines cannot
 
 
 @dataclass
 class MapConditionConfig(Settings):
     _target_: str = "mmlab.model.conditioner.MapCondition"
-    codes: int = number(MISSING, above=1)  # of the first stage of maps
+    codes: int = number(MISSING, above=1)  # of the maps' first stage
     width: int = number(256, above=0)
     dropout: float = number(0.1, at_least=0, at_most=1)
 
@@ -217,7 +218,9 @@ class MapConditionConfig(Settings):
 class UNetConfig(Settings):
     _target_: str = "mmlab.model.denoiser.UNet"
     _partial_: bool = True  # the model gives channels and the condition's widths
-    architecture: dict[str, Any] = field(default_factory=dict)  # diffusers UNet2DModel or UNet2DConditionModel fields
+    # Fields of diffusers' UNet2DModel, or UNet2DConditionModel where the condition has a context; `attention_head_dim`
+    # is the width of a head in the former, and the number of heads in the latter.
+    architecture: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -225,9 +228,9 @@ class DiTConfig(Settings):
     _target_: str = "mmlab.model.dit.DiT"
     _partial_: bool = True
     depth: int = number(12, above=0)
-    width: int = number(384, above=0)
+    width: int = number(384, above=0)  # a multiple of 4 and of heads
     heads: int = number(6, above=0)
-    patch: int = number(2, above=0)
+    patch: int = number(2, above=0)  # side of a patch
 
 
 @dataclass
@@ -246,10 +249,10 @@ class CodeGPTConfig(Settings):
     _partial_: bool = True  # the model gives the number of codes and the condition's widths
     side: int = number(16, above=0)  # codes along a side: data.size over the first stage's factor
     depth: int = number(12, above=0)
-    width: int = number(768, above=0)
+    width: int = number(768, above=0)  # a multiple of heads
     heads: int = number(12, above=0)
-    positions: str = choice("learned", "rotary")
-    dropout: float = number(0.0, at_least=0, at_most=1)
+    positions: str = choice("learned", "rotary")  # rotary: by row and column (arXiv 2104.09864)
+    dropout: float = number(0.0, at_least=0, at_most=1)  # of embeddings, attention and residual branches
 
 
 @dataclass
@@ -265,9 +268,10 @@ class CodePriorModelConfig(Settings):
 
 @dataclass
 class CodeSamplerConfig(Settings):
-    writes_codes: ClassVar[bool] = True
+    draws_from: ClassVar[str] = "codes"
     _target_: str = "mmlab.model.code_sampling.CodeSampler"
-    temperature: float = number(1.0, at_least=0)  # 0: the likeliest code
-    top_k: int | None = number(None, above=0)  # None: all
-    top_p: float | None = number(None, above=0, at_most=1)  # None: all
-    guidance: float = number(1.0, at_least=0)  # scale
+    temperature: float = number(1.0, at_least=0)  # logits are divided by it; 0: the likeliest code
+    top_k: int | None = number(None, above=0)  # sample among the k likeliest codes; None: all
+    # Sample among the likeliest codes that together reach this probability (arXiv 1904.09751, section 3.1); None: all.
+    top_p: float | None = number(None, above=0, at_most=1)
+    guidance: float = number(1.0, at_least=0)  # w in null + w · (conditional - null), on logits

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from mmlab.model.config import MLPConnectorConfig
+
 
 class LinearConnector(nn.Module):
     """One linear layer (LLaVA, section 4.1, the matrix W).
@@ -23,15 +25,15 @@ class MLPConnector(nn.Module):
     """`depth` linear layers with GELU between them (LLaVA-1.5: depth 2, `mlp2x_gelu`).
 
     Args:
+        config: settings.
         vision_width: V, width of the vision features.
         language_width: D, width of the language model and of the hidden layers.
-        depth: number of linear layers.
     """
 
-    def __init__(self, vision_width: int, language_width: int, depth: int = 2):
+    def __init__(self, config: MLPConnectorConfig, vision_width: int, language_width: int):
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(vision_width, language_width)]
-        for _ in range(depth - 1):
+        for _ in range(config.depth - 1):
             layers += [nn.GELU(), nn.Linear(language_width, language_width)]
         self.layers = nn.Sequential(*layers)
 

@@ -1,6 +1,6 @@
-"""UNet denoisers around diffusers' networks. Legend: B pictures, C channels, H/W rows and columns, T tokens, D width.
+"""UNet denoisers around diffusers' networks. Legend: B images, C channels, H/W rows and columns, T tokens, D width.
 
-Every denoiser is called with `(x_BCHW, time_B, condition)` and answers `[B, C, H, W]`; the condition is the dict that
+Every denoiser is called with `(x_BCHW, time_B, condition)` and returns `[B, C, H, W]`; the condition is the dict that
 `mmlab.model.conditioner` describes.
 """
 
@@ -12,35 +12,31 @@ from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.conditioner import Condition, Conditioner
+from mmlab.model.config import UNetConfig
 from mmlab.model.first_stage import FirstStage
 
-GIVEN = ("in_channels", "out_channels", "cross_attention_dim", "class_embed_type", "num_class_embeds")
+DERIVED = ("in_channels", "out_channels", "cross_attention_dim", "class_embed_type", "num_class_embeds")
 """Fields of diffusers' UNets that follow from the first stage and the conditioner."""
 
 
 class UNet(nn.Module):
     """diffusers' `UNet2DModel`, or `UNet2DConditionModel` where the condition has a context.
 
-    A condition's vector is added to the time embedding, through a linear layer where their widths differ. Beware of
-    `attention_head_dim`: the width of a head in the first class, and the number of heads in the second.
+    A condition's vector is added to the time embedding, through a linear layer where their widths differ.
 
     Args:
+        config: settings: `architecture` without the fields in `DERIVED`. Unless block types are given, all levels but
+            the first have attention, as in latent diffusion.
         channels: C of the latents.
-        vector_width: width of the condition's vector, None where it has none.
+        vector_width: width of the condition's vector, None for a condition without one.
         context_width: width of the condition's context, likewise.
-        architecture: config fields of the diffusers class, without those in `GIVEN`. Unless block types are given,
-            all levels but the first one have attention, as in latent diffusion.
 
     Raises:
-        ConfigError: a field that the class does not have, one of `GIVEN`, or fields that do not fit together.
+        ConfigError: a field that the class does not have, one of `DERIVED`, or fields that do not fit together.
     """
 
     def __init__(
-        self,
-        channels: int,
-        vector_width: int | None = None,
-        context_width: int | None = None,
-        architecture: dict[str, Any] | None = None,
+        self, config: UNetConfig, channels: int, vector_width: int | None = None, context_width: int | None = None
     ):
         super().__init__()
         from diffusers.models.unets.unet_2d import UNet2DModel  # importing diffusers takes seconds
@@ -52,7 +48,7 @@ class UNet(nn.Module):
             fields["cross_attention_dim"] = context_width
         if vector_width is not None:
             fields["class_embed_type"] = "identity"
-        architecture = _with_blocks(architecture or {}, "Attn" if context_width is None else "CrossAttn")
+        architecture = _with_blocks(config.architecture, "Attn" if context_width is None else "CrossAttn")
         self.unet: Any = _build(kind, architecture, fields)
         self.channels, self.vector_width, self.context_width = channels, vector_width, context_width
         self.reduction = 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -81,10 +77,10 @@ class UNet(nn.Module):
 
 
 def _with_blocks(architecture: dict[str, Any], attention: str) -> dict[str, Any]:
-    """The fields, with block types for the levels that `block_out_channels` gives."""
+    """Return the fields, with block types for the levels of `block_out_channels`."""
     widths = architecture.get("block_out_channels", [])
     if not isinstance(widths, Sequence):
-        raise ConfigError(f"model.denoiser.architecture.block_out_channels={widths}: give a list, a width per level.")
+        raise ConfigError(f"model.denoiser.architecture.block_out_channels={widths} must be a list, a width per level.")
     deeper = len(widths) - 1
     if deeper < 0:
         return dict(architecture)
@@ -93,26 +89,26 @@ def _with_blocks(architecture: dict[str, Any], attention: str) -> dict[str, Any]
     return {"down_block_types": down, "up_block_types": up, **architecture}
 
 
-def _build(kind: type, architecture: dict[str, Any], given: dict[str, Any]) -> nn.Module:
-    """Build a diffusers class from its config fields, and say which of them is wrong."""
-    known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", *GIVEN)]
+def _build(kind: type, architecture: dict[str, Any], derived: dict[str, Any]) -> nn.Module:
+    """Build a diffusers class from its config fields; raises ConfigError with the name of a wrong one."""
+    names = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", *DERIVED)]
     for name in architecture:
-        if name in GIVEN:
+        if name in DERIVED:
             raise ConfigError(
                 f"model.denoiser.architecture.{name} follows from the first stage and the conditioner; leave it out."
             )
-        if name not in known:
-            hint = nearest(name, known)
+        if name not in names:
+            hint = nearest(name, names)
             raise ConfigError(f"model.denoiser.architecture has no field '{name}' for {kind.__name__}.{hint}")
     try:
-        return kind(**architecture, **given)
+        return kind(**architecture, **derived)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"model.denoiser.architecture makes no {kind.__name__}: {reason}.") from error
+        raise ConfigError(f"model.denoiser.architecture does not build a {kind.__name__}: {reason}.") from error
 
 
 class DiffusionModel(nn.Module):
-    """A denoiser of a first stage's latents (latent diffusion, section 3.2); of pixels where that is `Identity`.
+    """A denoiser of a first stage's latents (latent diffusion, section 3.2); of pixels if that is `Identity`.
 
     Args:
         first_stage: between pixels and latents.
@@ -120,13 +116,13 @@ class DiffusionModel(nn.Module):
         denoiser: builds the denoiser from `channels`, `vector_width` and `context_width`.
 
     Raises:
-        ConfigError: a conditioner of maps.
+        ConfigError: a conditioner that reads maps.
     """
 
     def __init__(self, first_stage: FirstStage, conditioner: Conditioner, denoiser: Callable[..., nn.Module]):
         super().__init__()
         if conditioner.reads == "map":
-            raise ConfigError("model.conditioner reads the codes of maps, which model=code_prior has, not a denoiser.")
+            raise ConfigError("model.conditioner=map is only for model=code_prior; a denoiser takes a class or a text.")
         self.first_stage = first_stage
         self.conditioner = conditioner
         self.denoiser = denoiser(

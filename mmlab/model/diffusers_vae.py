@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL: its fields, its folders, and what they say about the latents. Legend: C latent channels."""
+"""diffusers' AutoencoderKL: building, reading, and statistics of latents. Legend: C latent channels."""
 
 import inspect
 import sys
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.model.checkpoint import on_meta
+from mmlab.model.checkpoint import on_meta, require_source
+from mmlab.model.config import KLAutoencoderConfig
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -19,51 +20,56 @@ NOT_ARCHITECTURE = ("sample_size", "scaling_factor", "shift_factor", "latents_me
 """Fields of a diffusers AutoencoderKL that its weights do not depend on."""
 
 
-def build_kl(source: str | None, init: str, architecture: Mapping[str, Any]) -> "AutoencoderKL":
-    """Build an AutoencoderKL with random weights or load it; arguments as for `KLAutoencoder`."""
+def build_kl(settings: KLAutoencoderConfig) -> "AutoencoderKL":
+    """Build an AutoencoderKL with random weights, or on the meta device, to be filled from the source."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    if init == "random" or on_meta():
-        known = [name for name in inspect.signature(AutoencoderKL.__init__).parameters if name != "self"]
+    if settings.init == "random" or on_meta():
+        names = [name for name in inspect.signature(AutoencoderKL.__init__).parameters if name != "self"]
         # diffusers' default is Stable Diffusion's factor, which is wrong for every other autoencoder.
-        fields = {"scaling_factor": 1.0, **with_blocks(architecture, known)}
+        fields = {"scaling_factor": 1.0, **with_blocks(settings.architecture, names)}
         with sizes_that_fit():
             return AutoencoderKL(**fields)
-    if source is None:
-        raise ConfigError(
-            "model.first_stage.source is not set; give a hub name or a folder, or set model.first_stage.init=random."
-        )
-    return read_kl(source)
+    source = require_source(settings, "first_stage")
+    with readable(source), torch.device("meta"):
+        fields: Any = AutoencoderKL.load_config(source)
+        vae: Any = AutoencoderKL.from_config(fields)
+        return vae.eval()
 
 
 def read_kl(source: str) -> "AutoencoderKL":
-    """Load an AutoencoderKL from the hub or a folder: fp32, from safetensors alone, whole; else ConfigError."""
+    """Load an AutoencoderKL from the hub or a folder: fp32, only from safetensors, complete; else ConfigError."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.utils import logging
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     options = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    try:
+    with readable(source):
         loaded: Any = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.first_stage.source={source} is no AutoencoderKL that can be loaded: {reason}"
-        ) from error
     vae, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(
-            f"{source} does not fill model.first_stage: {len(missing)} weights are missing, as {missing[0]}."
+            f"{source} does not fill model.first_stage: {len(missing)} weights are missing, such as {missing[0]}."
         )
     return vae
 
 
-def stated_statistics(config: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation `[C]` of raw latents that a diffusers config states, or None.
+@contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Turn the errors of diffusers about a source into ConfigError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.first_stage.source={source} is not an AutoencoderKL: {reason}") from error
 
-    Pipelines normalise with (z - shift_factor) · scaling_factor, or (z - latents_mean) / latents_std ·
-    scaling_factor where there are such.
+
+def stated_statistics(config: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor] | None:
+    """Return mean and standard deviation `[C]` of raw latents that a diffusers config states, or None.
+
+    Pipelines normalize with (z - shift_factor) · scaling_factor, or (z - latents_mean) / latents_std · scaling_factor
+    where the config has these.
     """
     stated = [config.get(name) for name in ("latents_mean", "latents_std", "shift_factor")]
     scaling = config.get("scaling_factor") or 1.0
@@ -75,12 +81,16 @@ def stated_statistics(config: Mapping[str, Any], channels: int) -> tuple[Tensor,
     return mean_C.float(), std_C.float()
 
 
-def with_blocks(architecture: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """Return the fields, checked, with a plain block per width where no blocks are named; raises ConfigError."""
-    known = list(known)
+def with_blocks(architecture: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the fields with a plain block for each width where no blocks are named.
+
+    Raises:
+        ConfigError: a field that is not among `names`, no widths, or another number of blocks than of widths.
+    """
+    names = list(names)
     for name in architecture:
-        if name not in known:
-            raise ConfigError(f"model.first_stage.architecture has no field '{name}'.{nearest(name, known)}")
+        if name not in names:
+            raise ConfigError(f"model.first_stage.architecture has no field '{name}'.{nearest(name, names)}")
     widths = architecture.get("block_out_channels")
     if not widths or not isinstance(widths, Sequence):
         raise ConfigError("model.first_stage.architecture needs block_out_channels, a list of the width of each level.")
@@ -97,7 +107,7 @@ def with_blocks(architecture: Mapping[str, Any], known: Iterable[str]) -> dict[s
 
 @contextmanager
 def sizes_that_fit() -> Iterator[None]:
-    """Turn diffusers' complaints about sizes into ConfigError."""
+    """Turn the errors of diffusers about sizes into ConfigError."""
     try:
         yield
     except ValueError as error:

@@ -1,6 +1,6 @@
 """The diffusion transformer with adaLN-Zero blocks (DiT, arXiv 2212.09748), written from the paper.
 
-Legend: B pictures, C channels, H/W rows and columns of latents, h/w rows and columns of patches, N = h·w patches,
+Legend: B images, C channels, H/W rows and columns of latents, h/w rows and columns of patches, N = h·w patches,
 T tokens of a context, D width.
 """
 
@@ -11,42 +11,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import DiTConfig
 
 FREQUENCIES = 256
-"""Width of the sinusoids of the time (DiT, appendix A)."""
+"""Width of the sinusoidal time embedding (DiT, appendix A)."""
 
 
 class DiT(nn.Module):
-    """Patches of noisy latents as tokens of a transformer whose layer norms are set by time and condition.
+    """A transformer over patches of noisy latents whose layer norms depend on time and condition.
 
-    The vector of a condition is added to the time's embedding (through a linear layer where it is not of width D); its
-    context is attended to in every block (as in PixArt-α, arXiv 2310.00426, section 2.3). Positions are sines and
-    cosines of row and column, so any height and width divisible by the patch can be denoised.
+    The vector of a condition is added to the time embedding (through a linear layer where it is not of width D); all
+    blocks attend to its context (as in PixArt-α, arXiv 2310.00426, section 2.3). Positions are sines and cosines of row
+    and column, so any height and width divisible by the patch can be denoised.
 
     Args:
+        config: settings.
         channels: C of the latents.
-        vector_width: width of the condition's vector, None where it has none.
+        vector_width: width of the condition's vector, None for a condition without one.
         context_width: width of the condition's context, likewise.
-        depth: number of blocks.
-        width: D, a multiple of 4 and of the heads.
-        heads: attention heads.
-        patch: side of a patch.
 
     Raises:
-        ConfigError: a width that is no multiple of 4 and of the heads.
+        ConfigError: a width that is not a multiple of 4 and of the heads.
     """
 
     def __init__(
-        self,
-        channels: int,
-        vector_width: int | None = None,
-        context_width: int | None = None,
-        depth: int = 12,
-        width: int = 384,
-        heads: int = 6,
-        patch: int = 2,
+        self, config: DiTConfig, channels: int, vector_width: int | None = None, context_width: int | None = None
     ):
         super().__init__()
+        width, heads, patch = config.width, config.heads, config.patch
         if width % heads or width % 4:
             raise ConfigError(f"model.denoiser.width={width} must be a multiple of 4 and of heads={heads}.")
         self.channels, self.vector_width, self.context_width = channels, vector_width, context_width
@@ -55,9 +47,9 @@ class DiT(nn.Module):
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.vector = nn.Linear(vector_width, width) if vector_width not in (None, width) else nn.Identity()
         self.reduction = patch
-        self.blocks = nn.ModuleList([Block(width, heads, context_width) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(width, heads, context_width) for _ in range(config.depth)])
         self.final = FinalLayer(width, patch * patch * channels)
-        self._initialise()
+        self._initialize()
 
     def forward(self, x_BCHW: Tensor, time_B: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Predict the process's target, `[B, C, H, W]` in the weights' dtype.
@@ -71,17 +63,17 @@ class DiT(nn.Module):
         h, w, dtype = height // self.patch, width // self.patch, self.embed.weight.dtype
         positions_ND = position_embedding(h, w, self.width, x_BCHW.device)
         x_BND = self.embed(patches(x_BCHW.to(dtype), self.patch)) + positions_ND.to(dtype)
-        # The angles are float32: in bfloat16 the times 993 … 1000 are one.
-        given_BD = self.time(time_embedding(time_B, FREQUENCIES).to(dtype))
+        # The angles are float32: in bfloat16 the times 993 … 1000 are equal.
+        cond_BD = self.time(time_embedding(time_B, FREQUENCIES).to(dtype))
         if self.vector_width is not None:
-            given_BD = given_BD + self.vector(condition["vector"].to(dtype))
+            cond_BD = cond_BD + self.vector(condition["vector"].to(dtype))
         context = condition["context"].to(dtype) if self.context_width is not None else None
         for block in self.blocks:
-            x_BND = block(x_BND, given_BD, context, condition.get("mask"))
-        return pixels(self.final(x_BND, given_BD), h, w, self.patch)
+            x_BND = block(x_BND, cond_BD, context, condition.get("mask"))
+        return pixels(self.final(x_BND, cond_BD), h, w, self.patch)
 
-    def _initialise(self) -> None:
-        """ViT's initialisation, and zeros where a block adds and where the output leaves (sections 3.2 and 4)."""
+    def _initialize(self) -> None:
+        """Initialize as ViT does, with zeros at the ends of blocks and of the model (sections 3.2 and 4)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -95,12 +87,12 @@ class DiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where there is a context, and an MLP; each starts by adding nothing.
+    """Self-attention, cross-attention to a context, if any, and an MLP; a new block is the identity.
 
     Args:
         width: D.
         heads: attention heads.
-        context_width: width of the context, None for no cross-attention.
+        context_width: width of the context; None: no cross-attention.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None):
@@ -112,8 +104,8 @@ class Block(nn.Module):
         self.cross = CrossAttention(width, heads, context_width) if context_width is not None else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
 
-    def forward(self, x_BND: Tensor, given_BD: Tensor, context_BTD: Tensor | None, mask_BT: Tensor | None) -> Tensor:
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(F.silu(given_BD))[:, None].chunk(6, dim=-1)
+    def forward(self, x_BND: Tensor, cond_BD: Tensor, context_BTD: Tensor | None, mask_BT: Tensor | None) -> Tensor:
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(F.silu(cond_BD))[:, None].chunk(6, dim=-1)
         hidden = modulated(x_BND, shift, scale)
         x_BND = x_BND + gate * self.out(attend(self.query(hidden), self.key(hidden), self.value(hidden), self.heads))
         if self.cross is not None and context_BTD is not None:
@@ -121,14 +113,14 @@ class Block(nn.Module):
         return x_BND + gate_mlp * self.mlp(modulated(x_BND, shift_mlp, scale_mlp))
 
     def start_at_zero(self) -> None:
-        """adaLN-Zero: all six modulations are 0, so that the block is the identity."""
+        """Set all six modulations to 0 (adaLN-Zero), so that the block is the identity."""
         nn.init.zeros_(self.modulation.weight)
         if self.cross is not None:
             nn.init.zeros_(self.cross.out.weight)
 
 
 class CrossAttention(nn.Module):
-    """From patches to the tokens of a context.
+    """Attention from patches to the tokens of a context.
 
     Args:
         width: D.
@@ -161,8 +153,8 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
         self.linear = nn.Linear(width, values)
 
-    def forward(self, x_BND: Tensor, given_BD: Tensor) -> Tensor:
-        shift, scale = self.modulation(F.silu(given_BD))[:, None].chunk(2, dim=-1)
+    def forward(self, x_BND: Tensor, cond_BD: Tensor) -> Tensor:
+        shift, scale = self.modulation(F.silu(cond_BD))[:, None].chunk(2, dim=-1)
         return self.linear(modulated(x_BND, shift, scale))
 
     def start_at_zero(self) -> None:
@@ -171,32 +163,32 @@ class FinalLayer(nn.Module):
 
 
 def modulated(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Layer norm whose shift and scale depend on time and condition."""
+    """Apply a layer norm with shift and scale from time and condition."""
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
 
 
 def attend(query_BND: Tensor, key_BTD: Tensor, value_BTD: Tensor, heads: int, mask_BT: Tensor | None = None) -> Tensor:
-    """Multi-head attention `[B, N, D]`; tokens where `mask_BT` is false are not seen."""
+    """Return multi-head attention `[B, N, D]`; tokens where `mask_BT` is false are ignored."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BND, key_BTD, value_BTD))
     mask = None if mask_BT is None else mask_BT[:, None, None, :]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def patches(x_BCHW: Tensor, patch: int) -> Tensor:
-    """`[B, C, H, W]` → `[B, N, patch·patch·C]`, row by row; within a patch: row, column, channel."""
+    """Cut `[B, C, H, W]` into patches `[B, N, patch·patch·C]`, row by row; within a patch: row, column, channel."""
     batch, channels, height, width = x_BCHW.shape
     x = x_BCHW.view(batch, channels, height // patch, patch, width // patch, patch)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def pixels(x_BNP: Tensor, h: int, w: int, patch: int) -> Tensor:
-    """The inverse of `patches` for a grid of h × w."""
+    """Invert `patches` for a grid of h × w."""
     x = x_BNP.unflatten(2, (patch, patch, -1)).unflatten(1, (h, w))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def time_embedding(time_B: Tensor, width: int) -> Tensor:
-    """Cosines and sines of the time, float32 `[B, width]`, with periods from 2π to 2π·10⁴ (as DDPM's)."""
+    """Return cosines and sines of the time, float32 `[B, width]`, with periods from 2π to 2π·10⁴ (as DDPM's)."""
     half = width // 2
     rates = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=time_B.device) / (half - 1))
     angles = time_B.float()[:, None] * rates
@@ -204,7 +196,7 @@ def time_embedding(time_B: Tensor, width: int) -> Tensor:
 
 
 def position_embedding(h: int, w: int, width: int, device: torch.device | str) -> Tensor:
-    """Sines and cosines of each patch's column, then of its row, float32 `[N, width]`."""
+    """Return sines and cosines of each patch's column, then of its row, float32 `[N, width]`."""
     rates = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float32, device=device) / (width // 4))
 
     def along(count: int) -> Tensor:

@@ -1,6 +1,6 @@
 """First stages: between pixels and the latents that a denoiser works on.
 
-Legend: B pictures, H/W pixels, C/h/w channels and sides of latents. Pixels are in [-1, 1].
+Legend: B images, H/W pixels, C/h/w channels and sides of latents. Pixels are in [-1, 1].
 """
 
 from abc import ABC, abstractmethod
@@ -17,21 +17,21 @@ from mmlab.model.quantizer import Quantized, cast_all_but
 
 
 def to_signed(pixels: Tensor) -> Tensor:
-    """uint8 pixels → float32 in [-1, 1], any shape."""
+    """Scale uint8 pixels to float32 in [-1, 1], of any shape."""
     return pixels.float() / 127.5 - 1
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels in about [-1, 1] → the nearest uint8, any shape."""
+    """Round pixels in about [-1, 1] to the nearest uint8, of any shape."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """q(z|x): a normal distribution with a variance of its own for each latent value, or a point.
+    """q(z|x): a normal distribution with a variance for each latent value, or a point.
 
     Attributes:
-        mean: float32 `[B, C, h, w]`, raw latents (not normalised).
+        mean: float32 `[B, C, h, w]`, raw latents (not normalized).
         logvar: float32 `[B, C, h, w]`, within [-30, 20]; None where the first stage is deterministic.
     """
 
@@ -39,13 +39,13 @@ class Posterior:
     logvar: Tensor | None = None
 
     def sample(self, noise_BChw: Tensor) -> Tensor:
-        """Raw latents `[B, C, h, w]`, given standard normal noise (on any device)."""
+        """Return raw latents `[B, C, h, w]` for standard normal noise (on any device)."""
         if self.logvar is None:
             return self.mean
         return self.mean + (0.5 * self.logvar).exp() * noise_BChw.to(self.mean)
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal, in nats summed over a picture's latents: float32 `[B]`."""
+        """Return the KL divergence from the standard normal in nats, summed over an image's latents: float32 `[B]`."""
         if self.logvar is None:
             return torch.zeros(len(self.mean), device=self.mean.device)
         mean, logvar = self.mean.float(), self.logvar.float()
@@ -53,9 +53,9 @@ class Posterior:
 
 
 class FirstStage(nn.Module, ABC):
-    """What all first stages share: shapes, and the statistics that make their latents fit a denoiser.
+    """Base of first stages: shapes, and the statistics that normalize their latents for a denoiser.
 
-    The statistics are buffers, so they are saved with the weights; casting the module leaves them in float32.
+    The statistics are buffers, so they are saved with the weights; they stay float32 when the module is cast.
 
     Args:
         channels: C, of the latents.
@@ -76,11 +76,11 @@ class FirstStage(nn.Module, ABC):
 
     @property
     def measured(self) -> bool:
-        """Whether the latents' statistics are known; else they stand at 0 and 1, and normalise nothing."""
+        """Whether the latents' statistics are known; otherwise they are 0 and 1, which has no effect."""
         return bool(self.statistics_known)
 
     def side(self, size: int) -> int:
-        """Side of the latents of square pictures with `size` pixels a side.
+        """Return the side of the latents of square images of `size` pixels.
 
         Raises:
             ConfigError: a size that does not divide by the factor.
@@ -91,44 +91,44 @@ class FirstStage(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x_B3HW: Tensor) -> Posterior:
-        """Pixels in [-1, 1] → the posterior of their raw latents; H and W are multiples of `factor`."""
+        """Return the posterior of raw latents of pixels in [-1, 1]; H and W are multiples of `factor`."""
 
     @abstractmethod
     def decode(self, z_BChw: Tensor) -> Tensor:
-        """Raw latents → float32 pixels `[B, 3, H, W]`, about [-1, 1]."""
+        """Decode raw latents to float32 pixels `[B, 3, H, W]` in about [-1, 1]."""
 
     def normalized(self, z_BChw: Tensor) -> Tensor:
-        """Raw latents → latents of about mean 0 and standard deviation 1 in each channel, float32."""
+        """Normalize raw latents to about mean 0 and standard deviation 1 in each channel, float32."""
         return (z_BChw.float() - self.latent_mean.view(-1, 1, 1)) / self.latent_std.view(-1, 1, 1)
 
     def raw(self, z_BChw: Tensor) -> Tensor:
-        """The inverse of `normalized`, float32."""
+        """Invert `normalized`, float32."""
         return z_BChw.float() * self.latent_std.view(-1, 1, 1) + self.latent_mean.view(-1, 1, 1)
 
     def set_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
-        """Take the latents' mean and standard deviation per channel.
+        """Set the latents' mean and standard deviation per channel.
 
         Raises:
-            RunError: a channel that is constant or not finite; no denoiser could learn it.
+            RunError: a channel that is constant or not finite, which no denoiser could learn.
         """
         for channel, (mean, std) in enumerate(zip(mean_C.tolist(), std_C.tolist(), strict=True)):
             if not (abs(mean) < float("inf") and 1e-6 < std < float("inf")):
                 raise RunError(
                     f"channel {channel} of the latents has mean {mean:.3g} and standard deviation {std:.3g}: "
-                    "it says nothing about a picture, so the first stage has collapsed."
+                    "it carries no information, so the first stage has collapsed."
                 )
         self.latent_mean.copy_(mean_C)
         self.latent_std.copy_(std_C)
         self.statistics_known.fill_(True)
 
     def forget_statistics(self) -> None:
-        """Go back to 0 and 1: the latents are of other weights now."""
+        """Reset to 0 and 1, because the weights have changed."""
         self.latent_mean.zero_()
         self.latent_std.fill_(1.0)
         self.statistics_known.fill_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # A cast to bf16 would shift all latents against those that were cached before it.
+        # A cast to bf16 would shift all latents from those that were cached before.
         return cast_all_but(self, ("latent_mean", "latent_std"), partial(super()._apply, fn, recurse))
 
 
@@ -152,7 +152,7 @@ class Reconstruction:
 
     Attributes:
         pixels: float32 `[B, 3, H, W]`.
-        codes: what the latents were quantised to; None without a codebook.
+        codes: the quantized latents; None without a codebook.
     """
 
     pixels: Tensor
@@ -160,16 +160,16 @@ class Reconstruction:
 
 
 class Autoencoder(FirstStage):
-    """A first stage that learns."""
+    """A first stage with weights to train."""
 
     @abstractmethod
     def reconstruct(self, z_BChw: Tensor) -> Reconstruction:
-        """Decode raw latents; the gradient reaches them, through a quantizer too."""
+        """Decode raw latents; gradients flow back to them, also through a quantizer."""
 
     @property
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
-        """The weight that makes pixels: where an adversarial gradient is weighed against the reconstruction's."""
+        """The decoder's last weight, at which the adversarial gradient is balanced with the reconstruction's."""
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step with the number of steps done, on all ranks."""

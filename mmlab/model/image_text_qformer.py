@@ -1,6 +1,6 @@
-"""A Q-Former with a text side, for BLIP-2's first stage.
+"""A Q-Former with a text branch, for BLIP-2's first stage.
 
-Legend: B pairs, P tokens per picture, V vision width, Q queries, T text tokens, D the Q-Former's width, E joint width.
+Legend: B pairs, P tokens per image, V vision width, Q queries, T text tokens, D the Q-Former's width, E joint width.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.language import load_tokenizer
+from mmlab.model.checkpoint import load_tokenizer
+from mmlab.model.config import ImageTextQFormerConfig
 from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import VisionEncoder
 
 
 class Words(nn.Module):
-    """Words on their way into the Q-Former and out of it: BERT's embeddings and its head, which share a matrix.
+    """BERT's token embeddings and its output layer, which share a matrix.
 
     Args:
         vocabulary: number of tokens.
@@ -37,17 +38,17 @@ class Words(nn.Module):
             nn.init.normal_(table.weight, std=config.initializer_range)
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
-        """Token ids `[B, T]` → embeddings `[B, T, D]`; the Q-Former's first norm is BERT's."""
+        """Embed token ids `[B, T]`: `[B, T, D]`; BERT's norm on embeddings is the Q-Former's first one."""
         places = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         return self.tokens(input_ids_BT) + self.positions(places)
 
     def predict(self, hidden_BTD: Tensor) -> Tensor:
-        """Outputs `[…, D]` → logits over the vocabulary."""
+        """Return logits `[…, vocabulary]` for outputs `[…, D]`."""
         return F.linear(self.transform(hidden_BTD), self.tokens.weight, self.bias)
 
 
 class QueryContrast(nn.Module):
-    """How alike pictures and texts are: the query that fits the text best speaks for the picture.
+    """Similarity of images and texts: the highest among an image's queries.
 
     Args:
         width: D.
@@ -62,7 +63,7 @@ class QueryContrast(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
 
     def forward(self, queries_BQD: Tensor, text_BD: Tensor) -> Tensor:
-        """Logits `[B, B]`, float32, of picture i against text j."""
+        """Return float32 logits `[B, B]` of image i against text j."""
         pictures, texts = self.picture(queries_BQD), self.text(text_BD)
         # In bfloat16 neighbouring cosines are equal, and so are the queries that the maximum chooses among.
         with torch.autocast(queries_BQD.device.type, enabled=False):
@@ -71,42 +72,41 @@ class QueryContrast(nn.Module):
 
 
 class ImageTextQFormer(nn.Module):
-    """A vision encoder and a Q-Former that reads pictures, texts, or both (BLIP-2, section 3.2 and figure 2).
+    """A vision encoder and a Q-Former that reads images, texts, or both (BLIP-2, section 3.2 and figure 2).
 
     Args:
+        config: settings; `width` is E.
         vision: the vision encoder.
         qformer: built with (vision width, `text=True`).
-        tokenizer: hub name or local folder; with [CLS] and [SEP], or with tokens that begin and end a text.
-        width: E, width of the space in which pictures and texts are compared.
 
     Raises:
-        ConfigError: a tokenizer that has no such tokens.
+        ConfigError: a tokenizer without tokens that begin and end a text.
     """
 
-    def __init__(self, vision: VisionEncoder, qformer: Callable[..., QFormer], tokenizer: str, width: int = 256):
+    def __init__(self, config: ImageTextQFormerConfig, vision: VisionEncoder, qformer: Callable[..., QFormer]):
         super().__init__()
-        self.tokenizer = load_tokenizer(tokenizer, "words")
+        self.tokenizer = load_tokenizer(config.tokenizer, "words")
         self.frame = _frame(self.tokenizer)
         self.vision = vision
         self.qformer = qformer(vision.width, text=True)
-        # [DEC], which begins a text that is to be written, is one token more.
+        # One token more: [DEC], which begins a text to be generated.
         self.decode = len(self.tokenizer)
         self.words = Words(self.decode + 1, self.qformer.config)
-        self.contrast = QueryContrast(self.qformer.width, width)
+        self.contrast = QueryContrast(self.qformer.width, config.width)
         self.match = nn.Linear(self.qformer.width, 2)
 
     def similarities(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits `[B, B]` of picture i against text j; queries and texts see nothing of each other."""
+        """Return logits `[B, B]` of image i against text j; queries and texts do not attend to each other."""
         queries, text = self._read("contrast", features_BPV, input_ids_BT, mask_BT)
         return self.contrast(queries, text[:, 0])
 
     def matches(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits `[B, 2]` whether a picture and its text are a pair (index 1) or not; all see all."""
+        """Return logits `[B, 2]` of whether image and text are a pair (index 1); all positions attend to all."""
         queries, _ = self._read("match", features_BPV, input_ids_BT, mask_BT)
         return self.match(queries).mean(1)
 
     def captions(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits `[B, T, vocabulary]` of the next token at each place, after the queries and the text before it."""
+        """Return logits `[B, T, vocabulary]` of the next token, given the queries and the text up to each position."""
         started = torch.cat([torch.full_like(input_ids_BT[:, :1], self.decode), input_ids_BT[:, 1:]], 1)
         _, text = self._read("caption", features_BPV, started, mask_BT)
         return self.words.predict(text)
@@ -117,11 +117,11 @@ class ImageTextQFormer(nn.Module):
 
 
 def _frame(tokenizer: Any) -> tuple[int, int]:
-    """Ids that begin and end a text: BERT's, or those of a language model's tokenizer."""
+    """Return the ids that begin and end a text: BERT's, or those of a language model's tokenizer."""
     begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if begin is None or end is None:
         raise ConfigError(
-            f"model.tokenizer {tokenizer.name_or_path} has no tokens that begin and end a text; take bert-base-uncased."
+            f"model.tokenizer {tokenizer.name_or_path} has no tokens that begin and end a text; use bert-base-uncased."
         )
     return begin, end

@@ -1,4 +1,4 @@
-"""Perceptual distances between pictures. Legend: B pictures, H/W pixels; pixels are in [-1, 1]."""
+"""Perceptual distances between images. Legend: B images, H/W pixels; pixels are in [-1, 1]."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import on_meta
+from mmlab.model.config import LPIPSConfig
 from mmlab.weights import fill
 
 FILE = "lpips_vgg16.safetensors"
 """The file's name in a folder, or in a repository of the hub."""
-# Channels of VGG16's convolutions, up to each place where features are read (Simonyan and Zisserman, table 1, D).
+# Channels of VGG16's convolutions, up to each layer that is read (Simonyan and Zisserman, table 1, D).
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # ImageNet's mean and deviation, for pixels in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -26,35 +26,35 @@ class LPIPS(nn.Module):
 
     The weights are one safetensors file: VGG16's convolutions as `features.<i>.weight` and `.bias` (i = 0, 2, 5, …, 28
     as in torchvision) and five linear heads as `lin<k>.weight` `[1, C, 1, 1]`. The lpips package's own names
-    (`net.slice<n>.<i>.…`, `lin<k>.model.1.weight`) are read too, so that this makes the file:
+    (`net.slice<n>.<i>.…`, `lin<k>.model.1.weight`) are accepted too, so this writes the file:
     `save_file({k: v for k, v in lpips.LPIPS(net="vgg").state_dict().items() if "lins" not in k}, "…")`.
 
     Args:
-        source: the file, a folder that holds it as `lpips_vgg16.safetensors`, or the hub's name of such a repository.
-
-    Raises:
-        ConfigError: no file there, or other weights in it.
+        config: settings; `source` is the file, a folder with it as `lpips_vgg16.safetensors`, or such a repository.
     """
 
     label = "LPIPS (VGG16, lin 0.1)"
     smallest = 16
-    """Side in pixels of the smallest picture that it takes: VGG16 halves it four times."""
+    """Side in pixels of the smallest image that it takes: VGG16 halves it four times."""
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, source: str | None = None):
+    def __init__(self, config: LPIPSConfig):
         super().__init__()
+        self.settings = config
         self.features = nn.Sequential(*_vgg16())
         for k, channels in enumerate(STAGES):
             self.add_module(f"lin{k}", nn.Conv2d(channels[-1], 1, 1, bias=False))
         self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1), persistent=False)
-        if not on_meta():
-            path = _find(source)
-            fill(self, _read(path), path)
+
+    def load_pretrained(self) -> None:
+        """Fill the weights from the source of the settings; raises ConfigError when they do not fit."""
+        path = _find(self.settings.source)
+        fill(self, _read(path), path)
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-        """Distances `[B]` of pixels in [-1, 1], float32; H and W are at least `smallest`."""
+        """Return float32 distances `[B]` of pixels in [-1, 1]; H and W are at least `smallest`."""
         both = (torch.cat([x_B3HW, y_B3HW]) - self.shift) / self.scale
         both = both.to(self.features.get_parameter("0.weight").dtype)
         distance = torch.zeros(len(x_B3HW), device=x_B3HW.device)
@@ -66,7 +66,7 @@ class LPIPS(nn.Module):
         return distance
 
     def _stages(self) -> list[nn.Sequential]:
-        """VGG16, cut before each max-pooling: behind the ReLUs that features are read from."""
+        """Return VGG16, cut before each max-pooling, after the ReLUs whose features are read."""
         layers = list(self.features)
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         cuts = zip([0, *pools], [*pools, len(layers)], strict=True)
@@ -74,35 +74,35 @@ class LPIPS(nn.Module):
 
 
 class StandIn(nn.Module):
-    """A distance that needs no download, and is not LPIPS: small untrained convolutions, at three scales.
+    """A distance that needs no download and is not LPIPS: small untrained convolutions, at three scales.
 
-    Where features of both pictures differ, relative to how strong they are there, as LPIPS does with trained ones: so
-    a lost edge counts more than a shifted brightness. Its numbers compare with nothing but themselves.
+    It is the difference of features relative to their strength at each position, as LPIPS with trained features: a
+    lost edge counts more than a shift of brightness. Its values are comparable only with each other.
     """
 
     label = "stand-in (untrained convolutions; its numbers are not LPIPS)"
     smallest = 8
-    """Side in pixels of the smallest picture in which both convolutions see something."""
+    """Side in pixels of the smallest image that both convolutions fit into."""
     SCALES = 3
     FLOOR = 0.05
-    """Strength of features below which a difference counts less: noise on a plain background is not seen."""
+    """Strength of features below which a difference counts less, so that noise on a plain background is ignored."""
 
     first: Tensor
     second: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Fixed, and no part of any checkpoint: drawn again from the same seed, on the CPU wherever it then goes.
+        # Fixed and not in checkpoints: always drawn from the same seed, on the CPU.
         generator = torch.Generator().manual_seed(0)
         first = torch.randn(32, 3, 3, 3, generator=generator, device="cpu")
         second = torch.randn(64, 32, 3, 3, generator=generator, device="cpu")
-        # Each filter sums to 0, so that it sees changes, not brightness.
+        # Each filter sums to 0, so that it responds to changes, not to brightness.
         first = first - first.mean((1, 2, 3), keepdim=True)
         self.register_buffer("first", first / (3 * 9) ** 0.5, persistent=False)
         self.register_buffer("second", second * (2 / (32 * 9)) ** 0.5, persistent=False)
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-        """Distances `[B]` of pixels in [-1, 1], float32, between 0 and about 1; H and W are at least `smallest`."""
+        """Return float32 distances `[B]` of pixels in [-1, 1], in 0 … about 1; H and W are at least `smallest`."""
         both = torch.cat([x_B3HW, y_B3HW]).to(self.first.dtype)
         distances = []
         for scale in range(self.SCALES):
@@ -110,7 +110,7 @@ class StandIn(nn.Module):
                 both = F.avg_pool2d(both, 2)
             if min(both.shape[-2:]) < 3:
                 break
-            # No ReLU: where a picture is flat its gradient is 0, and it would stay flat.
+            # Not ReLU: its gradient is 0 where an image is flat, which would stay flat.
             edges = F.gelu(F.conv2d(both, self.first))
             distances.append(self._relative(edges))
             if min(edges.shape[-2:]) >= 6:
@@ -118,7 +118,7 @@ class StandIn(nn.Module):
         return torch.stack(distances).mean(0)
 
     def _relative(self, both: Tensor) -> Tensor:
-        """Squared difference over squared strength, per place, then averaged over places."""
+        """Return squared difference over squared strength, averaged over positions."""
         x, y = both.float().chunk(2)
         strength = x.square().mean(1) + y.square().mean(1)
         return ((x - y).square().mean(1) / (strength + self.FLOOR**2)).mean((1, 2))
@@ -137,7 +137,7 @@ def _vgg16() -> list[nn.Module]:
 
 
 def _find(source: str | None) -> Path:
-    """The weights' file; downloads it where `source` is a repository of the hub."""
+    """Return the file of the weights; it is downloaded where `source` is a repository of the hub."""
     otherwise = "model/perceptual=stand_in needs none"
     if source is None:
         raise ConfigError(
@@ -156,16 +156,16 @@ def _find(source: str | None) -> Path:
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"model.perceptual.source={source} is no file, and no repository with {FILE} ({reason}); {otherwise}."
+            f"model.perceptual.source={source} is neither a file nor a repository with {FILE} ({reason}); {otherwise}."
         ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The file's tensors under our names."""
+    """Return the file's tensors under our names."""
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} is no safetensors file: {error}.") from error
+        raise ConfigError(f"{path} is not a safetensors file: {error}.") from error
     weights = {}
     for name, tensor in stored.items():
         if name.startswith(("lins.", "scaling_layer.")):  # the lpips package has the heads twice

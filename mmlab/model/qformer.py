@@ -1,6 +1,6 @@
-"""BLIP-2's Q-Former: a few learned queries that read a picture's features.
+"""BLIP-2's Q-Former: a few learned queries that read an image's features.
 
-Legend: N pictures, P tokens per picture, V vision width, Q queries, T text tokens, D the Q-Former's width.
+Legend: N images, P tokens per image, V vision width, Q queries, T text tokens, D the Q-Former's width.
 """
 
 import json
@@ -15,67 +15,53 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import on_meta, read_config, read_tensors
+from mmlab.model.checkpoint import read_config, read_tensors, require_source
+from mmlab.model.config import QFormerConfig
 from mmlab.weights import fill
 
 # Names of its tensors in BLIP-2 checkpoints; there the norm is the vision encoder's last one.
 NORM = "vision_model.post_layernorm."
 NAMES = ("query_tokens", "qformer.", NORM)
-# The text's feed-forward layers, which stay behind when the Q-Former goes to a language model (BLIP-2, section 3.3).
+# The text's feed-forward layers, which a Q-Former in front of a language model does not have (BLIP-2, section 3.3).
 TEXT_LAYER = re.compile(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.")
 
 
 class QFormer(nn.Module):
-    """Learned queries, the norm on the vision features, and the transformer in which the queries read them
-    (BLIP-2, section 3.1).
+    """Learned queries, a norm on the vision features, and the transformer in which the queries attend to them (BLIP-2,
+    section 3.1).
 
     Args:
+        config: settings; architecture fields that are left out are BLIP-2's.
         vision_width: V, width of the vision features.
-        source: hub name or local folder of a BLIP-2 checkpoint; or the artifact of a run.
-        init: `pretrained`, or `random` to build `architecture` with random weights.
-        architecture: fields of transformers' `Blip2QFormerConfig`; those left out are BLIP-2's.
-        queries: Q, how many tokens a picture becomes; BLIP-2 has 32.
-        text: with the feed-forward layers of texts, which pretraining needs.
+        text: with the feed-forward layers for text, which pretraining needs.
 
     Raises:
-        ConfigError: a source that cannot be loaded, or of other widths or another number of queries.
+        ConfigError: a source that cannot be read, or of another width.
     """
 
-    def __init__(
-        self,
-        vision_width: int,
-        source: str | None = None,
-        init: str = "pretrained",
-        architecture: Mapping[str, Any] | None = None,
-        queries: int = 32,
-        text: bool = False,
-    ):
+    def __init__(self, config: QFormerConfig, vision_width: int, text: bool = False):
         super().__init__()
-        fields = {"model_type": "blip_2_qformer", "encoder_hidden_size": vision_width, **(architecture or {})}
-        whole = read_config(source, fields, init, "qformer")
-        config: Any = getattr(whole, "qformer_config", whole)
-        if not isinstance(config, Blip2QFormerConfig):
+        self.settings = config
+        whole = read_config(config, "qformer", model_type="blip_2_qformer", encoder_hidden_size=vision_width)
+        self.config: Any = getattr(whole, "qformer_config", whole)
+        if not isinstance(self.config, Blip2QFormerConfig):
             raise ConfigError(
-                f"model.qformer.source={source} is a {whole.model_type}; a BLIP-2 checkpoint has a Q-Former."
+                f"model.qformer.source={config.source} is a {whole.model_type}; a BLIP-2 checkpoint has a Q-Former."
             )
-        if config.encoder_hidden_size != vision_width:
+        if self.config.encoder_hidden_size != vision_width:
             raise ConfigError(
-                f"model.qformer reads features of width {config.encoder_hidden_size}, but model.vision gives "
+                f"model.qformer reads features of width {self.config.encoder_hidden_size}, but model.vision gives "
                 f"{vision_width}; BLIP-2's Q-Former belongs to model/vision=eva_vit_g."
             )
-        config.use_qformer_text_input = text
-        self.config = config
-        # 1e-6 is what transformers' BLIP-2 vision encoders have.
+        self.config.use_qformer_text_input = text
+        # transformers' BLIP-2 vision encoders have 1e-6.
         eps = getattr(getattr(whole, "vision_config", None), "layer_norm_eps", 1e-6)
         self.norm = nn.LayerNorm(vision_width, eps=eps)
-        # Queries that start equal would stay equal: each gets the same gradient.
-        self.query_tokens = nn.Parameter(torch.empty(1, queries, config.hidden_size))
-        nn.init.normal_(self.query_tokens, std=config.initializer_range)
+        # Equal queries would stay equal: each would get the same gradient.
+        self.query_tokens = nn.Parameter(torch.empty(1, config.queries, self.config.hidden_size))
+        nn.init.normal_(self.query_tokens, std=self.config.initializer_range)
         # Of transformers' implementations this one takes a bool mask of any form.
-        self.qformer = Blip2QFormerModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-        if init == "pretrained" and not on_meta():
-            assert source is not None, "read_config refuses a missing source"
-            self._fill(read_tensors(source, NAMES, "qformer"), source)
+        self.qformer = Blip2QFormerModel._from_config(self.config, attn_implementation="sdpa", dtype=torch.float32)
 
     @property
     def width(self) -> int:
@@ -86,17 +72,17 @@ class QFormer(nn.Module):
         return self.query_tokens.shape[1]
 
     def forward(self, features_NPV: Tensor) -> Tensor:
-        """Vision features `[N, P, V]` → what the queries read, `[N, Q, D]`."""
+        """Return the queries' outputs `[N, Q, D]` for vision features `[N, P, V]`."""
         features, queries = self._normed(features_NPV), self._queries(features_NPV)
         return self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
 
     def with_text(self, features_NPV: Tensor, embeds_NTD: Tensor, visible_NQTQT: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and a text in one sequence; only the queries read the picture.
+        """Run queries and a text in one sequence; only the queries attend to the image.
 
         Args:
             features_NPV: vision features.
-            embeds_NTD: embedded texts, one per picture.
-            visible_NQTQT: bool `[N, Q + T, Q + T]`, whether place i (queries, then text) sees place j.
+            embeds_NTD: embedded texts, one per image.
+            visible_NQTQT: bool `[N, Q + T, Q + T]`, whether position i (queries, then text) attends to position j.
 
         Returns:
             Outputs of the queries `[N, Q, D]` and of the text `[N, T, D]`.
@@ -117,17 +103,23 @@ class QFormer(nn.Module):
         return self.norm(features_NPV.to(self.norm.weight.dtype))
 
     def save(self, folder: Path) -> None:
-        """Write weights under BLIP-2's names and the Q-Former's config: `source` takes the folder."""
+        """Write weights under BLIP-2's names and the Q-Former's config: a folder that `source` can name."""
         weights = {_foreign(name): tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+
+    def load_pretrained(self) -> None:
+        """Fill the weights from the source of the settings; raises ConfigError when they do not fit."""
+        if self.settings.init == "pretrained":
+            source = require_source(self.settings, "qformer")
+            self._fill(read_tensors(source, NAMES, "qformer"), source)
 
     def load(self, folder: Path) -> None:
         """Fill the weights from a folder that `save` wrote; raises ConfigError when they do not fit."""
         self._fill(load_file(folder / "model.safetensors"), folder)
 
     def describe(self) -> dict[str, Any]:
-        """What a connector that was trained beside this Q-Former depends on, apart from its weights."""
+        """Return what a connector that was trained with this Q-Former depends on, apart from its weights."""
         return {"queries": self.tokens_per_image}
 
     def _fill(self, tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -142,17 +134,17 @@ class QFormer(nn.Module):
 
 
 def _foreign(name: str) -> str:
-    """A weight's name in BLIP-2 checkpoints."""
+    """Return a weight's name in BLIP-2 checkpoints."""
     return name.replace("norm.", NORM, 1) if name.startswith("norm.") else name
 
 
 def visible(task: str, text_mask_NT: Tensor, queries: int) -> Tensor:
-    """Who sees whom in each of BLIP-2's pretraining tasks (figure 2 of the paper).
+    """Return the attention mask of a BLIP-2 pretraining task (figure 2 of the paper).
 
     Args:
-        task: `contrast` (queries and text see nothing of each other), `match` (all see all) or `caption`
-            (queries see queries; text sees the queries and the text before it).
-        text_mask_NT: int64 or bool `[N, T]`, whether there is a token; padding is seen by no other place.
+        task: `contrast` (queries and text do not attend to each other), `match` (all attend to all) or `caption`
+            (queries attend to queries; text to the queries and to earlier text).
+        text_mask_NT: int64 or bool `[N, T]`, whether there is a token; nothing else attends to padding.
         queries: Q.
 
     Returns:
@@ -168,6 +160,6 @@ def visible(task: str, text_mask_NT: Tensor, queries: int) -> Tensor:
         pairs = ~columns | (rows & earlier)
     else:
         pairs = torch.ones(len(is_text), len(is_text), dtype=torch.bool, device=is_text.device)
-    there = torch.cat([torch.ones(n, queries, dtype=torch.bool, device=is_text.device), text_mask_NT.bool()], 1)
-    # A place sees itself at least: a row of the mask without any would give no number.
-    return pairs & there[:, None] | torch.eye(len(is_text), dtype=torch.bool, device=is_text.device)
+    present = torch.cat([torch.ones(n, queries, dtype=torch.bool, device=is_text.device), text_mask_NT.bool()], 1)
+    # Each position attends to itself at least: the softmax of an empty row is NaN.
+    return pairs & present[:, None] | torch.eye(len(is_text), dtype=torch.bool, device=is_text.device)

@@ -1,4 +1,4 @@
-"""Vector quantization. Legend: B pictures, D width of a code, h/w sides of latents, K codes, N vectors."""
+"""Vector quantization. Legend: B images, D width of a code, h/w sides of latents, K codes, N vectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import VectorQuantizerConfig
 
 DISTANCES = 1 << 25
-"""Distances that are held at a time: 128 MiB of float32."""
+"""Distances in memory at a time: 128 MiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Quantized:
     """Latents replaced by codes.
 
     Attributes:
-        values: float32 `[B, D, h, w]`, the codes; their gradient passes straight through to the latents.
+        values: float32 `[B, D, h, w]`, the codes' vectors; their gradient passes straight through to the latents.
         indices: int64 `[B, h, w]`.
-        loss: float32 `[B]`, codebook + β · commitment term, summed over a picture's latent values.
+        loss: float32 `[B]`, codebook + β · commitment term, summed over an image's latent values.
         codes: K.
     """
 
@@ -35,36 +36,45 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """What all codebooks share.
+    """Base of codebooks.
 
     Attributes:
+        config: settings.
         codes: K.
         width: D.
         normalize: whether latents and codes have length 1.
+        nearest: whether `indices` are the vectors of `book` that are nearest to the latents.
     """
 
+    config: Any
     codes: int
     width: int
     normalize: bool = False
+    nearest: bool = False
 
     def project(self, z_BDhw: Tensor) -> Tensor:
-        """Latents where codes live: of length 1 over D with `normalize`; float32."""
+        """Project latents to where the codes lie: to length 1 over D with `normalize`; float32."""
         return F.normalize(z_BDhw.float(), dim=1) if self.normalize else z_BDhw.float()
 
     @abstractmethod
     def book(self) -> Tensor:
-        """The codes' vectors, float32 `[K, D]`."""
+        """Return the codes' vectors, float32 `[K, D]`."""
 
     @abstractmethod
     def indices(self, z_BDhw: Tensor) -> Tensor:
-        """The codes of latents, int64 `[B, h, w]`."""
+        """Return the codes of latents, int64 `[B, h, w]`."""
 
     def vectors(self, indices_Bhw: Tensor) -> Tensor:
-        """The vectors of codes, float32 `[B, D, h, w]`."""
+        """Return the vectors of codes, float32 `[B, D, h, w]`."""
         return F.embedding(indices_Bhw, self.book()).permute(0, 3, 1, 2)
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step with the number of steps done, on all ranks."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what must be equal for stored weights to mean the same here."""
+        kind = type(self).__name__
+        return {"quantizer": kind, "codes": self.codes, "width": self.width, "normalize": self.normalize}
 
 
 class VectorQuantizer(Quantizer):
@@ -74,73 +84,57 @@ class VectorQuantizer(Quantizer):
     codes are compared on the unit sphere (ViT-VQGAN, section 3.2), and the loss and the decoder see them there.
 
     Args:
-        codes: K.
-        width: D.
-        beta: weight of the commitment term.
-        normalize: whether latents and codes have length 1.
-        revive_after: every so many optimizer steps, codes that no latent has used since the last time become
-            latents of the current batch, distinct ones; None leaves dead codes alone.
-        ema: share that a code keeps of its old place at each step, while it follows the mean of the latents that use
-            it (van den Oord et al. 2017, appendix A.1); the codebook then has no gradient, and the loss only its
-            commitment term. None: the codebook learns by gradient.
-        legacy: β on the codebook term and 1 on the commitment, as VQGAN's and latent diffusion's released models were
-            trained: to go on with one of them.
+        config: settings. With `revive_after`, dead codes become distinct latents of the current batch. With `ema`,
+            codes follow the mean of the latents that use them (van den Oord et al. 2017, appendix A.1); the codebook
+            then has no gradient, and the loss only its commitment term. `legacy` puts β on the codebook term and 1 on
+            the commitment, to continue the released models of VQGAN and latent diffusion.
 
     Raises:
-        ConfigError: an `ema` that never moves, or `legacy` with it, which leaves no codebook term.
+        ConfigError: `legacy` with `ema`, which leaves no codebook term.
     """
 
+    nearest = True
     uses: Tensor
     ema_uses: Tensor
     ema_sums: Tensor
 
-    def __init__(
-        self,
-        codes: int,
-        width: int,
-        beta: float = 0.25,
-        normalize: bool = True,
-        revive_after: int | None = None,
-        ema: float | None = None,
-        legacy: bool = False,
-    ):
+    def __init__(self, config: VectorQuantizerConfig):
         super().__init__()
-        if legacy and ema is not None:
+        if config.legacy and config.ema is not None:
             raise ConfigError(
-                "quantizer.legacy weights the codebook term, which quantizer.ema leaves out; take one of them."
+                "quantizer.legacy weights the codebook term, which quantizer.ema leaves out; set only one of them."
             )
-        if ema is not None and not 0 <= ema < 1:
-            raise ConfigError(f"quantizer.ema={ema:g} must be at least 0 and below 1; 0.99 is usual.")
-        self.codes, self.width, self.beta, self.normalize = codes, width, beta, normalize
-        self.revive_after, self.ema, self.legacy = revive_after, ema, legacy
-        # Unit vectors in all directions, or VQGAN's start close to 0.
-        start = torch.randn(codes, width) if normalize else torch.empty(codes, width).uniform_(-1 / codes, 1 / codes)
-        start = F.normalize(start) if normalize else start
-        if ema is None:
+        self.config, self.codes, self.width, self.normalize = config, config.codes, config.width, config.normalize
+        codes, width = config.codes, config.width
+        if config.normalize:
+            start = F.normalize(torch.randn(codes, width))  # in all directions
+        else:
+            start = torch.empty(codes, width).uniform_(-1 / codes, 1 / codes)  # close to 0, as in VQGAN
+        if config.ema is None:
             self.codebook = nn.Parameter(start)
         else:
             self.register_buffer("codebook", start)
             self.register_buffer("ema_uses", torch.ones(codes))
             self.register_buffer("ema_sums", start.clone())
-        # Over all ranks, so that rank 0's checkpoint speaks for all.
+        # Summed over all ranks: checkpoints are rank 0's.
         self.register_buffer("uses", torch.zeros(codes, dtype=torch.int64))
-        # Of the current step alone: checkpoints lie between steps, and DDP would overwrite a buffer.
+        # Only of the current step, not buffers: checkpoints lie between steps, and DDP would overwrite buffers.
         self._counts: Tensor | None = None
         self._sums: Tensor | None = None
         self._latents: Tensor | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # A step of 1 % is lost in bfloat16.
-        averages = () if self.ema is None else ("codebook", "ema_uses", "ema_sums")
+        # An update of 1 % is lost in bfloat16.
+        averages = () if self.config.ema is None else ("codebook", "ema_uses", "ema_sums")
         return cast_all_but(self, averages, partial(super()._apply, fn, recurse))
 
     def book(self) -> Tensor:
-        """The codes as latents are compared with them, float32 `[K, D]`."""
+        """Return the codes as latents are compared with them, float32 `[K, D]`."""
         return F.normalize(self.codebook.float(), dim=1) if self.normalize else self.codebook.float()
 
     @torch.no_grad()
     def indices(self, z_BDhw: Tensor) -> Tensor:
-        """The codes of latents, int64 `[B, h, w]`."""
+        """Return the codes of latents, int64 `[B, h, w]`."""
         return self._nearest(self.project(z_BDhw), self.book())
 
     def forward(self, z_BDhw: Tensor) -> Quantized:
@@ -150,35 +144,39 @@ class VectorQuantizer(Quantizer):
         e_BDhw = F.embedding(indices_Bhw, book_KD).permute(0, 3, 1, 2)
         codebook = (e_BDhw - z_BDhw.detach()).square().sum((1, 2, 3))
         commitment = (z_BDhw - e_BDhw.detach()).square().sum((1, 2, 3))
-        if self.training and torch.is_grad_enabled() and (self.revive_after is not None or self.ema is not None):
+        config = self.config
+        if self.training and torch.is_grad_enabled() and (config.revive_after is not None or config.ema is not None):
             self._note(z_BDhw.detach(), indices_Bhw)
         straight = z_BDhw + (e_BDhw - z_BDhw).detach()
-        loss = self.beta * codebook + commitment if self.legacy else codebook + self.beta * commitment
-        if self.ema is not None:
-            loss = self.beta * commitment
+        if config.ema is not None:
+            loss = config.beta * commitment
+        elif config.legacy:
+            loss = config.beta * codebook + commitment
+        else:
+            loss = codebook + config.beta * commitment
         return Quantized(straight, indices_Bhw, loss, self.codes)
 
     def _nearest(self, z_BDhw: Tensor, book_KD: Tensor) -> Tensor:
-        """int64 `[B, h, w]`: the nearest code of each vector."""
+        """Return the nearest code of each vector, int64 `[B, h, w]`."""
         batch, _, height, width = z_BDhw.shape
         flat_ND = z_BDhw.permute(0, 2, 3, 1).reshape(-1, self.width)
-        # Half precision would take the wrong one of two codes that lie close.
+        # Half precision would choose the wrong one of two close codes.
         with torch.autocast(flat_ND.device.type, enabled=False):
             length_K = book_KD.square().sum(1)
             chunks = flat_ND.split(max(1, DISTANCES // self.codes))
-            found = [(length_K - 2 * chunk @ book_KD.T).argmin(1) for chunk in chunks]
-        return torch.cat(found).view(batch, height, width)
+            nearest = [(length_K - 2 * chunk @ book_KD.T).argmin(1) for chunk in chunks]
+        return torch.cat(nearest).view(batch, height, width)
 
     def _note(self, z_BDhw: Tensor, indices_Bhw: Tensor) -> None:
         counts = indices_Bhw.flatten().bincount(minlength=self.codes)
         self._counts = counts if self._counts is None else self._counts + counts
         self._latents = z_BDhw.permute(0, 2, 3, 1).reshape(-1, self.width)
-        if self.ema is not None:
+        if self.config.ema is not None:
             sums = torch.zeros_like(self.ema_sums).index_add_(0, indices_Bhw.flatten(), self._latents)
             self._sums = sums if self._sums is None else self._sums + sums
 
     def after_step(self, step: int) -> None:
-        """Count the step's codes over all ranks, move them, and revive the dead ones when it is time.
+        """Count the step's codes over all ranks, move them, and revive dead ones every `revive_after` steps.
 
         Args:
             step: optimizer steps done.
@@ -190,20 +188,20 @@ class VectorQuantizer(Quantizer):
         self._follow(self._counts)
         self.uses += self._counts
         self._counts = None
-        if self.revive_after is not None and step % self.revive_after == 0:
+        if self.config.revive_after is not None and step % self.config.revive_after == 0:
             self._revive(step)
             self.uses.zero_()
 
     @torch.no_grad()
     def _follow(self, counts_K: Tensor) -> None:
-        """Move the codes towards the means of the latents that used them; one that none used keeps its place."""
-        if self.ema is None:
+        """Move the codes towards the means of the latents that used them; unused codes stay."""
+        if self.config.ema is None:
             return
         assert self._sums is not None
         if dist.is_initialized():
             dist.all_reduce(self._sums)
-        self.ema_uses.lerp_(counts_K.to(self.ema_uses), 1 - self.ema)
-        self.ema_sums.lerp_(self._sums, 1 - self.ema)
+        self.ema_uses.lerp_(counts_K.to(self.ema_uses), 1 - self.config.ema)
+        self.ema_sums.lerp_(self._sums, 1 - self.config.ema)
         self._sums = None
         moved = self.ema_sums / self.ema_uses.clamp(min=1e-5)[:, None]
         used = (counts_K > 0)[:, None]
@@ -212,26 +210,26 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _revive(self, step: int) -> None:
         assert self._latents is not None
-        # A plain background gives the same vector many times, and of equal codes only one is ever used.
+        # A plain background gives many equal vectors, and only one of equal codes is ever used.
         fresh = self._latents.unique(dim=0)
         dead = (self.uses == 0).nonzero().flatten()[: len(fresh)]
         order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(step))[: len(dead)]
         self.codebook[dead] = fresh[order.to(fresh.device)].to(self.codebook)
         changed = [self.codebook.data]
-        if self.ema is not None:
+        if self.config.ema is not None:
             self.ema_uses[dead], self.ema_sums[dead] = 1.0, self.codebook[dead]
             changed += [self.ema_uses, self.ema_sums]
         if dist.is_initialized():
-            # Ranks may have different numbers of distinct latents, so which codes were revived is rank 0's, too.
+            # Ranks may have different numbers of distinct latents; rank 0 decides which codes are revived.
             for value in changed:
                 dist.broadcast(value, 0)
 
 
 def cast_all_but(module: nn.Module, names: Iterable[str], cast: Callable[[], Any]) -> nn.Module:
-    """Move and cast a module by `cast`; the named buffers move, and keep the dtype and values that they had."""
-    kept = {name: getattr(module, name) for name in names}
+    """Move and cast a module by `cast`; the named buffers are moved, but keep their dtype and values."""
+    before = {name: getattr(module, name) for name in names}
     cast()
-    for name, value in kept.items():
+    for name, value in before.items():
         moved = getattr(module, name)
         if moved.dtype != value.dtype:
             setattr(module, name, value.to(moved.device))
@@ -239,7 +237,7 @@ def cast_all_but(module: nn.Module, names: Iterable[str], cast: Callable[[], Any
 
 
 def usage(counts_K: Tensor) -> tuple[float, float]:
-    """(share of codes that are used at all, perplexity: how many equally used codes would be as uncertain).
+    """Return (share of codes in use, perplexity: how many equally used codes have the same entropy).
 
     Args:
         counts_K: how often each code was used.

@@ -1,9 +1,11 @@
 """LLaVA's model: vision encoder, connector, language model; and MiniGPT-4's, with a Q-Former before the connector.
 
-Legend: B rows, T tokens, N pictures, P tokens per picture, D language width, S supervised places, V vocabulary.
+Legend: N images, H/W pixels, P tokens per image, E width of image features, B rows, T tokens, D language width,
+S supervised positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,14 @@ from mmlab.model.vision import VisionEncoder
 
 
 class VisionLanguageModel(nn.Module):
-    """Picture features, projected by the connector, stand at the picture's place in the token sequence.
+    """Image features, projected by the connector, take the image's positions in the token sequence.
 
     Args:
         vision: the vision encoder.
-        connector: built with (width of the picture's tokens, language width), so that no width is written twice.
+        connector: built with (E, D), so that no width is written twice.
         language: the language model.
-        qformer: built with the vision width; its queries' outputs are then the picture's tokens (MiniGPT-4,
-            section 3). None gives the connector the vision encoder's own.
+        qformer: built with the width of vision features; its queries' outputs are then the image features (MiniGPT-4,
+            section 3). None: the vision features are.
     """
 
     def __init__(
@@ -34,64 +36,64 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.qformer = None if qformer is None else qformer(vision.width)
-        eye = self.qformer or vision
-        self.connector = connector(eye.width, language.width)
+        encoder = self.qformer or vision
+        self.connector = connector(encoder.width, language.width)
         self.language = language
-        self.tokens_per_image = eye.tokens_per_image
+        self.tokens_per_image = encoder.tokens_per_image
 
-    def embed(self, input_ids_BT: Tensor, features_NPV: Tensor, image_positions_N2: Tensor) -> Tensor:
-        """Embed tokens and put each picture's projected features at its place.
+    def features(self, pixels_N3HW: Tensor) -> Tensor:
+        """Encode uint8 pixels as features `[N, P, E]`; without an image, a blank one (see `embed`)."""
+        if len(pixels_N3HW) == 0:
+            size = self.vision.image_size
+            pixels_N3HW = pixels_N3HW.new_zeros(1, 3, size, size)
+        features = self.vision(pixels_N3HW)
+        return features if self.qformer is None else self.qformer(features)
+
+    def embed(self, input_ids_BT: Tensor, features_NPE: Tensor, image_positions_N2: Tensor) -> Tensor:
+        """Embed tokens, and put each image's projected features at its positions.
 
         Args:
-            input_ids_BT: int64 `[B, T]`.
-            features_NPV: output of `features`, `[N, P, V]`.
-            image_positions_N2: int64 `[N, 2]`, row and first token of each picture.
+            input_ids_BT: int64.
+            features_NPE: output of `features`.
+            image_positions_N2: int64, row and first token of each image.
 
         Returns:
             `[B, T, D]`.
         """
-        embeds = self.language.embed(input_ids_BT)
-        projected = self.connector(features_NPV).to(embeds.dtype)
+        x_BTD = self.language.embed(input_ids_BT)
+        image_NPD = self.connector(features_NPE).to(x_BTD.dtype)
         if len(image_positions_N2) == 0:
-            # A rank without pictures still runs every part: under FSDP and DDP the others wait for it.
-            return embeds + 0 * projected.sum()
-        offsets = torch.arange(projected.shape[1], device=embeds.device)
-        rows, columns = image_positions_N2[:, :1], image_positions_N2[:, 1:] + offsets
-        return embeds.index_put((rows.expand_as(columns), columns), projected)
+            # A rank without images runs every part all the same: with FSDP and DDP the others wait for it.
+            return x_BTD + 0 * image_NPD.sum()
+        columns_NP = image_positions_N2[:, 1:] + torch.arange(image_NPD.shape[1], device=x_BTD.device)
+        rows_NP = image_positions_N2[:, :1].expand_as(columns_NP)
+        return x_BTD.index_put((rows_NP, columns_NP), image_NPD)
 
-    def features(self, pixel_values: Tensor) -> Tensor:
-        """uint8 `[N, 3, H, W]` → `[N, P, V]`; a blank stand-in when there is no picture (see `embed`)."""
-        if len(pixel_values) == 0:
-            size = self.vision.image_size
-            pixel_values = pixel_values.new_zeros(1, 3, size, size)
-        features = self.vision(pixel_values)
-        return features if self.qformer is None else self.qformer(features)
+    def forward(self, batch: Mapping[str, Any], features_NPE: Tensor, keep_BT: Tensor) -> Tensor:
+        """Return logits `[S, V]` at the positions where the bool `keep_BT` is true, row by row.
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        features: Tensor,
-        image_positions: Tensor,
-        keep: Tensor,
-        segment_ids: Tensor,
-        context_ids: Tensor,
-        position_ids: Tensor,
-        packed: bool = True,
-    ) -> Tensor:
-        """Logits `[S, V]` at the places where the bool `keep` `[B, T]` is true."""
-        embeds = self.embed(input_ids, features, image_positions)
-        return self.language(embeds, keep, segment_ids, context_ids, position_ids, packed)
+        Args:
+            batch: of a `ChatBatch`, the int64 `input_ids`, `segment_ids`, `context_ids` and `position_ids` `[B, T]`,
+                `image_positions` `[N, 2]`, and `packed`.
+            features_NPE: output of `features`.
+            keep_BT: the supervised positions.
+        """
+        x_BTD = self.embed(batch["input_ids"], features_NPE, batch["image_positions"])
+        segments = (batch["segment_ids"], batch["context_ids"], batch["position_ids"])
+        return self.language(x_BTD, keep_BT, *segments, batch["packed"])
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, mask: Tensor, pixel_values: Tensor, image_positions: Tensor, **options
+        self, input_ids_BT: Tensor, mask_BT: Tensor, pixels_N3HW: Tensor, image_positions_N2: Tensor, **options: Any
     ) -> Tensor:
-        """Answer left-padded prompts; returns new token ids `[B, new]`.
+        """Answer left-padded prompts; returns the new token ids `[B, new]`.
 
         Args:
-            input_ids: int64 `[B, T]`; mask: int64 `[B, T]`, 1 = token.
-            pixel_values: uint8 `[N, 3, H, W]`; image_positions: int64 `[N, 2]`.
-            options: transformers generation options, such as `max_new_tokens`.
+            input_ids_BT: int64.
+            mask_BT: int64, 1 = token.
+            pixels_N3HW: uint8.
+            image_positions_N2: int64, row and first token of each image.
+            **options: transformers' generation options, such as `max_new_tokens`.
         """
-        embeds = self.embed(input_ids, self.features(pixel_values), image_positions)
-        return self.language.generate(embeds, mask, **options)
+        x_BTD = self.embed(input_ids_BT, self.features(pixels_N3HW), image_positions_N2)
+        return self.language.generate(x_BTD, mask_BT, **options)

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.activation_checkpointing import checkpoint_activations
+from mmlab.model.config import DiTConfig, UNetConfig
 from mmlab.model.denoiser import UNet
 from mmlab.model.dit import DiT
 from tests.model import tiny
@@ -43,14 +44,14 @@ def prior(tokenizer) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 
 def transformer(tokenizer) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    model = DiT(channels=3, depth=3, width=32, heads=4, patch=2)
+    model = DiT(DiTConfig(depth=3, width=32, heads=4, patch=2), channels=3)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)  # adaLN-Zero would leave the blocks without gradients
     return model, lambda found: found(torch.randn(3, 3, 16, 16), torch.tensor([0, 7, 999]), {}).square().mean()
 
 
 def unet(tokenizer) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    model = UNet(3, architecture=WIDE).train()
+    model = UNet(UNetConfig(architecture=WIDE), 3).train()
     return model, lambda found: found(torch.randn(2, 3, 16, 16), torch.tensor([0, 999]), {}).square().mean()
 
 

@@ -11,6 +11,7 @@ from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.code_gpt import Cache, CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.conditioner import MapCondition, NoCondition
+from mmlab.model.config import CodeGPTConfig, MapConditionConfig, VectorQuantizerConfig, VQAutoencoderConfig
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.quantizer import VectorQuantizer
 from tests.model import tiny_autoencoders as tiny
@@ -67,11 +68,11 @@ def test_hidden_padding_is_not_seen(tokenizer_folder):
 def test_rotary_positions_are_relative():
     """Within the picture attention depends on how far apart rows and columns are, not on where they are."""
     model = prior_model("none", positions="rotary", side=6)
-    turns = model.prior._turns(torch.device("cpu"))[1:]  # the start token has no place
-    cos = lambda a, b: (turns[a] - turns[b]).cos()  # noqa: E731
+    angles = model.prior._angles(torch.device("cpu"))[1:]  # the start token has no position
+    cos = lambda a, b: (angles[a] - angles[b]).cos()  # noqa: E731
     torch.testing.assert_close(cos(1, 8), cos(14, 21))
     assert not torch.allclose(cos(1, 8), cos(1, 7))
-    aligned = prior_model("map", positions="rotary").prior._turns(torch.device("cpu"))
+    aligned = prior_model("map", positions="rotary").prior._angles(torch.device("cpu"))
     torch.testing.assert_close(aligned[: SIDE * SIDE - 1], aligned[SIDE * SIDE + 1 :])
 
 
@@ -109,15 +110,18 @@ def test_every_weight_learns():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: CodeGPT(4, width=30, heads=4), "width=30 must be a multiple of heads=4"),
-        (lambda: CodeGPT(4, positions="rotray"), "Did you mean 'rotary'"),
-        (lambda: CodeGPT(4, width=12, heads=2, positions="rotary"), "a width divisible by 4, not 6"),
-        (lambda: DiffusionModel(tiny.kl(), conditioner("map"), nn.Identity), "which model=code_prior has, not a"),
-        (lambda: CodePriorModel(tiny.kl(), NoCondition(), CodeGPT), "KLAutoencoder has no codes to learn"),
-        (lambda: CodePriorModel(tiny.vq(), NoCondition(), CodeGPT, tiny.vq()), "encodes maps, and .* reads none"),
+        (lambda: CodeGPT(CodeGPTConfig(width=30, heads=4), 4), "width=30 must be a multiple of heads=4"),
+        (lambda: CodeGPT(CodeGPTConfig(positions="rotray"), 4), "Did you mean 'rotary'"),
+        (lambda: CodeGPT(CodeGPTConfig(width=12, heads=2, positions="rotary"), 4), "a width divisible by 4, not 6"),
+        (lambda: DiffusionModel(tiny.kl(), conditioner("map"), nn.Identity), "map is only for model=code_prior"),
+        (lambda: CodePriorModel(tiny.kl(), NoCondition(), CodeGPT), "KLAutoencoder has no codes; choose"),
+        (lambda: CodePriorModel(tiny.vq(), NoCondition(), CodeGPT, tiny.vq()), "is set, but .* reads no maps"),
         (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT), "so model.map_stage must be a first stage"),
-        (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT, shallow()), "takes 2 pixels to a code and"),
-        (lambda: CodePriorModel(tiny.vq(), MapCondition(9, 4), CodeGPT, tiny.vq()), "codes=9, but .* has 16"),
+        (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT, shallow()), "has 2 pixels per code and"),
+        (
+            lambda: CodePriorModel(tiny.vq(), MapCondition(MapConditionConfig(codes=9, width=4)), CodeGPT, tiny.vq()),
+            "codes=9, but .* has 16",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(make, says):
@@ -128,4 +132,6 @@ def test_what_does_not_fit_is_one_sentence(make, says):
 def shallow() -> VQAutoencoder:
     """A first stage with a factor of 2."""
     sizes = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-    return VQAutoencoder(sizes, VectorQuantizer(16, 4))
+    return VQAutoencoder(
+        VQAutoencoderConfig(architecture=sizes), VectorQuantizer(VectorQuantizerConfig(codes=16, width=4))
+    )

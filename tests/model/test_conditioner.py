@@ -7,6 +7,7 @@ from transformers import AutoModel, BertConfig, BertModel, CLIPTextConfig, CLIPT
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
+from mmlab.model.config import ClassConditionConfig, TextConditionConfig
 from mmlab.training.trainable import set_trainable
 
 SIZES = {
@@ -22,15 +23,15 @@ def text(tokenizer_folder, kind: str = "clip_text_model", **options) -> TextCond
     torch.manual_seed(0)
     architecture = {"model_type": kind, **SIZES[kind]}
     settings = {"init": "random", "tokenizer": str(tokenizer_folder), "max_length": 12, **options}
-    return TextCondition(architecture=architecture, **settings).eval()
+    return TextCondition(TextConditionConfig(architecture=architecture, **settings)).eval()
 
 
 def conditioners(tokenizer_folder):
     """Each kind with what it reads of a batch of three."""
     labels = {"labels": torch.tensor([0, 2, 1])}
     yield NoCondition(), {}
-    yield ClassCondition(3, 8), labels
-    yield ClassCondition(["cat", "dog", "cow"], 8, as_context=True), labels
+    yield ClassCondition(ClassConditionConfig(classes=3, width=8)), labels
+    yield ClassCondition(ClassConditionConfig(classes=["cat", "dog", "cow"], width=8, as_context=True)), labels
     for kind in SIZES:
         for hide in (False, True):
             conditioner = text(tokenizer_folder, kind, hide_padding=hide)
@@ -64,7 +65,7 @@ def test_widths_are_those_of_the_tensors(tokenizer_folder):
 
 def test_a_class_is_embedded_once():
     """One table, read by one look-up; its gradient falls on the rows that were seen, the null row for dropped ones."""
-    conditioner = ClassCondition(3, 4)
+    conditioner = ClassCondition(ClassConditionConfig(classes=3, width=4))
     assert [tuple(p.shape) for p in conditioner.parameters()] == [(4, 4)]
     conditioner({"labels": torch.tensor([0, 1, 1])}, DROP)["vector"].sum().backward()
     assert conditioner.embedding.weight.grad is not None
@@ -73,24 +74,32 @@ def test_a_class_is_embedded_once():
 
 def test_nothing_is_dropped_that_was_not_asked_for():
     """Dropping is the caller's decision: in training mode the module itself drops nothing, whatever its probability."""
-    conditioner = ClassCondition(3, 4, dropout=1.0).train()
+    conditioner = ClassCondition(ClassConditionConfig(classes=3, width=4, dropout=1.0)).train()
     labels = torch.tensor([0, 1, 2])
     assert torch.equal(conditioner({"labels": labels})["vector"], conditioner.embedding.weight[:3])
 
 
 def test_class_names():
-    named = ClassCondition(["tench", "goldfish"], 4)
-    assert (named.names, named.index("goldfish"), ClassCondition(12, 4).index(7)) == (["tench", "goldfish"], 1, 7)
-    assert (named.index(0), named.index("1"), ClassCondition(["1", "0"], 4).index(1)) == (0, 1, 0), "names come first"
+    named = ClassCondition(ClassConditionConfig(classes=["tench", "goldfish"], width=4))
+    assert (
+        named.names,
+        named.index("goldfish"),
+        ClassCondition(ClassConditionConfig(classes=12, width=4)).index(7),
+    ) == (["tench", "goldfish"], 1, 7)
+    assert (
+        named.index(0),
+        named.index("1"),
+        ClassCondition(ClassConditionConfig(classes=["1", "0"], width=4)).index(1),
+    ) == (0, 1, 0), "names come first"
     with pytest.raises(ConfigError, match="There is no class '2'"):
         named.index(2)
     with pytest.raises(ConfigError, match=r"no class 'goldfisch'\. Did you mean 'goldfish'\? Classes: tench, goldfish"):
         named.index("goldfisch")
     with pytest.raises(ConfigError, match="'cat' twice"):
-        ClassCondition(["cat", "dog", "cat"], 4)
+        ClassCondition(ClassConditionConfig(classes=["cat", "dog", "cat"], width=4))
     for wrong in ([], None, "cat", 2.5, True, 0):
-        with pytest.raises(ConfigError, match="give their number or the list of their names"):
-            ClassCondition(wrong, 4)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="must be their number or the list"):
+            ClassCondition(ClassConditionConfig(classes=wrong, width=4))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -132,7 +141,11 @@ def test_reads_checkpoints_and_its_own_folders(tokenizer_folder, tmp_path, kind,
     torch.manual_seed(3)
     theirs = model(config(**SIZES[kind], vocab_size=293)).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    conditioner = TextCondition(str(tmp_path / "theirs"), tokenizer=str(tokenizer_folder), max_length=9).eval()
+    conditioner = TextCondition(
+        TextConditionConfig(source=str(tmp_path / "theirs"), tokenizer=str(tokenizer_folder), max_length=9)
+    )
+    conditioner.load_pretrained()
+    conditioner.eval()
     rows = conditioner.tokenize(TEXTS)
     assert torch.equal(conditioner(rows)["context"], theirs(input_ids=rows["input_ids"])[0])
     conditioner.save(tmp_path / "ours")
@@ -161,13 +174,15 @@ def test_every_weight_of_a_text_encoder_is_used(tokenizer_folder):
 
 def test_mistakes_are_one_sentence(tokenizer_folder):
     with pytest.raises(ConfigError, match=r"^model\.conditioner\.tokenizer is not set"):
-        TextCondition(init="random", architecture={"model_type": "bert"})
-    with pytest.raises(ConfigError, match="'gpt2' is no text encoder"):
-        TextCondition(init="random", architecture={"model_type": "gpt2"}, tokenizer=str(tokenizer_folder))
+        TextCondition(TextConditionConfig(init="random", architecture={"model_type": "bert"}))
+    with pytest.raises(ConfigError, match="'gpt2' is not a text encoder"):
+        TextCondition(
+            TextConditionConfig(init="random", architecture={"model_type": "gpt2"}, tokenizer=str(tokenizer_folder))
+        )
     with pytest.raises(ConfigError, match="max_length=99, but the text encoder has 77 positions"):
         text(tokenizer_folder, max_length=99)
-    with pytest.raises(ConfigError, match=r"13 tokens do not fit model\.conditioner\.max_length=12"):
+    with pytest.raises(ConfigError, match=r"13 tokens are longer than model\.conditioner\.max_length=12"):
         text(tokenizer_folder)({"input_ids": torch.ones(1, 13).long(), "attention_mask": torch.ones(1, 13).long()})
     with pytest.raises(ConfigError, match="293 tokens, the text encoder only 90"):
         architecture = {"model_type": "bert", **SIZES["bert"], "vocab_size": 90}
-        TextCondition(init="random", architecture=architecture, tokenizer=str(tokenizer_folder))
+        TextCondition(TextConditionConfig(init="random", architecture=architecture, tokenizer=str(tokenizer_folder)))

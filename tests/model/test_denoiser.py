@@ -8,6 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from mmlab.config.errors import ConfigError
 from mmlab.export.diffusers_parts import unet
 from mmlab.model.conditioner import ClassCondition, NoCondition
+from mmlab.model.config import ClassConditionConfig, UNetConfig
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.first_stage import Identity
 
@@ -21,25 +22,31 @@ def x(channels: int = 3) -> torch.Tensor:
 
 @torch.no_grad()
 def test_without_a_context_it_is_unet2d():
-    denoiser = UNet(5, architecture=SMALL).eval()
+    denoiser = UNet(UNetConfig(architecture=SMALL), 5).eval()
     assert type(denoiser.unet) is UNet2DModel
     answer = denoiser(x(5), TIME, {})
     assert torch.equal(answer, denoiser.unet(x(5), TIME).sample) and answer.shape == (2, 5, 8, 8)
 
 
 def test_block_types_follow_from_the_widths_unless_given():
-    plain, cross = UNet(3, architecture=SMALL).unet.config, UNet(3, context_width=4, architecture=SMALL).unet.config
+    plain, cross = (
+        UNet(UNetConfig(architecture=SMALL), 3).unet.config,
+        UNet(UNetConfig(architecture=SMALL), 3, context_width=4).unet.config,
+    )
     assert list(plain.down_block_types) == ["DownBlock2D", "AttnDownBlock2D"]
     assert list(plain.up_block_types) == ["AttnUpBlock2D", "UpBlock2D"]
     assert list(cross.down_block_types) == ["DownBlock2D", "CrossAttnDownBlock2D"]
     assert list(cross.up_block_types) == ["CrossAttnUpBlock2D", "UpBlock2D"]
     given = {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}
-    assert list(UNet(3, architecture={**SMALL, **given}).unet.config.down_block_types) == given["down_block_types"]
+    assert (
+        list(UNet(UNetConfig(architecture={**SMALL, **given}), 3).unet.config.down_block_types)
+        == given["down_block_types"]
+    )
 
 
 @torch.no_grad()
 def test_with_a_context_it_is_unet2d_condition():
-    denoiser = UNet(4, context_width=12, architecture=SMALL).eval()
+    denoiser = UNet(UNetConfig(architecture=SMALL), 4, context_width=12).eval()
     assert type(denoiser.unet) is UNet2DConditionModel and denoiser.unet.config["cross_attention_dim"] == 12
     context, mask = torch.randn(2, 5, 12), torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
     seen = denoiser(x(4), TIME, {"context": context, "mask": mask})
@@ -55,9 +62,9 @@ def test_with_a_context_it_is_unet2d_condition():
 def test_a_vector_is_added_to_the_time(width):
     """32 is the time's own width, where no layer stands between; the exported UNet has a table of classes instead."""
     torch.manual_seed(0)
-    conditioner = ClassCondition(5, width)
+    conditioner = ClassCondition(ClassConditionConfig(classes=5, width=width))
     torch.nn.init.normal_(conditioner.embedding.weight)
-    denoiser = UNet(3, vector_width=width, architecture=SMALL).eval()
+    denoiser = UNet(UNetConfig(architecture=SMALL), 3, vector_width=width).eval()
     assert isinstance(denoiser.vector, torch.nn.Identity) == (width == 32)
     exported = unet(denoiser, conditioner, 8)
     labels = torch.tensor([1, 4])
@@ -70,7 +77,7 @@ def test_a_vector_is_added_to_the_time(width):
 
 
 def test_vector_and_context_together():
-    denoiser = UNet(3, vector_width=20, context_width=12, architecture=SMALL)
+    denoiser = UNet(UNetConfig(architecture=SMALL), 3, vector_width=20, context_width=12)
     vector, context = torch.randn(2, 20, requires_grad=True), torch.randn(2, 1, 12, requires_grad=True)
     denoiser(x(), TIME, {"vector": vector, "context": context}).square().sum().backward()
     assert vector.grad is not None and vector.grad.abs().min(1).values.max() > 0
@@ -85,7 +92,9 @@ def test_the_model_gives_the_widths():
         seen.update(widths)
         return torch.nn.Identity()
 
-    model = DiffusionModel(Identity(), ClassCondition(3, 6, as_context=True), denoiser)
+    model = DiffusionModel(
+        Identity(), ClassCondition(ClassConditionConfig(classes=3, width=6, as_context=True)), denoiser
+    )
     assert seen == {"channels": 3, "vector_width": None, "context_width": 6}
     assert [name for name, _ in model.named_children()] == ["first_stage", "conditioner", "denoiser"]
     DiffusionModel(Identity(), NoCondition(), denoiser)
@@ -93,25 +102,25 @@ def test_the_model_gives_the_widths():
 
 
 def test_float_times_are_taken():
-    denoiser = UNet(3, architecture=SMALL)
+    denoiser = UNet(UNetConfig(architecture=SMALL), 3)
     torch.testing.assert_close(denoiser(x(), TIME.float(), {}), denoiser(x(), TIME, {}))
 
 
 @pytest.mark.parametrize(
     ("architecture", "says"),
     [
-        ({"block_out_channels": 64}, "block_out_channels=64: give a list"),
+        ({"block_out_channels": 64}, "block_out_channels=64 must be a list"),
         ({"block_out_chanels": [8]}, "no field 'block_out_chanels' for UNet2DModel. Did you mean 'block_out_channels'"),
         ({"in_channels": 4}, "in_channels follows from the first stage and the conditioner; leave it out"),
-        ({"up_block_types": ["UpBlock2D"]}, "makes no UNet2DModel: Must provide the same number"),
-        ({"down_block_types": ["DownBlock2D", "AttnDown"]}, "makes no UNet2DModel: AttnDown does not exist"),
+        ({"up_block_types": ["UpBlock2D"]}, "does not build a UNet2DModel: Must provide the same number"),
+        ({"down_block_types": ["DownBlock2D", "AttnDown"]}, "does not build a UNet2DModel: AttnDown does not exist"),
     ],
 )
 def test_a_wrong_architecture_is_one_sentence(architecture, says):
     with pytest.raises(ConfigError, match=says):
-        UNet(3, architecture={**SMALL, **architecture})
+        UNet(UNetConfig(architecture={**SMALL, **architecture}), 3)
 
 
 def test_sides_that_do_not_divide():
     with pytest.raises(ConfigError, match=r"halves its input 1 times: 7 x 8 must divide by 2"):
-        UNet(3, architecture=SMALL)(torch.randn(2, 3, 7, 8), TIME, {})
+        UNet(UNetConfig(architecture=SMALL), 3)(torch.randn(2, 3, 7, 8), TIME, {})

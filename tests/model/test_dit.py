@@ -7,6 +7,7 @@ from torch import nn
 from mmlab.config.errors import ConfigError
 from mmlab.export.diffusers_parts import transformer
 from mmlab.model.conditioner import ClassCondition
+from mmlab.model.config import ClassConditionConfig, DiTConfig
 from mmlab.model.dit import DiT, attend, patches, pixels, position_embedding
 
 TIME = torch.tensor([0, 7, 999])
@@ -22,7 +23,9 @@ def randomise(module: nn.Module) -> None:
 
 def dit(**options) -> DiT:
     torch.manual_seed(0)
-    return DiT(**{"channels": 3, "depth": 3, "width": 32, "heads": 4, "patch": 2, **options}).eval()
+    widths = {name: options.pop(name, None) for name in ("vector_width", "context_width")}
+    channels = options.pop("channels", 3)
+    return DiT(DiTConfig(**{"depth": 3, "width": 32, "heads": 4, "patch": 2, **options}), channels, **widths).eval()
 
 
 def x(height: int = 8, width: int = 8) -> torch.Tensor:
@@ -34,7 +37,10 @@ def x(height: int = 8, width: int = 8) -> torch.Tensor:
 @torch.no_grad()
 def test_diffusers_computes_the_same(vector, patch):
     """Both the width that is added as it is, and one behind a linear layer."""
-    ours, conditioner = dit(vector_width=vector, patch=patch), ClassCondition(5, vector)
+    ours, conditioner = (
+        dit(vector_width=vector, patch=patch),
+        ClassCondition(ClassConditionConfig(classes=5, width=vector)),
+    )
     randomise(ours)
     randomise(conditioner)
     theirs = transformer(ours, conditioner, 8)
@@ -137,4 +143,4 @@ def test_mistakes_are_one_sentence():
     with pytest.raises(ConfigError, match=r"patch=2 does not divide latents of 7 x 8\.$"):
         dit()(x(7, 8), TIME, {})
     with pytest.raises(ConfigError, match="up to 1000"):
-        transformer(dit(vector_width=32), ClassCondition(1001, 32), 8)
+        transformer(dit(vector_width=32), ClassCondition(ClassConditionConfig(classes=1001, width=32)), 8)

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
+from mmlab.model.config import GumbelQuantizerConfig, VQAutoencoderConfig
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from tests.model import tiny_autoencoders as tiny
 
 
 def quantizer(**options) -> GumbelQuantizer:
     torch.manual_seed(0)
-    return GumbelQuantizer(6, 4, **options)
+    return GumbelQuantizer(GumbelQuantizerConfig(codes=6, width=4, **options))
 
 
 def latents() -> torch.Tensor:
@@ -68,19 +69,21 @@ def test_the_temperature_falls_along_a_cosine_and_is_kept():
     assert again.temperature.item() == pytest.approx(1 / 16)
     still = quantizer(temperature=0.7)
     still.after_step(9)
-    assert still.temperature.item() == pytest.approx(0.7) and math.isclose(still.kl_weight, 5e-4)
+    assert still.temperature.item() == pytest.approx(0.7) and math.isclose(still.config.kl_weight, 5e-4)
 
 
 def test_an_autoencoder_around_it_saves_and_loads(tmp_path):
     from mmlab.config.errors import ConfigError
     from mmlab.model.autoencoder import VQAutoencoder
 
-    model = VQAutoencoder(tiny.SIZES, quantizer()).eval()
+    model = VQAutoencoder(VQAutoencoderConfig(architecture=tiny.SIZES), quantizer()).eval()
     model.save(tmp_path)
-    other = VQAutoencoder(tiny.SIZES, GumbelQuantizer(6, 4)).eval()
+    other = VQAutoencoder(
+        VQAutoencoderConfig(architecture=tiny.SIZES), GumbelQuantizer(GumbelQuantizerConfig(codes=6, width=4))
+    ).eval()
     other.load(tmp_path)
     x = tiny.pictures()
-    assert torch.equal(other.codes(x), model.codes(x)) and not other.unlearnt
+    assert torch.equal(other.codes(x), model.codes(x)) and not other.untrained
     torch.testing.assert_close(other.decode_codes(other.codes(x)), model.decode(model.encode(x).mean))
-    with pytest.raises(ConfigError, match="its quantizer is GumbelQuantizer, here it is None"):
+    with pytest.raises(ConfigError, match="its quantizer is GumbelQuantizer, not VectorQuantizer"):
         tiny.vq(codes=6, normalize=False).load(tmp_path)

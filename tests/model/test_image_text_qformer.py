@@ -7,6 +7,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import QFormerConfig
 from mmlab.model.image_text_qformer import QueryContrast, Words
 from mmlab.model.qformer import QFormer
 from tests.model import tiny
@@ -130,7 +131,7 @@ def test_the_published_q_former_is_counted():
     on the right follows from these sizes alone.
     """
     with torch.device("meta"):
-        qformer = QFormer(1408, text=True)
+        qformer = QFormer(QFormerConfig(), 1408, text=True)
         words = Words(30523, qformer.config)  # BERT's 30,522 and [DEC]
         heads = (QueryContrast(768, 256), torch.nn.Linear(768, 2))
     d, v, inner, norm = 768, 1408, 3072, 2 * 768

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -6,6 +8,7 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.model import perceptual
+from mmlab.model.config import LPIPSConfig
 from mmlab.model.perceptual import FILE, LPIPS, STAGES, StandIn
 from tests.model import tiny_autoencoders as tiny
 
@@ -69,13 +72,19 @@ def slowly(stored: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     return total
 
 
+def lpips(source: Path | str | None) -> LPIPS:
+    distance = LPIPS(LPIPSConfig(source=None if source is None else str(source)))
+    distance.load_pretrained()
+    return distance
+
+
 @pytest.mark.parametrize("naming", ["ours", "lpips"])
 def test_lpips_is_the_paper_s_equation(tmp_path, naming):
     stored = weights()
     save_file(stored if naming == "ours" else lpips_names(stored), tmp_path / FILE)
     x, y = tiny.pictures(2, 32), tiny.pictures(2, 32, seed=1)
     for source in (tmp_path, tmp_path / FILE):
-        model = LPIPS(str(source))
+        model = lpips(source)
         torch.testing.assert_close(model(x, y), slowly(stored, x, y))
         assert torch.equal(model(x, x), torch.zeros(2))
         assert "LPIPS" in model.label
@@ -85,23 +94,23 @@ def test_lpips_is_the_paper_s_equation(tmp_path, naming):
 def test_absent_or_other_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="model/perceptual=stand_in needs none"):
-        LPIPS()
-    with pytest.raises(ConfigError, match=r"source=nobody/nothing is no file, and no repository"):
-        LPIPS("nobody/nothing")
+        lpips(None)
+    with pytest.raises(ConfigError, match=r"source=nobody/nothing is neither a file nor a repository"):
+        lpips("nobody/nothing")
     (tmp_path / "junk.safetensors").write_text("junk")
-    with pytest.raises(ConfigError, match="is no safetensors file"):
-        LPIPS(str(tmp_path / "junk.safetensors"))
+    with pytest.raises(ConfigError, match="is not a safetensors file"):
+        lpips(tmp_path / "junk.safetensors")
     stored = weights()
     del stored["lin3.weight"]
     save_file(stored, tmp_path / FILE)
     with pytest.raises(ConfigError, match=r"lin3\.weight is nothing there"):
-        LPIPS(str(tmp_path))
+        lpips(tmp_path)
 
 
 def test_it_is_counted_without_its_weights(monkeypatch):
     monkeypatch.setattr(perceptual, "STAGES", STAGES)
     with torch.device("meta"):
-        count = sum(p.numel() for p in LPIPS().parameters())
+        count = sum(p.numel() for p in LPIPS(LPIPSConfig()).parameters())
     assert count == 14_714_688 + 1472  # VGG16's convolutions and the heads
 
 
@@ -141,7 +150,7 @@ def test_a_gradient_step_on_the_stand_in_brings_pictures_closer():
 @pytest.mark.parametrize("make", [LPIPS, StandIn])
 def test_weights_of_bf16_take_float32_pictures(tmp_path, make):
     save_file(weights(), tmp_path / FILE)
-    distance = make(str(tmp_path)) if make is LPIPS else make()
+    distance = lpips(tmp_path) if make is LPIPS else make()
     x, y = tiny.pictures(2, 32), tiny.pictures(2, 32, seed=1)
     expected = distance(x, y)
     found = distance.to(torch.bfloat16)(x, y)
@@ -151,7 +160,7 @@ def test_weights_of_bf16_take_float32_pictures(tmp_path, make):
 
 def test_the_smallest_picture_is_the_smallest(tmp_path):
     save_file(weights(), tmp_path / FILE)
-    distance = LPIPS(str(tmp_path))
+    distance = lpips(tmp_path)
     assert distance(*(tiny.pictures(1, distance.smallest, seed=n) for n in range(2))).isfinite().all()
     with pytest.raises(RuntimeError):
         distance(*(tiny.pictures(1, distance.smallest - 1, seed=n) for n in range(2)))

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import QFormerConfig, VisionEncoderConfig
 from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import VisionEncoder
 from tests.model import tiny
@@ -59,8 +60,9 @@ def checkpoint(theirs, tmp_path_factory):
 def test_logits_equal_transformers_blip2(tokenizer_folder, theirs, checkpoint, at):
     """Loaded from its checkpoint; the queries stand at any place of the prompt."""
     ours = tiny.minigpt4(tokenizer_folder)
-    ours.vision = VisionEncoder(source=str(checkpoint), feature_layer=-1, features="cls_patch").eval()
-    ours.qformer = QFormer(32, source=str(checkpoint), queries=QUERIES).eval()
+    eye = VisionEncoderConfig(source=str(checkpoint), feature_layer=-1, features="cls_patch")
+    ours.vision = tiny.pretrained(VisionEncoder(eye))
+    ours.qformer = tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), queries=QUERIES), 32))
     ours.connector.proj.load_state_dict(theirs.language_projection.state_dict())
     vocabulary = ours.language.config.vocab_size
     weights = {name: tensor.clone() for name, tensor in theirs.language_model.state_dict().items()}
@@ -77,19 +79,20 @@ def test_logits_equal_transformers_blip2(tokenizer_folder, theirs, checkpoint, a
         "segment_ids": torch.ones_like(ids),
         "context_ids": torch.zeros_like(ids),
         "position_ids": torch.arange(ids.shape[1]).expand_as(ids),
-        "keep": torch.ones_like(ids).bool(),
+        "packed": True,
     }
+    everywhere = torch.ones_like(ids).bool()
     with torch.no_grad():
         normalised = (PIXELS - ours.vision.mean) / ours.vision.std
         expected = theirs(input_ids=ids, pixel_values=normalised).logits[..., :vocabulary].flatten(0, 1)
-        actual = ours(**row, features=ours.features(PIXELS))
+        actual = ours(row, ours.features(PIXELS), everywhere)
         assert torch.allclose(actual, expected, atol=1e-5)
-        other = ours(**row, features=ours.features(255 - PIXELS))
+        other = ours(row, ours.features(255 - PIXELS), everywhere)
         assert not torch.allclose(other, expected, atol=1e-3), "the picture is seen"
 
 
 def test_a_loaded_q_former_reads_as_transformers_does(theirs, checkpoint):
-    qformer = QFormer(32, source=str(checkpoint), queries=QUERIES).eval()
+    qformer = tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), queries=QUERIES), 32))
     features = torch.randn(2, 5, 32)
     with torch.no_grad():
         read = theirs.vision_model.post_layernorm(features)
@@ -106,7 +109,7 @@ def test_only_the_files_that_hold_the_part_are_opened(checkpoint, tmp_path):
     assert needed < set(names.values())
     for file in ("config.json", "model.safetensors.index.json", *needed):
         (tmp_path / file).write_bytes((checkpoint / file).read_bytes())
-    assert QFormer(32, source=str(tmp_path), queries=QUERIES).width == 24
+    assert tiny.pretrained(QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32)).width == 24
 
 
 def test_the_saved_folder_is_a_source_and_fills_another(tmp_path):
@@ -114,7 +117,7 @@ def test_the_saved_folder_is_a_source_and_fills_another(tmp_path):
     qformer = tiny.qformer().eval()
     qformer.save(tmp_path)
     features = torch.randn(1, 4, 32)
-    again = QFormer(32, source=str(tmp_path), queries=QUERIES).eval()
+    again = tiny.pretrained(QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32))
     other = tiny.qformer().eval()
     assert not torch.equal(other(features), qformer(features))
     other.load(tmp_path)
@@ -137,24 +140,24 @@ def test_the_text_half_stays_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("width", "options", "says"),
     [
-        ({"vision_width": 16, "queries": QUERIES}, "reads features of width 32, but model.vision gives 16"),
-        ({"vision_width": 32, "queries": 7}, "has 5 queries, but model.qformer.queries=7"),
-        ({"vision_width": 32, "init": "random", "architecture": {"hiden_size": 8}}, "Did you mean 'hidden_size'"),
+        (16, {"queries": QUERIES}, "reads features of width 32, but model.vision gives 16"),
+        (32, {"queries": 7}, "has 5 queries, but model.qformer.queries=7"),
+        (32, {"init": "random", "architecture": {"hiden_size": 8}}, "Did you mean 'hidden_size'"),
     ],
 )
-def test_what_does_not_fit_is_refused(checkpoint, options, says):
+def test_what_does_not_fit_is_refused(checkpoint, width, options, says):
     with pytest.raises(ConfigError, match=says):
-        QFormer(source=str(checkpoint), **options)
+        tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), **options), width))
 
 
 def test_sources_without_a_q_former_are_refused(tmp_path):
     tiny.vision("clip").save(tmp_path)
     with pytest.raises(ConfigError, match="is a clip_vision_model; a BLIP-2 checkpoint has a Q-Former"):
-        QFormer(32, source=str(tmp_path))
+        QFormer(QFormerConfig(source=str(tmp_path)), 32)
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        QFormer(32, source=str(tmp_path / "nowhere"))
+        QFormer(QFormerConfig(source=str(tmp_path / "nowhere")), 32)
 
 
 def reads(task: str, changed: int) -> list[int]:
@@ -215,7 +218,8 @@ def test_weights_are_float32_whatever_a_config_names(theirs, tmp_path):
         config[part]["dtype"] = "float16"
     (tmp_path / "config.json").write_text(json.dumps(config))
     for part in (
-        VisionEncoder(source=str(tmp_path), feature_layer=-1, features="cls_patch"),
-        QFormer(32, source=str(tmp_path), queries=QUERIES),
+        VisionEncoder(VisionEncoderConfig(source=str(tmp_path), feature_layer=-1, features="cls_patch")),
+        QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32),
     ):
+        part.load_pretrained()
         assert {weight.dtype for weight in part.parameters()} == {torch.float32}

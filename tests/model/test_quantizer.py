@@ -9,15 +9,16 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.model import quantizer as module
+from mmlab.model.config import VectorQuantizerConfig
 from mmlab.model.quantizer import VectorQuantizer, usage
 
 
 def quantizer(codes: int = 16, width: int = 4, **options) -> VectorQuantizer:
     torch.manual_seed(0)
-    book = VectorQuantizer(codes, width, **options)
+    book = VectorQuantizer(VectorQuantizerConfig(codes=codes, width=width, **options))
     with torch.no_grad():  # far from 0, where all distances are alike
         book.codebook.copy_(torch.randn(codes, width))
-        if book.ema is not None:
+        if book.config.ema is not None:
             book.ema_sums.copy_(book.codebook)
     return book
 
@@ -39,7 +40,9 @@ def slowly(book: VectorQuantizer, z_BDhw: Tensor) -> tuple[Tensor, Tensor, Tenso
                 k = (codes - z).square().sum(1).argmin()
                 values[b, :, i, j], indices[b, i, j] = codes[k], k
                 loss = (
-                    loss + (codes[k] - z.detach()).square().sum() + book.beta * (z - codes[k].detach()).square().sum()
+                    loss
+                    + (codes[k] - z.detach()).square().sum()
+                    + book.config.beta * (z - codes[k].detach()).square().sum()
                 )
         losses.append(loss)
     return values, indices, torch.stack(losses)
@@ -257,10 +260,10 @@ def test_an_average_has_the_commitment_alone_and_stays_in_float32():
     torch.testing.assert_close(out.loss, expected)
     book.to(torch.bfloat16)
     assert book.codebook.dtype == book.ema_sums.dtype == torch.float32
-    with pytest.raises(ConfigError, match="take one of them"):
-        VectorQuantizer(4, 2, ema=0.9, legacy=True)
-    with pytest.raises(ConfigError, match="ema=1 must be at least 0 and below 1"):
-        VectorQuantizer(4, 2, ema=1.0)
+    with pytest.raises(ConfigError, match="set only one of them"):
+        VectorQuantizer(VectorQuantizerConfig(codes=4, width=2, ema=0.9, legacy=True))
+    with pytest.raises(ConfigError, match="'ema' must be below 1, not 1"):
+        VectorQuantizer(VectorQuantizerConfig(codes=4, width=2, ema=1.0))
 
 
 def test_micro_batches_move_an_average_together():

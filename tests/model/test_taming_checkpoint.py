@@ -122,7 +122,7 @@ def test_it_computes_what_the_checkpoint_does(gumbel):
     torch.testing.assert_close(model.decode(z), pixels, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.decode_codes(indices), pixels, rtol=1e-4, atol=1e-4)
     assert isinstance(model.quantizer, GumbelQuantizer if gumbel else VectorQuantizer)
-    assert not model.measured and not model.unlearnt and model.factor == 2
+    assert not model.measured and not model.untrained and model.factor == 2
 
 
 def lightning(path, weights, prefix: str = "") -> None:
@@ -169,22 +169,23 @@ def test_the_command_and_the_config_that_it_prints(tmp_path, monkeypatch, capsys
     parts = ["model/first_stage=mine", "data=imagenet", "stage=code_prior", "trainer.max_steps=1"]
     cfg = compose("train", ["model=code_prior", *parts])
     model = build(cfg.model.first_stage).eval()
-    assert isinstance(model, VQAutoencoder) and model.quantizer.legacy and not model.unlearnt
+    model.load_pretrained()
+    assert isinstance(model, VQAutoencoder) and model.quantizer.config.legacy and not model.untrained
     assert torch.equal(model.codes(x), indices)
 
 
 def test_what_it_is_not(tmp_path, capsys):
     weights = reference()[0]
     torch.save({"state_dict": {"model.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
-    with pytest.raises(ConfigError, match=r"holds no VQ autoencoder of .*, but model"):
+    with pytest.raises(ConfigError, match=r"has no VQ autoencoder of .*; it contains model"):
         read_taming(tmp_path / "other.ckpt")
     (tmp_path / "empty.ckpt").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"empty\.ckpt is no checkpoint of tensors and plain data alone\.$"):
+    with pytest.raises(ConfigError, match=r"empty\.ckpt is not a checkpoint of only tensors and plain data\.$"):
         read_taming(tmp_path / "empty.ckpt")
     torch.save({"state_dict": weights, "hyper_parameters": types.SimpleNamespace()}, tmp_path / "code.ckpt")
-    with pytest.raises(ConfigError, match=r"code\.ckpt is no checkpoint of tensors and plain data alone\.$"):
+    with pytest.raises(ConfigError, match=r"code\.ckpt is not a checkpoint of only tensors and plain data\.$"):
         read_taming(tmp_path / "code.ckpt")
-    with pytest.raises(ConfigError, match=r"no VQ autoencoder of the known layout: .*encoder\.down\.0\.strange"):
+    with pytest.raises(ConfigError, match=r"not a VQ autoencoder of a known layout: .*encoder\.down\.0\.strange"):
         from_taming({**weights, "encoder.down.0.strange.weight": torch.zeros(1)}, "it")
     with pytest.raises(ConfigError, match=r"known layout: 'encoder\.down\.0' is missing or unknown"):
         from_taming({name: value for name, value in weights.items() if name.startswith("quant")}, "it")

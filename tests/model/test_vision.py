@@ -3,6 +3,7 @@ import torch
 from transformers import AutoModel, Blip2VisionModel, CLIPConfig, CLIPModel
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import VisionEncoderConfig
 from mmlab.model.vision import VisionEncoder
 from tests.model import tiny
 
@@ -15,9 +16,9 @@ def test_features_equal_the_towers_hidden_state(kind, layer):
     torch.manual_seed(0)
     encoder = tiny.vision(kind, feature_layer=layer).eval()
     ours = encoder(PIXELS)
-    with encoder._whole():
+    with encoder._whole_tower():
         captured = []
-        layers = encoder._run_layers[0]
+        layers = encoder._layers
         layer_module = layers[(layer % (len(layers) + 1)) - 1]
         handle = layer_module.register_forward_hook(
             lambda m, a, out: captured.append(out[0] if isinstance(out, tuple) else out)
@@ -30,7 +31,7 @@ def test_features_equal_the_towers_hidden_state(kind, layer):
 
 def test_clip_features_equal_transformers_hidden_states():
     encoder = tiny.vision("clip", features="cls_patch").eval()
-    with encoder._whole():
+    with encoder._whole_tower():
         out = encoder.tower(pixel_values=(PIXELS - encoder.mean) / encoder.std, output_hidden_states=True)
     assert torch.allclose(encoder(PIXELS), out.hidden_states[-2], atol=1e-6)
 
@@ -61,7 +62,7 @@ def test_saved_folder_is_the_whole_tower(kind, tmp_path):
     torch.manual_seed(1)
     encoder = tiny.vision(kind).eval()
     encoder.save(tmp_path)
-    again = VisionEncoder(source=str(tmp_path)).eval()
+    again = tiny.pretrained(VisionEncoder(VisionEncoderConfig(source=str(tmp_path))))
     assert torch.equal(again(PIXELS), encoder(PIXELS))
     tower = (Blip2VisionModel if kind == "blip2" else AutoModel).from_pretrained(tmp_path)
     assert sum(p.numel() for p in tower.parameters()) == sum(p.numel() for p in encoder.parameters())
@@ -75,7 +76,7 @@ def test_loads_the_vision_half_of_a_clip_checkpoint(tmp_path):
     )
     clip = CLIPModel(config).eval()
     clip.save_pretrained(tmp_path)
-    encoder = VisionEncoder(source=str(tmp_path), feature_layer=-1).eval()
+    encoder = tiny.pretrained(VisionEncoder(VisionEncoderConfig(source=str(tmp_path), feature_layer=-1)))
     out = clip.vision_model(pixel_values=(PIXELS - encoder.mean) / encoder.std, output_hidden_states=True)
     assert torch.allclose(encoder(PIXELS), out.hidden_states[-1][:, 1:], atol=1e-6)
 
@@ -95,13 +96,15 @@ def test_wrong_features_are_refused(options, words):
 
 def test_wrong_architectures_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'clip_vision_model'"):
-        VisionEncoder(init="random", architecture={"model_type": "clip_vision_modle"})
+        VisionEncoder(VisionEncoderConfig(init="random", architecture={"model_type": "clip_vision_modle"}))
     with pytest.raises(ConfigError, match="Did you mean 'hidden_size'"):
-        VisionEncoder(init="random", architecture={"model_type": "clip_vision_model", "hiden_size": 8})
+        VisionEncoder(
+            VisionEncoderConfig(init="random", architecture={"model_type": "clip_vision_model", "hiden_size": 8})
+        )
     with pytest.raises(ConfigError, match="is not supported"):
-        VisionEncoder(init="random", architecture={"model_type": "vit"})
+        VisionEncoder(VisionEncoderConfig(init="random", architecture={"model_type": "vit"}))
     (tmp_path / "config.json").write_text('{"model_type": "clip", "auto_map": {"AutoModel": "evil.Evil"}}')
     with pytest.raises(ConfigError, match="auto_map"):
-        VisionEncoder(source=str(tmp_path))
+        VisionEncoder(VisionEncoderConfig(source=str(tmp_path)))
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        VisionEncoder(source=str(tmp_path / "nowhere"))
+        VisionEncoder(VisionEncoderConfig(source=str(tmp_path / "nowhere")))

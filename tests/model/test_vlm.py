@@ -7,8 +7,12 @@ from tests.model import tiny
 PATCHES = 4
 
 
-def one_row(model, ids: list[int], at: int):
-    """A row of `ids` with a picture's places inserted at `at`."""
+def everywhere(batch) -> torch.Tensor:
+    return torch.ones_like(batch["input_ids"]).bool()
+
+
+def one_row(ids: list[int], at: int):
+    """A batch of one row: `ids` with an image's positions inserted at `at`."""
     tokens = torch.tensor([ids[:at] + [0] * PATCHES + ids[at:]])
     ones = torch.ones_like(tokens)
     positions = torch.arange(tokens.shape[1])[None]
@@ -18,7 +22,7 @@ def one_row(model, ids: list[int], at: int):
         "segment_ids": ones,
         "context_ids": 0 * ones,
         "position_ids": positions,
-        "keep": ones.bool(),
+        "packed": False,
     }
 
 
@@ -34,7 +38,7 @@ def test_logits_equal_transformers_llava(tokenizer_folder):
         vision_feature_select_strategy="default",
     )
     theirs = LlavaForConditionalGeneration(config).eval()
-    with ours.vision._whole():
+    with ours.vision._whole_tower():
         theirs.model.vision_tower.load_state_dict(ours.vision.tower.state_dict())
     first, second = ours.connector.layers[0], ours.connector.layers[2]
     theirs.model.multi_modal_projector.linear_1.load_state_dict(first.state_dict())
@@ -46,14 +50,14 @@ def test_logits_equal_transformers_llava(tokenizer_folder):
     theirs.model.language_model.load_state_dict({k.removeprefix("model."): v for k, v in language.items()})
 
     pixels = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    row = one_row(ours, [1, 7, 8, 9, 10, 11], at=2)
+    row = one_row([1, 7, 8, 9, 10, 11], at=2)
     ids = row["input_ids"].clone()
     ids[0, 2 : 2 + PATCHES] = image_token
     normalised = (pixels - ours.vision.mean) / ours.vision.std
     with torch.no_grad():
         expected = theirs(input_ids=ids, pixel_values=normalised).logits[0, :, :vocabulary]
         for packed in (True, False):
-            actual = ours(**row, features=ours.features(pixels), packed=packed)
+            actual = ours({**row, "packed": packed}, ours.features(pixels), everywhere(row))
             assert torch.allclose(actual, expected, atol=1e-5), packed
 
 
@@ -75,30 +79,30 @@ def test_packed_rows_equal_single_rows(tokenizer_folder, tongue):
     keep = torch.tensor([segments]) > 0
     with torch.no_grad():
         features = model.features(pixels)
-        packed = model(
-            input_ids=torch.tensor([ids]),
-            features=features,
-            image_positions=torch.tensor([[0, 2]]),
-            segment_ids=torch.tensor([segments]),
-            context_ids=torch.tensor([contexts]),
-            position_ids=torch.tensor([positions]),
-            keep=keep,
-        )
+        row = {
+            "input_ids": torch.tensor([ids]),
+            "image_positions": torch.tensor([[0, 2]]),
+            "segment_ids": torch.tensor([segments]),
+            "context_ids": torch.tensor([contexts]),
+            "position_ids": torch.tensor([positions]),
+            "packed": True,
+        }
+        packed = model(row, features, keep)
         start = 6
         for question in questions:
-            row = one_row(model, prefix + question, at=2)
-            single = model(**row, features=features, packed=False)
+            row = one_row(prefix + question, at=2)
+            single = model(row, features, everywhere(row))
             assert torch.allclose(packed[:6], single[:6], atol=1e-5)
             assert torch.allclose(packed[start : start + len(question)], single[6:], atol=1e-5)
             start += len(question)
-        row = one_row(model, text, at=0)
+        row = one_row(text, at=0)
         row = {
             **row,
             "input_ids": torch.tensor([text]),
             "image_positions": torch.zeros(0, 2, dtype=torch.int64),
         }
-        row = {**row, **{k: row[k][:, :3] for k in ("segment_ids", "context_ids", "position_ids", "keep")}}
-        single = model(**row, features=model.features(pixels[:0]), packed=False)
+        row = {**row, **{k: row[k][:, :3] for k in ("segment_ids", "context_ids", "position_ids")}}
+        single = model(row, model.features(pixels[:0]), everywhere(row))
         assert torch.allclose(packed[start:], single, atol=1e-5)
 
 
@@ -109,14 +113,14 @@ def test_leak_is_noticed(tokenizer_folder):
     segments = torch.tensor([[1, 1, 1, 2, 2, 2]])
     row = {
         "input_ids": ids,
-        "features": model.features(torch.zeros(0, 3, 16, 16, dtype=torch.uint8)),
         "image_positions": torch.zeros(0, 2, dtype=torch.int64),
         "context_ids": 0 * ids,
         "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
-        "keep": torch.ones_like(ids).bool(),
+        "packed": True,
     }
-    apart = model(**row, segment_ids=segments)
-    together = model(**row, segment_ids=torch.ones_like(segments))
+    features = model.features(torch.zeros(0, 3, 16, 16, dtype=torch.uint8))
+    apart = model({**row, "segment_ids": segments}, features, everywhere(row))
+    together = model({**row, "segment_ids": torch.ones_like(segments)}, features, everywhere(row))
     assert not torch.allclose(apart[3:], together[3:], atol=1e-3)
 
 
@@ -140,8 +144,8 @@ def test_generate_continues_as_full_forward_says(tokenizer_folder):
     for n, prompt in enumerate(prompts):
         ids = list(prompt)
         for _ in range(4):
-            row = one_row(model, ids, at=1)
-            logits = model(**row, features=model.features(pixels[n : n + 1]), packed=False)
+            row = one_row(ids, at=1)
+            logits = model(row, model.features(pixels[n : n + 1]), everywhere(row))
             ids.append(int(logits[-1].argmax()))
         expected.append(ids[len(prompt) :])
     width = max(map(len, prompts)) + PATCHES

@@ -2,15 +2,25 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from mmlab.model.config import (
+    ImageTextQFormerConfig,
+    LanguageModelConfig,
+    MLPConnectorConfig,
+    QFormerConfig,
+    VisionEncoderConfig,
+)
 from mmlab.model.connector import LinearConnector, MLPConnector
 from mmlab.model.image_text_qformer import ImageTextQFormer
 from mmlab.model.language import LanguageModel
 from mmlab.model.qformer import QFormer
 from mmlab.model.vision import VisionEncoder
 from mmlab.model.vlm import VisionLanguageModel
+
+Part = TypeVar("Part", bound=Any)
 
 VISION = {
     "clip": {"model_type": "clip_vision_model", "intermediate_size": 48},
@@ -33,6 +43,12 @@ LANGUAGE = {
 }
 
 
+def pretrained(part: Part) -> Part:
+    """A part with the weights of its source, in eval mode."""
+    part.load_pretrained()
+    return part.eval()
+
+
 def vision(kind: str = "clip", **options) -> VisionEncoder:
     size = {
         "hidden_size": 32,
@@ -41,12 +57,14 @@ def vision(kind: str = "clip", **options) -> VisionEncoder:
         "image_size": 16,
         "patch_size": 8,
     }
-    return VisionEncoder(init="random", architecture={**VISION[kind], **size}, **options)
+    return VisionEncoder(VisionEncoderConfig(init="random", architecture={**VISION[kind], **size}, **options))
 
 
 def language(tokenizer: Path, kind: str = "llama") -> LanguageModel:
     size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LanguageModel(init="random", architecture={**LANGUAGE[kind], **size}, tokenizer=str(tokenizer))
+    return LanguageModel(
+        LanguageModelConfig(init="random", architecture={**LANGUAGE[kind], **size}, tokenizer=str(tokenizer))
+    )
 
 
 QFORMER = {
@@ -61,12 +79,12 @@ QFORMER = {
 
 
 def qformer(vision_width: int = 32, queries: int = 5, text: bool = False) -> QFormer:
-    return QFormer(vision_width, init="random", architecture=QFORMER, queries=queries, text=text)
+    return QFormer(QFormerConfig(init="random", architecture=QFORMER, queries=queries), vision_width, text=text)
 
 
 def vlm(tokenizer: Path, eye: str = "clip", tongue: str = "llama", connector: str = "mlp") -> VisionLanguageModel:
     torch.manual_seed(0)
-    joint = {"mlp": partial(MLPConnector, depth=2), "linear": LinearConnector}[connector]
+    joint = {"mlp": partial(MLPConnector, MLPConnectorConfig(depth=2)), "linear": LinearConnector}[connector]
     return VisionLanguageModel(vision(eye), joint, language(tokenizer, tongue)).eval()
 
 
@@ -80,4 +98,4 @@ def minigpt4(tokenizer: Path, tongue: str = "llama") -> VisionLanguageModel:
 def image_text_qformer(tokenizer: Path) -> ImageTextQFormer:
     torch.manual_seed(0)
     eye = vision("blip2", feature_layer=-1, features="cls_patch")
-    return ImageTextQFormer(eye, qformer, str(tokenizer), width=16).eval()
+    return ImageTextQFormer(ImageTextQFormerConfig(tokenizer=str(tokenizer), width=16), eye, qformer).eval()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
+from mmlab.model.config import KLAutoencoderConfig, VectorQuantizerConfig, VQAutoencoderConfig
 from mmlab.model.quantizer import VectorQuantizer
 
 SIZES: dict[str, Any] = {"block_out_channels": [8, 8, 16], "layers_per_block": 1, "norm_num_groups": 4}
@@ -13,12 +14,15 @@ SIZES: dict[str, Any] = {"block_out_channels": [8, 8, 16], "layers_per_block": 1
 
 def kl(**fields: Any) -> KLAutoencoder:
     torch.manual_seed(0)
-    return KLAutoencoder(init="random", architecture={**SIZES, "latent_channels": 3, **fields})
+    return KLAutoencoder(KLAutoencoderConfig(init="random", architecture={**SIZES, "latent_channels": 3, **fields}))
 
 
 def vq(architecture: dict[str, Any] | None = None, **codebook: Any) -> VQAutoencoder:
     torch.manual_seed(0)
-    return VQAutoencoder({**SIZES, **(architecture or {})}, VectorQuantizer(**{"codes": 16, "width": 4, **codebook}))
+    return VQAutoencoder(
+        VQAutoencoderConfig(architecture={**SIZES, **(architecture or {})}),
+        VectorQuantizer(VectorQuantizerConfig(**{"codes": 16, "width": 4, **codebook})),
+    )
 
 
 def pictures(count: int = 2, size: int = 16, seed: int = 0) -> Tensor:

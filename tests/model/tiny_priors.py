@@ -1,5 +1,6 @@
-"""Priors with random weights over 4 x 4 codes of pictures of 16 pixels, told nothing, a class, a text or a map."""
+"""Priors with random weights over 4 x 4 codes of images of 16 pixels: unconditional, by class, text or map."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor
 from mmlab.model.code_gpt import CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, MapCondition, NoCondition, TextCondition
+from mmlab.model.config import ClassConditionConfig, CodeGPTConfig, MapConditionConfig, TextConditionConfig
 from tests.model import tiny_autoencoders as tiny
 
 CODES, SIDE = 16, 4
 NAMES = ("circle", "square", "star")
 KINDS = ("none", "class", "context", "text", "hidden", "map")
-"""`context`: a class in front as a token of its own; `hidden`: texts whose padding nothing attends to."""
+"""`context`: a class as a token in front; `hidden`: texts with masked padding."""
 
 
 def conditioner(kind: str, tokenizer: Any = None) -> Conditioner:
@@ -21,32 +23,34 @@ def conditioner(kind: str, tokenizer: Any = None) -> Conditioner:
         fields = {"model_type": "bert", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
         fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         return TextCondition(
-            init="random",
-            architecture={**fields, "num_attention_heads": 2},
-            tokenizer=str(tokenizer),
-            max_length=6,
-            dropout=0.5,
-            hide_padding=kind == "hidden",
+            TextConditionConfig(
+                init="random",
+                architecture={**fields, "num_attention_heads": 2},
+                tokenizer=str(tokenizer),
+                max_length=6,
+                dropout=0.5,
+                hide_padding=kind == "hidden",
+            )
         )
     made = {
         "none": NoCondition,
-        "class": lambda: ClassCondition(NAMES, 20, 0.5),
-        "context": lambda: ClassCondition(NAMES, 20, 0.5, as_context=True),
-        "map": lambda: MapCondition(CODES, 12, 0.5),
+        "class": lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=20, dropout=0.5)),
+        "context": lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=20, dropout=0.5, as_context=True)),
+        "map": lambda: MapCondition(MapConditionConfig(codes=CODES, width=12, dropout=0.5)),
     }
     return made[kind]()
 
 
 def prior_model(kind: str = "class", tokenizer: Any = None, codes: int = CODES, **sizes: Any) -> CodePriorModel:
-    """Random weights, large enough that all that is told makes a difference; the same each time."""
-    options = {"side": SIDE, "depth": 2, "width": 32, "heads": 2, **sizes}
+    """The same random weights each time, large enough that every condition makes a difference."""
+    config = CodeGPTConfig(**{"side": SIDE, "depth": 2, "width": 32, "heads": 2, **sizes})
     maps = tiny.vq() if kind == "map" else None
-    first_stage, told = tiny.vq(codes=codes), conditioner(kind, tokenizer)
+    first_stage, conditioning = tiny.vq(codes=codes), conditioner(kind, tokenizer)
     torch.manual_seed(1)
-    model = CodePriorModel(first_stage, told, lambda **given: CodeGPT(**given, **options), maps)
+    model = CodePriorModel(first_stage, conditioning, partial(CodeGPT, config), maps)
     for stage in (model.first_stage, model.map_stage):
         if stage is not None:
-            stage.unlearnt = False
+            stage.untrained = False
     return louder(model)
 
 
@@ -58,13 +62,13 @@ def louder(model: CodePriorModel) -> CodePriorModel:
 
 
 def given(model: CodePriorModel, count: int = 3, side: int = SIDE) -> dict[str, Tensor]:
-    """What a batch tells."""
-    told: Any = model.conditioner
-    if told.reads == "class":
+    """A batch's fields for the conditioner."""
+    conditioner: Any = model.conditioner
+    if conditioner.reads == "class":
         return {"labels": torch.arange(count) % len(NAMES)}
-    if told.reads == "text":
-        return told.tokenize(["red circle", "what color is the red circle?", ""][:count])
-    if told.reads == "map":
+    if conditioner.reads == "text":
+        return conditioner.tokenize(["red circle", "what color is the red circle?", ""][:count])
+    if conditioner.reads == "map":
         drawn = torch.Generator().manual_seed(5)
         return {"map_codes": torch.randint(CODES, (count, side, side), generator=drawn)}
     return {}
@@ -72,8 +76,8 @@ def given(model: CodePriorModel, count: int = 3, side: int = SIDE) -> dict[str, 
 
 def conditions(model: CodePriorModel, count: int = 3, side: int = SIDE) -> tuple[Condition, Condition]:
     """A condition and its null."""
-    told = given(model, count, side)
-    return model.condition(told), model.condition(told, torch.ones(count, dtype=torch.bool))
+    fields = given(model, count, side)
+    return model.condition(fields), model.condition(fields, torch.ones(count, dtype=torch.bool))
 
 
 def some_codes(count: int = 3, places: int = SIDE * SIDE, codes: int = CODES) -> Tensor:
