@@ -244,9 +244,7 @@ def claim(path: Path, doing: str) -> TextIO:
         RunError: another process has the lock.
     """
     disk.no_file(path.parent).mkdir(parents=True, exist_ok=True)
-    return disk.claim(
-        path, f"process {os.getpid()}", lambda owner: f"{owner} {doing} {path.parent}; wait for it, or stop it."
-    )
+    return disk.claim(path, doing)
 
 
 @contextmanager

@@ -56,9 +56,9 @@ def load_prompts(config: CurateLLaVAInstructConfig) -> dict[str, FewShotPrompt]:
         if getattr(config.samples, kind) == 0:
             continue
         system = getattr(config.prompts, kind)
-        if system is None and folder is None:
-            raise ConfigError(f"prompts.{kind}=null is read from a folder with examples; set examples=…")
         if system is None:
+            if folder is None:
+                raise ConfigError(f"prompts.{kind}=null is read from a folder with examples; set examples=…")
             system = _text(_subfolder(folder, kind) / "system_message.txt")
         if not system.strip():
             raise ConfigError(f"prompts.{kind} is empty.")

@@ -116,12 +116,12 @@ def test_latents_are_there_for_who_asks(work):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["kl", "x", "--as", "codes"], "has no codebook, so it makes no codes; encode --as latents."),
-        (["kl", "x", "--map-run", "vq"], "--map-run encodes maps as codes, and this encodes latents"),
-        (["vq", "x", "--dtype", "float16"], "--dtype=float16 is of latents, and this encodes codes"),
+        (["kl", "x", "--as", "codes"], "has no codebook, so it has no codes; encode --as latents."),
+        (["kl", "x", "--map-run", "vq"], "--map-run applies only to codes, and this encodes latents"),
+        (["vq", "x", "--dtype", "float16"], "--dtype=float16 applies only to latents, and this encodes codes"),
         (["vq", "x", "--as", "code"], "Did you mean 'codes'?"),
         (["vq", "x", "--map-run", "vq_map"], "Did you mean 'vq_maps'?"),
-        (["vq", "x", "--map-run", "kl"], "KLAutoencoder has no codebook, so it makes no codes"),
+        (["vq", "x", "--map-run", "kl"], "KLAutoencoder has no codebook, so it has no codes"),
     ],
 )
 def test_mistakes_are_one_sentence(work, capsys, argv, says):

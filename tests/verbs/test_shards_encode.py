@@ -16,6 +16,7 @@ from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion
 from mmlab.model.first_stage import to_signed
 from mmlab.stage.assembly import restore
+from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
 from mmlab.verbs.shards import main
@@ -152,7 +153,9 @@ def test_a_run_and_what_started_from_it_make_one_cache(work, capsys):
 def test_the_stage_accepts_the_cache(work):
     assert latents_of(work, "first_stage", "pictures", "cache", "--flip") == 0
     model, _ = restore(work / "runs" / "denoiser")
-    stage = LatentDiffusion(model, optim(), ["denoiser", "conditioner"], Diffusion(DiffusionConfig()))
+    stage = LatentDiffusion(
+        LatentDiffusionConfig(trainable=["denoiser", "conditioner"]), model, optim(), Diffusion(DiffusionConfig())
+    )
     data = image_data(stage, ShardIndex.open(work / "cache"), latents=True, global_batch=4, micro_batch=4)
     data.plan(1)
     batch = next(iter(data.train_dataloader()))
@@ -170,7 +173,7 @@ def test_the_stage_accepts_the_cache(work):
         (["first_stage", "pictures", "x", "--batch-size", "-1"], "--batch-size: it must be a whole number of"),
         (["first_stage", "pictures", "x", "--batch-size", "0"], "at least 1, not 0"),
         (["first_stage", "pictures", "x", "--batch-size", "many"], "at least 1, not many"),
-        (["pixels", "pictures", "x"], "its latents are the pictures themselves"),
+        (["pixels", "pictures", "x"], "its latents are the images themselves"),
         (["eye", "pictures", "x"], "has no first stage"),
     ],
 )
