@@ -1,4 +1,4 @@
-"""The answers of an evaluation as files: a table of scores, a grid of pictures, a page of the worst answers."""
+"""Answers of an evaluation, their scores, and files of them: predictions, a grid of images, the worst answers."""
 
 import json
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from PIL import Image
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample import ImageSpec
-from mmlab.evaluate.answers import Answerer, KeptAnswers, answer_questions
+from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture
-from mmlab.evaluate.scores.score import Scorer, Scores, show
-from mmlab.report.cases import Case, cases_page
-from mmlab.report.sheet import BAD, GOOD, contact_sheet
+from mmlab.evaluate.scores.score_table import Scorer, Scores, show
+from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
+from mmlab.report.html_cases import Case, cases_page
 
 
 def predict(
@@ -22,28 +22,27 @@ def predict(
     index: ShardIndex,
     questions: Sequence[Question],
     batch_size: int,
-    kept: KeptAnswers | None = None,
+    saved: AnswerFile | None = None,
 ) -> list[str]:
     """An answer to each question, with a progress bar.
 
     Args:
         answerer: the model.
         index: the questions' shards.
-        questions: any number.
+        questions: any number of questions.
         batch_size: questions at a time.
-        kept: answers of an earlier start, which are not asked for again; new ones are added batch by batch.
+        saved: answers of an earlier start, which are not computed again; new ones are added batch by batch.
     """
-    known = {} if kept is None else kept.known
-    open_places = [n for n in range(len(questions)) if n not in known]
-    answers = answer_questions(answerer, index, [questions[n] for n in open_places], batch_size)
+    predictions = {} if saved is None else dict(saved.answers)
+    left = [n for n in range(len(questions)) if n not in predictions]
+    answers = answer_questions(answerer, index, [questions[n] for n in left], batch_size)
     batch: dict[int, str] = {}
-    predictions = dict(known)
-    for at, answer in progress(answers, "answering questions", len(open_places)):
-        batch[open_places[at]] = answer
+    for at, answer in progress(answers, "answering questions", len(left)):
+        batch[left[at]] = answer
         if len(batch) == batch_size or len(predictions) + len(batch) == len(questions):
             predictions |= batch
-            if kept is not None:
-                kept.add(batch)
+            if saved is not None:
+                saved.add(batch)
             batch = {}
     return [predictions[n] for n in range(len(questions))]
 
@@ -54,20 +53,20 @@ def answer_scores(
     predictions: Sequence[str],
     blind: Sequence[Question] | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """The scores, and the same as JSON; with the questions of a training set also what they give away, as `blind`."""
+    """The scores, and the same as JSON; with questions of a training set also those of `BlindAnswers`, as `blind`."""
     references = [question.reference for question in questions]
     scores = scorer(predictions, references)
-    found = scores.as_json()
+    table = scores.as_json()
     if blind is not None:
         guess = BlindAnswers(blind)
-        found["blind"] = scorer([guess(question) for question in questions], references).as_json()
-    return scores, found
+        table["blind"] = scorer([guess(question) for question in questions], references).as_json()
+    return scores, table
 
 
 def write_predictions(
     folder: Path, questions: Sequence[Question], predictions: Sequence[str], each: Sequence[float]
 ) -> None:
-    """Write `predictions.jsonl`, one line a question, into the folder, which is made."""
+    """Write `predictions.jsonl`, one line per question, into the folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
         for question, prediction, score in zip(questions, predictions, each, strict=True):
@@ -94,15 +93,15 @@ def draw_grid(
     blind: dict[str, Any] | None = None,
     cells: int = 24,
 ) -> Image.Image:
-    """Draw questions spread evenly over the set, green where the answer is right, red where it is not wholly so.
+    """A contact sheet of questions spread evenly over the set, green if the answer is entirely right, else red.
 
     Args:
         index: the questions' shards.
-        questions: all of them.
+        questions: all questions.
         predictions: an answer to each.
-        scores: of these.
-        blind: what one scores without looking, for the title.
-        cells: questions that are drawn, about.
+        scores: scores of the predictions.
+        blind: the first row of the scores of `BlindAnswers`, for the title.
+        cells: about this many questions are shown.
     """
     step = max(1, len(questions) // cells)
     chosen = range(0, len(questions), step)[:cells]
@@ -113,37 +112,36 @@ def draw_grid(
     title = f"{show(scores.main, scores.all[scores.main])} of {len(questions):,} questions"
     if blind is not None:
         title += f" (blind: {show(scores.main, blind[scores.main])})"
-    return contact_sheet(pictures, texts, columns=6, colours=[GOOD if ok else BAD for ok in right], title=title)
+    return contact_sheet(pictures, texts, columns=6, colors=[GOOD if ok else BAD for ok in right], title=title)
 
 
 def _text(question: Question, prediction: str, right: bool) -> str:
-    said = prediction or "(nothing)"
-    return f"{question.text}\n{said}" if right else f"{question.text}\n{said} (right: {question.answer})"
+    return f"{question.text}\n{prediction or '(nothing)'}" + ("" if right else f" (right: {question.answer})")
 
 
 PAGE_SIDE = 320
 
 
 def worst(each: Sequence[float], count: int) -> list[int]:
-    """The places of the lowest scores below 1, in order of score; of equals the ones that are cut are spread evenly."""
-    found: list[int] = []
+    """The places of the lowest scores below 1, in order of score; if equal ones do not all fit, evenly spread ones."""
+    places: list[int] = []
     for score in sorted({score for score in each if score < 1}):
         equal = [n for n, other in enumerate(each) if other == score]
-        room = count - len(found)
+        room = count - len(places)
         if room <= 0:
             break
         step = max(1.0, len(equal) / room)
-        found += [equal[int(i * step)] for i in range(min(room, len(equal)))]
-    return found
+        places += [equal[int(i * step)] for i in range(min(room, len(equal)))]
+    return places
 
 
 def worst_page(
     index: ShardIndex, questions: Sequence[Question], predictions: Sequence[str], scores: Scores, count: int = 48
 ) -> str:
-    """The worst `count` answers as HTML: picture, question, what was said, what is right.
+    """The worst `count` answers as HTML: image, question, answer and right answers.
 
     Raises:
-        DataError: a picture that cannot be read.
+        DataError: an image that cannot be read.
     """
     spec = ImageSpec(PAGE_SIDE)
     chosen = worst(scores.each, count)
@@ -153,7 +151,7 @@ def worst_page(
             f"{questions[n].key} · {', '.join(questions[n].reference.types)} · {scores.each[n]:.2f}",
             {
                 **({"question": questions[n].text} if questions[n].text else {}),
-                "said": predictions[n] or "(nothing)",
+                "answer": predictions[n] or "(nothing)",
                 "right": " · ".join(dict.fromkeys(questions[n].reference.answers)),
             },
         )
@@ -161,4 +159,4 @@ def worst_page(
     ]
     missed = sum(score < 1 for score in scores.each)
     whole = f"{scores.main.replace('_', ' ')} {show(scores.main, scores.all[scores.main])}"
-    return cases_page(f"{whole} of {len(questions):,} questions; {len(chosen)} of {missed:,} that lose a mark", cases)
+    return cases_page(f"{whole} of {len(questions):,} questions; {len(chosen)} of {missed:,} not entirely right", cases)

@@ -1,4 +1,4 @@
-"""A trained model's answers. Legend: B rows, T tokens, N pictures."""
+"""Answers of a trained model. Legend: B rows, T tokens, N images."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import chat_prompt, pad_id
@@ -25,10 +26,10 @@ class Answerer:
 
     Args:
         model: in eval mode, on its device.
-        prompt: template and the pictures' form.
-        aspect: how pictures are fitted, as in training.
+        prompt: the prompt's settings.
+        aspect: how images become square, as in training.
         max_new_tokens: longest answer.
-        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        temperature: 0 is greedy decoding; otherwise tokens are sampled.
     """
 
     def __init__(
@@ -51,30 +52,21 @@ class Answerer:
             self.options |= {"stop_strings": [self.stop], "tokenizer": self.tokenizer}
 
     def __call__(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[str]:
-        """Answer dialogues that end with a question; row b is about picture b, uint8 `[3, H, W]` or None."""
+        """Answers to dialogues that end with a question; row b is about image b, uint8 `[3, H, W]` or None."""
         return [text for text, _ in self.replies(dialogues, pictures)]
 
     def replies(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[tuple[str, bool]]:
-        """As a call, with whether each answer ended by itself, before `max_new_tokens` cut it."""
-        encoded = [chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec) for dialogue in dialogues]
-        device = next(self.model.parameters()).device
-        longest = max(len(one.input_ids) for one in encoded)
-        ids = torch.full((len(encoded), longest), pad_id(self.tokenizer))
-        mask = torch.zeros_like(ids)
-        positions: list[tuple[int, int]] = []
-        # Padding on the left: generation goes on at the right edge of every row.
-        for row, one in enumerate(encoded):
-            start = longest - len(one.input_ids)
-            ids[row, start:] = torch.tensor(one.input_ids)
-            mask[row, start:] = 1
-            positions += [(row, start + place) for place in one.image_starts]
-        size = self.spec.size
-        shown = [pictures[row] for row, _ in positions]
-        pixels = (
-            torch.stack([p for p in shown if p is not None])
-            if shown
-            else torch.zeros(0, 3, size, size, dtype=torch.uint8)
-        )
+        """The answers, and whether each one was finished rather than cut off at `max_new_tokens`."""
+        prompts = [chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec) for dialogue in dialogues]
+        # Padded on the left, because generation continues at the right edge of every row.
+        rows = [torch.tensor(one.input_ids, dtype=torch.int64) for one in prompts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id(self.tokenizer), padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        starts = [(row, place) for row, one in enumerate(prompts) for place in one.image_starts]
+        positions = [(row, ids.shape[1] - len(rows[row]) + place) for row, place in starts]
+        shown = [picture for row, _ in starts if (picture := pictures[row]) is not None]
+        size, device = self.spec.size, next(self.model.parameters()).device
+        pixels = torch.stack(shown) if shown else torch.zeros(0, 3, size, size, dtype=torch.uint8)
         places = torch.tensor(positions, dtype=torch.int64).reshape(-1, 2)
         new = self.model.generate(ids.to(device), mask.to(device), pixels.to(device), places.to(device), **self.options)
         return [(self._text(row), self._ended(row)) for row in new]
@@ -87,11 +79,11 @@ class Answerer:
         return text.strip()
 
     def _ended(self, ids: Tensor) -> bool:
-        # A row that was cut has neither, and no padding.
+        # A row that was cut off has neither, and no padding.
         return self.tokenizer.eos_token_id in ids.tolist() or self.stop in str(self.tokenizer.decode(ids))
 
     def ask(self, question: str, picture: Tensor | None) -> list[Turn]:
-        """A dialogue of one open question, with the picture in front of it."""
+        """A dialogue of one question, with the image in front of it."""
         record = {"questions": [{"question": question, "answer": "?"}]}
         return conversations_of(record, self.prompt, 0, picture is not None)[0][:1]
 
@@ -99,7 +91,7 @@ class Answerer:
 def answer_questions(
     answerer: Answerer, index: ShardIndex, questions: Sequence[Question], batch_size: int
 ) -> Iterator[tuple[int, str]]:
-    """Yield (place in `questions`, answer), questions of like length together."""
+    """Yield (place in `questions`, answer); questions of similar length are answered together."""
     order = sorted(range(len(questions)), key=lambda n: (len(questions[n].text), questions[n].sample))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -108,35 +100,37 @@ def answer_questions(
         yield from zip(batch, answerer(dialogues, pictures), strict=True)
 
 
-class KeptAnswers:
-    """A file of answers, one line each, under a first line that says what they answer.
+class AnswerFile:
+    """A file of the answers of an unfinished evaluation, from which a killed one resumes.
+
+    Its first line says what they depend on; there is one line for each answer below it.
 
     Args:
-        path: the file; it is there as long as the evaluation is unfinished.
-        about: what the answers depend on, as JSON data. Those to anything else are thrown away.
+        path: the file, which exists while the evaluation is unfinished.
+        about: what the answers depend on, as JSON data. Answers that depend on anything else are discarded.
 
     Attributes:
-        known: place of a question → its answer, a text or other JSON data.
+        answers: place of a question → its answer, a text or other JSON data.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self.path = path
         self._head = json.dumps(about, sort_keys=True)
-        self.known = self._read()
+        self.answers = self._read()
 
     def add(self, answers: Mapping[int, Any]) -> None:
-        """Keep answers, and wait until they are on the disk."""
-        if not self.known:
+        """Save answers, and wait until they are on the disk."""
+        if not self.answers:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(self._head + "\n", encoding="utf-8")
-        self.known |= answers
+        self.answers |= answers
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([n, answer]) + "\n" for n, answer in answers.items())
             file.flush()
             os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """Take the file away, once what was made of it is written."""
+        """Remove the file, once the evaluation is finished."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[int, Any]:

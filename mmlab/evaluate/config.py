@@ -1,4 +1,4 @@
-"""Settings of the callbacks that score and show what a run learns (conf/callbacks), and the names of the scores."""
+"""Settings of the callbacks that score and show what a run learns (conf/callbacks), and the scorers by name."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,19 @@ from omegaconf import MISSING
 
 from mmlab.config.fields import Settings, choice, number
 
-METRICS = ("exact", "vqa", "gqa", "pope", "mme", "scienceqa", "captions", "facts")
+SCORERS = {
+    "exact": "mmlab.evaluate.scores.scorers.exact",
+    "vqa": "mmlab.evaluate.scores.vqa.vqa",
+    # GQA's accuracy is exact match, as its evaluation splits it: by form, by meaning, and binary or open.
+    "gqa": "mmlab.evaluate.scores.scorers.exact",
+    "pope": "mmlab.evaluate.scores.yes_no.pope",
+    "mme": "mmlab.evaluate.scores.yes_no.mme",
+    "scienceqa": "mmlab.evaluate.scores.scienceqa_score.scienceqa",
+    "captions": "mmlab.evaluate.scores.caption_scores.captions",
+    "facts": "mmlab.evaluate.scores.scorers.facts",
+}
+"""Scorers by the name of their metric; see `scorer_named`."""
+METRICS = tuple(SCORERS)
 
 
 @dataclass
@@ -22,20 +34,20 @@ class SamplesConfig(Settings):
 
     _target_: str = MISSING
     count: int = number(8, above=0)  # samples on a sheet
-    sheets: int = number(20, above=0)  # spread over a run
+    sheets: int = number(20, above=0)  # most sheets of a run, spread evenly over it; the last step always has one
 
 
 @dataclass
 class AnsweredSamplesConfig(SamplesConfig):
     _target_: str = "mmlab.evaluate.callbacks.sample_sheets.AnsweredSamples"
-    max_new_tokens: int = number(32, above=0)  # of an answer
+    max_new_tokens: int = number(32, above=0)  # longest answer
 
 
 @dataclass
 class GeneratedSamplesConfig(SamplesConfig):
     _target_: str = "mmlab.evaluate.callbacks.sample_sheets.GeneratedSamples"
     count: int = number(16, above=0)
-    steps: int = number(50, above=0)  # most sampler steps
+    steps: int = number(50, above=0)  # most steps of a diffusion sampler, whatever the run's sampler has
 
 
 @dataclass
@@ -50,11 +62,11 @@ class AnswerQualityConfig(Settings):
     _target_: str = "mmlab.evaluate.callbacks.quality.AnswerQuality"
     questions: str = MISSING  # folder of shards with questions
     metric: str = choice(*METRICS)
-    template: str | None = None  # None: the one that the run is trained with
-    types: list[str] = field(default_factory=list)  # question types; none: all
-    limit: int | None = number(None, above=0)  # questions
+    template: str | None = None  # to ask in; null: the one that the run is trained with
+    types: list[str] = field(default_factory=list)  # question types to score; empty: all
+    limit: int | None = number(None, above=0)  # score at most this many questions
     batch_size: int = number(64, above=0)
-    max_new_tokens: int = number(64, above=0)  # of an answer
+    max_new_tokens: int = number(64, above=0)  # longest answer
 
 
 @dataclass
@@ -64,7 +76,7 @@ class SampleQualityConfig(Settings):
     _target_: str = "mmlab.evaluate.callbacks.quality.SampleQuality"
     features: str = MISSING  # network whose features are compared: a run of stage=contrastive, or inception
     pictures: str = MISSING  # folder of shards to compare with
-    aspect: str = "${data.aspect}"
+    aspect: str = "${data.aspect}"  # how their images become square
     samples: int = number(1000, above=1)
     batch_size: int = number(64, above=0)
-    root: str = "${run.root}"
+    root: str = "${run.root}"  # folder of the runs

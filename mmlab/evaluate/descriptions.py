@@ -1,4 +1,4 @@
-"""What a model says when it is asked to describe pictures, and how coherent that is."""
+"""Descriptions of images by a trained model, and how coherent they are."""
 
 import json
 from collections.abc import Sequence
@@ -14,29 +14,29 @@ from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import IMAGE
-from mmlab.evaluate.answers import Answerer, KeptAnswers
+from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question, read_picture
-from mmlab.evaluate.scores.incoherence import faults, finished, incoherence, words_of
+from mmlab.evaluate.scores.incoherence import faults_of, finished, incoherence, words_of
 from mmlab.evaluate.scores.scorers import matches
-from mmlab.report.sheet import BAD, GOOD, contact_sheet
+from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
 
 SIDE = 224
-LETTERS = 300  # of a description on the sheet; the file has all
+LETTERS = 300  # of a description on the sheet; the file has all of them
 
 
 @dataclass(frozen=True)
 class Description:
-    """One picture's description.
+    """One image's description.
 
     Attributes:
-        place: of the picture in its set.
-        key: of its sample.
-        question: what the model was asked; empty where the picture alone asks.
-        text: what it said.
-        ended: whether it ended by itself.
-        caption: the sample's own, in the form that the run learned, or None.
-        sentence: whether it was asked for a text like the sample's caption as it lies, and that ends with a full stop.
+        place: place of the image in its set.
+        key: key of its sample.
+        question: the question to the model; empty if the image alone is the prompt.
+        text: the model's answer.
+        ended: whether it was finished rather than cut off.
+        caption: the sample's own caption in the form that the run learned, or None.
+        sentence: whether the model was asked, and the sample's caption as stored ends with a full stop.
     """
 
     place: int
@@ -49,69 +49,70 @@ class Description:
 
 
 def describe(
-    answerer: Answerer, pictures: PictureSet, batch_size: int, kept: KeptAnswers | None = None
+    answerer: Answerer, pictures: PictureSet, batch_size: int, saved: AnswerFile | None = None
 ) -> list[Description]:
-    """A description of each picture, in order.
+    """A description of each image, in order.
 
     Args:
-        answerer: its prompt asks for captions.
-        pictures: the request for the n-th is drawn by n.
-        batch_size: pictures at a time.
-        kept: descriptions of an earlier start, and whether each ended; new ones are added batch by batch.
+        answerer: a model whose prompt asks for captions.
+        pictures: the images; the request for the n-th is drawn by n.
+        batch_size: images at a time.
+        saved: descriptions of an earlier start, and whether each ended; new ones are added batch by batch.
 
     Raises:
-        DataError: a sample without a readable picture or record.
+        DataError: a sample without a readable image or record.
     """
-    found: list[Description] = []
+    descriptions: list[Description] = []
     starts = range(0, len(pictures), batch_size)
-    for start in progress(starts, "describing pictures", len(starts)):
+    for start in progress(starts, "describing images", len(starts)):
         places = range(start, min(start + batch_size, len(pictures)))
         records = [pictures.sample(n).record for n in places]
         captions = [caption_of(record, n, answerer.prompt.captions) for n, record in zip(places, records, strict=True)]
-        # Whatever form a run learned its captions in: runs that are asked the same are judged the same.
+        # Captions as stored, whatever form of them a run learned: runs that are asked the same are judged the same.
         asks = answerer.prompt.template != "plain"
         whole = [asks and finished(caption_of(record, n) or "") for n, record in zip(places, records, strict=True)]
-        # The request does not depend on the caption, which a picture to be described need not have.
-        asked = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n in places]
-        known = {} if kept is None else kept.known
-        if known.keys() >= set(places):
-            replies = [known[n] for n in places]
+        # The request does not depend on the caption, which an image need not have.
+        requests = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n in places]
+        earlier = {} if saved is None else saved.answers
+        if earlier.keys() >= set(places):
+            replies = [earlier[n] for n in places]
         else:
-            replies = answerer.replies(asked, [pictures.picture(n) for n in places])
-            if kept is not None:
-                kept.add(dict(zip(places, replies, strict=True)))
-        for n, caption, sentence, dialogue, (text, ended) in zip(places, captions, whole, asked, replies, strict=True):
+            replies = answerer.replies(requests, [pictures.picture(n) for n in places])
+            if saved is not None:
+                saved.add(dict(zip(places, replies, strict=True)))
+        rows = zip(places, captions, whole, requests, replies, strict=True)
+        for n, caption, sentence, dialogue, (text, ended) in rows:
             question = dialogue[0].text.removeprefix(IMAGE).strip()
-            found.append(Description(n, pictures.key(n), question, text, ended, caption, sentence))
-    return found
+            descriptions.append(Description(n, pictures.key(n), question, text, ended, caption, sentence))
+    return descriptions
 
 
 def in_sentences(descriptions: Sequence[Description]) -> bool:
-    """Whether a description has to end with a full stop: most captions do."""
-    known = [one.sentence for one in descriptions if one.caption is not None]
-    return sum(known) * 2 > len(known)
+    """Whether descriptions have to end with a full stop, as most captions do."""
+    sentences = [one.sentence for one in descriptions if one.caption is not None]
+    return sum(sentences) * 2 > len(sentences)
 
 
 def judge(descriptions: Sequence[Description]) -> list[list[str]]:
     """The faults of each description."""
     sentences = in_sentences(descriptions)
-    return [faults(one.text, one.ended, sentences) for one in descriptions]
+    return [faults_of(one.text, one.ended, sentences) for one in descriptions]
 
 
-def description_scores(descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Shares of incoherent descriptions, their mean length, and the share that equals the caption.
+def description_scores(descriptions: Sequence[Description], faults: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Shares of incoherent descriptions, mean length, and the share of descriptions that equal the caption.
 
     Returns:
-        As `incoherence`, with `words`, `sentences` (see `in_sentences`), and `exact` where there are captions.
+        The scores of `incoherence`, with `words`, `sentences` (see `in_sentences`), and `exact` if there are captions.
     """
-    known = [matches(one.text, one.caption) for one in descriptions if one.caption is not None]
+    equal = [matches(one.text, one.caption) for one in descriptions if one.caption is not None]
     words = sum(len(words_of(one.text)) for one in descriptions) / len(descriptions)
-    exact = {"exact": sum(known) / len(known)} if known else {}
-    return {**incoherence(found), "words": words, "sentences": in_sentences(descriptions), **exact}
+    exact = {"exact": sum(equal) / len(equal)} if equal else {}
+    return {**incoherence(faults), "words": words, "sentences": in_sentences(descriptions), **exact}
 
 
 def caption_questions(pictures: PictureSet) -> list[Question]:
-    """Each picture as a question that all the captions of its sample answer.
+    """Each image as a question, of which all captions of its sample are right answers.
 
     Raises:
         DataError: a sample without a caption.
@@ -125,15 +126,15 @@ def _caption_question(pictures: PictureSet, n: int) -> Question:
     texts = several if isinstance(several, list) else [caption_of(sample.record, n)]
     texts = [text for text in texts if isinstance(text, str) and text.strip()]
     if not texts:
-        raise DataError(f"{sample.source}: sample {sample.key} has no caption to compare a description with.")
+        raise DataError(f"{sample.source}: sample {sample.key} has no caption to compare its description with.")
     return Question(pictures.places[n], sample.key, "", texts[0], "caption", tuple(texts))
 
 
-def write_descriptions(folder: Path, descriptions: Sequence[Description], found: Sequence[Sequence[str]]) -> None:
-    """Write `descriptions.jsonl`, one line a picture, into the folder, which is made."""
+def write_descriptions(folder: Path, descriptions: Sequence[Description], faults: Sequence[Sequence[str]]) -> None:
+    """Write `descriptions.jsonl`, one line per image, into the folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "descriptions.jsonl").open("w", encoding="utf-8") as lines:
-        for one, wrong in zip(descriptions, found, strict=True):
+        for one, wrong in zip(descriptions, faults, strict=True):
             row = {"key": one.key, "question": one.question, "description": one.text, "caption": one.caption}
             lines.write(json.dumps({**row, "ended": one.ended, "faults": list(wrong)}) + "\n")
 
@@ -141,16 +142,16 @@ def write_descriptions(folder: Path, descriptions: Sequence[Description], found:
 def description_sheet(
     pictures: PictureSet,
     descriptions: Sequence[Description],
-    found: Sequence[Sequence[str]],
+    faults: Sequence[Sequence[str]],
     scores: dict[str, Any],
     cells: int = 24,
 ) -> Image.Image:
-    """Pictures spread evenly over the set with what was said of them; green where coherent, red with the faults."""
+    """Images spread evenly over the set with their descriptions: green if coherent, else red, with the faults."""
     chosen = range(0, len(descriptions), max(1, len(descriptions) // cells))[:cells]
     spec = ImageSpec(SIDE)
     shown = [read_picture(pictures.index, pictures.places[descriptions[n].place], spec) for n in chosen]
-    said = [shorten(descriptions[n].text or "(nothing)", LETTERS, placeholder=" …") for n in chosen]
-    texts = [f"{text}\n{', '.join(found[n]) or 'coherent'}" for n, text in zip(chosen, said, strict=True)]
-    colours = [BAD if found[n] else GOOD for n in chosen]
+    texts = [shorten(descriptions[n].text or "(nothing)", LETTERS, placeholder=" …") for n in chosen]
+    texts = [f"{text}\n{', '.join(faults[n]) or 'coherent'}" for n, text in zip(chosen, texts, strict=True)]
+    colors = [BAD if faults[n] else GOOD for n in chosen]
     title = f"{scores['incoherent']:.1%} of {scores['descriptions']:,} descriptions are incoherent"
-    return contact_sheet(shown, texts, columns=6, colours=colours, title=title)
+    return contact_sheet(shown, texts, columns=6, colors=colors, title=title)

@@ -1,4 +1,4 @@
-"""Questions with known answers, read from shards."""
+"""Questions with right answers, read from shards."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec, SampleError
-from mmlab.evaluate.scores.score import Reference, texts_of
+from mmlab.evaluate.scores.score_table import Reference, texts_of
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
-        sample: place of the picture's sample in the index.
+        sample: place of the image's sample in the index.
         key: the sample's key.
         text, answer: the question and its right answer.
-        type: kind of question that scores are split by.
-        answers: all right answers, where there are several, or where they are not what a model learns to say.
-        types: the kinds, where it is of several.
-        choices: how many letters there are to choose from.
+        type: type of question, by which scores are split.
+        answers: all right answers, if there are several, or if they differ from what a model learns to say.
+        types: the types, if it has several.
+        choices: number of letters to choose from.
     """
 
     sample: int
@@ -38,43 +38,44 @@ class Question:
 
     @property
     def reference(self) -> Reference:
-        """What a scorer compares an answer with."""
+        """The right answers, for a scorer."""
         return Reference(self.key, self.answers or (self.answer,), self.types or (self.type,), self.key, self.choices)
 
 
 def read_questions(index: ShardIndex, types: Sequence[str] = (), limit: int | None = None) -> list[Question]:
-    """Return the questions of a set of shards in their order.
+    """The questions of a set of shards in their order.
 
-    A sample's `questions` count one each; a dialogue counts with its first question, as type `conversation`. A question
-    may have `answers`, `types` and `choices` beside its answer; a dialogue has them in the record's `reference`.
+    Every one of a sample's `questions` counts; of a dialogue only its first question, as type `conversation`. A
+    question may have `answers`, `types` and `choices` besides its answer; for a dialogue they are in the record's
+    `reference`.
 
     Args:
         index: open shards.
-        types: question types to keep; empty keeps all.
+        types: question types to read; empty: all.
         limit: at most this many.
 
     Raises:
         DataError: there is no question (of these types).
     """
-    found: list[Question] = []
+    questions: list[Question] = []
     seen: set[str] = set()
     for i in range(len(index)):
         for question in _questions(i, str(index.keys[i]), index):
             kinds = question.types or (question.type,)
             seen.update(kinds)
             if not types or not set(types).isdisjoint(kinds):
-                found.append(question)
-        if limit is not None and len(found) >= limit:
-            return found[:limit]
-    if not found:
+                questions.append(question)
+        if limit is not None and len(questions) >= limit:
+            return questions[:limit]
+    if not questions:
         wrong = [name for name in types if name not in seen]
         has = (
             f"its types are {', '.join(sorted(seen))}.{nearest(wrong[0], seen) if wrong else ''}"
             if seen
             else "it has none."
         )
-        raise DataError(f"{index.root} holds no question{' of type ' + ', '.join(types) if types else ''}; {has}")
-    return found
+        raise DataError(f"{index.root} has no question{' of type ' + ', '.join(types) if types else ''}; {has}")
+    return questions
 
 
 def _questions(i: int, key: str, index: ShardIndex) -> Iterator[Question]:
@@ -105,24 +106,23 @@ def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 
 def read_picture(index: ShardIndex, i: int, spec: ImageSpec):
-    """Return sample i's picture as uint8 `[3, H, W]`, or None if it has none.
+    """Sample i's image as uint8 `[3, H, W]`, or None if it has none.
 
     Raises:
-        DataError: the picture cannot be decoded.
+        DataError: the image cannot be decoded.
     """
     try:
         members = index.read(i, IMAGE_EXTENSIONS)
         data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         return None if data is None else decode_image(data, spec)
     except SampleError as error:
-        raise DataError(f"{index.root}: the picture of sample {index.keys[i]} cannot be read: {error}") from error
+        raise DataError(f"{index.root}: the image of sample {index.keys[i]} cannot be read: {error}") from error
 
 
 class BlindAnswers:
-    """Answers without looking: the commonest answer to the same question in the training set.
+    """A baseline without images: the most frequent answer to the same question in the training set.
 
-    A question that was never asked there gets the commonest answer to any question. What a model scores
-    above this is what it has seen.
+    A question that does not occur there gets the most frequent answer to any question.
 
     Args:
         questions: of the training set.
@@ -132,8 +132,8 @@ class BlindAnswers:
         by_text: dict[str, Counter[str]] = {}
         for question in questions:
             by_text.setdefault(question.text, Counter())[question.answer] += 1
-        self.known = {text: answers.most_common(1)[0][0] for text, answers in by_text.items()}
+        self.answers = {text: answers.most_common(1)[0][0] for text, answers in by_text.items()}
         self.default = Counter(question.answer for question in questions).most_common(1)[0][0]
 
     def __call__(self, question: Question) -> str:
-        return self.known.get(question.text, self.default)
+        return self.answers.get(question.text, self.default)

@@ -1,4 +1,4 @@
-"""Answers of a model that has learned a few by heart, and of one that has not."""
+"""Answers to questions, and the file from which a killed evaluation resumes."""
 
 from dataclasses import replace
 
@@ -9,11 +9,12 @@ from mmlab.data.config import Prompt
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn
-from mmlab.evaluate.answers import Answerer, answer_questions
+from mmlab.evaluate.answer_report import predict
+from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
 from mmlab.evaluate.questions import read_picture, read_questions
-from mmlab.stage.vision_language import EndToEndFinetuning
+from mmlab.stage.config import EndToEndFinetuningConfig
 from tests.model import tiny
-from tests.stage.tiny_stage import data_of, fit, optim
+from tests.stage.tiny_stage import data_of, fit, make_stage
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records, make_shapes
 
@@ -32,7 +33,8 @@ def facts(tmp_path_factory):
 )
 def test_answers_end_at_the_template_s_stop(tokenizer_folder, facts, template, system):
     prompt = Prompt(template, system=system)
-    stage = EndToEndFinetuning(tiny.vlm(tokenizer_folder), optim(), ["connector", "language"], prompt)
+    config = EndToEndFinetuningConfig(trainable=["connector", "language"], prompt=prompt)
+    stage = make_stage(config, tiny.vlm(tokenizer_folder))
     fit(stage, data_of(stage, [facts.root], 3, 3, max_length=400), 60)
     answerer = Answerer(stage.model.eval(), prompt, "stretch", max_new_tokens=40)
     ends = []
@@ -133,3 +135,71 @@ def test_temperature_draws(untrained):
     torch.manual_seed(0)
     answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=6, temperature=2.0)
     assert len({answerer([answerer.ask("what?", None)], [None])[0] for _ in range(6)}) > 1
+
+
+ABOUT = {"parts": {"language": "abc"}, "limit": None}
+
+
+def test_answers_are_read_again(tmp_path):
+    path = tmp_path / "new" / "answers.jsonl"
+    saved = AnswerFile(path, ABOUT)
+    assert saved.answers == {} and not path.exists()
+    saved.add({4: "a\nb", 1: "ü\u2028"})
+    saved.add({0: ""})
+    assert AnswerFile(path, dict(reversed(ABOUT.items()))).answers == {4: "a\nb", 1: "ü\u2028", 0: ""}
+    saved.remove()
+    assert not path.exists() and AnswerFile(path, ABOUT).answers == {}
+
+
+def test_half_a_line_is_cut_off(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    AnswerFile(path, ABOUT).add({0: "first", 1: "second"})
+    path.write_bytes(path.read_bytes()[:-4])
+    saved = AnswerFile(path, ABOUT)
+    assert saved.answers == {0: "first"}
+    saved.add({1: "again"})
+    assert AnswerFile(path, ABOUT).answers == {0: "first", 1: "again"}
+
+
+def test_answers_to_anything_else_are_thrown_away(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    AnswerFile(path, ABOUT).add({0: "first"})
+    other = AnswerFile(path, {**ABOUT, "limit": 3})
+    assert other.answers == {}
+    other.add({2: "new"})
+    assert AnswerFile(path, ABOUT).answers == {} and AnswerFile(path, {**ABOUT, "limit": 3}).answers == {2: "new"}
+
+
+class Repeats:
+    """Answers each question with its own text, and dies where it is told to."""
+
+    spec = None
+
+    def __init__(self, batches: int):
+        self.batches = batches
+        self.asked: list[str] = []
+
+    def ask(self, question, picture):
+        return question
+
+    def __call__(self, dialogues, pictures):
+        if self.batches == 0:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        self.asked += dialogues
+        return [f"{text}!" for text in dialogues]
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path):
+    records = [{"questions": [{"question": f"number {n}?", "answer": "1"}]} for n in range(7)]
+    index: ShardIndex = make_records(tmp_path / "shards", records, [None] * 7)
+    questions = read_questions(index)
+    first, path = Repeats(2), tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        predict(first, index, questions, 2, AnswerFile(path, ABOUT))  # type: ignore[arg-type]
+    second = Repeats(9)
+    predictions = predict(second, index, questions, 2, AnswerFile(path, ABOUT))  # type: ignore[arg-type]
+    assert predictions == [f"number {n}?!" for n in range(7)]
+    assert len(first.asked) == 4 and sorted(first.asked + second.asked) == [f"number {n}?" for n in range(7)]
+    third = Repeats(0)
+    assert predict(third, index, questions, 2, AnswerFile(path, ABOUT)) == predictions  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import pytest
 
 from mmlab.evaluate.scores.caption_scores import bleu, captions, cider_d, rouge_l, tokens_of
-from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.score_table import Reference
 
 SAID = [
     "a man rides a brown horse on the beach",

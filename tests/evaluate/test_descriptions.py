@@ -13,7 +13,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.data.sample import ImageSpec
 from mmlab.data.turns import Turn
-from mmlab.evaluate.answers import Answerer, KeptAnswers
+from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.descriptions import (
     Description,
     caption_questions,
@@ -25,10 +25,10 @@ from mmlab.evaluate.descriptions import (
 )
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question
-from mmlab.report.sheet import BAD, GOOD
-from mmlab.stage.vision_language import EndToEndFinetuning
+from mmlab.report.contact_sheet import BAD, GOOD
+from mmlab.stage.config import EndToEndFinetuningConfig
 from tests.model import tiny
-from tests.stage.tiny_stage import data_of, fit, optim
+from tests.stage.tiny_stage import data_of, fit, make_stage
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 
@@ -48,8 +48,9 @@ def pictures(shards, **options: Any) -> PictureSet:
 
 def learned(tokenizer, shards, prompt: Prompt):
     """A model that has learned the caption, and nothing else."""
-    stage: Any = EndToEndFinetuning(tiny.minigpt4(tokenizer), optim(), ["connector", "language"], ASKED)
-    stage.prompt = prompt
+    config = EndToEndFinetuningConfig(trainable=["connector", "language"], prompt=ASKED)
+    stage = make_stage(config, tiny.minigpt4(tokenizer))
+    config.prompt = prompt
     fit(stage, data_of(stage, [shards], 4, 4, max_length=200), 80)
     return stage.model.eval()
 
@@ -116,8 +117,8 @@ def test_files_and_sheet(shards, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "new" / "descriptions.jsonl").read_text().splitlines()]
     assert [row["faults"] for row in rows] == [["repeated", "fragment"], []] and rows[1]["key"] == "k1"
     sheet = np.asarray(description_sheet(pictures(shards), said, found, scores))
-    for colour in (GOOD, BAD):
-        assert (sheet == ImageColor.getrgb(colour)).all(-1).any()
+    for color in (GOOD, BAD):
+        assert (sheet == ImageColor.getrgb(color)).all(-1).any()
 
 
 class Numbers:
@@ -137,8 +138,8 @@ class Numbers:
 
 
 def test_what_was_described_is_not_described_again(shards, tmp_path):
-    def kept() -> KeptAnswers:
-        return KeptAnswers(tmp_path / "unfinished.jsonl", {})
+    def kept() -> AnswerFile:
+        return AnswerFile(tmp_path / "unfinished.jsonl", {})
 
     straight = describe(Numbers(2), pictures(shards, limit=3), 2)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
@@ -154,7 +155,7 @@ def test_all_captions_of_a_picture_are_right(tmp_path):
         Question(1, "s0001", "", "A cat.", "caption", ("A cat.",)),
     ]
     make_records(tmp_path / "untold", [{"id": "1"}], [png()])
-    with pytest.raises(DataError, match="sample s0000 has no caption to compare a description with"):
+    with pytest.raises(DataError, match="sample s0000 has no caption to compare its description with"):
         caption_questions(pictures(tmp_path / "untold"))
 
 

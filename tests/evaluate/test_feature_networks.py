@@ -37,7 +37,7 @@ def test_a_run_without_an_eye_is_refused(tmp_path, tokenizer_folder):
     tiny = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
     overrides = ["experiment=llava/language_tiny", f"model.language.architecture={tiny}"]
     make_run(tmp_path, "tongue", [*overrides, f"model.language.tokenizer={tokenizer_folder}"], ["language"])
-    with pytest.raises(ConfigError, match="no vision encoder; give features a run of stage=contrastive"):
+    with pytest.raises(ConfigError, match="no vision encoder; set features to a run of stage=contrastive"):
         feature_network("tongue", tmp_path)
     with pytest.raises(ConfigError, match=r"no run 'ton'.*Did you mean 'tongue'"):
         feature_network("ton", tmp_path)
@@ -87,7 +87,7 @@ def test_inception_is_asked_for_fids_own_layer(hub):
 
 
 def test_inception_without_its_weights(hub):
-    with pytest.raises(ConfigError, match=f"{WEIGHTS}; put the file there from https://"):
+    with pytest.raises(ConfigError, match=f"{WEIGHTS}; download them from https://"):
         feature_network("inception")
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mmlab.evaluate.scores.incoherence import breaks_off, faults, finished, incoherence, repeats
+from mmlab.evaluate.scores.incoherence import breaks_off, faults_of, finished, incoherence, repeats
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_finished():
 
 def test_shares_are_of_descriptions():
     found = [
-        faults(*one, sentences=False) for one in (("a star", True), ("a a a", False), ("and the", True), ("x", True))
+        faults_of(*one, sentences=False) for one in (("a star", True), ("a a a", False), ("and the", True), ("x", True))
     ]
     assert found == [[], ["repeated", "fragment", "no_end"], ["fragment"], []]
     assert incoherence(found) == {

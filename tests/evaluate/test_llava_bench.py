@@ -116,10 +116,10 @@ def test_the_judge_is_told_the_rule_of_the_category(files, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"contexts": CONTEXTS[:1]}, "says nothing of b.jpg, which question 2 is about"),
+        ({"contexts": CONTEXTS[:1]}, "does not describe b.jpg, which question 2 is about"),
         ({"baseline": BASELINE[:2]}, "has no answer to question 2"),
-        ({"questions": [{"question_id": 0, "image": "a.jpg"}] * 2}, "another layout than LLaVA-Bench"),
-        ({"contexts": [{"image": "a.jpg"}, {"image": "b.jpg"}]}, "another layout than LLaVA-Bench"),
+        ({"questions": [{"question_id": 0, "image": "a.jpg"}] * 2}, "does not have the format of LLaVA-Bench"),
+        ({"contexts": [{"image": "a.jpg"}, {"image": "b.jpg"}]}, "does not have the format of LLaVA-Bench"),
     ],
 )
 def test_what_is_missing_is_named(files, wrong, message):

@@ -4,7 +4,7 @@ import torch
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture, read_questions
-from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.score_table import Reference
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 
@@ -55,7 +55,7 @@ def test_a_type_that_is_not_there_is_an_error_with_the_nearest(index, tmp_path):
     with pytest.raises(DataError, match=says):
         read_questions(index, ["colour"])
     captions = make_records(tmp_path / "captions", [{"caption": "a star"}], [png()])
-    with pytest.raises(DataError, match="holds no question; it has none"):
+    with pytest.raises(DataError, match="has no question; it has none"):
         read_questions(captions)
 
 
@@ -101,7 +101,7 @@ def test_pictures(index):
 
 def test_a_broken_picture_or_record_names_its_sample(tmp_path):
     broken = make_records(tmp_path / "broken", [RECORDS[0]], [png()[:40]])
-    with pytest.raises(DataError, match="picture of sample s0000 cannot be read"):
+    with pytest.raises(DataError, match="image of sample s0000 cannot be read"):
         read_picture(broken, 0, ImageSpec(16))
 
 

@@ -1,4 +1,4 @@
-"""Scores of a first stage: what it keeps, beside what a linear code of as many numbers keeps."""
+"""Scores of reconstructions, and the linear code that they are compared with."""
 
 from types import SimpleNamespace
 
@@ -69,7 +69,7 @@ def test_a_linear_code_of_as_many_numbers_stands_beside_it(sets):
     pictures, train = sets
     scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), pictures, None, train)
     assert scores["linear_values"] == 12 * (SIDE // 2) ** 2 and scores["linear_pictures"] == 260
-    # Pictures of 4 x 4 random colours lie in a space of 48 directions: 192 numbers keep all of it but the rounding.
+    # Pictures of 4 x 4 random colors lie in a space of 48 directions: 192 numbers keep all of it but the rounding.
     assert scores["linear_psnr"] > 35
     rows = torch.stack([train.picture(n) for n in range(260)])
     held_out = torch.stack([pictures.picture(n) for n in range(30)])
@@ -81,7 +81,7 @@ def test_too_few_training_pictures_for_the_linear_code(sets):
     few = PictureSet(sets[1].index.root, SPEC, 100)
     first_stage = Unshuffle()
     first_stage.encode = lambda x: pytest.fail("it is known before any picture is encoded")
-    with pytest.raises(ConfigError, match="192 numbers takes more than 192 training pictures; there are 100"):
+    with pytest.raises(ConfigError, match="192 numbers needs more than 192 training images; there are 100"):
         score_reconstructions(SimpleNamespace(first_stage=first_stage), sets[0], None, few)
 
 
@@ -93,7 +93,7 @@ def test_where_memory_has_no_room_for_a_linear_code_the_other_scores_stay(sets, 
     if fits > 192:
         assert scores["linear_pictures"] == fits and "linear_left_out" not in scores
     else:
-        assert "takes more than 192 pictures, and" in scores["linear_left_out"] and "linear_psnr" not in scores
+        assert "needs more than 192 images, but" in scores["linear_left_out"] and "linear_psnr" not in scores
         assert scores["linear_left_out"].endswith("GiB hold 192 of 8 px")
 
 
@@ -109,7 +109,7 @@ def test_a_set_of_pictures(sets, tmp_path):
     assert [len(batch) for batch in some.batches(4, "x")] == [4, 4, 2]
     assert torch.equal(torch.cat(list(some.batches(4, "x")))[9], some.picture(9))
     make_records(tmp_path / "texts", [{"caption": "no picture"}], [None])
-    with pytest.raises(DataError, match="has no picture; scores need the pictures"):
+    with pytest.raises(DataError, match="has no image; scores need the images"):
         PictureSet(tmp_path / "texts", SPEC).picture(0)
 
 
@@ -125,3 +125,31 @@ def test_a_codebook_is_scored_by_its_use(sets):
     assert 0 < scores["code_use"] <= 1 and "code_use" not in score_reconstructions(
         SimpleNamespace(first_stage=Unshuffle()), sets[0], None
     )
+
+
+def drawn(count: int, rank: int, seed: int, side: int = 4) -> torch.Tensor:
+    """Pictures in a space of `rank` directions around grey; the directions are the same for every seed."""
+    axes = torch.randn(rank, 3 * side * side, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(count, rank, generator=torch.Generator().manual_seed(seed)) * 12
+    return (128 + weights @ axes).round().clamp(0, 255).to(torch.uint8).view(count, 3, side, side)
+
+
+def error(code: LinearCode, pictures: torch.Tensor) -> float:
+    return float((code(pictures).float() - pictures.float()).square().mean())
+
+
+@pytest.mark.parametrize("count", [30, 200])  # fewer pictures than values, and more
+def test_it_is_the_best_linear_code(count):
+    train, held_out = drawn(count, 5, 1), drawn(20, 5, 2)
+    assert error(LinearCode(train, 5), held_out) < 1.0, "five directions span the set: rounding remains"
+    code = LinearCode(train, 3)
+    flat = train.flatten(1).double()
+    rest = torch.linalg.svdvals(flat - flat.mean(0))[3:].square().sum() / flat.numel()
+    assert error(code, train) == pytest.approx(float(rest), rel=0.02), "what the three largest directions leave"
+    assert torch.allclose(code.axes_DK.T @ code.axes_DK, torch.eye(3), atol=1e-5)
+    assert code(held_out).dtype == torch.uint8 and code(held_out).shape == held_out.shape
+
+
+def test_more_values_than_pictures_is_refused():
+    with pytest.raises(ConfigError, match="more than 30 training images; there are 30"):
+        LinearCode(drawn(30, 5, 1), 30)

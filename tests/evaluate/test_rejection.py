@@ -12,14 +12,15 @@ from torch import Tensor
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
-from mmlab.evaluate.pictures.drawn_samples import Drawn
+from mmlab.evaluate.pictures.drawn_samples import DrawnSamples
 from mmlab.evaluate.pictures.fid import FeatureSet
-from mmlab.evaluate.pictures.generated_scores import score_samples
 from mmlab.evaluate.pictures.generators import CodeGenerator
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.pictures.rejection import CAUTION, ClassProbe, Rejection, of_all_codes
+from mmlab.evaluate.pictures.sample_scores import score_samples
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.conditioner import ClassCondition
+from mmlab.model.config import ClassConditionConfig, CodeSamplerConfig
 from mmlab.model.first_stage import to_uint8
 from tests.evaluate.tiny_scores import SIDE, Quadrants
 from tests.model.tiny_priors import prior_model
@@ -31,7 +32,7 @@ RIGHT = 3
 
 
 def picture(label: int, seed: int) -> Tensor:
-    """A class's colour under noise, uint8 `[3, S, S]`."""
+    """A class's color under noise, uint8 `[3, S, S]`."""
     noise = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     return (COLOURS[label][:, None, None] + 40 * noise).clamp(0, 255).to(torch.uint8)
 
@@ -53,7 +54,11 @@ def sets(tmp_path_factory) -> dict[str, PictureSet]:
 class Careless:
     """Stands for a model that draws another class more often than the one that it is told."""
 
-    model: Any = field(default_factory=lambda: diffusion_model(conditioner=ClassCondition(NAMES, 4)))
+    model: Any = field(
+        default_factory=lambda: diffusion_model(
+            conditioner=ClassCondition(ClassConditionConfig(classes=NAMES, width=4))
+        )
+    )
 
     def __call__(self, given: dict[str, Tensor], seeds: list[int]) -> Tensor:
         pairs = zip(given["labels"].tolist(), seeds, strict=True)
@@ -81,7 +86,7 @@ def test_the_classifier_tells_unseen_pictures(sets):
     torch.testing.assert_close(likely.sum(1), torch.ones(3, dtype=torch.float64))
     others = ClassProbe(Quadrants(), sets["train"], NAMES[::-1])
     torch.testing.assert_close(others(torch.stack([picture(1, 9)])).flip(1), probe(torch.stack([picture(1, 9)])))
-    with pytest.raises(DataError, match="has no picture of the class 'moon', so nothing can tell it"):
+    with pytest.raises(DataError, match="has no image of the class 'moon'"):
         ClassProbe(Quadrants(), sets["train"], [*NAMES, "moon"])
 
 
@@ -113,7 +118,7 @@ def test_accepted_samples_are_those_that_show_their_class(sets):
 
 def test_the_surest_of_each_class_are_kept_however_many_are_drawn(sets):
     probe, generator = ClassProbe(Quadrants(), sets["train"], NAMES), Careless()
-    told = [NAMES[n % 3] for n in range(10)]
+    labels = [NAMES[n % 3] for n in range(10)]
     drawings = []
 
     def draw(_: Any, number: int) -> Any:
@@ -121,11 +126,11 @@ def test_the_surest_of_each_class_are_kept_however_many_are_drawn(sets):
         features = FeatureSet()
         features.add(Quadrants()(pictures))
         drawings.append(pictures)
-        return Drawn(pictures, told, features)
+        return DrawnSamples(pictures, labels, features)
 
     first = draw(None, 0)
     _, kept = Rejection(probe, 4).rows(generator, draw, first, first.features)  # type: ignore[arg-type]
-    assert len(drawings) == 4 and kept.told == told
+    assert len(drawings) == 4 and kept.labels == labels
     torch.testing.assert_close(kept.features.features, Quadrants()(kept.pictures))
     for label in range(3):
         places = [n for n in range(10) if n % 3 == label]
@@ -146,7 +151,10 @@ def test_a_classifier_that_sees_as_the_distance_does_is_called_into_question(set
 
 
 def test_a_sampler_that_leaves_codes_out_is_compared_with_one_that_does_not():
-    model = prior_model("class")
-    whole = of_all_codes(CodeGenerator(model, CodeSampler(0.9, 5, 0.8, 2), 16))
-    assert whole == CodeGenerator(model, CodeSampler(0.9, guidance=2), 16)
-    assert of_all_codes(CodeGenerator(model, CodeSampler(0.9), 16)) is None and of_all_codes(Careless()) is None  # type: ignore[arg-type]
+    def generator(**settings: Any) -> CodeGenerator:
+        return CodeGenerator(prior_model("class"), CodeSampler(CodeSamplerConfig(temperature=0.9, **settings)), 16)
+
+    whole = of_all_codes(generator(top_k=5, top_p=0.8, guidance=2))
+    assert whole is not None and whole.sampler.config == CodeSamplerConfig(temperature=0.9, guidance=2)
+    assert whole.size == 16
+    assert of_all_codes(generator()) is None and of_all_codes(Careless()) is None  # type: ignore[arg-type]

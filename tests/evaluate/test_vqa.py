@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmlab.evaluate.scores.score import Reference
-from mmlab.evaluate.scores.vqa import normalise, soft_accuracy, vqa
+from mmlab.evaluate.scores.score_table import Reference
+from mmlab.evaluate.scores.vqa import normalized, soft_accuracy, vqa
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ from mmlab.evaluate.scores.vqa import normalise, soft_accuracy, vqa
     ],
 )
 def test_normalisation(answer, form):
-    assert normalise(answer) == form
+    assert normalized(answer) == form
 
 
 @pytest.mark.parametrize(("same", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])

@@ -3,7 +3,7 @@
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.score_table import Reference
 from mmlab.evaluate.scores.yes_no import mme, mme_answer, pope, pope_answer
 
 
@@ -91,11 +91,11 @@ def test_mme_without_tasks():
 
 
 def test_mme_needs_pairs():
-    with pytest.raises(DataError, match="two questions about each picture, not 1 about b"):
+    with pytest.raises(DataError, match="two questions about each image, not 1 about b"):
         mme(["Yes"] * 3, [*pair("a", "count"), pair("b", "count")[0]])
 
 
 @pytest.mark.parametrize("scorer", [pope, mme])
 def test_an_answer_that_is_neither_yes_nor_no_is_named(scorer):
-    with pytest.raises(DataError, match=r"question q: the right answer to yes or no is not 'maybe'"):
+    with pytest.raises(DataError, match=r"question q: the right answer must be yes or no, not 'maybe'"):
         scorer(["yes"], [Reference("q", ("maybe",), ("t",), "p")])

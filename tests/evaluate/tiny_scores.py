@@ -23,7 +23,7 @@ SIDE = 8
 
 
 class Quadrants:
-    """A picture's mean colours in its quadrants, 12 features."""
+    """A picture's mean colors in its quadrants, 12 features."""
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(to_signed(pixels_N3HW), 2).flatten(1)

@@ -1,4 +1,4 @@
-"""The data report of a run: what it was really fed, as `data_report.json` in its folder."""
+"""The data report of a run: what its batches really contained, as `data_report.json` in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -7,27 +7,26 @@ import lightning as L
 import torch.distributed as dist
 
 from mmlab.data.report import DataReport, write_json
+from mmlab.evaluate.config import DataReportCallbackConfig
 
 FILE_NAME = "data_report.json"
 
 
 class DataReportCallback(L.Callback):
-    """Keeps the report of a run's trained batches, stops the run over budget, writes `data_report.json`.
+    """Writes the counters of a run's batches to `data_report.json`, and stops the run if it is over budget.
 
-    The file lies in the trainer's `default_root_dir` and is renewed after each validation, at the end and on
-    an exception. Its counts go on after a resume. Every rank watches the budget on its own batches; the file
-    has the sums over the ranks, except after an exception, when others may be gone: then `ranks` is 1.
-    `data/replaced` of all ranks is logged.
+    The file is in the trainer's `default_root_dir` and is updated after each validation, at the end and on an
+    exception; its counts continue after a resume. Every rank checks the budget on its own batches. The file has the
+    sums over the ranks, except after an exception, when other ranks may be gone: then `ranks` is 1. `data/replaced` of
+    all ranks is logged.
 
     Args:
-        budget: see `DataReport`.
-        floor: see `DataReport`.
+        config: settings.
     """
 
-    def __init__(self, budget: float = 0.001, floor: int = 10):
-        self.train = DataReport(budget, floor)
-        self.validation = DataReport(budget, floor)
-        self._limits = budget, floor
+    def __init__(self, config: DataReportCallbackConfig):
+        self._limits = config.budget, config.floor
+        self.train, self.validation = DataReport(*self._limits), DataReport(*self._limits)
         self._step = 0
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -60,7 +59,7 @@ class DataReportCallback(L.Callback):
         self._write(trainer, everyone=False)
 
     def state_dict(self) -> dict[str, Any]:
-        # Lightning asks every rank for its state and keeps the first one's: that one has to hold the sums.
+        # Lightning collects the state of every rank and saves the first one's, which has to hold the sums.
         return _merged(self.train).state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

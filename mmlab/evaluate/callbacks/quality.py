@@ -1,165 +1,146 @@
-"""Scores of the trained model at the end of a run, as metrics of the run: what sweeps compare."""
+"""Scores of the trained model at the end of a run, logged as metrics of the run, for sweeps to compare."""
 
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.evaluate.answers import Answerer, answer_questions
-from mmlab.evaluate.pictures.drawn_samples import draw_samples, features_of
-from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, feature_network
+from mmlab.evaluate.config import AnswerQualityConfig, SampleQualityConfig
+from mmlab.evaluate.pictures.drawn_samples import PictureConditions, draw_samples
+from mmlab.evaluate.pictures.feature_networks import feature_network, features_of
 from mmlab.evaluate.pictures.fid import compare
-from mmlab.evaluate.pictures.generators import BorrowedConditions, stage_generator
+from mmlab.evaluate.pictures.generators import GENERATIVE, stage_generator
 from mmlab.evaluate.pictures.picture_set import PictureSet
-from mmlab.evaluate.questions import Question, read_questions
+from mmlab.evaluate.questions import read_questions
 from mmlab.evaluate.scores.scorers import scorer_named
 from mmlab.model.vlm import VisionLanguageModel
+from mmlab.training.ema import averaged
 
 
-def refuse_no_last_validation(trainer: L.Trainer, callback: str) -> None:
-    """Raise ConfigError where a run would end without a validation, and so without the score of a callback."""
-    if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
-        raise ConfigError(f"callbacks.{callback} scores the last validation; give data.val, if only a few samples.")
-    batches = trainer.val_check_interval
-    # A share of an epoch, which spans the run, where no number of batches was given.
-    every = batches // trainer.accumulate_grad_batches if isinstance(batches, int) else trainer.max_steps
-    if trainer.max_steps % every:
-        raise ConfigError(
-            f"callbacks.{callback} scores the last validation, and trainer.val_every={every} has none after "
-            f"{trainer.max_steps} steps; let it divide them."
-        )
+class Quality(L.Callback, ABC):
+    """Logs scores of the model, with its average weights under `EMA`, in the last validation of a run.
 
-
-class AnswerQuality(L.Callback):
-    """Logs a score of generated answers in the last validation of a run: `val/accuracy`, and `val/accuracy/<type>`.
-
-    The name is that of the metric's main number (`val/facts` of `facts`). Greedy, as in `mmlab eval`, which gives the
-    same numbers later. Every rank answers the same questions, so none waits for another in vain.
-
-    Args:
-        questions: folder of shards with questions.
-        metric: a scorer's name.
-        template: to ask in; None is the one that the run is trained with.
-        types: question types to keep; none keeps all.
-        limit: at most this many questions.
-        batch_size: how many at a time.
-        max_new_tokens: longest answer.
+    All ranks compute the same scores, so that none waits for another.
 
     Raises:
-        ConfigError: an unknown metric, a stage whose model answers no questions, or no validation at the end.
+        ConfigError: no validation at the end of the run.
+    """
+
+    name: ClassVar[str]
+    """Key of the callback in the config."""
+    _ready = False
+
+    @abstractmethod
+    def prepare(self, trainer: L.Trainer, module: Any) -> None:
+        """Check and open everything before the first step: a wrong name should not cost a run."""
+
+    @abstractmethod
+    def scores(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        """The scores by their names, without `val/`."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
+            raise ConfigError(f"callbacks.{self.name} scores the last validation; set data.val, a few samples will do.")
+        batches = trainer.val_check_interval
+        # Without a number of batches it is a share of an epoch, which spans the run.
+        every = batches // trainer.accumulate_grad_batches if isinstance(batches, int) else trainer.max_steps
+        if trainer.max_steps % every:
+            raise ConfigError(
+                f"callbacks.{self.name} scores the last validation, but with trainer.val_every={every} there is none "
+                f"after {trainer.max_steps} steps; choose a divisor of them."
+            )
+        self.prepare(trainer, pl_module)
+        self._ready = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self._ready or trainer.sanity_checking or trainer.global_step < trainer.max_steps:
+            return
+        with averaged(pl_module.model):
+            scores = self.scores(trainer, pl_module)
+        pl_module.log_dict({f"val/{name}": value for name, value in scores.items()}, rank_zero_only=False)
+
+
+class AnswerQuality(Quality):
+    """Logs a score of generated answers: `val/accuracy`, and `val/accuracy/<type>`; of `facts`, `val/facts` and so on.
+
+    Decoding is greedy, as in `mmlab eval`, which gives the same numbers later.
+
+    Args:
+        config: settings.
+
+    Raises:
+        ConfigError: a model that does not answer questions, or no validation at the end of the run.
         DataError: no such shards, or questions that the metric cannot score.
     """
 
-    def __init__(
-        self,
-        questions: str,
-        metric: str = "exact",
-        template: str | None = None,
-        types: Sequence[str] = (),
-        limit: int | None = None,
-        batch_size: int = 64,
-        max_new_tokens: int = 64,
-    ):
-        self.questions = questions
-        self.scorer = scorer_named(metric)
-        self.template = template
-        self.types = types
-        self.limit = limit
-        self.batch_size = batch_size
-        self.max_new_tokens = max_new_tokens
-        self._opened: tuple[ShardIndex, list[Question], Prompt] | None = None
+    name = "answer_quality"
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        # Opened before the first step: a wrong name should not cost a run.
-        if not isinstance(pl_module.model, VisionLanguageModel):
+    def __init__(self, config: AnswerQualityConfig):
+        self.config = config
+        self.scorer = scorer_named(config.metric)
+
+    def prepare(self, trainer: L.Trainer, module: Any) -> None:
+        if not isinstance(module.model, VisionLanguageModel):
             raise ConfigError(
-                "callbacks.answer_quality asks about pictures; it goes with stage=align, finetune and qformer_align."
+                "callbacks.answer_quality needs a model that answers questions about images; use it with stage=align, "
+                "finetune or qformer_align."
             )
-        refuse_no_last_validation(trainer, "answer_quality")
-        prompt = asking(pl_module.prompt, self.template)
-        index = ShardIndex.open(self.questions)
-        questions = read_questions(index, self.types, self.limit)
-        self.scorer([None] * len(questions), [question.reference for question in questions])
-        self._opened = index, questions, prompt
+        self.prompt = asking(module.config.prompt, self.config.template)
+        self.index = ShardIndex.open(self.config.questions)
+        self.questions = read_questions(self.index, self.config.types, self.config.limit)
+        self.references = [question.reference for question in self.questions]
+        self.scorer([None] * len(self.questions), self.references)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if self._opened is None or trainer.sanity_checking or trainer.global_step < trainer.max_steps:
-            return
-        index, questions, prompt = self._opened
+    def scores(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
         aspect = trainer.datamodule.collate.image.aspect  # type: ignore[attr-defined]
-        answerer = Answerer(pl_module.model, prompt, aspect, self.max_new_tokens)
+        answerer = Answerer(module.model, self.prompt, aspect, self.config.max_new_tokens)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            answers = dict(answer_questions(answerer, index, questions, self.batch_size))
-        scores = self.scorer([answers[n] for n in range(len(questions))], [q.reference for q in questions])
+            answers = dict(answer_questions(answerer, self.index, self.questions, self.config.batch_size))
+        scores = self.scorer([answers[n] for n in range(len(self.questions))], self.references)
         rows = {scores.main: scores.all} | {f"{scores.main}/{name}": row for name, row in scores.types.items()}
-        known = {f"val/{name}": row[scores.main] for name, row in rows.items() if row.get(scores.main) is not None}
-        pl_module.log_dict(known, rank_zero_only=False)
+        return {name: value for name, row in rows.items() if (value := row.get(scores.main)) is not None}
 
 
-class SampleQuality(L.Callback):
-    """Logs `val/fid` and `val/kid` in the last validation of a run, of its sampler and, under `EMA`, of the average.
+class SampleQuality(Quality):
+    """Logs `val/fid` and `val/kid` of samples that the run's sampler draws.
 
-    The n-th sample has the seed n, and conditions are those of the pictures, as in `mmlab eval`, which gives the same
-    numbers later. Every rank draws the same samples, so none waits for another in vain.
+    The n-th sample has the seed n, and conditions are those of the images, as in `mmlab eval`, which gives the same
+    numbers later.
 
     Args:
-        features: network whose features are compared: a run of stage=contrastive, or `inception`.
-        pictures: folder of shards to compare with.
-        aspect: how their pictures become square.
-        samples: how many are drawn.
-        batch_size: how many at a time.
-        root: where runs lie.
+        config: settings.
 
     Raises:
-        ConfigError: no such run, a stage that does not generate, fewer than two samples, or no validation at the end.
-        DataError: no such shards, or latents in place of pictures.
+        ConfigError: no such run, a stage that does not generate images, or no validation at the end of the run.
+        DataError: no such shards, or latents instead of images.
     """
 
-    def __init__(
-        self,
-        features: str,
-        pictures: str,
-        aspect: str = "stretch",
-        samples: int = 1000,
-        batch_size: int = 64,
-        root: str = "runs",
-    ):
-        self.features = features
-        self.pictures = pictures
-        self.aspect = aspect
-        self.samples = samples
-        self.batch_size = batch_size
-        self.root = root
-        self._opened: tuple[FeatureNetwork, PictureSet, BorrowedConditions] | None = None
+    name = "sample_quality"
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Opened before the first step: a wrong name should not cost a run.
-        generator = stage_generator(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        if generator is None:
+    def __init__(self, config: SampleQualityConfig):
+        self.config = config
+
+    def prepare(self, trainer: L.Trainer, module: Any) -> None:
+        if not isinstance(module.model, GENERATIVE):
             raise ConfigError(
-                "callbacks.sample_quality draws samples; it goes with stage=latent_diffusion and code_prior."
+                "callbacks.sample_quality needs a generative model; use it with stage=latent_diffusion or code_prior."
             )
-        if self.samples < 2:
-            raise ConfigError(f"callbacks.sample_quality.samples={self.samples}: a distance needs two samples or more.")
-        refuse_no_last_validation(trainer, "sample_quality")
-        spec = ImageSpec(generator.size, self.aspect)
-        pictures = PictureSet(self.pictures, spec)
-        network = feature_network(self.features, self.root).to(trainer.strategy.root_device)
-        network(pictures.picture(0)[None])
-        self._opened = network, pictures, BorrowedConditions(generator.model, pictures, self.samples)
+        size = trainer.datamodule.config.size  # type: ignore[attr-defined]
+        self.pictures = PictureSet(self.config.pictures, ImageSpec(size, self.config.aspect))
+        network = feature_network(self.config.features, self.config.root).to(trainer.strategy.root_device)
+        network(self.pictures.picture(0)[None])
+        self.network = network
+        self.conditions = PictureConditions(module.model, self.pictures, self.config.samples)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if self._opened is None or trainer.global_step < trainer.max_steps:
-            return
-        network, pictures, conditions = self._opened
-        generator = stage_generator(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        assert generator is not None
-        drawn = draw_samples(generator, conditions, network, self.samples, self.batch_size)
-        distances = compare(drawn.features, features_of(pictures, network, self.batch_size))
-        pl_module.log_dict({"val/fid": distances["fid"], "val/kid": distances["kid"]}, rank_zero_only=False)
+    def scores(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        generator = stage_generator(module, trainer.datamodule)  # type: ignore[attr-defined]
+        count, batch_size = self.config.samples, self.config.batch_size
+        samples = draw_samples(generator, self.conditions, self.network, count, batch_size)
+        distances = compare(samples.features, features_of(self.pictures, self.network, batch_size))
+        return {name: distances[name] for name in ("fid", "kid")}

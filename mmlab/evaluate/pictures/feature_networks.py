@@ -1,7 +1,7 @@
-"""Networks whose features pictures are compared by. Legend: N pictures, H/W pixels, P patches, F width of a feature.
+"""Networks whose features are used to compare images. Legend: N images, H/W pixels, P patches, F width of a feature.
 
-A distance means nothing without its network, its weights and how pictures came to it: `describe` says all three, and
-stands in every result.
+A distance is meaningless without its network, its weights and its input format: `describe` gives all three and is part
+of every result.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ from torch.nn.functional import interpolate
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
+from mmlab.evaluate.pictures.fid import FeatureSet
+from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.model.vision import VisionEncoder
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.training.artifacts import fill_parts
@@ -27,7 +29,7 @@ URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGH
 
 
 class FeatureNetwork(Protocol):
-    """What gives pictures their features."""
+    """Computes features of images."""
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         """uint8 `[N, 3, H, W]` → features, float32 `[N, F]`."""
@@ -47,24 +49,32 @@ def feature_network(name: str, root: str | Path = "runs") -> FeatureNetwork:
 
     Args:
         name: `inception`, or name or folder of a run.
-        root: where runs lie.
+        root: folder of the runs.
 
     Raises:
-        ConfigError: no such run, a run without a vision encoder, or no Inception here.
+        ConfigError: no such run, a run without a vision encoder, or Inception is not installed.
     """
     return Inception() if name == INCEPTION else RunFeatures(find_run(name, root))
 
 
-class RunFeatures:
-    """The vision encoder of a contrastive run, its patches averaged: a stand-in where there is no Inception.
+def features_of(pictures: PictureSet, network: FeatureNetwork, batch_size: int = 64) -> FeatureSet:
+    """The features of real images."""
+    features = FeatureSet()
+    for batch in pictures.batches(batch_size, f"reading {pictures.index.root.name}"):
+        features.add(network(batch))
+    return features
 
-    Its distances compare runs of one project with each other; they are no published FID.
+
+class RunFeatures:
+    """The vision encoder of a contrastive run, averaged over patches: a substitute for Inception.
+
+    Its distances compare runs of one project; they cannot be compared with published FIDs.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Raises:
-        ConfigError: the run has not trained a vision encoder.
+        ConfigError: the run has no vision encoder.
     """
 
     vision: VisionEncoder
@@ -73,7 +83,7 @@ class RunFeatures:
         cfg = load_run_config(folder)
         if "vision" not in cfg.model:
             raise ConfigError(
-                f"{folder} has no vision encoder; give features a run of stage=contrastive, or inception."
+                f"{folder} has no vision encoder; set features to a run of stage=contrastive, or to inception."
             )
         holder = nn.ModuleDict({"vision": build(cfg.model.vision)})
         fill_parts(holder, [folder])
@@ -100,10 +110,10 @@ class RunFeatures:
 
 
 class Inception:
-    """The Inception network of the published FID and KID, 2,048 features, from the package torch-fidelity.
+    """The Inception network of published FIDs and KIDs, 2,048 features, from the package torch-fidelity.
 
     Raises:
-        ConfigError: the package or its weights are not here.
+        ConfigError: the package or its weights are not installed.
     """
 
     def __init__(self) -> None:
@@ -111,12 +121,12 @@ class Inception:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # type: ignore
         except ImportError as error:
             raise ConfigError(
-                f"features=inception needs the package torch-fidelity ({error}); install it, or give the name of a "
-                "contrastive run, whose distances are no published FID."
+                f"features=inception needs the package torch-fidelity ({error}); install it, or name a contrastive "
+                "run, whose distances cannot be compared with published FIDs."
             ) from error
         path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
         if not path.is_file():
-            raise ConfigError(f"features=inception needs the weights {path}; put the file there from {URL}.")
+            raise ConfigError(f"features=inception needs the weights {path}; download them from {URL}.")
         _refuse_code(path)
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
         self.device = torch.device("cpu")
@@ -143,7 +153,7 @@ class Inception:
 
 
 def _refuse_code(path: Path) -> None:
-    """The package would run whatever a pickle in the file says."""
+    """Refuse a file with more than tensors: the package would run any code that is pickled in it."""
     try:
         torch.load(path, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -151,7 +161,7 @@ def _refuse_code(path: Path) -> None:
 
 
 def resized(pixels_N3HW: Tensor, size: int) -> Tensor:
-    """Square pictures, uint8, brought to another size by bicubic interpolation with antialiasing."""
+    """Square uint8 images, resized by bicubic interpolation with antialiasing."""
     if pixels_N3HW.shape[-1] == size:
         return pixels_N3HW
     scaled = interpolate(pixels_N3HW.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)

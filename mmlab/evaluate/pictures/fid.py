@@ -1,6 +1,6 @@
-"""How alike two sets of pictures are, told from the features that a network sees in them.
+"""Distances between two sets of images, computed from their features: FID, KID and nearest neighbours.
 
-All sums are in float64. Legend: N, M pictures, F width of a feature.
+All sums are in float64. Legend: N, M images, F width of a feature.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 from mmlab.config.errors import RunError
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-"""Of the kernel distance: as in the paper's experiments (arXiv 1801.01401, section 4)."""
+"""Subsets of the kernel distance, as in the paper's experiments (arXiv 1801.01401, section 4)."""
 ENOUGH = 5
-"""Pictures per feature below which a Fréchet distance is called into question: the 10,000 that the authors of FID
-recommend for Inception's 2,048 features (README of bioinf-jku/TTUR)."""
+"""Images per feature below which a Fréchet distance gets a caution: the authors of FID recommend 10,000 for Inception's
+2,048 features (README of bioinf-jku/TTUR)."""
 
 
 class Moments:
@@ -26,14 +26,14 @@ class Moments:
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
 
     def add(self, features_NF: Tensor) -> None:
-        """Take in N ≥ 1 more features of any float dtype.
+        """Add N ≥ 1 features of any float dtype.
 
         Raises:
             RunError: a value that is not finite.
         """
         features = features_NF.detach().cpu().double()
         if not features.isfinite().all():
-            raise RunError("The feature network gave values that are not finite; is the picture or the network broken?")
+            raise RunError("The feature network returned values that are not finite; check the images and its weights.")
         count, mean = len(features), features.mean(0)
         centred = features - mean
         scatter = centred.T @ centred
@@ -48,15 +48,15 @@ class Moments:
         """Unbiased covariance, float64 `[F, F]`.
 
         Raises:
-            RunError: fewer than two pictures.
+            RunError: fewer than two images.
         """
         if self.count < 2:
-            raise RunError(f"A covariance needs two pictures or more, and there are {self.count}.")
+            raise RunError(f"A covariance needs at least two images; there are {self.count}.")
         return self._scatter / (self.count - 1)
 
 
 class FeatureSet:
-    """The features of a set of pictures: their moments, and the features themselves.
+    """The features of a set of images, with their moments.
 
     Attributes:
         moments: of all features so far.
@@ -70,19 +70,19 @@ class FeatureSet:
         return self.moments.count
 
     def add(self, features_NF: Tensor) -> None:
-        """Take in N ≥ 1 more features; raises RunError where one is not finite."""
+        """Add N ≥ 1 features; raises RunError if one is not finite."""
         self.moments.add(features_NF)
         self._batches.append(features_NF.detach().float().cpu())
 
     @property
     def features(self) -> Tensor:
-        """All features, float32 `[N, F]`, in the order in which they came."""
+        """All features, float32 `[N, F]`, in the order of `add`."""
         return torch.cat(self._batches)
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Attributes: mean and standard deviation over `subsets` subsets of `size` pictures of each set."""
+    """Mean and standard deviation over `subsets` subsets of `size` images of each set."""
 
     mean: float
     std: float
@@ -93,8 +93,8 @@ class KernelDistance:
 def frechet_distance(mean_F: Tensor, covariance_FF: Tensor, other_mean_F: Tensor, other_covariance_FF: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians: |μ₁−μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) (arXiv 1706.08500, equation 6).
 
-    tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric: no complex square root
-    is taken, and singular covariances (fewer pictures than features) need no mending.
+    tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric: there is no complex
+    square root, and singular covariances (fewer images than features) need no correction.
     """
     values, vectors = torch.linalg.eigh(covariance_FF.double())
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -108,36 +108,36 @@ def kernel_distance(
 ) -> KernelDistance:
     """Kernel Inception distance: the squared maximum mean discrepancy under the kernel (x·y/F + 1)³ (arXiv 1801.01401).
 
-    Its estimator is unbiased: the expectation is 0 for two sets of one distribution, however few the pictures, and
-    single values fall below 0. Sets of at most `size` pictures are compared whole, once.
+    Its estimator is unbiased: for two sets of one distribution the expectation is 0, however few the images, and single
+    values may be negative. Sets of at most `size` images are compared as a whole, once.
 
     Args:
         x_NF, y_MF: features.
-        subsets: how many are drawn, each without repetition.
-        size: pictures of a subset; fewer where a set has fewer.
+        subsets: number of subsets, each drawn without repetition.
+        size: images of a subset; fewer if a set has fewer.
         seed: of the draw.
 
     Raises:
-        RunError: fewer than two pictures in a set.
+        RunError: fewer than two images in a set.
     """
     x, y = x_NF.cpu().double(), y_MF.cpu().double()
     smaller, larger = sorted((len(x), len(y)))
     if smaller < 2:
-        raise RunError(f"A kernel distance needs two pictures or more in each set, not {len(x)} and {len(y)}.")
+        raise RunError(f"A kernel distance needs at least two images in each set, not {len(x)} and {len(y)}.")
     if larger <= size:
         return KernelDistance(_discrepancy(x, y), 0.0, 1, smaller)
     size = min(size, smaller)
     draw = torch.Generator().manual_seed(seed)
-    found = []
+    values = []
     for _ in range(subsets):
         rows = (torch.randperm(len(each), generator=draw)[:size] for each in (x, y))
-        found.append(_discrepancy(*(each[row] for each, row in zip((x, y), rows, strict=True))))
-    distances = torch.tensor(found, dtype=torch.float64)
+        values.append(_discrepancy(*(each[row] for each, row in zip((x, y), rows, strict=True))))
+    distances = torch.tensor(values, dtype=torch.float64)
     return KernelDistance(float(distances.mean()), float(distances.std(unbiased=False)), subsets, size)
 
 
 def _discrepancy(x_NF: Tensor, y_MF: Tensor) -> float:
-    """Unbiased estimate of the squared discrepancy: a picture is never compared with itself."""
+    """Unbiased estimate of the squared discrepancy: no image is compared with itself."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -150,9 +150,9 @@ def _discrepancy(x_NF: Tensor, y_MF: Tensor) -> float:
 
 
 def nearest(x_NF: Tensor, y_MF: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """For each x the Euclidean distance to the nearest y, float32 `[N]`, and its place, int64 `[N]`.
+    """For each x the Euclidean distance to the nearest y, float32 `[N]`, and its index, int64 `[N]`.
 
-    The differences themselves are squared and summed (no matrix product), so that a copy is at distance 0.
+    Differences are squared and summed without a matrix product, so that a copy is at distance 0.
     """
     exact = "donot_use_mm_for_euclid_dist"
     rows = [torch.cdist(part, y_MF, compute_mode=exact).min(1) for part in x_NF.float().split(chunk)]
@@ -160,7 +160,7 @@ def nearest(x_NF: Tensor, y_MF: Tensor, chunk: int = 1024) -> tuple[Tensor, Tens
 
 
 def compare(pictures: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-    """Fréchet and kernel distance of two sets of pictures: `{fid, kid, kid_std}`."""
+    """Fréchet and kernel distance of two sets of images: `{fid, kid, kid_std}`."""
     ours, theirs = pictures.moments, reference.moments
     kernel = kernel_distance(pictures.features, reference.features)
     distance = frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
@@ -168,13 +168,13 @@ def compare(pictures: FeatureSet, reference: FeatureSet) -> dict[str, float]:
 
 
 def caution(*sets: FeatureSet) -> str | None:
-    """A sentence where a set has too few pictures for the width of its features, else None."""
+    """A sentence if a set has too few images for the width of its features, else None."""
     fewest = min(sets, key=len)
     width = len(fewest.moments.mean)
     if len(fewest) >= ENOUGH * width:
         return None
     return (
-        f"The Fréchet distance is biased upwards: {len(fewest):,} pictures are few for features of width {width:,} "
-        f"({ENOUGH * width:,} or more are advised); compare it only with numbers of as many pictures, or read the "
-        "kernel distance, which has no bias."
+        f"The Fréchet distance is biased upwards: {len(fewest):,} images are few for features of width {width:,} "
+        f"({ENOUGH * width:,} or more are recommended); compare it only with numbers from as many images, or use the "
+        "kernel distance, which is unbiased."
     )

@@ -1,4 +1,4 @@
-"""Pictures of a set of shards, as a run sees them, and what a model may be told of each. Legend: S side, B pictures."""
+"""Images of a set of shards, decoded as in training, with their records. Legend: S side, B images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ from mmlab.evaluate.questions import read_picture
 
 
 class PictureSet:
-    """Pictures spread evenly over a set of shards.
+    """Images spread evenly over a set of shards.
 
     Args:
         path: folder of shards.
-        spec: how pictures are decoded.
-        limit: at most this many; None takes all.
+        spec: how images are decoded.
+        limit: at most this many; None: all.
 
     Raises:
         DataError: no such shards.
@@ -38,20 +38,20 @@ class PictureSet:
         return len(self.places)
 
     def picture(self, n: int) -> Tensor:
-        """The n-th picture, uint8 `[3, S, S]`; raises DataError where there is none."""
+        """The n-th image, uint8 `[3, S, S]`; raises DataError if the sample has none."""
         picture = read_picture(self.index, self.places[n], self.spec)
         if picture is None:
             raise DataError(
-                f"{self.index.root}: sample {self.key(n)} has no picture; scores need the pictures, not their latents."
+                f"{self.index.root}: sample {self.key(n)} has no image; scores need the images, not their latents."
             )
         return picture
 
     def key(self, n: int) -> str:
-        """The key of the n-th picture's sample."""
+        """The key of the n-th image's sample."""
         return str(self.index.keys[self.places[n]])
 
     def sample(self, n: int) -> Sample:
-        """The n-th sample without its picture, as a collate is given it; its seed is n.
+        """The n-th sample without its image, as a collate receives it; its seed is n.
 
         Raises:
             DataError: its record cannot be read.
@@ -64,12 +64,12 @@ class PictureSet:
         return Sample(self.key(n), self.index.root.name, record, None, n, members)
 
     def batches(self, size: int, label: str) -> Iterator[Tensor]:
-        """All pictures, uint8 `[B, 3, S, S]`, B ≤ size, with a progress bar called `label`."""
+        """All images, uint8 `[B, 3, S, S]`, B ≤ size, with a progress bar called `label`."""
         for start in progress(range(0, len(self), size), label, -(-len(self) // size)):
             yield torch.stack([self.picture(n) for n in range(start, min(start + size, len(self)))])
 
     def describe(self) -> dict[str, Any]:
-        """Path, number and form of the pictures, and the hash of the shards' index."""
+        """Path, number and format of the images, and the hash of the shards' index."""
         return {
             "path": str(self.index.root),
             "pictures": len(self),

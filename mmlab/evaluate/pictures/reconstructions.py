@@ -1,4 +1,4 @@
-"""What a first stage keeps of pictures that it has not seen. Legend: B pictures, S side."""
+"""How well a first stage reconstructs images. Legend: B images, S side."""
 
 from collections import Counter
 from typing import Any
@@ -15,22 +15,22 @@ from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import FirstStage, to_signed, to_uint8
 from mmlab.model.quantizer import usage
-from mmlab.report.sheet import contact_sheet
+from mmlab.report.contact_sheet import contact_sheet
 
 LINEAR_BYTES = 1 << 30
-"""Memory for the training pictures that a linear code is made from, as float32."""
+"""Memory for the float32 training images that a linear code is computed from."""
 EQUAL = 99.0
-"""Decibels of a picture that comes back as it was, in place of infinity, which JSON does not have."""
+"""Decibels of a perfect reconstruction, instead of infinity, which JSON does not have."""
 
 
 @torch.no_grad()
 def reconstruct(first_stage: FirstStage, pixels_B3SS: Tensor, counts: Counter[int] | None = None) -> Tensor:
-    """Encode and decode uint8 pictures, through the mean of the posterior; uint8 again.
+    """uint8 images, encoded and decoded through the mean of the posterior; uint8 again.
 
     Args:
         first_stage: in eval mode.
-        pixels_B3SS: the pictures.
-        counts: where codes are counted, of a first stage that has some.
+        pixels_B3SS: the images.
+        counts: receives the counts of the codes, if the first stage has a codebook.
     """
     device = first_stage.latent_mean.device
     latents = first_stage.encode(to_signed(pixels_B3SS).to(device)).mean
@@ -47,32 +47,30 @@ def score_reconstructions(
     train: PictureSet | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Mean PSNR (dB) and SSIM over the pictures, the model's perceptual distance, and rFID and rKID.
+    """Mean PSNR (dB) and SSIM over the images, the model's perceptual distance, and rFID and rKID.
 
-    Of a first stage with a codebook also `code_use`, the share of its codes that occur, and their `perplexity`.
-
-    Pictures come back as uint8, as from a file, before anything is measured.
+    With a codebook also `code_use`, the share of codes that occur, and their `perplexity`. Reconstructions are rounded
+    to uint8 before anything is measured.
 
     Args:
         model: has a `first_stage`, and may have a `perceptual` distance with its `label`.
-        pictures: held out.
-        network: of rFID and rKID; None leaves them out.
-        train: training pictures; the best linear code of as many numbers as the latents have is made from them, and
-            its mean PSNR on `pictures` stands beside the first stage's. Where memory has no room for enough of them,
-            `linear_left_out` says so.
-        batch_size: pictures at a time.
+        pictures: held-out images.
+        network: computes the features of rFID and rKID; None leaves them out.
+        train: training images, from which the best linear code with as many numbers as the latents is computed; its
+            mean PSNR on `pictures` is reported for comparison (`linear_left_out` if memory is too small for that).
+        batch_size: images at a time.
 
     Returns:
-        Scores, as they stand in `scores.json`.
+        Scores, as in `scores.json`.
 
     Raises:
-        ConfigError: fewer training pictures than numbers in a picture's latents.
-        DataError: a picture that cannot be read.
+        ConfigError: fewer training images than numbers in an image's latents.
+        DataError: an image that cannot be read.
     """
     first_stage, perceptual = model.first_stage, getattr(model, "perceptual", None)
     values = first_stage.channels * first_stage.side(pictures.spec.size) ** 2
     if train is not None:
-        # Before the pictures are gone through, which takes long.
+        # First, because the reconstructions take long.
         refuse_too_few(values, len(train))
     sums: dict[str, list[Tensor]] = {}
     real, made = FeatureSet(), FeatureSet()
@@ -105,28 +103,28 @@ def score_reconstructions(
 def linear_scores(pictures: PictureSet, train: PictureSet, values: int, batch_size: int) -> dict[str, Any]:
     """Mean PSNR (dB) of the best linear code with `values` numbers: `{linear_psnr, linear_values, linear_pictures}`.
 
-    `{linear_left_out}` where more than `values` training pictures, which it takes, do not fit in memory.
+    `{linear_left_out}` if more than `values` training images, which it needs, do not fit in memory.
     """
     size = pictures.spec.size
     fits = LINEAR_BYTES // (4 * 3 * size**2)
     if fits <= values:
         room = f"{LINEAR_BYTES / 2**30:.2g} GiB hold {fits} of {size} px"
-        return {"linear_left_out": f"a linear code of {values} numbers takes more than {values} pictures, and {room}"}
+        return {"linear_left_out": f"a linear code of {values} numbers needs more than {values} images, but {room}"}
     chosen = PictureSet(train.index.root, train.spec, min(len(train), fits))
-    code = LinearCode(torch.cat(list(chosen.batches(batch_size, "reading training pictures"))), values)
-    found = [
+    code = LinearCode(torch.cat(list(chosen.batches(batch_size, "reading training images"))), values)
+    decibels = [
         psnr(to_signed(batch), to_signed(code(batch))).clamp(max=EQUAL)
         for batch in pictures.batches(batch_size, "coding linearly")
     ]
     return {
-        "linear_psnr": float(torch.cat(found).mean()),
+        "linear_psnr": float(torch.cat(decibels).mean()),
         "linear_values": values,
         "linear_pictures": len(chosen),
     }
 
 
 def reconstruction_sheet(first_stage: FirstStage, pictures: PictureSet, cells: int = 24) -> Image.Image:
-    """Some pictures, spread over the set, each with its reconstruction on the right."""
+    """Images spread over the set, each with its reconstruction on the right."""
     shown = PictureSet(pictures.index.root, pictures.spec, min(cells, len(pictures)))
     originals = torch.stack([shown.picture(n) for n in range(len(shown))])
     back = reconstruct(first_stage, originals)
@@ -136,44 +134,44 @@ def reconstruction_sheet(first_stage: FirstStage, pictures: PictureSet, cells: i
         [f"{value:.1f} dB" for value in decibels],
         columns=6,
         labels=[shown.key(n) for n in range(len(shown))],
-        title=f"{pictures.index.root.name}: pictures and what the first stage makes of them",
+        title=f"{pictures.index.root.name}: images and their reconstructions",
     )
 
 
 def refuse_too_few(values: int, pictures: int) -> None:
-    """Raise ConfigError where `pictures` span fewer directions than a linear code of `values` numbers needs."""
+    """Raise ConfigError if `pictures` images span fewer directions than a linear code of `values` numbers needs."""
     if not 0 < values < pictures:
         raise ConfigError(
-            f"A linear code of {values} numbers takes more than {values} training pictures; there are {pictures}."
+            f"A linear code of {values} numbers needs more than {values} training images; there are {pictures}."
         )
 
 
 class LinearCode:
-    """Principal components of training pictures: of all linear codes with K numbers, the one of least square error.
+    """Principal components of training images: the linear code of K numbers with the least squared error.
 
     Args:
         train_N3HW: uint8 `[N, 3, H, W]`.
-        values: K, numbers that a picture is coded by; as many as a first stage's latents have.
+        values: K, the numbers in a code.
 
     Raises:
-        ConfigError: K is not below the number of training pictures, which span no more directions.
+        ConfigError: K is not below the number of training images.
     """
 
     def __init__(self, train_N3HW: Tensor, values: int):
         refuse_too_few(values, len(train_N3HW))
         flat = train_N3HW.flatten(1).float()
         self.mean = flat.mean(0)
-        centred = flat - self.mean
+        centered = flat - self.mean
         # The smaller of the two Gram matrices has the same components.
         if len(flat) <= flat.shape[1]:
-            strength, vectors = torch.linalg.eigh(centred @ centred.T)
-            axes = centred.T @ vectors[:, -values:] / strength[-values:].clamp(min=1e-6).sqrt()
+            strength, vectors = torch.linalg.eigh(centered @ centered.T)
+            axes = centered.T @ vectors[:, -values:] / strength[-values:].clamp(min=1e-6).sqrt()
         else:
-            axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -values:]
+            axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -values:]
         self.axes_DK, _ = torch.linalg.qr(axes)
 
     def __call__(self, pictures_N3HW: Tensor) -> Tensor:
-        """Coded and decoded again: uint8 `[N, 3, H, W]`."""
-        centred = pictures_N3HW.flatten(1).float() - self.mean
-        decoded = centred @ self.axes_DK @ self.axes_DK.T + self.mean
+        """The images, encoded and decoded: uint8 `[N, 3, H, W]`."""
+        centered = pictures_N3HW.flatten(1).float() - self.mean
+        decoded = centered @ self.axes_DK @ self.axes_DK.T + self.mean
         return decoded.round().clamp(0, 255).to(torch.uint8).view(pictures_N3HW.shape)

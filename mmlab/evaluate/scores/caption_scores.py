@@ -1,8 +1,8 @@
-"""Captions beside those that people wrote: BLEU-1 to 4, ROUGE-L and CIDEr-D as COCO's evaluation computes them.
+"""Captions compared with human ones: BLEU-1 to 4, ROUGE-L and CIDEr-D, as in COCO's evaluation.
 
-The numbers equal those of COCO's own code on the same tokens. Its tokenizer needs Java; the one here gives the same
-tokens for plain captions, and differs where it keeps the full stop of an abbreviation or knows a rare symbol. METEOR
-and SPICE need Java too, and are not here.
+The numbers equal those of COCO's own code on the same tokens. Its tokenizer needs Java; this one gives the same tokens
+for plain captions, but not for abbreviations with a full stop and rare symbols. METEOR and SPICE are missing because
+they need Java.
 """
 
 import math
@@ -10,17 +10,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from mmlab.evaluate.scores.score import Reference, Row, Scores, rows_of
+from mmlab.evaluate.scores.score_table import Reference, Row, Scores, rows_of
 
 ORDERS = 4  # n-grams of one to four tokens
 BETA = 1.2  # weight of recall in ROUGE-L
 SIGMA = 6.0  # width of CIDEr-D's penalty on another length
-SMALL, TINY = 1e-9, 1e-15  # of COCO's BLEU, where nothing matches
+SMALL, TINY = 1e-9, 1e-15  # in COCO's BLEU, against division by zero
 
 Tokens = list[str]
 Grams = Counter[tuple[str, ...]]
 
-# A clitic is a token of its own; a word keeps the hyphens, and a number the marks, within it.
+# A clitic is a separate token; a word keeps its inner hyphens, and a number its inner punctuation.
 _CLITIC = r"'(?:s|re|ve|ll|d|m)\b"
 _TOKEN = re.compile(
     rf"n't\b|{_CLITIC}|\d+(?:[.,:]\d+)+|[^\W_]+(?:-[^\W_]+)*?(?=n't\b)"
@@ -37,32 +37,32 @@ def tokens_of(caption: str) -> Tokens:
 def captions(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
     """BLEU-1 to 4, ROUGE-L, CIDEr-D and the mean length; a missing prediction is an empty caption.
 
-    How rare an n-gram is depends on the pictures that are scored together: CIDEr-D of a few means little, and of one
-    is 0. The score of each is its CIDEr-D.
+    CIDEr-D depends on how rare an n-gram is among all images scored together: for few images it means little, and for
+    one it is 0. It is the score of each caption.
     """
-    said = [tokens_of(p or "") for p in predictions]
+    candidates = [tokens_of(p or "") for p in predictions]
     written = [[tokens_of(answer) for answer in reference.answers] for reference in references]
-    each = cider_d(said, written)
-    long = [rouge_l(one, several) for one, several in zip(said, written, strict=True)]
+    each = cider_d(candidates, written)
+    long = [rouge_l(one, several) for one, several in zip(candidates, written, strict=True)]
 
     def row(places: list[int]) -> Row:
-        scores = bleu([said[n] for n in places], [written[n] for n in places])
+        scores = bleu([candidates[n] for n in places], [written[n] for n in places])
         return {
             "questions": len(places),
             **{f"bleu_{order}": score for order, score in enumerate(scores, 1)},
             "rouge_l": sum(long[n] for n in places) / len(places),
             "cider_d": sum(each[n] for n in places) / len(places),
-            "words": sum(len(said[n]) for n in places) / len(places),
+            "words": sum(len(candidates[n]) for n in places) / len(places),
         }
 
     return Scores(*rows_of(references, row), each, main="cider_d")
 
 
-def bleu(said: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list[float]:
-    """BLEU-1 to 4 of a whole set; of a picture's references the one closest in length sets the length."""
+def bleu(candidates: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list[float]:
+    """BLEU-1 to 4 of a set of captions; the reference length is that of the reference closest in length."""
     right, total = [0] * ORDERS, [0] * ORDERS
     length = closest = 0
-    for tokens, references in zip(said, written, strict=True):
+    for tokens, references in zip(candidates, written, strict=True):
         most: Grams = Counter()
         for reference in references:
             most |= _grams(reference)
@@ -81,18 +81,18 @@ def bleu(said: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list[fl
     return scores
 
 
-def rouge_l(said: Tokens, written: Sequence[Tokens]) -> float:
-    """ROUGE-L of one caption: F with the best precision and the best recall among its references."""
-    common = [_common(said, reference) for reference in written]
-    precision = max(common) / max(1, len(said))
+def rouge_l(candidate: Tokens, written: Sequence[Tokens]) -> float:
+    """ROUGE-L of one caption: the F-score of the best precision and the best recall among its references."""
+    common = [_common(candidate, reference) for reference in written]
+    precision = max(common) / max(1, len(candidate))
     recall = max(c / max(1, len(r)) for c, r in zip(common, written, strict=True))
     if not precision or not recall:
         return 0.0
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
-def cider_d(said: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list[float]:
-    """CIDEr-D of each caption, 0 to 10; what is rare is counted over the references of all of them."""
+def cider_d(candidates: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list[float]:
+    """CIDEr-D of each caption, 0 to 10; document frequencies are counted over the references of all captions."""
     counted = [[_grams(reference) for reference in references] for references in written]
     seen: Counter[tuple[str, ...]] = Counter()
     for references in counted:
@@ -106,11 +106,11 @@ def cider_d(said: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list
         return vectors
 
     scores = []
-    for tokens, references in zip(said, counted, strict=True):
+    for tokens, references in zip(candidates, counted, strict=True):
         ours = weigh(_grams(tokens))
         total = 0.0
         for grams in references:
-            # Lengths are told by the pairs of tokens, one less than the tokens.
+            # Lengths are counted in pairs of tokens, one less than the tokens.
             length = sum(count for gram, count in grams.items() if len(gram) == 2)
             away = max(0, len(tokens) - 1) - length
             similar = sum(map(_similarity, ours, weigh(grams)))
@@ -120,7 +120,7 @@ def cider_d(said: Sequence[Tokens], written: Sequence[Sequence[Tokens]]) -> list
 
 
 def _similarity(ours: dict[tuple[str, ...], float], theirs: dict[tuple[str, ...], float]) -> float:
-    """The cosine of two weighted vectors, in which more of an n-gram than is there gains nothing."""
+    """The cosine of two weighted vectors, with our weights clipped to theirs."""
     dot = sum(min(weight, theirs[gram]) * theirs[gram] for gram, weight in ours.items() if gram in theirs)
     norm = math.sqrt(_square(ours.values()) * _square(theirs.values()))
     return dot / norm if norm else 0.0

@@ -1,7 +1,7 @@
-"""Whether a description babbles: it repeats itself, breaks off, or does not end.
+"""Rules for incoherent descriptions: they repeat themselves, break off, or do not end.
 
-After its first stage MiniGPT-4 repeats words and sentences and leaves some unfinished; its second stage is the cure
-(MiniGPT-4, section 3). These are the two as rules, and a third: a description that has to be cut off.
+After its first stage MiniGPT-4 repeats words and sentences and leaves some unfinished, which its second stage corrects
+(MiniGPT-4, section 3). The third rule is for descriptions that had to be cut off.
 """
 
 import re
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 NGRAM = 8  # words; shorter ones ("in front of the house") occur twice in good descriptions too
-PHRASE = 4  # words from which on a phrase that follows on itself is none by chance; shorter ones may, once
-# Words that no phrase ends with.
+PHRASE = 4  # words; a shorter phrase may be repeated once by chance
+# Words that do not end a phrase.
 OPEN_WORDS = """a an the and or but nor of in on at by with without from to into onto over under between behind beside
 near is are was were be has have its their his her this these that which who whose as than very"""
 OPEN = frozenset(OPEN_WORDS.split())
@@ -20,16 +20,16 @@ _FINAL = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without marks."""
+    """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
 
 def repeats(text: str) -> bool:
-    """Whether a sentence or `NGRAM` words in a row occur twice, a phrase twice on end, or a short one three times."""
+    """Whether a sentence or `NGRAM` words occur twice, a phrase twice in succession, or a short one three times."""
     words = words_of(text)
     ngrams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
-    said = [tuple(words_of(sentence)) for sentence in _ENDS.split(text)]
-    sentences = [sentence for sentence in said if len(sentence) > 2]
+    sentences = [tuple(words_of(sentence)) for sentence in _ENDS.split(text)]
+    sentences = [sentence for sentence in sentences if len(sentence) > 2]
     if len(set(ngrams)) < len(ngrams) or len(set(sentences)) < len(sentences):
         return True
     for size in range(1, NGRAM):
@@ -41,16 +41,16 @@ def repeats(text: str) -> bool:
 
 
 def finished(text: str) -> bool:
-    """Whether a text ends with a full stop, or another mark that ends a sentence."""
+    """Whether a text ends with a full stop or another mark that ends a sentence."""
     return _FINAL.search(text.strip()) is not None
 
 
 def breaks_off(text: str, sentences: bool) -> bool:
-    """Whether nothing is said, or the text ends in the middle of a phrase.
+    """Whether a text is empty or ends in the middle of a phrase.
 
     Args:
         text: the description.
-        sentences: whether a whole description ends with a full stop; captions often do not.
+        sentences: whether complete descriptions end with a full stop, as captions often do not.
     """
     words = words_of(text)
     if not words or (sentences and not finished(text)):
@@ -58,23 +58,23 @@ def breaks_off(text: str, sentences: bool) -> bool:
     return not finished(text) and (words[-1] in OPEN or text.strip()[-1] in ",;:-(&")
 
 
-def faults(text: str, ended: bool, sentences: bool) -> list[str]:
-    """What is wrong with a description: `repeated`, `fragment`, `no_end`; none where it is coherent.
+def faults_of(text: str, ended: bool, sentences: bool) -> list[str]:
+    """The faults of a description, of `repeated`, `fragment` and `no_end`; empty if it is coherent.
 
     Args:
         text: the description.
-        ended: whether the model ended it by itself.
+        ended: whether it was finished rather than cut off.
         sentences: see `breaks_off`.
     """
-    found = {"repeated": repeats(text), "fragment": breaks_off(text, sentences), "no_end": not ended}
-    return [name for name, there in found.items() if there]
+    faults = {"repeated": repeats(text), "fragment": breaks_off(text, sentences), "no_end": not ended}
+    return [name for name, present in faults.items() if present]
 
 
-def incoherence(found: Sequence[Sequence[str]]) -> dict[str, Any]:
+def incoherence(faults: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Shares of descriptions with each fault, and with any: `{descriptions, incoherent, repeated, fragment, no_end}`.
 
     Args:
-        found: the faults of each description; at least one description.
+        faults: the faults of each description; at least one description.
     """
-    shares = {name: sum(name in one for one in found) / len(found) for name in ("repeated", "fragment", "no_end")}
-    return {"descriptions": len(found), "incoherent": sum(map(bool, found)) / len(found), **shares}
+    shares = {name: sum(name in one for one in faults) / len(faults) for name in ("repeated", "fragment", "no_end")}
+    return {"descriptions": len(faults), "incoherent": sum(map(bool, faults)) / len(faults), **shares}

@@ -1,7 +1,7 @@
-"""LLaVA-Bench: a language model that does not see the picture marks two answers, a model's and a baseline's.
+"""LLaVA-Bench: a language model that does not see the image grades two answers, a model's and a baseline's.
 
-The judge reads what is known of the picture as text, the question, and both answers, the baseline's first; it gives
-each a mark from 1 to 10. A model's score is its share of the baseline's marks (Visual Instruction Tuning, section 5.1).
+The judge reads a textual description of the image, the question, and both answers, the baseline's first; it gives each
+a mark from 1 to 10. A model's score is its share of the baseline's marks (Visual Instruction Tuning, section 5.1).
 """
 
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.evaluate.scores.recorded import load, read_predictions
-from mmlab.evaluate.scores.score import Reference, Row, Scores, rows_of
+from mmlab.evaluate.scores.recorded_outputs import load, read_predictions
+from mmlab.evaluate.scores.score_table import Reference, Row, Scores, rows_of
 
 SYSTEM = "You compare answers to questions about pictures. You are strict, fair and brief."
 INSTRUCTION = """The context above tells what is in a picture that the user saw: sentences about it and, where there are any, its objects with their boxes as left, top, right, bottom in shares of its width and height. Mark both answers to the user's question from 1 to 10 by how helpful, relevant, accurate and detailed they are; their order must not count. Write the two marks alone on the first line, that of Assistant 1 first and a space between them, and your reasons below."""  # noqa: E501
@@ -22,18 +22,18 @@ _MARKS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*[, ]\s*(\d+(?:\.\d+)?)\s*")
 
 Marks = tuple[float, float]
 Review = tuple[str, str]
-"""What the judge said, and an empty text; or an empty text, and why it said nothing."""
+"""The judge's reply and an empty text; or an empty text and the reason why there is no reply."""
 
 
 @dataclass(frozen=True)
 class BenchQuestion:
-    """A question, and what the judge is told beside the model's answer.
+    """A question, with the judge's context and baseline.
 
     Attributes:
         key: its id.
         text: the question.
         category: such as `conv`, `detail`, `complex`.
-        context: the picture in words.
+        context: textual description of the image.
         baseline: the answer to compare with.
     """
 
@@ -55,26 +55,26 @@ def read_bench(questions: str | Path, contexts: str | Path, baseline: str | Path
     Raises:
         DataError: a file with another layout, or a question without a context or a baseline.
     """
-    known = {}
-    found = []
+    described = {}
+    bench = []
     answers = read_predictions(baseline).texts
     try:
         for one in _lines(contexts):
-            known[str(one["image"])] = _context(one)
+            described[str(one["image"])] = _context(one)
         for one in _lines(questions):
             key, image = str(one["question_id"]), str(one["image"])
-            if image not in known:
-                raise DataError(f"{contexts} says nothing of {image}, which question {key} is about.")
+            if image not in described:
+                raise DataError(f"{contexts} does not describe {image}, which question {key} is about.")
             if key not in answers:
                 raise DataError(f"{baseline} has no answer to question {key}.")
-            found.append(BenchQuestion(key, one["text"], str(one["category"]), known[image], answers[key]))
+            bench.append(BenchQuestion(key, one["text"], str(one["category"]), described[image], answers[key]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{questions} or {contexts} has another layout than LLaVA-Bench: {error!r}.") from error
-    return found
+        raise DataError(f"{questions} or {contexts} does not have the format of LLaVA-Bench: {error!r}.") from error
+    return bench
 
 
 def judge_messages(question: BenchQuestion, answer: str, instruction: str = INSTRUCTION) -> list[dict[str, str]]:
-    """What the judge is asked, in the published order: context, question, both answers, instruction."""
+    """The messages to the judge, in the published order: context, question, both answers, instruction."""
     sections = [
         f"[Context]\n{question.context}",
         f"[Question]\n{question.text}",
@@ -89,24 +89,24 @@ def read_rules(path: str | Path) -> dict[str, str]:
     """Category → instruction, from LLaVA's `rule.json`: `{category: {prompt, role}}`.
 
     Raises:
-        DataError: another layout.
+        DataError: another format.
     """
     loaded = load(Path(path))
     try:
         return {name: str(rule["prompt"]) for name, rule in loaded.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} does not hold {{category: {{prompt}}}}: {error!r}.") from error
+        raise DataError(f"{path} is not of the form {{category: {{prompt}}}}: {error!r}.") from error
 
 
 def judge_questions(
     questions: Sequence[BenchQuestion], answers: Mapping[str, str], rules: Mapping[str, str]
 ) -> list[list[dict[str, str]]]:
-    """What the judge is asked about each question, once all of it is there.
+    """The messages to the judge about each question, after checking that all answers and rules are there.
 
     Args:
         questions: of the bench.
         answers: id → the model's answer.
-        rules: category → what the judge is told; none: `INSTRUCTION` for all.
+        rules: category → instruction of the judge; empty: `INSTRUCTION` for all.
 
     Raises:
         DataError: a question without an answer, or a category without a rule.
@@ -122,7 +122,7 @@ def judge_questions(
 
 
 def marks_of(reply: str) -> Marks | None:
-    """The baseline's mark and the model's, from a reply's first line; None where there are not just two of 1 to 10."""
+    """The marks of the baseline and the model from a reply's first line; None unless they are two of 1 to 10."""
     first = reply.strip().partition("\n")[0]
     match = _MARKS.fullmatch(first)
     marks = (float(match[1]), float(match[2])) if match else None
@@ -130,34 +130,34 @@ def marks_of(reply: str) -> Marks | None:
 
 
 def bench_scores(questions: Sequence[BenchQuestion], marks: Sequence[Marks | None]) -> Scores:
-    """The model's marks as a percentage of the baseline's, in all and per category.
+    """The model's marks as a percentage of the baseline's, overall and per category.
 
     A reply without marks is left out and counted as `unmarked`; the published script counts it as -1 for both.
     """
 
     def row(places: list[int]) -> Row:
-        given = [found for n in places if (found := marks[n]) is not None]
-        theirs, ours = sum(mark for mark, _ in given), sum(mark for _, mark in given)
+        pairs = [pair for n in places if (pair := marks[n]) is not None]
+        theirs, ours = sum(mark for mark, _ in pairs), sum(mark for _, mark in pairs)
         return {
             "questions": len(places),
-            "relative": 100 * ours / theirs if given else None,
-            "mark": ours / len(given) if given else None,
-            "baseline_mark": theirs / len(given) if given else None,
-            "unmarked": len(places) - len(given),
+            "relative": 100 * ours / theirs if pairs else None,
+            "mark": ours / len(pairs) if pairs else None,
+            "baseline_mark": theirs / len(pairs) if pairs else None,
+            "unmarked": len(places) - len(pairs),
         }
 
     references = [Reference(question.key, (question.baseline,), (question.category,)) for question in questions]
-    each = [0.0 if found is None else found[1] / 10 for found in marks]
+    each = [0.0 if pair is None else pair[1] / 10 for pair in marks]
     return Scores(*rows_of(references, row), each, main="relative")
 
 
 def write_marks(
     path: Path, questions: Sequence[BenchQuestion], reviews: Sequence[Review], marks: Sequence[Marks | None]
 ) -> None:
-    """Write a line for each question: marks, review, and why there is none."""
+    """Write a line for each question: marks, review, or the reason why there is none."""
     with path.open("w", encoding="utf-8") as lines:
-        for question, (text, fault), found in zip(questions, reviews, marks, strict=True):
-            row = {"key": question.key, "category": question.category, "marks": found, "review": text, "fault": fault}
+        for question, (text, fault), pair in zip(questions, reviews, marks, strict=True):
+            row = {"key": question.key, "category": question.category, "marks": pair, "review": text, "fault": fault}
             lines.write(json.dumps(row) + "\n")
 
 

@@ -1,28 +1,31 @@
-"""The scores by name (`metric=…`), and the two short ones: exact match and facts."""
+"""Scorers by name (`metric=…`), and the two short ones: exact match and facts."""
 
+import importlib
 import re
 from collections.abc import Sequence
 
-from mmlab.config.errors import ConfigError, nearest
-from mmlab.evaluate.scores.caption_scores import captions
-from mmlab.evaluate.scores.scienceqa_score import scienceqa
-from mmlab.evaluate.scores.score import Reference, Row, Scorer, Scores, rows_of, share
-from mmlab.evaluate.scores.vqa import vqa
-from mmlab.evaluate.scores.yes_no import mme, pope
+from mmlab.evaluate.config import SCORERS
+from mmlab.evaluate.scores.score_table import Reference, Row, Scorer, Scores, rows_of, share
 
 
-def normalise(answer: str) -> str:
+def scorer_named(name: str) -> Scorer:
+    """The scorer of a metric, one of `METRICS`."""
+    module, _, function = SCORERS[name].rpartition(".")
+    return getattr(importlib.import_module(module), function)
+
+
+def normalized(answer: str) -> str:
     """Lower case, single spaces, no full stop at the end."""
     return " ".join(answer.lower().split()).rstrip(".").strip()
 
 
 def matches(prediction: str, answer: str) -> bool:
-    """Whether a prediction is the answer, apart from case, spaces and a full stop at the end."""
-    return normalise(prediction) == normalise(answer)
+    """Whether a prediction equals the answer, apart from case, spaces and a full stop at the end."""
+    return normalized(prediction) == normalized(answer)
 
 
 def exact(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
-    """Share of predictions that match an answer, in all and per type; a missing one matches none."""
+    """Share of predictions that match an answer, overall and per type; a missing one matches none."""
     pairs = zip(predictions, references, strict=True)
     each = [float(p is not None and any(matches(p, answer) for answer in r.answers)) for p, r in pairs]
 
@@ -36,14 +39,14 @@ _WORD = re.compile(r"\w+")
 
 
 def says(text: str, fact: str) -> bool:
-    """Whether the words of a fact stand in a text, side by side, apart from case and marks."""
+    """Whether a text contains the words of a fact, side by side, apart from case and punctuation."""
     return f" {_words(fact)} " in f" {_words(text)} "
 
 
 def facts(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
-    """Share of the references' answers that a prediction says, and of predictions that say all of theirs (`whole`).
+    """Share of the answers that predictions contain, and share of predictions that contain all of theirs (`whole`).
 
-    Each answer is a fact, a word or some. What else a prediction says is not held against it.
+    Each answer is a fact of one or more words. Anything else in a prediction does not count against it.
     """
     pairs = zip(predictions, references, strict=True)
     each = [0.0 if p is None else sum(says(p, fact) for fact in r.answers) / max(1, len(r.answers)) for p, r in pairs]
@@ -58,27 +61,3 @@ def facts(predictions: Sequence[str | None], references: Sequence[Reference]) ->
 
 def _words(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
-
-
-SCORERS: dict[str, Scorer] = {
-    "exact": exact,
-    "vqa": vqa,
-    # GQA's accuracy is exact match, as its evaluation splits it: by form, by meaning, and binary or open.
-    "gqa": exact,
-    "pope": pope,
-    "mme": mme,
-    "scienceqa": scienceqa,
-    "captions": captions,
-    "facts": facts,
-}
-
-
-def scorer_named(name: str) -> Scorer:
-    """The scorer of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in SCORERS:
-        raise ConfigError(f"metric '{name}' is not one of {', '.join(SCORERS)}.{nearest(name, SCORERS)}")
-    return SCORERS[name]

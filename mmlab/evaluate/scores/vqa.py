@@ -1,20 +1,20 @@
-"""VQAv2's soft accuracy: an answer is right as far as people gave it, after the official normalisation."""
+"""VQAv2's soft accuracy: an answer counts by the number of people who gave it, after the official normalization."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from mmlab.evaluate.scores.score import Reference, Row, Scores, rows_of, share
+from mmlab.evaluate.scores.score_table import Reference, Row, Scores, rows_of, share
 
-AGREE = 3  # as many others who say the same make an answer wholly right
+AGREE = 3  # people who have to give an answer to make it entirely right
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
-# The official pattern means to look behind and does not: a full stop after a digit goes too, unless one follows.
+# The official pattern lacks its intended lookbehind: a full stop after a digit is removed, too, unless one follows.
 _STOP = re.compile(r"\.(?!\d)")
 _ARTICLES = ("a", "an", "the")
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_DIGITS)}}
-# What is written without an apostrophe, or with one of two, and what it stands for.
+# Contractions with missing apostrophes, and their correct spelling.
 _WRITTEN = """aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've
     couldnt've:couldn't've didnt:didn't doesnt:doesn't dont:don't hadnt:hadn't hadnt've:hadn't've hadn'tve:hadn't've
     hasnt:hasn't havent:haven't hed:he'd hed've:he'd've he'dve:he'd've hes:he's howd:how'd howll:how'll hows:how's
@@ -36,11 +36,11 @@ _WRITTEN = """aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn
 _CONTRACTIONS = {bare: meant for bare, _, meant in (pair.partition(":") for pair in _WRITTEN.split())}
 
 
-def normalise(answer: str) -> str:
-    """The form in which answers are compared: without marks and articles, numbers as digits, apostrophes put back.
+def normalized(answer: str) -> str:
+    """The form in which answers are compared: without punctuation and articles, digits for numbers, with apostrophes.
 
-    A mark goes without a trace where it stands beside a space, or where the answer has a comma between digits;
-    anywhere else it becomes a space.
+    Punctuation is removed if it is next to a space or if the answer has a comma between digits; otherwise it is
+    replaced by a space.
     """
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     joined = _COMMA.search(text) is not None
@@ -53,22 +53,21 @@ def normalise(answer: str) -> str:
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The mean over all that leave one person out of min(1, those who said the same / 3).
+    """The mean of min(1, people with the same answer / 3) over all subsets that leave one person out.
 
-    Both sides are normalised, as the data set's page says; versions of the released code leave an answer on which all
-    agree as it is, so that a mark in it could not be matched. Of a single answer it is exact match.
+    Both sides are normalized, as the data set's page says; versions of the released code do not normalize an answer on
+    which all agree, so that punctuation in it could not be matched. With a single answer it is exact match.
     """
-    said = normalise(prediction)
-    same = Counter(normalise(answer) for answer in answers)[said]
+    same = Counter(normalized(answer) for answer in answers)[normalized(prediction)]
     if len(answers) == 1:
         return float(same)
-    # Of n people, `same` are left out with same - 1 that agree, the others with `same`.
+    # Of n people, `same` leave same - 1 that agree if they are left out, the others `same`.
     without, within = min(1.0, same / AGREE), min(1.0, (same - 1) / AGREE) if same else 0.0
     return (same * within + (len(answers) - same) * without) / len(answers)
 
 
 def vqa(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
-    """Soft accuracy, in all and per type (of question, of answer); a missing prediction counts 0."""
+    """Soft accuracy, overall and per type (of question, of answer); a missing prediction counts 0."""
     pairs = zip(predictions, references, strict=True)
     each = [0.0 if p is None else soft_accuracy(p, r.answers) for p, r in pairs]
 

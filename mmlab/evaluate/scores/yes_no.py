@@ -1,45 +1,45 @@
-"""Scores of questions that are answered with yes or no: POPE's, and MME's of pairs of questions."""
+"""Scores of yes-or-no questions: POPE's, and MME's with pairs of questions."""
 
 from collections.abc import Sequence
 
 from mmlab.config.errors import DataError
 from mmlab.evaluate.scores.incoherence import words_of
-from mmlab.evaluate.scores.score import Reference, Row, Scores, rows_of, share
+from mmlab.evaluate.scores.score_table import Reference, Row, Scores, rows_of, share
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
 def pope_answer(text: str) -> str:
-    """`no` where the first sentence has the word No, no or not, else `yes`, as POPE's evaluation reads a reply."""
+    """`no` if the first sentence has the word No, no or not, else `yes`, as in POPE's evaluation."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def mme_answer(text: str) -> str:
-    """`yes` or `no` where the first four characters have it, else `other`, as MME's evaluation reads a reply."""
+    """`yes` or `no` if it is in the first four characters, else `other`, as in MME's evaluation."""
     start = text.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def pope(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
-    """Accuracy, precision, recall and F1 of "yes", and how often it is said; in all and per category.
+    """Accuracy, precision, recall and F1 of "yes", and the share of "yes"; overall and per category.
 
-    A reply that says neither counts as yes, as in POPE's evaluation; `neither` says how many there are. A missing reply
-    is among them, and wrong. Published tables give F1 per category, and LLaVA-1.5's number is the mean of the three.
+    A reply with neither word counts as yes, as in POPE's evaluation; `neither` counts these, including missing replies,
+    which are wrong. Published tables give F1 per category; LLaVA-1.5's number is the mean of the three.
 
     Raises:
         DataError: a right answer that is neither yes nor no.
     """
-    said = ["" if p is None else pope_answer(p) for p in predictions]
+    replies = ["" if p is None else pope_answer(p) for p in predictions]
     true = [_truth(reference) for reference in references]
-    right = [a == b for a, b in zip(said, true, strict=True)]
+    right = [a == b for a, b in zip(replies, true, strict=True)]
     neither = [not {"yes", "no", "not"} & set(words_of(p or "")) for p in predictions]
 
     def row(places: list[int]) -> Row:
-        hits = sum(said[n] == true[n] == "yes" for n in places)
-        yes, there = sum(said[n] == "yes" for n in places), sum(true[n] == "yes" for n in places)
-        # 2PR / (P + R), without its division by zero where nothing is hit.
+        hits = sum(replies[n] == true[n] == "yes" for n in places)
+        yes, there = sum(replies[n] == "yes" for n in places), sum(true[n] == "yes" for n in places)
+        # F1 = 2PR / (P + R), without a division by zero if there are no hits.
         return {
             "questions": len(places),
             "accuracy": share(sum(right[n] for n in places), len(places)),
@@ -54,15 +54,15 @@ def pope(predictions: Sequence[str | None], references: Sequence[Reference]) -> 
 
 
 def mme(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
-    """Per task the share of right answers, that of pictures with both answers right, and 100 times their sum.
+    """Per task the share of right answers, that of images with both answers right, and 100 times their sum.
 
-    The first row adds the tasks' scores up, as `perception` (2,000 at most) and `cognition` (800).
+    The first row has the sums of the tasks' scores, as `perception` (at most 2,000) and `cognition` (at most 800).
 
     Raises:
-        DataError: a right answer that is neither yes nor no, or a picture that is not asked about twice in its task.
+        DataError: a right answer that is neither yes nor no, or an image without exactly two questions in its task.
     """
-    said = [mme_answer(p or "") for p in predictions]
-    right = [a == _truth(reference) for a, reference in zip(said, references, strict=True)]
+    replies = [mme_answer(p or "") for p in predictions]
+    right = [a == _truth(reference) for a, reference in zip(replies, references, strict=True)]
 
     def row(places: list[int]) -> Row:
         pairs: dict[tuple[str, ...], list[bool]] = {}
@@ -70,9 +70,9 @@ def mme(predictions: Sequence[str | None], references: Sequence[Reference]) -> S
             pairs.setdefault((*references[n].types, references[n].picture), []).append(right[n])
         for (*_, picture), both in pairs.items():
             if len(both) != 2:
-                raise DataError(f"MME asks two questions about each picture, not {len(both)} about {picture}.")
+                raise DataError(f"MME asks two questions about each image, not {len(both)} about {picture}.")
         one, two = sum(right[n] for n in places) / len(places), sum(map(all, pairs.values())) / len(pairs)
-        counts = {"questions": len(places), "other": sum(said[n] == "other" for n in places)}
+        counts = {"questions": len(places), "other": sum(replies[n] == "other" for n in places)}
         return {"score": 100 * (one + two), "accuracy": one, "accuracy_plus": two, **counts}
 
     first, tasks = rows_of(references, row)
@@ -84,12 +84,12 @@ def mme(predictions: Sequence[str | None], references: Sequence[Reference]) -> S
 
 
 def _sum(tasks: dict[str, Row], names: Sequence[str] | dict[str, Row]) -> float | None:
-    found = [float(tasks[name]["score"] or 0) for name in names if name in tasks]
-    return sum(found) if found else None
+    scores = [float(tasks[name]["score"] or 0) for name in names if name in tasks]
+    return sum(scores) if scores else None
 
 
 def _truth(reference: Reference) -> str:
     answer = reference.answers[0].strip().lower() if reference.answers else ""
     if answer not in ("yes", "no"):
-        raise DataError(f"question {reference.key}: the right answer to yes or no is not '{answer}'.")
+        raise DataError(f"question {reference.key}: the right answer must be yes or no, not '{answer}'.")
     return answer

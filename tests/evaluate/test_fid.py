@@ -132,13 +132,13 @@ def test_compare_puts_both_distances_together():
 def test_few_pictures_are_warned_of_by_the_width():
     assert caution(filled(normal(50, 10, 1)), filled(normal(60, 10, 2))) is None
     sentence = caution(filled(normal(60, 10, 1)), filled(normal(49, 10, 2)))
-    assert sentence and "49 pictures" in sentence and "50 or more" in sentence
+    assert sentence and "49 images" in sentence and "50 or more" in sentence
 
 
 def test_what_cannot_be_compared_is_said():
     with pytest.raises(RunError, match="not finite"):
         Moments().add(torch.tensor([[1.0, float("nan")]]))
-    with pytest.raises(RunError, match="two pictures or more, and there are 1"):
+    with pytest.raises(RunError, match="at least two images; there are 1"):
         _ = filled(normal(1, 2, 1)).moments.covariance
-    with pytest.raises(RunError, match="two pictures or more"):
+    with pytest.raises(RunError, match="at least two images"):
         kernel_distance(normal(1, 2, 1), normal(4, 2, 1))

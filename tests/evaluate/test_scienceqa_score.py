@@ -5,7 +5,7 @@ import pytest
 from mmlab.config.errors import DataError
 from mmlab.data.sources.scienceqa import COLUMNS, load_problems
 from mmlab.evaluate.scores.scienceqa_score import differences, extract, reference_of, result_layout, scienceqa
-from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.score_table import Reference
 from tests.tiny_problems import problem, write_problems
 
 LONG = "A force is a push or a pull.\nThe answer is in the table below.\n"

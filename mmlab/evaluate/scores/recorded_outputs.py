@@ -1,4 +1,4 @@
-"""Outputs that were recorded elsewhere, and the right answers in their data sets' own files."""
+"""Files of recorded outputs of models, and of right answers in the formats of their data sets."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -10,48 +10,48 @@ from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.sources.files import existing
 from mmlab.data.sources.scienceqa import PROBLEMS, SPLITS, load_problems, load_split
 from mmlab.evaluate.scores.scienceqa_score import reference_of
-from mmlab.evaluate.scores.score import Reference, texts_of
+from mmlab.evaluate.scores.score_table import Reference, texts_of
 
 IDS = ("question_id", "questionId", "image_id", "key", "id")
 TEXTS = ("prediction", "description", "text", "caption", "output", "answer")
-"""Ours come first: a line of ours holds the right answer, too."""
+"""Our names come first, because our lines also have the right answer."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a model said.
+    """Recorded outputs of a model.
 
     Attributes:
         texts: question id → reply.
-        indices: question id → the index that was read from it, where the file has them.
+        indices: question id → the index that was read from the reply, if the file has them.
     """
 
     texts: dict[str, str]
     indices: dict[str, int] = field(default_factory=dict)
 
     def aligned(self, references: Sequence[Reference]) -> list[str | None]:
-        """The reply for each reference, None where there is none.
+        """The reply for each reference, None if it is missing.
 
         Raises:
-            DataError: there is none at all.
+            DataError: all are missing.
         """
-        found = [self.texts.get(reference.key) for reference in references]
-        if all(text is None for text in found):
-            said, asked = next(iter(self.texts)), references[0].key
-            raise DataError(f"no prediction has the id of a question: they are called such as '{said}' and '{asked}'.")
-        return found
+        replies = [self.texts.get(reference.key) for reference in references]
+        if all(text is None for text in replies):
+            example, key = next(iter(self.texts)), references[0].key
+            raise DataError(f"no prediction has the id of a question; examples of ids are '{example}' and '{key}'.")
+        return replies
 
 
 def read_predictions(path: str | Path) -> Recorded:
-    """Read recorded outputs in any of the usual layouts.
+    """Read recorded outputs in one of the usual formats.
 
     LLaVA's result file `{"outputs": {id: text}, "results": {id: index}}`; a JSON object `{id: text}`; or objects with
     an id and a text, as a JSON list or as lines: `question_id`, `questionId`, `image_id`, `key` or `id`, and
     `prediction`, `description`, `text`, `caption`, `output` or `answer`. Or a folder of MME's result files,
-    `<task>.txt` with lines of picture, question, right answer and reply, parted by tabs.
+    `<task>.txt` with lines of image, question, right answer and reply, separated by tabs.
 
     Raises:
-        DataError: no such file, none of these layouts, or an id that comes twice.
+        DataError: no such file, another format, or a duplicate id.
     """
     if Path(path).is_dir():
         return Recorded({key: reply for (key, *_), reply in _mme_lines(Path(path), 4)})
@@ -67,49 +67,49 @@ def read_predictions(path: str | Path) -> Recorded:
         texts = loaded.get("outputs", loaded)
         indices = loaded.get("results", {}) if "outputs" in loaded else {}
     if not isinstance(texts, dict) or not texts or not isinstance(indices, dict):
-        raise DataError(f"{path} holds no predictions, such as {{id: text}}.")
+        raise DataError(f"{path} has no predictions, such as {{id: text}}.")
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise DataError(f"{path}: the prediction for {name} is no text but {type(text).__name__}.")
+            raise DataError(f"{path}: the prediction for {name} must be a text, not {type(text).__name__}.")
     for name, index in indices.items():
         if not isinstance(index, int):
-            raise DataError(f"{path}: the index recorded for {name} is no whole number: {index!r}.")
+            raise DataError(f"{path}: the index recorded for {name} must be an integer, not {index!r}.")
     return Recorded(texts, indices)
 
 
 def read_references(metric: str, path: str | Path, splits: str | Path | None, split: str) -> list[Reference]:
-    """Read the right answers in the layout of the metric's data set, or as `{key, answers, types, …}` per line.
+    """Read right answers in the format of the metric's data set, or as `{key, answers, types, …}` per line.
 
     Args:
         metric: a scorer's name.
         path: `problems.json` of ScienceQA, or the folder with it; VQAv2's annotations; GQA's questions; POPE's lines
             of `{question_id, label}`; COCO's captions; a folder of MME's `<task>.txt`.
-        splits: ScienceQA's `pid_splits.json`; None takes the one beside the problems.
+        splits: ScienceQA's `pid_splits.json`; None: the one beside the problems.
         split: of ScienceQA.
 
     Raises:
         ConfigError: splits for a metric that has none.
-        DataError: a file that is missing or has another layout, a question without a right answer, or an id that comes
-            twice.
+        DataError: a file that is missing or has another format, a question without a right answer, or a duplicate id.
     """
     path = Path(path)
     layouts = {"vqa": _vqa, "gqa": _gqa, "pope": _pope, "captions": _captions}
     if metric == "scienceqa":
-        found = _scienceqa(path, splits, split)
+        references = _scienceqa(path, splits, split)
     elif splits is not None:
         raise ConfigError(f"metric={metric} has no splits.")
     else:
-        found = _mme(path) if metric == "mme" and path.is_dir() else _references(path, layouts.get(metric))
-    if not found:
-        raise DataError(f"{path} holds no right answers{f' of split {split}' if metric == 'scienceqa' else ''}.")
+        mme = metric == "mme" and path.is_dir()
+        references = _mme(path) if mme else _references(path, layouts.get(metric))
+    if not references:
+        raise DataError(f"{path} has no right answers{f' of split {split}' if metric == 'scienceqa' else ''}.")
     keys: set[str] = set()
-    for reference in found:
+    for reference in references:
         if not reference.answers:
             raise DataError(f"{path}: there is no right answer for {reference.key}.")
         if reference.key in keys:
             raise DataError(f"{path}: there are two right answers for {reference.key}.")
         keys.add(reference.key)
-    return found
+    return references
 
 
 def load(path: Path) -> Any:
@@ -127,7 +127,7 @@ def load(path: Path) -> Any:
         except (ValueError, RecursionError):
             raise DataError(f"{path} is neither JSON nor JSON lines: {first}.") from None
     if not isinstance(loaded, dict | list):
-        raise DataError(f"{path} holds a {type(loaded).__name__}, neither an object nor a list.")
+        raise DataError(f"{path} must hold an object or a list, not a {type(loaded).__name__}.")
     return [loaded] if isinstance(loaded, dict) and _is_line(loaded) else loaded
 
 
@@ -140,8 +140,8 @@ def _text(path: Path) -> str:
 
 def _is_line(entry: dict[str, Any]) -> bool:
     """Whether an object is the only line of a file of lines."""
-    says = any(isinstance(entry.get(name), str) for name in (*TEXTS, "label")) or isinstance(entry.get("answers"), list)
-    return says and any(name in entry for name in IDS)
+    text = any(isinstance(entry.get(name), str) for name in (*TEXTS, "label")) or isinstance(entry.get("answers"), list)
+    return text and any(name in entry for name in IDS)
 
 
 def _pair(entry: Any, where: str) -> tuple[str, Any]:
@@ -170,8 +170,8 @@ def _references(path: Path, layout: Layout | None) -> list[Reference]:
         if layout is not None:
             return list(layout(loaded, path.stem))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} has another layout than its data set's: {error!r}.") from error
-    raise DataError(f"{path} does not hold lines of {{key, answers, types, picture, choices}}.")
+        raise DataError(f"{path} does not have the format of its data set: {error!r}.") from error
+    raise DataError(f"{path} has no lines of {{key, answers, types, picture, choices}}.")
 
 
 def _own(entry: dict[str, Any]) -> Reference:
@@ -210,15 +210,15 @@ def _mme(folder: Path) -> list[Reference]:
 
 
 def _mme_lines(folder: Path, least: int) -> Iterable[tuple[tuple[str, str, str, str], str]]:
-    """Key, task, picture and right answer of each line, and its reply if it has one."""
+    """Key, task, image and right answer of each line, and its reply if it has one."""
     files = sorted(folder.glob("*.txt"))
     if not files:
-        raise DataError(f"{folder} is a folder without <task>.txt files, which only MME's are; give the file in it.")
+        raise DataError(f"{folder} has no <task>.txt files, as a folder of MME does; name a file, not a folder.")
     for file in files:
         for number, line in enumerate(_text(file).rstrip("\n").split("\n"), 1):
             cells = line.split("\t")
             if len(cells) < least:
-                raise DataError(f"{file}, line {number}: expected {least} cells parted by tabs, not {len(cells)}.")
+                raise DataError(f"{file}, line {number}: expected {least} cells separated by tabs, not {len(cells)}.")
             picture, question, answer = cells[:3]
             yield (f"{file.stem}/{picture}/{question}", file.stem, picture, answer), "".join(cells[3:4])
 

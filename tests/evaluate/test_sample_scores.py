@@ -10,13 +10,15 @@ from PIL import Image
 from mmlab.config.errors import DataError
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter
-from mmlab.diffusion.guidance import Guidance
+from mmlab.diffusion.config import DiffusionConfig, GuidanceConfig, SamplerConfig
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import Sampler
-from mmlab.evaluate.pictures.generated_scores import score_samples
-from mmlab.evaluate.pictures.generators import BorrowedConditions, Generator
+from mmlab.evaluate.pictures.drawn_samples import PictureConditions
+from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator
 from mmlab.evaluate.pictures.picture_set import PictureSet
+from mmlab.evaluate.pictures.sample_scores import score_samples
 from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
+from mmlab.model.config import ClassConditionConfig, TextConditionConfig
 from mmlab.model.first_stage import to_uint8
 from tests.evaluate.tiny_scores import SIDE, Quadrants, make_noise
 from tests.model.tiny_priors import prior_model
@@ -34,9 +36,10 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
-def generator(model=None, **options) -> Generator:
-    sampler = Sampler("ddpm", steps=3, **options)
-    return Generator((model or diffusion_model()).eval(), Diffusion(schedule="cosine", target="v"), sampler, SIDE)
+def generator(model=None, scale: float = 1.0) -> PictureGenerator:
+    sampler = Sampler(SamplerConfig(name="ddpm", steps=3, guidance=GuidanceConfig(scale)))
+    process = Diffusion(DiffusionConfig(schedule="cosine", target="v"))
+    return picture_generator((model or diffusion_model()).eval(), sampler, process, size=SIDE)
 
 
 class Repeats:
@@ -81,7 +84,7 @@ def test_real_pictures_are_near_and_noise_is_far(root):
     assert abs(scores["kid"]) < 0.05 * scores["noise_kid"]
     assert scores["fid"] < 0.3 * scores["noise_fid"] and scores["train_fid"] < scores["noise_fid"]
     assert scores["caution"] is None, "60 pictures for 12 features"
-    assert "59 pictures" in scores_of("more", root, count=59)[0]["caution"]
+    assert "59 images" in scores_of("more", root, count=59)[0]["caution"]
     itself, _ = scores_of("val", root)
     assert itself["fid"] == pytest.approx(0, abs=1e-4)
 
@@ -108,21 +111,31 @@ def test_guidance_is_the_samplers():
     with torch.no_grad():
         model.conditioner.embedding.weight.mul_(50)  # type: ignore[union-attr]
     given = {"labels": torch.tensor([0, 1])}
-    plain, guided, null = (generator(model, guidance=Guidance(scale))(given, [1, 2]) for scale in (1.0, 4.0, 0.0))
+    plain, guided, null = (generator(model, scale)(given, [1, 2]) for scale in (1.0, 4.0, 0.0))
     assert not torch.equal(plain, guided)
     assert torch.equal(null, generator(model)({"labels": torch.tensor([3, 3])}, [1, 2]))
 
 
 def test_conditions_are_borrowed_in_turn(root, tokenizer_folder):
     pictures = PictureSet(root / "val", SPEC, 6)
-    given, names = BorrowedConditions(diffusion_model(conditioner=ClassCondition(NAMES, 4)), pictures, 8)(4, 8)
+    given, names = PictureConditions(
+        diffusion_model(conditioner=ClassCondition(ClassConditionConfig(classes=NAMES, width=4))), pictures, 8
+    )(4, 8)
     records = [pictures.sample(n % 6).record for n in range(4, 8)]
     assert names == [record["class"] for record in records]
     assert given["labels"].tolist() == [NAMES.index(name) for name in names]
-    assert BorrowedConditions(diffusion_model(conditioner=NoCondition()), pictures, 2)(0, 2) == ({}, ["", ""])
+    assert PictureConditions(diffusion_model(conditioner=NoCondition()), pictures, 2)(0, 2) == ({}, ["", ""])
     bert = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    text = TextCondition(None, "random", {**bert, "num_attention_heads": 1}, str(tokenizer_folder), max_length=16)
-    given, names = BorrowedConditions(diffusion_model(conditioner=text), pictures, 2)(0, 2)
+    text = TextCondition(
+        TextConditionConfig(
+            source=None,
+            init="random",
+            architecture={**bert, "num_attention_heads": 1},
+            tokenizer=str(tokenizer_folder),
+            max_length=16,
+        )
+    )
+    given, names = PictureConditions(diffusion_model(conditioner=text), pictures, 2)(0, 2)
     assert names == [pictures.sample(n).record["caption"] for n in (0, 3)], "spread: sets are often sorted by class"
     assert torch.equal(given["input_ids"], text.tokenize(names)["input_ids"])
 
@@ -130,14 +143,18 @@ def test_conditions_are_borrowed_in_turn(root, tokenizer_folder):
 def test_a_map_that_cannot_be_decoded_is_named(tmp_path):
     with ShardWriter(tmp_path / "maps", quiet=True) as writer:
         writer.write("broken", {"png": png(SIDE, SIDE), "map.png": b"no picture"})
-    borrowed = BorrowedConditions(prior_model("map"), PictureSet(tmp_path / "maps", SPEC), 1)
-    with pytest.raises(DataError, match="maps: the map of sample broken is of no use"):
+    borrowed = PictureConditions(prior_model("map"), PictureSet(tmp_path / "maps", SPEC), 1)
+    with pytest.raises(DataError, match="maps: the map of sample broken cannot be used"):
         borrowed(0, 1)
 
 
 def test_conditions_that_the_model_does_not_know(root):
     pictures = PictureSet(root / "val", SPEC, 6)
-    some = BorrowedConditions(diffusion_model(conditioner=ClassCondition(["star"], 4)), pictures, 6)
+    some = PictureConditions(
+        diffusion_model(conditioner=ClassCondition(ClassConditionConfig(classes=["star"], width=4))), pictures, 6
+    )
     assert set(some(0, 6)[1]) == {"star"}
-    with pytest.raises(DataError, match=r"nothing to tell the model.*'squarre'|nothing to tell the model.*The class"):
-        BorrowedConditions(diffusion_model(conditioner=ClassCondition(["squarre"], 4)), pictures, 6)
+    with pytest.raises(DataError, match=r"has no condition for the model.*'squarre'|has no condition for the model.*The class"):
+        PictureConditions(
+            diffusion_model(conditioner=ClassCondition(ClassConditionConfig(classes=["squarre"], width=4))), pictures, 6
+        )

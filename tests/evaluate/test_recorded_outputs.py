@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.evaluate.scores.recorded import Recorded, read_predictions, read_references
-from mmlab.evaluate.scores.score import Reference
+from mmlab.evaluate.scores.recorded_outputs import Recorded, read_predictions, read_references
+from mmlab.evaluate.scores.score_table import Reference
 from tests.tiny_problems import problem, write_problems
 
 
@@ -66,10 +66,10 @@ def test_recorded_indices(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"outputs": {"1": 2}}, "the prediction for 1 is no text but int"),
-        ({"outputs": ["B"]}, "holds no predictions"),
-        ({"outputs": {"1": "B"}, "results": {"1": "B"}}, "the index recorded for 1 is no whole number: 'B'"),
-        ({}, "holds no predictions"),
+        ({"outputs": {"1": 2}}, "the prediction for 1 must be a text, not int"),
+        ({"outputs": ["B"]}, "has no predictions"),
+        ({"outputs": {"1": "B"}, "results": {"1": "B"}}, "the index recorded for 1 must be an integer, not 'B'"),
+        ({}, "has no predictions"),
         ([{"id": 1, "text": "B"}, {"id": 1, "text": "C"}], "two predictions for 1"),
         ([{"id": 1}], "entry 0: expected an object with an id"),
         (["B"], "entry 0: expected"),
@@ -94,7 +94,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_predictions_are_put_beside_references():
     references = [Reference("2", ("x",)), Reference("1", ("x",)), Reference("9", ("x",))]
     assert Recorded({"1": "B", "2": "no", "5": "?"}).aligned(references) == ["no", "B", None]
-    with pytest.raises(DataError, match="no prediction has the id of a question: they are called such as 'a' and '2'"):
+    with pytest.raises(DataError, match="no prediction has the id of a question; examples of ids are 'a' and '2'"):
         Recorded({"a": "B"}).aligned(references)
 
 
@@ -113,7 +113,7 @@ def test_scienceqa(tmp_path):
     with pytest.raises(DataError, match=r"problems\.json does not hold {split: \[problem id, …\]}: '1' is no list"):
         read_references("scienceqa", files[0], files[0], "test")
     write_problems(root, {"1": problem()}, {"test": ["1"], "minitest": []})
-    with pytest.raises(DataError, match="holds no right answers of split minitest"):
+    with pytest.raises(DataError, match="has no right answers of split minitest"):
         read_references("scienceqa", root, None, "minitest")
 
 
@@ -160,7 +160,7 @@ def test_mme(tmp_path):
     assert read_predictions(tmp_path).aligned(references) == ["yes", "No, two."]
     (tmp_path / "count.txt").write_text("a.png\tTwo?\tYes\n")
     assert len(read_references("mme", tmp_path, None, "")) == 1
-    with pytest.raises(DataError, match=r"count\.txt, line 1: expected 4 cells parted by tabs, not 3"):
+    with pytest.raises(DataError, match=r"count\.txt, line 1: expected 4 cells separated by tabs, not 3"):
         read_predictions(tmp_path)
 
 
@@ -192,15 +192,15 @@ def test_lines_of_our_own(write):
 @pytest.mark.parametrize(
     ("metric", "content", "message"),
     [
-        ("vqa", {"questions": []}, "another layout than its data set's: KeyError"),
-        ("gqa", {"1": "boy"}, "another layout"),
-        ("pope", ({"question_id": 1, "text": "?"},), "another layout"),
-        ("exact", {"1": "boy"}, "does not hold lines of {key, answers"),
-        ("vqa", {"annotations": []}, "holds no right answers"),
+        ("vqa", {"questions": []}, "does not have the format of its data set: KeyError"),
+        ("gqa", {"1": "boy"}, "does not have the format"),
+        ("pope", ({"question_id": 1, "text": "?"},), "does not have the format"),
+        ("exact", {"1": "boy"}, "has no lines of {key, answers"),
+        ("vqa", {"annotations": []}, "has no right answers"),
         ("exact", ({"key": "1", "answers": ["a"]}, {"key": "1", "answers": ["b"]}), "two right answers for 1"),
         ("vqa", ({"key": "1", "answers": []},), "there is no right answer for 1"),
         ("vqa", {"annotations": [{"question_id": 1, "answers": []}]}, "there is no right answer for 1"),
-        ("exact", [{"key": "1", "answers": "red"}], "answers is no list but 'red'"),
+        ("exact", [{"key": "1", "answers": "red"}], "answers must be a list, not 'red'"),
     ],
 )
 def test_other_references_are_refused(write, metric, content, message):

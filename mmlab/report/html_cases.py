@@ -1,4 +1,4 @@
-"""Cases to look at, on one page of HTML with their pictures in it."""
+"""Cases with images and texts on one page of HTML."""
 
 import base64
 import io
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from mmlab.report.sheet import BAD, CARD, FAINT, GOOD, INK, LINE, PAGE, as_picture
+from mmlab.report.contact_sheet import BAD, CARD, FAINT, GOOD, INK, LINE, PAGE, as_picture
 
 _STYLE = f"""
 body {{ margin: 24px; background: {PAGE}; color: {INK}; font: 15px/1.45 system-ui, sans-serif; }}
@@ -30,8 +30,8 @@ class Case:
     Attributes:
         picture: a PIL image, or a tensor or array `[3, H, W]`; None shows none.
         label: a short line above the texts, such as its key.
-        texts: what is said of it, by name.
-        good: whether its edge is green.
+        texts: texts below, by name.
+        good: whether its edge is green, else red.
     """
 
     picture: Any
@@ -41,7 +41,7 @@ class Case:
 
 
 def cases_page(title: str, cases: Sequence[Case]) -> str:
-    """The page, which needs no other file."""
+    """The page, which contains its images and needs no other file."""
     cards = "\n".join(map(_card, cases))
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'

@@ -1,4 +1,4 @@
-"""What every score has in common: predictions and references go in, a table comes out."""
+"""The table that every scorer makes of predictions and references."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, float | int | None]
-"""The numbers of one row of a table by their names; None where nothing can be said."""
+"""The numbers of one row of a table by their names; None if undefined, such as a share of nothing."""
 
 POINTS = ("cider_d", "score", "perception", "cognition", "relative", "mark", "baseline_mark", "words")
-"""Numbers that are no shares of one."""
+"""Numbers that are not shares."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What one prediction is compared with.
+    """The right answers to one question.
 
     Attributes:
-        key: names it, in errors and in files.
-        answers: the right answers; several where people were asked, or wrote captions.
-        types: the rows of the table that it counts in besides the first.
-        picture: what the question is about; questions of one picture may be scored together.
-        choices: how many letters there are to choose from; 0 for an open question.
+        key: its id in errors and files.
+        answers: the right answers; several if several people answered or wrote captions.
+        types: the rows of the table in which it counts, besides the first.
+        picture: id of the image; questions about one image may be scored together.
+        choices: number of letters to choose from; 0 for an open question.
     """
 
     key: str
@@ -39,8 +39,8 @@ class Scores:
     Attributes:
         all: the first row.
         types: the other rows by name, in order.
-        each: of each prediction, the higher the better; 1 is wholly right (captions have no such end).
-        main: the number of a row that stands for it.
+        each: score of each prediction, higher is better; 1 is entirely right (captions have no such limit).
+        main: name of a row's main number.
     """
 
     all: Row
@@ -49,20 +49,20 @@ class Scores:
     main: str = "accuracy"
 
     def as_json(self) -> dict[str, Any]:
-        """The first row, with the others as `types`."""
+        """The numbers of the first row, with the other rows as `types`."""
         return {**self.all, "types": self.types}
 
 
 Scorer = Callable[[Sequence[str | None], Sequence[Reference]], Scores]
-"""Predictions, None where there is none, and as many references → scores."""
+"""Predictions (None if missing) and as many references → scores."""
 
 
 def texts_of(entry: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A field's list as texts; ValueError for anything else, such as one text, of which each letter would count."""
-    found = entry.get(name)
-    if found is not None and not isinstance(found, list):
-        raise ValueError(f"{name} is no list but {found!r}")
-    return tuple(map(str, found or ()))
+    """The texts in a field's list; ValueError for anything else, such as one text, of which each letter would count."""
+    value = entry.get(name)
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"{name} must be a list, not {value!r}")
+    return tuple(map(str, value or ()))
 
 
 def rows_of(
@@ -71,9 +71,9 @@ def rows_of(
     """The first row, and one for every type.
 
     Args:
-        references: of the predictions, one at least.
-        row: from places in `references` to numbers; the places are never none, unless `order` names an absent type.
-        order: the types in their order; None takes those that occur, sorted.
+        references: at least one.
+        row: from indices of `references` to numbers; they are never empty, unless `order` names an absent type.
+        order: the types in their order; None: those that occur, sorted.
     """
     places: dict[str, list[int]] = {}
     for n, reference in enumerate(references):
@@ -84,12 +84,12 @@ def rows_of(
 
 
 def share(part: float, whole: int) -> float | None:
-    """A share, or None of nothing."""
+    """A share, or None for a share of nothing."""
     return part / whole if whole else None
 
 
 def table(scores: dict[str, Any], main: str = "accuracy") -> str:
-    """Scores as a table: their first row and their types; of `scores["blind"]`, where it is, the main number beside."""
+    """Scores as a text table, a row for each type; with `scores["blind"]`, a last column has its main number."""
     blind = scores.get("blind")
     rows = [("all", scores, blind)]
     rows += [(name, row, blind and blind["types"].get(name)) for name, row in scores["types"].items()]
@@ -105,7 +105,7 @@ def table(scores: dict[str, Any], main: str = "accuracy") -> str:
 
 
 def show(name: str, value: float | int | None) -> str:
-    """A number as it stands in a table: a count, points, or a share in per cent."""
+    """A number as text: a count, points, or a share in percent."""
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -114,10 +114,10 @@ def show(name: str, value: float | int | None) -> str:
 
 
 def _columns(scores: dict[str, Any]) -> list[str]:
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for row in (scores, *scores["types"].values()):
-        found |= {name: None for name, value in row.items() if value is None or isinstance(value, int | float)}
-    return list(found)
+        names |= {name: None for name, value in row.items() if value is None or isinstance(value, int | float)}
+    return list(names)
 
 
 def _head(name: str) -> str:
@@ -129,7 +129,7 @@ def _width(name: str) -> int:
 
 
 def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
-    """Write `scores.json` into the folder, which is made, and return its path."""
+    """Write `scores.json` into the folder, which is created, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "scores.json"
     path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

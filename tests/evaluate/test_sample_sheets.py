@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.module import ShardDataModule
 from mmlab.evaluate.callbacks.sample_sheets import AnsweredSamples, Card
-from mmlab.report.sheet import BAD, GOOD
-from mmlab.stage.vision_language import EndToEndFinetuning, ProjectorAlignment
+from mmlab.evaluate.config import AnsweredSamplesConfig
+from mmlab.report.contact_sheet import BAD, GOOD
+from mmlab.stage.config import EndToEndFinetuningConfig, ProjectorAlignmentConfig
 from tests.model import tiny
-from tests.stage.tiny_stage import QUESTIONS, optim
+from tests.stage.tiny_stage import QUESTIONS, make_stage
 from tests.tiny_shapes import make_shapes
+from tests.tiny_shards import sources
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,17 @@ def root(tmp_path_factory) -> Path:
     return make_shapes(tmp_path_factory.mktemp("shapes"), train=12, val=6)
 
 
-def stage_of(root: Path, prompt: Prompt = QUESTIONS, kind: type = EndToEndFinetuning) -> Any:
+def stage_of(root: Path, prompt: Prompt = QUESTIONS, kind: Any = EndToEndFinetuningConfig) -> Any:
     torch.manual_seed(0)
-    learns = ["connector", "language"] if kind is EndToEndFinetuning else ["connector"]
-    return kind(tiny.vlm(root / "tokenizer"), optim(), learns, prompt)
+    trainable = ["connector", "language"] if kind is EndToEndFinetuningConfig else ["connector"]
+    return make_stage(kind(trainable=trainable, prompt=prompt), tiny.vlm(root / "tokenizer"))
 
 
 def train(root: Path, folder: Path, stage: Any, *callbacks: L.Callback, steps: int = 4, val_every: int = 1) -> Any:
-    collate = stage.collate(max_length=120, pack=False, aspect="stretch", augment=False)
-    paths = [[{"path": str(root / split)}] for split in ("train", "val")]
-    data = ShardDataModule(*paths, global_batch=4, micro_batch=4, collate=collate)
+    train, val = sources(root / "train"), sources(root / "val")
+    batch = {"global_batch": 4, "micro_batch": 4, "seed": 0}
+    config = ImageTextDataConfig(train=train, val=val, **batch, max_length=120, aspect="stretch")
+    data = ShardDataModule(config, stage.collate(config))
     trainer = L.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -69,7 +72,9 @@ class Watch(L.Callback):
 def test_training_does_not_notice(root, tmp_path):
     with_samples, without = Watch(), Watch()
     torch.manual_seed(1)
-    shown = train(root, tmp_path, stage_of(root), with_samples, AnsweredSamples(3, max_new_tokens=4))
+    shown = train(
+        root, tmp_path, stage_of(root), with_samples, AnsweredSamples(AnsweredSamplesConfig(count=3, max_new_tokens=4))
+    )
     torch.manual_seed(1)
     plain = train(root, tmp_path, stage_of(root), without)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"step-{n}.png" for n in range(1, 5)]
@@ -79,7 +84,7 @@ def test_training_does_not_notice(root, tmp_path):
 
 
 def test_at_most_so_many_sheets_and_the_last(root, tmp_path):
-    samples = AnsweredSamples(2, sheets=2, max_new_tokens=2)
+    samples = AnsweredSamples(AnsweredSamplesConfig(count=2, sheets=2, max_new_tokens=2))
     train(root, tmp_path, stage_of(root), samples, steps=7)
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["step-4.png", "step-7.png"]
@@ -94,7 +99,7 @@ class Kept(AnsweredSamples):
 
 
 def test_the_samples_are_spread_and_their_questions_vary(root, tmp_path):
-    kept = Kept(count=3, max_new_tokens=2)
+    kept = Kept(AnsweredSamplesConfig(count=3, max_new_tokens=2))
     stage = train(root, tmp_path, stage_of(root), kept, steps=1)
     keys = [card.cells["key"] for card in kept.cards]
     assert len(set(keys)) == 3 and keys == sorted(keys)
@@ -102,33 +107,33 @@ def test_the_samples_are_spread_and_their_questions_vary(root, tmp_path):
         assert set(card.cells) == {"key", "question", "answer", "prediction"} and card.cells["answer"]
         assert "<image>" not in card.cells["question"] and card.cells["question"].endswith("?")
         assert card.picture is not None and card.picture.shape == (3, 16, 16)
-    before = kept._fixed
+    before = kept._chosen
     train(root, tmp_path, stage, kept, steps=1)
-    assert kept._fixed is before, "the same samples each time"
+    assert kept._chosen is before, "the same samples each time"
 
 
 def test_a_stage_that_asks_nothing_shows_captions(root, tmp_path):
-    kept = Kept(count=2, max_new_tokens=2)
-    train(root, tmp_path, stage_of(root, Prompt("plain"), ProjectorAlignment), kept, steps=1)
+    kept = Kept(AnsweredSamplesConfig(count=2, max_new_tokens=2))
+    train(root, tmp_path, stage_of(root, Prompt("plain"), ProjectorAlignmentConfig), kept, steps=1)
     assert [card.cells["question"] for card in kept.cards] == ["", ""]
     assert all(card.cells["answer"] and card.text for card in kept.cards)
 
 
-def test_colours(monkeypatch):
+def test_colors(monkeypatch):
     from mmlab.data.turns import Turn
-    from mmlab.evaluate.callbacks.sample_sheets import _answer_card
+    from mmlab.evaluate.callbacks.sample_sheets import answer_card
 
-    def colour(answer: str, prediction: str) -> str | None:
-        return _answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", answer)], prediction).colour
+    def color(answer: str, prediction: str) -> str | None:
+        return answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", answer)], prediction).color
 
-    assert colour("red", "Red.") == GOOD and colour("red", "blue") == BAD
-    assert colour("a big red circle", "a circle") is None
-    card = _answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", "red")], "")
+    assert color("red", "Red.") == GOOD and color("red", "blue") == BAD
+    assert color("a big red circle", "a circle") is None
+    card = answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", "red")], "")
     assert card.text == "what?\n(nothing)\n(right: red)"
 
 
 def test_what_has_nothing_to_show(root):
-    samples = AnsweredSamples()
+    samples = AnsweredSamples(AnsweredSamplesConfig())
     trainer: Any = SimpleNamespace(datamodule=None)
     assert samples.show(trainer, SimpleNamespace(model=torch.nn.Linear(1, 1))) == []
 
@@ -145,6 +150,6 @@ def test_an_unreadable_sample_is_left_out(root, tmp_path, monkeypatch):
         return read(index, i, spec)
 
     monkeypatch.setattr(sample_sheets, "read_picture", fails_first)
-    kept = Kept(count=3, max_new_tokens=2)
+    kept = Kept(AnsweredSamplesConfig(count=3, max_new_tokens=2))
     train(root, tmp_path, stage_of(root), kept, steps=1)
     assert len(kept.cards) == 2

@@ -1,4 +1,4 @@
-"""A contact sheet of a set of shards, for a look at what a model will see."""
+"""A contact sheet of a set of shards, as shown by `mmlab shards show`."""
 
 import numpy as np
 from PIL import Image
@@ -7,13 +7,13 @@ from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import SampleError
-from mmlab.report.sheet import contact_sheet
+from mmlab.report.contact_sheet import contact_sheet
 
 
 def sample_sheet(index: ShardIndex, count: int, columns: int = 4) -> Image.Image:
-    """Draw `count` samples, spread evenly over the set, with key, class, caption, questions and conversation.
+    """`count` samples spread evenly over the set, with key, class, caption, questions and conversation.
 
-    What cannot be read is shown as such: the sheet is for finding it.
+    Unreadable parts are named on the sheet.
     """
     chosen = np.unique(np.linspace(0, len(index) - 1, count).round().astype(int)).tolist()
     cards = [_card(index, i) for i in chosen]
@@ -32,7 +32,7 @@ def _card(index: ShardIndex, i: int) -> tuple[Image.Image | None, str]:
     try:
         picture = None if data is None else load_rgb(data)
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        lines.append(f"unreadable picture: {error}")
+        lines.append(f"unreadable image: {error}")
     try:
         lines += _lines(parse_record(members))
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:

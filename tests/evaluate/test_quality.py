@@ -11,16 +11,21 @@ from mmlab.data.index import ShardIndex
 from mmlab.evaluate.answer_report import answer_scores, predict
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.callbacks.quality import AnswerQuality
+from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.questions import read_questions
 from mmlab.evaluate.scores.scorers import exact
-from mmlab.stage.vision_language import ProjectorAlignment
-from tests.evaluate.test_samples import Watch, stage_of, train
+from mmlab.stage.config import ProjectorAlignmentConfig
+from tests.evaluate.test_sample_sheets import Watch, stage_of, train
 from tests.tiny_shapes import make_shapes
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return make_shapes(tmp_path_factory.mktemp("shapes"), train=12, val=6)
+
+
+def quality_of(root: Path, **settings: Any) -> AnswerQuality:
+    return AnswerQuality(AnswerQualityConfig(**{"questions": str(root / "val"), **settings}))
 
 
 def logged(stage: Any) -> dict[str, float]:
@@ -32,7 +37,7 @@ def test_it_is_what_an_evaluation_says_later_and_training_does_not_notice(root, 
     replies = Answerer.replies
     monkeypatch.setattr(Answerer, "replies", lambda *args: asked.append(args[0].prompt) or replies(*args))
     scored, plain = Watch(), Watch()
-    quality = AnswerQuality(str(root / "val"), max_new_tokens=3, batch_size=9)
+    quality = quality_of(root, max_new_tokens=3, batch_size=9)
     stage = train(root, tmp_path, stage_of(root), scored, quality)
     questions = len(read_questions(ShardIndex.open(root / "val")))
     assert len(asked) == -(-questions // 9), "of four validations only the last is scored"
@@ -52,17 +57,17 @@ def test_it_is_what_an_evaluation_says_later_and_training_does_not_notice(root, 
 
 
 def test_another_metric_types_and_a_limit(root, tmp_path):
-    quality = AnswerQuality(str(root / "val"), "facts", types=["color", "count"], limit=5, max_new_tokens=2)
+    quality = quality_of(root, metric="facts", types=["color", "count"], limit=5, max_new_tokens=2)
     names = logged(train(root, tmp_path, stage_of(root), quality, steps=1)).keys()
     assert {name for name in names if "facts" in name} == {"val/facts", "val/facts/color", "val/facts/count"}
 
 
 def test_after_stage_1_a_template_is_given(root, tmp_path):
-    plain = stage_of(root, Prompt(template="plain"), ProjectorAlignment)
+    plain = stage_of(root, Prompt(template="plain"), ProjectorAlignmentConfig)
     with pytest.raises(ConfigError, match="template=v1"):
-        train(root, tmp_path, plain, AnswerQuality(str(root / "val")), steps=1)
-    plain = stage_of(root, Prompt(template="plain"), ProjectorAlignment)
-    quality = AnswerQuality(str(root / "val"), template="v1", limit=4, max_new_tokens=2)
+        train(root, tmp_path, plain, quality_of(root), steps=1)
+    plain = stage_of(root, Prompt(template="plain"), ProjectorAlignmentConfig)
+    quality = quality_of(root, template="v1", limit=4, max_new_tokens=2)
     assert "val/accuracy" in logged(train(root, tmp_path, plain, quality, steps=1))
 
 
@@ -78,10 +83,10 @@ def test_after_stage_1_a_template_is_given(root, tmp_path):
 def test_a_wrong_setting_is_said_before_the_first_step(root, tmp_path, options, error, sentence):
     watch = Watch()
     with pytest.raises(error, match=sentence):
-        train(root, tmp_path, stage_of(root), watch, AnswerQuality(**{"questions": str(root / "val"), **options}))
+        train(root, tmp_path, stage_of(root), watch, quality_of(root, **options))
     assert watch.seen == []
 
 
 def test_it_refuses_a_run_without_a_validation_at_its_end(root, tmp_path):
     with pytest.raises(ConfigError, match="answer_quality scores the last validation"):
-        train(root, tmp_path, stage_of(root), AnswerQuality(str(root / "val")), steps=4, val_every=3)
+        train(root, tmp_path, stage_of(root), quality_of(root), steps=4, val_every=3)

@@ -1,0 +1,72 @@
+"""The grid of an evaluation's answers, and the page of the worst ones."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from mmlab.evaluate.answer_report import draw_grid, worst, worst_page
+from mmlab.evaluate.questions import read_questions
+from mmlab.evaluate.scores.scorers import exact
+from mmlab.report.contact_sheet import BAD, GOOD
+from tests.tiny_files import png
+from tests.tiny_shapes import make_records
+
+
+def has(picture: Image.Image, color: str) -> bool:
+    return bool((np.asarray(picture) == ImageColor.getrgb(color)).all(-1).any())
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    records = [{"questions": [{"question": f"number {i}?", "answer": str(i)}]} for i in range(9)]
+    pictures = [png() if i else None for i in range(9)]
+    return make_records(tmp_path_factory.mktemp("grid") / "test", records, pictures)
+
+
+def grid(index, predictions, **options) -> Image.Image:
+    questions = read_questions(index)
+    references = [question.reference for question in questions]
+    blind = exact(["0"] * len(questions), references).as_json()
+    return draw_grid(index, questions, predictions, exact(predictions, references), blind, **options)
+
+
+def test_right_is_green_and_wrong_is_red(index):
+    right = [str(i) for i in range(9)]
+    all_right, all_wrong = grid(index, right), grid(index, [""] * 9)
+    assert has(all_right, GOOD) and not has(all_right, BAD)
+    assert has(all_wrong, BAD) and not has(all_wrong, GOOD)
+    mixed = grid(index, [*right[:8], "no"])
+    assert has(mixed, GOOD) and has(mixed, BAD)
+
+
+def test_a_long_list_is_thinned_evenly(index):
+    right = [str(i) for i in range(9)]
+    whole, thin = grid(index, right), grid(index, right, cells=3)
+    assert whole.mode == "RGB" and thin.width < whole.width and thin.height < whole.height
+
+
+def test_the_lowest_scores_come_first():
+    assert worst([1, 0.3, 0, 0.9, 1, 0], 9) == [2, 5, 1, 3]
+    assert worst([1, 0.3, 0, 0.9, 1, 0], 3) == [2, 5, 1]
+    assert worst([0, 1] * 50, 5) == [0, 20, 40, 60, 80], "of equals they are spread over the set"
+    assert worst([1.0, 1.0], 5) == []
+
+
+def test_the_page(tmp_path):
+    asked = [("what is <b>it</b>?", "red & blue"), ("how many?", "2"), ("is it?", "yes")]
+    records = [{"questions": [{"question": q, "answer": a, "type": "t"}]} for q, a in asked]
+    index = make_records(tmp_path / "shards", records, [png(), None, png()])
+    questions = read_questions(index)
+    predictions = ["<script>alert(1)</script>", "", "yes"]
+    scores = exact(predictions, [question.reference for question in questions])
+    page = worst_page(index, questions, predictions, scores)
+    assert "accuracy 33.33% of 3 questions; 2 of 2 not entirely right" in page
+    assert page.count("<article") == 2 and "is it?" not in page
+    assert "what is &lt;b&gt;it&lt;/b&gt;?" in page and "red &amp; blue" in page and "(nothing)" in page
+    assert "<script" not in page and "http" not in page, "the page runs nothing and loads nothing"
+    [data] = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (320, 320)
