@@ -1,4 +1,4 @@
-"""When a run saves, and what makes the run that goes on from there the same run."""
+"""When a run saves, and what makes a resumed run identical to an uninterrupted one."""
 
 import signal
 import sys
@@ -10,58 +10,48 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.errors import RunError
 from mmlab.training import rng
 from mmlab.training.checkpoint_io import PREFIX, newest_whole, prune, remove_drafts
+from mmlab.training.config import CheckpointsConfig
 from mmlab.training.preemption import Preempted, Signals, requeue
+from mmlab.training.step_callback import StepCallback
 
 
-class Checkpoints(Checkpoint):
-    """Saves the whole state of a run every so many optimizer steps, before validation, and when asked to leave.
+class Checkpoints(StepCallback, Checkpoint):
+    """Saves the whole state of a run every few optimizer steps, before validation, and before it is preempted.
 
     A checkpoint holds the parts that learn, optimizer, schedule, loss scale, data position, the state of other
     callbacks and the random state of every rank. Every validation draws the same random numbers and none of
-    training's, and one that a kill cut off is made up for: a run that went on equals one that never stopped.
+    training's, and an interrupted one is repeated: a resumed run equals an uninterrupted one, bit for bit.
 
-    SIGUSR1, SIGUSR2, SIGTERM and Ctrl-C let the current optimizer step end, save, and leave (see `Preempted`);
-    the first two also queue a SLURM job again.
+    After SIGUSR1, SIGUSR2, SIGTERM or Ctrl-C the current optimizer step ends, the run saves and exits (see
+    `Preempted`); the first two also requeue a SLURM job. If a step and a save take longer than `grace_s`, the first
+    save prints a warning.
 
     Args:
-        folder: of the checkpoints.
-        every_n_steps: optimizer steps between saves.
-        keep: how many of the newest checkpoints stay; at least 2, so that a damaged one has one before it.
-        grace_s: seconds between the signal and the kill (SLURM's KillWait: 30). Where a step and a save take
-            longer, the run says so at its first save.
-
-    Raises:
-        ConfigError: `keep` below 2.
+        config: settings.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 200, keep: int = 2, grace_s: float = 30.0):
-        if keep < 2:
-            raise ConfigError(
-                f"callbacks.checkpoint.keep={keep}: keep at least 2, or a damaged checkpoint has none before it."
-            )
-        self.folder = Path(folder)
-        self.every_n_steps = every_n_steps
-        self.keep = keep
-        self.grace_s = grace_s
+    def __init__(self, config: CheckpointsConfig):
+        self.config = config
+        self.folder = Path(config.folder)
         self.signals = Signals()
-        self.metrics: dict[str, float] = {}  # the last ones, which a run killed at its very end would lose
+        self.metrics: dict[str, float] = {}  # the last ones, which a run killed after its last step would lose
         self.validation_due = False  # whether the checkpoint was saved before a validation that belongs to it
         self._rng: list[dict[str, Any]] | None = None
         self._rng_outside: dict[str, Any] | None = None
-        self._slow_told = False
+        self._warned = False
 
     @property
     def state_key(self) -> str:
         return "Checkpoints"
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from; says so where a damaged one is passed over.
+        """The checkpoint to resume from, None without any; prints a warning for each damaged one that it skips.
 
         Raises:
-            RunError: none is whole.
+            RunError: there are checkpoints, and all are damaged.
         """
         return newest_whole(self.folder, lambda fault: print(f"WARNING: {fault}", file=sys.stderr, flush=True))
 
@@ -79,15 +69,16 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng = checkpoint["rng"]
 
-    # Going on
+    # Resuming
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._seed = torch.initial_seed()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             remove_drafts(self.folder)
-        self._started_at = self._step = self._saved = trainer.global_step
+        self._started_at = self._saved = trainer.global_step
         self._step_began = time.monotonic()
         self._fresh = True
         self.signals.listen()
@@ -95,7 +86,7 @@ class Checkpoints(Checkpoint):
             self._validate(trainer)
 
     def _validate(self, trainer: Trainer) -> None:
-        """Run the validation that was due when the checkpoint was saved: Lightning would take it as done."""
+        """Run the validation that was due when the checkpoint was saved: Lightning counts it as done."""
         self.validation_due = False
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
@@ -104,11 +95,11 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._fresh:
             return
-        # Not before, so that nothing else that starts draws from it.
+        # Not earlier: other callbacks may draw random numbers when training starts.
         self._fresh = False
         if self._rng is not None and len(self._rng) == trainer.world_size:
             rng.set_state(self._rng[trainer.global_rank])
-        else:  # a first start, or another number of ranks: each draws numbers of its own
+        else:  # a first start, or another number of ranks: each rank draws its own numbers
             rng.seed(self._seed + 1_000_003 * trainer.global_step + trainer.global_rank)
         self._rng = None
 
@@ -122,23 +113,18 @@ class Checkpoints(Checkpoint):
         if self._rng_outside is not None:
             rng.set_state(self._rng_outside)
 
-    # Saving and leaving
+    # Saving and exiting
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._step:
-            return  # within accumulation
-        self._step = trainer.global_step
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         every = trainer.val_check_batch
         self.validation_due = trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0
         if number := self.signals.agreed():
             self._leave(trainer, number)
         last = trainer.global_step == trainer.max_steps
-        if trainer.global_step % self.every_n_steps == 0 or self.validation_due or last:
+        if trainer.global_step % self.config.every_n_steps == 0 or self.validation_due or last:
             self._save(trainer)
             if trainer.is_global_zero:
-                prune(self.folder, self.keep)
+                prune(self.folder, self.config.keep)
         self._step_began = time.monotonic()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -155,18 +141,18 @@ class Checkpoints(Checkpoint):
         if self._saved == trainer.global_step:
             return
         began = time.monotonic()
-        # Lightning logs a step after it may be saved: a run that leaves in between would never have logged it.
+        # Lightning may log a step only after it is saved; a run that exits in between would never log it.
         trainer._logger_connector.update_train_step_metrics()
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         trainer.save_checkpoint(self.folder / f"{PREFIX}{trainer.global_step}")
         self._saved = trainer.global_step
         needed = time.monotonic() - self._step_began
-        if needed > self.grace_s and not self._slow_told and trainer.is_global_zero:
-            self._slow_told = True
+        if needed > self.config.grace_s and not self._warned and trainer.is_global_zero:
+            self._warned = True
             print(
-                f"WARNING: a step and a save take {needed:.0f} s ({time.monotonic() - began:.0f} s the save), longer "
-                f"than callbacks.checkpoint.grace_s={self.grace_s:g}: a preempted run may be killed before it has "
-                "saved; ask the cluster for a longer grace time and set it here.",
+                f"WARNING: a step and a save take {needed:.0f} s ({time.monotonic() - began:.0f} s of it the save), "
+                f"longer than callbacks.checkpoint.grace_s={self.config.grace_s:g}: a preempted run may be killed "
+                "before it has saved; ask the cluster for a longer grace time and set it here.",
                 file=sys.stderr,
             )
 
@@ -177,13 +163,12 @@ class Checkpoints(Checkpoint):
         step = f"step {trainer.global_step} of {trainer.max_steps}"
         if fault := getattr(trainer.strategy.checkpoint_io, "fault", None):
             raise RunError(f"stopped by {name} after {step}, which is not saved: {fault}")
-        said = f"stopped by {name}: {step} is saved ({time.monotonic() - began:.1f} s)"
+        message = f"stopped by {name}: {step} is saved ({time.monotonic() - began:.1f} s)"
         if trainer.global_step == self._started_at:
-            # A job that never gets a step done would be queued again for ever.
-            why = "no step was made since the start, so the job is not queued again"
-            raise Preempted(f"{said}; {why}" if trainer.is_global_zero else "", number)
+            # A job that never finishes a step would be requeued forever.
+            why = "no step was made since the start, so the job is not requeued"
+            raise Preempted(f"{message}; {why}" if trainer.is_global_zero else "", number)
         if owner := self.signals.owner(number):
-            print(f"mmlab: {said}", file=sys.stderr, flush=True)
+            print(f"mmlab: {message}", file=sys.stderr, flush=True)
             owner(number, None)
-        # One rank speaks for all.
-        raise Preempted(f"{said}; {requeue(number)}" if trainer.is_global_zero else "", number)
+        raise Preempted(f"{message}; {requeue(number)}" if trainer.is_global_zero else "", number)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: a folder per step, whose manifest is written last.
+"""Atomic checkpoints: a folder per step, whose manifest is written last.
 
     checkpoints/step-200/state.pt        tensors and plain data; torch.load(weights_only=True) reads it
     checkpoints/step-200/manifest.json   its size and SHA-256
@@ -32,8 +32,8 @@ _DRAFT = ".draft-"
 class FolderCheckpointIO(CheckpointIO):
     """Writes and reads checkpoint folders; Lightning calls it on the first rank only.
 
-    A disk that is full or fails does not end the training: the fault is printed, `fault` holds it, and the
-    checkpoints before it stay as they were.
+    A full or failing disk does not end the training: the fault is printed and kept in `fault`, and earlier checkpoints
+    are not touched.
     """
 
     def __init__(self):
@@ -49,14 +49,14 @@ class FolderCheckpointIO(CheckpointIO):
             _replace(draft, target)
         except OSError as error:
             self.fault = (
-                f"{target} could not be written ({error.strerror or error}); earlier checkpoints are as they were."
+                f"{target} could not be written ({error.strerror or error}); earlier checkpoints are unchanged."
             )
             print(f"WARNING: {self.fault}", file=sys.stderr, flush=True)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint that `newest_whole` found; never by unpickling objects, whatever `weights_only` says."""
+        """Read a checkpoint of `newest_whole`; objects are never unpickled, whatever `weights_only` is."""
         return read(Path(path), map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -73,7 +73,7 @@ def write(state: Mapping[str, Any], folder: Path) -> None:
         file = _Hashed(raw)
         try:
             torch.save(dict(state), file)  # type: ignore[arg-type]
-        except RuntimeError as error:  # torch's own, where a write failed
+        except RuntimeError as error:  # torch's own for a failed write
             raise file.error or error from None
         _sync(raw)
     manifest = {"format": 1, "torch": str(torch.__version__), "files": {STATE: file.facts()}}
@@ -84,29 +84,29 @@ def write(state: Mapping[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The state that `write` wrote."""
+    """Return the state that `write` wrote."""
     return torch.load(folder / STATE, map_location=map_location or "cpu", weights_only=True)
 
 
 def find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint: a missing file, a wrong size or a wrong hash; None where it is whole."""
+    """Return what is wrong with a checkpoint (a missing file, a wrong size or hash), or None if it is intact."""
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        known = {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()}
-        if STATE not in known or any(Path(name).name != name for name in known):
+        expected = {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()}
+        if STATE not in expected or any(Path(name).name != name for name in expected):
             return f"{MANIFEST} does not name {STATE}"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    for name, (size, sha256) in known.items():
+    for name, (size, sha256) in expected.items():
         try:
             with (folder / name).open("rb") as file:
-                there = os.fstat(file.fileno()).st_size
-                if there != size:
-                    return f"{name} has {there} bytes in place of {size}"
+                actual = os.fstat(file.fileno()).st_size
+                if actual != size:
+                    return f"{name} has {actual} bytes instead of {size}"
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return f"the contents of {name} are not what was written"
+                    return f"the contents of {name} have changed"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
@@ -115,23 +115,23 @@ def find_fault(folder: Path) -> str | None:
 
 
 def steps(folder: Path) -> dict[int, Path]:
-    """Step → checkpoint of a folder of checkpoints, the newest first, damaged ones too."""
-    found = {}
+    """Return step → checkpoint of a folder of checkpoints, the newest first, damaged ones too."""
+    checkpoints = {}
     for path in folder.glob(f"{PREFIX}*"):
         with suppress(ValueError):
-            found[int(path.name.removeprefix(PREFIX))] = path
-    return dict(sorted(found.items(), reverse=True))
+            checkpoints[int(path.name.removeprefix(PREFIX))] = path
+    return dict(sorted(checkpoints.items(), reverse=True))
 
 
 def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole, or None where there never was one.
+    """Return the newest intact checkpoint, or None if there are no checkpoints.
 
     Args:
         folder: of the run's checkpoints.
-        warn: told of every damaged one that is passed over.
+        warn: called with a sentence about each damaged one that is skipped.
 
     Raises:
-        RunError: there are checkpoints, and none is whole.
+        RunError: there are checkpoints, and all are damaged.
     """
     faults = []
     for path in steps(folder).values():
@@ -141,34 +141,34 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
         faults.append(f"{path} is damaged: {fault}")
         warn(faults[-1])
     if faults:
-        raise RunError(f"No checkpoint of this run is whole: {'; '.join(faults)}. run.fresh=true starts it over.")
+        raise RunError(f"All checkpoints of this run are damaged: {'; '.join(faults)}. run.fresh=true starts it over.")
     return None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, once the newest is found to be whole on the disk."""
-    found = list(steps(folder).values())
-    if len(found) > keep and find_fault(found[0]) is None:
-        for path in found[keep:]:
+    """Remove all but the newest `keep` checkpoints, if the newest is intact on the disk."""
+    checkpoints = list(steps(folder).values())
+    if len(checkpoints) > keep and find_fault(checkpoints[0]) is None:
+        for path in checkpoints[keep:]:
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint in one step: what is left of it after a kill is a draft."""
-    gone = path.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}")
+    """Remove a checkpoint atomically: a kill leaves a draft, not half a checkpoint."""
+    draft = path.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}")
     with suppress(FileNotFoundError):
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(draft)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes have left half done."""
+    """Remove the drafts of killed processes."""
     for path in folder.glob(f"{_DRAFT}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace(draft: Path, target: Path) -> None:
-    """Rename; a folder cannot replace one that holds files, so an earlier save of the step goes first."""
+    """Rename; a folder cannot replace one that holds files, so an earlier save of the step is removed first."""
     if target.exists():
         if find_fault(target) is None and _same(draft, target):
             return
@@ -187,7 +187,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 class _Hashed:
-    """A file for torch.save that hashes what passes and keeps the fault that torch would hide."""
+    """A file for torch.save that hashes what is written and keeps the error that torch would hide."""
 
     def __init__(self, file: BinaryIO):
         self.file = file

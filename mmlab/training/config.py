@@ -11,14 +11,14 @@ from mmlab.config.fields import Settings, choice, number
 @dataclass
 class AdamWConfig(Settings):
     _target_: str = "mmlab.training.optim.AdamW"
-    lr: float = number(1e-3, above=0)
-    weight_decay: float = number(0.0, at_least=0)
+    lr: float = number(1e-3, above=0)  # peak
+    weight_decay: float = number(0.0, at_least=0)  # of matrices; biases, norms and 1D embeddings have none
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = number(1e-8, above=0)
-    schedule: str = choice("cosine", "constant", "linear")
-    warmup_ratio: float = number(0.03, at_least=0, at_most=1)
+    schedule: str = choice("cosine", "constant", "linear")  # after the warm-up; cosine and linear end at min_lr
+    warmup_ratio: float = number(0.03, at_least=0, at_most=1)  # share of all optimizer steps (LLaVA: 0.03)
     min_lr: float = number(0.0, at_least=0)
-    part_lr: dict[str, float] = field(default_factory=dict)  # learning rates of single parts
+    part_lr: dict[str, float] = field(default_factory=dict)  # peaks of single parts, such as {connector: 2e-5}
 
 
 @dataclass
@@ -55,16 +55,24 @@ class CSVLogConfig(Settings):
 
 
 @dataclass
+class TensorBoardLogConfig(Settings):
+    """Event files in `tensorboard/` in the run's folder, with `metrics.csv` beside them."""
+
+    _target_: str = "mmlab.training.tensorboard_log.TensorBoardLog"
+    save_dir: str = "${run.dir}"
+
+
+@dataclass
 class WandbLogConfig(Settings):
     """wandb, with `metrics.csv` beside it. The key stays in the environment: it has no place in a config."""
 
     _target_: str = "mmlab.training.wandb_log.WandbLog"
     save_dir: str = "${run.dir}"
     project: str = "mmlab"
-    entity: str | None = None
+    entity: str | None = None  # team or user
     name: str | None = "${run.name}"
-    id: str | None = None  # None: the run's name and a few characters, fixed at its first start
-    group: str | None = "${run.sweep}"
+    id: str | None = None  # None: the run's name and a few random characters, fixed at its first start
+    group: str | None = "${run.sweep}"  # the sweep that the run is a point of
     job_type: str | None = None  # None: the option of the stage; set when composed
     tags: list[str] | None = None  # None: the options of experiment, model and data; set when composed
     offline: bool | None = None  # None: offline unless WANDB_API_KEY is in the environment; set when composed
@@ -92,7 +100,7 @@ class CheckpointsConfig(Settings):
     folder: str = "${run.dir}/checkpoints"
     every_n_steps: int = number(200, above=0)  # optimizer steps between saves
     keep: int = number(2, at_least=2)  # newest checkpoints that stay; the one before a damaged one is resumed from
-    grace_s: float = number(30.0, above=0)  # seconds between the signal and the kill (SLURM's KillWait: 30)
+    grace_s: float = number(30.0, above=0)  # seconds between signal and kill (SLURM's KillWait: 30); a warning's limit
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A run's metrics as one table: a row per logged optimizer step, whatever happened in between."""
+"""A run's metrics as one table: a row per logged optimizer step, however often the run was resumed."""
 
 import csv
 import io
@@ -10,6 +10,8 @@ from lightning import LightningModule
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from mmlab.training.config import CSVLogConfig
+
 FILE_NAME = "metrics.csv"
 STEP = "step"
 
@@ -17,16 +19,16 @@ STEP = "step"
 class CSVLog(Logger):
     """Writes `<save_dir>/metrics.csv`, at once: the column `step` counts finished optimizer steps.
 
-    What is logged at one step is one row. A run that goes on from a checkpoint takes up its table: rows of
-    steps that are trained again are replaced, so each step is there once.
+    What is logged at one step is one row. A resumed run continues its table: rows of steps that are trained again are
+    replaced, so each step is there once.
 
     Args:
-        save_dir: the run's folder.
+        config: settings.
     """
 
-    def __init__(self, save_dir: str):
+    def __init__(self, config: CSVLogConfig):
         super().__init__()
-        self.path = Path(save_dir, FILE_NAME)
+        self.path = Path(config.save_dir, FILE_NAME)
         self.columns: list[str] = [STEP]
         self.rows: dict[int, dict[str, Any]] = {}
         self._module: LightningModule | None = None
@@ -58,7 +60,7 @@ class CSVLog(Logger):
 
         Args:
             metrics: numbers by name.
-            step: Lightning's count, for who has no trainer. It is one behind, and differs after some restarts.
+            step: Lightning's count, for callers without a trainer. It is one behind, and differs after some restarts.
         """
         if self._module is not None:
             done = self._module.trainer.global_step
@@ -67,7 +69,7 @@ class CSVLog(Logger):
         self.add(values_of(metrics), done)
 
     def add(self, values: Mapping[str, Any], step: int) -> None:
-        """Add values to the row of `step`, which counts from 1; later rows are of a run that was cut off."""
+        """Add values to the row of `step`, which counts from 1; later rows are from before an interruption."""
         if not values:
             return
         self.open()
@@ -76,12 +78,12 @@ class CSVLog(Logger):
             del self.rows[later]
         new = sorted(values.keys() - set(self.columns))
         self.columns += new
-        going_on = bool(self.rows) and self.last_step < step
+        append = bool(self.rows) and self.last_step < step
         self.rows.setdefault(step, {}).update(values)
         if ahead or new or not self.path.exists():
             self._write_all()
         else:
-            self._write_last(append=going_on)
+            self._write_last(append)
 
     @property
     def last_step(self) -> int:
@@ -89,14 +91,14 @@ class CSVLog(Logger):
         return next(reversed(self.rows), 0)
 
     def open(self) -> None:
-        """Take up the table of an earlier start, once."""
+        """Read the table of an earlier start, once."""
         if not self._opened:
             self._opened = True
             self.rows = read_table(self.path)
             names = dict.fromkeys(name for row in self.rows.values() for name in row)
             self.columns += names
             if self.rows:
-                self._write_all()  # without what a killed process left half written
+                self._write_all()  # without the incomplete line of a killed process
 
     def _write_all(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,9 +132,9 @@ def values_of(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_table(path: str | Path) -> dict[int, dict[str, str]]:
-    """Return a table's rows by step, in order, without empty cells; none where there is no file.
+    """Return a table's rows by step, in order, without empty cells; none without a file.
 
-    A last line that a killed process left half written is left out.
+    The incomplete last line of a killed process is left out.
     """
     path = Path(path)
     text = path.read_text() if path.is_file() else ""

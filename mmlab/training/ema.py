@@ -1,49 +1,44 @@
-"""An exponential moving average of the weights: the model that is validated, shown and left as an artifact."""
+"""An exponential moving average of the weights: the model that is validated, sampled and saved as an artifact."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError, nearest
+from mmlab.training.config import EMAConfig
+from mmlab.training.step_callback import StepCallback
 from mmlab.training.trainable import parts_of
 
 WARM_UP = 10
 
 
-class EMA(Callback):
-    """Averages the weights that learn, once per optimizer step, in float32 whatever their own dtype.
+class EMA(StepCallback):
+    """Averages the trained weights once per optimizer step, in float32 whatever their own dtype.
 
-    After n steps the average moves by 1 − min(decay, (1 + n)/(10 + n)), so that it forgets the random start soon
-    (as latent diffusion's and TensorFlow's averages do). It stands in for the weights during validation, and for good
-    when training has ended; in between the weights are their own, bit for bit. It is part of every checkpoint, and a
-    run that goes on has the same average.
-
-    List it behind callbacks that look at the model at the end of a validation: they then see the average.
+    After n steps the average moves by 1 − min(decay, (1 + n)/(10 + n)), so that it soon forgets the random start (as in
+    latent diffusion and TensorFlow). Within `averaged(model)` it replaces the weights, and for good when training has
+    ended; otherwise the weights are their own, bit for bit. It is saved in every checkpoint.
 
     Args:
-        decay: share of the old average at each step (DDPM, latent diffusion and DiT: 0.9999).
-        parts: names of the parts to average; None: all that learn.
+        config: settings.
 
     Raises:
-        ConfigError: a decay out of 0 … 1, parts that do not learn, or a strategy that shards the weights.
+        ConfigError: parts that are not trained, or a strategy that shards the weights.
         RunError: a checkpoint with the average of other weights.
     """
 
-    def __init__(self, decay: float = 0.9999, parts: Sequence[str] | None = None):
-        if not 0 <= decay < 1:
-            raise ConfigError(f"callbacks.ema.decay={decay:g} must lie in 0 … 1; 0.9999 is usual.")
-        self.decay = decay
-        self.parts = None if parts is None else list(parts)
+    def __init__(self, config: EMAConfig):
+        self.config = config
         self.updates = 0
         self.average: dict[str, Tensor] = {}
         self._loaded: dict[str, Tensor] | None = None
         self._weights: dict[str, nn.Parameter] = {}
-        self._aside: list[Tensor] | None = None
-        self._step = 0
+        self._swapped = False
 
     @property
     def state_key(self) -> str:
@@ -60,73 +55,78 @@ class EMA(Callback):
             name = type(trainer.strategy).__name__
             raise ConfigError(f"callbacks.ema averages whole weights, which {name} shards; use trainer.strategy=ddp.")
         model: Any = pl_module.model
-        self._weights = self._learning(model)
-        # Older checkpoints average unused weights too, which do not learn.
-        still = {name for name, weight in model.named_parameters() if not weight.requires_grad}
-        loaded = self._weights if self._loaded is None else self._loaded
-        stored = {name: weight for name, weight in loaded.items() if name not in still}
-        if fault := _unlike(stored, self._weights):
-            raise RunError(
-                f"the checkpoint averages other weights than this run, such as {fault}: start a new run, or leave out"
-                " callbacks.ema."
-            )
+        weights = self._trained(model)
+        stored = weights if self._loaded is None else self._loaded
+        for name in sorted(stored.keys() | weights.keys()):
+            if name not in stored or name not in weights or stored[name].shape != weights[name].shape:
+                raise RunError(
+                    f"The checkpoint averages other weights than this run, such as {name}; start a new run, or leave "
+                    "out callbacks.ema."
+                )
         self.average = {
-            name: stored[name].detach().to(weight.device, torch.float32, copy=True)
-            for name, weight in self._weights.items()
+            name: stored[name].detach().to(weight.device, torch.float32, copy=True) for name, weight in weights.items()
         }
-        self._loaded, self._aside = None, None
+        self._weights, self._loaded, self._swapped = weights, None, False
+        _AVERAGES[model] = self
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._step:
-            return  # within accumulation
-        self._step = trainer.global_step
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (WARM_UP + self.updates))
+        decay = min(self.config.decay, (1 + self.updates) / (WARM_UP + self.updates))
         weights = [weight.detach().float() for weight in self._weights.values()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)  # type: ignore[attr-defined]
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._aside = [weight.detach().clone() for weight in self._weights.values()]
-            self._put_in()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._aside is not None:
-            for weight, own in zip(self._weights.values(), self._aside, strict=True):
-                weight.data.copy_(own)
-            self._aside = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._put_in()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Again, for a run that goes on after its last step and so trains nothing.
+        # Again, for a run that resumes after its last step and so trains nothing.
         self._put_in()
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the average in place of the weights, and the weights back afterwards; nested uses change nothing."""
+        if self._swapped:
+            yield
+            return
+        aside = [weight.detach().clone() for weight in self._weights.values()]
+        self._put_in()
+        self._swapped = True
+        try:
+            yield
+        finally:
+            for weight, own in zip(self._weights.values(), aside, strict=True):
+                weight.data.copy_(own)
+            self._swapped = False
 
     def _put_in(self) -> None:
         for name, weight in self._weights.items():
             weight.data.copy_(self.average[name])
 
-    def _learning(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        if self.parts is None:
-            return learning
-        names = [part for part in parts_of(model) if any(name.startswith(f"{part}.") for name in learning)]
-        for part in self.parts:
+    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        parts = self.config.parts
+        if parts is None:
+            return weights
+        names = [part for part in parts_of(model) if any(name.startswith(f"{part}.") for name in weights)]
+        for part in parts:
             if part not in names:
-                hint = nearest(part, names) or f" It is one of {', '.join(names)}."
-                raise ConfigError(f"callbacks.ema.parts names '{part}', which does not learn.{hint}")
-        return {name: weight for name, weight in learning.items() if name.split(".")[0] in self.parts}
+                hint = nearest(part, names) or f" Trained parts: {', '.join(names)}."
+                raise ConfigError(f"callbacks.ema.parts names '{part}', which is not trained.{hint}")
+        return {name: weight for name, weight in weights.items() if name.split(".")[0] in parts}
 
 
-def _unlike(stored: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """The first name that only one of them has, or whose shapes differ."""
-    for name in sorted(stored.keys() | weights.keys()):
-        if name not in stored or name not in weights or stored[name].shape != weights[name].shape:
-            return name
-    return None
+_AVERAGES: WeakKeyDictionary[nn.Module, EMA] = WeakKeyDictionary()
+
+
+@contextmanager
+def averaged(model: nn.Module) -> Iterator[None]:
+    """Give the model its average weights for a while, if its run keeps an EMA; otherwise nothing changes.
+
+    It may be nested, and afterwards the weights are their own again, bit for bit.
+    """
+    ema = _AVERAGES.get(model)
+    if ema is None:
+        yield
+    else:
+        with ema.swapped():
+            yield

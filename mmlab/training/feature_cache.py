@@ -1,4 +1,4 @@
-"""Features of a frozen part, kept instead of recomputed. Legend: N pictures."""
+"""Features of a frozen part, cached instead of recomputed. Legend: N images."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,13 +7,12 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Remembers one feature tensor per picture key, up to a number of bytes; nothing is evicted.
+    """Caches one feature tensor per image, up to a number of bytes.
 
-    A full cache keeps what it has: with a shuffled order every picture is as likely to come next as any
-    other, so replacing entries would gain nothing.
+    Nothing is evicted: in a shuffled order every image is as likely to come next, so replacing entries gains nothing.
 
     Args:
-        megabytes: memory to spend on the computing device; 0 turns the cache off.
+        megabytes: memory on the computing device; 0 turns the cache off.
     """
 
     def __init__(self, megabytes: int):
@@ -22,12 +21,12 @@ class FeatureCache:
         self.entries: dict[str, Tensor] = {}
 
     def __call__(self, keys: Sequence[str], pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return `compute(pixels)`, running it on the unknown pictures only.
+        """Return `compute(pixels)`, running it only on images that are not cached.
 
         Args:
-            keys: one key per picture, unique to its content.
+            keys: one key per image, unique to its content.
             pixels: uint8 `[N, 3, H, W]`.
-            compute: from pictures to features; row n must depend on picture n alone.
+            compute: from images to features; row n must depend on image n alone.
         """
         if not self.budget or not keys:
             return compute(pixels)

@@ -1,7 +1,7 @@
-"""Optimiser and schedule of the papers: AdamW, linear warm-up, cosine decay, one learning rate per part."""
+"""Optimizer and schedule of the papers: AdamW, linear warm-up, cosine decay, one learning rate per part."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.training.config import AdamWConfig
 
 
 class AdamW:
@@ -19,46 +20,20 @@ class AdamW:
     Weights in bfloat16 (`trainer.precision=bf16-true`) are rounded stochastically, see `StochasticAdamW`.
 
     Args:
-        lr: peak learning rate.
-        weight_decay: on matrices only; biases, norms and embeddings of one dimension have none.
-        betas, eps: as in torch.
-        schedule: `cosine`, `linear` (both down to `min_lr`) or `constant`, after the warm-up.
-        warmup_ratio: share of all optimizer steps spent warming up (LLaVA: 0.03).
-        min_lr: learning rate at the last step.
-        part_lr: peak learning rate of single parts, such as `{connector: 2e-5}`.
+        config: settings.
     """
 
-    SCHEDULES = ("cosine", "linear", "constant")
-
-    def __init__(
-        self,
-        lr: float,
-        weight_decay: float = 0.0,
-        betas: Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        schedule: str = "cosine",
-        warmup_ratio: float = 0.03,
-        min_lr: float = 0.0,
-        part_lr: dict[str, float] | None = None,
-    ):
-        if schedule not in self.SCHEDULES:
-            raise ConfigError(f"optim.schedule={schedule} is unknown.{nearest(schedule, self.SCHEDULES)}")
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.betas = (betas[0], betas[1])
-        self.eps = eps
-        self.schedule = schedule
-        self.warmup_ratio = warmup_ratio
-        self.min_lr = min_lr
-        self.part_lr = dict(part_lr or {})
+    def __init__(self, config: AdamWConfig):
+        self.config = config
 
     def build(self, model: nn.Module, total_steps: int) -> dict[str, Any]:
         """Return Lightning's optimizer dict for `total_steps` optimizer steps.
 
-        The number of steps is given, not read from the trainer: reading it there makes Lightning forget
-        the data position on resume.
+        The number of steps is passed, not read from the trainer: reading it there makes Lightning forget the data
+        position on resume.
         """
-        groups, options = self._groups(model), {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        config, groups = self.config, self._groups(model)
+        options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
         if any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
             optimizer: torch.optim.Optimizer = StochasticAdamW(groups, **options)
         else:
@@ -71,27 +46,27 @@ class AdamW:
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
         names = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-        for part in self.part_lr:
+        for part in self.config.part_lr:
             if part not in names:
                 raise ConfigError(f"optim.part_lr names '{part}', which does not learn.{nearest(part, names)}")
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                rate = self.part_lr.get(name.split(".")[0], self.lr)
-                decay = self.weight_decay if parameter.ndim > 1 else 0.0
+                rate = self.config.part_lr.get(name.split(".")[0], self.config.lr)
+                decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
     def factor(self, step: int, total_steps: int, peak: float) -> float:
         """Share of the peak learning rate at an optimizer step (0-based)."""
-        warmup = math.ceil(self.warmup_ratio * total_steps)
+        warmup = math.ceil(self.config.warmup_ratio * total_steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if self.schedule == "constant":
+        if self.config.schedule == "constant":
             return 1.0
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        shape = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1 - progress
-        floor = self.min_lr / peak
+        shape = (1 + math.cos(math.pi * progress)) / 2 if self.config.schedule == "cosine" else 1 - progress
+        floor = self.config.min_lr / peak
         return floor + (1 - floor) * shape
 
 
@@ -110,15 +85,14 @@ def log_optimizer(module: LightningModule, optimizer: torch.optim.Optimizer) -> 
 
 
 class StochasticAdamW(torch.optim.AdamW):
-    """AdamW whose bfloat16 weights and moments are rounded up or down by chance, so that they are right on average.
+    """AdamW with stochastic rounding of bfloat16 weights and moments, which are then correct on average.
 
     Rounded to the nearest, a bfloat16 weight of 0.02 loses every step below 4e-5 (LLaVA's are 2e-5), and a second
     moment with β₂ = 0.999 never falls: 0.1 % is less than half of its last bit. With stochastic rounding, bfloat16
-    training follows float32's (arXiv 2010.06192). Each step computes in float32; float32 weights are
-    rounded by nobody, and learn as with torch's AdamW.
+    training follows float32's (arXiv 2010.06192). Each step computes in float32; float32 weights are not rounded and
+    are updated as by torch's AdamW.
 
-    What is drawn depends on the number of the step alone, so all ranks round alike, and a resumed run as an unbroken
-    one.
+    The random bits depend on the number of the step alone: all ranks round alike, and so does a resumed run.
 
     Args:
         params, lr, betas, eps, weight_decay: as for `torch.optim.AdamW`.
@@ -162,11 +136,11 @@ class StochasticAdamW(torch.optim.AdamW):
 
 
 def stochastically_rounded(exact: Tensor, chance: torch.Generator) -> Tensor:
-    """A float32 tensor in bfloat16: of the two neighbours each with the probability that makes the mean exact.
+    """Round a float32 tensor to bfloat16: up or down, with the probabilities that make the mean exact.
 
     Args:
         exact: float32, finite or not.
-        chance: where the random bits come from, of the same device.
+        chance: source of the random bits, on the same device.
     """
     # bfloat16 is the upper half of float32: what is added to the lower half carries over as often as it should.
     bits = exact.view(torch.int32)

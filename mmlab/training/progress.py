@@ -7,17 +7,20 @@ from collections import deque
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from mmlab.training.config import ProgressConfig
+from mmlab.training.step_callback import StepCallback
 
-class Progress(ProgressBar):
+
+class Progress(StepCallback, ProgressBar):
     """Shows loss, samples/s and the share of time spent waiting for data, per optimizer step.
 
     Args:
-        lines: how many lines to print over a run when the output is not a terminal.
+        config: settings.
     """
 
-    def __init__(self, lines: int = 20):
+    def __init__(self, config: ProgressConfig):
         super().__init__()
-        self.lines = lines
+        self.config = config
         self.enabled = True
         self.bar: tqdm | None = None
         self.paused: float | None = None
@@ -32,9 +35,10 @@ class Progress(ProgressBar):
         self.enabled = False
 
     def on_train_start(self, trainer, pl_module) -> None:
+        super().on_train_start(trainer, pl_module)
         self.ended = time.perf_counter()
         self.started = self.ended
-        self.wait, self.samples, self.shown = 0.0, 0, trainer.global_step
+        self.wait, self.samples = 0.0, 0
         self.paused = None
         if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
@@ -44,7 +48,7 @@ class Progress(ProgressBar):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if self.paused is not None:
-            # Training stood still while the model was validated and shown: that is no part of its speed.
+            # Validation and sampling do not count for the speed of training.
             still = time.perf_counter() - self.paused
             self.started, self.ended, self.paused = self.started + still, self.ended + still, None
             self.recent = deque(((t + still, wait, n) for t, wait, n in self.recent), maxlen=self.recent.maxlen)
@@ -53,9 +57,9 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.ended = time.perf_counter()
         self.samples += len(batch["keys"]) * trainer.world_size
-        if trainer.global_step == self.shown:
-            return
-        self.shown = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer, pl_module, batch_idx) -> None:
         self.recent.append((self.ended, self.wait, self.samples))
         self.wait, self.samples = 0.0, 0
         speed, waiting = self._speed()
@@ -81,7 +85,7 @@ class Progress(ProgressBar):
         if self.bar is not None:
             self.bar.set_postfix_str(text)
             self.bar.update(step - self.bar.n)
-        elif step == total or step % max(1, total // self.lines) == 0:
+        elif step == total or step % max(1, total // self.config.lines) == 0:
             print(f"step {step}/{total}: {text}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer, pl_module) -> None:

@@ -1,4 +1,4 @@
-"""Evidence that a resumed run equals an uninterrupted one: the samples of each step, and a comparison of two states."""
+"""Proof that a resumed run equals an uninterrupted one: the samples of each step, and a comparison of two states."""
 
 import json
 import os
@@ -11,8 +11,10 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-# Lightning's counter of validation batches counts a validation that was cut off and made up for twice; nothing
-# depends on it. The speed of two runs is never the same.
+from mmlab.training.config import BatchLogConfig
+
+# Lightning counts the batches of an interrupted and repeated validation twice; nothing depends on it. The speed of two
+# runs is never the same.
 NOT_COMPARED = (".loops.fit_loop.epoch_loop.val_loop", ".callbacks.Checkpoints.metrics.perf/")
 
 
@@ -26,10 +28,10 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return _tensors(a, b, where)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        lacking = [key for key in {**a, **b} if key not in a or key not in b]
-        lacking = [key for key in lacking if not f"{where}.{key}".startswith(NOT_COMPARED)]
-        if lacking:
-            return f"{where.lstrip('.')}: only one of them has {lacking[0]!r}"
+        missing = [key for key in {**a, **b} if key not in a or key not in b]
+        missing = [key for key in missing if not f"{where}.{key}".startswith(NOT_COMPARED)]
+        if missing:
+            return f"{where.lstrip('.')}: only one of them has {missing[0]!r}"
         pairs = [(key, a[key], b[key]) for key in a if key in b]
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
         if len(a) != len(b):
@@ -38,8 +40,8 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
     else:
         same = type(a) is type(b) and (a == b or (a != a and b != b))
         return None if same else f"{where.lstrip('.')}: {a!r} and {b!r}"
-    found = (difference(x, y, f"{where}.{key}") for key, x, y in pairs)
-    return next((one for one in found if one is not None), None)
+    differences = (difference(x, y, f"{where}.{key}") for key, x, y in pairs)
+    return next((one for one in differences if one is not None), None)
 
 
 def _tensors(a: torch.Tensor, b: torch.Tensor, where: str) -> str | None:
@@ -56,26 +58,25 @@ def _tensors(a: torch.Tensor, b: torch.Tensor, where: str) -> str | None:
 
 
 class BatchLog(Callback):
-    """Appends a line of JSON per micro batch to `<folder>/batches-<rank>.jsonl`: its step and its samples' keys.
+    """Appends a line of JSON per micro-batch to `<folder>/batches-<rank>.jsonl`: its step and its samples' keys.
 
-    A run that was killed and went on writes the steps since its last checkpoint twice; they must be equal.
+    A run that was killed and resumed writes the steps since its last checkpoint twice; they must be equal. With
+    `kill_at`, a step begins with SIGKILL to the whole process group (ranks and data workers too), as when a node
+    fails: only for runs in a session of their own.
 
     Args:
-        folder: usually the run's.
-        kill_at: SIGKILL to the whole process group (ranks and data workers too) as this step begins, as a node that
-            fails ends a run; None never. Only for runs in a session of their own.
+        config: settings.
     """
 
-    def __init__(self, folder: str, kill_at: int | None = None):
-        self.folder = Path(folder)
-        self.kill_at = kill_at
+    def __init__(self, config: BatchLogConfig):
+        self.config = config
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         line = json.dumps({"step": trainer.global_step + 1, "micro": batch_idx, "keys": batch["keys"]})
         # Unbuffered: a kill leaves whole lines.
-        with (self.folder / f"batches-{trainer.global_rank}.jsonl").open("ab", buffering=0) as file:
+        with Path(self.config.folder, f"batches-{trainer.global_rank}.jsonl").open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
-        if trainer.global_step + 1 == self.kill_at:
+        if trainer.global_step + 1 == self.config.kill_at:
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -83,8 +84,8 @@ def read_batches(folder: Path) -> tuple[dict[int, list[str]], list[str]]:
     """Read what the ranks of a run have logged.
 
     Returns:
-        Step → keys of its global batch, sorted: ranks and micro batches may cut it otherwise. And sentences
-        about micro batches that were trained twice with different samples.
+        Step → keys of its global batch, sorted because ranks and micro-batches may split it differently; and a
+        sentence about each micro-batch that was trained twice, with different samples.
     """
     steps: dict[int, list[str]] = {}
     differing: list[str] = []
@@ -94,7 +95,7 @@ def read_batches(folder: Path) -> tuple[dict[int, list[str]], list[str]]:
             line = json.loads(text)
             at = line["step"], line["micro"]
             if seen.setdefault(at, line["keys"]) != line["keys"]:
-                differing.append(f"step {at[0]} was trained on {seen[at]}, and after going on on {line['keys']}")
+                differing.append(f"step {at[0]} was trained on {seen[at]}, and after a resume on {line['keys']}")
         for (step, _), keys in seen.items():
             steps.setdefault(step, []).extend(keys)
     return {step: sorted(keys) for step, keys in sorted(steps.items())}, differing

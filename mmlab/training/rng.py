@@ -8,7 +8,7 @@ import torch
 
 
 def get_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy, torch and, where it is used, the current CUDA device."""
+    """State of the generators of Python, NumPy, torch and, if it is in use, the current CUDA device."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -21,7 +21,7 @@ def get_state() -> dict[str, Any]:
 
 
 def set_state(state: dict[str, Any]) -> None:
-    """Put back what `get_state` returned."""
+    """Restore what `get_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]

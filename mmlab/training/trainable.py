@@ -1,4 +1,4 @@
-"""What learns is data: a list of part names; everything else is frozen."""
+"""Which parts are trained is data: a list of names; everything else is frozen."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -10,8 +10,8 @@ from mmlab.config.errors import ConfigError, nearest
 
 @runtime_checkable
 class HasUnused(Protocol):
-    """A module some of whose weights no output depends on: they never learn, and data parallelism refuses to wait for
-    their gradients."""
+    """A module with weights that no output depends on. They are never trained: without their gradients data parallelism
+    would fail."""
 
     def unused(self) -> Iterable[nn.Parameter]: ...
 
@@ -22,7 +22,7 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
-    """Let the named parts learn, all but what is unused in them, and freeze the rest: no gradient, eval mode.
+    """Make the named parts trainable, except unused weights, and freeze the rest: no gradient, eval mode.
 
     Args:
         model: its direct children are the parts.
@@ -32,7 +32,7 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
         The names of the frozen parts.
 
     Raises:
-        ConfigError: a name that is no part of the model or all of which is unused, or nothing to learn.
+        ConfigError: a name that is not in the model or whose weights are all unused, or no name at all.
     """
     parts = parts_of(model)
     for name in trainable:
@@ -52,13 +52,13 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
     for name in trainable:
         parameters = list(model.get_submodule(name).parameters())
         if parameters and not any(p.requires_grad for p in parameters):
-            raise ConfigError(f"stage.trainable names '{name}', but nothing that the model says depends on it.")
+            raise ConfigError(f"stage.trainable names '{name}', but no output of the model depends on it.")
     set_modes(model)
     return [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
 
 
 def set_modes(model: nn.Module, training: bool = True) -> None:
-    """Put learning modules in train mode and frozen ones in eval mode: their dropout and statistics stay off."""
+    """Put trained modules in train mode and frozen ones in eval mode, where dropout and running statistics are off."""
     model.train(training)
     for module in model.modules():
         parameters = list(module.parameters())
@@ -78,7 +78,7 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _count(parameters) -> dict[str, int]:
-    found = {"trainable": 0, "frozen": 0}
+    count = {"trainable": 0, "frozen": 0}
     for parameter in parameters:
-        found["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
-    return found
+        count["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return count

@@ -1,4 +1,4 @@
-"""From our trainer section to Lightning's Trainer. Only differences from its defaults are passed on."""
+"""Lightning's Trainer from the `trainer` section; only differences from its defaults are passed."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ def build_trainer(
         folder: the run's folder.
         logger: where metrics go, or None.
         callbacks: built callbacks.
-        data: knows the micro-batches per optimizer step for a number of processes.
+        data: has `accumulation`, the micro-batches per optimizer step for a number of processes.
         steps: optimizer steps of the whole run; one Lightning epoch spans it.
     """
     quieten()
@@ -89,18 +89,18 @@ def build_trainer(
 
 
 def environment() -> ClusterEnvironment | None:
-    """Who started the ranks, where Lightning's own guess would be wrong; None: leave it to Lightning."""
+    """The launcher of the ranks, where Lightning would guess wrong; None leaves it to Lightning."""
     if TorchElasticEnvironment.detect():
         return None
     if under_srun():
-        # One owner of requeueing, which is not Lightning.
+        # `Checkpoints` requeues, not Lightning.
         return SLURMEnvironment(auto_requeue=False)
-    # In an allocation without srun Lightning takes this process for a rank, and waits for the others.
+    # In an allocation without srun Lightning takes this process for a rank and waits for the others.
     return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
 
 
 def quieten() -> None:
-    """Leave out what Lightning says about itself; its warnings about a run stay."""
+    """Silence Lightning's messages about itself; its warnings about a run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
@@ -113,17 +113,17 @@ def quieten() -> None:
 
 
 def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
-    """Train from the newest checkpoint that is whole, or from the start; return the last metrics.
+    """Train from the newest intact checkpoint, or from the start; return the last metrics.
 
     Raises:
-        RunError: the run has checkpoints, and none is whole.
-        Preempted: the run was asked to leave, and has saved.
-        KeyboardInterrupt: the person stopped it at once; Lightning would leave the process by itself.
+        RunError: the run has checkpoints, and all are damaged.
+        Preempted: the run was asked to exit, and has saved.
+        KeyboardInterrupt: the user stopped it at once; Lightning itself would exit the process.
     """
     saving = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
     newest = saving.newest() if saving else None
     if newest and trainer.is_global_zero:
-        print(f"going on from {newest}")
+        print(f"resuming from {newest}")
     try:
         trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
         if saving and saving.validation_due:  # killed after the last step, before its validation had ended
@@ -137,7 +137,7 @@ def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
 
 
 def place(model: Any, cfg: DictConfig) -> Any:
-    """Put a model for answering on the device that `accelerator` names, in the dtype of `precision`."""
+    """Move a trained model to the device that `accelerator` names, in the dtype of `precision`."""
     cuda = cfg.accelerator != "cpu" and torch.cuda.is_available()
     dtype = torch.bfloat16 if "bf16" in precision(cfg.precision, cfg.accelerator) and cuda else torch.float32
     return model.to("cuda" if cuda else "cpu", dtype).eval()

@@ -1,4 +1,4 @@
-"""The `.wandb` files of a run: one per start, together its history. Read, and cut where starts overlap.
+"""The `.wandb` files of a run, one per start: they are read, and cut where starts overlap.
 
 A file is a log in LevelDB's format (blocks of 32 KiB; a record in one piece or several, each with checksum,
 length and kind) behind a header of 7 bytes; its records are wandb's protocol buffers.
@@ -20,7 +20,7 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class Segment:
-    """What one start of a run has written.
+    """The history that one start of a run has written.
 
     Attributes:
         file: the `.wandb` file.
@@ -28,7 +28,7 @@ class Segment:
         id: of the run; all its segments have the same.
         config: as given at the start.
         rows: step → values that were logged, in order.
-        ended: whether the end was written; a killed process does not.
+        ended: whether its end was written, which a killed process does not do.
     """
 
     file: Path
@@ -48,10 +48,10 @@ class Segment:
 
 
 def find_segments(folder: str | Path) -> list[Segment]:
-    """Return the segments in a run's folder in order of time; a start that was killed at once has none."""
+    """Return the segments in a run's folder by start time; a start that was killed at once has none."""
     files = [file for file in Path(folder).glob("wandb/*run-*/run-*.wandb") if not file.parent.is_symlink()]
-    found = [segment for file in files if (segment := read_segment(file)) is not None]
-    return sorted(found, key=lambda segment: segment.started)
+    segments = [segment for file in files if (segment := read_segment(file)) is not None]
+    return sorted(segments, key=lambda segment: segment.started)
 
 
 def read_segment(file: Path) -> Segment | None:
@@ -72,9 +72,9 @@ def read_segment(file: Path) -> Segment | None:
 
 
 def cut_overlaps(folder: str | Path) -> None:
-    """Cut segments that wait to be pushed, so that each step is in one segment: wandb would renumber repeated ones.
+    """Cut segments that are not pushed yet, so that each step is in one segment: wandb would renumber repeated steps.
 
-    A later segment's steps count; of those that were pushed already, it loses what it has in common with them.
+    A step stays in the latest segment that has it, unless it was pushed already with an earlier one.
     """
     segments = find_segments(folder)
     for n, segment in enumerate(segments):
@@ -82,20 +82,20 @@ def cut_overlaps(folder: str | Path) -> None:
             continue
         after = max((max(s.rows) for s in segments[:n] if s.synced and s.rows), default=-1)
         before = min((min(s.rows) for s in segments[n + 1 :] if s.rows), default=None)
-        kept = [step for step in segment.rows if step > after and (before is None or step < before)]
-        if len(kept) < len(segment.rows):
-            keep_steps(segment.file, set(kept))
+        steps = [step for step in segment.rows if step > after and (before is None or step < before)]
+        if len(steps) < len(segment.rows):
+            keep_steps(segment.file, set(steps))
 
 
-def keep_steps(file: Path, wanted: Collection[int]) -> None:
-    """Rewrite a file without the history of other steps; it is replaced whole or not at all."""
-    kept = []
+def keep_steps(file: Path, steps: Collection[int]) -> None:
+    """Rewrite a file without the history of other steps; it is replaced atomically."""
+    records = []
     for data in read_records(file):
         record = _parse(data)
-        if record.WhichOneof("record_type") != "history" or record.history.step.num in wanted:
-            kept.append(data)
+        if record.WhichOneof("record_type") != "history" or record.history.step.num in steps:
+            records.append(data)
     beside = file.with_suffix(".cut")
-    beside.write_bytes(write_records(kept))
+    beside.write_bytes(write_records(records))
     beside.replace(file)
 
 
@@ -148,7 +148,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    """Key and value pairs, whose keys may lead into mappings, as plain data; wandb's own are left out."""
+    """Pairs of keys (maybe nested) and values as plain data, without wandb's own."""
     plain: dict[str, Any] = {}
     for item in items:
         path = list(item.nested_key) or [item.key]

@@ -1,4 +1,4 @@
-"""A run's metrics, tables and pictures in Weights & Biases, with the CSV table beside it."""
+"""A run's metrics, tables and images in Weights & Biases, with the CSV table beside it."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmlab.config.errors import ConfigError
 from mmlab.runs.redact import redact, redact_text
+from mmlab.training.config import CSVLogConfig, WandbLogConfig
 from mmlab.training.csv_log import CSVLog, values_of
 from mmlab.training.wandb_files import find_segments
 
@@ -23,56 +24,37 @@ STEP = "trainer/global_step"
 ID_FILE = "wandb_id"
 DATA_DIR = "WANDB_DATA_DIR"
 FLUSH_S = 0.5
-PATIENCE = 3  # failures of wandb after which a run goes on without it
+PATIENCE = 3  # failures of wandb after which a run continues without it
 
 
 class WandbLog(Logger):
     """Logs to wandb and to `<save_dir>/metrics.csv`; wandb's step is the number of finished optimizer steps.
 
-    The config is that of `<save_dir>/config.yaml`, where secrets are redacted already. A run that goes on has
-    the same id and starts another segment; what a killed process logged and wandb had not written yet is
-    logged again from the table. The key comes from the environment (WANDB_API_KEY) and goes nowhere.
+    The config is that of `<save_dir>/config.yaml`, where secrets are redacted already. A resumed run keeps its id and
+    starts another segment; what a killed process logged and wandb had not written yet is logged again from the table.
+    The key stays in the environment (WANDB_API_KEY).
 
     Args:
-        save_dir: the run's folder; wandb's own folder is `<save_dir>/wandb`.
-        project, entity: where the run appears.
-        name: of the run.
-        id: None: the name and a few random characters, fixed at the run's first start: a run of that name
-            in another folder is another run.
-        group: the sweep that the run is a point of.
-        job_type: the stage.
-        tags: for finding it again.
-        offline: write files that `mmlab sync` pushes later.
+        config: settings.
     """
 
-    def __init__(
-        self,
-        save_dir: str,
-        project: str = "mmlab",
-        entity: str | None = None,
-        name: str | None = None,
-        id: str | None = None,
-        group: str | None = None,
-        job_type: str | None = None,
-        tags: Sequence[str] | None = None,
-        offline: bool | None = True,
-    ):
+    def __init__(self, config: WandbLogConfig):
         super().__init__()
-        self.csv = CSVLog(save_dir)
-        self.offline = offline is not False
-        given = {"project": project, "entity": entity, "name": name, "id": id, "group": group, "job_type": job_type}
+        self.csv = CSVLog(CSVLogConfig(save_dir=config.save_dir))
+        self.offline = config.offline is not False
         # A secret may stand anywhere on a command line.
-        self.given: dict[str, Any] = {key: value and redact_text(value) for key, value in given.items()}
-        self.given["tags"] = [redact_text(tag)[:64] for tag in tags or ()]
+        names = ("project", "entity", "name", "id", "group", "job_type")
+        self.arguments: dict[str, Any] = {name: (text := getattr(config, name)) and redact_text(text) for name in names}
+        self.arguments["tags"] = [redact_text(tag)[:64] for tag in config.tags or ()]
         self.run: Any = None
         self.failures = 0
         self._placed = False  # whether DATA_DIR is ours
-        self._known = 0  # the last step that wandb has from earlier starts
+        self._logged = 0  # the last step that wandb has from earlier starts
         self._behind = False  # whether rows of the table may be missing there
 
     @property
     def name(self) -> str | None:
-        return self.given["project"]
+        return self.arguments["project"]
 
     @property
     def version(self) -> str:
@@ -83,7 +65,7 @@ class WandbLog(Logger):
         return self.csv.save_dir
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config goes in as a whole."""
+        """Do nothing: the run's config is logged as a whole."""
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
@@ -97,34 +79,37 @@ class WandbLog(Logger):
         self.start()
         self.csv.log_metrics(metrics, step)
         done = self.csv.last_step
-        # The first row of a segment stands for what earlier ones know of its step.
+        # The first row of a segment repeats what earlier ones have of its step.
         row = values_of(self.csv.rows[done]) if self._behind else values_of(metrics)
         self.log(row, done)
 
     @rank_zero_only
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """Log a table whose cells are text, numbers or pictures; `step` counts finished optimizer steps."""
+        """Log a table whose cells are text, numbers or images; `step` counts finished optimizer steps."""
         import wandb
 
         cells = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
         self.log({name: wandb.Table(columns=list(columns), data=cells)}, step)
 
     @rank_zero_only
-    def log_pictures(self, name: str, pictures: Sequence[Image.Image], step: int) -> None:
-        """Log pictures as one panel; `step` counts finished optimizer steps."""
+    def log_pictures(
+        self, name: str, pictures: Sequence[Any], step: int, captions: Sequence[str] | None = None
+    ) -> None:
+        """Log PIL images or uint8 arrays `[H, W, 3]` as one panel; `step` counts finished optimizer steps."""
         import wandb
 
-        self.log({name: [wandb.Image(picture) for picture in pictures]}, step)
+        texts = captions or [None] * len(pictures)
+        self.log({name: [wandb.Image(one, caption=text) for one, text in zip(pictures, texts, strict=True)]}, step)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Hand values to wandb. Where it fails, its next segment makes up for it from the table."""
+        """Pass values to wandb. If it fails, its next segment repeats the rows of the table."""
         self.start()
         if self.run is None:
             return
         try:
             if self._behind:
                 self._catch_up(step)
-            if self.offline or step > self._known:  # the server keeps what it has
+            if self.offline or step > self._logged:  # the server keeps what it has
                 self.run.log({**values, STEP: step}, step=step)
         except Exception as error:  # wandb's process may be gone, with any of its exceptions
             self._lose(error)
@@ -132,7 +117,7 @@ class WandbLog(Logger):
     def _catch_up(self, end: int) -> None:
         """Log the table's rows before the step `end` that wandb does not have."""
         self._behind = False
-        for step in [step for step in self.csv.rows if self._known < step < end]:
+        for step in [step for step in self.csv.rows if self._logged < step < end]:
             self.run.log({**values_of(self.csv.rows[step]), STEP: step}, step=step)
 
     def start(self) -> None:
@@ -144,24 +129,24 @@ class WandbLog(Logger):
 
         self.csv.open()
         if DATA_DIR not in os.environ:
-            # Files of tables lie with the run: elsewhere they might be gone when it is pushed.
+            # Files of tables are kept with the run: elsewhere they might be gone when it is pushed.
             os.environ[DATA_DIR] = str(Path(self.save_dir, "wandb", "data").resolve())
             self._placed = True
         try:
             self.run = self._init(wandb)
         except (UsageError, AuthenticationError) as error:
             raise ConfigError(
-                f"wandb does not start: {_line(error)}; check WANDB_API_KEY, or give logger.offline=true."
+                f"wandb does not start: {_line(error)}; check WANDB_API_KEY, or set logger.offline=true."
             ) from error
         except CommError as error:
             print(f"wandb cannot be reached ({_line(error)}): logging offline, `mmlab sync` pushes it", file=sys.stderr)
             self.offline = True
-            _leave_wandb()  # it would hold the id for the run that it has just failed to start
+            _leave_wandb()  # it would reserve the id for the run that it failed to start
             self.run = self._init(wandb)
-        self._known = max(self.run.starting_step - 1, 0)
+        self._logged = max(self.run.starting_step - 1, 0)
         if self.offline:
-            earlier = [row for segment in find_segments(self.save_dir) for row in segment.rows]
-            self._known = max(earlier, default=0)
+            steps = [row for segment in find_segments(self.save_dir) for row in segment.rows]
+            self._logged = max(steps, default=0)
         self._behind = True
         if not self.offline:
             print(f"wandb: {self.run.url}", file=sys.stderr)
@@ -172,7 +157,7 @@ class WandbLog(Logger):
             silent=True,
             console="off",
             init_timeout=30,  # then offline
-            # Command line, environment, code: none of it is redacted.
+            # Command line, environment and code are not redacted.
             disable_code=True,
             disable_git=True,
             x_disable_meta=True,
@@ -180,9 +165,9 @@ class WandbLog(Logger):
             # Otherwise the config of a killed run never reaches its file.
             x_transaction_log_flush_interval=FLUSH_S,
         )
-        given = {**self.given, "id": self.given["id"] or run_id(Path(self.save_dir), self.given["name"] or "run")}
+        id = self.arguments["id"] or run_id(Path(self.save_dir), self.arguments["name"] or "run")
         run = wandb.init(
-            **given,
+            **{**self.arguments, "id": id},
             dir=self.save_dir,
             mode="offline" if self.offline else "online",
             resume="allow",
@@ -201,17 +186,17 @@ class WandbLog(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the segment; another start may go on with the run."""
+        """End the segment; another start may resume the run."""
         while not self._finished(0 if status == "success" else 1):
             if status != "success":
-                break  # the next start makes up for it
+                break  # the next start repeats its rows
             self.start()
         if self._placed:
             os.environ.pop(DATA_DIR, None)
             self._placed = False
 
     def _finished(self, exit_code: int) -> bool:
-        """End the segment; False where wandb failed and has rows to make up for."""
+        """End the segment; False if wandb failed and lacks rows."""
         if self.run is None:
             return not 0 < self.failures < PATIENCE
         try:
@@ -219,7 +204,7 @@ class WandbLog(Logger):
                 self._catch_up(self.csv.last_step + 1)
             self.run.finish(exit_code=exit_code)
             self.run, self.failures = None, 0
-            _leave_wandb()  # its process writes for a while after that
+            _leave_wandb()  # its process writes for a while after `finish`
         except Exception as error:
             self._lose(error)
             return self.failures >= PATIENCE
@@ -228,14 +213,14 @@ class WandbLog(Logger):
     def _lose(self, error: Exception) -> None:
         self.run = None
         self.failures += 1
-        what = "starts again" if self.failures < PATIENCE else "is left out from here on"
+        what = "is restarted" if self.failures < PATIENCE else "is not used any more"
         print(f"wandb stopped ({_line(error)}) and {what}; {self.csv.path} has every step", file=sys.stderr)
         with suppress(Exception):
             _leave_wandb()
 
 
 def _leave_wandb() -> None:
-    """End wandb's process, which writes what it has; the next segment starts another."""
+    """End wandb's process, which writes what it has; the next segment starts a new one."""
     import wandb
 
     wandb.teardown()
@@ -253,7 +238,7 @@ def run_id(folder: Path, name: str) -> str:
 
 
 def _wait_for(file: Path, seconds: float = 10 * FLUSH_S) -> None:
-    """Wait until the start of a segment, its config in it, is on the disk."""
+    """Wait until the start of a segment, with its config, is on the disk."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not (file.is_file() and file.stat().st_size > 100):
         time.sleep(FLUSH_S / 10)

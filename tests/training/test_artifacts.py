@@ -153,7 +153,22 @@ def test_the_language_folder_is_a_transformers_model_with_its_tokenizer(tmp_path
 def test_a_folder_starts_a_model_as_its_source(tmp_path, tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
     folder = save(model, ["language"], tmp_path / "run") / "artifacts" / "language"
-    assert same(LanguageModel(LanguageModelConfig(source=str(folder))).causal, model.language.causal)
+    started = nn.ModuleDict({"language": LanguageModel(LanguageModelConfig(source=str(folder)))})
+    assert all(value.is_meta for value in started.parameters()), "nothing is read before the parts are filled"
+    assert fill_parts(started, []) == {}
+    assert same(started["language"].causal, model.language.causal)
+
+
+def test_an_artifact_wins_over_the_source_which_is_not_read(tmp_path, tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    source = save(model, ["language"], tmp_path / "first") / "artifacts" / "language"
+    run = save(different(model), ["language"], tmp_path / "second")
+    started = nn.ModuleDict({"language": LanguageModel(LanguageModelConfig(source=str(source)))})
+    (source / "model.safetensors").unlink()
+    started.requires_grad_(False)
+    assert fill_parts(started, [run]) == {"language": run / "artifacts" / "language"}
+    assert same(started["language"].causal, model.language.causal)
+    assert not any(value.requires_grad for value in started.parameters())
 
 
 def test_other_shapes_are_refused(tmp_path, tokenizer_folder):
@@ -163,7 +178,7 @@ def test_other_shapes_are_refused(tmp_path, tokenizer_folder):
     run = save(tiny.vlm(tokenizer_folder), ["vision"], tmp_path / "eye")
     other = tiny.vlm(tokenizer_folder)
     other.vision = tiny.vision("siglip")
-    with pytest.raises(ConfigError, match=r"does not fit .* is a clip_vision_model, here is a siglip_vision_model"):
+    with pytest.raises(ConfigError, match=r"does not fit .* is a clip_vision_model, not a siglip_vision_model"):
         fill_parts(other, [run])
     fields = {**other.vision.config.to_dict(), "hidden_size": 48}
     fields = {k: fields[k] for k in ("hidden_size", "num_hidden_layers", "image_size", "patch_size")}

@@ -20,17 +20,18 @@ from mmlab.data.module import ShardDataModule
 from mmlab.training import checkpoint_io, preemption
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
+from mmlab.training.config import BatchLogConfig, CheckpointsConfig
 from mmlab.training.preemption import Preempted
 from mmlab.training.resume_proof import BatchLog, difference, read_batches
 from mmlab.training.trainer import fit
-from tests.tiny_shards import KeyCollate, make_shards
+from tests.tiny_shards import KeyCollate, make_shards, settings, sources
 
 STEPS, EVERY, VAL_EVERY = 12, 3, 4
 
 
 class Keys(KeyCollate):
-    def batch(self, prepared) -> dict[str, Any]:
-        return {**super().batch(prepared), "keys": [sample.key for sample in prepared]}
+    def batch(self, contents) -> dict[str, Any]:
+        return {**super().batch(contents), "keys": [sample.key for sample in contents]}
 
 
 class Noisy(L.LightningModule):
@@ -80,9 +81,8 @@ class KillAt(L.Callback):
 
 
 def data_of(root: Path, **options: Any) -> ShardDataModule:
-    sources = [{"path": str(root / "a")}, {"path": str(root / "b")}]
-    given = {"global_batch": 8, "micro_batch": 4, "val": [{"path": str(root / "b")}], "collate": Keys(), **options}
-    return ShardDataModule(sources, **given)
+    train, val = sources(root / "a", root / "b"), sources(root / "b")
+    return ShardDataModule(settings(**{"train": train, "val": val, **options}), Keys())
 
 
 def train(root: Path, folder: Path, *callbacks: L.Callback, devices: int = 1, **options: Any) -> tuple[Noisy, dict]:
@@ -93,7 +93,7 @@ def train(root: Path, folder: Path, *callbacks: L.Callback, devices: int = 1, **
     random.seed(3)
     np.random.seed(3)
     accumulation = data.accumulation(devices)
-    saving = Checkpoints(str(folder / "checkpoints"), every_n_steps=EVERY)
+    saving = Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=EVERY))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
@@ -109,7 +109,7 @@ def train(root: Path, folder: Path, *callbacks: L.Callback, devices: int = 1, **
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[*callbacks, BatchLog(str(folder)), saving],
+            callbacks=[*callbacks, BatchLog(BatchLogConfig(folder=str(folder))), saving],
             plugins=[FolderCheckpointIO()],
         )
         return stage, fit(trainer, stage, data)
@@ -200,8 +200,8 @@ def test_checkpoints_are_kept_and_cleared(root, tmp_path):
     (folder / ".draft-old").mkdir()
     train(root, tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["step-12", "step-9"]
-    with pytest.raises(ConfigError, match="keep at least 2"):
-        Checkpoints(str(folder), keep=1)
+    with pytest.raises(ConfigError, match="'keep' must be at least 2, not 1"):
+        CheckpointsConfig(folder=str(folder), keep=1)
 
 
 def test_a_damaged_checkpoint_costs_one_interval(root, tmp_path, straight, capsys):
@@ -271,7 +271,7 @@ def test_ctrl_c_twice_leaves_at_once(root, tmp_path):
 
 
 def test_sigterm_after_sigusr_still_asks_for_a_new_start(root, tmp_path, fake_slurm):
-    with pytest.raises(Preempted, match=r"stopped by SIGUSR2.*job 77 is queued again"):
+    with pytest.raises(Preempted, match=r"stopped by SIGUSR2.*job 77 is requeued"):
         train(root, tmp_path, SignalAt(8, signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2))
     assert fake_slurm.read_text() == "requeue 77\n"
 
@@ -291,17 +291,17 @@ def fake_slurm(tmp_path, monkeypatch) -> Path:
 
 
 def test_requeue(fake_slurm, monkeypatch):
-    assert preemption.requeue(signal.SIGTERM) == "the same command goes on from there"
+    assert preemption.requeue(signal.SIGTERM) == "the same command resumes it"
     assert not fake_slurm.exists()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
-    assert "job 70_5 is queued again" in preemption.requeue(signal.SIGUSR1)
+    assert "job 70_5 is requeued" in preemption.requeue(signal.SIGUSR1)
     assert fake_slurm.read_text() == "requeue 70_5\n"
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     preemption.requeue(signal.SIGUSR1)
     monkeypatch.delenv("SLURM_JOB_NAME")
     monkeypatch.setenv("PATH", "")
-    assert "could not be queued again" in preemption.requeue(signal.SIGUSR1)
+    assert "could not be requeued" in preemption.requeue(signal.SIGUSR1)
     assert fake_slurm.read_text() == "requeue 70_5\n"
 
 

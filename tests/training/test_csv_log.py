@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mmlab.training.config import CSVLogConfig
 from mmlab.training.csv_log import CSVLog, read_table
 
 
@@ -13,7 +14,7 @@ def lines(folder) -> list[str]:
 
 
 def test_a_step_is_one_row_and_is_written_at_once(tmp_path):
-    log = CSVLog(str(tmp_path))
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     log.log_metrics({"train/loss": 2.0, "epoch": 0}, 0)
     assert lines(tmp_path) == ["step,train/loss", "1,2.0"]
     log.log_metrics({"train/loss": 0.1 + 0.2}, 1)
@@ -25,10 +26,10 @@ def test_a_step_is_one_row_and_is_written_at_once(tmp_path):
 
 
 def test_a_restart_replaces_what_is_trained_again(tmp_path):
-    first = CSVLog(str(tmp_path))
+    first = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     for step in range(6):
         first.log_metrics({"a": float(step)}, step)
-    again = CSVLog(str(tmp_path))
+    again = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     again.log_metrics({"b": 7.0}, 2)  # a validation of the step that was saved
     assert lines(tmp_path) == ["step,a,b", "1,0.0,", "2,1.0,", "3,2.0,7.0"]
     again.log_metrics({"a": 30.0}, 3)
@@ -42,7 +43,7 @@ def test_a_restart_replaces_what_is_trained_again(tmp_path):
 
 def test_a_line_that_a_kill_left_half_written_is_dropped(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,a,b\n1,1.0,\n2,2.0,5.0\n3,3.")
-    log = CSVLog(str(tmp_path))
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     log.log_metrics({"a": 3.5}, 2)
     assert lines(tmp_path) == ["step,a,b", "1,1.0,", "2,2.0,5.0", "3,3.5,"]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
@@ -50,7 +51,7 @@ def test_a_line_that_a_kill_left_half_written_is_dropped(tmp_path):
 
 def test_the_trainer_knows_the_step_better(tmp_path):
     """Lightning's own count is one ahead where only a validation is made up for."""
-    log = CSVLog(str(tmp_path))
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     module: Any = SimpleNamespace(trainer=SimpleNamespace(global_step=12))
     log.log_graph(module)
     log.log_metrics({"val/loss": 1.0}, 12)
@@ -58,7 +59,7 @@ def test_the_trainer_knows_the_step_better(tmp_path):
 
 
 def test_nothing_logged_is_no_row(tmp_path):
-    log = CSVLog(str(tmp_path))
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     log.log_metrics({"epoch": 0}, 5)
     assert log.last_step == 0 and not list(tmp_path.iterdir())
 
@@ -66,6 +67,6 @@ def test_nothing_logged_is_no_row(tmp_path):
 @pytest.mark.parametrize("text", ["", "step,a\n"])
 def test_a_table_without_rows(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
-    log = CSVLog(str(tmp_path))
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     log.log_metrics({"a": 1.0}, 0)
     assert lines(tmp_path) == ["step,a", "1,1.0"]

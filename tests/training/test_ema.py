@@ -11,20 +11,24 @@ from torch import nn
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.module import ShardDataModule
+from mmlab.stage.config import StageConfig
+from mmlab.stage.stage import Stage
 from mmlab.training import checkpoint_io
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
-from mmlab.training.ema import EMA
+from mmlab.training.config import AdamWConfig, CheckpointsConfig, EMAConfig
+from mmlab.training.ema import EMA, averaged
+from mmlab.training.optim import AdamW
 from mmlab.training.resume_proof import difference
 from mmlab.training.trainer import fit
-from tests.tiny_shards import KeyCollate, make_shards
+from tests.tiny_shards import KeyCollate, make_shards, settings, sources
 
 STEPS, EVERY, VAL_EVERY, DECAY = 12, 3, 4, 0.6
 
 
 class Keys(KeyCollate):
-    def batch(self, prepared) -> dict[str, Any]:
-        return {**super().batch(prepared), "keys": [sample.key for sample in prepared]}
+    def batch(self, contents) -> dict[str, Any]:
+        return {**super().batch(contents), "keys": [sample.key for sample in contents]}
 
 
 class Parts(nn.Module):
@@ -32,15 +36,13 @@ class Parts(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.eye, self.ear, self.still = nn.Linear(1, 4), nn.Linear(4, 1), nn.Linear(1, 1)
-        self.still.requires_grad_(False)
 
 
-class Stage(L.LightningModule):
+class Recorder(Stage):
     """Keeps its weights after each step and those that each validation saw."""
 
     def __init__(self, dtype: torch.dtype = torch.float32):
-        super().__init__()
-        self.model = Parts().to(dtype)
+        super().__init__(StageConfig(trainable=["eye", "ear"]), Parts().to(dtype), AdamW(AdamWConfig()))
         self.after: dict[int, dict[str, torch.Tensor]] = {0: self.weights()}
         self.validated: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -78,12 +80,11 @@ class KillAt(L.Callback):
             raise Kill
 
 
-def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype = torch.float32) -> Stage:
+def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype = torch.float32) -> Recorder:
     """Go on with the run in `folder`, or start it: two micro-batches a step."""
     folder.mkdir(exist_ok=True)
-    sources = [{"path": str(root / "a")}]
-    data = ShardDataModule(sources, sources, global_batch=8, micro_batch=4, collate=Keys())
-    stage = Stage(dtype)
+    data = ShardDataModule(settings(train=sources(root / "a"), val=sources(root / "a")), Keys())
+    stage = Recorder(dtype)
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -98,7 +99,10 @@ def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype =
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[Checkpoints(str(folder / "checkpoints"), every_n_steps=EVERY), *callbacks],
+            callbacks=[
+                Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=EVERY)),
+                *callbacks,
+            ],
             plugins=[FolderCheckpointIO()],
         )
         fit(trainer, stage, data)
@@ -118,13 +122,13 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(root):
-    stage = train(root, root / "straight", EMA(DECAY))
+    stage = train(root, root / "straight", EMA(EMAConfig(decay=DECAY)))
     return stage, last_state(root / "straight")
 
 
-def averages(stage: Stage, own: dict[str, torch.Tensor], decay: float) -> list[dict[str, torch.Tensor]]:
+def averages(stage: Recorder, own: dict[str, torch.Tensor], decay: float) -> list[dict[str, torch.Tensor]]:
     """The average after each step, computed from the weights that the stage had."""
-    found = [{name: value.double() for name, value in stage.after[0].items()}]
+    found = [{name: stage.after[0][name].double() for name in own}]
     for step in range(1, STEPS + 1):
         weights = stage.after[step] if step < STEPS else own
         d = min(decay, (1 + step) / (10 + step))
@@ -170,8 +174,8 @@ CUTS = {
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_killed_run_has_the_same_average(root, tmp_path, straight, cut):
     with pytest.raises(Kill):
-        train(root, tmp_path, KillAt(*CUTS[cut]), EMA(DECAY))
-    again = train(root, tmp_path, EMA(DECAY))
+        train(root, tmp_path, KillAt(*CUTS[cut]), EMA(EMAConfig(decay=DECAY)))
+    again = train(root, tmp_path, EMA(EMAConfig(decay=DECAY)))
     assert difference(last_state(tmp_path), straight[1]) is None
     assert difference(again.weights(), straight[0].weights()) is None, "the average is left behind"
     for step, weights in again.validated.items():
@@ -179,12 +183,48 @@ def test_a_killed_run_has_the_same_average(root, tmp_path, straight, cut):
 
 
 def test_a_complete_run_that_is_started_again_leaves_the_average_too(root, tmp_path, straight):
-    train(root, tmp_path, EMA(DECAY))
-    assert difference(train(root, tmp_path, EMA(DECAY)).weights(), straight[0].weights()) is None
+    train(root, tmp_path, EMA(EMAConfig(decay=DECAY)))
+    assert difference(train(root, tmp_path, EMA(EMAConfig(decay=DECAY))).weights(), straight[0].weights()) is None
+
+
+class Look(L.Callback):
+    """Keeps the weights at each validation's end, the model's own and the average, as sampling callbacks see them."""
+
+    def __init__(self):
+        self.own: dict[int, dict[str, torch.Tensor]] = {}
+        self.average: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        with averaged(pl_module.model), averaged(pl_module.model):
+            self.average[trainer.global_step] = pl_module.weights()
+        self.own[trainer.global_step] = pl_module.weights()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        with averaged(pl_module.model):
+            self.average[trainer.global_step] = pl_module.weights()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_callbacks_see_the_average_wherever_they_are_listed(root, tmp_path, straight, first):
+    look, ema = Look(), EMA(EMAConfig(decay=DECAY))
+    stage = train(root, tmp_path, *((look, ema) if first else (ema, look)))
+    assert difference(stage.weights(), straight[0].weights()) is None
+    for step in (4, 8, 12):
+        assert difference(look.average[step], straight[0].validated[step]) is None
+    for step, weights in look.own.items():
+        assert difference(weights, straight[0].after[step]) is None, "the weights are the model's own again"
+        assert step == 0 or difference(look.average[step], weights) is not None
+
+
+def test_without_an_average_nothing_changes():
+    model = Parts()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with averaged(model):
+        assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
 
 
 def test_it_averages_in_float32_what_is_less(root, tmp_path):
-    ema = EMA(0.999)
+    ema = EMA(EMAConfig(decay=0.999))
     stage = train(root, tmp_path, ema, dtype=torch.bfloat16)
     assert {value.dtype for value in ema.average.values()} == {torch.float32}
     assert any(not torch.equal(value, value.bfloat16().float()) for value in ema.average.values())
@@ -192,7 +232,7 @@ def test_it_averages_in_float32_what_is_less(root, tmp_path):
 
 
 def test_some_parts_alone(root, tmp_path, straight):
-    ema = EMA(DECAY, ["ear"])
+    ema = EMA(EMAConfig(decay=DECAY, parts=["ear"]))
     stage = train(root, tmp_path, ema)
     assert set(ema.average) == {"ear.weight", "ear.bias"}
     own = last_state(tmp_path)["state_dict"]
@@ -201,20 +241,20 @@ def test_some_parts_alone(root, tmp_path, straight):
 
 
 @pytest.mark.parametrize(
-    ("parts", "says"), [(["eyes"], "Did you mean 'eye'"), (["still"], "'still', which does not learn")]
+    ("parts", "says"), [(["eyes"], "Did you mean 'eye'"), (["still"], "'still', which is not trained")]
 )
 def test_parts_that_do_not_learn_are_refused(root, tmp_path, parts, says):
     with pytest.raises(ConfigError, match=says):
-        train(root, tmp_path, EMA(parts=parts))
+        train(root, tmp_path, EMA(EMAConfig(parts=parts)))
 
 
 def test_a_decay_out_of_range_is_refused():
-    with pytest.raises(ConfigError, match="must lie in 0 … 1"):
-        EMA(1.0)
+    with pytest.raises(ConfigError, match="'decay' must be below 1"):
+        EMAConfig(decay=1.0)
 
 
 def test_the_average_of_other_weights_is_refused(root, tmp_path):
     with pytest.raises(Kill):
-        train(root, tmp_path, KillAt("step", 11), EMA(DECAY))
+        train(root, tmp_path, KillAt("step", 11), EMA(EMAConfig(decay=DECAY)))
     with pytest.raises(RunError, match=r"averages other weights than this run, such as eye\.bias"):
-        train(root, tmp_path, EMA(DECAY, ["ear"]))
+        train(root, tmp_path, EMA(EMAConfig(decay=DECAY, parts=["ear"])))

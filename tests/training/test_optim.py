@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW
 
 
@@ -20,7 +21,7 @@ def model() -> Any:
     [("cosine", 0.5 * 1.1, 0.1), ("linear", 0.5 * 1.1, 0.1), ("constant", 1.0, 1.0)],
 )
 def test_schedules_at_warm_up_peak_half_and_end(schedule, half, last):
-    optim = AdamW(2e-3, schedule=schedule, warmup_ratio=0.1, min_lr=2e-4)
+    optim = AdamW(AdamWConfig(lr=2e-3, schedule=schedule, warmup_ratio=0.1, min_lr=2e-4))
     at = {step: optim.factor(step, 100, 2e-3) for step in range(101)}
     assert [at[step] for step in (0, 4, 9)] == pytest.approx([1 / 11, 5 / 11, 10 / 11])
     assert at[10] == 1.0 == max(at.values())
@@ -32,20 +33,20 @@ def test_schedules_at_warm_up_peak_half_and_end(schedule, half, last):
 
 def test_cosine_is_a_cosine_and_linear_a_line():
     for schedule, quarter in (("cosine", (1 + 2**-0.5) / 2), ("linear", 0.75)):
-        optim = AdamW(1.0, schedule=schedule, warmup_ratio=0)
+        optim = AdamW(AdamWConfig(lr=1.0, schedule=schedule, warmup_ratio=0))
         assert optim.factor(25, 100, 1.0) == pytest.approx(quarter)
         assert (optim.factor(0, 100, 1.0), optim.factor(100, 100, 1.0)) == pytest.approx((1.0, 0.0))
 
 
 def test_short_runs_have_a_peak():
     for total in (1, 2, 3):
-        optim = AdamW(1.0, warmup_ratio=0.03)
+        optim = AdamW(AdamWConfig(lr=1.0, warmup_ratio=0.03))
         rates = [optim.factor(step, total, 1.0) for step in range(total)]
         assert all(0 < rate <= 1 for rate in rates), rates
 
 
 def test_the_optimizer_follows_the_schedule():
-    built = AdamW(1e-2, warmup_ratio=0.2).build(model(), 10)
+    built = AdamW(AdamWConfig(lr=1e-2, warmup_ratio=0.2)).build(model(), 10)
     optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
     assert built["lr_scheduler"]["interval"] == "step"
     rates = []
@@ -59,7 +60,7 @@ def test_the_optimizer_follows_the_schedule():
 
 
 def test_single_parts_have_a_learning_rate_of_their_own():
-    optim = AdamW(1e-3, part_lr={"connector": 2e-5}, warmup_ratio=0, min_lr=1e-5)
+    optim = AdamW(AdamWConfig(lr=1e-3, part_lr={"connector": 2e-5}, warmup_ratio=0, min_lr=1e-5))
     net = model()
     built = optim.build(net, 4)
     rate = {id(p): group["initial_lr"] for group in built["optimizer"].param_groups for p in group["params"]}
@@ -82,17 +83,17 @@ def test_single_parts_have_a_learning_rate_of_their_own():
 )
 def test_a_rate_for_what_does_not_learn_is_refused(part, says):
     with pytest.raises(ConfigError, match=says):
-        AdamW(1e-3, part_lr={part: 1e-4}).build(model(), 4)
+        AdamW(AdamWConfig(lr=1e-3, part_lr={part: 1e-4})).build(model(), 4)
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ConfigError, match=r"schedule=cosin is unknown. Did you mean 'cosine'"):
-        AdamW(1e-3, schedule="cosin")
+    with pytest.raises(ConfigError, match=r"'schedule' cannot be 'cosin'. Did you mean 'cosine'"):
+        AdamWConfig(schedule="cosin")
 
 
 def test_weight_decay_is_on_matrices_alone():
     net = model()
-    optimizer: torch.optim.Optimizer = AdamW(1e-3, weight_decay=0.1).build(net, 4)["optimizer"]
+    optimizer: torch.optim.Optimizer = AdamW(AdamWConfig(lr=1e-3, weight_decay=0.1)).build(net, 4)["optimizer"]
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for part in ("connector", "language"):
         assert (decay[id(net[part].weight)], decay[id(net[part].bias)]) == (0.1, 0.0)

@@ -10,10 +10,11 @@ import lightning as L
 import pytest
 import torch
 
-from mmlab.stage.vision_language import ProjectorAlignment
+from mmlab.stage.config import ProjectorAlignmentConfig
+from mmlab.training.config import ProgressConfig
 from mmlab.training.progress import Progress
 from tests.model import tiny
-from tests.stage.tiny_stage import CAPTIONS, data_of, fit, optim
+from tests.stage.tiny_stage import CAPTIONS, data_of, fit, make_stage
 from tests.tiny_shapes import make_shapes
 
 
@@ -23,8 +24,9 @@ def root(tmp_path_factory):
 
 
 def run(root, steps: int, micro_batch: int = 4, **options) -> Progress:
-    progress = Progress(**options)
-    stage = ProjectorAlignment(tiny.vlm(root / "tokenizer"), optim(), ["connector"], CAPTIONS)
+    progress = Progress(ProgressConfig(**options))
+    config = ProjectorAlignmentConfig(trainable=["connector"], prompt=CAPTIONS)
+    stage = make_stage(config, tiny.vlm(root / "tokenizer"))
     fit(stage, data_of(stage, [root / "train"], micro_batch=micro_batch), steps, callbacks=[progress])
     return progress
 
@@ -56,7 +58,7 @@ def test_speed_and_wait_over_the_recent_steps(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("mmlab.training.progress.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    progress = Progress()
+    progress = Progress(ProgressConfig())
     progress.disable()
     logged: dict[str, float] = {}
     trainer = stand_in(global_step=0, max_steps=10, world_size=2)
@@ -77,7 +79,7 @@ def test_speed_and_wait_over_the_recent_steps(monkeypatch):
 
 def test_a_terminal_has_a_bar_that_is_closed(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress()
+    progress = Progress(ProgressConfig())
     monkeypatch.setattr(progress, "get_metrics", lambda *a: {"v_num": 3, "train/loss": torch.tensor(1.5)})
     trainer = stand_in(global_step=2, max_steps=10, world_size=1)
     module = stand_in(log_dict=lambda values, batch_size: None)
@@ -94,7 +96,7 @@ def test_a_terminal_has_a_bar_that_is_closed(monkeypatch, capsys):
 
 
 def test_only_the_first_rank_speaks(capsys):
-    progress = Progress()
+    progress = Progress(ProgressConfig())
     progress.disable()
     trainer = stand_in(global_step=0, max_steps=1, world_size=2)
     module = stand_in(log_dict=lambda values, batch_size: None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW, StochasticAdamW, stochastically_rounded
 
 LLAVA = 2e-5
@@ -88,5 +89,5 @@ def test_ranks_round_alike_and_a_resumed_run_goes_on_alike():
 
 def test_it_is_taken_where_weights_are_bfloat16():
     model = nn.Linear(4, 4)
-    assert type(AdamW(1e-3).build(model, 10)["optimizer"]) is torch.optim.AdamW
-    assert type(AdamW(1e-3).build(model.bfloat16(), 10)["optimizer"]) is StochasticAdamW
+    assert type(AdamW(AdamWConfig(lr=1e-3)).build(model, 10)["optimizer"]) is torch.optim.AdamW
+    assert type(AdamW(AdamWConfig(lr=1e-3)).build(model.bfloat16(), 10)["optimizer"]) is StochasticAdamW

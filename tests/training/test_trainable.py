@@ -52,7 +52,7 @@ def test_what_is_unused_never_learns():
     for names in (["ear"], ["ear.inner"], ["ear.inner.layers"]):
         assert set_trainable(model, names) == ["eye"]
         assert learns(model) == {"ear.inner.layers.1.weight"}
-    with pytest.raises(ConfigError, match=r"names 'ear\.inner\.layers\.0', but nothing"):
+    with pytest.raises(ConfigError, match=r"names 'ear\.inner\.layers\.0', but no output"):
         set_trainable(model, ["eye", "ear.inner.layers.0"])
 
 

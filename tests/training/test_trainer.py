@@ -12,8 +12,9 @@ from mmlab.config.compose import compose
 from mmlab.data.module import ShardDataModule
 from mmlab.training import trainer as ours
 from mmlab.training.checkpoint import Checkpoints
+from mmlab.training.config import CheckpointsConfig, ProgressConfig
 from mmlab.training.progress import Progress
-from tests.tiny_shards import KeyCollate, make_shards
+from tests.tiny_shards import KeyCollate, make_shards, settings, sources
 
 PARTS = ["model=llava", "data=shapes", "stage=align", "trainer=cpu"]
 
@@ -109,15 +110,15 @@ class Line(L.LightningModule):
 @pytest.fixture
 def data(tmp_path):
     make_shards(tmp_path / "shards", 12)
-    source = [{"path": str(tmp_path / "shards")}]
-    made = ShardDataModule(source, global_batch=4, micro_batch=2, collate=KeyCollate())
+    config = settings(train=sources(tmp_path / "shards"), global_batch=4, micro_batch=2)
+    made = ShardDataModule(config, KeyCollate())
     made.plan(6)
     return made
 
 
 def trainer_for(data, folder):
-    keep = Checkpoints(str(folder / "checkpoints"), every_n_steps=2)
-    callbacks: list[L.Callback] = [Progress(), keep]
+    keep = Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=2))
+    callbacks: list[L.Callback] = [Progress(ProgressConfig()), keep]
     return ours.build_trainer(section(), folder, None, callbacks, data, data.total_steps)
 
 
@@ -129,14 +130,14 @@ def sigint():
     signal.signal(signal.SIGINT, before)
 
 
-def test_fit_goes_on_from_the_last_checkpoint_after_an_interrupt(tmp_path, data, capsys, sigint):
+def test_fit_resumes_from_the_last_checkpoint_after_an_interrupt(tmp_path, data, capsys, sigint):
     stopped = Line(interrupt=5)
     with pytest.raises(KeyboardInterrupt):
         ours.fit(trainer_for(data, tmp_path), stopped, data)
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     rest = Line()
     metrics = ours.fit(trainer_for(data, tmp_path), rest, data)
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert set(metrics) == {"train/loss"}
     assert sorted({*stopped.steps}) == [0, 1, 2, 3, 4] and sorted({*rest.steps}) == [4, 5]
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmlab.config.errors import ConfigError
 from mmlab.training import wandb_log
+from mmlab.training.config import WandbLogConfig
 from mmlab.training.wandb_files import find_segments
 from mmlab.training.wandb_log import WandbLog, run_id
 from tests.fake_wandb import serve
@@ -36,7 +37,7 @@ def run(tmp_path) -> Path:
 
 
 def logger(run: Path, **options) -> WandbLog:
-    return WandbLog(str(run), name="llava-align", **options)
+    return WandbLog(WandbLogConfig(save_dir=str(run), name="llava-align", **options))
 
 
 def log_steps(log: WandbLog, steps: range, scale: float = 1.0) -> None:
@@ -87,8 +88,9 @@ def test_a_restart_is_another_segment_of_the_same_run(run):
 
 KILLED = """
 import os, signal, sys
+from mmlab.training.config import WandbLogConfig
 from mmlab.training.wandb_log import WandbLog
-log = WandbLog(sys.argv[1], name="llava-align")
+log = WandbLog(WandbLogConfig(save_dir=sys.argv[1], name="llava-align"))
 log.log_graph(None)
 for step in range(int(sys.argv[2])):
     log.log_metrics({"train/loss": float(step)}, step)
@@ -175,5 +177,9 @@ def test_the_id_belongs_to_the_folder(tmp_path):
 
 def test_secrets_among_the_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "sentinel-0123")
-    log = WandbLog(str(tmp_path), entity="sentinel-0123", tags=["x", "sentinel-0123"], name="a-sentinel-0123")
-    assert "sentinel-0123" not in str(log.given)
+    log = WandbLog(
+        WandbLogConfig(
+            save_dir=str(tmp_path), entity="sentinel-0123", tags=["x", "sentinel-0123"], name="a-sentinel-0123"
+        )
+    )
+    assert "sentinel-0123" not in str(log.arguments)
