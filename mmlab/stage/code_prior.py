@@ -1,6 +1,7 @@
-"""A transformer learns to write pictures as codes. Legend: B pictures, N codes of a picture, K codes of the book."""
+"""A transformer learns to write images as codes. Legend: B images, N codes of an image, K codes of the book."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.cache_collate import CodeCollate
-from mmlab.data.image_collate import ImageCollate, form
+from mmlab.data.config import ImageDataConfig
+from mmlab.data.image_collate import ImageCollate
 from mmlab.keyed import uniform
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.config import CodeSamplerConfig
+from mmlab.stage.config import CodePriorConfig
 from mmlab.stage.generative import GenerativeStage
 from mmlab.training.optim import AdamW
 from mmlab.weights import fingerprint
@@ -22,21 +25,17 @@ from mmlab.weights import fingerprint
 class CodePrior(GenerativeStage):
     """Next-code loss on the codes of a frozen VQ first stage (Taming Transformers, arXiv 2012.09841, equation 10).
 
-    Everything drawn is keyed by a sample's seed: which codes are replaced, by which, and whether its condition is
-    dropped. So ranks and micro-batches, cached codes and resumed runs learn from the same numbers.
+    All random numbers are keyed by a sample's seed: which codes are replaced, by which, and whether its condition is
+    dropped. They are the same for any ranks and micro-batches, for cached codes, and after a resume.
 
     Args:
-        model: first stage, conditioner, prior, and a first stage of maps where the conditioner reads them.
+        config: settings.
+        model: first stage, conditioner, prior, and a first stage of maps if the conditioner reads them.
         optim: builds optimizer and schedule.
-        trainable: names of the parts that learn; not the first stages.
-        init_from: run folders whose artifacts fill the parts first.
-        sampler: of the pictures that are shown; all codes at temperature 1 where it is None.
-        pkeep: share of the codes that the transformer reads as they are; the others are replaced by random ones, so
-            that it learns to go on after mistakes of its own. All of them are learned, whatever was read.
+        sampler: of the run's samples; all codes at temperature 1 where it is None.
 
     Raises:
-        ConfigError: unknown parts, a first stage that would learn or that nobody has trained, or artifacts that do not
-            fit.
+        ConfigError: unknown parts, or a first stage to train.
     """
 
     model: CodePriorModel
@@ -44,49 +43,40 @@ class CodePrior(GenerativeStage):
     stays = ("first_stage", "map_stage")
 
     def __init__(
-        self,
-        model: CodePriorModel,
-        optim: AdamW,
-        trainable: Sequence[str],
-        init_from: Sequence[str] = (),
-        sampler: CodeSampler | None = None,
-        pkeep: float = 1.0,
+        self, config: CodePriorConfig, model: CodePriorModel, optim: AdamW, sampler: CodeSampler | None = None
     ):
-        if not 0 <= pkeep <= 1:
-            raise ConfigError(f"stage.pkeep={pkeep:g} must lie in 0 … 1.")
-        super().__init__(model, optim, trainable, init_from)
+        super().__init__(config, model, optim)
         self.sampler = sampler or CodeSampler(CodeSamplerConfig())
-        self.pkeep = pkeep
-        if model.first_stage.unlearnt:
+
+    def on_filled(self, artifacts: Mapping[str, Path]) -> None:
+        super().on_filled(artifacts)
+        if self.model.first_stage.untrained:
             raise ConfigError(
-                "Nobody has trained the first stage, so its codes say nothing: name the run that did in"
-                " stage.init_from, or give model.first_stage.source."
+                "The first stage is untrained, so its codes are meaningless: name the run that trained it in"
+                " stage.init_from, or set model.first_stage.source."
             )
-        if model.map_stage is not None and model.map_stage.unlearnt:
+        if self.model.map_stage is not None and self.model.map_stage.untrained:
             raise ConfigError(
-                "Nobody has trained the first stage of the maps; give"
-                " model.map_stage.source=<run>/artifacts/first_stage."
+                "The first stage of the maps is untrained; set model.map_stage.source=<run>/artifacts/first_stage."
             )
 
-    def collate(self, size: int, aspect: str, flip: bool, latents: bool) -> ImageCollate | CodeCollate:
-        """What turns samples into this stage's batches; arguments as in the data config.
+    def collate(self, data: ImageDataConfig) -> ImageCollate | CodeCollate:
+        """Return what makes batches of samples.
 
         Raises:
-            ConfigError: a size whose codes are not as many as the prior writes.
+            ConfigError: a size with another number of codes than the prior has.
         """
         model = self.model
-        side, learned = model.first_stage.side(size), model.prior.side
-        if side != learned:
+        side, trained = model.first_stage.side(data.size), model.prior.side
+        if side != trained:
             raise ConfigError(
-                f"data.size={size} makes {side} x {side} codes, and model.prior.side={learned}: set model.prior.side="
-                f"{side}, or data.size={learned * model.first_stage.factor}."
+                f"data.size={data.size} makes {side} x {side} codes, and model.prior.side={trained}: set"
+                f" model.prior.side={side}, or data.size={trained * model.first_stage.factor}."
             )
-        if not latents:
-            return ImageCollate(size, aspect, flip, self.conditioning(), maps=model.map_stage is not None)
+        if not data.latents:
+            return ImageCollate(data, self.conditioning(), maps=model.map_stage is not None)
         map_stage = None if model.map_stage is None else fingerprint(model.map_stage)
-        return CodeCollate(
-            fingerprint(model.first_stage), side, form(size, aspect), flip, self.conditioning(), map_stage
-        )
+        return CodeCollate(data, fingerprint(model.first_stage), side, self.conditioning(), map_stage)
 
     def codes(self, batch: Mapping[str, Any]) -> Tensor:
         """Codes of a batch in raster order, int64 `[B, N]`.
@@ -94,14 +84,14 @@ class CodePrior(GenerativeStage):
         Args:
             batch: an `ImageBatch` or `CodeBatch`.
         """
-        found = batch["codes"] if "codes" in batch else self.model.codes(batch["pixel_values"])
-        return found.flatten(1)
+        codes = batch["codes"] if "codes" in batch else self.model.codes(batch["pixel_values"])
+        return codes.flatten(1)
 
     def read(self, codes_BN: Tensor, seeds: Sequence[int], pkeep: float) -> Tensor:
-        """The codes as the transformer reads them, int64 `[B, N]`: a share of 1 - pkeep is random.
+        """The codes that the transformer reads, int64 `[B, N]`: a share of 1 - pkeep is random.
 
         Args:
-            codes_BN: of the pictures.
+            codes_BN: of the images.
             seeds: of the samples.
             pkeep: probability that a code stays.
         """
@@ -127,9 +117,9 @@ class CodePrior(GenerativeStage):
         return F.cross_entropy(logits.float().transpose(1, 2), codes_BN, reduction="none").mean(1)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        return self.mean(self.loss(batch, self.model.conditioner.dropout, self.pkeep))
+        return self.mean(self.loss(batch, self.model.conditioner.dropout, self.config.pkeep))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the loss with every condition given and every code read as it is."""
+        """Log the loss with all conditions and no random codes."""
         losses = self.loss(batch, dropout=0.0, pkeep=1.0)
         self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)

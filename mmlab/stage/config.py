@@ -1,4 +1,4 @@
-"""Settings of the stages (conf/stage): what learns, from which runs it starts, and its loss."""
+"""Settings of the stages (conf/stage): which parts are trained, from which runs they start, and the loss."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,20 +11,23 @@ from mmlab.data.config import Prompt
 
 @dataclass
 class StageConfig(Settings):
-    """What learns, and from which earlier runs it starts."""
+    """Which parts are trained, and from which earlier runs they start."""
 
     # A sample's loss depends on the others of its micro-batch: data.micro_batch is then part of what a run computes.
     # The number of devices is not: it spreads the same micro-batches.
     compares_samples: ClassVar[bool] = False
+    # How its model draws pictures: from "noise" (takes a process and a sampler of that kind), by "codes" (a sampler of
+    # codes), or not at all.
+    draws_from: ClassVar[str | None] = None
     _target_: str = MISSING
-    trainable: list[str] = MISSING  # names of the model's parts
-    init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs
+    trainable: list[str] = MISSING  # names of the model's parts, or dotted names inside a part
+    init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs; of a part, the last one wins
 
 
 @dataclass
 class NextTokenStageConfig(StageConfig):
-    prompt: Prompt = field(default_factory=Prompt)
-    feature_cache_mb: int = number(0, at_least=0)  # memory for features of a frozen vision encoder
+    prompt: Prompt = field(default_factory=Prompt)  # the form in which samples become token sequences
+    feature_cache_mb: int = number(0, at_least=0)  # memory for features of a frozen vision encoder (and Q-Former)
 
 
 @dataclass
@@ -61,30 +64,31 @@ class QFormerPretrainingConfig(StageConfig):
 
 @dataclass
 class AutoencoderTrainingConfig(StageConfig):
-    """Every weight stands beside the reduction that it belongs to."""
-
     # By the discriminator's batch norms and the adaptive weight.
     compares_samples: ClassVar[bool] = True
     _target_: str = "mmlab.stage.autoencoder.AutoencoderTraining"
-    # sum: over the values of a picture, divided by the pictures (latent diffusion); mean: over values (VQGAN).
+    # sum: over an image's values, then the mean over images (latent diffusion; the perceptual distance counts for every
+    # pixel value); mean: over values too (VQGAN). A kl_weight w of sum is w * (latent values / pixel values) of mean.
     reduction: str = choice("sum", "mean")
-    pixel: str = choice("l1", "l2")
+    pixel: str = choice("l1", "l2")  # distance
     perceptual_weight: float = number(1.0, at_least=0)
     kl_weight: float = number(1e-6, at_least=0)
     codebook_weight: float = number(1.0, at_least=0)
-    adversarial_weight: float = number(0.5, at_least=0)  # times the adaptive weight
+    adversarial_weight: float = number(0.5, at_least=0)  # times the adaptive weight; 0: no discriminator
     adversarial_start: int = number(50001, at_least=0)  # optimizer steps before the discriminator runs
 
 
 @dataclass
 class LatentDiffusionConfig(StageConfig):
-    has_process: ClassVar[bool] = True
+    draws_from: ClassVar[str] = "noise"
     _target_: str = "mmlab.stage.latent_diffusion.LatentDiffusion"
-    loss: str = choice("l2", "l1")
+    loss: str = choice("l2", "l1")  # l1: latent diffusion's LSUN-Churches model
 
 
 @dataclass
 class CodePriorConfig(StageConfig):
-    writes_codes: ClassVar[bool] = True
+    draws_from: ClassVar[str] = "codes"
     _target_: str = "mmlab.stage.code_prior.CodePrior"
-    pkeep: float = number(1.0, at_least=0, at_most=1)  # share of the codes that are read as they are
+    # Share of the codes that are read as they are; the others are replaced by random ones, so that the prior
+    # learns to continue after its own mistakes. All codes are predicted.
+    pkeep: float = number(1.0, at_least=0, at_most=1)

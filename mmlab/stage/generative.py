@@ -1,6 +1,6 @@
-"""What stages that learn to make pictures share. Legend: B pictures."""
+"""The base of stages that learn to generate images. Legend: B images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,55 +9,50 @@ from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.image_condition import Conditioning
+from mmlab.stage.config import StageConfig
 from mmlab.stage.latents import with_seeds_on_host
+from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
-from mmlab.stage.token_loss import TokenMean
-from mmlab.training.artifacts import fill_parts
-from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.training.optim import AdamW
 
 
 class GenerativeStage(Stage):
-    """Trains a part that makes pictures, and its conditioner, on what frozen first stages say of pictures.
+    """Trains a generator and its conditioner on what frozen first stages make of images.
 
     The logged loss counts each sample once, whatever the micro-batches and ranks.
 
     Args:
+        config: settings.
         model: has a `conditioner`.
         optim: builds optimizer and schedule.
-        trainable: names of the parts that learn.
-        init_from: run folders whose artifacts fill the parts first.
 
     Attributes:
-        learner: name of the part that makes pictures.
-        stays: names of parts that never learn here.
-        loaded: the folder that each part came from.
+        learner: name of the part that generates.
+        stays: names of the parts that are never trained here.
 
     Raises:
-        ConfigError: unknown parts, one that stays, a conditioner that would stay random, or artifacts that do not fit.
+        ConfigError: unknown parts, or one that is never trained here.
     """
 
     learner: str
     stays: tuple[str, ...] = ("first_stage",)
 
-    def __init__(self, model: nn.Module, optim: AdamW, trainable: Sequence[str], init_from: Sequence[str]):
+    def __init__(self, config: StageConfig, model: nn.Module, optim: AdamW):
         for part in self.stays:
-            if any(name.split(".")[0] == part for name in trainable):
-                raise ConfigError(
-                    f"stage.trainable names '{part}', which stays as it is here: stage=autoencoder trains it."
-                )
-        super().__init__(model, optim, trainable)
-        self.loaded = fill_parts(model, [Path(run) for run in init_from])
-        conditioner: Any = model.conditioner
-        if "conditioner" in self.frozen and "conditioner" not in self.loaded and conditioner.unlearnt:
+            if any(name.split(".")[0] == part for name in config.trainable):
+                raise ConfigError(f"stage.trainable names '{part}', which is frozen here: stage=autoencoder trains it.")
+        super().__init__(config, model, optim)
+        self.train_means = Means("loss")
+
+    def on_filled(self, artifacts: Mapping[str, Path]) -> None:
+        if "conditioner" in self.frozen and "conditioner" not in artifacts and self.model.conditioner.untrained:
             raise ConfigError(
-                "The conditioner's weights are random, and would stay so: give stage.trainable="
+                "The conditioner has random weights and is frozen: set stage.trainable="
                 f"[{self.learner}, conditioner], or name the run that trained it in stage.init_from."
             )
-        # A mean over samples here: "tokens" are samples.
-        self.train_mean = TokenMean()
 
     def conditioning(self) -> Conditioning:
-        """What is read beside a picture, for the collate."""
+        """What is read beside an image, for the collate."""
         conditioner = self.model.conditioner
         if conditioner.reads == "class":
             return Conditioning(conditioner.names)
@@ -69,17 +64,17 @@ class GenerativeStage(Stage):
         return with_seeds_on_host(batch)
 
     def mean(self, losses_B: Tensor) -> Tensor:
-        """The mean of a micro-batch's losses, which are counted for the log."""
-        self.train_mean.add(losses_B.sum(), len(losses_B))
+        """Return the mean of a micro-batch's losses, and count them for the log."""
+        self.train_means.add({"loss": losses_B.sum()}, len(losses_B))
         return losses_B.mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        mean, _ = self.train_mean.finish(self.trainer.world_size)
-        self.log("train/loss", mean, prog_bar=True)
-        log_optimizer(self, optimizer)
-        # Looked at only where it is logged anyway: it makes the device wait.
+        loss = self.train_means.finish(self.trainer.world_size)[0]["loss"]
+        self.log("train/loss", loss, prog_bar=True)
+        super().on_before_optimizer_step(optimizer)
+        # Checked only where it is logged: reading it synchronizes the device.
         step = self.trainer.global_step + 1
-        if step % self.trainer.log_every_n_steps == 0 and not mean.isfinite():  # type: ignore[attr-defined]
+        if step % self.trainer.log_every_n_steps == 0 and not loss.isfinite():  # type: ignore[attr-defined]
             raise RunError(
-                f"The loss is {float(mean)} at step {step}: lower optim.lr, or set trainer.gradient_clip_val."
+                f"The loss is {float(loss)} at step {step}; lower optim.lr, or set trainer.gradient_clip_val."
             )

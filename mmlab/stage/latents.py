@@ -1,4 +1,4 @@
-"""Latents of pictures, drawn from their posterior by the samples' seeds. Legend: B pictures, C/h/w of latents."""
+"""Latents of images, drawn from their posterior by the samples' seeds. Legend: B images, C/h/w of latents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from mmlab.model.first_stage import Posterior
 
 
 def keyed_sample(posterior: Posterior, seeds: Sequence[int]) -> Tensor:
-    """Raw latents `[B, C, h, w]`, one draw of each posterior: the same for a seed in every stage."""
+    """Raw latents `[B, C, h, w]`, one draw of each posterior, the same for a seed in every stage."""
     if posterior.logvar is None:
         return posterior.mean
     return posterior.sample(normal(seeds, posterior.mean.shape[1:], "posterior"))
 
 
 def with_seeds_on_host(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with its seeds as a list: numbers are drawn on the host, and asking the device would make it wait."""
+    """The batch with its seeds as a list: numbers are drawn on the host, and reading them back would synchronize."""
     return {**batch, "seeds": torch.as_tensor(batch["seeds"]).tolist()}
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of raw latents, per channel, over all pictures and places: float64 `[C]` each.
+    """Statistics of raw latents per channel, over all images and positions: float64 `[C]` each.
 
     Attributes:
-        mean, std: what `FirstStage.normalized` takes away.
+        mean, std: used by `FirstStage.normalized`.
         kurtosis: fourth moment over squared variance; 3 for normal numbers.
     """
 
@@ -38,13 +38,13 @@ class LatentStatistics:
 
 
 class LatentMoments:
-    """Sums powers of latents, in fp64: the result does not depend on how pictures are cut into batches."""
+    """Sums powers of latents, in fp64: the result does not depend on how images are split into batches."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
     def add(self, z_BChw: Tensor) -> None:
-        """Count the latents of some pictures."""
+        """Count the latents of some images."""
         z_C = z_BChw.detach().transpose(0, 1).flatten(1).cpu().double()
         powers = [z_C.pow(n).sum(1) for n in range(5)]
         sums = torch.stack(powers)

@@ -1,7 +1,4 @@
-"""Next-token training: what all language and vision-language stages share, and language pretraining itself."""
-
-from collections.abc import Sequence
-from pathlib import Path
+"""Next-token training: the base of all language and vision-language stages, and language pretraining."""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +6,14 @@ from torch import Tensor, nn
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import ChatBatch
 from mmlab.data.collate import ChatCollate
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig
 from mmlab.data.sample import ImageSpec
+from mmlab.stage.config import NextTokenStageConfig
+from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
-from mmlab.stage.token_loss import TokenMean, rescale_gradients, summed_cross_entropy, supervised
-from mmlab.training.artifacts import fill_parts
+from mmlab.stage.token_loss import rescale_gradients, summed_cross_entropy, supervised
 from mmlab.training.feature_cache import FeatureCache
-from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
 
 
@@ -23,60 +21,45 @@ class NextTokenStage(Stage):
     """Next-token training of some parts of a model, the others frozen.
 
     Args:
+        config: settings.
         model: its direct children are the parts.
         optim: builds optimizer and schedule.
-        trainable: names of the parts that learn.
-        prompt: the form in which samples become token sequences.
-        init_from: run folders whose artifacts fill the parts first.
-        feature_cache_mb: memory for the features of a frozen vision encoder (and Q-Former); 0 recomputes them.
 
     Raises:
-        ConfigError: unknown parts, or artifacts that do not fit.
+        ConfigError: unknown parts, or settings that contradict the paper's stage.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optim: AdamW,
-        trainable: Sequence[str],
-        prompt: Prompt,
-        init_from: Sequence[str] = (),
-        feature_cache_mb: int = 0,
-    ):
-        super().__init__(model, optim, trainable)
-        self.prompt = prompt
+    def __init__(self, config: NextTokenStageConfig, model: nn.Module, optim: AdamW):
+        super().__init__(config, model, optim)
         self.refuse()
-        fill_parts(model, [Path(run) for run in init_from])
-        # What comes before the connector; a part of it that learns has other features at every step.
-        reads = {"vision", "qformer"} & parts_of(model).keys()
-        self.cache = FeatureCache(feature_cache_mb if reads and reads <= set(self.frozen) else 0)
-        self.train_mean, self.val_mean = TokenMean(), TokenMean()
+        # Features before the connector change at every step if a part that makes them is trained.
+        encoders = {"vision", "qformer"} & parts_of(model).keys()
+        self.cache = FeatureCache(config.feature_cache_mb if encoders and encoders <= set(self.frozen) else 0)
+        self.train_means, self.val_means = Means("loss"), Means("loss")
 
     def refuse(self) -> None:
-        """Raise ConfigError for what the paper's stage does not do."""
+        """Raise ConfigError for settings that contradict the paper's stage."""
 
-    def collate(self, max_length: int, pack: bool, aspect: str, augment: bool) -> ChatCollate:
-        """What turns samples into this stage's batches; arguments as in the data config.
+    def collate(self, data: ImageTextDataConfig) -> ChatCollate:
+        """Return what makes batches of samples.
 
         Raises:
             ConfigError: an option that this stage's batches do not have.
         """
-        if augment:
-            raise ConfigError(
-                "data.augment=true changes pictures that questions are about; use it with stage=contrastive."
-            )
-        return ChatCollate(self.model.language.tokenizer, self.prompt, self.image(aspect), max_length, pack)
+        if data.augment:
+            raise ConfigError("data.augment=true crops images that questions are about; use it with stage=contrastive.")
+        return ChatCollate(data, self.config.prompt, self.model.language.tokenizer, self.image(data.aspect))
 
     def image(self, aspect: str) -> ImageSpec | None:
-        """How pictures are read; None leaves them unread."""
+        """How images are decoded; None does not read them."""
         return None
 
     def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
-        """Logits `[S, V]` at the bool places `keep` `[B, T]`."""
+        """Logits `[S, V]` at the positions `keep`, bool `[B, T]`."""
         raise NotImplementedError
 
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
-        # Looked at on the host: asking the device would make it wait at every step.
+        # On the host: reading it from the device would synchronize at every step.
         return {**batch, "packed": bool((batch["segment_ids"] > 1).any())}
 
     def loss(self, batch: ChatBatch) -> tuple[Tensor, int]:
@@ -86,24 +69,24 @@ class NextTokenStage(Stage):
 
     def training_step(self, batch: ChatBatch, batch_idx: int) -> Tensor:
         loss, tokens = self.loss(batch)
-        self.train_mean.add(loss, tokens)
+        self.train_means.add({"loss": loss}, tokens)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        mean, tokens = self.train_mean.finish(self.trainer.world_size)
-        # DDP has averaged the gradients over ranks, and Lightning has divided each loss by the number of
-        # micro-batches: both are undone here.
+        means, tokens = self.train_means.finish(self.trainer.world_size)
+        # Undoes that DDP averages gradients over ranks and Lightning divides each loss by the number of micro-batches.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
         rescale_gradients(self.model.parameters(), scale / tokens.clamp(min=1))
-        self.log_dict({"train/loss": mean, "train/tokens": tokens}, prog_bar=True)
-        log_optimizer(self, optimizer)
+        self.log_dict({"train/loss": means["loss"], "train/tokens": tokens}, prog_bar=True)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: ChatBatch, batch_idx: int) -> None:
-        self.val_mean.add(*self.loss(batch))
+        loss, tokens = self.loss(batch)
+        self.val_means.add({"loss": loss}, tokens)
 
     def on_validation_epoch_end(self) -> None:
-        mean, _ = self.val_mean.finish(self.trainer.world_size)
-        self.log("val/loss", mean, prog_bar=True)
+        means, _ = self.val_means.finish(self.trainer.world_size)
+        self.log("val/loss", means["loss"], prog_bar=True)
 
     def on_fit_start(self) -> None:
         if "bf16" in str(self.trainer.precision):
@@ -115,8 +98,8 @@ class NextTokenStage(Stage):
 class LanguagePretraining(NextTokenStage):
     """Next-token prediction on text alone (part: language).
 
-    With `prompt.pictures: text` a picture's caption stands in its place, so that the language model learns
-    to talk about descriptions before it ever sees a picture's features.
+    With `prompt.pictures: text` an image is replaced by its caption, so that the language model learns to answer
+    questions about descriptions before it sees image features.
     """
 
     def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:

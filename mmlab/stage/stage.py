@@ -1,27 +1,31 @@
-"""What all stages share: which parts of the model learn, and that the others stay as they are."""
+"""What all stages share: which parts of the model are trained, and that the others stay as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import nn
 
-from mmlab.training.optim import AdamW
+from mmlab.stage.config import StageConfig
+from mmlab.training.ema import averaged
+from mmlab.training.optim import AdamW, log_optimizer
 from mmlab.training.trainable import set_modes, set_trainable
 
 
 class Stage(LightningModule):
-    """Trains some parts of a model, the others frozen.
+    """Trains some parts of a model, the others frozen; validates the EMA of its weights, if the run keeps one.
 
-    A checkpoint holds what learns; frozen parts come from where they came from.
+    A checkpoint holds the trained weights; frozen parts are filled again from where they came.
 
     Args:
+        config: settings.
         model: its direct children are the parts.
         optim: builds optimizer and schedule.
-        trainable: names of the parts that learn, or dotted names inside a part.
 
     Attributes:
-        frozen: names of the parts of which nothing learns.
+        frozen: names of the parts in which nothing is trained.
 
     Raises:
         ConfigError: unknown parts, or none.
@@ -29,33 +33,46 @@ class Stage(LightningModule):
 
     model: Any
 
-    def __init__(self, model: nn.Module, optim: AdamW, trainable: Sequence[str]):
+    def __init__(self, config: StageConfig, model: nn.Module, optim: AdamW):
         super().__init__()
+        self.config: Any = config
         self.model = model
         self.optim = optim
-        self.frozen = set_trainable(model, trainable)
+        self.frozen = set_trainable(model, config.trainable)
         self.strict_loading = False
+
+    def on_filled(self, artifacts: Mapping[str, Path]) -> None:
+        """Check the model, once its parts have their weights.
+
+        Args:
+            artifacts: the artifact of an earlier run that each part was filled from; see `fill_parts`.
+
+        Raises:
+            ConfigError: weights that this stage cannot start from.
+        """
 
     def configure_optimizers(self) -> Any:
         return self.optim.build(self.model, self.trainer.max_steps)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        log_optimizer(self, optimizer)
+
+    def on_validation_start(self) -> None:
+        self._averaged = averaged(self.model)
+        self._averaged.__enter__()
+
+    def on_validation_end(self) -> None:
+        self._averaged.__exit__(None, None, None)
 
     def train(self, mode: bool = True) -> "Stage":
         super().train(mode)
         set_modes(self.model, mode)
         return self
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Older checkpoints list unused weights for the optimizer, which has no state of what never had a gradient.
-        learning = sum(weight.requires_grad for weight in self.model.parameters())
-        for state in checkpoint.get("optimizer_states", ()):
-            if sum(len(group["params"]) for group in state["param_groups"]) > learning:
-                for group in state["param_groups"]:
-                    group["params"] = [number for number in group["params"] if number in state["state"]]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parts = tuple(f"model.{part}." for part in self.frozen)
-        everything = self.model.named_parameters(remove_duplicate=False)
-        fixed = {f"model.{name}" for name, weight in everything if not weight.requires_grad}
+        weights = self.model.named_parameters(remove_duplicate=False)
+        fixed = {f"model.{name}" for name, weight in weights if not weight.requires_grad}
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()

@@ -1,4 +1,4 @@
-"""The vision-language stages: LLaVA's two and MiniGPT-4's. What they share, loss and logging, is in `next_token`."""
+"""The vision-language stages: LLaVA's two and MiniGPT-4's; their loss is in `next_token`."""
 
 from torch import Tensor
 
@@ -16,33 +16,24 @@ class VisionLanguageStage(NextTokenStage):
 
     def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
         features = self.cache(batch["image_keys"], batch["pixel_values"], self.model.features)
-        return self.model(
-            input_ids=batch["input_ids"],
-            features=features,
-            image_positions=batch["image_positions"],
-            keep=keep,
-            segment_ids=batch["segment_ids"],
-            context_ids=batch["context_ids"],
-            position_ids=batch["position_ids"],
-            packed=batch["packed"],
-        )
+        return self.model(batch, features, keep)
 
 
 class ProjectorAlignment(VisionLanguageStage):
     """Pre-training for feature alignment (Visual Instruction Tuning, section 4.2, stage 1).
 
-    Vision encoder and language model stay frozen; the connector alone learns to place a picture's features
-    among the word embeddings, so that the language model writes the picture's caption. The prompt is the
-    picture alone (template `plain`); the loss is on the caption and its end.
+    Vision encoder and language model are frozen; only the connector is trained, to map image features among the word
+    embeddings such that the language model writes the image's caption. The prompt is the image alone (template
+    `plain`); the loss is on the caption and its end.
 
     Raises:
-        ConfigError: another part than the connector is to learn.
+        ConfigError: other parts than the connector are trained.
     """
 
     def refuse(self) -> None:
         if self.frozen != ["vision", "language"]:
             raise ConfigError(
-                "stage=align trains the connector alone, so stage.trainable must be [connector]; "
+                "stage=align trains only the connector, so stage.trainable must be [connector]; "
                 "use stage=finetune to train more."
             )
 
@@ -50,7 +41,7 @@ class ProjectorAlignment(VisionLanguageStage):
 class EndToEndFinetuning(VisionLanguageStage):
     """Fine-tuning end to end (Visual Instruction Tuning, section 4.2, stage 2).
 
-    In the paper the vision encoder stays frozen; connector and language model learn to answer. The prompt is a chat
+    In the paper the vision encoder is frozen; connector and language model learn to answer. The prompt is a chat
     template; the loss is on the answers and their stops.
 
     Raises:
@@ -58,19 +49,19 @@ class EndToEndFinetuning(VisionLanguageStage):
     """
 
     def refuse(self) -> None:
-        if self.prompt.template == "plain":
-            raise ConfigError("stage=finetune learns to answer; stage.prompt.template=plain has no questions, use v1.")
+        if self.config.prompt.template == "plain":
+            raise ConfigError("stage=finetune trains answers; stage.prompt.template=plain has no questions, use v1.")
 
 
 class QFormerAlignment(VisionLanguageStage):
     """Alignment of a frozen Q-Former with a frozen language model (MiniGPT-4, sections 3.1 and 3.3).
 
-    The linear layer alone learns. The first stage asks nothing: picture, caption in lower case, line break
-    (template `plain`, captions `blip`). The second stage is the same on few curated descriptions, each the answer
-    to one of four requests (template `minigpt4`, or `minigpt4_llama_2`); the loss is on the answer and its stop.
+    Only the linear layer is trained. The first stage has no question: image, caption in lower case, line break
+    (template `plain`, captions `blip`). The second stage is the same on a few curated descriptions, each the answer to
+    one of four requests (template `minigpt4`, or `minigpt4_llama_2`); the loss is on the answer and its stop.
 
     Raises:
-        ConfigError: the model has no Q-Former, or another part than the connector is to learn.
+        ConfigError: the model has no Q-Former, or other parts than the connector are trained.
     """
 
     def refuse(self) -> None:
@@ -78,6 +69,6 @@ class QFormerAlignment(VisionLanguageStage):
             raise ConfigError("stage=qformer_align needs a model with a Q-Former; use model=minigpt4, or stage=align.")
         if self.frozen != ["vision", "qformer", "language"]:
             raise ConfigError(
-                "stage=qformer_align trains the linear layer alone, so stage.trainable must be [connector]; "
+                "stage=qformer_align trains only the linear layer, so stage.trainable must be [connector]; "
                 "use stage=finetune to train more."
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.data.config import ImageDataConfig
 from mmlab.keyed import normal
 from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.config import LPIPSConfig, PatchDiscriminatorConfig
@@ -19,9 +20,10 @@ from mmlab.model.first_stage import Identity, to_signed
 from mmlab.model.perceptual import LPIPS, StandIn
 from mmlab.model.quantizer import usage
 from mmlab.stage.autoencoder import AutoencoderTraining
+from mmlab.stage.config import AutoencoderTrainingConfig
 from mmlab.training.artifacts import fill_parts, save_parts
 from tests.stage.tiny_adversarial import PARTS, data_of, model, stage, train
-from tests.stage.tiny_stage import fit, optim
+from tests.stage.tiny_stage import fit, make_stage
 from tests.tiny_shapes import make_shapes
 
 
@@ -148,7 +150,7 @@ class Look(L.Callback):
 
 def test_the_optimizer_does_not_touch_the_discriminator_before_its_start(root):
     module, look = stage(adversarial_start=3), Look()
-    module.optim.weight_decay = 0.1
+    module.optim.config.weight_decay = 0.1
     before = torch.cat([p.detach().flatten() for p in module.model.discriminator.parameters()]).clone()
     fit(module, data_of(module, root, global_batch=8, micro_batch=4), 5, callbacks=[look])
     assert look.adam == [0, 0, 0, 0, 0, 0, 0, 1, 1, 2], "two micro-batches a step"
@@ -181,7 +183,7 @@ def test_validation_is_one_mean_over_all_pictures(root, tmp_path, kind):
     x = to_signed(torch.cat([b["pixel_values"] for b in whole]))
     with torch.no_grad():
         made, z, terms = module.eval().reconstruct(x, torch.cat([b["seeds"] for b in whole]).tolist())
-    pixels, shown = made.pixels.clamp(-1, 1), terms.shown
+    pixels, shown = made.pixels.clamp(-1, 1), terms.logged
     std, mean = torch.std_mean(z.transpose(0, 1).flatten(1), 1, correction=0)
     wanted = {
         "psnr": psnr(pixels, x).mean(),
@@ -223,7 +225,7 @@ def test_the_artifact_holds_the_statistics_of_the_final_weights(root, tmp_path, 
     card = json.loads((tmp_path / "run" / "artifacts" / "first_stage" / "card.json").read_text())
     assert card["latent_std"] == first.latent_std.tolist()
     # Going on makes other latents.
-    onwards = AutoencoderTraining(model(kind), optim(), PARTS, init_from=[str(tmp_path / "run")])
+    onwards = make_stage(AutoencoderTrainingConfig(trainable=PARTS), model(kind), runs=[tmp_path / "run"])
     assert not onwards.model.first_stage.measured
     assert torch.equal(onwards.model.first_stage.last_layer, first.last_layer)
 
@@ -240,26 +242,25 @@ def test_a_checkpoint_holds_what_learns_and_its_buffers():
 
 def test_what_the_stage_does_not_do_is_refused():
     with pytest.raises(ConfigError, match=r"stage\.trainable must be \[first_stage, discriminator\]"):
-        AutoencoderTraining(model(), optim(), ["first_stage"])
+        make_stage(AutoencoderTrainingConfig(trainable=["first_stage"]), model())
     with pytest.raises(ConfigError, match=r"trainable must be"):
-        AutoencoderTraining(model(), optim(), [*PARTS, "perceptual"])
+        make_stage(AutoencoderTrainingConfig(trainable=[*PARTS, "perceptual"]), model())
     with pytest.raises(ConfigError, match="Identity has nothing to learn"):
         AutoencoderModel(Identity(), PatchDiscriminator(PatchDiscriminatorConfig()), StandIn())
-    given = {"aspect": "crop", "flip": False}
     with pytest.raises(ConfigError, match=r"data\.latents=true does not apply"):
-        stage().collate(size=16, latents=True, **given)
+        stage().collate(ImageDataConfig(size=16, latents=True))
     with pytest.raises(ConfigError, match=r"data\.size=18 must divide by the first stage's factor 4"):
-        stage().collate(size=18, latents=False, **given)
+        stage().collate(ImageDataConfig(size=18))
     with pytest.raises(ConfigError, match=r"data\.size=8 is less than the discriminator's 12"):
-        stage().collate(size=8, latents=False, **given)
+        stage().collate(ImageDataConfig(size=8))
     alone = stage(adversarial_weight=0)
-    alone.collate(size=8, latents=False, **given)
+    alone.collate(ImageDataConfig(size=8))
     with pytest.raises(ConfigError, match=r"data\.size=4 is less than StandIn's 8; set data\.size=8\.$"):
-        alone.collate(size=4, latents=False, **given)
+        alone.collate(ImageDataConfig(size=4))
     with torch.device("meta"):
         alone.model.perceptual = LPIPS(LPIPSConfig())
     with pytest.raises(ConfigError, match=r"LPIPS's 16; .*, or model/perceptual=stand_in, which takes 8\.$"):
-        alone.collate(size=12, latents=False, **given)
+        alone.collate(ImageDataConfig(size=12))
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_applied(root, tmp_path):

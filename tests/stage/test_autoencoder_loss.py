@@ -12,13 +12,15 @@ from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Posterior, Reconstruction
 from mmlab.model.quantizer import Quantized
 from mmlab.stage.autoencoder_loss import (
-    AutoencoderLoss,
+    Terms,
     adaptive_weight,
+    autoencoder_loss,
     generator_loss,
     hinge_loss,
     refuse_blow_up,
     refuse_code_collapse,
 )
+from mmlab.stage.config import AutoencoderTrainingConfig
 from tests.model import tiny_autoencoders as tiny
 
 B, VALUES, LATENTS = 2, 3 * 16 * 16, 3 * 4 * 4
@@ -28,8 +30,22 @@ POSTERIOR = Posterior(torch.randn(B, 3, 4, 4), torch.randn(B, 3, 4, 4))
 CODES = Quantized(POSTERIOR.mean, torch.zeros(B, 4, 4, dtype=torch.int64), torch.tensor([7.0, 9.0]), codes=16)
 
 
+def terms_of(
+    reduction: str,
+    pixel: str,
+    perceptual: float,
+    kl: float = 0.0,
+    codebook: float = 1.0,
+    made: Reconstruction | None = None,
+    posterior: Posterior = POSTERIOR,
+) -> Terms:
+    weights = {"perceptual_weight": perceptual, "kl_weight": kl, "codebook_weight": codebook}
+    config = AutoencoderTrainingConfig(reduction=reduction, pixel=pixel, **weights)
+    return autoencoder_loss(config, X, made or Reconstruction(Y), posterior, PERCEPTUAL)
+
+
 def test_sums_are_latent_diffusion_s():
-    terms = AutoencoderLoss("sum", "l1", 0.7, 1e-3)(X, Reconstruction(Y), POSTERIOR, PERCEPTUAL)
+    terms = terms_of("sum", "l1", 0.7, 1e-3)
     everywhere = (X - Y).abs() + 0.7 * PERCEPTUAL.view(B, 1, 1, 1)
     torch.testing.assert_close(terms.reconstruction, everywhere.sum() / B)
     torch.testing.assert_close(terms.penalty, 1e-3 * POSTERIOR.kl().sum() / B)
@@ -37,37 +53,36 @@ def test_sums_are_latent_diffusion_s():
 
 def test_means_are_vqgan_s():
     point = Posterior(POSTERIOR.mean)
-    terms = AutoencoderLoss("mean", "l1", 0.7, codebook_weight=0.9)(X, Reconstruction(Y, CODES), point, PERCEPTUAL)
+    terms = terms_of("mean", "l1", 0.7, codebook=0.9, made=Reconstruction(Y, CODES), posterior=point)
     torch.testing.assert_close(terms.reconstruction, (X - Y).abs().mean() + 0.7 * PERCEPTUAL.mean())
     torch.testing.assert_close(terms.penalty, torch.tensor(0.9 * 16.0 / (B * LATENTS)))
-    assert terms.shown.keys() == {"pixel", "perceptual", "codebook"}
+    assert terms.logged.keys() == {"pixel", "perceptual", "codebook"}
 
 
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 def test_a_weight_belongs_to_its_reduction(pixel):
-    """As the docstring says: w of `sum` is w · latent values / pixel values of `mean`."""
-    summed = AutoencoderLoss("sum", pixel, 0.7, 1e-3)(X, Reconstruction(Y), POSTERIOR, PERCEPTUAL)
-    mean = AutoencoderLoss("mean", pixel, 0.7, 1e-3 * LATENTS / VALUES)(X, Reconstruction(Y), POSTERIOR, PERCEPTUAL)
+    """As the settings say: w of `sum` is w · latent values / pixel values of `mean`."""
+    summed = terms_of("sum", pixel, 0.7, 1e-3)
+    mean = terms_of("mean", pixel, 0.7, 1e-3 * LATENTS / VALUES)
     torch.testing.assert_close(summed.reconstruction, mean.reconstruction * VALUES)
     torch.testing.assert_close(summed.penalty, mean.penalty * VALUES)
 
 
-def test_what_is_shown_depends_on_no_reduction_or_weight():
-    kinds = [AutoencoderLoss("sum", "l2", 5.0, 5.0), AutoencoderLoss("mean", "l2", 0.0, 0.0)]
-    a, b = (kind(X, Reconstruction(Y), POSTERIOR, PERCEPTUAL).shown for kind in kinds)
+def test_what_is_logged_depends_on_no_reduction_or_weight():
+    a, b = terms_of("sum", "l2", 5.0, 5.0).logged, terms_of("mean", "l2", 0.0, 0.0).logged
     wanted = {
         "pixel": (X - Y).square().mean(),
         "perceptual": PERCEPTUAL.mean(),
         "kl": POSTERIOR.kl().mean() / LATENTS,
     }
-    for shown in (a, b):
-        torch.testing.assert_close(shown, wanted)
+    for logged in (a, b):
+        torch.testing.assert_close(logged, wanted)
 
 
 @pytest.mark.parametrize(("options", "says"), [({"reduction": "some"}, "Did you mean 'sum'"), ({"pixel": "l3"}, "l1")])
 def test_unknown_choices_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        AutoencoderLoss(**options)
+        AutoencoderTrainingConfig(**options)
 
 
 def test_the_hinge_loss():
@@ -109,8 +124,8 @@ HEALTHY = {"loss": 3.0, "kl": 20.0, "logits_real": 0.3, "logits_fake": -2.0}
         ({"loss": float("nan")}, "step 7: train/loss is nan"),
         ({"discriminator": float("inf")}, "train/discriminator is inf"),
         ({"kl": 2e4}, "20,000|2e\\+04 nats per latent value"),
-        ({"logits_fake": -1e6}, "the discriminator's logits_fake are -1e\\+06"),
-        ({"logits_real": 1e6}, "the discriminator's logits_real"),
+        ({"logits_fake": -1e6}, "the discriminator's mean logits_fake is -1e\\+06"),
+        ({"logits_real": 1e6}, "the discriminator's mean logits_real"),
     ],
 )
 def test_a_run_that_has_blown_up_stops(change, says):

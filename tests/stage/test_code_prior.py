@@ -8,9 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.config import ImageDataConfig
 from mmlab.keyed import uniform
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.model.config import CodeSamplerConfig
+from mmlab.training.config import EMAConfig
 from mmlab.training.ema import EMA
 from tests.model.tiny_priors import CODES, NAMES, SIDE, prior_model
 from tests.stage.tiny_codes import SIZE, code_data, code_stage, make_codes, make_maps
@@ -133,7 +135,7 @@ def test_micro_batches_ranks_and_caches_learn_what_one_learns(pictures, cached, 
 def test_it_learns_to_write_the_pictures_of_a_class(pictures, cached):
     """Six pictures of a class are learned by heart; with guidance their codes come back."""
     stage = code_stage()
-    ema = EMA(decay=0.5)
+    ema = EMA(EMAConfig(decay=0.5))
     watch = fit(stage, code_data(stage, cached, latents=True, flip=False), 60, callbacks=[ema])
     assert watch.losses[-1] < 0.5 * watch.losses[0]
     assert float(stage.trainer.callback_metrics["val/loss"]) < 0.5 * watch.losses[0]
@@ -163,24 +165,27 @@ def test_a_checkpoint_holds_what_learns():
         assert {name.split(".")[1] for name in checkpoint["state_dict"]} == learns
 
 
-def unlearnt(part: str) -> Any:
+def untrained(part: str) -> Any:
     model: Any = prior_model("map")
-    getattr(model, part).unlearnt = True
+    getattr(model, part).untrained = True
     return model
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: code_stage(unlearnt("first_stage")), "Nobody has trained the first stage, so its codes say nothing"),
-        (lambda: code_stage(unlearnt("map_stage")), "Nobody has trained the first stage of the maps"),
-        (lambda: code_stage(trainable=["prior", "first_stage"]), "'first_stage', which stays .* stage=autoencoder"),
-        (lambda: code_stage(prior_model("map"), trainable=["map_stage"]), "'map_stage', which stays as it is"),
+        (lambda: code_stage(untrained("first_stage")), "The first stage is untrained, so its codes are meaningless"),
+        (lambda: code_stage(untrained("map_stage")), "The first stage of the maps is untrained"),
+        (lambda: code_stage(trainable=["prior", "first_stage"]), "'first_stage', which is frozen .* stage=autoencoder"),
+        (lambda: code_stage(prior_model("map"), trainable=["map_stage"]), "'map_stage', which is frozen here"),
         (lambda: code_stage(trainable=["pior"]), "Did you mean 'prior'"),
-        (lambda: code_stage(trainable=["prior"]), r"conditioner's weights are random, .*\[prior, conditioner\]"),
-        (lambda: code_stage(pkeep=1.5), "pkeep=1.5 must lie in 0 … 1"),
-        (lambda: code_stage().collate(SIZE + 4, "crop", False, False), "5 x 5 codes, and .*=5, or data.size=16"),
-        (lambda: code_stage().collate(SIZE + 1, "crop", False, True), "must divide by the first stage's factor 4"),
+        (lambda: code_stage(trainable=["prior"]), r"conditioner has random weights .*\[prior, conditioner\]"),
+        (lambda: code_stage(pkeep=1.5), "'pkeep' must be at most 1, not 1.5"),
+        (lambda: code_stage().collate(ImageDataConfig(size=SIZE + 4)), "5 x 5 codes, and .*=5, or data.size=16"),
+        (
+            lambda: code_stage().collate(ImageDataConfig(size=SIZE + 1, latents=True)),
+            "must divide by the first stage's factor 4",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, says):
@@ -194,18 +199,18 @@ def test_codes_of_another_first_stage_are_refused(pictures, cached, tmp_path):
         with torch.no_grad():
             getattr(other, part).quant_conv.weight.mul_(1.1)
         name = part.replace("_", " ")
-        with pytest.raises(DataError, match=rf"the codes of .* were made by the {name} .* encode the pictures again"):
+        with pytest.raises(DataError, match=rf"the codes of .* were made by the {name} .* encode the images again"):
             batches(code_stage(other), cached, latents=True)
-    with pytest.raises(DataError, match=f"with data.size={SIZE} data.aspect=crop, and .* data.aspect=stretch: set"):
+    with pytest.raises(DataError, match=f"with data.size={SIZE} data.aspect=crop, but .* data.aspect=stretch: set"):
         batches(code_stage(), cached, latents=True, aspect="stretch")
     plain = make_codes(tmp_path, prior_model("class"), pictures)
-    with pytest.raises(DataError, match="holds no codes of mirrored pictures; encode with --flip"):
+    with pytest.raises(DataError, match="holds no codes of mirrored images; encode with --flip"):
         batches(code_stage(), plain, latents=True)
-    with pytest.raises(DataError, match="were made by the map stage None, and this model's is"):
+    with pytest.raises(DataError, match="were made by the map stage None, but this model's is"):
         batches(code_stage(prior_model("map")), plain, latents=True, flip=False)
     with pytest.raises(DataError, match="holds no codes; make them with `mmlab shards encode`"):
         batches(code_stage(), pictures, latents=True)
-    with pytest.raises(DataError, match=r"holds latents or codes, not pictures; set data\.latents=true"):
+    with pytest.raises(DataError, match=r"holds latents or codes, not images; set data\.latents=true"):
         batches(code_stage(), cached)
 
 
@@ -213,5 +218,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(cached):
     stage = code_stage()
     with torch.no_grad():
         stage.model.prior.head.weight.fill_(float("nan"))
-    with pytest.raises(RunError, match="The loss is nan at step 1: lower optim"):
+    with pytest.raises(RunError, match="The loss is nan at step 1; lower optim"):
         fit(stage, code_data(stage, cached, latents=True), 2, log_every_n_steps=1)

@@ -1,6 +1,7 @@
 """Each weight that a stage trains has a gradient: without, data parallelism refuses a run, and weights are counted as
 learning that never move."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,24 @@ import torch
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.model.conditioner import ClassCondition
-from mmlab.model.config import ClassConditionConfig
+from mmlab.model.config import ClassConditionConfig, DiTConfig, UNetConfig
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.dit import DiT
-from mmlab.model.dual_encoder import TextEncoder
 from mmlab.model.language import LanguageOnly
-from mmlab.model.vision import VisionEncoder
-from mmlab.stage.contrastive import ContrastivePretraining
-from mmlab.stage.next_token import LanguagePretraining
-from mmlab.stage.qformer_pretraining import QFormerPretraining
-from mmlab.stage.vision_language import EndToEndFinetuning, ProjectorAlignment, QFormerAlignment
-from mmlab.training import checkpoint_io
-from mmlab.training.ema import EMA
+from mmlab.stage.config import (
+    ContrastivePretrainingConfig,
+    EndToEndFinetuningConfig,
+    LanguagePretrainingConfig,
+    ProjectorAlignmentConfig,
+    QFormerAlignmentConfig,
+    QFormerPretrainingConfig,
+)
 from tests.model import tiny
 from tests.model.tiny_priors import KINDS, conditioner, prior_model
 from tests.stage import tiny_adversarial
 from tests.stage.tiny_codes import code_data, code_stage, make_maps
 from tests.stage.tiny_diffusion import NAMES, TinyFirstStage, diffusion_stage, image_data
-from tests.stage.tiny_stage import CAPTIONS, QUESTIONS, TOWERS, data_of, dual_encoder, fit, optim
+from tests.stage.tiny_stage import CAPTIONS, QUESTIONS, TOWERS, data_of, dual_encoder, fit, make_stage
 from tests.tiny_shapes import make_shapes
 
 
@@ -42,31 +43,33 @@ def root(tmp_path_factory):
 
 def vision_language(kind: str, root: Path) -> Any:
     tokenizer = root / "tokenizer"
+    vlm, minigpt4 = tiny.vlm(tokenizer), tiny.minigpt4(tokenizer)
     every = ["vision", "connector", "language"]
-    if kind == "contrastive":
-        return ContrastivePretraining(dual_encoder(tokenizer), optim(), TOWERS)
-    if kind == "align":
-        return ProjectorAlignment(tiny.vlm(tokenizer), optim(), ["connector"], CAPTIONS)
-    if kind == "finetune":
-        return EndToEndFinetuning(tiny.vlm(tokenizer), optim(), every[1:], QUESTIONS)
-    if kind == "vision":
-        return EndToEndFinetuning(tiny.vlm(tokenizer), optim(), every, QUESTIONS)
-    if kind == "qformer":
-        return EndToEndFinetuning(tiny.minigpt4(tokenizer), optim(), [*every, "qformer"], QUESTIONS)
-    if kind == "qformer_align":
-        return QFormerAlignment(tiny.minigpt4(tokenizer), optim(), ["connector"], QUESTIONS)
-    if kind == "qformer_pretraining":
-        learns = ["qformer", "words", "contrast", "match"]
-        return QFormerPretraining(tiny.image_text_qformer(tokenizer), optim(), learns)
-    return LanguagePretraining(LanguageOnly(tiny.language(tokenizer)), optim(), ["language"], QUESTIONS)
+    config, model = {
+        "contrastive": (ContrastivePretrainingConfig(trainable=TOWERS), dual_encoder(tokenizer)),
+        "align": (ProjectorAlignmentConfig(trainable=["connector"], prompt=CAPTIONS), vlm),
+        "finetune": (EndToEndFinetuningConfig(trainable=every[1:], prompt=QUESTIONS), vlm),
+        "vision": (EndToEndFinetuningConfig(trainable=every, prompt=QUESTIONS), vlm),
+        "qformer": (EndToEndFinetuningConfig(trainable=[*every, "qformer"], prompt=QUESTIONS), minigpt4),
+        "qformer_align": (QFormerAlignmentConfig(trainable=["connector"], prompt=QUESTIONS), minigpt4),
+        "qformer_pretraining": (
+            QFormerPretrainingConfig(trainable=["qformer", "words", "contrast", "match"]),
+            tiny.image_text_qformer(tokenizer),
+        ),
+        "language": (
+            LanguagePretrainingConfig(trainable=["language"], prompt=QUESTIONS),
+            LanguageOnly(tiny.language(tokenizer)),
+        ),
+    }[kind]
+    return make_stage(config, model)
 
 
 def diffusion(kind: str, root: Path) -> Any:
     """A class as a vector for a DiT, or a text as context for a UNet."""
     sizes: dict[str, Any] = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
     denoiser = {
-        "dit": lambda **given: DiT(depth=2, width=32, heads=4, patch=2, **given),
-        "unet": lambda **given: UNet(architecture={**sizes, "attention_head_dim": 4}, **given),
+        "dit": partial(DiT, DiTConfig(depth=2, width=32, heads=4, patch=2)),
+        "unet": partial(UNet, UNetConfig(architecture={**sizes, "attention_head_dim": 4})),
     }[kind]
     told = (
         ClassCondition(ClassConditionConfig(classes=NAMES, width=32, dropout=0.5))
@@ -98,23 +101,6 @@ def test_contrastive_on_two_processes(root):
     before = stage.model.similarity.bias.clone()
     fit(stage, data_of(stage, [root / "train"], micro_batch=4), 3, devices=2)
     assert not torch.equal(stage.model.similarity.bias, before)
-
-
-def test_a_checkpoint_from_when_unused_weights_were_trained_goes_on(root, tmp_path, monkeypatch):
-    def train(folder: Path, steps: int) -> Any:
-        stage = vision_language("contrastive", root)
-        tiny_adversarial.train(stage, data_of(stage, [root / "train"]), folder, steps, [EMA(0.5)])
-        return stage.model.state_dict()
-
-    with monkeypatch.context() as patch:
-        for tower in (VisionEncoder, TextEncoder):
-            patch.setattr(tower, "unused", lambda self: ())
-        train(tmp_path / "old", 3)
-    saved = checkpoint_io.read(tmp_path / "old" / "checkpoints" / "step-3")
-    assert "model.text.tower.pooler.dense.weight" in saved["state_dict"]
-    straight = train(tmp_path / "new", 6)
-    for name, value in train(tmp_path / "old", 6).items():
-        assert torch.equal(value, straight[name]), name
 
 
 def without_gradient(stage: Any, data: ShardDataModule) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.config import ImageDataConfig
 from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
@@ -150,8 +151,7 @@ def test_validation_sees_every_condition_and_the_same_noise_each_time(pictures):
         return losses
 
     stage.loss = watched
-    stage.optim.lr = 0.0
-    stage.optim.min_lr = 0.0
+    stage.optim.config.lr = stage.optim.config.min_lr = 0.0
     fit(stage, image_data(stage, pictures), 2, val_check_interval=1)
     assert len(seen) == 4 and seen[:2] == seen[2:]
     assert {dropout for dropout, _, _ in seen} == {0.0}
@@ -177,16 +177,16 @@ def picky(reduction: int) -> Any:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: diffusion_stage(diffusion_model(TinyFirstStage(measured=False))), "were never measured"),
+        (lambda: diffusion_stage(diffusion_model(TinyFirstStage(measured=False))), "were not measured"),
         (lambda: diffusion_stage(trainable=["denoiser", "first_stage"]), "stage=autoencoder trains it"),
         (lambda: diffusion_stage(trainable=["denoise"]), "Did you mean 'denoiser'"),
         (
-            lambda: diffusion_stage().collate(SIZE + 1, "crop", False, False),
+            lambda: diffusion_stage().collate(ImageDataConfig(size=SIZE + 1)),
             "must divide by the first stage's factor 2",
         ),
-        (lambda: picky(4).collate(SIZE + 4, "crop", False, False), "latents of 6 x 6, .* take a multiple of 8"),
-        (lambda: diffusion_stage(trainable=["denoiser"]), "conditioner's weights are random, and would stay so"),
-        (lambda: diffusion_stage(loss="l3"), "stage.loss=l3 is none of l2, l1"),
+        (lambda: picky(4).collate(ImageDataConfig(size=SIZE + 4)), "latents of 6 x 6, .* take a multiple of 8"),
+        (lambda: diffusion_stage(trainable=["denoiser"]), "conditioner has random weights and is frozen"),
+        (lambda: diffusion_stage(loss="l3"), "'loss' cannot be 'l3'"),
         (
             lambda: diffusion_stage(process=Diffusion(DiffusionConfig(min_snr_gamma=5)), loss="l1"),
             "min_snr_gamma weights squared",
@@ -202,7 +202,7 @@ def test_latents_of_another_first_stage_are_refused(cached):
     other: Any = diffusion_model()
     with torch.no_grad():
         other.first_stage.there.weight.mul_(1.1)
-    with pytest.raises(DataError, match=r"were made by the first stage .* encode the pictures again"):
+    with pytest.raises(DataError, match=r"were made by the first stage .* encode the images again"):
         batches(diffusion_stage(other), cached, latents=True)
     rescaled = diffusion_model()
     rescaled.first_stage.set_statistics(torch.zeros(2), torch.ones(2))
@@ -211,7 +211,7 @@ def test_latents_of_another_first_stage_are_refused(cached):
 
 
 def test_latents_of_pictures_in_another_form_are_refused(cached):
-    with pytest.raises(DataError, match=rf"with data.size={SIZE} data.aspect=crop, and .* data.aspect=stretch: set"):
+    with pytest.raises(DataError, match=rf"with data.size={SIZE} data.aspect=crop, but .* data.aspect=stretch: set"):
         batches(diffusion_stage(), cached, latents=True, aspect="stretch")
 
 
@@ -228,5 +228,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(pictures):
     stage = diffusion_stage()
     with torch.no_grad():
         stage.model.denoiser.last.bias.fill_(float("nan"))
-    with pytest.raises(RunError, match="The loss is nan at step 1: lower optim"):
+    with pytest.raises(RunError, match="The loss is nan at step 1; lower optim"):
         fit(stage, image_data(stage, pictures), 2, log_every_n_steps=1)

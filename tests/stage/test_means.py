@@ -9,9 +9,19 @@ from mmlab.stage.means import Means
 def test_each_sample_counts_once_whatever_its_batch():
     means, values = Means(), torch.tensor([1.0, 2, 3, 4, 10])
     for part in values.split([3, 1, 1]):
-        means.add({"a": part.mean(), "b": -part.mean()}, len(part))
-    assert means.finish(1) == pytest.approx({"a": 4.0, "b": -4.0})
-    assert means.finish(1) == {}
+        means.add_means({"a": part.mean(), "b": -part.mean()}, len(part))
+    assert means.finish(1) == (pytest.approx({"a": 4.0, "b": -4.0}), 5)
+    assert means.finish(1) == ({"a": 0.0, "b": 0.0}, 0)
+
+
+def test_sums_are_divided_by_their_tokens_and_it_starts_again():
+    means = Means("loss")
+    means.add({"loss": torch.tensor(6.0)}, 2)
+    means.add({"loss": torch.tensor(4.0)}, 8)
+    assert means.finish(1) == ({"loss": 1.0}, 10.0)
+    means.add({"loss": torch.tensor(3.0)}, 1)
+    assert means.finish(1) == ({"loss": 3.0}, 1.0)
+    assert means.finish(1) == Means("loss").finish(1) == ({"loss": 0.0}, 0.0), "no batch at all: not a division by zero"
 
 
 def test_values_are_not_mixed_up():

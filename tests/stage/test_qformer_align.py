@@ -9,9 +9,10 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
-from mmlab.stage.vision_language import EndToEndFinetuning, QFormerAlignment
+from mmlab.stage.config import EndToEndFinetuningConfig, QFormerAlignmentConfig
+from mmlab.stage.vision_language import QFormerAlignment
 from tests.model import tiny
-from tests.stage.tiny_stage import QUESTIONS, data_of, first_batch, fit, optim
+from tests.stage.tiny_stage import QUESTIONS, data_of, first_batch, fit, make_stage
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records, make_shapes
 
@@ -26,7 +27,8 @@ def root(tmp_path_factory):
 
 
 def build(root, prompt: Prompt = FIRST, **options: Any) -> QFormerAlignment:
-    return QFormerAlignment(tiny.minigpt4(root / "tokenizer"), optim(), ["connector"], prompt, **options)
+    config = QFormerAlignmentConfig(**{"trainable": ["connector"], "prompt": prompt, **options})
+    return make_stage(config, tiny.minigpt4(root / "tokenizer"))
 
 
 @pytest.mark.parametrize("prompt", [FIRST, SECOND], ids=["stage 1", "stage 2"])
@@ -93,12 +95,12 @@ def test_the_second_stage_asks_and_learns_the_answer_alone(root, captions):
 )
 def test_more_than_the_linear_layer_is_refused(root, trainable):
     with pytest.raises(ConfigError, match=r"trainable must be \[connector\]"):
-        QFormerAlignment(tiny.minigpt4(root / "tokenizer"), optim(), trainable, FIRST)
+        build(root, trainable=trainable)
 
 
 def test_a_model_without_a_q_former_is_refused(root):
     with pytest.raises(ConfigError, match="use model=minigpt4, or stage=align"):
-        QFormerAlignment(tiny.vlm(root / "tokenizer"), optim(), ["connector"], FIRST)
+        make_stage(QFormerAlignmentConfig(trainable=["connector"], prompt=FIRST), tiny.vlm(root / "tokenizer"))
 
 
 def test_the_feature_cache_holds_what_the_queries_read(root):
@@ -111,7 +113,8 @@ def test_the_feature_cache_holds_what_the_queries_read(root):
 def test_a_q_former_that_learns_is_not_cached(root):
     """MiniGPT-4's ablation; features from a cache would give it no gradient."""
     model = tiny.minigpt4(root / "tokenizer")
-    stage = EndToEndFinetuning(model, optim(), ["qformer", "connector"], QUESTIONS, feature_cache_mb=8)
+    config = EndToEndFinetuningConfig(trainable=["qformer", "connector"], prompt=QUESTIONS, feature_cache_mb=8)
+    stage = make_stage(config, model)
     before = model.qformer.query_tokens.detach().clone()
     fit(stage, data_of(stage, [root / "train"]), 2)
     assert not stage.cache.entries and not torch.equal(before, model.qformer.query_tokens)

@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.stage.qformer_pretraining import QFormerPretraining, contrastive_loss, hard_negatives
+from mmlab.stage.config import QFormerPretrainingConfig
+from mmlab.stage.qformer_pretraining import contrastive_loss, hard_negatives
 from mmlab.training.artifacts import fill_parts, save_parts
 from tests.model import tiny
-from tests.stage.tiny_stage import data_of, first_batch, fit, optim
+from tests.stage.tiny_stage import data_of, first_batch, fit, make_stage
 from tests.tiny_shapes import make_shapes
 
 LEARNS = ["qformer", "words", "contrast", "match"]
@@ -23,7 +24,7 @@ def root(tmp_path_factory):
 
 
 def build(root, lr: float = 3e-3) -> Any:
-    return QFormerPretraining(tiny.image_text_qformer(root / "tokenizer"), optim(lr), LEARNS)
+    return make_stage(QFormerPretrainingConfig(trainable=LEARNS), tiny.image_text_qformer(root / "tokenizer"), lr)
 
 
 class Losses(L.Callback):

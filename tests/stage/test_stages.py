@@ -12,13 +12,17 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.language import LanguageModel, LanguageOnly
-from mmlab.stage.contrastive import ContrastivePretraining
-from mmlab.stage.next_token import LanguagePretraining
-from mmlab.stage.vision_language import EndToEndFinetuning, ProjectorAlignment
+from mmlab.stage.config import (
+    ContrastivePretrainingConfig,
+    EndToEndFinetuningConfig,
+    LanguagePretrainingConfig,
+    ProjectorAlignmentConfig,
+)
 from tests.model import tiny
-from tests.stage.tiny_stage import CAPTIONS, QUESTIONS, TOWERS, data_of, dual_encoder, first_batch, fit, optim
+from tests.stage.tiny_stage import CAPTIONS, QUESTIONS, TOWERS, data_of, dual_encoder, first_batch, fit, make_stage
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records, make_shapes
+from tests.tiny_shards import sources
 
 UNUSED = {
     "vision": {"tower.post_layernorm.weight", "tower.post_layernorm.bias"},
@@ -41,17 +45,25 @@ def texts(tmp_path_factory):
     return root
 
 
+def align(trainable: list[str], prompt: Prompt = QUESTIONS, **options) -> ProjectorAlignmentConfig:
+    return ProjectorAlignmentConfig(trainable=trainable, prompt=prompt, **options)
+
+
+def finetune(trainable: list[str], prompt: Prompt = QUESTIONS, **options) -> EndToEndFinetuningConfig:
+    return EndToEndFinetuningConfig(trainable=trainable, prompt=prompt, **options)
+
+
 def build(kind: str, root, **options) -> Any:
     tokenizer = root / "tokenizer"
     if kind == "align":
-        return ProjectorAlignment(tiny.vlm(tokenizer), optim(), ["connector"], CAPTIONS, **options)
+        return make_stage(align(["connector"], prompt=CAPTIONS, **options), tiny.vlm(tokenizer))
     if kind == "finetune":
-        learns = ["connector", "language"]
-        return EndToEndFinetuning(tiny.vlm(tokenizer), optim(), learns, QUESTIONS, **options)
+        return make_stage(finetune(["connector", "language"], **options), tiny.vlm(tokenizer))
     if kind == "language":
         torch.manual_seed(0)
-        return LanguagePretraining(LanguageOnly(tiny.language(tokenizer)), optim(), ["language"], TEXT, **options)
-    return ContrastivePretraining(dual_encoder(tokenizer), optim(), TOWERS, **options)
+        config = LanguagePretrainingConfig(trainable=["language"], prompt=TEXT)
+        return make_stage(config, LanguageOnly(tiny.language(tokenizer)))
+    return make_stage(ContrastivePretrainingConfig(trainable=TOWERS), dual_encoder(tokenizer))
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -101,28 +113,28 @@ def test_a_moved_frozen_part_is_noticed(root):
 
 
 @pytest.mark.parametrize(
-    ("stage", "trainable", "says"),
+    ("config", "trainable", "says"),
     [
-        (ProjectorAlignment, ["connector", "language"], r"trainable must be \[connector\]"),
-        (ProjectorAlignment, ["language"], r"trainable must be \[connector\]"),
-        (ProjectorAlignment, ["connector", "vision.tower"], r"trainable must be \[connector\]"),
-        (ProjectorAlignment, ["connector", "language.causal.lm_head"], r"trainable must be \[connector\]"),
-        (ProjectorAlignment, [], "is empty; name at least one of vision, connector, language"),
-        (EndToEndFinetuning, ["conector", "language"], "Did you mean 'connector'"),
+        (align, ["connector", "language"], r"trainable must be \[connector\]"),
+        (align, ["language"], r"trainable must be \[connector\]"),
+        (align, ["connector", "vision.tower"], r"trainable must be \[connector\]"),
+        (align, ["connector", "language.causal.lm_head"], r"trainable must be \[connector\]"),
+        (align, [], "is empty; name at least one of vision, connector, language"),
+        (finetune, ["conector", "language"], "Did you mean 'connector'"),
     ],
 )
-def test_what_a_stage_does_not_train_is_refused(root, stage, trainable, says):
+def test_what_a_stage_does_not_train_is_refused(root, config, trainable, says):
     with pytest.raises(ConfigError, match=says):
-        stage(tiny.vlm(root / "tokenizer"), optim(), trainable, QUESTIONS)
+        make_stage(config(trainable), tiny.vlm(root / "tokenizer"))
 
 
 def test_what_a_stage_does_not_read_is_refused(root):
     model = tiny.vlm(root / "tokenizer")
     with pytest.raises(ConfigError, match="has no questions, use v1"):
-        EndToEndFinetuning(model, optim(), ["connector", "language"], Prompt("plain"))
-    with pytest.raises(ConfigError, match="changes pictures that questions are about"):
+        make_stage(finetune(["connector", "language"], Prompt("plain")), model)
+    with pytest.raises(ConfigError, match="crops images that questions are about"):
         data_of(build("finetune", root), [root / "train"], augment=True)
-    with pytest.raises(ConfigError, match="whole pictures and captions"):
+    with pytest.raises(ConfigError, match="whole images and captions"):
         data_of(build("contrastive", root), [root / "train"], pack=True)
 
 
@@ -146,7 +158,7 @@ def test_the_feature_cache_tells_splits_apart_whose_folders_and_keys_are_alike(r
     for megabytes in (0, 8):
         stage = build("finetune", root, feature_cache_mb=megabytes)
         data = data_of(stage, [tmp_path / "train" / "shards"])
-        data.val = data_of(stage, [tmp_path / "val" / "shards"]).train
+        data.config.val = sources(tmp_path / "val" / "shards")
         fit(stage, data, 1)
         seen.append(float(stage.trainer.callback_metrics["val/loss"]))
     assert len(stage.cache.entries) == 4
@@ -156,7 +168,7 @@ def test_the_feature_cache_tells_splits_apart_whose_folders_and_keys_are_alike(r
 def test_the_feature_cache_is_off_where_the_encoder_learns(root):
     model = tiny.vlm(root / "tokenizer")
     everything = ["vision", "connector", "language"]
-    stage = EndToEndFinetuning(model, optim(), everything, QUESTIONS, feature_cache_mb=8)
+    stage = make_stage(finetune(everything, feature_cache_mb=8), model)
     losses = fit(stage, data_of(stage, [root / "train"]), 4).losses
     assert not stage.cache.entries and losses[-1] < losses[0]
 
@@ -178,7 +190,7 @@ def test_dropout_in_frozen_parts_is_off_and_in_others_on(root):
     for trainable, same in ((["connector"], True), (["connector", "language"], False)):
         model = tiny.vlm(root / "tokenizer")
         model.language = language
-        stage: Any = EndToEndFinetuning(model, optim(), trainable, QUESTIONS).train()
+        stage = make_stage(finetune(trainable), model).train()
         batch = first_batch(stage, data_of(stage, [root / "train"]))
         with torch.no_grad():
             assert torch.equal(stage.loss(batch)[0], stage.loss(batch)[0]) == same
@@ -194,7 +206,7 @@ def test_only_what_learns_is_in_a_checkpoint(root):
 
 
 def test_of_a_part_that_learns_in_part_only_that_is_in_a_checkpoint(root):
-    stage = EndToEndFinetuning(tiny.vlm(root / "tokenizer"), optim(), ["language.causal.lm_head"], QUESTIONS)
+    stage = make_stage(finetune(["language.causal.lm_head"]), tiny.vlm(root / "tokenizer"))
     checkpoint = {"state_dict": stage.state_dict()}
     stage.on_save_checkpoint(checkpoint)
     assert set(checkpoint["state_dict"]) == {"model.language.causal.lm_head.weight"}
@@ -214,7 +226,7 @@ def test_frozen_parts_sit_in_the_compute_dtype(root):
 def test_validation_is_one_mean_over_all_tokens(root):
     stage = build("finetune", root)
     data = data_of(stage, [root / "train"], micro_batch=2)
-    data.val = data_of(stage, [root / "val"]).train
+    data.config.val = sources(root / "val")
     fit(stage, data, 1)
     loader = data.val_dataloader()
     assert not isinstance(loader, list)

@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from mmlab.data.config import Prompt
-from mmlab.stage.token_loss import TokenMean, rescale_gradients, supervised
+from mmlab.stage.config import EndToEndFinetuningConfig
+from mmlab.stage.token_loss import rescale_gradients, supervised
 from mmlab.stage.vision_language import EndToEndFinetuning
+from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, fit
@@ -74,7 +76,8 @@ def trained(folder, shards, tokenizer, micro_batch, devices=1, stage=EndToEndFin
     """[what each rank has after `STEPS` steps in double precision]."""
     folder.mkdir()
     model = tiny.vlm(tokenizer)
-    module = stage(model, SGD(1.0), ["connector", "language"], Prompt("v1", system=""))
+    config = EndToEndFinetuningConfig(trainable=["connector", "language"], prompt=Prompt("v1", system=""))
+    module = stage(config, model, SGD(AdamWConfig()))
     data = data_of(module, [shards], 8, micro_batch, max_length=400)
     fit(module, data, STEPS, devices, [KeepWeights(folder)], precision="64-true")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
@@ -120,16 +123,6 @@ def test_places_predict_the_next_labelled_token_of_their_segment():
     keep, targets = supervised(labels, segments)
     assert keep.tolist() == [[False, True, True, False, True, False, False, False]]
     assert targets.tolist() == [7, 8, 3], "nothing predicts the first token of a segment"
-
-
-def test_the_mean_is_over_tokens_and_starts_again():
-    mean = TokenMean()
-    mean.add(torch.tensor(6.0), 2)
-    mean.add(torch.tensor(4.0), 8)
-    assert [float(x) for x in mean.finish(1)] == [1.0, 10.0]
-    mean.add(torch.tensor(3.0), 1)
-    assert [float(x) for x in mean.finish(1)] == [3.0, 1.0]
-    assert [float(x) for x in mean.finish(1)] == [0.0, 0.0], "no batch at all is no division by zero"
 
 
 def test_gradients_are_rescaled_where_there_are_any():

@@ -8,17 +8,22 @@ from typing import Any
 import lightning as L
 import torch
 
+from mmlab.data.config import ImageDataConfig
 from mmlab.data.module import ShardDataModule
 from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.config import PatchDiscriminatorConfig
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.perceptual import StandIn
 from mmlab.stage.autoencoder import AutoencoderTraining
+from mmlab.stage.config import AutoencoderTrainingConfig
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
+from mmlab.training.config import AdamWConfig, CheckpointsConfig
 from mmlab.training.optim import AdamW
 from mmlab.training.trainer import fit
 from tests.model import tiny_autoencoders as tiny
+from tests.stage.tiny_stage import make_stage
+from tests.tiny_shards import sources
 
 PARTS = ["first_stage", "discriminator"]
 
@@ -31,19 +36,25 @@ def model(kind: str = "kl", **codebook: Any) -> AutoencoderModel:
 
 def stage(kind: str = "kl", lr: float = 2e-3, **options: Any) -> AutoencoderTraining:
     codebook = options.pop("codebook", {})
-    given = {"adversarial_start": 0, **options}
-    optim = AdamW(lr, schedule="constant", warmup_ratio=0, betas=(0.5, 0.9))
-    return AutoencoderTraining(model(kind, **codebook), optim, PARTS, **given)
+    config = AutoencoderTrainingConfig(trainable=PARTS, **{"adversarial_start": 0, **options})
+    optim = AdamW(AdamWConfig(lr=lr, schedule="constant", warmup_ratio=0, betas=[0.5, 0.9]))
+    return make_stage(config, model(kind, **codebook), optim=optim)
 
 
 def data_of(
     module: AutoencoderTraining, root: Path, val: bool = True, global_batch: int = 8, micro_batch: int = 8
 ) -> ShardDataModule:
-    collate = module.collate(size=16, aspect="stretch", flip=True, latents=False)
-    held_out = [{"path": str(root / "val")}] if val else []
-    return ShardDataModule(
-        [{"path": str(root / "train")}], held_out, global_batch=global_batch, micro_batch=micro_batch, collate=collate
+    data = ImageDataConfig(
+        train=sources(root / "train"),
+        val=sources(root / "val") if val else [],
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        seed=0,
+        size=16,
+        aspect="stretch",
+        flip=True,
     )
+    return ShardDataModule(data, module.collate(data))
 
 
 def train(
@@ -69,7 +80,7 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[*callbacks, Checkpoints(str(folder / "checkpoints"), every_n_steps=3)],
+            callbacks=[*callbacks, Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=3))],
             plugins=[FolderCheckpointIO()],
             **options,
         )

@@ -11,11 +11,11 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import ShardWriter, write_shards
 from mmlab.model.code_prior_model import CodePriorModel
-from mmlab.stage.code_prior import CodePrior
+from mmlab.stage.config import CodePriorConfig
 from mmlab.stage.latent_cache import codes
 from tests.model.tiny_priors import NAMES, prior_model
 from tests.stage.tiny_diffusion import image_data
-from tests.stage.tiny_stage import optim
+from tests.stage.tiny_stage import make_stage
 
 SIZE = 16
 code_data = partial(image_data, size=SIZE)
@@ -23,8 +23,8 @@ code_data = partial(image_data, size=SIZE)
 
 def code_stage(model: CodePriorModel | None = None, **options: Any) -> Any:
     model = model or prior_model("class")
-    learns = ["prior"] if model.conditioner.reads == "none" else ["prior", "conditioner"]
-    return CodePrior(model, optim(), **{"trainable": learns, **options})
+    trainable = ["prior"] if model.conditioner.reads == "none" else ["prior", "conditioner"]
+    return make_stage(CodePriorConfig(**{"trainable": trainable, **options}), model)
 
 
 def make_maps(root: Path, count: int = 16, split: str = "s", size: int = SIZE) -> ShardIndex:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmlab.data.config import ImageDataConfig, SourceConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample import ImageSpec
@@ -17,9 +18,9 @@ from mmlab.model.conditioner import ClassCondition, Conditioner
 from mmlab.model.config import ClassConditionConfig
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.first_stage import FirstStage, Posterior
+from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.latent_cache import latents
-from mmlab.stage.latent_diffusion import LatentDiffusion
-from tests.stage.tiny_stage import optim
+from tests.stage.tiny_stage import make_stage
 
 NAMES = ("circle", "square", "star")
 SIZE = 8
@@ -70,10 +71,8 @@ def diffusion_model(first_stage: FirstStage | None = None, conditioner: Conditio
 
 
 def diffusion_stage(model: DiffusionModel | None = None, process: NoiseProcess | None = None, **options: Any) -> Any:
-    given = {"trainable": ["denoiser", "conditioner"], **options}
-    return LatentDiffusion(
-        model or diffusion_model(), optim(), process=process or Diffusion(DiffusionConfig()), **given
-    )
+    config = LatentDiffusionConfig(**{"trainable": ["denoiser", "conditioner"], **options})
+    return make_stage(config, model or diffusion_model(), process=process or Diffusion(DiffusionConfig()))
 
 
 def make_pictures(root: Path, count: int = 16, split: str = "s") -> ShardIndex:
@@ -104,9 +103,11 @@ def image_data(
     size: int = SIZE,
 ) -> ShardDataModule:
     """Training data of a stage; a source of pictures and one of their cache share a name, hence seeds and order."""
-    collate = stage.collate(size=size, aspect=aspect, flip=flip, latents=latents)
-    sources = [{"path": str(index.root), "name": "s"}]
-    return ShardDataModule(sources, sources, global_batch=global_batch, micro_batch=micro_batch, collate=collate)
+    sources = [SourceConfig(path=str(index.root), name="s")]
+    batch = {"global_batch": global_batch, "micro_batch": micro_batch, "seed": 0}
+    images = {"size": size, "aspect": aspect, "flip": flip, "latents": latents}
+    data = ImageDataConfig(train=sources, val=sources, **batch, **images)
+    return ShardDataModule(data, stage.collate(data))
 
 
 def _png(picture: Image.Image) -> bytes:

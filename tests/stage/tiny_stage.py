@@ -9,13 +9,18 @@ from typing import Any
 import lightning as L
 import torch
 
-from mmlab.data.config import Prompt
+from mmlab.config.build import build
+from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.module import ShardDataModule
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
 from mmlab.model.dual_encoder import DualEncoder, TextEncoder
+from mmlab.stage.config import StageConfig
+from mmlab.training.artifacts import fill_parts
+from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
 from tests.model import tiny
+from tests.tiny_shards import sources
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 CAPTIONS = Prompt("v1", system="", turns="caption")
@@ -24,7 +29,14 @@ TOWERS = ["vision", "text", "vision_head", "text_head", "similarity"]
 
 
 def optim(lr: float = 1e-2) -> AdamW:
-    return AdamW(lr, schedule="constant", warmup_ratio=0)
+    return AdamW(AdamWConfig(lr=lr, schedule="constant", warmup_ratio=0))
+
+
+def make_stage(config: StageConfig, model: Any, lr: float = 1e-2, runs: Sequence[Path] = (), **parts: Any) -> Any:
+    """A stage with a constant learning rate, filled as `build_stage` fills it."""
+    stage = build(config, model=model, **{"optim": optim(lr), **parts})
+    stage.on_filled(fill_parts(model, runs))
+    return stage
 
 
 def dual_encoder(tokenizer: Path) -> DualEncoder:
@@ -44,9 +56,17 @@ def data_of(
     pack: bool = False,
     augment: bool = False,
 ) -> ShardDataModule:
-    collate = stage.collate(max_length=max_length, pack=pack, aspect="stretch", augment=augment)
-    sources = [{"path": str(path)} for path in paths]
-    return ShardDataModule(sources, global_batch=global_batch, micro_batch=micro_batch, collate=collate)
+    data = ImageTextDataConfig(
+        train=sources(*paths),
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        seed=0,
+        max_length=max_length,
+        pack=pack,
+        aspect="stretch",
+        augment=augment,
+    )
+    return ShardDataModule(data, stage.collate(data))
 
 
 def first_batch(stage: Any, data: ShardDataModule) -> Any:
