@@ -1,8 +1,11 @@
-"""Talk with a trained model about a picture."""
+"""Chat with a trained model about an image."""
+
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
+from mmlab.config.errors import ConfigError, nearest
 
 
 def main(argv: list[str]) -> int:
@@ -10,26 +13,25 @@ def main(argv: list[str]) -> int:
 
 
 def chat(cfg: DictConfig) -> None:
-    """Answer one question, or ask for questions at the terminal until an empty line.
+    """Answer one question, or read questions from the terminal until an empty line.
 
     mmlab chat run=llava-finetune_tiny image=photo.jpg question="what color is the circle?"
     """
+    from mmlab.data.images import decode_image
+    from mmlab.data.sample import SampleError
     from mmlab.evaluate.answers import Answerer
     from mmlab.runs.run import find_run
     from mmlab.stage.assembly import restore, run_prompt
     from mmlab.training.trainer import place
 
-    # Read first: a wrong path should not cost the loading of a model.
-    picture_bytes = None if cfg.image is None else read_picture_file(cfg.image)
+    data = None if cfg.image is None else read_image_file(cfg.image)  # before the model, which takes long to load
     model, trained = restore(find_run(cfg.run, cfg.root))
-    answerer = Answerer(
-        place(model, cfg.trainer),
-        run_prompt(trained, cfg.template),
-        trained.data.aspect,
-        cfg.max_new_tokens,
-        cfg.temperature,
-    )
-    picture = None if picture_bytes is None else decode(picture_bytes, answerer.spec, str(cfg.image))
+    prompt, limits = run_prompt(trained, cfg.template), (cfg.max_new_tokens, cfg.temperature)
+    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, *limits)
+    try:
+        picture = None if data is None else decode_image(data, answerer.spec)
+    except SampleError as error:
+        raise ConfigError(f"{cfg.image} cannot be read as an image: {error}") from error
     if cfg.question is not None:
         print(answerer([answerer.ask(cfg.question, picture)], [picture])[0])
         return
@@ -37,7 +39,7 @@ def chat(cfg: DictConfig) -> None:
 
 
 def talk(answerer, picture) -> None:
-    """Ask at the terminal; what was said stays part of the dialogue."""
+    """Read questions from the terminal; earlier turns stay part of the dialogue."""
     from mmlab.data.turns import Turn
 
     dialogue: list[Turn] = []
@@ -45,7 +47,7 @@ def talk(answerer, picture) -> None:
         try:
             question = input("> ").strip()
         except EOFError:
-            question = ""
+            return
         if not question:
             return
         dialogue += [Turn("human", question)] if dialogue else answerer.ask(question, picture)
@@ -54,29 +56,13 @@ def talk(answerer, picture) -> None:
         print(answer)
 
 
-def read_picture_file(path: str) -> bytes:
-    """Raises ConfigError when the picture cannot be read."""
-    from pathlib import Path
-
-    from mmlab.config.errors import ConfigError, nearest
-
+def read_image_file(path: str) -> bytes:
+    """Return a file's bytes; ConfigError with the closest name if there is no such file."""
     file = Path(path)
     if file.is_dir():
-        inside = sorted(p.name for p in file.iterdir() if p.is_file())
-        raise ConfigError(f"{path} is a folder, not a picture; it holds {', '.join(inside[:3]) or 'no files'}.")
+        names = sorted(p.name for p in file.iterdir() if p.is_file())
+        raise ConfigError(f"{path} is a folder, not an image; it contains {', '.join(names[:3]) or 'no files'}.")
     if not file.is_file():
-        beside = [str(p) for p in file.parent.glob("*") if p.is_file()]
-        raise ConfigError(f"There is no picture {path}.{nearest(path, beside)}")
+        siblings = [str(p) for p in file.parent.glob("*") if p.is_file()]
+        raise ConfigError(f"There is no image {path}.{nearest(path, siblings)}")
     return file.read_bytes()
-
-
-def decode(data: bytes, spec, path: str):
-    """Raises ConfigError when the file is no picture that can be shown to the model."""
-    from mmlab.config.errors import ConfigError
-    from mmlab.data.images import decode_image
-    from mmlab.data.sample import SampleError
-
-    try:
-        return decode_image(data, spec)
-    except SampleError as error:
-        raise ConfigError(f"{path} cannot be read as a picture: {error}") from error

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of another code base into a folder that a run starts from."""
+"""Convert a checkpoint of another code base into a folder that a run can start from."""
 
 import argparse
 import sys
@@ -15,11 +15,13 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: a wrong command line, a checkpoint of something else, or a folder that is not empty.
     """
-    parser = argparse.ArgumentParser(prog="mmlab convert", description="Turn a checkpoint into a first stage's folder.")
+    parser = argparse.ArgumentParser(
+        prog="mmlab convert", description="Convert a checkpoint into the folder of a first stage."
+    )
     parser.add_argument("kind", help="taming: VQ autoencoders of taming-transformers and latent diffusion")
-    parser.add_argument("checkpoint", help=".ckpt or .safetensors; nothing in it is run")
-    parser.add_argument("out", help="folder to make, for model.first_stage.source")
-    help_fixed = "go on with beta on the commitment term, not on the codebook term as it was trained"
+    parser.add_argument("checkpoint", help=".ckpt or .safetensors; no code in it is executed")
+    parser.add_argument("out", help="folder to create, for model.first_stage.source")
+    help_fixed = "weight the commitment term by beta from now on, not the codebook term as in its training"
     parser.add_argument("--not-legacy", action="store_true", help=help_fixed)
     parser.error = _refuse  # type: ignore[method-assign]
     try:
@@ -39,16 +41,18 @@ def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
     from mmlab.model.taming_checkpoint import from_taming, read_taming, settings_of
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty; give another folder, or remove that one.")
+        raise ConfigError(f"{out} is not empty; choose another folder, or remove it.")
     if checkpoint.is_dir():
-        raise ConfigError(f"{checkpoint} is a folder; give the .ckpt or .safetensors in it.")
+        raise ConfigError(f"{checkpoint} is a folder; name the .ckpt or .safetensors file in it.")
     if not checkpoint.is_file():
         siblings = [str(path) for path in checkpoint.parent.glob("*")] if checkpoint.parent.is_dir() else []
-        raise ConfigError(f"There is no {checkpoint}.{nearest(str(checkpoint), siblings)}")
+        raise ConfigError(f"There is no file {checkpoint}.{nearest(str(checkpoint), siblings)}")
     model = from_taming(read_taming(checkpoint), checkpoint, legacy)
     model.save(out)
     settings = {**settings_of(model), "source": str(out)}
-    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; its statistics are not measured yet")
+    print(
+        f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; its latent statistics are not measured yet"
+    )
     print(OmegaConf.to_yaml({"model": {"first_stage": settings}}).rstrip())
 
 

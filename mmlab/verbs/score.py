@@ -51,10 +51,8 @@ def score(cfg: DictConfig) -> None:
         print(f"{unused:,} predictions belong to none of the questions")
     if cfg.metric == "scienceqa" and recorded.indices:
         counts = summary["recorded"] = differences(predictions, references, recorded.indices)
-        differ, readable = counts["differ"], counts["differ_with_letter"]
-        print(
-            f"recorded indices: {counts['compared']:,} compared, {differ:,} differ, {readable:,} of them with a letter"
-        )
+        differ, lettered = counts["differ"], counts["differ_with_letter"]
+        print(f"recorded indices: {counts['compared']:,} compared, {differ:,} differ, {lettered:,} with a letter")
     if out is not None:
         write(out, summary, references, predictions, scores)
 

@@ -196,9 +196,9 @@ def test_what_it_is_not(tmp_path, capsys):
         from_taming(short, "it")
     for argv, says in (
         (["tamin", "x", "y"], "Did you mean 'taming'"),
-        (["taming", str(tmp_path), "y"], "is a folder; give the .ckpt or .safetensors in it."),
+        (["taming", str(tmp_path), "y"], "is a folder; name the .ckpt or .safetensors file in it."),
         (["taming", str(tmp_path / "othr.ckpt"), "y"], "other.ckpt'?"),
-        (["taming", str(tmp_path / "other.ckpt"), str(tmp_path)], "is not empty; give another folder"),
+        (["taming", str(tmp_path / "other.ckpt"), str(tmp_path)], "is not empty; choose another folder"),
         (["taming", "x"], "see `mmlab convert --help`"),
     ):
         assert cli.main(["convert", *argv]) == 2

@@ -1,9 +1,9 @@
-"""What `mmlab chat` says about a picture that it cannot read."""
+"""`mmlab chat` with an image that it cannot read."""
 
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.verbs.chat import read_picture_file
+from mmlab.verbs.chat import read_image_file
 
 
 def test_a_wrong_path_names_the_nearest_file(tmp_path, monkeypatch):
@@ -12,12 +12,12 @@ def test_a_wrong_path_names_the_nearest_file(tmp_path, monkeypatch):
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "photo.png").touch()
     for path, sentence in {
-        "photos": "photos is a folder, not a picture; it holds cat.jpg.",
-        "photos/cats.jpg": "There is no picture photos/cats.jpg. Did you mean 'photos/cat.jpg'?",
-        "photoss": "There is no picture photoss. Did you mean 'photo.png'?",
-        "nowhere/cat.jpg": "There is no picture nowhere/cat.jpg.",
+        "photos": "photos is a folder, not an image; it contains cat.jpg.",
+        "photos/cats.jpg": "There is no image photos/cats.jpg. Did you mean 'photos/cat.jpg'?",
+        "photoss": "There is no image photoss. Did you mean 'photo.png'?",
+        "nowhere/cat.jpg": "There is no image nowhere/cat.jpg.",
     }.items():
         with pytest.raises(ConfigError) as error:
-            read_picture_file(path)
+            read_image_file(path)
         assert str(error.value) == sentence
-    assert read_picture_file("photos/cat.jpg") == b"cat"
+    assert read_image_file("photos/cat.jpg") == b"cat"

@@ -1,4 +1,4 @@
-"""Pushing offline runs: which, in which order, cut how, and what is said."""
+"""Pushing offline runs: which, in which order, without repeated steps, and with which messages."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def account(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pushed(monkeypatch) -> list[str]:
-    """wandb's command is noted and marks the segment as it does; a folder that holds `broken` fails."""
+    """Calls of wandb's command, which marks the segment; a folder that contains `broken` fails."""
     calls: list[str] = []
 
     def run(command, env, **options):
@@ -76,7 +76,7 @@ def test_after_a_failure_the_rest_of_the_run_waits(pushed, capsys):
     assert pushed == ["a/wandb/offline-run-1-r-1", "b/wandb/offline-run-1-r-1"]
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "a: segment 1 of 2 failed: ERROR no such entity"
-    assert err[1] == "mmlab: not all of a could be pushed; the same command goes on with it."
+    assert err[1] == "mmlab: a could not be pushed completely; the same command retries it."
 
 
 def test_without_a_key(pushed, capsys, monkeypatch):
@@ -85,7 +85,7 @@ def test_without_a_key(pushed, capsys, monkeypatch):
     make_run("a", (1, range(1, 3)))
     capsys.readouterr()
     assert cli.main(["sync"]) == 2 and pushed == []
-    assert capsys.readouterr().err == "mmlab: WANDB_API_KEY is not in the environment; it is needed to push a.\n"
+    assert capsys.readouterr().err == "mmlab: WANDB_API_KEY is not set; it is needed to push a.\n"
 
 
 def test_a_running_start_is_left_alone(pushed, capsys):
