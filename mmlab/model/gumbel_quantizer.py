@@ -1,6 +1,7 @@
 """A codebook with Gumbel softmax. Legend: B images, D width, h/w sides of latents, K codes."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,9 @@ class GumbelQuantizer(Quantizer):
         if last is not None:
             progress = (1 - math.cos(math.pi * min(1.0, step / self.config.anneal_steps))) / 2
             self.temperature.fill_(first + progress * (last - first))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "quantizer": type(self).__name__}
 
     def _logits(self, z_BDhw: Tensor) -> Tensor:
         """Return float32 logits `[B, K, h, w]`."""

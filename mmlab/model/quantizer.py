@@ -73,8 +73,7 @@ class Quantizer(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return what must be equal for stored weights to mean the same here."""
-        kind = type(self).__name__
-        return {"quantizer": kind, "codes": self.codes, "width": self.width, "normalize": self.normalize}
+        return {"codes": self.codes, "width": self.width, "normalize": self.normalize}
 
 
 class VectorQuantizer(Quantizer):
