@@ -245,7 +245,7 @@ def test_what_the_stage_does_not_do_is_refused():
         make_stage(AutoencoderTrainingConfig(trainable=["first_stage"]), model())
     with pytest.raises(ConfigError, match=r"trainable must be"):
         make_stage(AutoencoderTrainingConfig(trainable=[*PARTS, "perceptual"]), model())
-    with pytest.raises(ConfigError, match="Identity has nothing to learn"):
+    with pytest.raises(ConfigError, match="Identity has no weights to train"):
         AutoencoderModel(Identity(), PatchDiscriminator(PatchDiscriminatorConfig()), StandIn())
     with pytest.raises(ConfigError, match=r"data\.latents=true does not apply"):
         stage().collate(ImageDataConfig(size=16, latents=True))

@@ -1,4 +1,4 @@
-"""An autoencoder's run that is killed, or on several ranks, is the run that is not."""
+"""Whole runs of autoencoders: killed, on several ranks, and with a collapsed codebook."""
 
 from pathlib import Path
 from typing import Any
@@ -7,34 +7,19 @@ import lightning as L
 import pytest
 import torch
 
+from mmlab.config.errors import RunError
 from mmlab.stage.autoencoder import AutoencoderTraining
 from mmlab.training import checkpoint_io
 from mmlab.training.resume_proof import difference
 from tests.stage.tiny_adversarial import data_of, stage, train
 from tests.stage.tiny_stage import fit
 from tests.tiny_shapes import make_shapes
+from tests.tiny_trainer import Kill, KillAt
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp("shapes"), train=12, val=5)
-
-
-class Kill(BaseException):
-    pass
-
-
-class KillAfter(L.Callback):
-    def __init__(self, step: int, hook: str):
-        self.step, self.hook = step, hook
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.hook == "batch" and trainer.global_step == self.step:
-            raise Kill
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if self.hook == "end":
-            raise Kill
 
 
 def run(root: Path, folder: Path, *callbacks: L.Callback) -> AutoencoderTraining:
@@ -50,7 +35,7 @@ def straight(root, tmp_path_factory):
     return run(root, folder), checkpoint_io.read(folder / "checkpoints" / "step-9")
 
 
-@pytest.mark.parametrize("kill", [KillAfter(5, "batch"), KillAfter(9, "batch"), KillAfter(9, "end")])
+@pytest.mark.parametrize("kill", [KillAt("end", 9), KillAt("end", 17), KillAt("train end", 0)])
 def test_a_run_that_was_killed_is_the_same_run(root, tmp_path, straight, kill):
     with pytest.raises(Kill):
         run(root, tmp_path, kill)
@@ -108,3 +93,37 @@ def test_ranks_validate_as_one_process_does(tmp_path):
         fit(module, data_of(module, root, micro_batch=2), 2, devices=devices, callbacks=[Metrics(file)])
         found.append(torch.load(file, weights_only=True))
     assert found[1] == pytest.approx(found[0], rel=1e-3) and found[0]["val/perplexity"] > 2
+
+
+STEPS = 8
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """The guard looks from the second validation on."""
+    monkeypatch.setattr("mmlab.stage.autoencoder_loss.SETTLED_STEPS", STEPS)
+
+
+def collapsed(**codebook) -> AutoencoderTraining:
+    """All codes but one lie where no latent will come."""
+    module = stage("vq", codebook={"codes": 32, "normalize": False, **codebook}, adversarial_weight=0.0)
+    book: torch.Tensor = module.model.first_stage.quantizer.codebook
+    with torch.no_grad():
+        book[1:] += 1000
+    return module
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_collapse_is_reported_with_its_remedy(root, tmp_path):
+    module = collapsed()
+    with pytest.raises(RunError, match=r"has collapsed: its 32 codes have a perplexity of 1\.0 .*revive_after=100"):
+        train(module, data_of(module, root), tmp_path, STEPS)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("codebook", [{}, {"ema": 0.5}])
+def test_the_remedy_restores_use(root, tmp_path, codebook):
+    module = collapsed(revive_after=2, **codebook)
+    metrics = train(module, data_of(module, root), tmp_path, STEPS)
+    assert metrics["val/perplexity"] > 4 and metrics["val/code_use"] > 0.25
+    assert module.model.first_stage.quantizer.codebook.abs().max() < 100

@@ -1,6 +1,5 @@
 """Adversarial autoencoders of 16-pixel pictures, and their training with checkpoints."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.perceptual import StandIn
 from mmlab.stage.autoencoder import AutoencoderTraining
 from mmlab.stage.config import AutoencoderTrainingConfig
-from mmlab.training.checkpoint import Checkpoints
-from mmlab.training.checkpoint_io import FolderCheckpointIO
-from mmlab.training.config import AdamWConfig, CheckpointsConfig
+from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW
-from mmlab.training.trainer import fit
 from tests.model import tiny_autoencoders as tiny
 from tests.stage.tiny_stage import make_stage
 from tests.tiny_shards import sources
+from tests.tiny_trainer import run
 
 PARTS = ["first_stage", "discriminator"]
 
@@ -65,23 +62,6 @@ def train(
     callbacks: Sequence[L.Callback] = (),
     **options: Any,
 ) -> dict[str, float]:
-    """Start the run in `folder` or go on with it; return its last metrics."""
+    """Start the run in `folder`, or resume it; return its last metrics."""
     torch.manual_seed(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=-1,
-            max_steps=data.plan(steps),
-            accumulate_grad_batches=data.accumulation(1),
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=[*callbacks, Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=3))],
-            plugins=[FolderCheckpointIO()],
-            **options,
-        )
-        return fit(trainer, module, data)
+    return run(module, data, folder, steps, callbacks, **options)

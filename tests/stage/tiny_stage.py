@@ -21,6 +21,7 @@ from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
 from tests.model import tiny
 from tests.tiny_shards import sources
+from tests.tiny_trainer import trainer_for
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 CAPTIONS = Prompt("v1", system="", turns="caption")
@@ -102,22 +103,7 @@ def fit(
 ) -> Watch:
     """Train for `steps` optimizer steps."""
     watch = Watch()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp_fork" if devices > 1 else "auto",
-        max_epochs=-1,
-        max_steps=data.plan(steps),
-        accumulate_grad_batches=data.accumulation(devices),
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[watch, *callbacks],
-        **options,
-    )
+    trainer = trainer_for(data, steps, devices, callbacks=[watch, *callbacks], **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(stage, data)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,13 @@ from torch.multiprocessing import ProcessRaisedException
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.module import ShardDataModule
 from mmlab.training import checkpoint_io, preemption
-from mmlab.training.checkpoint import Checkpoints
-from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.config import BatchLogConfig, CheckpointsConfig
 from mmlab.training.preemption import Preempted
 from mmlab.training.resume_proof import BatchLog, difference, read_batches
-from mmlab.training.trainer import fit
-from tests.tiny_shards import KeyCollate, make_shards, settings, sources
+from tests.tiny_shards import make_shards, settings, sources
+from tests.tiny_trainer import Keys, Kill, KillAt, run
 
-STEPS, EVERY, VAL_EVERY = 12, 3, 4
-
-
-class Keys(KeyCollate):
-    def batch(self, contents) -> dict[str, Any]:
-        return {**super().batch(contents), "keys": [sample.key for sample in contents]}
+STEPS, VAL_EVERY = 12, 4
 
 
 class Noisy(L.LightningModule):
@@ -59,60 +51,21 @@ class Noisy(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Kill(BaseException):
-    """What SIGKILL does, as far as this process's objects are concerned."""
-
-
-class KillAt(L.Callback):
-    def __init__(self, hook: str, micro: int):
-        self.hook, self.micro = hook, micro
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self.hook == "start" and batch_idx == self.micro:
-            raise Kill
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self.hook == "end" and batch_idx == self.micro:
-            raise Kill
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
-        if self.hook == "validation" and trainer.global_step == self.micro:
-            raise Kill
-
-
 def data_of(root: Path, **options: Any) -> ShardDataModule:
     train, val = sources(root / "a", root / "b"), sources(root / "b")
     return ShardDataModule(settings(**{"train": train, "val": val, **options}), Keys())
 
 
 def train(root: Path, folder: Path, *callbacks: L.Callback, devices: int = 1, **options: Any) -> tuple[Noisy, dict]:
-    """Go on with the run in `folder`, or start it."""
+    """Resume the run in `folder`, or start it."""
     folder.mkdir(exist_ok=True)
     data, stage = data_of(root, **options), Noisy()
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
-    accumulation = data.accumulation(devices)
-    saving = Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=EVERY))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=devices,
-            strategy="ddp_fork" if devices > 1 else "auto",
-            max_epochs=-1,
-            max_steps=data.plan(STEPS),
-            accumulate_grad_batches=accumulation,
-            val_check_interval=VAL_EVERY * accumulation,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=[*callbacks, BatchLog(BatchLogConfig(folder=str(folder))), saving],
-            plugins=[FolderCheckpointIO()],
-        )
-        return stage, fit(trainer, stage, data)
+    logged = [*callbacks, BatchLog(BatchLogConfig(folder=str(folder)))]
+    interval = VAL_EVERY * data.accumulation(devices)
+    return stage, run(stage, data, folder, STEPS, logged, devices=devices, val_check_interval=interval)
 
 
 def last_state(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The average is the formula's, survives kills bit by bit, and is what validation sees and the run leaves behind."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,14 @@ from mmlab.data.module import ShardDataModule
 from mmlab.stage.config import StageConfig
 from mmlab.stage.stage import Stage
 from mmlab.training import checkpoint_io
-from mmlab.training.checkpoint import Checkpoints
-from mmlab.training.checkpoint_io import FolderCheckpointIO
-from mmlab.training.config import AdamWConfig, CheckpointsConfig, EMAConfig
+from mmlab.training.config import AdamWConfig, EMAConfig
 from mmlab.training.ema import EMA, averaged
 from mmlab.training.optim import AdamW
 from mmlab.training.resume_proof import difference
-from mmlab.training.trainer import fit
-from tests.tiny_shards import KeyCollate, make_shards, settings, sources
+from tests.tiny_shards import make_shards, settings, sources
+from tests.tiny_trainer import Keys, Kill, KillAt, run
 
-STEPS, EVERY, VAL_EVERY, DECAY = 12, 3, 4, 0.6
-
-
-class Keys(KeyCollate):
-    def batch(self, contents) -> dict[str, Any]:
-        return {**super().batch(contents), "keys": [sample.key for sample in contents]}
+STEPS, VAL_EVERY, DECAY = 12, 4, 0.6
 
 
 class Parts(nn.Module):
@@ -63,49 +55,13 @@ class Recorder(Stage):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.5)
 
 
-class Kill(BaseException):
-    """What SIGKILL does, as far as this process's objects are concerned."""
-
-
-class KillAt(L.Callback):
-    def __init__(self, hook: str, number: int):
-        self.hook, self.number = hook, number
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self.hook == "step" and batch_idx == self.number:
-            raise Kill
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
-        if self.hook == "validation" and trainer.global_step == self.number:
-            raise Kill
-
-
 def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype = torch.float32) -> Recorder:
-    """Go on with the run in `folder`, or start it: two micro-batches a step."""
+    """Resume the run in `folder`, or start it: two micro-batches a step."""
     folder.mkdir(exist_ok=True)
     data = ShardDataModule(settings(train=sources(root / "a"), val=sources(root / "a")), Keys())
     stage = Recorder(dtype)
     torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=-1,
-            max_steps=data.plan(STEPS),
-            accumulate_grad_batches=2,
-            val_check_interval=VAL_EVERY * 2,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=[
-                Checkpoints(CheckpointsConfig(folder=str(folder / "checkpoints"), every_n_steps=EVERY)),
-                *callbacks,
-            ],
-            plugins=[FolderCheckpointIO()],
-        )
-        fit(trainer, stage, data)
+    run(stage, data, folder, STEPS, callbacks, val_check_interval=VAL_EVERY * 2)
     return stage
 
 
@@ -128,9 +84,9 @@ def straight(root):
 
 def averages(stage: Recorder, own: dict[str, torch.Tensor], decay: float) -> list[dict[str, torch.Tensor]]:
     """The average after each step, computed from the weights that the stage had."""
-    found = [{name: stage.after[0][name].double() for name in own}]
+    found = [{name: value.double() for name, value in stage.after[0].items()}]
     for step in range(1, STEPS + 1):
-        weights = stage.after[step] if step < STEPS else own
+        weights = stage.after[step] if step < STEPS else {**stage.after[0], **own}
         d = min(decay, (1 + step) / (10 + step))
         found.append({name: d * value + (1 - d) * weights[name].double() for name, value in found[-1].items()})
     return found
@@ -163,9 +119,9 @@ def test_training_does_not_notice_and_the_run_leaves_the_average(root, tmp_path,
 
 
 CUTS = {
-    "within a step": ("step", 11),
-    "first step": ("step", 0),
-    "after a save": ("step", 12),
+    "within a step": ("start", 11),
+    "first step": ("start", 0),
+    "after a save": ("start", 12),
     "validation": ("validation", 4),
     "last validation": ("validation", 12),
 }
@@ -255,6 +211,6 @@ def test_a_decay_out_of_range_is_refused():
 
 def test_the_average_of_other_weights_is_refused(root, tmp_path):
     with pytest.raises(Kill):
-        train(root, tmp_path, KillAt("step", 11), EMA(EMAConfig(decay=DECAY)))
+        train(root, tmp_path, KillAt("start", 11), EMA(EMAConfig(decay=DECAY)))
     with pytest.raises(RunError, match=r"averages other weights than this run, such as eye\.bias"):
         train(root, tmp_path, EMA(EMAConfig(decay=DECAY, parts=["ear"])))

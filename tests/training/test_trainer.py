@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch import nn
 
 from mmlab.config.compose import compose
@@ -14,6 +15,7 @@ from mmlab.training import trainer as ours
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.config import CheckpointsConfig, ProgressConfig
 from mmlab.training.progress import Progress
+from mmlab.training.trainer import environment
 from tests.tiny_shards import KeyCollate, make_shards, settings, sources
 
 PARTS = ["model=llava", "data=shapes", "stage=align", "trainer=cpu"]
@@ -150,3 +152,33 @@ def test_an_error_is_not_an_interrupt(tmp_path, data):
     with pytest.raises(SystemExit) as stop:
         ours.fit(trainer_for(data, tmp_path), Exits(), data)
     assert stop.value.code == 3
+
+
+TASK = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
+
+
+@pytest.fixture
+def become(monkeypatch):
+    for key in (*TASK, *STEP, "TORCHELASTIC_RUN_ID", "GROUP_RANK"):
+        monkeypatch.delenv(key, raising=False)
+    return lambda variables: [monkeypatch.setenv(key, value) for key, value in variables.items()]
+
+
+def test_a_task_of_srun_is_a_rank_and_is_not_requeued_by_lightning(become):
+    become(TASK | STEP)
+    found = environment()
+    assert isinstance(found, SLURMEnvironment)
+    assert (found.world_size(), found.global_rank(), found.auto_requeue) == (2, 1, False)
+
+
+@pytest.mark.parametrize("variables", [TASK, TASK | STEP | {"SLURM_JOB_NAME": "bash"}], ids=["batch", "shell"])
+def test_within_an_allocation_but_without_srun_the_ranks_are_started_here(become, variables):
+    become(variables)
+    assert isinstance(environment(), LightningEnvironment)
+
+
+def test_elsewhere_lightning_decides(become):
+    assert environment() is None
+    become(TASK | STEP | {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0"})
+    assert environment() is None
