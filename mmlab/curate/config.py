@@ -56,12 +56,12 @@ class CurateDataConfig(Settings):
 class CurateMiniGPT4Config(Settings):
     """The numbers and prompts of MiniGPT-4's second stage (arXiv 2304.10592, §3.2)."""
 
-    run: str = MISSING  # name or folder of the run whose model describes the pictures
+    run: str = MISSING  # name or folder of the run whose model describes the images
     root: str = "runs"
     data: CurateDataConfig = field(default_factory=CurateDataConfig)
     out: str = MISSING
     llm: Any = section("llm")
-    samples: int = number(5000, above=0)  # pictures drawn from the data; all if there are fewer
+    samples: int = number(5000, above=0)  # images drawn from the data; all if there are fewer
     seed: int = number(0, at_least=0)  # of that draw
     template: str | None = None  # None: the one it was trained with
     instruction: str = "Describe this image in detail. Give as many details as possible. Say everything you see."
@@ -93,16 +93,16 @@ class InstructDataConfig(Settings):
     """Either shards whose records have captions or boxes, or COCO's files."""
 
     path: str | None = None
-    images: str | None = None  # picture folder; None: no pictures, the dialogues are only written to the JSON
+    images: str | None = None  # image folder; None: no images, the dialogues are only written to the JSON
     captions: str | None = None  # such as captions_train2017.json
     instances: str | None = None  # such as instances_train2017.json
     table: str | None = None  # a .jsonl of captions and instances, instead of both
-    missing_budget: float = number(0.0, at_least=0, at_most=1)  # share of the pictures that may be missing
+    missing_budget: float = number(0.0, at_least=0, at_most=1)  # share of the images that may be missing
 
 
 @dataclass
 class InstructSamplesConfig(Settings):
-    """Pictures per response type, all if there are fewer; the numbers of LLaVA-Instruct-158K."""
+    """Images per response type, all if there are fewer; the numbers of LLaVA-Instruct-158K."""
 
     conversation: int = number(58000, at_least=0)
     detail_description: int = number(23000, at_least=0)
@@ -129,7 +129,7 @@ class CurateLLaVAInstructConfig(Settings):
     samples: InstructSamplesConfig = field(default_factory=InstructSamplesConfig)
     prompts: InstructPromptsConfig = field(default_factory=InstructPromptsConfig)
     requests: list[str] = MISSING  # one is drawn as the question of each detailed description
-    seed: int = number(0, at_least=0)  # of all draws: pictures, requests, position of the picture
+    seed: int = number(0, at_least=0)  # of all draws: images, requests, position of the image
     # A question without a reply: requested again by the next command, or dropped.
     unanswered: str = choice("retry", "drop")
     rules: list[str] = field(

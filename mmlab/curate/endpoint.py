@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -34,20 +34,13 @@ SHORTEST_KEY = 12  # characters; a shorter key is a placeholder such as "test", 
 RESERVED = ("model", "messages", "stream", "n")
 
 
+@dataclass(eq=False)
 class TransientFault(Exception):
-    """A fault that may not occur again, so that the request is retried.
+    """A fault that may not occur again, so that the request is retried."""
 
-    Args:
-        reason: a few words, under which such faults are counted.
-        after: seconds to wait, if the endpoint states them.
-        usage: prompt and completion tokens of a reply that was billed but is unusable; None: there was no reply.
-    """
-
-    def __init__(self, reason: str, after: float | None = None, usage: tuple[int, int] | None = None):
-        super().__init__(reason)
-        self.reason = reason
-        self.after = after
-        self.usage = usage
+    reason: str  # a few words, under which such faults are counted
+    after: float | None = None  # seconds to wait, if the endpoint states them
+    usage: tuple[int, int] | None = None  # prompt and completion tokens of an unusable reply; None: there was none
 
 
 class Endpoint:

@@ -41,7 +41,7 @@ def curate(
     Args:
         config: settings.
         prompts: of the requested response types.
-        index: records with captions and boxes; those without a picture are only written to the JSON.
+        index: records with captions and boxes; those without an image are only written to the JSON.
         client: asks the language model.
         counted: counts from the conversion of other files into the index, for the report.
         quiet: show no progress.
@@ -70,7 +70,7 @@ def curate(
     return report
 
 
-def open_pictures(data: InstructDataConfig, out: Path, quiet: bool = False) -> tuple[ShardIndex, dict[str, int]]:
+def open_images(data: InstructDataConfig, out: Path, quiet: bool = False) -> tuple[ShardIndex, dict[str, int]]:
     """Open the shards of `data.path`, or convert COCO's files into shards in `out`, once for the files' content.
 
     Returns:
@@ -134,16 +134,16 @@ def _hash(examples: Sequence[Example]) -> str:
 
 
 def _write(config: CurateLLaVAInstructConfig, index: ShardIndex, out: Path, rows: Sequence[Row]) -> dict[str, Any]:
-    """Step 4: the JSON of all dialogues, and shards of those with a picture."""
+    """Step 4: the JSON of all dialogues, and shards of those with an image."""
     replies = by_key(step_rows(out, "answered"))
     entries = {row["key"]: _entry(config.seed, index, row) for row in rows}
-    pictured = [row for row in rows if _extension(index, row["sample"]) is not None]
-    written: dict[str, Any] = {"entries": len(entries), "samples": len(pictured), "hash": None}
-    if not pictured:
+    with_image = [row for row in rows if _extension(index, row["sample"]) is not None]
+    written: dict[str, Any] = {"entries": len(entries), "samples": len(with_image), "hash": None}
+    if not with_image:
         shutil.rmtree(out / SHARDS, ignore_errors=True)  # of an earlier command with other rules
     else:
         with ShardWriter(out / SHARDS, overwrite=True, quiet=True) as writer:
-            for row in pictured:
+            for row in with_image:
                 reply = replies[row["key"]]
                 provenance = {"recipe": "llava_instruct", "data": index.hash}
                 provenance |= {"model": reply["model"], "reply": reply["reply"]}
@@ -155,12 +155,12 @@ def _write(config: CurateLLaVAInstructConfig, index: ShardIndex, out: Path, rows
 
 
 def _extension(index: ShardIndex, i: int) -> str | None:
-    """The extension of a sample's picture, if it has one."""
+    """The extension of a sample's image, if it has one."""
     return next((name for name in index.extensions(i) if name in IMAGE_EXTENSIONS), None)
 
 
 def _entry(seed: int, index: ShardIndex, row: Row) -> dict[str, Any]:
-    """One entry as in llava_instruct_150k.json, with its type; a draw puts the picture before or after the question."""
+    """One entry as in llava_instruct_150k.json, with its type; a draw puts the image before or after the question."""
     record = parse_record(index.read(row["sample"], ("json", "txt")))
     key = str(index.keys[row["sample"]])
     name = record.get("image")

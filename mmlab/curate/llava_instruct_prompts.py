@@ -1,8 +1,8 @@
-"""What the language model is given for LLaVA's data: a system message, few-shot examples, and the picture in words.
+"""What the language model is given for LLaVA's data: a system message, few-shot examples, and the image in words.
 
 Examples have the layout of LLaVA's published prompts:
 
-folder/<type>/000_caps.txt          a picture in words             folder/<type>/000_conv.txt    the desired reply
+folder/<type>/000_caps.txt          an image in words             folder/<type>/000_conv.txt    the desired reply
 folder/<type>/system_message.txt    an optional system message
 """
 
@@ -25,7 +25,7 @@ _CONTEXT, _REPLY = "_caps.txt", "_conv.txt"
 
 
 class Example(NamedTuple):
-    """A picture in words and the desired reply."""
+    """An image in words and the desired reply."""
 
     context: str
     reply: str
@@ -38,7 +38,7 @@ class FewShotPrompt(NamedTuple):
     examples: Sequence[Example] = ()
 
     def messages(self, context: str) -> list[Message]:
-        """The dialogue that requests a reply to a picture in words."""
+        """The dialogue that requests a reply to an image in words."""
         shots = [text for example in self.examples for text in example]
         roles = ["system", *("user", "assistant") * len(self.examples), "user"]
         return [{"role": r, "content": text} for r, text in zip(roles, [self.system, *shots, context], strict=True)]
@@ -87,7 +87,7 @@ def load_examples(folder: Path, kind: str) -> list[Example]:
         try:
             parse_reply(example.reply, kind)
         except Malformed as error:
-            raise ConfigError(f"{place / name}{_REPLY} does not have the form of its type ({error.reason}).") from None
+            raise ConfigError(f"{place / name}{_REPLY} does not have the form of its type ({error}).") from None
         examples.append(example)
     return examples
 
@@ -96,9 +96,9 @@ class Questions(NamedTuple):
     """The questions of a curation.
 
     Attributes:
-        rows: `key` (`<sample>-<type>`), `sample` and `type` of each, grouped by type: a picture that an endpoint cannot
+        rows: `key` (`<sample>-<type>`), `sample` and `type` of each, grouped by type: an image that an endpoint cannot
             process is not requested three times in a row, and consecutive prompts share their beginning.
-        contexts: sample → picture in words.
+        contexts: sample → image in words.
         without_context: number of samples with neither captions nor boxes.
     """
 
@@ -111,7 +111,7 @@ def draw_questions(index: ShardIndex, samples: Mapping[str, int], seed: int) -> 
     """Draw that many samples with a context for each type, or all if there are fewer.
 
     Args:
-        index: records with captions, boxes or both; pictures are not needed.
+        index: records with captions, boxes or both; images are not needed.
         samples: type → how many.
         seed: of the draws, which are independent of each other.
 

@@ -1,4 +1,4 @@
-"""The steps by which LLaVA makes instruction data with a language model that sees no picture (arXiv 2304.08485, §3).
+"""The steps by which LLaVA makes instruction data with a language model that sees no image (arXiv 2304.08485, §3).
 
 Each takes rows, yields rows and depends on nothing but its arguments. Replies are parsed strictly:
 
@@ -28,15 +28,7 @@ Pairs = list[tuple[str, str]]
 
 
 class Malformed(Exception):
-    """A reply that does not have the required form.
-
-    Args:
-        reason: a few words under which such replies are counted.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+    """A reply that does not have the required form; its text is the reason, under which such replies are counted."""
 
 
 def request(
@@ -78,7 +70,7 @@ def parse(rows: Sequence[Row], requests: Sequence[str], seed: int) -> Iterator[R
         try:
             turns = parse_reply(row["text"], row["type"], choose(requests, seed, f"request/{row['key']}"))
         except Malformed as error:
-            yield {**_common(row), "fault": error.reason}
+            yield {**_common(row), "fault": str(error)}
         else:
             yield {**_common(row), "turns": turns}
 
@@ -92,7 +84,7 @@ def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:
         yield {**_common(row), "turns": row["turns"], "caught": [name for name in rules if name in names]}
 
 
-def parse_reply(text: str, kind: str, description_request: str = "Describe the picture.") -> Pairs:
+def parse_reply(text: str, kind: str, description_request: str = "Describe the image.") -> Pairs:
     """Parse a reply of one response type: several pairs for a conversation, one for the other types.
 
     Raises:
@@ -153,7 +145,7 @@ def _turn(block: str, expected: str) -> str:
 
 
 def _checked(text: str) -> str:
-    """Refuse a text that is empty or contains the mark that training replaces by the picture."""
+    """Refuse a text that is empty or contains the mark that training replaces by the image."""
     if not text:
         raise Malformed("empty turn")
     if IMAGE in text:

@@ -1,4 +1,4 @@
-"""MiniGPT-4's curation from pictures to shards; the same command resumes it."""
+"""MiniGPT-4's curation from images to shards; the same command resumes it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ def curate(
 
     Args:
         config: settings.
-        index: the pictures.
+        index: the images.
         load_describer: loads the first stage's model; not called if there is nothing to describe.
         identity: what its descriptions depend on, as plain data: the run, its weights, how it is asked.
         client: asks the language model that repairs.
@@ -63,7 +63,7 @@ def curate(
     Raises:
         ConfigError: the folder was made with other settings.
         RunError: another process curates into the folder, or descriptions were not repaired.
-        DataError: there is no picture, or no description is left.
+        DataError: there is no image, or no description is left.
     """
     out = Path(config.out)
     with exclusive(out):
@@ -76,18 +76,18 @@ def curate(
     return report
 
 
-def draw_pictures(index: ShardIndex, samples: int, seed: int) -> list[int]:
-    """Draw samples that have a picture; returns their places in order.
+def draw_images(index: ShardIndex, samples: int, seed: int) -> list[int]:
+    """Draw samples that have an image; returns their places in order.
 
     Raises:
         DataError: no sample has one.
     """
     kinds = [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS]
     has = np.logical_or.reduceat(np.isin(index.members.extension, kinds), index.members.first[:-1])
-    pictured = np.flatnonzero(has).tolist()
-    if not pictured:
-        raise DataError(f"{index.root} contains no picture.")
-    return sorted(sorted(pictured, key=lambda i: draw(seed, str(index.keys[i])))[:samples])
+    with_image = np.flatnonzero(has).tolist()
+    if not with_image:
+        raise DataError(f"{index.root} contains no image.")
+    return sorted(sorted(with_image, key=lambda i: draw(seed, str(index.keys[i])))[:samples])
 
 
 def _steps(
@@ -100,10 +100,10 @@ def _steps(
 ) -> list[Row]:
     """Steps 1 to 4; the rows that no rule catches."""
     out = Path(config.out)
-    chosen = draw_pictures(index, config.samples, config.seed)
+    chosen = draw_images(index, config.samples, config.seed)
     settings = {"data": index.hash, "samples": config.samples, "seed": config.seed, "chosen": len(chosen)}
     settings |= {**identity, "instruction": config.instruction}
-    open_journal(out, "described", settings)  # refuses other pictures before the review would show them
+    open_journal(out, "described", settings)  # refuses other images before the review would show them
     data = json.dumps({"data": str(index.root)}) + "\n"
     if not (out / DATA).exists() or (out / DATA).read_text(encoding="utf-8") != data:
         write_whole(out / DATA, data)
@@ -145,7 +145,7 @@ def _write(
 
 
 def _sample(index: ShardIndex, row: Row, decision: Row | None, history: dict[str, Row]) -> Members:
-    """The unchanged picture, and its description as the `caption` with its history as the `provenance`."""
+    """The unchanged image, and its description as the `caption` with its history as the `provenance`."""
     repaired = history["repaired"]
     provenance = {
         "recipe": "minigpt4",
@@ -163,12 +163,12 @@ def _sample(index: ShardIndex, row: Row, decision: Row | None, history: dict[str
     return {**members, "json": {"caption": text, "provenance": provenance}}
 
 
-def reviewed_pictures(out: Path) -> ShardIndex:
-    """Open the pictures of a curation.
+def reviewed_images(out: Path) -> ShardIndex:
+    """Open the images of a curation.
 
     Raises:
         ConfigError: `out` is not a curation.
-        DataError: the pictures are missing or have changed.
+        DataError: the images are missing or have changed.
     """
     try:
         root = json.loads((out / DATA).read_text(encoding="utf-8"))["data"]

@@ -19,7 +19,7 @@ from mmlab.data.turns import Turn
 
 
 class Describer(Protocol):
-    """A model that answers questions about pictures, such as `mmlab.evaluate.answers.Answerer`."""
+    """A model that answers questions about images, such as `mmlab.evaluate.answers.Answerer`."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -27,16 +27,16 @@ class Describer(Protocol):
     @property
     def spec(self) -> ImageSpec: ...
 
-    def __call__(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[str]: ...
+    def __call__(self, dialogues: Sequence[list[Turn]], images: Sequence[Tensor | None], /) -> list[str]: ...
 
-    def ask(self, question: str, picture: Tensor | None) -> list[Turn]: ...
+    def ask(self, question: str, image: Tensor | None, /) -> list[Turn]: ...
 
 
 def describe(rows: Sequence[Row], describer: Describer, index: ShardIndex, instruction: str) -> Iterator[Row]:
-    """Step 1, on one batch: `text` and its `tokens` for each picture; an unreadable picture is a fault."""
-    pictures = _pictures(rows, describer, index)
-    readable = {key: picture for key, picture in pictures.items() if isinstance(picture, Tensor)}
-    dialogues = [describer.ask(instruction, picture) for picture in readable.values()]
+    """Step 1, on one batch: `text` and its `tokens` for each image; an unreadable image is a fault."""
+    images = _images(rows, describer, index)
+    readable = {key: image for key, image in images.items() if isinstance(image, Tensor)}
+    dialogues = [describer.ask(instruction, image) for image in readable.values()]
     texts = describer(dialogues, list(readable.values())) if readable else []
     described = dict(zip(readable, texts, strict=True))
     for row in rows:
@@ -44,7 +44,7 @@ def describe(rows: Sequence[Row], describer: Describer, index: ShardIndex, instr
             text = described[row["key"]]
             yield {**row, "text": text, "tokens": _tokens(describer, text)}
         else:
-            yield {**row, "fault": str(pictures[row["key"]])}
+            yield {**row, "fault": str(images[row["key"]])}
 
 
 def continue_short(
@@ -52,12 +52,12 @@ def continue_short(
 ) -> Iterator[Row]:
     """Step 2, on one batch: the model continues a description of at most `up_to` tokens, and the texts are joined."""
     short = [row for row in rows if row["tokens"] <= up_to]
-    pictures = list(_pictures(short, describer, index).values())
+    images = list(_images(short, describer, index).values())
     dialogues = [
-        [*describer.ask(instruction, picture), Turn("gpt", row["text"]), Turn("human", continuation)]
-        for row, picture in zip(short, pictures, strict=True)
+        [*describer.ask(instruction, image), Turn("gpt", row["text"]), Turn("human", continuation)]
+        for row, image in zip(short, images, strict=True)
     ]
-    texts = describer(dialogues, pictures) if short else []
+    texts = describer(dialogues, images) if short else []
     added = {row["key"]: text for row, text in zip(short, texts, strict=True)}
     for row in rows:
         continued = row["key"] in added
@@ -107,16 +107,16 @@ def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:
         yield {**_common(row), "caught": caught_by(row["text"], rules)}
 
 
-def _pictures(rows: Sequence[Row], describer: Describer, index: ShardIndex) -> dict[str, Any]:
-    """key → the picture, uint8 `[3, H, W]`, or the SampleError that tells why it is unreadable."""
-    pictures: dict[str, Any] = {}
+def _images(rows: Sequence[Row], describer: Describer, index: ShardIndex) -> dict[str, Any]:
+    """key → the image, uint8 `[3, H, W]`, or the SampleError that tells why it is unreadable."""
+    images: dict[str, Any] = {}
     for row in rows:
         try:
             (data, *_) = index.read(row["sample"], IMAGE_EXTENSIONS).values()
-            pictures[row["key"]] = decode_image(data, describer.spec)
+            images[row["key"]] = decode_image(data, describer.spec)
         except SampleError as error:
-            pictures[row["key"]] = error
-    return pictures
+            images[row["key"]] = error
+    return images
 
 
 def _tokens(describer: Describer, text: str) -> int:

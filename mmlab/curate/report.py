@@ -59,7 +59,7 @@ def minigpt4_lines(report: dict[str, Any]) -> list[str]:
     described, continued, repaired = report["described"], report["continued"], report["repaired"]
     filtered, reviewed, written = report["filtered"], report["reviewed"], report["written"]
     lines = [
-        f"{'described':<12}{described['samples']} pictures, {described['tokens']:.1f} tokens on average"
+        f"{'described':<12}{described['samples']} images, {described['tokens']:.1f} tokens on average"
         + _dropped(described),
         f"{'continued':<12}{continued['continued']} of {continued['samples']}, {continued['tokens']:.1f} tokens on "
         "average",
@@ -109,7 +109,7 @@ def instruct_lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"{kind:<20}{numbers}{row['turns']:>8.1f}{row['words']:>8.1f}")
     lines += [f"{name:<20}{_listed(total[name])}" for name in LOSSES if total[name]]
     lines.append(f"{'usage':<20}{_usage_text(total)}")
-    lost = f", {written['without_picture']} have no picture" if written["without_picture"] else ""
+    lost = f", {written['without_picture']} have no image" if written["without_picture"] else ""
     lines.append(f"{'written':<20}{written['entries']} dialogues, {written['samples']} of them to shards{lost}")
     return lines
 

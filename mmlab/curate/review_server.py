@@ -21,7 +21,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.curate.decisions import Review, Stale, Unfit
 from mmlab.curate.journal import claim
-from mmlab.curate.minigpt4_pipeline import reviewed_pictures
+from mmlab.curate.minigpt4_pipeline import reviewed_images
 from mmlab.data.formats import IMAGE_EXTENSIONS
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample import SampleError
@@ -39,7 +39,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     Args:
         review: items and decisions.
-        index: their pictures.
+        index: their images.
         token: the first part of every path.
         port: 0 for any free port.
 
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "item" and item is not None:
             self._respond(200, review.item(item))
         elif what == "picture" and item is not None:
-            self._picture(item)
+            self._image(item)
         else:
             self._respond(404, {"error": "There is nothing here."})
 
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond(400, {"error": "The request is not a JSON object."})
         return None
 
-    def _picture(self, i: int) -> None:
+    def _image(self, i: int) -> None:
         try:
             members = self.server.index.read(self.server.review.items[i]["sample"], IMAGE_EXTENSIONS)
             extension, data = next(iter(members.items()))
@@ -178,7 +178,7 @@ def serve(out: Path, port: int, open_browser: bool = False) -> None:
         ConfigError: `out` is not a curation, or the port is taken.
         RunError: there is nothing to review yet, or another process serves this review.
     """
-    index = reviewed_pictures(out)
+    index = reviewed_images(out)
     with closing(claim(out / ".review.lock", "serves the review of")):
         review = Review(out)
         with ReviewServer(review, index, token_of(out), port) as server, _until_interrupted():

@@ -2,7 +2,7 @@
 
 MiniGPT-4 (arXiv 2304.10592, §3.2) hard-codes a rule for apologies and leaves the rest to a person; the other rules
 cover the faults of the first stage that its §3.2 lists: repetition, fragments, text that is not English. The last four
-are for LLaVA's data: the model reads a description of the picture, but has to write as if it saw the picture.
+are for LLaVA's data: the model reads a description of the image, but has to write as if it saw the image.
 """
 
 import re
@@ -63,7 +63,7 @@ def unfinished(text: str) -> bool:
 
 
 def apology(text: str) -> bool:
-    """The model refers to itself: it is sorry, mistaken or a language model, or cannot see a picture."""
+    """The model refers to itself: it is sorry, mistaken or a language model, or cannot see an image."""
     return bool(_APOLOGY.search(_unquoted(text)))
 
 
@@ -93,7 +93,7 @@ def language(text: str) -> bool:
 
 
 def caption(text: str) -> bool:
-    """Refers to the captions; "a caption" as part of a picture passes."""
+    """Refers to the captions; "a caption" as part of an image passes."""
     return bool(_CAPTION.search(_unquoted(text)))
 
 
@@ -108,7 +108,7 @@ def coordinates(text: str) -> bool:
 
 
 def information(text: str) -> bool:
-    """Refers to information that is provided, given or not mentioned, as nobody does who sees the picture."""
+    """Refers to information that is provided, given or not mentioned, as nobody does who sees the image."""
     return bool(_INFORMATION.search(_unquoted(text)))
 
 
@@ -182,7 +182,7 @@ _ALLOWED = set("\n°©®™")
 
 
 def _unquoted(text: str) -> str:
-    """A text without quotations, such as a sign in the picture."""
+    """A text without quotations, such as a sign in the image."""
     return _QUOTED.sub(" ", text)
 
 

@@ -1,4 +1,4 @@
-"""Make training data with models: describe pictures, repair, filter, review, write shards."""
+"""Make training data with models: describe images, repair, filter, review, write shards."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from mmlab.config.errors import ConfigError, nearest
 
 USAGE = """mmlab curate <command> [key=value]   (mmlab curate <command> --help says more)
 
-  minigpt4          describe pictures with a trained model, repair with a language model, filter, write shards
-  llava_instruct    dialogues about pictures from their captions and boxes, by a language model; filter, write shards
+  minigpt4          describe images with a trained model, repair with a language model, filter, write shards
+  llava_instruct    dialogues about images from their captions and boxes, by a language model; filter, write shards
   review            accept, edit and reject MiniGPT-4's descriptions in a browser"""
 
 
@@ -76,14 +76,14 @@ def llava_instruct(cfg: DictConfig) -> None:
     """
     from mmlab.config.build import build
     from mmlab.curate.client import Client
-    from mmlab.curate.llava_instruct_pipeline import ENTRIES, curate, open_pictures
+    from mmlab.curate.llava_instruct_pipeline import ENTRIES, curate, open_images
     from mmlab.curate.llava_instruct_prompts import load_prompts
     from mmlab.curate.report import instruct_lines
 
     config: Any = OmegaConf.to_object(cfg)
     out = Path(config.out)
     prompts, client = load_prompts(config), Client(config.llm, build(config.llm), out / "replies")
-    index, counts = open_pictures(config.data, out)
+    index, counts = open_images(config.data, out)
     report = curate(config, prompts, index, client, counts)
     print("\n".join(instruct_lines(report)))
     shards = f", shards: {out / 'shards'}" if report["written"]["samples"] else ""
@@ -91,7 +91,7 @@ def llava_instruct(cfg: DictConfig) -> None:
 
 
 def review(cfg: DictConfig) -> None:
-    """Show each picture and its description on a local web page, and save every decision immediately.
+    """Show each image and its description on a local web page, and save every decision immediately.
 
     mmlab curate review out=data/curated
     """

@@ -10,30 +10,25 @@ from mmlab.curate.decisions import Review, Stale, Unfit, items_to_review
 from mmlab.curate.journal import read_rows
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always
-from tests.curate.tiny_curation import SAID, answer, catch, decide, make_pictures, run
+from tests.curate.tiny_curation import SAID, answer, catch, decide, endpoint, make_images, records, run
 
 
 @pytest.fixture
 def server():
-    with ScriptedEndpoint(answer=answer) as running:
+    with endpoint() as running:
         yield running
 
 
 @pytest.fixture
 def work(tmp_path, server):
     """A curation whose three descriptions wait for a person, and a function that continues it."""
-    index = make_pictures(tmp_path / "pictures")
+    index = make_images(tmp_path / "pictures")
 
     def resume(review="all", **changes):
         return run(index, server, tmp_path / "out", review=review, **changes)
 
     assert resume()["written"] is None
     return tmp_path / "out", resume
-
-
-def written(out) -> dict[str, dict]:
-    shards = ShardIndex.open(out / "shards")
-    return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
 
 
 def test_decisions_reach_the_shards(work):
@@ -46,12 +41,12 @@ def test_decisions_reach_the_shards(work):
     decide(review, 2, "reject", "", 0)
     counts = resume()
     assert counts["reviewed"] == {"accepted": 1, "edited": 1, "rejected": 1, "left": 0}
-    records = written(out)
-    assert {key: record["caption"] for key, record in records.items()} == {
+    written = records(out)
+    assert {key: record["caption"] for key, record in written.items()} == {
         "s0001": SAID[1],
         "s0002": "A dog\nand a round ball.",
     }
-    provenance = records["s0002"]["provenance"]
+    provenance = written["s0002"]["provenance"]
     assert provenance["review"] == "edit" and provenance["repaired"] == "A dog and a ball."
     assert provenance["reviewed_at"].startswith("20")
 
@@ -59,9 +54,9 @@ def test_decisions_reach_the_shards(work):
 def test_decided_texts_can_be_written_before_the_rest(work):
     out, resume = work
     decide(Review(out), 1, "accept", "", 0)
-    assert resume("decided")["written"]["samples"] == 1 and list(written(out)) == ["s0002"]
+    assert resume("decided")["written"]["samples"] == 1 and list(records(out)) == ["s0002"]
     assert resume("none")["written"]["samples"] == 3
-    assert written(out)["s0002"]["provenance"]["review"] is None
+    assert records(out)["s0002"]["provenance"]["review"] is None
 
 
 def test_undo_one_by_one_and_after_a_restart(work):
@@ -172,7 +167,7 @@ def test_decisions_belong_to_a_text(work):
 def test_nothing_to_review_yet(tmp_path):
     with pytest.raises(RunError, match="nothing to review yet"):
         items_to_review(tmp_path)
-    index = make_pictures(tmp_path / "pictures")
+    index = make_images(tmp_path / "pictures")
     with ScriptedEndpoint(always("400")) as server, pytest.raises(RunError, match=r"in a row failed|not repaired"):
         run(index, server, tmp_path / "out", review="all")
     with pytest.raises(RunError, match="nothing to review yet"):

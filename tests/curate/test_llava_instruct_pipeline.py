@@ -8,15 +8,15 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.curate.config import InstructDataConfig, InstructPromptsConfig, InstructSamplesConfig
 from mmlab.curate.journal import step_rows
-from mmlab.curate.llava_instruct_pipeline import ENTRIES, open_pictures
+from mmlab.curate.llava_instruct_pipeline import ENTRIES, open_images
 from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt
 from mmlab.curate.report import instruct_lines
 from mmlab.curate.rules import RULES
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex
 from tests.curate.scripted_endpoint import ScriptedEndpoint
-from tests.curate.tiny_curation import colour
-from tests.curate.tiny_instruct import THINGS, adds_up, answer, endpoint, make_pictures, run, settings, thing_of
+from tests.curate.tiny_curation import colour, records
+from tests.curate.tiny_instruct import THINGS, adds_up, answer, endpoint, make_images, run, settings, thing_of
 from tests.tiny_shapes import make_records
 
 ONLY_REASONING = InstructSamplesConfig(0, 0, 9)
@@ -31,12 +31,7 @@ def server():
 
 @pytest.fixture
 def index(tmp_path):
-    return make_pictures(tmp_path / "pictures", blind=5)
-
-
-def records(out) -> dict[str, dict]:
-    shards = ShardIndex.open(out / "shards")
-    return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
+    return make_images(tmp_path / "pictures", blind=5)
 
 
 def test_steps_of_each_question(tmp_path, server, index):
@@ -85,7 +80,7 @@ def test_entries_have_the_form_of_llavas(tmp_path, server, index):
     assert asked == {"What is it?", "Describe it."}
 
 
-def test_a_request_has_prompt_examples_and_picture_in_words(tmp_path, server, index):
+def test_a_request_has_prompt_examples_and_image_in_words(tmp_path, server, index):
     prompts = {kind: FewShotPrompt(kind) for kind in RESPONSE_TYPES}
     examples = [Example("One.", "A one."), Example("Two.", "A two.")]
     prompts["detail_description"] = FewShotPrompt("detail_description", examples)
@@ -215,15 +210,15 @@ def test_coco_files_are_converted_once(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(captions))
     data = InstructDataConfig(images=str(tmp_path / "photos"), captions=str(path))
-    first, counts = open_pictures(data, tmp_path / "out", quiet=True)
+    first, counts = open_images(data, tmp_path / "out", quiet=True)
     assert counts["samples"] == 1 and counts["missing"] == 0 and first.read(0)["png"] == colour(1)
     made = {path: path.stat().st_mtime_ns for path in first.root.iterdir()}
-    again, same = open_pictures(data, tmp_path / "out", quiet=True)
+    again, same = open_images(data, tmp_path / "out", quiet=True)
     assert same == counts and {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == made
     (tmp_path / "out" / f"{first.root.name}.json").unlink()  # killed between the two
-    assert open_pictures(data, tmp_path / "out", quiet=True)[1] == counts
+    assert open_images(data, tmp_path / "out", quiet=True)[1] == counts
     path.write_text(json.dumps({**captions, "annotations": [{"image_id": 1, "caption": "A dog."}]}))
-    other, _ = open_pictures(data, tmp_path / "out", quiet=True)
+    other, _ = open_images(data, tmp_path / "out", quiet=True)
     assert other.root != first.root and other.hash != first.hash
 
 

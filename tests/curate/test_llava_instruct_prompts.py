@@ -1,4 +1,4 @@
-"""Pictures in words, the questions that are drawn, and few-shot examples in the layout of LLaVA's."""
+"""Images in words, the questions that are drawn, and few-shot examples in the layout of LLaVA's."""
 
 from pathlib import Path
 

@@ -51,7 +51,7 @@ def test_dialogues(text, pairs):
 def test_malformed_dialogues(text, reason):
     with pytest.raises(Malformed) as caught:
         parse_dialogue(text)
-    assert caught.value.reason == reason
+    assert str(caught.value) == reason
 
 
 def test_descriptions():

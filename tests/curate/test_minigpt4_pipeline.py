@@ -9,30 +9,35 @@ from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.curate.client import Client
 from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.journal import step_rows
-from mmlab.curate.minigpt4_pipeline import draw_pictures, reviewed_pictures
+from mmlab.curate.minigpt4_pipeline import draw_images, reviewed_images
 from mmlab.curate.minigpt4_steps import repair
 from mmlab.curate.report import minigpt4_lines
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import ShardWriter
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always
-from tests.curate.tiny_curation import SAID, Scripted, answer, colour, make_pictures, run, tiny_endpoint
+from tests.curate.tiny_curation import (
+    SAID,
+    Scripted,
+    answer,
+    colour,
+    endpoint,
+    make_images,
+    records,
+    run,
+    tiny_endpoint,
+)
 from tests.tiny_shapes import make_records
 
 
 @pytest.fixture
 def server():
-    with ScriptedEndpoint(answer=answer) as running:
+    with endpoint() as running:
         yield running
 
 
 @pytest.fixture
 def index(tmp_path):
-    return make_pictures(tmp_path / "pictures")
-
-
-def records(out) -> dict[str, dict]:
-    shards = ShardIndex.open(out / "shards")
-    return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
+    return make_images(tmp_path / "pictures")
 
 
 def test_steps_of_each_sample(tmp_path, server, index):
@@ -153,7 +158,7 @@ def test_a_sample_without_a_reply_can_be_kept_or_dropped(tmp_path, index, unrepa
 
 @pytest.fixture
 def many(tmp_path):
-    """Eight pictures; all texts but the last one's are short or odd."""
+    """Eight images; all texts but the last one's are short or odd."""
     return make_records(tmp_path / "many", [{}] * 8, [colour(i) for i in (0, 2, 3, 5, 6, 2, 3, 1)])
 
 
@@ -240,51 +245,51 @@ def test_an_endpoint_that_is_down_stops_the_run(tmp_path, server):
     assert len(step_rows(tmp_path / "out", "repaired")) == 12
 
 
-def test_an_unreadable_picture_is_named(tmp_path, server):
+def test_an_unreadable_image_is_named(tmp_path, server):
     index = make_records(tmp_path / "p", [{}] * 3, [colour(1), b"\x89PNG\r\n\x1a\nbroken", colour(2)])
     counts = run(index, server, tmp_path / "out")
     assert counts["described"]["samples"] == counts["written"]["samples"] == 2
     ((fault, number),) = counts["described"]["faults"].items()
-    assert number == 1 and fault.startswith("unreadable picture (14 bytes)") and "1 left" in minigpt4_lines(counts)[0]
+    assert number == 1 and fault.startswith("unreadable image (14 bytes)") and "1 left" in minigpt4_lines(counts)[0]
 
 
 def test_the_draw(tmp_path):
     index = make_records(tmp_path / "p", [{}] * 9, [colour(1), None] * 4 + [colour(2)])
-    assert draw_pictures(index, 100, 0) == [0, 2, 4, 6, 8]
-    draws = {seed: draw_pictures(index, 3, seed) for seed in range(9)}
+    assert draw_images(index, 100, 0) == [0, 2, 4, 6, 8]
+    draws = {seed: draw_images(index, 3, seed) for seed in range(9)}
     assert all(len(set(drawn)) == 3 and drawn == sorted(drawn) for drawn in draws.values())
-    assert len({tuple(drawn) for drawn in draws.values()}) > 3 and draws[4] == draw_pictures(index, 3, 4)
-    assert set(draw_pictures(index, 2, 1)) < set(draw_pictures(index, 4, 1)), "a larger draw contains the smaller one"
+    assert len({tuple(drawn) for drawn in draws.values()}) > 3 and draws[4] == draw_images(index, 3, 4)
+    assert set(draw_images(index, 2, 1)) < set(draw_images(index, 4, 1)), "a larger draw contains the smaller one"
 
 
 def test_mistakes_are_one_sentence(tmp_path, server):
     with pytest.raises(ConfigError, match="no rule 'repeat'"):
-        run(make_pictures(tmp_path / "p", 1), server, tmp_path, rules=["repeat"])
+        run(make_images(tmp_path / "p", 1), server, tmp_path, rules=["repeat"])
     with pytest.raises(ConfigError, match="There is no curation in"):
-        reviewed_pictures(tmp_path)
+        reviewed_images(tmp_path)
     texts = make_records(tmp_path / "texts", [{}], [None])
-    with pytest.raises(DataError, match="contains no picture"):
+    with pytest.raises(DataError, match="contains no image"):
         run(texts, server, tmp_path / "out")
     bad = make_records(tmp_path / "bad", [{}], [colour(4)])
     with pytest.raises(DataError, match=r"no description of .* is left to write"):
         run(bad, server, tmp_path / "other")
 
 
-def test_other_pictures_are_refused_and_not_reviewed(tmp_path, server, index):
+def test_other_images_are_refused_and_not_reviewed(tmp_path, server, index):
     run(index, server, tmp_path / "out")
     other = make_records(tmp_path / "other", [{}] * 7, [colour(6 - i) for i in range(7)])
     with pytest.raises(ConfigError, match=r"described\.jsonl was written with data="):
         run(other, server, tmp_path / "out")
-    assert reviewed_pictures(tmp_path / "out").root == index.root
+    assert reviewed_images(tmp_path / "out").root == index.root
     (tmp_path / "out" / "data.json").write_text(json.dumps({"data": str(other.root), "hash": other.hash}))
     with pytest.raises(DataError, match="has changed since"):
-        reviewed_pictures(tmp_path / "out")
+        reviewed_images(tmp_path / "out")
 
 
-def test_the_pictures_have_to_stay(tmp_path, server, index):
+def test_the_images_have_to_stay(tmp_path, server, index):
     run(index, server, tmp_path / "out")
-    assert reviewed_pictures(tmp_path / "out").hash == index.hash
+    assert reviewed_images(tmp_path / "out").hash == index.hash
     with ShardWriter(index.root, 8, overwrite=True, quiet=True) as writer:
         writer.write("other", {"png": colour(3), "json": {}})
     with pytest.raises(DataError, match="has changed since"):
-        reviewed_pictures(tmp_path / "out")
+        reviewed_images(tmp_path / "out")

@@ -65,11 +65,11 @@ class Served:
 
 @pytest.fixture
 def review(tmp_path):
-    pictures = [
+    images = [
         next(bytes(data) for name, data in members.items() if name in ("png", "jpg") and isinstance(data, bytes))
         for _, members in shapes(len(TEXTS), "review", size=96)
     ]
-    served = Served(waiting(tmp_path, TEXTS, pictures))
+    served = Served(waiting(tmp_path, TEXTS, images))
     yield served
     served.kill()
 
@@ -235,7 +235,7 @@ def test_a_timeout_may_still_save(browser, review):
     assert review.log() == [("accept", "s0000", None)], "once"
 
 
-def test_keys_before_the_next_picture_is_shown_decide_nothing(browser, review):
+def test_keys_before_the_next_image_is_shown_decide_nothing(browser, review):
     tab = opened(browser, review)
     tab.js("for (const key of 'aar') dispatchEvent(new KeyboardEvent('keydown', {key}))")
     tab.wait("!busy && place === 1")

@@ -15,7 +15,7 @@ import pytest
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.curate import journal
 from mmlab.curate.decisions import Review
-from mmlab.curate.minigpt4_pipeline import reviewed_pictures
+from mmlab.curate.minigpt4_pipeline import reviewed_images
 from mmlab.curate.review_server import ReviewServer, serve, token_of
 from tests.curate.tiny_curation import colour, decide, waiting
 
@@ -31,7 +31,7 @@ def decision(i=0, action="accept", **changes):
 @pytest.fixture
 def server(tmp_path):
     out = waiting(tmp_path, TEXTS)
-    with ReviewServer(Review(out), reviewed_pictures(out), token_of(out)) as running:
+    with ReviewServer(Review(out), reviewed_images(out), token_of(out)) as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
         running.shutdown()
@@ -50,7 +50,7 @@ def ask(server, path, said=None, method=None, **headers):
     return answer.status, answer.headers, data
 
 
-def test_page_item_picture_and_state(server):
+def test_page_item_image_and_state(server):
     at = f"/{server.token}/"
     status, headers, page = ask(server, at)
     assert status == 200 and b"<title>Review</title>" in page and b"http" not in page.split(b"<style>")[1]

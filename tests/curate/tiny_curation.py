@@ -1,4 +1,4 @@
-"""A tiny curation: pictures that a scripted model describes badly."""
+"""A tiny curation: images that a scripted model describes badly."""
 
 import io
 import json
@@ -21,15 +21,14 @@ from mmlab.data.turns import Turn
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.tiny_shapes import make_records
 
-STEPS = ("described", "continued", "repaired", "filtered")
 SAID = [
     "a red star a red star a red star a red star",
-    "The picture shows a blue square on a table, and the blue square is beside a green lamp.",
+    "The image shows a blue square on a table, and the blue square is beside a green lamp.",
     "a dog and",
     "a cat ###",
     "",
     "I'm sorry I made a mistake",
-    "a dog and",  # as another picture: its repair is paid for once
+    "a dog and",  # as for another image: its repair is billed once
 ]
 CONTINUED = ["and a", "", "a ball.", "", "", "It is a dog.", "a ball."]
 REPAIRED = {
@@ -39,16 +38,19 @@ REPAIRED = {
 }
 
 
+STEPS, ROWS, PROMPTS = ("described", "continued", "repaired", "filtered"), len(SAID), 5
+
+
 def answer(prompt: str) -> str:
     text = prompt.splitlines()[-1]
     return REPAIRED.get(text, text)
 
 
 class Scripted:
-    """Returns the text of `SAID` or `CONTINUED` at a picture's number, which its color encodes.
+    """Returns the text of `SAID` or `CONTINUED` at an image's number, which its color encodes.
 
     Attributes:
-        batches: the number of pictures in each call.
+        batches: the number of images in each call.
     """
 
     spec = ImageSpec(4, "stretch", 1)
@@ -59,14 +61,14 @@ class Scripted:
     def tokenizer(self, text: str, add_special_tokens: bool = True) -> dict[str, list[str]]:
         return {"input_ids": text.split()}
 
-    def ask(self, question: str, picture: Any) -> list[Turn]:
+    def ask(self, question: str, image: Any) -> list[Turn]:
         return [Turn("human", question)]
 
-    def __call__(self, dialogues, pictures) -> list[str]:
+    def __call__(self, dialogues, images) -> list[str]:
         self.batches.append(len(dialogues))
         said = []
-        for dialogue, picture in zip(dialogues, pictures, strict=True):
-            which = int(picture[0, 0, 0]) // 20
+        for dialogue, image in zip(dialogues, images, strict=True):
+            which = int(image[0, 0, 0]) // 20
             assert dialogue[0].text == "What is it?"
             assert len(dialogue) == 1 or [t.text for t in dialogue[1:]] == [SAID[which], "Go on"]
             said.append(SAID[which] if len(dialogue) == 1 else CONTINUED[which])
@@ -79,14 +81,28 @@ def colour(which: int) -> bytes:
     return file.getvalue()
 
 
-def make_pictures(root: Path, count: int = len(SAID)) -> ShardIndex:
+def make_images(root: Path, count: int = len(SAID)) -> ShardIndex:
     return make_records(root, [{"caption": str(i)} for i in range(count)], [colour(i) for i in range(count)])
+
+
+def few_images(root: Path) -> ShardIndex:
+    return make_images(root)
+
+
+def endpoint() -> ScriptedEndpoint:
+    return ScriptedEndpoint(answer=answer)
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """key → record of the shards that a curation has written."""
+    shards = ShardIndex.open(out / "shards")
+    return {str(shards.keys[i]): json.loads(shards.read(i)["json"]) for i in range(len(shards))}
 
 
 def run(
     index: ShardIndex, server: ScriptedEndpoint, out: Path, describer=None, llm: dict[str, Any] | None = None, **changes
 ) -> dict[str, Any]:
-    """Curate with few-pixel pictures; `changes` and `llm` are settings in place of those here."""
+    """Curate with few-pixel images; `changes` and `llm` are settings in place of those here."""
     rules = ["empty", "repeats", "unfinished", "apology", "symbols"]
     prompts = {"instruction": "What is it?", "continuation": "Go on", "continue_up_to": 10, "repair": "Mend this."}
     settings: Any = {"samples": 100, "rules": rules, "batch_size": 3, "review": "none", **prompts, **changes}
@@ -115,10 +131,10 @@ def catch(out: Path, key: str) -> None:
             journal.append({**row, "caught": ["empty"]} if row.get("key") == key else row)
 
 
-def waiting(root: Path, pairs: Sequence[tuple[str, str]], pictures: Sequence[bytes] | None = None) -> Path:
+def waiting(root: Path, pairs: Sequence[tuple[str, str]], images: Sequence[bytes] | None = None) -> Path:
     """A curation that waits for its review, from (described, repaired) texts."""
-    pictures = pictures or [colour(i % 10) for i in range(len(pairs))]
-    index = make_records(root / "pictures", [{}] * len(pairs), list(pictures))
+    images = images or [colour(i % 10) for i in range(len(pairs))]
+    index = make_records(root / "pictures", [{}] * len(pairs), list(images))
     out = root / "out"
     out.mkdir()
     (out / "data.json").write_text(json.dumps({"data": str(index.root)}))

@@ -1,4 +1,4 @@
-"""A tiny curation of instruction data: pictures in words, and a scripted language model."""
+"""A tiny curation of instruction data: images in words, and a scripted language model."""
 
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,22 @@ from tests.curate.tiny_curation import colour, tiny_endpoint
 from tests.tiny_shapes import make_records
 
 THINGS = ("cat", "dog", "cup", "bus", "kite", "sofa")
+STEPS, ROWS, PROMPTS = ("answered", "parsed", "filtered"), 9, 9  # of few_images
 RULES = ["empty", "unfinished", "caption", "description", "coordinates", "information"]
 
 
-def make_pictures(root: Path, things=THINGS, blind: int | None = None) -> ShardIndex:
-    """A caption and a box of each thing, or only one of them; `blind` has no picture."""
+def make_images(root: Path, things=THINGS, blind: int | None = None) -> ShardIndex:
+    """A caption and a box of each thing, or only one of them; `blind` has no image."""
     records = []
     for i, thing in enumerate(things):
         caption = {"captions": [f"A {thing}.", f"The {thing} again."]} if i % 3 != 1 else {}
         box = {"boxes": [{"category": thing, "box": [0.1, 0.25, 0.5, 1]}]} if i % 3 != 2 else {}
         records.append({"image": f"{thing}.jpg", **caption, **box})
     return make_records(root, records, [None if i == blind else colour(i % 10) for i in range(len(things))])
+
+
+def few_images(root: Path) -> ShardIndex:
+    return make_images(root, THINGS[:3])
 
 
 def words(messages: list[dict[str, str]]) -> str:

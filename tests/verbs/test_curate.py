@@ -24,7 +24,7 @@ TINY = "hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, num_attent
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A folder with pictures and a run that says something about them, if nothing sensible."""
+    """A folder with images and a run that says something about them, if nothing sensible."""
     root = make_shapes(tmp_path_factory.mktemp("work"), train=5)
     tokenizer = root / "tokenizer"
     small = [f"model.vision.architecture={{{TINY}, image_size: 16, patch_size: 8}}"]
@@ -48,12 +48,12 @@ def minigpt4(*changes: str) -> tuple[str, ...]:
     return ("minigpt4", "run=describer", "data.path=train", *few, *changes)
 
 
-def test_from_pictures_to_shards(work, monkeypatch, capsys):
+def test_from_images_to_shards(work, monkeypatch, capsys):
     with ScriptedEndpoint(answer=lambda prompt: f"A tiny scene, number {len(prompt) % 7}.") as server:
         argv = minigpt4("out=curated", f"llm.url={server.url}", "llm.model=gpt-tiny", "llm.prompt_price=2")
         code, out, err = curate(work, monkeypatch, capsys, *argv)
         assert code == 0, err
-        assert "described   5 pictures" in out and "5 to review: mmlab curate review out=curated" in out
+        assert "described   5 images" in out and "5 to review: mmlab curate review out=curated" in out
         assert server.headers[0]["Authorization"] == "Bearer sk-very-secret"
         review = Review(work / "curated")
         for i in range(5):
