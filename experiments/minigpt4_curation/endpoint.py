@@ -1,6 +1,6 @@
 """A scripted language model behind OpenAI's chat-completions protocol on loopback: endpoint.py URL_FILE.
 
-It drops repeated sentences, and turns a fragment that names one colour and one shape into a sentence. It does not know
+It drops repeated sentences, and turns a fragment that names one color and one shape into a sentence. It does not know
 the image, so factual errors in a description remain.
 """
 
@@ -10,7 +10,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from mmlab.data.sources.easy_vqa import COLOURS, SHAPES
+from mmlab.data.sources.easy_vqa import COLORS, SHAPES
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]?")
 
@@ -22,7 +22,7 @@ def mend(text: str) -> str:
         words = re.findall(r"\w+", piece)
         sentence = piece.strip()
         if not sentence.endswith((".", "!", "?")) or not sentence[0].isupper() or len(words) < 3:
-            named = [{word for word in words if word in known} for known in (COLOURS, SHAPES)]
+            named = [{word for word in words if word in known} for known in (COLORS, SHAPES)]
             if any(len(found) != 1 for found in named):
                 continue
             sentence = f"The image shows a {' '.join(found.pop() for found in named)}."

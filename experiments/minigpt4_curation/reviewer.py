@@ -1,6 +1,6 @@
 """Stand-in for a human reviewer, using the review page's own requests: reviewer.py ADDRESS SHARDS.
 
-It knows a training image from its questions. It accepts a description that names the right colour and shape and no
+It knows a training image from its questions. It accepts a description that names the right color and shape and no
 other, edits one wrong word, and rejects everything else.
 """
 
@@ -11,20 +11,20 @@ from urllib.request import Request, urlopen
 
 from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
-from mmlab.data.sources.easy_vqa import COLOURS, SHAPES
+from mmlab.data.sources.easy_vqa import COLORS, SHAPES
 from mmlab.evaluate.scores.incoherence import words_of
 
 
 def whole(caption: str | None) -> bool:
-    """Whether a caption has colour and shape; for one image in ten the questions do not give both."""
+    """Whether a caption has color and shape; for one image in ten the questions do not give both."""
     words = (caption or "").split()
-    return len(words) == 3 and words[1] in COLOURS and words[2] in SHAPES
+    return len(words) == 3 and words[1] in COLORS and words[2] in SHAPES
 
 
 def right(text: str, caption: str) -> bool:
-    """Whether a text names the colour and shape of a complete caption, and no other."""
-    _, colour, shape = caption.split()
-    return [set(words_of(text)) & set(known) for known in (COLOURS, SHAPES)] == [{colour}, {shape}]
+    """Whether a text names the color and shape of a complete caption, and no other."""
+    _, color, shape = caption.split()
+    return [set(words_of(text)) & set(known) for known in (COLORS, SHAPES)] == [{color}, {shape}]
 
 
 def decided(text: str, caption: str) -> tuple[str, str]:
@@ -32,7 +32,7 @@ def decided(text: str, caption: str) -> tuple[str, str]:
     if right(text, caption):
         return "accept", text
     mended = text
-    for known, word in zip((COLOURS, SHAPES), caption.split()[1:], strict=True):
+    for known, word in zip((COLORS, SHAPES), caption.split()[1:], strict=True):
         named = set(words_of(text)) & set(known)
         if len(named) == 1 and named != {word}:
             mended = re.sub(rf"\b{named.pop()}\b", word, text)

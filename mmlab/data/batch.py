@@ -1,4 +1,7 @@
-"""The batches that stages receive. Legend: B rows, T tokens, N pictures, H/W pixels, C/h/w sizes of latents."""
+"""The batches that stages receive. Legend: B rows, T tokens, N images, H/W pixels, C/h/w sizes of latents.
+
+The reader adds `keys` (one per sample), `stats` (counters per source) and `bad` (replaced samples) to every batch.
+"""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -11,18 +14,18 @@ IGNORE = -100
 class ChatBatch(TypedDict):
     """Rows of one or more segments (packing is many segments in a row).
 
-    A token sees an earlier token of its own segment, and of the segment that `context_ids` names:
-    several questions about one picture share the picture's tokens.
+    A token sees the earlier tokens of its own segment, and those of the segment that `context_ids` names:
+    several questions about one image share its tokens.
     """
 
-    input_ids: Tensor  # int64 [B, T]; the pad id at picture places
+    input_ids: Tensor  # int64 [B, T]; the pad id at the places of images
     position_ids: Tensor  # int64 [B, T]; restarts per segment, continues after the context's length
     segment_ids: Tensor  # int64 [B, T]; 0 = padding
     context_ids: Tensor  # int64 [B, T]; 0 = none
     labels: Tensor  # int64 [B, T]; IGNORE where there is no loss, else the token at this place
     pixel_values: Tensor  # uint8 [N, 3, H, W]
-    image_positions: Tensor  # int64 [N, 2]: row and first token of each picture
-    image_keys: list[str]  # N, one per picture and unique over all shards
+    image_positions: Tensor  # int64 [N, 2]: row and first token of each image
+    image_keys: list[str]  # N, one per image, unique over all shards
     packed: bool  # whether a row has more than one segment; set by the stage, on the host
     keys: list[str]
     stats: dict[str, dict[str, int]]
@@ -30,7 +33,7 @@ class ChatBatch(TypedDict):
 
 
 class PairBatch(TypedDict):
-    """Pictures with one caption each, for contrastive pretraining."""
+    """Images with one caption each, for contrastive pretraining."""
 
     pixel_values: Tensor  # uint8 [B, 3, H, W]
     input_ids: Tensor  # int64 [B, T]
@@ -53,21 +56,21 @@ class ConditionedBatch(TypedDict):
 
 
 class ImageBatch(ConditionedBatch):
-    """Pictures to encode or to generate."""
+    """Images to encode or to generate."""
 
     pixel_values: Tensor  # uint8 [B, 3, H, W]
-    map_pixels: NotRequired[Tensor]  # uint8 [B, 3, H, W]; of the pictures' maps
+    map_pixels: NotRequired[Tensor]  # uint8 [B, 3, H, W]; of the images' maps
 
 
 class LatentBatch(ConditionedBatch):
-    """Pictures as a first stage encoded them: its posterior, so that the sample is still drawn at each visit."""
+    """Latents of images as posteriors of a first stage, so that each visit draws another sample."""
 
-    mean: Tensor  # float32 [B, C, h, w]; raw latents, not normalised
-    logvar: NotRequired[Tensor]  # float32 [B, C, h, w]; not there for a deterministic first stage
+    mean: Tensor  # float32 [B, C, h, w]; raw latents, not normalized
+    logvar: NotRequired[Tensor]  # float32 [B, C, h, w]; absent for a deterministic first stage
 
 
 class CodeBatch(ConditionedBatch):
-    """Pictures as the codes that a first stage made of them."""
+    """Codes that a first stage made of images."""
 
     codes: Tensor  # int64 [B, h, w]
-    map_codes: NotRequired[Tensor]  # int64 [B, h, w]; of the pictures' maps, by a first stage of their own
+    map_codes: NotRequired[Tensor]  # int64 [B, h, w]; of the images' maps, by a first stage of their own

@@ -1,15 +1,12 @@
 """From a record in the shards' canonical form to dialogues."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmlab.data.config import Prompt
 from mmlab.data.sample import SampleError
 from mmlab.data.turns import IMAGE, Dialogue, Turn
 from mmlab.keyed import choose
-
-if TYPE_CHECKING:
-    pass
 
 BRIEF_DESCRIPTION = (
     "Describe the image concisely.",
@@ -24,7 +21,7 @@ BRIEF_DESCRIPTION = (
     "Write a terse but informative summary of the picture.",
     "Create a compact narrative representing the image presented.",
 )
-"""The questions that LLaVA's stage 1 asks for a caption (its paper, table 11)."""
+"""LLaVA's stage 1 asks for a caption with one of these (arXiv 2304.08485, table 11)."""
 
 DETAILED_DESCRIPTION = (
     "Describe this image in detail.",
@@ -32,7 +29,7 @@ DETAILED_DESCRIPTION = (
     "Please provide a detailed description of the picture.",
     "Could you describe the contents of this image for me?",
 )
-"""The questions that MiniGPT-4's stage 2 asks for a description (its repository, prompts/alignment.txt)."""
+"""MiniGPT-4's stage 2 asks for a description with one of these (its repository, prompts/alignment.txt)."""
 
 REQUESTS = {"llava": BRIEF_DESCRIPTION, "minigpt4": DETAILED_DESCRIPTION}
 BLIP_WORDS = 50  # longest caption in words (LAVIS and MiniGPT-4, processors/blip_processors.py)
@@ -42,7 +39,7 @@ _OWN_LINE = re.compile(rf"^[ \t]*{IMAGE}[ \t]*$\n?", re.MULTILINE)
 
 
 def caption_of(record: dict[str, Any], seed: int, form: str = "raw") -> str | None:
-    """The record's caption; of several `captions` the one drawn by `seed`; None if there is none.
+    """The record's caption, of several `captions` the one drawn by `seed`, or None.
 
     Args:
         record: canonical record.
@@ -51,18 +48,18 @@ def caption_of(record: dict[str, Any], seed: int, form: str = "raw") -> str | No
     """
     captions = record.get("captions")
     listed = captions if isinstance(captions, list) else []
-    several = [text for text in listed if isinstance(text, str) and text.strip()]
-    caption = choose(several, seed, "caption") if several else record.get("caption")
-    caption = _formed(caption, form) if isinstance(caption, str) else ""
+    texts = [text for text in listed if isinstance(text, str) and text.strip()]
+    caption = choose(texts, seed, "caption") if texts else record.get("caption")
+    caption = _formatted(caption, form) if isinstance(caption, str) else ""
     return caption if caption.strip() else None
 
 
 def caption_for(record: dict[str, Any], prompt: Prompt, seed: int) -> str:
-    """The caption that a prompt learns or shows; without one, template `plain` takes a conversation's last answer.
+    """The caption of a record in the form that the prompt has.
 
     Args:
-        record: canonical record.
-        prompt: its template, and the form of its captions.
+        record: canonical record; without a caption, template `plain` takes its conversation's last answer.
+        prompt: template, and form of captions.
         seed: of the sample.
 
     Raises:
@@ -76,18 +73,18 @@ def caption_for(record: dict[str, Any], prompt: Prompt, seed: int) -> str:
     return caption
 
 
-def _formed(caption: str, form: str) -> str:
+def _formatted(caption: str, form: str) -> str:
     return caption if form == "raw" else " ".join(_MARKS.sub(" ", caption.lower()).split()[:BLIP_WORDS])
 
 
 def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture: bool = True) -> list[Dialogue]:
-    """The dialogues of a record; where the picture is shown, each opens with `<image>` and a line break.
+    """The dialogues of a record; if the image is shown, each opens with `<image>` and a line break.
 
     Args:
         record: canonical record.
-        prompt: which part of it is used, and what stands in the picture's place.
-        seed: of the sample; draws a caption and the question asked for it.
-        picture: whether the sample has a decoded picture.
+        prompt: which part of it is used, and what stands for the image.
+        seed: of the sample; draws a caption and the request for it.
+        picture: whether the sample has a decoded image.
 
     Raises:
         SampleError: `no-caption`, `no-answer`, `empty-answer`, `empty-question`, `order`, `role`, `pictures`
@@ -96,11 +93,11 @@ def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture:
     if prompt.template == "plain":
         caption = caption_for(record, prompt, seed)
         shown = prompt.pictures == "scattered" or (picture and prompt.pictures == "tokens")
-        return [_shown([Turn("human", ""), Turn("gpt", caption)], shown, IMAGE, "")]
+        return [_opened([Turn("human", ""), Turn("gpt", caption)], IMAGE if shown else "", "")]
     return [
-        _place(dialogue, record, prompt, seed, picture, found, kind != "conversations")
+        _place(dialogue, record, prompt, seed, picture, marked, kind != "conversations")
         for kind in _kinds(record, prompt.turns, seed)
-        for found, dialogue in _dialogues(kind, record, prompt, seed, picture)
+        for marked, dialogue in _dialogues(kind, record, prompt, seed, picture)
     ]
 
 
@@ -120,7 +117,7 @@ def _kinds(record: dict[str, Any], turns: str, seed: int) -> list[str]:
 def _dialogues(
     kind: str, record: dict[str, Any], prompt: Prompt, seed: int, picture: bool
 ) -> list[tuple[bool, Dialogue]]:
-    """The dialogues of one part of the record, and whether each marks the picture."""
+    """(whether it marks the image, dialogue) of each dialogue of one part of the record."""
     if kind == "questions":
         return [_one_turn(item, picture) for item in _list(record, "questions")]
     if kind == "conversations":
@@ -135,44 +132,52 @@ def _place(
     prompt: Prompt,
     seed: int,
     picture: bool,
-    found: bool,
+    marked: bool,
     about: bool,
 ) -> Dialogue:
-    """Put the picture, its caption or nothing before the first question."""
-    if prompt.pictures == "tokens" and found and not picture:
-        raise SampleError("no-picture", "The conversation marks a picture, and the sample has none.")
-    shown = ""
+    """Put the image marker, its caption or nothing before the first question.
+
+    Args:
+        dialogue: without the marker.
+        record, prompt, seed, picture: as for `conversations_of`.
+        marked: whether the dialogue had a marker.
+        about: whether it is about an image even without a marker.
+    """
+    if prompt.pictures == "tokens" and marked and not picture:
+        raise SampleError("no-picture", "The conversation marks an image, but the sample has none.")
+    opening = ""
     if prompt.pictures == "tokens" and picture:
-        shown = IMAGE
-    elif prompt.pictures in ("text", "scattered") and (found or picture or about):
+        opening = IMAGE
+    elif prompt.pictures in ("text", "scattered") and (marked or picture or about):
         caption = caption_for(record, prompt, seed)
-        shown = caption if prompt.pictures == "text" else IMAGE
-    if not shown and not dialogue[0].text.strip():
-        raise SampleError("empty-question", "A question without a picture is empty.")
-    return _shown(dialogue, bool(shown), shown, "\n")
+        opening = caption if prompt.pictures == "text" else IMAGE
+    if not opening and not dialogue[0].text.strip():
+        raise SampleError("empty-question", "A question without an image is empty.")
+    return _opened(dialogue, opening, "\n")
 
 
-def _shown(dialogue: Dialogue, show: bool, what: str, joint: str) -> Dialogue:
+def _opened(dialogue: Dialogue, opening: str, joint: str) -> Dialogue:
+    """The dialogue with `opening` before its first question; `joint` separates the two if neither is empty."""
     question = dialogue[0].text
-    if not show:
+    if not opening:
         return dialogue
-    return [Turn("human", what + joint + question if question else what), *dialogue[1:]]
+    return [Turn("human", opening + joint + question if question else opening), *dialogue[1:]]
 
 
 def _list(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
     items = record.get(name)
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
-        raise SampleError("turns", f"The record's {name} are missing or no list of objects.")
+        raise SampleError("turns", f"The record's {name} are missing or not a list of objects.")
     return items
 
 
 def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
-    """As `_conversation`, of a question and its answer."""
+    """As `_conversation`, for a question and its answer."""
     turns = [{"from": "human", "value": item.get("question")}, {"from": "gpt", "value": item.get("answer")}]
-    found, dialogue = _conversation(turns, picture)
+    marked, dialogue = _conversation(turns, picture)
     if not dialogue[0].text.strip():
         raise SampleError("empty-question", "A question is empty.")
-    return found, dialogue
+    return marked, dialogue
 
 
 def _last_answer(record: dict[str, Any], form: str) -> str:
@@ -180,14 +185,14 @@ def _last_answer(record: dict[str, Any], form: str) -> str:
     answers = [
         t.get("value") for t in record.get("conversations") or [] if isinstance(t, dict) and t.get("from") == "gpt"
     ]
-    last = _formed(answers[-1], form) if answers and isinstance(answers[-1], str) else ""
+    last = _formatted(answers[-1], form) if answers and isinstance(answers[-1], str) else ""
     if not last.strip():
-        raise SampleError("no-caption", "The record has no caption, and no conversation that holds one.")
+        raise SampleError("no-caption", "The record has neither a caption nor a conversation that ends with one.")
     return last
 
 
 def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dialogue]:
-    """Whether the turns mark a picture, and the turns without the mark."""
+    """(whether the turns mark an image, the turns without the marker)."""
     dialogue: Dialogue = []
     for i, item in enumerate(items):
         role, text = item.get("from"), item.get("value")
@@ -204,30 +209,30 @@ def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dia
         raise SampleError("no-answer", "The conversation has no gpt turn.")
     if dialogue[-1].role == "human":
         raise SampleError("order", "The conversation's last question has no answer.")
-    found = 0
+    count = 0
     for i in range(0, len(dialogue), 2):
-        text, marks = _without_marks(dialogue[i].text)
-        found += marks
-        if marks:
+        text, markers = _without_markers(dialogue[i].text)
+        count += markers
+        if markers:
             dialogue[i] = Turn("human", text)
-    if not found and picture and IMAGE in dialogue[0].text:  # marked within a line
+    if not count and picture and IMAGE in dialogue[0].text:  # marked within a line
         dialogue[0] = Turn("human", dialogue[0].text.replace(IMAGE, "", 1).strip())
-        found = 1
-    if found > 1:
-        raise SampleError("pictures", f"The conversation marks {found} pictures; one is supported.")
+        count = 1
+    if count > 1:
+        raise SampleError("pictures", f"The conversation marks {count} images; only one is supported.")
     if any(turn.role == "human" and not turn.text.strip() for turn in dialogue[2:]):
         raise SampleError("empty-question", "A later question is empty.")
-    return bool(found), dialogue
+    return bool(count), dialogue
 
 
-def _without_marks(text: str) -> tuple[str, int]:
-    """A question without the picture marks that open it, end it or stand on a line; others are text."""
-    rest, found = _OWN_LINE.subn("", text)
-    if not found:
+def _without_markers(text: str) -> tuple[str, int]:
+    """A question without the image markers at its start, at its end or on a line of their own; others are text."""
+    rest, count = _OWN_LINE.subn("", text)
+    if not count:
         bare = text.strip()
         if bare.startswith(IMAGE):
-            rest, found = bare[len(IMAGE) :], 1
+            rest, count = bare[len(IMAGE) :], 1
         elif bare.endswith(IMAGE):
-            rest, found = bare[: -len(IMAGE)], 1
-        found += len(_OWN_LINE.findall(rest))
-    return (rest.strip(), found) if found else (text, 0)
+            rest, count = bare[: -len(IMAGE)], 1
+        count += len(_OWN_LINE.findall(rest))
+    return (rest.strip(), count) if count else (text, 0)

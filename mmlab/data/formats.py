@@ -84,7 +84,7 @@ def check_extension(extension: str, name: str) -> None:
     raise DataError(f"member {name!r} is refused: {why}")
 
 
-def picture_kind(data: bytes) -> str | None:
+def image_kind(data: bytes) -> str | None:
     """The extension that an image's first bytes imply (`jpg`, `png`, `webp`), or None."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"

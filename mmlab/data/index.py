@@ -1,4 +1,4 @@
-"""The index beside a folder of shards: random access by sample number, checked against checksums."""
+"""The index of a folder of shards: random access by sample number, verified by checksums."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ _BUILD = "build it with `mmlab shards index"
 
 @dataclass(frozen=True)
 class Members:
-    """Where the members of all samples lie. M members; sample i owns members `first[i]:first[i + 1]`."""
+    """Positions of the members of all samples. M members; sample i owns members `first[i]:first[i + 1]`."""
 
     first: np.ndarray  # int64 [N + 1]
     extension: np.ndarray  # uint8 [M], an index into `formats.EXTENSIONS`
@@ -37,9 +37,9 @@ class Members:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A folder of shards, opened. N samples in S shards; samples of one shard are adjacent, in tar order.
+    """An open folder of shards. N samples in S shards; samples of one shard are adjacent, in tar order.
 
-    It pickles as its folder and hash alone, so worker processes of any start method open it for themselves.
+    Only its folder and hash are pickled; worker processes of any start method open it again.
     """
 
     root: Path
@@ -47,10 +47,10 @@ class ShardIndex:
     shard_sizes: np.ndarray = field(repr=False)  # int64 [S], bytes of each file
     samples_per_shard: np.ndarray = field(repr=False)  # int64 [S]
     keys: np.ndarray = field(repr=False)  # '<U' [N]
-    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: width, height; 0, 0 = none, or unreadable
+    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: width, height; 0, 0: none, or unreadable
     text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
     type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `type_names`
-    type_names: tuple[str, ...]  # response types that occur; an empty one is that of samples without
+    type_names: tuple[str, ...]  # response types that occur; empty for samples without one
     members: Members = field(repr=False)
     hash: str  # sha256 over shard names, keys, offsets, sizes and checksums
     _files: dict[int, "_OpenFile"] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -63,7 +63,7 @@ class ShardIndex:
 
     @classmethod
     def open(cls, root: str | Path) -> "ShardIndex":
-        """Load the index of a folder and check that it still fits the shards beside it.
+        """Load the index of a folder and check that it still fits the shards.
 
         Raises:
             DataError: no folder, no index, one of another version, or shards that were added, removed or
@@ -123,7 +123,7 @@ class ShardIndex:
             except OSError as error:
                 raise SampleError("io", f"{where} could not be read: {error.strerror}.") from None
             if len(data) != length or zlib.crc32(data) != self.members.crc[m]:
-                raise SampleError("checksum", f"{where} is not what it was when the index was built.")
+                raise SampleError("checksum", f"{where} has changed since the index was built.")
             sample[extension] = data
         return sample
 
@@ -132,7 +132,7 @@ class ShardIndex:
         return int(np.searchsorted(self._ends, i, side="right"))
 
     def type_of(self, i: int) -> str:
-        """The response type of sample `i`; empty where it has none."""
+        """The response type of sample `i`, or an empty string."""
         return self.type_names[self.type_codes[i]]
 
     def extensions(self, i: int) -> list[str]:
@@ -153,19 +153,19 @@ class ShardIndex:
         return file
 
     def _check_fresh(self) -> None:
-        found = [path.name for path in list_shards(self.root)]
-        for name in sorted(set(found) ^ set(self.shards)):
-            state = "was added" if name in found else "is missing"
+        names = [path.name for path in list_shards(self.root)]
+        for name in sorted(set(names) ^ set(self.shards)):
+            state = "was added" if name in names else "was removed"
             raise DataError(f"shard {name} of {self.root} {state} since the index was built; {_BUILD} {self.root}`.")
         for name, size in zip(self.shards, self.shard_sizes, strict=True):
             now = (self.root / name).stat().st_size
             if now != size:
-                state = f"has {now} bytes, {size} when the index was built"
+                state = f"has {now} bytes, but had {size} when the index was built"
                 raise DataError(f"shard {self.root / name} {state}; {_BUILD} {self.root}`.")
 
 
 class _OpenFile:
-    """A descriptor that closes with its last user: dropping a shard never pulls it from under a reader."""
+    """A descriptor that closes with its last user, so that no reader loses it when the shard is dropped."""
 
     def __init__(self, path: Path):
         self.fd = -1
@@ -180,16 +180,16 @@ class _OpenFile:
 
 
 def build_index(root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False) -> ShardIndex:
-    """Read every shard of a folder, verify it, and write the index beside it (at once or not at all).
+    """Read and verify every shard of a folder, and write its index atomically.
 
     Args:
-        root: a folder of `.tar` files, ours or foreign; files of other kinds are left alone.
-        required: members that each sample must have; `jpg|png` asks for one of them.
-        workers: processes that read shards side by side.
+        root: a folder of `.tar` files, ours or foreign; other files are ignored.
+        required: members that each sample must have; `jpg|png` requires one of them.
+        workers: processes that read shards in parallel.
         quiet: show no progress.
 
     Raises:
-        DataError: naming shard, byte and reason, for whatever `scan_shard` refuses, or a key in two shards.
+        DataError: no shard, whatever `scan_shard` raises, or a key in two shards.
     """
     folder = local_folder(root)
     shards = list_shards(folder)
@@ -203,12 +203,12 @@ def build_index(root: str | Path, required: Iterable[str] = (), workers: int = 1
 def _reopen(root: Path, content_hash: str) -> ShardIndex:
     index = ShardIndex.open(root)
     if index.hash != content_hash:
-        raise DataError(f"the index of {root} was rebuilt with other contents while it was in use.")
+        raise DataError(f"the index of {root} was rebuilt with different contents while it was in use.")
     return index
 
 
 def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> ShardIndex:
-    """Join the shards' scans into one index, checking that no key is used in two of them."""
+    """Join the scans of all shards into one index; raises DataError for a key in two of them."""
     owner: dict[str, str] = {}
     parts: list[ShardScan] = []
     for path, scan in zip(shards, scans, strict=True):
@@ -246,7 +246,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
 
 
 def _types(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and codes; a foreign set whose `type` says something else of each sample has none."""
+    """Names and codes; none for a foreign set whose `type` has too many values to be a response type."""
     names = sorted(set(types))
     if len(names) > _MOST_TYPES:
         return ("",), np.zeros(len(types), np.uint8)
@@ -263,7 +263,7 @@ def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: li
 
 
 def _write(index: ShardIndex) -> None:
-    """Write the index file under another name and rename it, so that there is never half of one."""
+    """Write the index under another name and rename it, so that it is never incomplete."""
     path = index.root / INDEX_NAME
     beside = path.with_name(f".{INDEX_NAME}.tmp-{os.getpid()}")
     arrays = {

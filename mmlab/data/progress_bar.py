@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then anywhere else."""
+"""Progress of long work: a bar on a terminal, occasional plain lines anywhere else."""
 
 import sys
 import time
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None, quiet: bool = False) -> Iterator[T]:
-    """Yield `items`, showing on stderr how many have passed.
+    """Yield `items` and show their count on stderr.
 
     Args:
-        items: what to go through.
-        label: what is being done, such as "writing samples".
-        total: how many items are expected; None if unknown.
+        items: to iterate over.
+        label: of the work, such as "writing samples".
+        total: number of items; None if unknown.
         quiet: show nothing.
     """
     if quiet:
@@ -30,7 +30,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None, quiet: bo
 
 
 def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    """Print a line every quarter of a minute, so that a log says that the work goes on and how fast."""
+    """Print a line every quarter of a minute, so that a log shows progress and speed."""
     start = last = time.monotonic()
     of = f" of {total}" if total is not None else ""
     for count, item in enumerate(items, 1):

@@ -1,4 +1,4 @@
-"""One shard as arrays: samples, where their members lie, checksums, picture sizes and text lengths."""
+"""One shard as arrays: samples, positions of their members, checksums, image sizes and text lengths."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import numpy as np
 
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, parse_record, record_texts, record_type, split_name
-from mmlab.data.images import open_picture
+from mmlab.data.images import open_image
 from mmlab.data.progress_bar import progress
 from mmlab.data.tar import TarMember, fail, walk
 
@@ -34,22 +34,21 @@ class ShardScan:
     offset: np.ndarray  # int64 [M], first byte of the member's data
     length: np.ndarray  # int64 [M]
     crc: np.ndarray  # uint32 [M]
-    image_sizes: np.ndarray  # int32 [N, 2]: width, height; 0, 0 = no picture, or one whose header is unreadable
+    image_sizes: np.ndarray  # int32 [N, 2]: width, height; 0, 0: no image, or an unreadable header
     text_lengths: np.ndarray  # int32 [N]: characters of all texts of the record
     types: list[str]  # [N]: response type of each record, or empty
 
 
 def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
-    """Read a shard from end to end.
+    """Read a whole shard.
 
     Args:
         path: the tar file.
-        required: members that each sample must have; `jpg|png` asks for one of them.
+        required: members that each sample must have; `jpg|png` requires one of them.
 
     Raises:
-        DataError: naming the shard, the byte and the reason, for whatever `walk` refuses, an unsafe key, a
-            member outside the allow-list, a member twice, members of a key apart from each other, or one that
-            is missing.
+        DataError: naming the shard, the byte and the reason, for whatever `walk` raises, an unsafe key, a member
+            that is not in `EXTENSIONS`, missing or there twice, or members of a key that are not adjacent.
     """
     keys, seen, first, members, images, texts = [], set(), [], [], [], []
     types: list[str] = []
@@ -60,11 +59,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
             key, extension = _named(member, path)
             if not keys or key != keys[-1]:
                 if key in seen:
-                    fail(
-                        path,
-                        member.header,
-                        f"the members of {key!r} do not lie together, or the key is used twice",
-                    )
+                    fail(path, member.header, f"the members of {key!r} are not adjacent, or the key is used twice")
                 if keys:
                     _close(sample, keys[-1], required, path, member.header, images, texts, types)
                 seen.add(key)
@@ -97,7 +92,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
 def scan_shards(
     shards: list[Path], required: tuple[str, ...] = (), workers: int = 1, quiet: bool = False
 ) -> Iterator[ShardScan]:
-    """Yield the `ShardScan` of each shard in order, reading them in `workers` processes."""
+    """Yield the `ShardScan` of each shard, in order; `workers` processes read them."""
     scan = partial(scan_shard, required=required)
     if workers <= 1:
         yield from progress(map(scan, shards), "reading shards", len(shards), quiet)
@@ -118,7 +113,7 @@ def list_shards(folder: Path) -> list[Path]:
 def local_folder(root: str | Path) -> Path:
     """Return `root` as the path of an existing local folder, or raise DataError."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", str(root)):
-        raise DataError(f"'{root}' is not a local folder: shards are never read from commands or URLs, copy them here.")
+        raise DataError(f"'{root}' is not a local folder: shards are never read from commands or URLs; copy them here.")
     folder = Path(root).expanduser()
     if folder.is_file():
         raise DataError(f"{folder} is a file; give the folder that holds the .tar files.")
@@ -138,33 +133,33 @@ def _named(member: TarMember, path: Path) -> tuple[str, str]:
 def _read(fd: int, member: TarMember, path: Path) -> bytes:
     data = os.pread(fd, member.size, member.offset)
     if len(data) != member.size:
-        fail(path, member.offset, f"member {member.name!r} could not be read to its end")
+        fail(path, member.offset, f"member {member.name!r} could not be read completely")
     return data
 
 
 def _close(sample, key: str, required, path: Path, at: int, images: list, texts: list, types: list) -> None:
-    """Check a whole sample and record its picture size, text length and response type."""
+    """Check a complete sample and append its image size, text length and response type."""
     for names in required:
         if not any(name in sample for name in names.split("|")):
             has = ", ".join(f".{name}" for name in sample)
             fail(path, at, f"sample {key!r} has no .{names.replace('|', ' or .')} (it has {has})")
-    images.append(next((_picture_size(sample[name]) for name in IMAGE_EXTENSIONS if name in sample), (0, 0)))
+    images.append(next((_image_size(sample[name]) for name in IMAGE_EXTENSIONS if name in sample), (0, 0)))
     record = _record(sample)
     texts.append(sum(map(len, record_texts(record))))
     types.append(record_type(record))
 
 
-def _picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the header alone; an unreadable picture is the reader's to replace and count."""
+def _image_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the header; 0, 0 for an unreadable image, which the reader will replace and count."""
     try:
-        width, height = open_picture(data).size
+        width, height = open_image(data).size
     except Exception:  # Pillow's parsers raise nearly anything on broken bytes
         return 0, 0
     return min(width, _INT32), min(height, _INT32)
 
 
 def _record(sample: dict[str, bytes]) -> dict[str, Any]:
-    """The record; an empty one in place of one that is broken, which is the reader's to replace and count."""
+    """The record; an empty one for a broken record, which the reader will replace and count."""
     try:
         return parse_record(sample)
     except (ValueError, RecursionError):

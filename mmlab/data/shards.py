@@ -1,4 +1,4 @@
-"""Writing samples as shards, checking a set of shards byte by byte, and summing it up."""
+"""Writing samples as shards, verifying a set of shards byte by byte, and summarizing it."""
 
 import json
 import os
@@ -18,17 +18,17 @@ from mmlab.data.progress_bar import progress
 from mmlab.data.scan import scan_shards
 
 Samples = Generator[tuple[str, Members], None, dict[str, int]]
-"""What a converter is: it yields (key, members) and returns its counts."""
+"""A converter: it yields (key, members) and returns its counts."""
 
 
 class ShardWriter:
-    """Writes samples into numbered tars, in a folder that takes its name only when it is whole.
+    """Writes samples into numbered tars, in a folder that gets its name only when it is complete.
 
-    The shards are webdataset's, and equal samples give equal bytes. Use it as a context manager: an error or
+    The shards have webdataset's format, and equal samples give equal bytes. Use it as a context manager: an error or
     a killed process leaves nothing under `root`.
 
     Attributes:
-        index: the finished set's `ShardIndex`, once the context is left.
+        index: the `ShardIndex` of the finished set, after the context has ended.
     """
 
     index: ShardIndex
@@ -42,7 +42,7 @@ class ShardWriter:
             quiet: show no progress.
 
         Raises:
-            ConfigError: `root` holds files already, or with `overwrite` files that are not a set of shards.
+            ConfigError: `root` is not empty, or with `overwrite` has files that do not belong to a set of shards.
         """
         if max_samples < 1:
             raise ConfigError(f"a shard holds at least one sample, not {max_samples}.")
@@ -65,7 +65,7 @@ class ShardWriter:
         """Append one sample; a text is written as UTF-8, a dict as sorted JSON.
 
         Raises:
-            DataError: an unsafe or repeated key, a member that shards do not hold, or no member at all.
+            DataError: an unsafe or repeated key, a member that is not in `EXTENSIONS`, or no member.
         """
         check_key(key)
         if key in self._keys:
@@ -97,7 +97,7 @@ class ShardWriter:
 
     def _finish(self) -> None:
         if not self._keys:
-            raise DataError(f"there was no sample to write to {self.root}.")
+            raise DataError(f"there are no samples to write to {self.root}.")
         build_index(self._building, quiet=self.quiet)
         old = self.root.with_name(f"{self.root.name}.old-{os.getpid()}")
         if self.root.exists():
@@ -115,7 +115,7 @@ def write_shards(
     total: int | None = None,
     quiet: bool = False,
 ) -> tuple[ShardIndex, dict[str, int]]:
-    """Write what a converter yields and return the new index and the converter's counts."""
+    """Write the samples of a converter; return the new index and the converter's counts."""
     counts: dict[str, int] = {}
 
     def counted():
@@ -128,10 +128,10 @@ def write_shards(
 
 
 def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardIndex:
-    """Read every byte of a set of shards again and compare it with the index.
+    """Read every byte of a set of shards and compare it with the index.
 
     Raises:
-        DataError: naming the shard, and the first sample in it that differs.
+        DataError: naming the shard and the first sample in it that differs.
     """
     index = ShardIndex.open(root)
     paths = [index.root / name for name in index.shards]
@@ -139,25 +139,25 @@ def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardInde
     for path, end, scan in zip(paths, ends, scan_shards(paths, (), workers, quiet), strict=True):
         start = end - len(scan.keys)
         if not np.array_equal(index.keys[start:end], scan.keys):
-            raise DataError(f"{path} holds other samples than its index says.")
+            raise DataError(f"{path} does not hold the samples that its index lists.")
         low, high = index.members.first[start], index.members.first[end]
         for name in ("extension", "offset", "length", "crc"):
             differs = np.flatnonzero(getattr(index.members, name)[low:high] != getattr(scan, name))
             if len(differs):
                 i = int(np.searchsorted(index.members.first, low + differs[0], side="right")) - 1
                 raise DataError(
-                    f"{path} changed since it was indexed: sample '{index.keys[i]}' is the first of"
+                    f"{path} changed since it was indexed: sample '{index.keys[i]}' has the first of"
                     f" {len(differs)} members with another {'checksum' if name == 'crc' else name}."
                 )
     return index
 
 
 def stats(index: ShardIndex) -> dict[str, Any]:
-    """Sum a set of shards up from its index alone, as plain JSON data."""
+    """Summarize a set of shards from its index, as plain JSON data."""
     members = np.bincount(index.members.extension, minlength=len(EXTENSIONS))
-    is_picture = np.isin(index.members.extension, [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS])
-    has_picture = np.logical_or.reduceat(is_picture, index.members.first[:-1])
-    width, height = index.image_sizes[has_picture].astype(np.int64).T
+    is_image = np.isin(index.members.extension, [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS])
+    has_image = np.logical_or.reduceat(is_image, index.members.first[:-1])
+    width, height = index.image_sizes[has_image].astype(np.int64).T
     readable = width > 0
     return {
         "root": str(index.root),
@@ -166,7 +166,7 @@ def stats(index: ShardIndex) -> dict[str, Any]:
         "bytes": int(index.shard_sizes.sum()),
         "samples_per_shard": _spread(index.samples_per_shard),
         "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
-        "pictures": int(has_picture.sum()),
+        "pictures": int(has_image.sum()),
         "pictures_unreadable": int((~readable).sum()),
         "pictures_beyond_cap": int((width * height > PIXEL_CAP).sum()),
         "width": _spread(width[readable]),
@@ -200,9 +200,9 @@ def _encode(value: bytes | str | dict[str, Any]) -> bytes:
 def _check_destination(root: Path, overwrite: bool) -> None:
     if root.is_file():
         raise ConfigError(f"{root} is a file; shards are written to a folder.")
-    held = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    if held and not overwrite:
+    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    if names and not overwrite:
         raise ConfigError(f"{root} is not empty; give another folder or --overwrite (overwrite=True).")
-    foreign = [name for name in held if name != INDEX_NAME and not name.endswith(".tar")]
+    foreign = [name for name in names if name != INDEX_NAME and not name.endswith(".tar")]
     if foreign:
-        raise ConfigError(f"{root} is not replaced: '{foreign[0]}' in it is not part of a set of shards.")
+        raise ConfigError(f"{root} cannot be replaced: '{foreign[0]}' in it is not part of a set of shards.")

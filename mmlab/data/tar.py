@@ -1,8 +1,6 @@
-"""A strict walk over an uncompressed tar file: whatever is cut off or damaged is an error, never a short
-list.
+"""A strict walk over an uncompressed tar file, in which any truncation or damage is an error.
 
-Python's `tarfile` takes a broken header in mid-file for the end of the archive, and so drops the rest in
-silence.
+Python's `tarfile` treats a broken header within the file as the end of the archive and silently drops the rest.
 """
 
 import os
@@ -37,7 +35,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A regular file in a tar: its name, where its header and its bytes start, and how many bytes it has."""
+    """A regular file in a tar: its name, the offsets of its header and of its bytes, and its size in bytes."""
 
     name: str
     header: int
@@ -47,7 +45,7 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """One header block; `kind` is tar's type flag, with "0" for every spelling of a regular file."""
+    """One header block; `kind` is tar's type flag, "0" for every variant of a regular file."""
 
     kind: str
     name: str
@@ -55,11 +53,11 @@ class _Header:
 
 
 def walk(fd: int, path: Path) -> Iterator[TarMember]:
-    """Yield the regular files of an open ustar, GNU or pax archive; directories are passed over.
+    """Yield the regular files of an open ustar, GNU or pax archive; directories are skipped.
 
     Raises:
-        DataError: naming `path` and the byte, for a bad checksum, a truncation anywhere, missing end blocks,
-            data behind the end, links and devices, or a compressed file.
+        DataError: naming `path` and the byte, for a bad checksum, any truncation, missing end blocks, data after
+            the end, links and devices, or a compressed file.
     """
     length = os.fstat(fd).st_size
     _check_start(fd, path, length)
@@ -72,14 +70,14 @@ def walk(fd: int, path: Path) -> Iterator[TarMember]:
         following = payload + -(-header.size // BLOCK) * BLOCK
         if following > length:
             left = max(length - payload, 0)
-            fail(path, at, f"member {header.name!r} is cut off: {header.size} bytes announced, {left} left")
+            fail(path, at, f"member {header.name!r} is truncated: it has {header.size} bytes, {left} are left")
         if header.kind in "Lxg":
             extended |= _read_extended(header, fd, payload, path, at)
         else:
             extended = {}
             if header.kind == "0":
                 if header.size > MEMBER_CAP:
-                    fail(path, at, f"member {header.name!r} has {header.size} bytes, the cap is {MEMBER_CAP}")
+                    fail(path, at, f"member {header.name!r} has {header.size} bytes; the cap is {MEMBER_CAP}")
                 yield TarMember(header.name, at, payload, header.size)
             elif header.kind != "5":
                 what = _KINDS.get(header.kind, f"of type {header.kind!r}")
@@ -91,7 +89,7 @@ def walk(fd: int, path: Path) -> Iterator[TarMember]:
 
 
 def fail(path: Path, at: int, reason: str) -> NoReturn:
-    """Raise the DataError that names shard, byte and reason."""
+    """Raise DataError, naming shard, byte and reason."""
     raise DataError(f"{path}, byte {at}: {reason}.")
 
 
@@ -107,12 +105,12 @@ def _check_start(fd: int, path: Path, length: int) -> None:
 def _check_end(fd: int, path: Path, at: int, length: int) -> None:
     if os.pread(fd, BLOCK, at + BLOCK) != _ZEROS:
         if at + 2 * BLOCK > length:
-            fail(path, at, "the archive is cut off: the second end block is missing")
-        fail(path, at, "a block of zeros in mid-archive; what follows it would never be read")
+            fail(path, at, "the archive is truncated: the second end block is missing")
+        fail(path, at, "a block of zeros within the archive; the rest would never be read")
     at += 2 * BLOCK
     while chunk := os.pread(fd, 1 << 20, at):
         if chunk.count(0) != len(chunk):
-            fail(path, at, "there is data behind the end of the archive (tars joined by cat?)")
+            fail(path, at, "there is data after the end of the archive (tars joined by cat?)")
         at += len(chunk)
 
 
@@ -120,7 +118,7 @@ def _header_at(fd: int, path: Path, at: int) -> _Header | None:
     """The header at a byte, or None for a block of zeros."""
     block = os.pread(fd, BLOCK, at)
     if len(block) < BLOCK:
-        fail(path, at, "the archive is cut off: a header or the two end blocks are missing")
+        fail(path, at, "the archive is truncated: a header or the two end blocks are missing")
     if block == _ZEROS:
         return None
     if _number(block[148:156]) not in _checksums(block):
@@ -141,13 +139,13 @@ def _header_at(fd: int, path: Path, at: int) -> _Header | None:
 
 
 def _checksums(block: bytes) -> tuple[int, int]:
-    """The header's checksum, and the one that old writers made of signed bytes."""
+    """The header's checksum, and its variant over signed bytes that old writers used."""
     blanked = block[:148] + b" " * 8 + block[156:]
     return sum(blanked), sum(byte - 256 if byte > 127 else byte for byte in blanked)
 
 
 def _number(field: bytes) -> int | None:
-    """An octal number, or GNU's base-256 for sizes that need more than eleven digits."""
+    """An octal number, or GNU's base 256 for sizes of more than eleven digits."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     match = re.fullmatch(rb" *([0-7]+)[ \0]*", field)
@@ -162,15 +160,15 @@ def _text(raw: bytes, path: Path, at: int) -> str:
 
 
 def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -> dict[str, Any]:
-    """The fields of the next member's header that an extended header replaces."""
+    """The fields that an extended header replaces in the next member's header."""
     if header.size > _EXTENDED_CAP:
-        fail(path, at, f"an extended header of {header.size} bytes")
+        fail(path, at, f"an extended header has {header.size} bytes; the cap is {_EXTENDED_CAP}")
     data = os.pread(fd, header.size, offset)
     if header.kind == "L":
         return {"name": _text(data.split(b"\0", 1)[0], path, at)}
     records = _pax_records(data, path, at)
     if any(key.startswith(b"GNU.sparse") for key in records):
-        fail(path, at, "sparse files are not read")
+        fail(path, at, "sparse files are not supported")
     stated: dict[str, Any] = {}
     if b"path" in records:
         stated["name"] = _text(records[b"path"], path, at)
@@ -184,7 +182,7 @@ def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -
 
 
 def _pax_records(data: bytes, path: Path, at: int) -> dict[bytes, bytes]:
-    """Parse pax records, each `<length> <key>=<value>\\n` with the length counting the whole record."""
+    """Parse pax records, each `<length> <key>=<value>\\n`; the length is that of the whole record."""
     records, rest = {}, data
     while rest:
         match = re.match(rb"([0-9]{1,7}) ", rest)

@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer for models that are trained from nothing on a laptop."""
+"""A small byte-level BPE tokenizer for models that are trained from scratch on a laptop."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from mmlab.data.sample import SampleError
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 SMALLEST = len(_ALPHABET) + 3
-"""The bytes and the three special tokens: no text is ever unknown."""
+"""The bytes and the three special tokens, so that every text can be tokenized."""
 ROLES = "USER: ASSISTANT:"
-"""Template v1's words before each question and answer: letter by letter they would outnumber what is said."""
+"""Template v1's words before each question and answer: as single letters they would outnumber the texts' tokens."""
 
 
 def train_tokenizer(
@@ -27,20 +27,20 @@ def train_tokenizer(
     extra: Iterable[str] = (),
     quiet: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Learn merges from all texts of the shards, and from `ROLES`, and save a folder that `AutoTokenizer` loads.
+    """Learn merges from all texts of the shards and from `ROLES`, and save a folder that `AutoTokenizer` loads.
 
-    A text begins with `<s>`, as LLaVA's language models expect; `</s>` ends an answer and is the template's
-    to add.
+    A text begins with `<s>`, as LLaVA's language models expect; `</s>` ends an answer and is added by the
+    template.
 
     Args:
         indexes: the sets of shards.
         out: folder to write.
-        vocab_size: tokens at most, the special ones included; a small corpus gives fewer.
+        vocab_size: largest number of tokens, special ones included; a small corpus has fewer.
         extra: further texts to learn from, such as the words of another chat template.
         quiet: show no progress.
 
     Raises:
-        ConfigError: `vocab_size` has no room for the bytes.
+        ConfigError: `vocab_size` is smaller than the alphabet of bytes.
         DataError: the shards hold no text, or a record cannot be read.
     """
     if vocab_size < SMALLEST:
@@ -81,7 +81,7 @@ def _texts(indexes: Sequence[ShardIndex], quiet: bool) -> Iterator[str]:
         except (SampleError, ValueError, RecursionError) as error:
             raise DataError(f"{index.root}, sample '{index.keys[i]}': {error}.") from None
         for text in record_texts(record):
-            # As it begins a line, and as it follows a word or "ASSISTANT:".
+            # As at the start of a line, and as after a word or "ASSISTANT:".
             yield from (text, f" {text}")
         if record.get("questions") or record.get("conversations"):
             yield ROLES

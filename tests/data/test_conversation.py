@@ -164,7 +164,7 @@ def test_ids_are_those_of_llava(tokenizer: str, template: str, case: str, image:
             None,
         )
     )
-    expected = list(fast(before)["input_ids"])  # LLaVA tokenises each part, and keeps the first one's bos
+    expected = list(fast(before)["input_ids"])  # LLaVA tokenizes each part, and keeps the first one's bos
     if after is not None:
         part = list(fast(after)["input_ids"])
         part = part[1:] if part[:1] == [fast.bos_token_id] else part
@@ -185,7 +185,7 @@ def test_ids_are_those_of_llava(tokenizer: str, template: str, case: str, image:
 def test_ids_are_those_of_minigpt4(
     tokenizer: str, template: str, before: str, behind: str, stop: str, answer: str
 ) -> None:
-    """It tokenises what stands before the picture, what stands behind it, and the answer, each by itself."""
+    """It tokenizes what stands before the picture, what stands behind it, and the answer, each by itself."""
     fast, question = TOKENIZERS[tokenizer](), "Describe this image in detail."
 
     def ids(text: str) -> list[int]:
@@ -311,7 +311,7 @@ def test_unusable_tokenizers_are_refused() -> None:
 
 @pytest.mark.parametrize("space", [None, "▁"])
 def test_a_token_across_the_start_of_an_answer_is_cut(space: str | None) -> None:
-    # Merges "\n" with the answer; tokenised in one go, a part of the role would be learned.
+    # Merges "\n" with the answer; tokenized in one go, a part of the role would be learned.
     # Where the tokenizer puts a space before a text, the cut must not add one before the answer.
     fast = unsplit_bpe("\nx", space)
     answered = [Turn("human", "Q"), Turn("gpt", "xy")]

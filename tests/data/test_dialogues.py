@@ -134,7 +134,7 @@ def test_config_mistakes_are_named() -> None:
         ("captions", "blip"),
     ):
         with pytest.raises(ConfigError, match=f"{wrong}' cannot be '{near}x'. Did you mean '{near}'"):
-            Prompt(**{wrong: near + "x"})
+            Prompt(**{wrong: near + "x"})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"no place for prompt\.system"):
         Prompt("plain", system="Be brief.")
     with pytest.raises(ConfigError, match="pictures=none"):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.images import PAD_COLOUR, decode_image, resize
+from mmlab.data.images import PAD_COLOR, decode_image, resize
 from mmlab.data.sample import ImageSpec, SampleError
 from tests.tiny_files import bomb
 
@@ -34,7 +34,7 @@ def decode(data: bytes, size=16, aspect="pad") -> torch.Tensor:
     return image
 
 
-def centre(image: torch.Tensor) -> torch.Tensor:
+def center(image: torch.Tensor) -> torch.Tensor:
     return image[:, image.shape[1] // 2, image.shape[2] // 2].long()
 
 
@@ -42,7 +42,7 @@ def centre(image: torch.Tensor) -> torch.Tensor:
 def test_formats(form):
     options = {} if form == "PNG" else {"quality": 95}
     image = decode(encode(gradient(), form, **options))
-    assert (centre(image) - torch.tensor([127, 127, 77])).abs().max() <= 6
+    assert (center(image) - torch.tensor([127, 127, 77])).abs().max() <= 6
 
 
 def test_the_right_size_is_passed_through():
@@ -62,13 +62,13 @@ def test_pad_crop_and_stretch():
     picture = Image.new("RGB", (40, 20), "blue")
     picture.paste((255, 0, 0), (10, 0, 30, 20))
     padded = decode(encode(picture), 8, "pad")
-    assert padded[:, 0, 0].tolist() == list(PAD_COLOUR) and padded[:, -1, -1].tolist() == list(PAD_COLOUR)
-    assert torch.equal(centre(padded), RED) and padded[2, 4, 0] > 200
+    assert padded[:, 0, 0].tolist() == list(PAD_COLOR) and padded[:, -1, -1].tolist() == list(PAD_COLOR)
+    assert torch.equal(center(padded), RED) and padded[2, 4, 0] > 200
     assert (decode(encode(picture), 8, "crop").permute(1, 2, 0).long() - RED).abs().max() == 0
     stretched = decode(encode(picture), 8, "stretch")
-    assert torch.equal(centre(stretched), RED) and stretched[2, 0, 0] > 200
+    assert torch.equal(center(stretched), RED) and stretched[2, 0, 0] > 200
     tall = decode(encode(picture.transpose(Image.Transpose.ROTATE_90)), 8, "pad")
-    assert tall[:, 0, 0].tolist() == list(PAD_COLOUR) and tall[2, 0, 4] > 200
+    assert tall[:, 0, 0].tolist() == list(PAD_COLOR) and tall[2, 0, 4] > 200
 
 
 def test_unknown_aspect_is_a_config_error():
@@ -78,12 +78,12 @@ def test_unknown_aspect_is_a_config_error():
 
 def test_transparency_lies_on_white():
     for mode in ("RGBA", "LA"):
-        assert centre(decode(encode(Image.new(mode, (16, 16))))).tolist() == [255, 255, 255]
+        assert center(decode(encode(Image.new(mode, (16, 16))))).tolist() == [255, 255, 255]
     palette = Image.new("P", (16, 16), 0)
     palette.putpalette([0, 0, 0, 255, 0, 0])
-    assert centre(decode(encode(palette, transparency=0))).tolist() == [255, 255, 255]
-    assert centre(decode(encode(palette))).tolist() == [0, 0, 0]
-    assert centre(decode(encode(Image.new("RGB", (16, 16)), transparency=(0, 0, 0)))).tolist() == [
+    assert center(decode(encode(palette, transparency=0))).tolist() == [255, 255, 255]
+    assert center(decode(encode(palette))).tolist() == [0, 0, 0]
+    assert center(decode(encode(Image.new("RGB", (16, 16)), transparency=(0, 0, 0)))).tolist() == [
         255,
         255,
         255,
@@ -91,13 +91,13 @@ def test_transparency_lies_on_white():
 
 
 def test_grey_palette_cmyk_and_16_bit():
-    assert centre(decode(encode(Image.new("L", (16, 16), 90)))).tolist() == [90] * 3
-    assert centre(decode(encode(Image.new("1", (16, 16), 1)))).tolist() == [255] * 3
+    assert center(decode(encode(Image.new("L", (16, 16), 90)))).tolist() == [90] * 3
+    assert center(decode(encode(Image.new("1", (16, 16), 1)))).tolist() == [255] * 3
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    assert (centre(decode(encode(cmyk, "JPEG"))) - RED).abs().max() <= 4
-    grey = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
-    assert grey.mode == "I;16"
-    assert centre(decode(encode(grey))).tolist() == [40_000 >> 8] * 3
+    assert (center(decode(encode(cmyk, "JPEG"))) - RED).abs().max() <= 4
+    gray = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
+    assert gray.mode == "I;16"
+    assert center(decode(encode(gray))).tolist() == [40_000 >> 8] * 3
 
 
 def test_exif_rotation():
@@ -113,9 +113,9 @@ def test_exif_rotation():
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_animated_pictures_give_their_first_frame(form):
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "green")]
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], duration=50, lossless=True)
-    assert (centre(decode(data)) - RED).abs().max() <= 2
+    assert (center(decode(data)) - RED).abs().max() <= 2
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:

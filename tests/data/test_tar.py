@@ -67,7 +67,7 @@ def test_every_truncation_is_an_error(tmp_path):
         with pytest.raises(DataError, match=r"cut\.tar"):
             read_all(cut)
     cut.write_bytes(whole[: BLOCK + 100])
-    with pytest.raises(DataError, match=r"byte 0: member 'a\.txt' is cut off: 700 bytes announced, 100 left"):
+    with pytest.raises(DataError, match=r"byte 0: member 'a\.txt' is truncated: it has 700 bytes, 100 are left"):
         read_all(cut)
     cut.write_bytes(whole[:end])
     assert len(read_all(cut)) == 2
@@ -90,8 +90,8 @@ def test_a_flipped_header_byte_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda whole: whole[: 2 * BLOCK] + bytes(BLOCK) + whole[2 * BLOCK :], "zeros in mid-archive"),
-        (lambda whole: whole + whole, "behind the end"),
+        (lambda whole: whole[: 2 * BLOCK] + bytes(BLOCK) + whole[2 * BLOCK :], "zeros within the archive"),
+        (lambda whole: whole + whole, "after the end"),
         (lambda whole: b"\x1f\x8b" + whole, "gzip"),
         (lambda whole: b"hello" * 400, "not a tar"),
         (lambda whole: b"", "is empty"),

@@ -1,4 +1,4 @@
-"""A folder of pictures with captions: text files beside them, or a table (CSV, TSV, JSON lines)."""
+"""A folder of images with captions: text files beside them, or a table (CSV, TSV, JSON lines)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any
 from mmlab.config.errors import DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker
 from mmlab.data.shards import Samples
-from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, PictureFolder, class_of, column, optional_column, rows
+from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, optional_column, rows
 
 _CAPTION_FIELDS = ("caption", "text", "title")
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A picture of the data set: where it was named, its path from the folder, caption (or empty) and class."""
+    """An image: where the data set names it, its path in the folder, its caption (or empty) and its class."""
 
     where: str
     name: str
@@ -31,29 +31,29 @@ def captions(
     class_field: str | None = None,
     missing_budget: float = 0.0,
 ) -> Samples:
-    """Read captioned pictures.
+    """Read captioned images.
 
     Args:
-        images: the picture folder. Without a table each `x.jpg` takes its caption from `x.txt` beside it.
-        table: a `.csv`, `.tsv` or `.jsonl` file with a picture's path (from `images`) and a caption per row;
-            a picture with several rows makes several samples.
-        image_field: the column of the path; None takes the first of `image`, `file`, `filename`, `path`, …
-        caption_field: the column of the caption; None takes `caption`, `text` or `title`.
-        class_field: the column of the class, a name or a number; None takes `class` or `label` where there is one.
-        missing_budget: share of the rows whose picture may be absent or unreadable.
+        images: the image folder. Without a table, the caption of each `x.jpg` is in `x.txt` beside it.
+        table: a `.csv`, `.tsv` or `.jsonl` file; each row has an image's path (in `images`) and a caption, and
+            makes one sample.
+        image_field: the column of the path; None: the first of `image`, `file`, `filename`, `path`, …
+        caption_field: the column of the caption; None: `caption`, `text` or `title`.
+        class_field: the column of the class, a name or a number; None: `class` or `label`, if there is one.
+        missing_budget: share of the rows whose image may be missing or unsupported.
 
     Returns:
-        Counts: `samples`, `missing` (no such picture), `unsupported` (not JPEG, PNG, WebP), `without_caption`
-        (left out).
+        Counts: `samples`, `missing` (no such image), `unsupported` (not JPEG, PNG or WebP), `without_caption`
+        (skipped).
 
     Raises:
-        DataError: no such folder or table, a malformed row (named by its number), or a budget overrun.
+        DataError: no such folder or table, a malformed row (with its number), or more losses than the budget allows.
     """
     if table is None:
         entries = list(_side_files(Path(images)))
     else:
         entries = list(_table(Path(table), image_field, caption_field, class_field))
-    folder = PictureFolder(images, missing_budget, len(entries))
+    folder = ImageFolder(images, missing_budget, len(entries))
     keys = KeyMaker()
     counts = {"samples": 0, "without_caption": 0}
     for entry in entries:
@@ -70,7 +70,7 @@ def captions(
 
 
 def _side_files(folder: Path) -> Iterator[_Entry]:
-    """Every picture; the caption of one without a text file is empty."""
+    """Every image; the caption of one without a text file is empty."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
             text = path.with_suffix(".txt")
@@ -87,5 +87,5 @@ def _table(path: Path, image_field: str | None, caption_field: str | None, class
             caption = column(row, caption_field, _CAPTION_FIELDS, where)
         kind = kind or optional_column(row, class_field, CLASS_FIELDS, where)
         if not isinstance(row.get(image), str) or not isinstance(row.get(caption), (str, type(None))):
-            raise DataError(f"{where}: '{image}' and '{caption}' must be texts.")
+            raise DataError(f"{where}: '{image}' and '{caption}' must be text.")
         yield _Entry(where, row[image], (row.get(caption) or "").strip(), class_of(row, kind, where))

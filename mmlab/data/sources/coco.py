@@ -1,4 +1,4 @@
-"""COCO's format: captions and boxes in JSON files, and a folder with the pictures; or the two in a table."""
+"""COCO's format: captions and boxes in JSON files or in a table, and a folder with the images."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from typing import Any
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
 from mmlab.data.shards import Samples
-from mmlab.data.sources.files import PictureFolder, load_json, rows
+from mmlab.data.sources.files import ImageFolder, load_json, rows
 
-_SLACK = 0.01  # how far a box may stick out of its picture, which annotators' boxes do by a pixel
+_SLACK = 0.01  # how far a box may extend beyond its image; annotators' boxes often do by a pixel
 
 
 @dataclass
 class _Picture:
-    """What the files say of one picture; boxes are x1, y1, x2, y2 as shares of width and height."""
+    """An image with its annotations; boxes are x1, y1, x2, y2 as fractions of width and height."""
 
     where: str
     name: str
@@ -35,32 +35,32 @@ def coco(
     table: str | Path | None = None,
     missing_budget: float = 0.0,
 ) -> Samples:
-    """Read pictures with their `captions` and `boxes`; what has neither is left out.
+    """Read images with their `captions` and `boxes`; images with neither are skipped.
 
     Args:
-        images: the picture folder; None makes samples of texts and boxes alone.
+        images: the image folder; None makes samples of only texts and boxes.
         captions: such as captions_train2017.json.
         instances: such as instances_train2017.json.
-        table: a `.jsonl` file in place of both: `image`, `captions` and `instances` (`category`, and `bbox` as shares
-            of width and height) of one picture a line.
-        missing_budget: share of the pictures that may be absent or of another format than JPEG, PNG, WebP.
+        table: a `.jsonl` file in place of both; each line has the `image`, `captions` and `instances` (`category`, and
+            `bbox` as fractions of width and height) of one image.
+        missing_budget: share of the images that may be missing or unsupported (not JPEG, PNG or WebP).
 
     Returns:
-        Counts: `samples`, `captions`, `boxes`, and of the same pictures `crowds` (boxes around groups) and `flat` (with
-        no area), which are left out; `without_text` (pictures that have neither), `missing`, `unsupported`.
+        Counts: `samples`, `captions`, `boxes`; boxes of these images that are skipped, `crowds` (around groups) and
+        `flat` (without area); `without_text` (images with neither captions nor boxes), `missing`, `unsupported`.
 
     Raises:
-        ConfigError: no file, or a table beside JSON files.
-        DataError: a file is not of that format, an entry is malformed (named by its place), or more pictures than the
-            budget allows are missing.
+        ConfigError: no file, or both a table and JSON files.
+        DataError: a file of another format, a malformed entry (with its position), or more losses than the budget
+            allows.
     """
     if (table is None) == (captions is None and instances is None):
-        raise ConfigError("give captions, instances or both as COCO's JSON files, or a table in their place.")
+        raise ConfigError("give captions, instances or both as COCO's JSON files, or a table instead.")
     counts: Counter[str] = Counter(dict.fromkeys(("samples", "captions", "boxes", "without_text", "crowds", "flat"), 0))
-    found = _table(Path(table)) if table else _annotations(captions, instances)
-    folder = None if images is None else PictureFolder(images, missing_budget, len(found))
+    pictures = _table(Path(table)) if table else _annotations(captions, instances)
+    folder = None if images is None else ImageFolder(images, missing_budget, len(pictures))
     keys = KeyMaker()
-    for picture in found:
+    for picture in pictures:
         if not picture.captions and not picture.boxes:
             counts["without_text"] += 1
             continue
@@ -79,7 +79,7 @@ def coco(
 
 
 def _annotations(captions: Any, instances: Any) -> list[_Picture]:
-    """The pictures that either file lists, in their order."""
+    """The images that either file lists, in their order."""
     pictures: dict[Any, _Picture] = {}
     for path in (captions, instances):
         if path is None:
@@ -102,16 +102,16 @@ def _annotations(captions: Any, instances: Any) -> list[_Picture]:
 
 
 def _list_pictures(entries: list[Any], path: str, pictures: dict[Any, _Picture]) -> None:
-    """Add a file's pictures to those of another, by their ids."""
+    """Add a file's images to those of another, by their ids."""
     for number, entry in enumerate(entries):
         where = f"{path}, image {number}"
         name, key = (entry.get("file_name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not name or not isinstance(key, int | str):
             raise DataError(f'{where}: expected {{"id": …, "file_name": text, "width": …, "height": …}}.')
-        known = pictures.setdefault(key, _Picture(where, name))
-        if known.name != name:
-            raise DataError(f"{where}: id {key} is '{name}' here and '{known.name}' elsewhere.")
-        known.width, known.height = (entry.get(side) or 0 for side in ("width", "height"))
+        picture = pictures.setdefault(key, _Picture(where, name))
+        if picture.name != name:
+            raise DataError(f"{where}: id {key} is '{name}' here, but '{picture.name}' elsewhere.")
+        picture.width, picture.height = (entry.get(side) or 0 for side in ("width", "height"))
 
 
 def _table(path: Path) -> list[_Picture]:
@@ -119,22 +119,22 @@ def _table(path: Path) -> list[_Picture]:
     for where, row in rows(path):
         name = row.get("image")
         if not isinstance(name, str) or not name:
-            raise DataError(f"{where}: 'image' must name a picture.{nearest('image', map(str, row))}")
+            raise DataError(f"{where}: 'image' must name an image.{nearest('image', map(str, row))}")
         picture = _Picture(where, name, captions=_captions(row.get("captions") or [], where))
         for box in row.get("instances") or []:
             if not isinstance(box, dict):
-                raise DataError(f'{where}: an instance must be {{"category": text, "bbox": four shares}}.')
+                raise DataError(f'{where}: an instance must be {{"category": text, "bbox": four fractions}}.')
             _add_box(picture, box.get("category"), box.get("bbox"), where)
         pictures.append(picture)
     return pictures
 
 
 def _add_box(picture: _Picture, category: Any, box: Any, where: str) -> None:
-    """Keep a box whose four shares are in order; one without an area is counted."""
+    """Add a box; one without area is only counted."""
     if not isinstance(category, str) or not category.strip():
         raise DataError(f"{where}: its category has no name.")
     if not _numbers(box) or not all(-_SLACK <= edge <= 1 + _SLACK for edge in box):
-        raise DataError(f"{where}: box {box!r} is not four shares of the picture's width and height.")
+        raise DataError(f"{where}: box {box!r} is not four fractions of the image's width and height.")
     edges = [round(min(max(float(edge), 0.0), 1.0), 4) for edge in box]
     if edges[0] < edges[2] and edges[1] < edges[3]:
         picture.boxes.append({"category": category.strip(), "box": edges})
@@ -143,7 +143,7 @@ def _add_box(picture: _Picture, category: Any, box: Any, where: str) -> None:
 
 
 def _shares(box: Any, picture: _Picture, where: str) -> list[float]:
-    """COCO's x, y, width, height in pixels as x1, y1, x2, y2 in shares."""
+    """COCO's x, y, width, height in pixels as x1, y1, x2, y2 in fractions."""
     if not _numbers(box):
         raise DataError(f"{where}: bbox must be four numbers, not {box!r}.")
     sides = picture.width, picture.height
@@ -180,6 +180,6 @@ def _load(path: Path) -> dict[str, Any]:
     lists = [content.get(name) for name in ("images", "annotations")] if isinstance(content, dict) else [None]
     if not all(isinstance(one, list) for one in lists):
         raise DataError(
-            f'{path} is not COCO\'s format: an object with the lists "images" and "annotations" is expected.'
+            f'{path} does not have COCO\'s format: an object with the lists "images" and "annotations" is expected.'
         )
     return content

@@ -1,4 +1,4 @@
-"""Drawn scenes of one object with dialogues of LLaVA's three response types, and the facts that a reply has to say."""
+"""Synthetic scenes of one object with dialogues of LLaVA's three response types, and the facts of each answer."""
 
 import io
 import random
@@ -8,7 +8,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.shards import Samples
-from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
+from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 from mmlab.data.sources.shapes import article, caption
 
 DESCRIBE = ("Describe the picture in detail.", "What is in the picture? Tell me everything.", "Explain what you see.")
@@ -28,15 +28,15 @@ def instructions(
 ) -> Samples:
     """Draw `count` scenes with a dialogue each, of the response types in turn.
 
-    Scene and dialogue i depend on (seed, split, i), the type and the other options. The dialogue stands in the record's
-    `conversations`, and its turns one by one, with their facts as `answers`, in `questions`.
+    Scene and dialogue i depend on (seed, split, i), the type and the other options. The record has the dialogue in
+    `conversations`, and each of its turns, with its facts as `answers`, in `questions`.
 
     Args:
-        count: how many samples.
+        count: number of samples.
         types: response types, of `RESPONSE_TYPES`.
-        split: a word that makes another stream, such as `train` or `val`.
-        seed: another number draws another data set.
-        size: side of the square pictures in pixels.
+        split: a name such as `train` or `val`; each has different samples.
+        seed: each gives a different data set.
+        size: side of the square images in pixels.
         kinds: the shapes that occur.
 
     Returns:
@@ -47,12 +47,12 @@ def instructions(
     """
     if count < 1 or size < 16:
         raise ConfigError("instructions need count >= 1 and size >= 16.")
-    for what, names, known in (("instructions are of", types, RESPONSE_TYPES), ("scenes show", kinds, KINDS)):
+    for what, names, options in (("types", types, RESPONSE_TYPES), ("kinds", kinds, KINDS)):
         if not names:
-            raise ConfigError(f"{what} {', '.join(known)}, not of an empty list.")
+            raise ConfigError(f"{what} cannot be empty; options: {', '.join(options)}.")
         for name in names:
-            if name not in known:
-                raise ConfigError(f"{what} {', '.join(known)}, not '{name}'.{nearest(name, known)}")
+            if name not in options:
+                raise ConfigError(f"{what} can be {', '.join(options)}, not '{name}'.{nearest(name, options)}")
     counts = {"samples": 0, "questions": 0}
     for i in range(count):
         kind = types[i % len(types)]
@@ -82,8 +82,8 @@ def _ask(shape: Shape, kind: str, rng: random.Random) -> Iterator[Asked]:
         yield from _conversation(shape, rng)
     elif kind == "detail_description":
         where = f"{'top' if shape.y < 0.5 else 'bottom'} {'left' if shape.x < 0.5 else 'right'}"
-        answer = f"There is one object. It is a {shape.size} {shape.kind}. Its color is {shape.colour}. "
-        facts = (shape.size, shape.kind, shape.colour, *where.split())
+        answer = f"There is one object. It is a {shape.size} {shape.kind}. Its color is {shape.color}. "
+        facts = (shape.size, shape.kind, shape.color, *where.split())
         yield rng.choice(DESCRIBE), f"{answer}It is at the {where} of the picture.", facts
     else:
         yield _reasoning(shape, rng)
@@ -91,14 +91,14 @@ def _ask(shape: Shape, kind: str, rng: random.Random) -> Iterator[Asked]:
 
 def _conversation(shape: Shape, rng: random.Random) -> Iterator[Asked]:
     """Two or three short questions, in any order."""
-    colour, kind = shape.colour, shape.kind
-    other = rng.choice([name for name in COLOURS if name != colour])
+    color, kind = shape.color, shape.kind
+    other = rng.choice([name for name in COLORS if name != color])
     there = rng.random() < 0.5
     asked = [
-        (f"what color is the {kind}?", colour),
-        (f"what shape is the {colour} object?", kind),
+        (f"what color is the {kind}?", color),
+        (f"what shape is the {color} object?", kind),
         ("is the object small or large?", shape.size),
-        (f"is there {article(colour if there else other)} object?", "yes" if there else "no"),
+        (f"is there {article(color if there else other)} object?", "yes" if there else "no"),
         ("is it on the left or on the right?", "left" if shape.x < 0.5 else "right"),
     ]
     for question, answer in rng.sample(asked, rng.randint(2, 3)):
@@ -106,18 +106,18 @@ def _conversation(shape: Shape, rng: random.Random) -> Iterator[Asked]:
 
 
 def _reasoning(shape: Shape, rng: random.Random) -> Asked:
-    """A question whose answer follows from what is seen, with the way to it."""
+    """A question whose answer follows from the image, with the reasoning."""
     form = rng.randrange(3)
     if form == 0:
         corners = _CORNERS[shape.kind]
         why = f"The object is a {shape.kind}. A {shape.kind} has {corners} corners."
         return _concluded("How many corners does the object have?", why, str(corners), (shape.kind,))
     if form == 1:
-        wall = rng.choice((shape.colour, rng.choice(list(COLOURS))))
-        same = wall == shape.colour
-        why = f"The object is {shape.colour}. On {wall} one {'cannot' if same else 'can'} see it."
+        wall = rng.choice((shape.color, rng.choice(list(COLORS))))
+        same = wall == shape.color
+        why = f"The object is {shape.color}. On {wall} one {'cannot' if same else 'can'} see it."
         question = f"Can one see the object on {article(wall)} wall?"
-        return _concluded(question, why, "no" if same else "yes", (shape.colour,))
+        return _concluded(question, why, "no" if same else "yes", (shape.color,))
     rolls = shape.kind == "circle"
     why = f"The object is a {shape.kind}. A {shape.kind} is {'round' if rolls else 'not round'}."
     return _concluded("Does the object roll down a hill?", why, "yes" if rolls else "no", (shape.kind,))

@@ -1,4 +1,4 @@
-"""Made problems in ScienceQA's layout, about drawn scenes: the whole way can be tried without its data."""
+"""Synthetic problems in ScienceQA's layout, about drawn scenes, to try the whole pipeline without its data."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
+from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 from mmlab.data.sources.scienceqa import LETTERS, PROBLEMS, SPLITS
 
 NAMES = ("Ann", "Ben", "Eve", "Max", "Mia", "Tom")
@@ -23,37 +23,37 @@ def write_problems(
 ) -> dict[str, int]:
     """Write `problems.json`, `pid_splits.json` and `images/<split>/<id>/image.png` into a new folder.
 
-    Problem i of a split depends on (seed, split, i) alone. Of four, one is about a picture, one about a picture and a
-    text, one about a text, one about neither; each has two to four choices, of which any is as likely to be right.
+    Problem i of a split depends only on (seed, split, i) and the other options. Of every four, one is about an image,
+    one about an image and a text, one about a text, one about neither; each has two to four equally likely choices.
 
     Args:
         root: the folder to make.
-        counts: split → how many problems.
-        seed: another number makes other problems.
-        size: side of the pictures in pixels.
-        kinds: the shapes that occur, two at least.
-        own_letters: each colour and each shape has a letter of its own in all problems. The choices are half of the
-            colours, or all shapes (three to five), in their order; a model that is too small to find a word in a list
-            can learn such letters by heart.
+        counts: split → number of problems.
+        seed: each gives different problems.
+        size: side of the images in pixels.
+        kinds: the shapes that occur, at least two.
+        own_letters: each color and each shape has the same letter in all problems. The choices are half of the
+            colors, or all shapes (three to five), in their order; a model that is too small to find a word in a list
+            can memorize such letters.
 
     Returns:
         Counts: `problems`, `pictures`.
 
     Raises:
-        ConfigError: the folder holds files already, nothing is asked for, or an unknown shape.
+        ConfigError: the folder is not empty, no problem is requested, or an unknown shape.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()):
         raise ConfigError(f"{root} is not empty; give another folder.")
     if sum(counts.values()) < 1:
-        raise ConfigError("there is no problem to write: give at least one split a number.")
+        raise ConfigError("there is no problem to write; set the number of problems of at least one split.")
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"problems are about {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
     if len(set(kinds)) < 2:
         raise ConfigError("a problem needs two shapes to choose from.")
     if own_letters and not 3 <= len(set(kinds)) <= len(LETTERS):
-        raise ConfigError(f"letters of their own are for three to {len(LETTERS)} shapes, not {len(set(kinds))}.")
+        raise ConfigError(f"own_letters needs three to {len(LETTERS)} shapes, not {len(set(kinds))}.")
     problems: dict[str, Any] = {}
     splits: dict[str, list[str]] = {}
     pictures = 0
@@ -79,7 +79,7 @@ def write_problems(
 def _problem(
     rng: random.Random, content: int, kinds: Sequence[str], own_letters: bool
 ) -> tuple[dict[str, Any], list[Shape]]:
-    """One problem without its split, and the scene that its picture shows."""
+    """One problem without its split, and the scene that its image shows."""
     scene = place(rng, 1, kinds)
     texts, right, others = _content(content, scene[0], rng.choice(NAMES), kinds)
     wrong = [other for other in others if other != right]
@@ -102,34 +102,34 @@ def _problem(
 
 
 def _in_order(right: str, wrong: Sequence[str]) -> list[str]:
-    """Choices among which each word has the same place every time."""
-    if right not in COLOURS:
+    """Choices in which each word always has the same place."""
+    if right not in COLORS:
         return sorted([right, *wrong])
-    halves = list(COLOURS)[: len(COLOURS) // 2], list(COLOURS)[len(COLOURS) // 2 :]
+    halves = list(COLORS)[: len(COLORS) // 2], list(COLORS)[len(COLORS) // 2 :]
     half = next(half for half in halves if right in half)
-    if wrong[0] in COLOURS:
+    if wrong[0] in COLORS:
         return half
-    # Shapes beside one colour: it stands where it always does.
+    # Shapes beside one color, which keeps its usual place.
     choices = sorted(wrong)[: len(LETTERS) - 1]
     choices.insert(half.index(right), right)
     return choices
 
 
 def _content(kind: int, shape: Shape, name: str, kinds: Sequence[str]) -> tuple[dict[str, str], str, Sequence[str]]:
-    """What is asked and why, the right answer, and what wrong ones are drawn from."""
+    """Texts of the problem, the right answer, and the options for wrong ones."""
     fields = ("subject", "hint", "question", "lecture", "solution")
-    colour, form = shape.colour, shape.kind
+    color, form = shape.color, shape.kind
     if kind == 0:
-        why = ("Things have a color. Look at it.", f"The {form} is {colour}.")
-        texts, right, others = ("natural science", "", f"What color is the {form}?", *why), colour, tuple(COLOURS)
+        why = ("Things have a color. Look at it.", f"The {form} is {color}.")
+        texts, right, others = ("natural science", "", f"What color is the {form}?", *why), color, tuple(COLORS)
     elif kind == 1:
         why = ("Things have a shape. Look at the edges.", f"{name} drew a {form}.")
         asked = (f"{name} drew one thing.", f"Which shape did {name} draw?")
         texts, right, others = ("social science", *asked, *why), form, kinds
     elif kind == 2:
-        asked = (f"{name} has a {colour} {form}.", f"Which color does {name} have?")
-        texts, right, others = ("language science", *asked, "", f"The text says {colour}."), colour, tuple(COLOURS)
+        asked = (f"{name} has a {color} {form}.", f"Which color does {name} have?")
+        texts, right, others = ("language science", *asked, "", f"The text says {color}."), color, tuple(COLORS)
     else:
         asked = ("", "Which of these is a color?")
-        texts, right, others = ("natural science", *asked, "", f"The word {colour} names a color."), colour, kinds
+        texts, right, others = ("natural science", *asked, "", f"The word {color} names a color."), color, kinds
     return dict(zip(fields, texts, strict=True)), right, others

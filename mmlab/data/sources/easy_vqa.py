@@ -1,4 +1,4 @@
-"""easy-VQA: 64 px pictures of one coloured shape each, with yes/no and open questions."""
+"""easy-VQA: 64 px images of one colored shape each, with yes/no and open questions."""
 
 import json
 import re
@@ -7,33 +7,32 @@ from pathlib import Path
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.shards import Samples
 
-COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 SPLITS = ("train", "val", "test")
 
 
 def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Samples:
-    """Read the raw data set; a sample is a picture with all of its questions and the caption that they give
-    away.
+    """Read the raw data set; a sample is an image with all of its questions and the caption that they imply.
 
     Args:
         root: the folder that holds `easy_vqa/data`, or that folder itself.
-        split: `train`, `test`, or `val`, which is held out of the training pictures.
-        held_out: every how many-th training picture belongs to `val`; 0 holds none out.
+        split: `train`, `test`, or `val`, which is held out of the training images.
+        held_out: every n-th training image belongs to `val`; 0 holds none out.
 
     Returns:
-        Counts: `samples`, `questions`, `partial_caption` (the questions tell only colour or only shape),
-        `without_caption` (they tell neither).
+        Counts: `samples`, `questions`, `partial_caption` (the questions imply only color or only shape),
+        `without_caption` (they imply neither).
 
     Raises:
         ConfigError: an unknown split, or `val` with nothing held out.
         DataError: no such data, a malformed question, questions that contradict each other, a missing
-            picture.
+            image.
     """
     if split not in SPLITS:
-        raise ConfigError(f"unknown split '{split}' of easy-VQA; known: {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
+        raise ConfigError(f"easy-VQA has no split '{split}'.{nearest(split, SPLITS)} Options: {', '.join(SPLITS)}.")
     if split == "val" and held_out < 2:
-        raise ConfigError("easy-VQA has no val split of its own; hold one out, such as --held-out 20.")
+        raise ConfigError("easy-VQA has no val split of its own; hold one out, for example with --held-out 20.")
     folder = _folder(Path(root)) / ("test" if split == "test" else "train")
     counts: dict[str, int] = dict.fromkeys(("samples", "questions", "partial_caption", "without_caption"), 0)
     for number, questions in sorted(_load_questions(folder).items()):
@@ -41,55 +40,55 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
             continue
         picture = folder / "images" / f"{number}.png"
         if not picture.is_file():
-            raise DataError(f"{folder / 'questions.json'} asks about picture {number}, but there is no {picture}.")
-        colour, shape = known_from(questions, f"{folder / 'questions.json'}, picture {number}")
+            raise DataError(f"{folder / 'questions.json'} asks about image {number}, but there is no {picture}.")
+        color, shape = known_from(questions, f"{folder / 'questions.json'}, image {number}")
         name = f"{split}-{number:05d}"
         record = {"id": name, "questions": questions}
-        if colour or shape:
-            record["caption"] = " ".join(filter(None, ("a", colour, shape or "shape")))
+        if color or shape:
+            record["caption"] = " ".join(filter(None, ("a", color, shape or "shape")))
         counts["samples"] += 1
         counts["questions"] += len(questions)
-        counts["partial_caption"] += (colour is None) != (shape is None)
-        counts["without_caption"] += colour is None and shape is None
+        counts["partial_caption"] += (color is None) != (shape is None)
+        counts["without_caption"] += color is None and shape is None
         yield name, {"png": picture.read_bytes(), "json": record}
     return counts
 
 
 def known_from(questions: list[dict[str, str]], where: str = "") -> tuple[str | None, str | None]:
-    """What a picture's questions and answers say about the colour and the shape of its one object.
+    """(color, shape) of an image's one object, as far as its questions and answers imply them.
 
-    An open question names what it does not ask for ("what is the blue shape?"); a yes/no question tells what
-    is there if its answer and its negation agree ("is no blue shape present?" — "no").
+    An open question names the one that it does not ask for ("what is the blue shape?"); a yes/no question implies
+    what is there if its answer and its negation agree ("is no blue shape present?" — "no").
 
     Raises:
-        DataError: two questions say different things.
+        DataError: two questions contradict each other.
     """
-    found: dict[tuple[str, ...], set[str]] = {COLOURS: set(), SHAPES: set()}
+    implied: dict[tuple[str, ...], set[str]] = {COLORS: set(), SHAPES: set()}
     for entry in questions:
         question, answer = entry["question"], entry["answer"]
         says_there_is = True
         if entry["type"] == "yesno":
             negated = re.search(r"\b(no|not)\b", question) is not None
             says_there_is = (answer == "yes") != negated
-        for options, values in found.items():
+        for options, values in implied.items():
             named = set(re.findall(r"[a-z]+", question)) | {answer}
             values |= named & set(options) if says_there_is else set()
-    for values in found.values():
+    for values in implied.values():
         if len(values) > 1:
             raise DataError(f"{where}: the questions contradict each other ({' and '.join(sorted(values))}).")
-    colours, shapes = found.values()
-    return next(iter(colours), None), next(iter(shapes), None)
+    colors, shapes = implied.values()
+    return next(iter(colors), None), next(iter(shapes), None)
 
 
 def _folder(root: Path) -> Path:
     for folder in (root / "easy_vqa" / "data", root / "data", root):
         if (folder / "train" / "questions.json").is_file():
             return folder
-    raise DataError(f"there is no easy-VQA in {root}: easy_vqa/data/train/questions.json is looked for.")
+    raise DataError(f"there is no easy-VQA in {root}: it has no easy_vqa/data/train/questions.json.")
 
 
 def _load_questions(folder: Path) -> dict[int, list[dict[str, str]]]:
-    """Picture number → its questions, in the file's order."""
+    """Image number → its questions, in the file's order."""
     path = folder / "questions.json"
     try:
         entries = json.loads(path.read_bytes())
@@ -103,12 +102,12 @@ def _load_questions(folder: Path) -> dict[int, list[dict[str, str]]]:
                     {"question": question, "answer": answer, "type": _type(answer, f"{path}, entry {number}")}
                 )
             case _:
-                raise DataError(f"{path}, entry {number}: expected [question, answer, picture number].")
+                raise DataError(f"{path}, entry {number}: expected [question, answer, image number].")
     return pictures
 
 
 def _type(answer: str, where: str) -> str:
-    for kind, answers in (("yesno", ("yes", "no")), ("color", COLOURS), ("shape", SHAPES)):
+    for kind, answers in (("yesno", ("yes", "no")), ("color", COLORS), ("shape", SHAPES)):
         if answer in answers:
             return kind
-    raise DataError(f"{where}: answer '{answer}' is neither yes/no nor a known colour or shape.")
+    raise DataError(f"{where}: answer '{answer}' is neither yes/no nor one of its colors or shapes.")

@@ -1,4 +1,4 @@
-"""Files of foreign data sets: picture folders, JSON files and tables, checked before they are read."""
+"""Files of foreign data sets: image folders, JSON files and tables."""
 
 import csv
 import json
@@ -7,62 +7,62 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.data.formats import picture_kind
+from mmlab.data.formats import image_kind
 
 
-class PictureFolder:
-    """Reads the pictures that a data set names.
+class ImageFolder:
+    """Reads the images that a data set names.
 
     Attributes:
-        missing: pictures that were not there.
-        unsupported: pictures that are neither JPEG nor PNG nor WebP, whatever they are called.
+        missing: images that were not there.
+        unsupported: images that are neither JPEG nor PNG nor WebP, by their contents.
     """
 
     def __init__(self, root: str | Path, missing_budget: float, total: int):
         """
         Args:
             root: the folder.
-            missing_budget: share of the `total` pictures that may be missing or unsupported.
-            total: how many will be asked for.
+            missing_budget: share of the `total` images that may be missing or unsupported.
+            total: number of images that the data set names.
 
         Raises:
             DataError: there is no such folder.
         """
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"there is no picture folder {self.root}.")
+            raise DataError(f"there is no image folder {self.root}.")
         self.missing = self.unsupported = 0
         self._allowed = int(missing_budget * total)
 
     def read(self, name: Any, where: str) -> tuple[str, bytes] | None:
-        """Return extension and bytes of a picture, or None (counted) if it cannot be had.
+        """Return extension and bytes of an image, or None (and count it) if it is missing or unsupported.
 
         Raises:
-            DataError: naming `where`, for a path that leaves the folder, or losses beyond the budget.
+            DataError: naming `where`, for a path outside the folder, or more losses than the budget allows.
         """
         if not isinstance(name, str):
-            raise DataError(f"{where}: a picture is named by one path, not {type(name).__name__}.")
+            raise DataError(f"{where}: an image is named by one path, not {type(name).__name__}.")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"{where}: picture '{name}' points outside {self.root}.")
+            raise DataError(f"{where}: image '{name}' points outside {self.root}.")
         try:
             data = (self.root / name).read_bytes()
         except (OSError, ValueError):
             self.missing += 1
-            return self._lose(f"{where}: picture '{name}' is not in {self.root}")
-        kind = picture_kind(data)
+            return self._lose(f"{where}: image '{name}' is not in {self.root}")
+        kind = image_kind(data)
         if kind is None:
             self.unsupported += 1
-            return self._lose(f"{where}: picture '{name}' is neither JPEG nor PNG nor WebP")
+            return self._lose(f"{where}: image '{name}' is neither JPEG nor PNG nor WebP")
         return kind, data
 
     def _lose(self, why: str) -> None:
         lost = self.missing + self.unsupported
         if lost > self._allowed:
-            raise DataError(f"{why}; {lost} are lost and the missing budget allows {self._allowed}.")
+            raise DataError(f"{why} (missing or unsupported: {lost}, allowed: {self._allowed}).")
 
 
 def existing(path: Path) -> Path:
-    """The path of a file; DataError with the nearest name beside it where there is none."""
+    """The path of a file; raises DataError with the closest name in its folder if there is no such file."""
     if not path.is_file():
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
@@ -70,7 +70,7 @@ def existing(path: Path) -> Path:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Raises:
         DataError: there is no such file, it cannot be read, or it is not JSON.
@@ -91,11 +91,11 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of each row of a `.csv`, `.tsv` or `.jsonl` file; `where` names file and line.
 
     Raises:
-        DataError: no such file, another kind of file, or a line that is no JSON object.
+        DataError: no such file, another kind of file, or a line that is not a JSON object.
     """
     existing(path)
     if path.suffix not in (".csv", ".tsv", ".jsonl"):
-        raise DataError(f"{path}: tables are read from .csv, .tsv and .jsonl, not '{path.suffix}'.")
+        raise DataError(f"{path}: a table is a .csv, .tsv or .jsonl file, not '{path.suffix}'.")
     with open(path, encoding="utf-8-sig", newline="") as file:
         if path.suffix != ".jsonl":
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -114,23 +114,23 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def column(row: dict[str, Any], wanted: str | None, usual: Sequence[str], where: str) -> str:
-    """The column to use: the one asked for, or the first usual one that the table has.
+    """The column `wanted`, or else the first of the `usual` ones that the table has.
 
     Raises:
         DataError: the table has none of them.
     """
-    if (found := optional_column(row, wanted, usual, where)) is not None:
-        return found
+    if (name := optional_column(row, wanted, usual, where)) is not None:
+        return name
     raise DataError(
-        f"{where}: no column any of {', '.join(usual)}; there are {_names(row)}.{nearest(usual[0], map(str, row))}"
+        f"{where}: none of the columns {', '.join(usual)}; there are {_names(row)}.{nearest(usual[0], map(str, row))}"
     )
 
 
 def optional_column(row: dict[str, Any], wanted: str | None, usual: Sequence[str], where: str) -> str | None:
-    """As `column`, but None where none was asked for and the table has no usual one.
+    """As `column`, but None if none is `wanted` and the table has no usual one.
 
     Raises:
-        DataError: the table does not have the one that was asked for.
+        DataError: the table does not have the `wanted` one.
     """
     if wanted is None:
         return next((name for name in usual if name in row), None)
@@ -140,10 +140,10 @@ def optional_column(row: dict[str, Any], wanted: str | None, usual: Sequence[str
 
 
 def class_of(row: dict[str, Any], name: str | None, where: str) -> str | int | None:
-    """A row's class: a name or a number; None where there is no such column or the field is empty.
+    """A row's class, a name or a number; None without such a column or value.
 
     Raises:
-        DataError: something else.
+        DataError: a value of another kind.
     """
     value = None if name is None else row.get(name)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""LLaVA's format: a JSON list of conversations, and a folder with the pictures that it names."""
+"""LLaVA's format: a JSON list of conversations, and a folder with the images that it names."""
 
 from pathlib import Path
 from typing import Any
@@ -6,32 +6,32 @@ from typing import Any
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import KeyMaker, Members, record_type
 from mmlab.data.shards import Samples
-from mmlab.data.sources.files import PictureFolder, load_json
+from mmlab.data.sources.files import ImageFolder, load_json
 
 _ROLES = ("human", "gpt", "system")
 
 
 def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0, kind: str | None = None) -> Samples:
-    """Read `[{"id", "image", "conversations": [{"from", "value"}, …]}, …]`; entries without `image` are text
-    alone. An entry's `type`, its response type, is kept.
+    """Read `[{"id", "image", "conversations": [{"from", "value"}, …]}, …]`; entries without `image` are only text.
+
+    The record keeps an entry's `type`, its response type.
 
     Args:
         path: the JSON file.
         images: the folder that the entries' `image` paths start from.
-        missing_budget: share of the entries whose picture may be absent or of another format than JPEG, PNG,
-            WebP; such entries are left out and counted.
-        kind: response type of the entries that name none, such as `conversation` for conversation_58k.json.
+        missing_budget: share of the entries whose image may be missing or unsupported (not JPEG, PNG or WebP); such
+            entries are skipped and counted.
+        kind: response type of the entries without one, such as `conversation` for conversation_58k.json.
 
     Returns:
-        Counts: `samples`, `text_only`, `missing` (no such picture), `unsupported` (another picture format),
-        `renamed` (an id that had been used before).
+        Counts: `samples`, `text_only`, `missing`, `unsupported`, `renamed` (an id that was used before).
 
     Raises:
-        DataError: the file is not such a list, an entry is malformed (named by its place), or more pictures
-            than the budget allows are missing.
+        DataError: a file of another format, a malformed entry (with its position), or more losses than the budget
+            allows.
     """
     entries = _load(Path(path))
-    folder = PictureFolder(images, missing_budget, len(entries))
+    folder = ImageFolder(images, missing_budget, len(entries))
     keys = KeyMaker()
     counts = {"samples": 0, "text_only": 0}
     for number, entry in enumerate(entries):
@@ -57,12 +57,12 @@ def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0
 def _load(path: Path) -> list[Any]:
     entries = load_json(path)
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} is not LLaVA's format: a non-empty JSON list of conversations is expected.")
+        raise DataError(f"{path} does not have LLaVA's format: a non-empty JSON list of conversations is expected.")
     return entries
 
 
 def _conversation(entry: Any, where: str) -> list[dict[str, str]]:
-    """The turns of an entry, with only their two known fields, or the DataError that names what is wrong."""
+    """The turns of an entry, with only their two fields; raises DataError for a malformed entry."""
     turns = entry.get("conversations") if isinstance(entry, dict) else None
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: expected an object with a non-empty list "conversations".')
@@ -71,7 +71,6 @@ def _conversation(entry: Any, where: str) -> list[dict[str, str]]:
             raise DataError(f'{where}, turn {number}: expected {{"from": text, "value": text}}.')
         if turn["from"] not in _ROLES:
             hint = nearest(turn["from"], _ROLES)
-            raise DataError(
-                f"{where}, turn {number}: unknown speaker '{turn['from']}'; known: {', '.join(_ROLES)}.{hint}"
-            )
+            options = ", ".join(_ROLES)
+            raise DataError(f"{where}, turn {number}: '{turn['from']}' is not a speaker.{hint} Options: {options}.")
     return [{"from": turn["from"], "value": turn["value"]} for turn in turns]

@@ -1,4 +1,4 @@
-"""The scenes of the `shapes` data: placing objects without overlap and drawing them. Lengths are in sides."""
+"""Scenes of shapes: placing objects without overlap, and drawing them. Lengths are in sides of the image."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-COLOURS = {
+COLORS = {
     "red": (214, 39, 40),
     "green": (44, 150, 60),
     "blue": (40, 90, 210),
@@ -20,15 +20,15 @@ COLOURS = {
 KINDS = ("circle", "square", "triangle", "diamond", "star", "cross")
 _RADII = {"small": (0.09, 0.11), "large": (0.16, 0.19)}
 _SUPERSAMPLING = 4
-_CLEAR = 0.03  # space between two objects, and from the edge
-_ORDER = 0.06  # least difference of two objects' x, so that "from left to right" is plain to see
+_CLEAR = 0.03  # least distance between two objects, and from the edge
+_ORDER = 0.06  # least difference of two objects' x, so that their order from left to right is clear
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An object of a scene: centre and radius in sides of the picture, y downwards."""
+    """An object of a scene: center and radius in sides of the image, y downwards."""
 
-    colour: str
+    color: str
     kind: str
     size: str
     x: float
@@ -36,8 +36,8 @@ class Shape:
     radius: float
 
     def __str__(self) -> str:
-        """Its name in a caption: small objects are called so, large ones are not."""
-        return f"small {self.colour} {self.kind}" if self.size == "small" else f"{self.colour} {self.kind}"
+        """Its name in a caption, which states the size of small objects."""
+        return f"small {self.color} {self.kind}" if self.size == "small" else f"{self.color} {self.kind}"
 
     @property
     def corners(self) -> list[tuple[float, float]]:
@@ -82,7 +82,7 @@ class Shape:
 
 
 def place(rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[Shape]:
-    """Choose `count` objects that neither overlap nor share colour and kind both, from left to right."""
+    """Draw `count` objects that do not overlap and differ in color or kind, sorted from left to right."""
     while True:
         scene: list[Shape] = []
         for _ in range(50 * count):
@@ -90,7 +90,7 @@ def place(rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[
             radius = rng.uniform(*_RADII[size])
             low, high = 1.1 * radius + _CLEAR, 1 - 1.1 * radius - _CLEAR
             x, y = rng.uniform(low, high), rng.uniform(low, high)
-            new = Shape(rng.choice(list(COLOURS)), rng.choice(kinds), size, x, y, radius)
+            new = Shape(rng.choice(list(COLORS)), rng.choice(kinds), size, x, y, radius)
             if all(_apart(new, old) for old in scene):
                 scene.append(new)
             if len(scene) == count:
@@ -98,20 +98,20 @@ def place(rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[
 
 
 def draw(scene: list[Shape], size: int, rng: random.Random) -> Image.Image:
-    """Draw a scene on a light ground of a random tint, antialiased, as an RGB picture of `size` x `size`."""
+    """Draw a scene on a light ground of a random tint, antialiased, as an RGB image of `size` x `size`."""
     ground = tuple(rng.randint(225, 255) for _ in range(3))
     side = size * _SUPERSAMPLING
     picture = Image.new("RGB", (side, side), ground)
     pen = ImageDraw.Draw(picture)
     for shape in scene:
         if shape.kind == "circle":
-            pen.ellipse([edge * side for edge in shape.box], fill=COLOURS[shape.colour])
+            pen.ellipse([edge * side for edge in shape.box], fill=COLORS[shape.color])
         else:
-            pen.polygon([(x * side, y * side) for x, y in shape.corners], fill=COLOURS[shape.colour])
+            pen.polygon([(x * side, y * side) for x, y in shape.corners], fill=COLORS[shape.color])
     return picture.resize((size, size), Image.Resampling.BOX)
 
 
 def _apart(a: Shape, b: Shape) -> bool:
-    if (a.colour, a.kind) == (b.colour, b.kind) or abs(a.x - b.x) < _ORDER:
+    if (a.color, a.kind) == (b.color, b.kind) or abs(a.x - b.x) < _ORDER:
         return False
     return math.hypot(a.x - b.x, a.y - b.y) > 1.1 * (a.radius + b.radius) + _CLEAR

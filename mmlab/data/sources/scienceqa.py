@@ -1,4 +1,4 @@
-"""ScienceQA: its own files, the columns of its scores, and its questions as LLaVA learns them."""
+"""ScienceQA: its files, the columns of its scores, and its questions in the form of LLaVA."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
 from mmlab.data.shards import Samples
-from mmlab.data.sources.files import PictureFolder, load_json
+from mmlab.data.sources.files import ImageFolder, load_json
 from mmlab.data.turns import IMAGE
 
 LETTERS = "ABCDE"
@@ -15,7 +15,7 @@ PROBLEMS, SPLITS = "problems.json", "pid_splits.json"
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 GRADES = tuple(f"grade{number}" for number in range(1, 13))
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
-"""Subjects; problems with a text, with a picture, with neither of them; grades (ScienceQA, table 4)."""
+"""Subjects; problems with a text, with an image, with neither; grades (ScienceQA, arXiv 2209.09513, table 4)."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Problem:
 
     Attributes:
         id: its key in `problems.json`.
-        question: what is asked.
-        choices: two to five answers, of which one is right.
-        answer: the right one's place, from 0.
+        question: its text.
+        choices: two to five answers, one of which is right.
+        answer: position of the right one, from 0.
         hint: the text that it is about, or empty.
-        image: the file of the picture that it is about, or None.
+        image: the file of the image that it is about, or None.
         lecture, solution: the reasoning, each possibly empty.
         subject, grade: as in the file.
-        split: its part of the data set; also the folder that its picture is in.
+        split: its part of the data set; also the folder that its image is in.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Problem:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it counts in; a problem with a text and a picture counts in both of theirs."""
+        """The columns that it counts in; a problem with a text and an image counts in TXT and in IMG."""
         context = [name for name, there in (("TXT", self.hint), ("IMG", self.image)) if there] or ["NO"]
         grade = "G1-6" if GRADES.index(self.grade) < 6 else "G7-12"
         return (SUBJECTS[self.subject], *context, grade)
@@ -63,7 +63,7 @@ def load_problems(path: str | Path) -> dict[str, Problem]:
     """Read `problems.json`: id → problem, in the file's order.
 
     Raises:
-        DataError: no such file, no such layout, or a malformed problem, by its id.
+        DataError: no such file, another layout, or a malformed problem (with its id).
     """
     entries = _object(Path(path), "{problem id: {question, choices, answer, …}}")
     return {name: _problem(name, entry, f"{path}, problem {name}") for name, entry in entries.items()}
@@ -73,12 +73,12 @@ def load_split(path: str | Path | None, split: str, problems: dict[str, Problem]
     """The problems of a split, in its order.
 
     Args:
-        path: `pid_splits.json`; None takes what the problems say themselves.
+        path: `pid_splits.json`; None takes the `split` of each problem.
         split: such as `train`, `val`, `test`, `minival`.
         problems: all of them.
 
     Raises:
-        DataError: no such file or split, or a split that names a problem twice, or one that is not there.
+        DataError: no such file or split, or a split that names a problem twice or one that does not exist.
     """
     if path is None:
         splits: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def load_split(path: str | Path | None, split: str, problems: dict[str, Problem]
     else:
         splits = _object(Path(path), "{split: [problem id, …]}")
         if other := [name for name, ids in splits.items() if not isinstance(ids, list)]:
-            raise DataError(f"{path} does not hold {{split: [problem id, …]}}: '{other[0]}' is no list.")
+            raise DataError(f"{path} does not hold {{split: [problem id, …]}}: '{other[0]}' is not a list.")
     if split not in splits:
         raise DataError(f"there is no split '{split}'; there are {', '.join(splits)}.{nearest(split, splits)}")
     names = splits[split]
@@ -113,24 +113,24 @@ def _problem(name: str, entry: Any, where: str) -> Problem:
         raise DataError(f"{where}: expected an object, not {type(entry).__name__}.")
     choices = entry.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise DataError(f"{where}: choices are no list of texts.")
+        raise DataError(f"{where}: its choices are not a list of texts.")
     if not 2 <= len(choices) <= len(LETTERS):
-        raise DataError(f"{where}: it has {len(choices)} choices; there are two to {len(LETTERS)}.")
+        raise DataError(f"{where}: it has {len(choices)} choices, not two to {len(LETTERS)}.")
     answer = entry.get("answer")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise DataError(f"{where}: answer {answer!r} is the place of none of its {len(choices)} choices.")
+        raise DataError(f"{where}: answer {answer!r} is not the position of one of its {len(choices)} choices.")
     texts = {field: _text(entry, field, where) for field in ("question", "hint", "lecture", "solution", "split")}
     if not texts["question"].strip():
         raise DataError(f"{where}: the question is empty.")
     image = entry.get("image") or None
     if image is not None and not isinstance(image, str):
-        raise DataError(f"{where}: a picture is named by one file, not {type(image).__name__}.")
+        raise DataError(f"{where}: an image is named by one file, not {type(image).__name__}.")
     one_of = {"subject": tuple(SUBJECTS), "grade": GRADES}
     for field, options in one_of.items():
         value = entry.get(field)
         if value not in options:
             near = nearest(str(value), options)
-            raise DataError(f"{where}: {field} {value!r} is none of {', '.join(options)}.{near}")
+            raise DataError(f"{where}: {field} {value!r} is not one of {', '.join(options)}.{near}")
     return Problem(
         id=name,
         choices=tuple(choices),
@@ -147,12 +147,12 @@ def _text(entry: dict[str, Any], field: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {field} is no text but {type(value).__name__}.")
+        raise DataError(f"{where}: {field} must be text, not {type(value).__name__}.")
     return value
 
 
 FORMS = ("QCM-LEA", "QCM-ALE")
-"""Question, context, multiple choice; then lecture, explanation, answer, or the answer first."""
+"""Question, context, multiple choice → lecture, explanation, answer (LEA), or the answer first (ALE)."""
 
 
 def scienceqa(
@@ -162,32 +162,31 @@ def scienceqa(
     captions: str | Path | None = None,
     missing_budget: float = 1.0,
 ) -> Samples:
-    """Read the official layout: `problems.json`, `pid_splits.json`, and `images/<split>/<id>/<file>` where there are.
+    """Read the official layout: `problems.json`, `pid_splits.json`, and images in `images/<split>/<id>/<file>`.
 
-    A problem whose picture is not there, or is neither JPEG nor PNG nor WebP, becomes a text alone, and is counted.
+    A problem whose image is missing or unsupported (not JPEG, PNG or WebP) becomes text alone, and is counted.
 
     Args:
         root: the folder of these.
-        split: one of `pid_splits.json`, or of the problems themselves where there is no such file.
+        split: one of `pid_splits.json`, or of the problems if there is no such file.
         form: `QCM-LEA` reasons first, `QCM-ALE` answers first.
-        captions: a JSON file of captions, which then stand in the context: `{"captions": {id: text}}`.
-        missing_budget: share of the split's pictures that may be missing or of another format.
+        captions: a JSON file of captions that are added to the context: `{"captions": {id: text}}`.
+        missing_budget: share of the split's images that may be missing or unsupported.
 
     Returns:
-        Counts: `samples`, `with_picture`, `text_only` (problems without a picture), `missing`, `unsupported`, and
+        Counts: `samples`, `with_picture`, `text_only` (problems without an image), `missing`, `unsupported`, and
         `captioned` with captions.
 
     Raises:
         ConfigError: an unknown form.
-        DataError: a missing file or split, a malformed problem (named by its id), or more pictures missing than the
-            budget allows.
+        DataError: a missing file or split, a malformed problem (with its id), or more losses than the budget allows.
     """
     if form not in FORMS:
-        raise ConfigError(f"unknown form '{form}' of ScienceQA; known: {', '.join(FORMS)}.{nearest(form, FORMS)}")
+        raise ConfigError(f"ScienceQA has no form '{form}'.{nearest(form, FORMS)} Options: {', '.join(FORMS)}.")
     root = Path(root)
     splits = root / SPLITS
     problems = load_split(splits if splits.exists() else None, split, load_problems(root / PROBLEMS))
-    said = {} if captions is None else _captions(Path(captions))
+    added = {} if captions is None else _captions(Path(captions))
     pictured = sum(problem.image is not None for problem in problems)
     folder = _folder(root / "images", missing_budget, pictured)
     keys = KeyMaker()
@@ -199,16 +198,19 @@ def scienceqa(
         counts["samples"] += 1
         counts["with_picture"] += picture is not None
         members: Members = {} if picture is None else {picture[0]: picture[1]}
-        yield keys(problem.id), members | {"json": record(problem, form, said.get(problem.id, ""), picture is not None)}
+        yield (
+            keys(problem.id),
+            members | {"json": record(problem, form, added.get(problem.id, ""), picture is not None)},
+        )
     counts["missing"] = folder.missing if folder else pictured
     counts["unsupported"] = folder.unsupported if folder else 0
     if captions is not None:
-        counts["captioned"] = sum(problem.id in said for problem in problems)
+        counts["captioned"] = sum(problem.id in added for problem in problems)
     return counts
 
 
 def record(problem: Problem, form: str, caption: str = "", picture: bool = True) -> dict[str, Any]:
-    """A problem as a sample's record, with what a scorer compares a reply with."""
+    """A problem as a sample's record, with the reference for a scorer."""
     question = prompt(problem, caption) + (f"\n{IMAGE}" if picture else "")
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": reply(problem, form)}]
     reference = {"answers": [problem.letter], "choices": len(problem.choices), "types": list(problem.columns)}
@@ -218,8 +220,8 @@ def record(problem: Problem, form: str, caption: str = "", picture: bool = True)
 def prompt(problem: Problem, caption: str = "") -> str:
     """Question, context and options as LLaVA's converter writes them.
 
-    It writes a field's name before the question and then takes that name away wherever it stands, and has quirks with
-    spaces (see `_tidied`): so has this, since the published models were trained on such text.
+    It writes a field's name before the question and then removes that name everywhere, and it has quirks with spaces
+    (see `_tidied`). Both are kept: the published models were trained on such text.
     """
     context = f"{problem.hint} {caption}".strip() or "N/A"
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
@@ -237,23 +239,23 @@ def reply(problem: Problem, form: str) -> str:
 
 
 def _tidied(text: str) -> str:
-    """Every two spaces as one, once; and without a BECAUSE that nothing follows, then without any."""
+    """Double spaces replaced once; and if the text ends with BECAUSE:, without every BECAUSE:."""
     text = text.replace("  ", " ").strip()
     return text.replace("BECAUSE:", "").strip() if text.endswith("BECAUSE:") else text
 
 
-def _folder(path: Path, missing_budget: float, pictured: int) -> PictureFolder | None:
-    """The pictures, or None where there are none at all and none have to be."""
+def _folder(path: Path, missing_budget: float, pictured: int) -> ImageFolder | None:
+    """The images, or None if there are none and the budget allows that."""
     if path.is_dir():
-        return PictureFolder(path, missing_budget, pictured)
+        return ImageFolder(path, missing_budget, pictured)
     if pictured > int(missing_budget * pictured):
-        raise DataError(f"there is no picture folder {path}, and {pictured} problems are about a picture.")
+        raise DataError(f"there is no image folder {path}, but {pictured} problems are about an image.")
     return None
 
 
 def _captions(path: Path) -> dict[str, str]:
-    found = load_json(path)
-    found = found.get("captions", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+    content = load_json(path)
+    captions = content.get("captions", content) if isinstance(content, dict) else content
+    if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
         raise DataError(f'{path} does not hold {{"captions": {{problem id: text}}}}.')
-    return found
+    return captions

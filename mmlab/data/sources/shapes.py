@@ -1,8 +1,8 @@
-"""Drawn scenes of shapes with captions, boxes, questions and dialogues: any amount of data from a seed.
+"""Synthetic scenes of shapes with captions, boxes, questions and dialogues: any amount of data from a seed.
 
-Each question has exactly one right answer in its picture. Yes and no are equally likely whatever a yes/no
-question asks for; the other types keep their priors (a colour is one of eight, most counts are small). The class
-of a scene is the kind of its leftmost shape.
+Each question has exactly one right answer in its image. Yes and no are equally likely for every yes/no question;
+the other types keep their priors (a color is one of eight, most counts are small). The class of a scene is the kind
+of its leftmost shape.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import Members
 from mmlab.data.shards import Samples
-from mmlab.data.sources.scenes import COLOURS, KINDS, Shape, draw, place
+from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 
 Question = dict[str, str]
 
@@ -27,16 +27,16 @@ def shapes(
     max_objects: int = 3,
     kinds: Sequence[str] = KINDS,
 ) -> Samples:
-    """Draw `count` scenes. Scene i depends on (seed, split, i) and the options alone, never on `count`.
+    """Draw `count` scenes. Scene i depends only on (seed, split, i) and the other options, never on `count`.
 
     Args:
-        count: how many samples.
-        split: a word that makes another stream, such as `train` or `val`.
-        seed: another number draws another data set.
-        size: side of the square pictures in pixels.
+        count: number of samples.
+        split: a name such as `train` or `val`; each has different samples.
+        seed: each gives a different data set.
+        size: side of the square images in pixels.
         min_objects: fewest objects in a scene.
         max_objects: most objects in a scene, at most 4.
-        kinds: the shapes that occur and are asked for.
+        kinds: the shapes that occur in scenes and questions.
 
     Returns:
         Counts: `samples`, `objects`, `questions`.
@@ -47,10 +47,10 @@ def shapes(
     if count < 1 or size < 16 or not 1 <= min_objects <= max_objects <= 4:
         raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
     if not kinds:
-        raise ConfigError(f"shapes draw {', '.join(KINDS)}, not an empty list.")
+        raise ConfigError(f"kinds cannot be empty; options: {', '.join(KINDS)}.")
     for kind in kinds:
         if kind not in KINDS:
-            raise ConfigError(f"shapes draw {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
+            raise ConfigError(f"kinds can be {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
     counts: dict[str, int] = dict.fromkeys(("samples", "objects", "questions"), 0)
     for i in range(count):
         members, scene, questions = _sample(
@@ -75,7 +75,7 @@ def _sample(
         "id": name,
         "caption": caption(scene),
         "class": scene[0].kind,
-        "boxes": [{"category": f"{s.colour} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene],
+        "boxes": [{"category": f"{s.color} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene],
         "questions": questions,
         "conversations": dialogue(questions, rng),
     }
@@ -89,7 +89,7 @@ def caption(scene: list[Shape]) -> str:
 
 
 def ask(scene: list[Shape], rng: random.Random, kinds: Sequence[str] = KINDS) -> Iterator[Question]:
-    """Yield questions that have one right answer in this scene: at most one of a type, and a yes and a no."""
+    """Yield questions with one right answer in this scene: at most one of each type, but a yes and a no."""
     yield from _about_one(scene, rng)
     yield _count(scene, rng, kinds)
     yield from _position(scene, rng)
@@ -99,10 +99,9 @@ def ask(scene: list[Shape], rng: random.Random, kinds: Sequence[str] = KINDS) ->
 
 
 def dialogue(questions: list[Question], rng: random.Random) -> list[dict[str, str]]:
-    """A conversation of two or three turns from questions of different types about one picture, which comes
-    first.
+    """A conversation of two or three turns, from questions of different types, that opens with the image.
 
-    Of the two yes/no questions it takes one: after a yes the other's answer would be known.
+    It takes only one of the two yes/no questions: the answer to one would reveal the other's.
     """
     by_type = {question["type"]: question for question in questions}
     chosen = rng.sample(list(by_type.values()), min(len(by_type), rng.randint(2, 3)))
@@ -114,16 +113,16 @@ def dialogue(questions: list[Question], rng: random.Random) -> list[dict[str, st
 
 
 def _about_one(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
-    """The colour of an object named by its shape, the shape of one named by its colour, if just one is."""
-    kinds, colours = [s.kind for s in scene], [s.colour for s in scene]
+    """The color of an object whose shape is unique in the scene, and the shape of one whose color is."""
+    kinds, colors = [s.kind for s in scene], [s.color for s in scene]
     by_kind = [s for s in scene if kinds.count(s.kind) == 1]
     if by_kind:
         s = rng.choice(by_kind)
-        yield {"question": f"what color is the {s.kind}?", "answer": s.colour, "type": "color"}
-    by_colour = [s for s in scene if colours.count(s.colour) == 1]
-    if by_colour:
-        s = rng.choice(by_colour)
-        yield {"question": f"what shape is the {s.colour} object?", "answer": s.kind, "type": "shape"}
+        yield {"question": f"what color is the {s.kind}?", "answer": s.color, "type": "color"}
+    by_color = [s for s in scene if colors.count(s.color) == 1]
+    if by_color:
+        s = rng.choice(by_color)
+        yield {"question": f"what shape is the {s.color} object?", "answer": s.kind, "type": "shape"}
 
 
 def _count(scene: list[Shape], rng: random.Random, kinds: Sequence[str]) -> Question:
@@ -136,16 +135,16 @@ def _count(scene: list[Shape], rng: random.Random, kinds: Sequence[str]) -> Ques
             "answer": str(sum(s.kind == kind for s in scene)),
             "type": "count",
         }
-    colour = rng.choice([*(s.colour for s in scene), rng.choice(list(COLOURS))])
+    color = rng.choice([*(s.color for s in scene), rng.choice(list(COLORS))])
     return {
-        "question": f"how many {colour} objects are there?",
-        "answer": str(sum(s.colour == colour for s in scene)),
+        "question": f"how many {color} objects are there?",
+        "answer": str(sum(s.color == color for s in scene)),
         "type": "count",
     }
 
 
 def _position(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
-    """Where one object lies from another, if one direction clearly outweighs the other."""
+    """The position of one object relative to another, if one direction is clearly dominant."""
     pairs = []
     for a in scene:
         for b in scene:
@@ -155,24 +154,24 @@ def _position(scene: list[Shape], rng: random.Random) -> Iterator[Question]:
                 pairs.append((a, b, answer))
     if pairs:
         a, b, answer = rng.choice(pairs)
-        question = f"where is the {a.colour} {a.kind} relative to the {b.colour} {b.kind}?"
+        question = f"where is the {a.color} {a.kind} relative to the {b.color} {b.kind}?"
         yield {"question": question, "answer": answer, "type": "position"}
 
 
 def _exists(scene: list[Shape], rng: random.Random, kinds: Sequence[str], answer: str) -> Question:
-    """Ask for a shape, a colour, or both; the thing is uniform whatever the answer, so it tells nothing."""
-    form = rng.choice(("kind", "colour", "both"))
-    there = {"kind": {s.kind for s in scene}, "colour": {s.colour for s in scene}}.get(form, set())
-    names = {"kind": list(kinds), "colour": list(COLOURS)}.get(form, [])
+    """Ask for a shape, a color, or both; the object is uniform for both answers, so the question gives nothing away."""
+    form = rng.choice(("kind", "color", "both"))
+    there = {"kind": {s.kind for s in scene}, "color": {s.color for s in scene}}.get(form, set())
+    names = {"kind": list(kinds), "color": list(COLORS)}.get(form, [])
     if options := [name for name in names if (name in there) == (answer == "yes")]:
-        thing = rng.choice(options) + (" object" if form == "colour" else "")
-    else:  # also where every kind is there, and a no needs a colour
-        pairs = {(s.colour, s.kind) for s in scene}
-        others = [(colour, kind) for colour in COLOURS for kind in kinds if (colour, kind) not in pairs]
+        thing = rng.choice(options) + (" object" if form == "color" else "")
+    else:  # also if the scene has every kind, where only a color can make the answer no
+        pairs = {(s.color, s.kind) for s in scene}
+        others = [(color, kind) for color in COLORS for kind in kinds if (color, kind) not in pairs]
         thing = " ".join(rng.choice(sorted(pairs) if answer == "yes" else others))
     return {"question": f"is there {article(thing)}?", "answer": answer, "type": "yesno"}
 
 
 def article(name: str) -> str:
-    """A name behind its article: "an orange star"."""
+    """A name with its article: "an orange star"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -90,7 +90,7 @@ def test_missing_pictures_have_a_budget(make, tmp_path):
     (tmp_path / "photos" / IMAGES[0]["file_name"]).unlink()
     found, _, counts = make(captions=CAPTIONS, missing_budget=0.4)
     assert list(found) == ["000000000008"] and counts["missing"] == 1
-    with pytest.raises(DataError, match=r"image 0: picture '000000000007.jpg' is not in"):
+    with pytest.raises(DataError, match=r"image 0: image '000000000007.jpg' is not in"):
         make(captions=CAPTIONS)
 
 
@@ -103,19 +103,19 @@ def changed(number: int, **fields):
     ("files", "message"),
     [
         ({"captions": "{"}, "captions.json is not JSON"),
-        ({"captions": [1]}, "is not COCO's format"),
+        ({"captions": [1]}, "does not have COCO's format"),
         ({"instances": CAPTIONS}, 'has no list of "categories"'),
         (changed(1, image_id=8), "annotation 1: expected an object whose image_id"),
         (changed(0, category_id=4), "annotation 0: its category has no name"),
         (changed(0, bbox=[1, 2, 3]), r"annotation 0: bbox must be four numbers, not \[1, 2, 3\]"),
         (changed(0, bbox=[1, 2, 3, True]), "bbox must be four numbers"),
-        (changed(0, bbox=[0, 0, 500, 50]), "is not four shares"),
+        (changed(0, bbox=[0, 0, 500, 50]), "is not four fractions"),
         ({"captions": {**CAPTIONS, "annotations": [{"image_id": 7, "caption": 5}]}}, "a caption must be text"),
         ({"captions": {**CAPTIONS, "images": [{"id": 7}]}}, "image 0: expected"),
         ({"captions": CAPTIONS, "instances": {**INSTANCES, "images": [{**IMAGES[0], "id": 9}]}}, "'000000000009.jpg'"),
         ({"instances": {**INSTANCES, "images": [{**IMAGES[0], "width": 0}, IMAGES[2]]}}, "no width and height"),
-        ({"table": '{"imgae": "a.jpg"}'}, "line 1: 'image' must name a picture. Did you mean 'imgae'?"),
-        ({"table": '{"image": "a", "instances": [{"category": "c", "bbox": [0, 0, 40, 30]}]}'}, "not four shares"),
+        ({"table": '{"imgae": "a.jpg"}'}, "line 1: 'image' must name an image. Did you mean 'imgae'?"),
+        ({"table": '{"image": "a", "instances": [{"category": "c", "bbox": [0, 0, 40, 30]}]}'}, "not four fractions"),
         ({"table": '{"image": "a", "instances": [3]}'}, "an instance must be"),
     ],
 )
@@ -126,5 +126,5 @@ def test_what_is_malformed_is_named(make, files, message):
 
 def test_files_are_given(make):
     for files in ({}, {"captions": CAPTIONS, "table": "{}"}):
-        with pytest.raises(ConfigError, match="or a table in their place"):
+        with pytest.raises(ConfigError, match="or a table instead"):
             make(**files)

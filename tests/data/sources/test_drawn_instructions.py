@@ -45,26 +45,24 @@ def test_questions_are_the_dialogues_turns_with_facts_that_they_say():
 
 def test_what_is_said_is_what_the_caption_says():
     for record in records():
-        small, colour, kind = re.fullmatch(r"an? (small )?(\w+) (\w+)", record["caption"]).groups()  # type: ignore[union-attr]
+        small, color, kind = re.fullmatch(r"an? (small )?(\w+) (\w+)", record["caption"]).groups()  # type: ignore[union-attr]
         size = "small" if small else "large"
         for question in record["questions"]:
             text, answer, facts = question["question"], question["answer"], question["answers"]
             if record["type"] == "detail_description":
                 assert (
-                    facts[:3] == [size, kind, colour]
-                    and facts[3] in ("top", "bottom")
-                    and facts[4] in ("left", "right")
+                    facts[:3] == [size, kind, color] and facts[3] in ("top", "bottom") and facts[4] in ("left", "right")
                 )
             elif text.startswith("what color"):
-                assert (text, answer) == (f"what color is the {kind}?", colour)
+                assert (text, answer) == (f"what color is the {kind}?", color)
             elif text.startswith("what shape"):
-                assert (text, answer) == (f"what shape is the {colour} object?", kind)
+                assert (text, answer) == (f"what shape is the {color} object?", kind)
             elif text.startswith("is the object small"):
                 assert answer == size
             elif text.startswith("is there"):
-                assert answer == ("yes" if colour in text.split() else "no")
+                assert answer == ("yes" if color in text.split() else "no")
             elif text.startswith("Can one"):
-                assert facts == [colour, f"The answer is {'no' if f'{colour} wall' in text else 'yes'}"]
+                assert facts == [color, f"The answer is {'no' if f'{color} wall' in text else 'yes'}"]
             elif text.startswith("Does"):
                 assert facts == [kind, f"The answer is {'yes' if kind == 'circle' else 'no'}"]
 
@@ -73,7 +71,7 @@ def test_what_is_said_is_what_the_caption_says():
     ("options", "sentence"),
     [
         ({"types": ["conversations"]}, "Did you mean 'conversation'"),
-        ({"types": []}, "empty list"),
+        ({"types": []}, "types cannot be empty"),
         ({"kinds": ["cirkle"]}, "Did you mean 'circle'"),
         ({"count": 0}, "count >= 1"),
     ],

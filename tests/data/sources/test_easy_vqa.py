@@ -85,11 +85,11 @@ def test_what_a_question_gives_away(question, answer, known):
     [
         (
             [["is there a blue shape?", "yes", 0], ["what color is the shape?", "red", 0]],
-            "picture 0: .*blue and red",
+            "image 0: .*blue and red",
         ),
         ([["what?", "maybe", 0]], "entry 0: answer 'maybe'"),
         ([["what?", "yes"]], "entry 0: expected"),
-        ([["what shape is present?", "circle", 9]], "asks about picture 9"),
+        ([["what shape is present?", "circle", 9]], "asks about image 9"),
     ],
 )
 def test_faults_are_named(raw, questions, message):

@@ -54,9 +54,9 @@ def test_missing_pictures_are_counted_within_the_budget(make):
     entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, good]
     index, counts = make(entries, missing_budget=0.5)
     assert len(index) == 2 and counts["missing"] == 1 and counts["unsupported"] == 1
-    with pytest.raises(DataError, match=r"entry 2: picture 'page\.jpg' is neither.*2 are lost.*allows 1"):
+    with pytest.raises(DataError, match=r"entry 2: image 'page\.jpg' is neither.*unsupported: 2, allowed: 1"):
         make(entries, missing_budget=0.3)
-    with pytest.raises(DataError, match=r"entry 1: picture '00/b\.jpg' is not in"):
+    with pytest.raises(DataError, match=r"entry 1: image '00/b\.jpg' is not in"):
         make(entries)
 
 
@@ -64,18 +64,18 @@ def test_missing_pictures_are_counted_within_the_budget(make):
     ("entries", "message"),
     [
         ("{", "is not JSON"),
-        ({"a": 1}, "not LLaVA's format"),
-        ([], "not LLaVA's format"),
+        ({"a": 1}, "does not have LLaVA's format"),
+        ([], "does not have LLaVA's format"),
         ([{"id": "a", "conversations": TURNS}, "text"], "entry 1: expected an object"),
         ([{"id": "a"}], "entry 0: expected an object with a non-empty list"),
         ([{"id": "a", "conversations": [{"from": "human"}]}], "entry 0, turn 0: expected"),
         (
             [{"id": "a", "conversations": [{"from": "gtp", "value": "x"}]}],
-            "speaker 'gtp'.*mean 'gpt'",
+            "'gtp' is not a speaker.*mean 'gpt'",
         ),
         (
             [{"id": "a", "image": ["x", "y"], "conversations": TURNS}],
-            "a picture is named by one path",
+            "an image is named by one path",
         ),
         ([{"id": "a", "image": "../secret.png", "conversations": TURNS}], "points outside"),
         ([{"id": "a", "image": "/etc/passwd", "conversations": TURNS}], "points outside"),

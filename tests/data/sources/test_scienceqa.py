@@ -10,7 +10,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.drawn_problems import write_problems as draw_problems
-from mmlab.data.sources.scenes import COLOURS, KINDS
+from mmlab.data.sources.scenes import COLORS, KINDS
 from mmlab.data.sources.scienceqa import COLUMNS, load_problems, load_split, scienceqa
 from tests.tiny_files import png
 from tests.tiny_problems import problem, write_problems
@@ -118,7 +118,7 @@ def test_pictures_that_are_missing_leave_text_and_are_counted(build, tmp_path):
     assert json.loads(index.read(1)["json"])["reference"]["types"] == ["NAT", "IMG", "G1-6"], (
         "the problem stays what it is"
     )
-    with pytest.raises(DataError, match=r"problem 4: picture 'test/4/page\.png' is neither.*2 are lost.*allows 1"):
+    with pytest.raises(DataError, match=r"problem 4: image 'test/4/page\.png' is neither.*unsupported: 2, allowed: 1"):
         write_shards(scienceqa(tmp_path / "raw", "test", missing_budget=0.4), tmp_path / "strict", quiet=True)
 
 
@@ -127,7 +127,7 @@ def test_without_any_picture_folder_all_is_text(build):
     index, counts = build(problems, split="test")
     assert counts == {"samples": 2, "with_picture": 0, "text_only": 1, "missing": 1, "unsupported": 0}
     assert index.extensions(0) == ["json"]
-    with pytest.raises(DataError, match=r"there is no picture folder .*, and 1 problems"):
+    with pytest.raises(DataError, match=r"there is no image folder .*, but 1 problems"):
         build(problems, split="test", missing_budget=0)
 
 
@@ -149,22 +149,22 @@ def test_without_a_file_of_splits_the_problems_say_theirs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answer": 2}, "problem 1: answer 2 is the place of none of its 2 choices"),
+        ({"answer": 2}, "problem 1: answer 2 is not the position of one of its 2 choices"),
         ({"answer": -1}, "answer -1"),
         ({"answer": "B"}, "answer 'B'"),
         ({"answer": True}, "answer True"),
         ({"answer": None}, "answer None"),
-        ({"choices": "AB"}, "choices are no list of texts"),
-        ({"choices": ["a", 2]}, "choices are no list of texts"),
-        ({"choices": ["a"]}, "it has 1 choices; there are two to 5"),
+        ({"choices": "AB"}, "choices are not a list of texts"),
+        ({"choices": ["a", 2]}, "choices are not a list of texts"),
+        ({"choices": ["a"]}, "it has 1 choices, not two to 5"),
         ({"choices": list("abcdef")}, "it has 6 choices"),
         ({"question": " "}, "the question is empty"),
-        ({"question": 3}, "question is no text but int"),
-        ({"hint": ["x"]}, "hint is no text but list"),
-        ({"image": ["x"]}, "a picture is named by one file, not list"),
+        ({"question": 3}, "question must be text, not int"),
+        ({"hint": ["x"]}, "hint must be text, not list"),
+        ({"image": ["x"]}, "an image is named by one file, not list"),
         ({"subject": "natural sciences"}, "subject 'natural sciences' .* Did you mean 'natural science'"),
         ({"subject": None}, "subject None"),
-        ({"grade": "grade13"}, "grade 'grade13' is none of"),
+        ({"grade": "grade13"}, "grade 'grade13' is not one of"),
         ({"image": "../../../secret.png"}, "points outside"),
     ],
 )
@@ -186,7 +186,7 @@ def test_malformed_problems_are_named(tmp_path, changes, message):
         ({"1": "text"}, {"test": ["1"]}, "problem 1: expected an object, not str"),
         ({"1": problem()}, {"test": ["1", "2"]}, "names problem 2, which problems.json does not have"),
         ({"1": problem()}, {"test": ["1", "1"]}, "names problem 1 twice"),
-        ({"1": problem()}, {"test": "1"}, "no list"),
+        ({"1": problem()}, {"test": "1"}, "is not a list"),
         ({"1": problem()}, [], "does not hold"),
     ],
 )
@@ -256,10 +256,10 @@ def test_words_may_have_letters_of_their_own(tmp_path, kinds):
     for one in load_problems(tmp_path / "raw" / "problems.json").values():
         places.setdefault(one.choices[one.answer], set()).add(one.answer)
         assert len(set(one.choices)) == len(one.choices) >= 2
-    # The half of the colours that comes first, the other, and the shapes in their order.
+    # The half of the colors that comes first, the other, and the shapes in their order.
     shapes = {kind: {number} for number, kind in enumerate(sorted(kinds))}
-    colours = {name: {number % 4} for number, name in enumerate(COLOURS)}
-    assert places == colours | shapes
+    colors = {name: {number % 4} for number, name in enumerate(COLORS)}
+    assert places == colors | shapes
     for wrong in (KINDS, KINDS[:2]):
         with pytest.raises(ConfigError, match="three to 5 shapes"):
             draw_problems(tmp_path / "none", {"train": 1}, kinds=wrong, own_letters=True)

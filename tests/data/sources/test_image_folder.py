@@ -5,7 +5,7 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.index import ShardIndex
 from mmlab.data.shards import write_shards
-from mmlab.data.sources.picture_folder import images
+from mmlab.data.sources.image_folder import images
 from tests.tiny_files import png
 
 
@@ -62,12 +62,12 @@ def test_numbers_stay_numbers_and_columns_can_be_named(folder, tmp_path):
     ("name", "text", "options", "message"),
     [
         ("t.csv", "image,clas\ncat/a.png,x\n", {"class_field": "class"}, "no column 'class'.*mean 'clas'"),
-        ("t.csv", "image,kind\ncat/a.png,x\n", {}, "no column any of class, label; there are image, kind"),
-        ("t.csv", "image,class\nzz.png,x\n", {}, r"line 2: picture 'zz\.png' is not in"),
+        ("t.csv", "image,kind\ncat/a.png,x\n", {}, "none of the columns class, label; there are image, kind"),
+        ("t.csv", "image,class\nzz.png,x\n", {}, r"line 2: image 'zz\.png' is not in"),
         ("t.csv", "image,class\n../a.png,x\n", {}, "points outside"),
-        ("t.csv", "image,class\n", {}, "has no picture"),
+        ("t.csv", "image,class\n", {}, "has no images"),
         ("t.jsonl", '{"image": "cat/a.png", "class": ["x"]}', {}, r"line 1: 'class' must be a class's name or number"),
-        ("t.jsonl", '{"image": 5, "class": "x"}', {}, "'image' must be a text"),
+        ("t.jsonl", '{"image": 5, "class": "x"}', {}, "'image' must be text"),
         ("t.txt", "", {}, "not '.txt'"),
     ],
 )
@@ -87,10 +87,10 @@ def test_losses_within_the_budget_are_counted(folder, tmp_path):
 
 
 def test_no_folder_no_picture_and_columns_without_a_table(folder, tmp_path):
-    with pytest.raises(DataError, match="no picture folder"):
+    with pytest.raises(DataError, match="no image folder"):
         build(tmp_path, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="has no picture"):
+    with pytest.raises(DataError, match="has no images"):
         build(tmp_path, tmp_path / "empty")
     with pytest.raises(ConfigError, match="give --labels"):
         build(tmp_path, folder, class_field="class")
@@ -101,12 +101,14 @@ def test_maps_lie_beside_their_pictures(folder, tmp_path):
     for name in ("cat/a.png", "cat/deep/a.png", "dog/b.png"):
         (maps / name).parent.mkdir(parents=True, exist_ok=True)
         (maps / name).write_bytes(png(3, 2))
-    with pytest.raises(DataError, match=r"picture 'loose\.png' is not in .*maps; 1 are lost and .* allows 0"):
+    with pytest.raises(
+        DataError, match=r"image 'loose\.png' is not in .*maps \(missing or unsupported: 1, allowed: 0\)"
+    ):
         build(tmp_path, folder, maps=maps)
     found, counts = build(tmp_path, folder, maps=maps, missing_budget=0.25)
     assert set(found) == {"cat_a", "cat_deep_a", "dog_b"} and counts["missing"] == 1
     index = ShardIndex.open(tmp_path / "out")
     assert all(index.read(i)["map.png"] == png(3, 2) for i in range(3))
     (maps / "loose.png").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(DataError, match="its map is a jpg inside; maps are PNG"):
+    with pytest.raises(DataError, match="the contents of its map are jpg; maps are PNG"):
         write_shards(images(folder, maps=maps), tmp_path / "other", quiet=True)

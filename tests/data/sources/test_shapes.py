@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.sources.scenes import COLOURS
+from mmlab.data.sources.scenes import COLORS
 from mmlab.data.sources.shapes import shapes
 
 
@@ -36,15 +36,15 @@ def test_a_scene_depends_on_seed_split_and_number_alone():
     assert {key for key, _ in shapes(5)}.isdisjoint(key for key, _ in shapes(5, split="val"))
 
 
-def test_boxes_are_where_the_colours_are(scenes):
+def test_boxes_are_where_the_colors_are(scenes):
     for record, image in scenes:
         assert image.shape == (64, 64, 3)
         for entry in record["boxes"]:
-            colour = np.array(COLOURS[entry["category"].split()[0]])
+            color = np.array(COLORS[entry["category"].split()[0]])
             x1, y1, x2, y2 = entry["box"]
             assert 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
             inside = image[int(y1 * 64) : int(y2 * 64) + 1, int(x1 * 64) : int(x2 * 64) + 1].astype(int)
-            assert (abs(inside - colour).max(-1) < 3).mean() > 0.1
+            assert (abs(inside - color).max(-1) < 3).mean() > 0.1
             if len(record["boxes"]) == 1:  # alone: the box is tight around everything that is not ground
                 drawn = (abs(image.astype(int) - image[0, 0]).max(-1) > 8).nonzero()
                 found = [drawn[1].min(), drawn[0].min(), drawn[1].max() + 1, drawn[0].max() + 1]
@@ -66,18 +66,18 @@ def solve(question: str, boxes: list[dict]) -> list[str]:
     """Every answer that the scene allows: one, if the question is unambiguous."""
     things = [entry["category"].split() + [entry["box"]] for entry in boxes]
     if match := re.fullmatch(r"what color is the (\w+)\?", question):
-        return [colour for colour, kind, _ in things if kind == match[1]]
+        return [color for color, kind, _ in things if kind == match[1]]
     if match := re.fullmatch(r"what shape is the (\w+) object\?", question):
-        return [kind for colour, kind, _ in things if colour == match[1]]
+        return [kind for color, kind, _ in things if color == match[1]]
     if question == "how many objects are there?":
         return [str(len(things))]
     if match := re.fullmatch(r"how many (\w+) objects are there\?", question):
-        return [str(sum(colour == match[1] for colour, _, _ in things))]
+        return [str(sum(color == match[1] for color, _, _ in things))]
     if match := re.fullmatch(r"how many (\w+) are there\?", question):
         return [str(sum(match[1] in (kind + "s", kind + "es") for _, kind, _ in things))]
     if match := re.fullmatch(r"is there an? (\w+)(?: (\w+))?\?", question):
         wanted = {word for word in match.groups() if word and word != "object"}
-        return ["yes" if any(wanted <= {colour, kind} for colour, kind, _ in things) else "no"]
+        return ["yes" if any(wanted <= {color, kind} for color, kind, _ in things) else "no"]
     match = re.fullmatch(r"where is the (\w+) (\w+) relative to the (\w+) (\w+)\?", question)
     assert match, question
     [a], [b] = ([box for c, k, box in things if (c, k) == match.group(n, n + 1)] for n in (1, 3))

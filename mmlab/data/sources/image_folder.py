@@ -1,4 +1,4 @@
-"""A folder of pictures with classes: one sub-folder per class, or a table."""
+"""A folder of images with classes: one subfolder per class, or a table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker
 from mmlab.data.shards import Samples
-from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, PictureFolder, class_of, column, rows
+from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, rows
 
 
 def images(
@@ -18,34 +18,34 @@ def images(
     missing_budget: float = 0.0,
     maps: str | Path | None = None,
 ) -> Samples:
-    """Read pictures and their classes.
+    """Read images and their classes.
 
     Args:
-        root: the picture folder. Without a table the class is the first sub-folder that a picture is in
-            (`root/<class>/…/x.jpg`, the layout of torchvision's ImageFolder); pictures right in `root` have none.
-        labels: a `.csv`, `.tsv` or `.jsonl` file with a picture's path (from `root`) and its class per row; only the
-            pictures that it names are read.
-        image_field: the column of the path; None takes the first of `image`, `file`, `filename`, `path`, …
-        class_field: the column of the class, a name or a number; None takes `class` or `label`.
-        missing_budget: share of the pictures that may be absent or unreadable; a picture without its map counts.
-        maps: a folder with a PNG of the same path for each picture, such as its segmentation; it becomes `map.png`.
+        root: the image folder. Without a table, an image's class is the first subfolder that it is in
+            (`root/<class>/…/x.jpg`, the layout of torchvision's ImageFolder); images directly in `root` have none.
+        labels: a `.csv`, `.tsv` or `.jsonl` file; each row has an image's path (in `root`) and its class. Only the
+            images that it names are read.
+        image_field: the column of the path; None: the first of `image`, `file`, `filename`, `path`, …
+        class_field: the column of the class, a name or a number; None: `class` or `label`.
+        missing_budget: share of the images that may be missing or unsupported, or whose map may be.
+        maps: a folder with a PNG of the same path for each image, such as its segmentation; it becomes `map.png`.
 
     Returns:
-        Counts: `samples`, `classes`, `without_class`, `missing` (no such picture), `unsupported` (not JPEG, PNG,
+        Counts: `samples`, `classes`, `without_class`, `missing` (no such image), `unsupported` (not JPEG, PNG or
         WebP).
 
     Raises:
-        ConfigError: columns are named, but no table.
-        DataError: no such folder or table, a malformed row (named by its number), no picture, or a budget overrun.
+        ConfigError: columns are named without a table.
+        DataError: no such folder or table, a malformed row (with its number), no image, or more losses than the
+            budget allows.
     """
     if labels is None and (image_field or class_field):
-        raise ConfigError(f"the column '{image_field or class_field}' is named, but no table; give --labels TABLE.")
-    found = _folders(Path(root)) if labels is None else _table(Path(labels), image_field, class_field)
-    entries = list(found)
-    folder = PictureFolder(root, missing_budget, len(entries))
+        raise ConfigError(f"the column '{image_field or class_field}' is named without a table; give --labels TABLE.")
+    entries = list(_folders(Path(root)) if labels is None else _table(Path(labels), image_field, class_field))
+    folder = ImageFolder(root, missing_budget, len(entries))
     if not entries:
-        raise DataError(f"{labels or root} has no picture ({', '.join(IMAGE_EXTENSIONS)}).")
-    map_folder = None if maps is None else PictureFolder(maps, missing_budget, len(entries))
+        raise DataError(f"{labels or root} has no images ({', '.join(IMAGE_EXTENSIONS)}).")
+    map_folder = None if maps is None else ImageFolder(maps, missing_budget, len(entries))
     keys, classes = KeyMaker(), set()
     counts = {"samples": 0, "without_class": 0}
     for where, name, kind in entries:
@@ -54,7 +54,7 @@ def images(
         if picture is not None and map_folder is not None:
             drawn = map_folder.read(str(Path(name).with_suffix(".png")), where)
             if drawn is not None and drawn[0] != "png":
-                raise DataError(f"{where}: its map is a {drawn[0]} inside; maps are PNG, which keeps their values.")
+                raise DataError(f"{where}: the contents of its map are {drawn[0]}; maps are PNG, which is lossless.")
             shown = {} if drawn is None else {**shown, MAP: drawn[1]}
         if not shown:
             continue
@@ -72,7 +72,7 @@ def images(
 
 
 def _folders(root: Path) -> Iterator[tuple[str, str, str | int | None]]:
-    """(where, path from the folder, class) of each picture."""
+    """(where, path from the folder, class) of each image."""
     for path in sorted(root.rglob("*")):
         if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
             name = path.relative_to(root)
@@ -87,5 +87,5 @@ def _table(path: Path, image_field: str | None, class_field: str | None) -> Iter
             image = column(row, image_field, IMAGE_FIELDS, where)
             kind = column(row, class_field, CLASS_FIELDS, where)
         if not isinstance(row.get(image), str):
-            raise DataError(f"{where}: '{image}' must be a text.")
+            raise DataError(f"{where}: '{image}' must be text.")
         yield where, row[image], class_of(row, kind, where)
