@@ -1,7 +1,7 @@
 """Settings of noise processes and samplers (conf/process, conf/sampler)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from mmlab.config.fields import Settings, choice, number, section
 
@@ -50,6 +50,7 @@ class ClipConfig(Settings):
 
 @dataclass
 class SamplerConfig(Settings):
+    draws_from: ClassVar[str] = "noise"
     _target_: str = "mmlab.diffusion.samplers.Sampler"
     name: str = choice("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
     steps: int = number(50, above=0)  # noise levels to visit

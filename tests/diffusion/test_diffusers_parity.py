@@ -1,4 +1,4 @@
-"""Samplers beside diffusers' schedulers on the same model, noise and grid; where theirs differ, why."""
+"""Samplers compared with diffusers' schedulers on the same model, noise and grid; and why some differ."""
 
 from itertools import pairwise
 
@@ -112,7 +112,7 @@ def test_ddim_goes_where_the_next_step_starts():
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_clipping(sampler):
-    """DDIM's noise must follow the clipped picture, which diffusers' does when asked: only then is η = 1 DDPM."""
+    """DDIM's noise must follow the clipped image, as diffusers' does with an option: only then is η = 1 DDPM."""
     kind, ours, options = {
         "ddpm": (DDPMScheduler, ddpm, {}),
         "ddim": (DDIMScheduler, ddim, {"eta": 1.0, "use_clipped_model_output": True}),

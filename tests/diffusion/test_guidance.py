@@ -16,7 +16,7 @@ LABELS, NULL = torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.long)
 
 
 class Model:
-    """Says something different of each condition, and keeps what it was given."""
+    """Predicts something different for each condition, and records its calls."""
 
     def __init__(self, dtype=torch.float32):
         self.calls: list[Tensor] = []

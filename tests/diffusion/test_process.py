@@ -83,7 +83,7 @@ def test_at_zero_snr_v_is_the_picture_and_splits():
 
 @pytest.mark.parametrize("process", CHAINS, ids=name)
 def test_posterior_is_ddpm_s_formula(process):
-    """Equations 6 and 7 of arXiv 2006.11239, t = 0 included: there the posterior is the picture, without variance."""
+    """Equations 6 and 7 of arXiv 2006.11239, including t = 0, where the posterior is the image, without variance."""
     t = torch.arange(process.config.timesteps)
     bar, before = process.alphas_bar, torch.cat([torch.ones(1, dtype=torch.float64), process.alphas_bar[:-1]])
     x_0, x_t = samples(0, process.config.timesteps, 2), samples(1, process.config.timesteps, 2)

@@ -36,7 +36,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class Arc(Diffusion):
-    """Levels in equal angles between two that have picture and noise: nothing there hides a solver's order."""
+    """Levels at equal angles, all with signal and noise, so that a solver's order shows."""
 
     def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
         angles = [1.4 - 1.2 * i / steps for i in range(steps + 1)]
@@ -47,7 +47,7 @@ class Arc(Diffusion):
 
 
 class Line(FlowMatching):
-    """Levels of the flow likewise."""
+    """Levels of the flow, likewise."""
 
     def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
         times = [0.9 - 0.7 * i / steps for i in range(steps + 1)]
@@ -77,7 +77,7 @@ def test_a_whole_run_ends_at_the_exact_sample(process, sampler):
     levels = process.grid(100)
     states: list[Step] = []
     sampler(GaussianDenoiser(process, 100), process, X, 100, on_step=states.append)
-    # The last step, to the mean of what the picture may be, is no solver's matter.
+    # The last step, to the mean of the possible images, does not depend on the solver.
     error = (states[-2].x - exact(X, levels[0], levels[-2])).abs().mean()
     assert error < (0.02 if sampler is ddim else 0.006)
 
@@ -107,7 +107,7 @@ def test_ancestral_samples_have_the_data_s_moments(process, sampler):
     x = normal(range(10_000), (1,), "start").double()
     samples = sampler(GaussianDenoiser(process, 500), process, x, 500, rng=generator())
     last = process.grid(500)[-2]
-    # The last step gives the mean of what the picture may be, which spreads less than the pictures.
+    # The last step gives the mean of the possible images, which has less variance than the images.
     spread = last.alpha * SPREAD**2 / ((last.alpha * SPREAD) ** 2 + last.sigma**2) ** 0.5
     assert samples.mean().item() == pytest.approx(MEAN, abs=0.012)
     assert samples.std().item() == pytest.approx(spread, abs=0.012)
@@ -232,7 +232,7 @@ def test_static_clipping_bounds_the_samples_and_moves_the_noise_with_them():
     wild = lambda x, t: -5 * x  # noqa: E731
     ddim(wild, process, X, 10, clip=Clip(ClipConfig(limit=0.7)), on_step=states.append)
     assert all(state.x_0.abs().max() <= 0.7 for state in states)
-    # x = α·x_0 + σ·ε still holds after each step, so the state is that of a picture within the bounds.
+    # x = α·x_0 + σ·ε still holds after each step, so the state is that of an image within the bounds.
     there = process.grid(10)[1]
     here = process.grid(10)[0]
     noise = (X - here.alpha * states[0].x_0) / here.sigma

@@ -112,7 +112,7 @@ def test_every_number_of_steps_gives_that_many_falling_timesteps(spacing):
 
 
 def test_leading_spreads_evenly_where_diffusers_does_not():
-    """Diffusers rounds the stride: 600 of 1000 steps start at 599, where a sixth of the picture is still there."""
+    """Diffusers rounds the stride: 600 of 1000 steps start at 599, where a sixth of the image is still there."""
     theirs = DDIMScheduler()
     theirs.set_timesteps(600)
     assert theirs.timesteps[0] == 599

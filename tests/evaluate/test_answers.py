@@ -23,7 +23,7 @@ FACTS = {"what is it?": "a red star", "how many of them are there?": "two", "is 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """Questions whose answers are known without looking; the last has no picture."""
+    """Questions that can be answered without the image; the last has none."""
     records = [{"questions": [{"question": q, "answer": a}]} for q, a in FACTS.items()]
     return make_records(tmp_path_factory.mktemp("facts") / "train", records, [png(), png(), None])
 
@@ -64,7 +64,7 @@ def test_answers_end_at_the_template_s_stop(tokenizer_folder, facts, template, s
         ("v1", "</s>", ""),
     ],
 )
-def test_what_follows_the_stop_is_cut(tokenizer_folder, template, said, answer):
+def test_text_after_the_stop_is_removed(tokenizer_folder, template, said, answer):
     model = tiny.vlm(tokenizer_folder)
     ids = model.language.tokenizer(said, add_special_tokens=False)["input_ids"]
     model.generate = lambda *args, **options: torch.tensor([ids])
@@ -74,7 +74,7 @@ def test_what_follows_the_stop_is_cut(tokenizer_folder, template, said, answer):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """A model that says something else to every picture and question, and shapes to ask about."""
+    """A model with different answers for all images and questions, and shapes to ask about."""
     root = make_shapes(tmp_path_factory.mktemp("shapes"), train=6)
     model = tiny.vlm(root / "tokenizer")
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_batched_answers_equal_answers_one_by_one(untrained, batch_size):
     assert len(set(alone)) > len(alone) // 2, "they differ, so that a mix-up would show"
 
 
-def test_text_alone_and_pictures_go_together(untrained):
+def test_rows_with_and_without_images_are_batched_together(untrained):
     _, model = untrained
     answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=6)
     picture = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
@@ -110,7 +110,7 @@ def test_text_alone_and_pictures_go_together(untrained):
     assert together == [answerer([d], [p])[0] for d, p in zip(dialogues, pictures, strict=True)]
 
 
-def test_a_dialogue_goes_on(untrained):
+def test_a_dialogue_of_several_turns(untrained):
     _, model = untrained
     answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=4)
     picture = torch.zeros(3, 16, 16, dtype=torch.uint8)
@@ -120,7 +120,7 @@ def test_a_dialogue_goes_on(untrained):
     assert isinstance(answerer([dialogue], [picture])[0], str)
 
 
-def test_pictures_may_stand_as_nothing(untrained):
+def test_a_model_may_see_no_image(untrained):
     _, model = untrained
     prompt = replace(Prompt("v1", system=""), pictures="none")
     answerer = Answerer(model, prompt, "stretch", max_new_tokens=4)
@@ -130,7 +130,7 @@ def test_pictures_may_stand_as_nothing(untrained):
     assert answerer.spec == ImageSpec(16, "stretch", 4)
 
 
-def test_temperature_draws(untrained):
+def test_a_temperature_samples_tokens(untrained):
     _, model = untrained
     torch.manual_seed(0)
     answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=6, temperature=2.0)
@@ -140,7 +140,7 @@ def test_temperature_draws(untrained):
 ABOUT = {"parts": {"language": "abc"}, "limit": None}
 
 
-def test_answers_are_read_again(tmp_path):
+def test_saved_answers_are_read(tmp_path):
     path = tmp_path / "new" / "answers.jsonl"
     saved = AnswerFile(path, ABOUT)
     assert saved.answers == {} and not path.exists()
@@ -161,7 +161,7 @@ def test_half_a_line_is_cut_off(tmp_path):
     assert AnswerFile(path, ABOUT).answers == {0: "first", 1: "again"}
 
 
-def test_answers_to_anything_else_are_thrown_away(tmp_path):
+def test_answers_that_depend_on_anything_else_are_discarded(tmp_path):
     path = tmp_path / "answers.jsonl"
     AnswerFile(path, ABOUT).add({0: "first"})
     other = AnswerFile(path, {**ABOUT, "limit": 3})
@@ -171,7 +171,7 @@ def test_answers_to_anything_else_are_thrown_away(tmp_path):
 
 
 class Repeats:
-    """Answers each question with its own text, and dies where it is told to."""
+    """Answers each question with its own text, and is killed after some batches."""
 
     spec = None
 
@@ -190,7 +190,7 @@ class Repeats:
         return [f"{text}!" for text in dialogues]
 
 
-def test_what_was_answered_is_not_asked_again(tmp_path):
+def test_saved_answers_are_not_computed_again(tmp_path):
     records = [{"questions": [{"question": f"number {n}?", "answer": "1"}]} for n in range(7)]
     index: ShardIndex = make_records(tmp_path / "shards", records, [None] * 7)
     questions = read_questions(index)

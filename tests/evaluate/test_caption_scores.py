@@ -1,4 +1,4 @@
-"""Caption scores equal to those that COCO's own code (pycocoevalcap 1.2) gives for the same tokens."""
+"""Caption scores, equal to those of COCO's own code (pycocoevalcap 1.2) for the same tokens."""
 
 import pytest
 
@@ -56,14 +56,14 @@ def test_the_table():
     assert (scores.all["questions"], scores.all["words"], scores.main) == (6, 7.5, "cider_d")
 
 
-def test_the_caption_itself_scores_best_and_nothing_scores_nothing():
+def test_the_caption_itself_scores_best_and_an_empty_one_zero():
     best = captions([texts[0] for texts in WRITTEN], references).all
     assert best["bleu_4"] == pytest.approx(1) and best["rouge_l"] == pytest.approx(1)
     none = captions([None, *[""] * 5], references).all
     assert none["bleu_1"] == pytest.approx(0) and none["rouge_l"] == none["cider_d"] == none["words"] == 0
 
 
-def test_marks_and_case_make_no_difference():
+def test_punctuation_and_case_do_not_matter():
     loud = [text.upper().replace(" ", ",  ", 1) + "." for text in SAID]
     assert captions(loud, references).all == captions(SAID, references).all
 

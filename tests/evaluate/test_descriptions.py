@@ -1,4 +1,4 @@
-"""Descriptions of a model that has learned a few by heart, and of one that has not."""
+"""Descriptions of a model that has memorized a few, and of an untrained one."""
 
 import json
 from typing import Any
@@ -47,7 +47,7 @@ def pictures(shards, **options: Any) -> PictureSet:
 
 
 def learned(tokenizer, shards, prompt: Prompt):
-    """A model that has learned the caption, and nothing else."""
+    """A model that has learned only the caption."""
     config = EndToEndFinetuningConfig(trainable=["connector", "language"], prompt=ASKED)
     stage = make_stage(config, tiny.minigpt4(tokenizer))
     config.prompt = prompt
@@ -62,7 +62,7 @@ def learned(tokenizer, shards, prompt: Prompt):
         (Prompt("plain", captions="blip"), "a red star", {""}),
     ],
 )
-def test_a_model_that_ends_is_coherent(tokenizer_folder, shards, prompt, text, questions):
+def test_finished_descriptions_are_coherent(tokenizer_folder, shards, prompt, text, questions):
     answerer = Answerer(learned(tokenizer_folder, shards, prompt), prompt, "stretch", max_new_tokens=30)
     said = describe(answerer, pictures(shards), 3)
     assert [one.text for one in said] == [text] * 4 and all(one.ended for one in said)
@@ -85,14 +85,14 @@ def test_a_model_that_ends_is_coherent(tokenizer_folder, shards, prompt, text, q
     }
 
 
-def test_an_answer_that_is_cut_has_no_end(tokenizer_folder, shards):
+def test_a_description_that_is_cut_off_has_no_end(tokenizer_folder, shards):
     answerer = Answerer(learned(tokenizer_folder, shards, ASKED), ASKED, "stretch", max_new_tokens=4)
     said = describe(answerer, pictures(shards, limit=2), 2)
     assert [one.ended for one in said] == [False, False]
     assert all("no_end" in wrong and "fragment" in wrong for wrong in judge(said))
 
 
-def test_the_request_is_drawn_by_the_picture(tokenizer_folder, shards):
+def test_the_request_depends_on_the_image(tokenizer_folder, shards):
     answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, "stretch", max_new_tokens=2)
     asked = [[one.question for one in describe(answerer, pictures(shards), size)] for size in (1, 4)]
     assert asked[0] == asked[1] and len(set(asked[0])) > 1
@@ -102,7 +102,7 @@ def made(text: str, caption: str | None = "A dog runs.") -> Description:
     return Description(0, "k", "q", text, True, caption, bool(caption) and str(caption).endswith("."))
 
 
-def test_what_captions_end_with_decides_whether_a_full_stop_is_missing():
+def test_descriptions_need_a_full_stop_if_captions_have_one():
     assert judge([made("a dog"), made("A dog runs.")]) == [["fragment"], []]
     assert judge([made("a dog", "a cat"), made("a dog runs", None)]) == [[], []]
     assert judge([made("a dog", None)]) == [[]]
@@ -122,7 +122,7 @@ def test_files_and_sheet(shards, tmp_path):
 
 
 class Numbers:
-    """Describes each picture by a number of its own, and dies where it is told to."""
+    """Describes each image by its number, and is killed after some batches."""
 
     prompt = ASKED
 
@@ -137,7 +137,7 @@ class Numbers:
         return [(f"number {n}", n % 2 == 0) for n in range(self.number - len(dialogues), self.number)]
 
 
-def test_what_was_described_is_not_described_again(shards, tmp_path):
+def test_saved_descriptions_are_not_computed_again(shards, tmp_path):
     def kept() -> AnswerFile:
         return AnswerFile(tmp_path / "unfinished.jsonl", {})
 
@@ -148,7 +148,7 @@ def test_what_was_described_is_not_described_again(shards, tmp_path):
     assert describe(Numbers(0), pictures(shards, limit=3), 2, kept()) == straight  # type: ignore[arg-type]
 
 
-def test_all_captions_of_a_picture_are_right(tmp_path):
+def test_all_captions_of_an_image_are_right(tmp_path):
     make_records(tmp_path / "told", [{"captions": ["A dog.", " ", "A pet."]}, {"caption": "A cat."}], [png()] * 2)
     assert caption_questions(pictures(tmp_path / "told")) == [
         Question(0, "s0000", "", "A dog.", "caption", ("A dog.", "A pet.")),
@@ -160,8 +160,8 @@ def test_all_captions_of_a_picture_are_right(tmp_path):
 
 
 @torch.no_grad()
-def test_an_end_of_text_is_an_end_too(tokenizer_folder):
-    """A model in another template than it learned may end with the token of its own."""
+def test_the_end_of_text_token_finishes_a_description(tokenizer_folder):
+    """A model in a template other than it learned may end with its own token."""
     model = tiny.minigpt4(tokenizer_folder)
     answerer = Answerer(model, ASKED, "stretch")
     tokenizer = model.language.tokenizer

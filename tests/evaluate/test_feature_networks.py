@@ -1,4 +1,4 @@
-"""The networks of FID and KID: which they are stands in every result, and what is not here is said."""
+"""The networks of FID and KID: they are described in every result, and refused if they are not installed."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ def pictures(count: int = 3, side: int = 16) -> torch.Tensor:
     return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_runs_eye_is_its_trained_encoder(tmp_path, tokenizer_folder):
+def test_features_of_a_run_are_its_trained_encoder_s(tmp_path, tokenizer_folder):
     folder = contrastive_run(tmp_path, tokenizer_folder)
     network = feature_network("eye", tmp_path)
     features = network(pictures())
@@ -33,7 +33,7 @@ def test_a_runs_eye_is_its_trained_encoder(tmp_path, tokenizer_folder):
     assert torch.equal(network(larger), network(resized(larger, 16)))
 
 
-def test_a_run_without_an_eye_is_refused(tmp_path, tokenizer_folder):
+def test_a_run_without_a_vision_encoder_is_refused(tmp_path, tokenizer_folder):
     tiny = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
     overrides = ["experiment=llava/language_tiny", f"model.language.architecture={tiny}"]
     make_run(tmp_path, "tongue", [*overrides, f"model.language.tokenizer={tokenizer_folder}"], ["language"])
@@ -63,7 +63,7 @@ class FakeInception(torch.nn.Module):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A machine with torch-fidelity; its weights would lie in the folder that is returned."""
+    """A machine with torch-fidelity; returns the folder of its weights."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
     module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "checkpoints"
 
 
-def test_inception_is_asked_for_fids_own_layer(hub):
+def test_inception_returns_the_layer_of_fid(hub):
     torch.save({"weight": torch.zeros(2)}, hub / WEIGHTS)
     network = feature_network("inception")
     assert network.network.asked == ("inception-v3-compat", ["2048"], str(hub / WEIGHTS))  # type: ignore[attr-defined]

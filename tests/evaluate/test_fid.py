@@ -1,4 +1,4 @@
-"""Distances of sets of pictures against closed forms, scipy, and sums written out."""
+"""Distances of sets of images, compared with closed forms, scipy, and explicit sums."""
 
 import numpy as np
 import pytest
@@ -129,13 +129,13 @@ def test_compare_puts_both_distances_together():
     assert compare(filled(x), filled(x))["fid"] == pytest.approx(0, abs=1e-9)
 
 
-def test_few_pictures_are_warned_of_by_the_width():
+def test_the_caution_depends_on_the_width_of_features():
     assert caution(filled(normal(50, 10, 1)), filled(normal(60, 10, 2))) is None
     sentence = caution(filled(normal(60, 10, 1)), filled(normal(49, 10, 2)))
     assert sentence and "49 images" in sentence and "50 or more" in sentence
 
 
-def test_what_cannot_be_compared_is_said():
+def test_sets_that_cannot_be_compared_are_refused():
     with pytest.raises(RunError, match="not finite"):
         Moments().add(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(RunError, match="at least two images; there are 1"):

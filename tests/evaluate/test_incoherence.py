@@ -41,7 +41,7 @@ def test_repeats(text, expected):
         ("The man is", True, True),
     ],
 )
-def test_what_breaks_off(text, caption, sentence):
+def test_breaks_off(text, caption, sentence):
     """As a caption, which needs no full stop, and as a text of sentences."""
     assert (breaks_off(text, sentences=False), breaks_off(text, sentences=True)) == (caption, sentence)
 

@@ -99,7 +99,7 @@ def test_scores(files):
     assert scores.each == [0.6, 0.9, 0]
 
 
-def test_the_judge_is_told_the_rule_of_the_category(files, tmp_path):
+def test_the_judge_gets_the_rule_of_the_category(files, tmp_path):
     rules = tmp_path / "rule.json"
     rules.write_text(json.dumps({name: {"prompt": f"rule {name}", "role": "Assistant"} for name in ("conv", "detail")}))
     questions, answers = read_bench(*files()), {str(n): f"answer {n}" for n in range(3)}

@@ -1,4 +1,4 @@
-"""A run's own score of its answers."""
+"""Scores of a run's answers at its end."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def logged(stage: Any) -> dict[str, float]:
     return {name: float(value) for name, value in stage.trainer.callback_metrics.items()}
 
 
-def test_it_is_what_an_evaluation_says_later_and_training_does_not_notice(root, tmp_path, monkeypatch):
+def test_it_equals_a_later_evaluation_and_does_not_change_training(root, tmp_path, monkeypatch):
     asked = []
     replies = Answerer.replies
     monkeypatch.setattr(Answerer, "replies", lambda *args: asked.append(args[0].prompt) or replies(*args))
@@ -62,7 +62,7 @@ def test_another_metric_types_and_a_limit(root, tmp_path):
     assert {name for name in names if "facts" in name} == {"val/facts", "val/facts/color", "val/facts/count"}
 
 
-def test_after_stage_1_a_template_is_given(root, tmp_path):
+def test_stage_1_needs_a_template(root, tmp_path):
     plain = stage_of(root, Prompt(template="plain"), ProjectorAlignmentConfig)
     with pytest.raises(ConfigError, match="template=v1"):
         train(root, tmp_path, plain, quality_of(root), steps=1)
@@ -80,7 +80,7 @@ def test_after_stage_1_a_template_is_given(root, tmp_path):
         ({"questions": "nowhere"}, DataError, "nowhere"),
     ],
 )
-def test_a_wrong_setting_is_said_before_the_first_step(root, tmp_path, options, error, sentence):
+def test_a_wrong_setting_is_refused_before_the_first_step(root, tmp_path, options, error, sentence):
     watch = Watch()
     with pytest.raises(error, match=sentence):
         train(root, tmp_path, stage_of(root), watch, quality_of(root, **options))

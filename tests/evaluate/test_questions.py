@@ -50,7 +50,7 @@ def test_types_and_limit(index):
     assert len(read_questions(index, limit=99)) == 4
 
 
-def test_a_type_that_is_not_there_is_an_error_with_the_nearest(index, tmp_path):
+def test_an_unknown_type_suggests_the_nearest(index, tmp_path):
     says = r"no question of type colour; its types are color, .* Did you mean 'color'"
     with pytest.raises(DataError, match=says):
         read_questions(index, ["colour"])
@@ -59,7 +59,7 @@ def test_a_type_that_is_not_there_is_an_error_with_the_nearest(index, tmp_path):
         read_questions(captions)
 
 
-def test_what_a_scorer_compares_with(tmp_path):
+def test_references(tmp_path):
     turns = [{"from": "human", "value": "which?\n<image>"}, {"from": "gpt", "value": "Because. The answer is B."}]
     records = [
         {"conversations": turns, "reference": {"answers": ["B"], "choices": 3, "types": ["NAT", "IMG"]}},
@@ -105,7 +105,7 @@ def test_a_broken_picture_or_record_names_its_sample(tmp_path):
         read_picture(broken, 0, ImageSpec(16))
 
 
-def test_blind_answers_are_the_commonest_to_the_question():
+def test_blind_answers_are_the_most_frequent_ones():
     def of(text: str, *answers: str) -> list[Question]:
         return [Question(0, "k", text, answer, "t") for answer in answers]
 

@@ -41,7 +41,7 @@ def sets(tmp_path_factory) -> tuple[PictureSet, PictureSet]:
     return PictureSet(root / "val", SPEC), PictureSet(root / "train", SPEC)
 
 
-def test_what_comes_back_whole_scores_best(sets):
+def test_perfect_reconstructions_score_best(sets):
     model = SimpleNamespace(first_stage=Unshuffle(), perceptual=Difference())
     scores = score_reconstructions(model, sets[0], Quadrants())
     assert scores["psnr"] == EQUAL and scores["ssim"] == pytest.approx(1, abs=1e-5)
@@ -65,7 +65,7 @@ def test_the_scores_are_means_over_the_pictures(sets):
     assert again["psnr"] == pytest.approx(scores["psnr"], abs=1e-4) and "rfid" not in again
 
 
-def test_a_linear_code_of_as_many_numbers_stands_beside_it(sets):
+def test_a_linear_code_of_as_many_numbers_is_compared(sets):
     pictures, train = sets
     scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), pictures, None, train)
     assert scores["linear_values"] == 12 * (SIDE // 2) ** 2 and scores["linear_pictures"] == 260
@@ -86,7 +86,7 @@ def test_too_few_training_pictures_for_the_linear_code(sets):
 
 
 @pytest.mark.parametrize("fits", [192, 193])
-def test_where_memory_has_no_room_for_a_linear_code_the_other_scores_stay(sets, monkeypatch, fits):
+def test_a_linear_code_that_does_not_fit_in_memory_is_left_out(sets, monkeypatch, fits):
     monkeypatch.setattr(reconstructions, "LINEAR_BYTES", fits * 4 * 3 * SIDE**2)
     scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), sets[0], None, sets[1])
     assert scores["psnr"] == EQUAL
@@ -128,7 +128,7 @@ def test_a_codebook_is_scored_by_its_use(sets):
 
 
 def drawn(count: int, rank: int, seed: int, side: int = 4) -> torch.Tensor:
-    """Pictures in a space of `rank` directions around grey; the directions are the same for every seed."""
+    """Images in a space of `rank` directions around gray; the directions are the same for every seed."""
     axes = torch.randn(rank, 3 * side * side, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(count, rank, generator=torch.Generator().manual_seed(seed)) * 12
     return (128 + weights @ axes).round().clamp(0, 255).to(torch.uint8).view(count, 3, side, side)

@@ -1,4 +1,4 @@
-"""Recorded outputs and right answers in the layouts that they come in."""
+"""Recorded outputs and right answers in the formats of their data sets."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_one_line_is_a_line(write):
     ]
 
 
-def test_a_mark_of_the_byte_order_is_no_text(write):
+def test_a_byte_order_mark_is_ignored(write):
     path = write({"1": "B"})
     path.write_text(path.read_text(), encoding="utf-8-sig")
     assert read_predictions(path).texts == {"1": "B"}
@@ -91,7 +91,7 @@ def test_files_that_cannot_be_read(tmp_path):
         read_predictions(tmp_path / "answer.json")
 
 
-def test_predictions_are_put_beside_references():
+def test_predictions_are_aligned_with_references():
     references = [Reference("2", ("x",)), Reference("1", ("x",)), Reference("9", ("x",))]
     assert Recorded({"1": "B", "2": "no", "5": "?"}).aligned(references) == ["no", "B", None]
     with pytest.raises(DataError, match="no prediction has the id of a question; examples of ids are 'a' and '2'"):
@@ -110,7 +110,7 @@ def test_scienceqa(tmp_path):
     assert len(read_references("scienceqa", files[0], None, "val")) == 1
     with pytest.raises(DataError, match="no split 'tset'"):
         read_references("scienceqa", *files, "tset")
-    with pytest.raises(DataError, match=r"problems\.json does not hold {split: \[problem id, …\]}: '1' is no list"):
+    with pytest.raises(DataError, match=r"problems\.json does not hold {split: \[problem id, …\]}: '1' is not a list"):
         read_references("scienceqa", files[0], files[0], "test")
     write_problems(root, {"1": problem()}, {"test": ["1"], "minitest": []})
     with pytest.raises(DataError, match="has no right answers of split minitest"):

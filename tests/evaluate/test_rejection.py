@@ -1,4 +1,4 @@
-"""A classifier that is learned from pictures, and samples of which it accepts some: numbers of their own."""
+"""A classifier that is learned from images, and the scores of the samples that it accepts."""
 
 import io
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from tests.stage.tiny_diffusion import NAMES, diffusion_model
 
 COLOURS = torch.tensor([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 RIGHT = 3
-"""One of so many samples shows the class that it was told."""
+"""One of so many samples shows its own class."""
 
 
 def picture(label: int, seed: int) -> Tensor:
@@ -52,7 +52,7 @@ def sets(tmp_path_factory) -> dict[str, PictureSet]:
 
 @dataclass
 class Careless:
-    """Stands for a model that draws another class more often than the one that it is told."""
+    """A generator that draws other classes more often than the right one."""
 
     model: Any = field(
         default_factory=lambda: diffusion_model(
@@ -78,7 +78,7 @@ def scored(sets, candidates: int, classifier: Any = None) -> tuple[dict[str, Any
     )  # fmt: skip
 
 
-def test_the_classifier_tells_unseen_pictures(sets):
+def test_the_classifier_recognizes_unseen_images(sets):
     probe = ClassProbe(Quadrants(), sets["train"], NAMES, batch_size=16)
     assert probe.accuracy(sets["val"]) == 1, "the picture of an unknown class is passed over"
     likely = probe(torch.stack([picture(label, 77 + label) for label in range(3)]))
@@ -91,7 +91,7 @@ def test_the_classifier_tells_unseen_pictures(sets):
 
 
 def test_it_is_the_gaussian_posterior(sets):
-    """Of one feature and two classes: a logistic function, known in closed form."""
+    """With one feature and two classes it is a logistic function in closed form."""
 
     class Red(Quadrants):
         def __call__(self, pixels_N3HW: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def test_accepted_samples_are_those_that_show_their_class(sets):
     assert plain["confidence"] < plain["accepted_confidence"] < scores["accepted_confidence"]
 
 
-def test_the_surest_of_each_class_are_kept_however_many_are_drawn(sets):
+def test_the_most_confident_samples_of_each_class_are_accepted(sets):
     probe, generator = ClassProbe(Quadrants(), sets["train"], NAMES), Careless()
     labels = [NAMES[n % 3] for n in range(10)]
     drawings = []
@@ -129,18 +129,18 @@ def test_the_surest_of_each_class_are_kept_however_many_are_drawn(sets):
         return DrawnSamples(pictures, labels, features)
 
     first = draw(None, 0)
-    _, kept = Rejection(probe, 4).rows(generator, draw, first, first.features)  # type: ignore[arg-type]
-    assert len(drawings) == 4 and kept.labels == labels
-    torch.testing.assert_close(kept.features.features, Quadrants()(kept.pictures))
+    _, accepted = Rejection(probe, 4).rows(generator, draw, first, first.features)  # type: ignore[arg-type]
+    assert len(drawings) == 4 and accepted.labels == labels
+    torch.testing.assert_close(accepted.features.features, Quadrants()(accepted.pictures))
     for label in range(3):
         places = [n for n in range(10) if n % 3 == label]
         of_class = torch.cat([pictures[places] for pictures in drawings])
         best = probe(of_class)[:, label].topk(len(places)).values
-        found = probe(kept.pictures[places])[:, label]
+        found = probe(accepted.pictures[places])[:, label]
         torch.testing.assert_close(found.sort(descending=True).values, best)
 
 
-def test_a_classifier_that_sees_as_the_distance_does_is_called_into_question(sets):
+def test_a_classifier_with_the_network_of_the_distances_gets_a_caution(sets):
     class Other(Quadrants):
         def describe(self) -> dict[str, Any]:
             return {**super().describe(), "network": "another", "hash": "1"}
@@ -150,7 +150,7 @@ def test_a_classifier_that_sees_as_the_distance_does_is_called_into_question(set
     assert other["caution"] is None and other["classifier"] == "linear discriminant on: another"
 
 
-def test_a_sampler_that_leaves_codes_out_is_compared_with_one_that_does_not():
+def test_top_k_and_nucleus_sampling_are_removed():
     def generator(**settings: Any) -> CodeGenerator:
         return CodeGenerator(prior_model("class"), CodeSampler(CodeSamplerConfig(temperature=0.9, **settings)), 16)
 

@@ -1,4 +1,4 @@
-"""Scores of samples: near is near, copies are found, and each sample depends on its seed alone."""
+"""Scores of samples: copies are found, and each sample depends only on its seed."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def generator(model=None, scale: float = 1.0) -> PictureGenerator:
 
 
 class Repeats:
-    """Stands for a model whose samples are the pictures of a set."""
+    """A generator whose samples are the images of a set."""
 
     def __init__(self, pictures: PictureSet):
         self.model = diffusion_model(conditioner=NoCondition())
@@ -116,28 +116,20 @@ def test_guidance_is_the_samplers():
     assert torch.equal(null, generator(model)({"labels": torch.tensor([3, 3])}, [1, 2]))
 
 
-def test_conditions_are_borrowed_in_turn(root, tokenizer_folder):
+def test_conditions_are_taken_from_images_in_turn(root, tokenizer_folder):
     pictures = PictureSet(root / "val", SPEC, 6)
-    given, names = PictureConditions(
-        diffusion_model(conditioner=ClassCondition(ClassConditionConfig(classes=NAMES, width=4))), pictures, 8
-    )(4, 8)
+    classes = ClassCondition(ClassConditionConfig(classes=NAMES, width=4))
+    inputs, names = PictureConditions(diffusion_model(conditioner=classes), pictures, 8)(4, 8)
     records = [pictures.sample(n % 6).record for n in range(4, 8)]
     assert names == [record["class"] for record in records]
-    assert given["labels"].tolist() == [NAMES.index(name) for name in names]
+    assert inputs["labels"].tolist() == [NAMES.index(name) for name in names]
     assert PictureConditions(diffusion_model(conditioner=NoCondition()), pictures, 2)(0, 2) == ({}, ["", ""])
     bert = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    text = TextCondition(
-        TextConditionConfig(
-            source=None,
-            init="random",
-            architecture={**bert, "num_attention_heads": 1},
-            tokenizer=str(tokenizer_folder),
-            max_length=16,
-        )
-    )
-    given, names = PictureConditions(diffusion_model(conditioner=text), pictures, 2)(0, 2)
+    settings = {"architecture": {**bert, "num_attention_heads": 1}, "tokenizer": str(tokenizer_folder)}
+    text = TextCondition(TextConditionConfig(init="random", max_length=16, **settings))
+    inputs, names = PictureConditions(diffusion_model(conditioner=text), pictures, 2)(0, 2)
     assert names == [pictures.sample(n).record["caption"] for n in (0, 3)], "spread: sets are often sorted by class"
-    assert torch.equal(given["input_ids"], text.tokenize(names)["input_ids"])
+    assert torch.equal(inputs["input_ids"], text.tokenize(names)["input_ids"])
 
 
 def test_a_map_that_cannot_be_decoded_is_named(tmp_path):
@@ -149,12 +141,10 @@ def test_a_map_that_cannot_be_decoded_is_named(tmp_path):
 
 
 def test_conditions_that_the_model_does_not_know(root):
-    pictures = PictureSet(root / "val", SPEC, 6)
-    some = PictureConditions(
-        diffusion_model(conditioner=ClassCondition(ClassConditionConfig(classes=["star"], width=4))), pictures, 6
-    )
-    assert set(some(0, 6)[1]) == {"star"}
-    with pytest.raises(DataError, match=r"has no condition for the model.*'squarre'|has no condition for the model.*The class"):
-        PictureConditions(
-            diffusion_model(conditioner=ClassCondition(ClassConditionConfig(classes=["squarre"], width=4))), pictures, 6
-        )
+    def conditions(name: str) -> PictureConditions:
+        conditioner = ClassCondition(ClassConditionConfig(classes=[name], width=4))
+        return PictureConditions(diffusion_model(conditioner=conditioner), PictureSet(root / "val", SPEC, 6), 6)
+
+    assert set(conditions("star")(0, 6)[1]) == {"star"}
+    with pytest.raises(DataError, match=r"has no condition for the model; its last sample: The class"):
+        conditions("squarre")

@@ -1,4 +1,4 @@
-"""Fixed validation samples that are shown while a model is trained."""
+"""Sheets of fixed validation samples during training."""
 
 import random
 from pathlib import Path
@@ -69,7 +69,7 @@ class Watch(L.Callback):
         self.seen.append((modes, state))
 
 
-def test_training_does_not_notice(root, tmp_path):
+def test_training_does_not_change(root, tmp_path):
     with_samples, without = Watch(), Watch()
     torch.manual_seed(1)
     shown = train(
@@ -112,7 +112,7 @@ def test_the_samples_are_spread_and_their_questions_vary(root, tmp_path):
     assert kept._chosen is before, "the same samples each time"
 
 
-def test_a_stage_that_asks_nothing_shows_captions(root, tmp_path):
+def test_a_stage_without_questions_shows_captions(root, tmp_path):
     kept = Kept(AnsweredSamplesConfig(count=2, max_new_tokens=2))
     train(root, tmp_path, stage_of(root, Prompt("plain"), ProjectorAlignmentConfig), kept, steps=1)
     assert [card.cells["question"] for card in kept.cards] == ["", ""]
@@ -132,7 +132,7 @@ def test_colors(monkeypatch):
     assert card.text == "what?\n(nothing)\n(right: red)"
 
 
-def test_what_has_nothing_to_show(root):
+def test_other_models_show_nothing(root):
     samples = AnsweredSamples(AnsweredSamplesConfig())
     trainer: Any = SimpleNamespace(datamodule=None)
     assert samples.show(trainer, SimpleNamespace(model=torch.nn.Linear(1, 1))) == []
@@ -153,3 +153,25 @@ def test_an_unreadable_sample_is_left_out(root, tmp_path, monkeypatch):
     kept = Kept(AnsweredSamplesConfig(count=3, max_new_tokens=2))
     train(root, tmp_path, stage_of(root), kept, steps=1)
     assert len(kept.cards) == 2
+
+
+class Tables:
+    """A logger that takes tables and images."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        self.calls.append((name, columns, [row[1:] for row in rows], step))
+
+    def log_pictures(self, name: str, pictures: list[Image.Image], step: int) -> None:
+        self.calls.append((name, len(pictures), step))
+
+
+def test_every_logger_that_takes_tables_and_images_has_them(tmp_path):
+    logger, picture = Tables(), torch.zeros(3, 8, 8, dtype=torch.uint8)
+    trainer: Any = SimpleNamespace(default_root_dir=tmp_path, loggers=[logger, SimpleNamespace()])
+    cards = [Card(picture, {"key": "a"}, "a"), Card(None, {"key": "b"}, "b")]
+    AnsweredSamples(AnsweredSamplesConfig())._write(trainer, cards, 3)
+    assert logger.calls == [("val/samples", ["picture", "key"], [["a"], ["b"]], 3), ("val/samples_sheet", 1, 3)]
+    assert (tmp_path / "samples" / "step-3.png").is_file()

@@ -1,4 +1,4 @@
-"""The published rules, on replies as models give them."""
+"""The published rules, on typical replies of models."""
 
 import pytest
 
@@ -117,7 +117,7 @@ def test_total_columns_and_failures(references):
     }
 
 
-def test_a_column_without_a_problem_is_there_and_says_nothing(references):
+def test_a_column_without_a_problem_has_no_accuracy(references):
     assert scienceqa(["B"], references[:1]).types["SOC"] == row(0, 0)
 
 
@@ -133,7 +133,7 @@ def test_result_files(references):
 
 
 def test_recorded_indices_are_compared(references):
-    """An index drawn for a reply without a letter is told from a letter read differently."""
+    """A random index for a reply without a letter is distinguished from a letter read differently."""
     texts = ["The answer is B.", "nothing", None, "The answer is B."]
     assert differences(texts, references, {"1": 1, "2": 0, "3": 1, "4": 0, "5": 1}) == {
         "compared": 3,
@@ -143,6 +143,6 @@ def test_recorded_indices_are_compared(references):
 
 
 @pytest.mark.parametrize("answers", [(), ("wood",), ("C",), ("",), ("AB",)])
-def test_a_reference_that_is_no_letter_is_named(answers):
+def test_a_reference_that_is_not_a_letter_is_named(answers):
     with pytest.raises(DataError, match="question q7: metric=scienceqa compares letters"):
         scienceqa(["A"], [Reference("q7", answers, choices=2)])

@@ -14,7 +14,7 @@ def test_every_metric_has_a_scorer(metric):
 
 
 @pytest.mark.parametrize(
-    ("said", "answer", "right"),
+    ("prediction", "answer", "right"),
     [
         ("Red", "red", True),
         ("  red \n", "red", True),
@@ -28,8 +28,8 @@ def test_every_metric_has_a_scorer(metric):
         ("3.5", "35", False),
     ],
 )
-def test_matches(said, answer, right):
-    assert matches(said, answer) == right
+def test_matches(prediction, answer, right):
+    assert matches(prediction, answer) == right
 
 
 def test_normalized():
@@ -64,7 +64,7 @@ def test_a_missing_prediction_is_noticed():
 
 
 @pytest.mark.parametrize(
-    ("text", "fact", "said"),
+    ("text", "fact", "contained"),
     [
         ("It is a Red circle.", "red", True),
         ("It is a small red circle, at the top left.", "top left", True),
@@ -75,11 +75,11 @@ def test_a_missing_prediction_is_noticed():
         ("", "red", False),
     ],
 )
-def test_a_fact_is_said_in_whole_words(text, fact, said):
-    assert says(text, fact) == said
+def test_a_fact_is_contained_in_whole_words(text, fact, contained):
+    assert says(text, fact) == contained
 
 
-def test_the_share_of_facts_and_of_replies_that_have_them_all():
+def test_facts():
     references = [Reference("a", ("small", "red"), ("detail",)), Reference("b", ("yes",), ("chat",))]
     references += [Reference("c", ("top", "left", "red", "large"), ("detail",)), Reference("d", ("no",), ("chat",))]
     scores = facts(["a small red star", "yes, it is", "a red one at the left", None], references)

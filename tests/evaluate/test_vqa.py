@@ -1,4 +1,4 @@
-"""VQAv2's normalisation and soft accuracy, against values worked out by hand."""
+"""VQAv2's normalization and soft accuracy, compared with values computed by hand."""
 
 import pytest
 
@@ -37,7 +37,7 @@ from mmlab.evaluate.scores.vqa import normalized, soft_accuracy, vqa
         ("(left)", "left"),
     ],
 )
-def test_normalisation(answer, form):
+def test_normalized(answer, form):
     assert normalized(answer) == form
 
 
@@ -49,7 +49,7 @@ def test_ten_people(same, accuracy):
     assert soft_accuracy("Red.", answers) == pytest.approx(sum(brute) / 10)
 
 
-def test_people_s_answers_are_normalised_too():
+def test_people_s_answers_are_normalized_too():
     assert soft_accuracy("t shirt", ["a T-shirt"] * 10) == 1
     assert soft_accuracy("2", ["two"] * 5 + ["2"] * 5) == 1
 

@@ -1,4 +1,4 @@
-"""POPE's and MME's scores, against values worked out by hand."""
+"""POPE's and MME's scores, compared with values computed by hand."""
 
 import pytest
 
@@ -41,19 +41,19 @@ def test_pope():
     assert scores.types == {"random": scores.all}
 
 
-def test_pope_where_nothing_can_be_divided():
+def test_pope_without_a_yes():
     never = pope(["No", "No"], labelled("no", "no")).all
     assert (never["precision"], never["recall"], never["f1"], never["accuracy"]) == (None, None, None, 1)
     missed = pope(["No"], labelled("yes")).all
     assert (missed["precision"], missed["recall"], missed["f1"]) == (None, 0, 0)
 
 
-def test_pope_counts_what_says_neither():
+def test_pope_counts_replies_with_neither_word():
     scores = pope(["A cat.", None, "Yes", "Cannot say"], labelled("yes", "no", "yes", "no"))
     assert scores.all["neither"] == 3 and scores.all["yes_share"] == 0.75, "such a reply counts as yes"
 
 
-def test_pope_takes_no_missing_reply_for_an_answer():
+def test_a_missing_reply_is_wrong_for_pope():
     scores = pope([None, None, "Yes"], labelled("yes", "no", "yes"))
     assert scores.each == [0, 0, 1] and scores.all["yes_share"] == pytest.approx(1 / 3)
     assert (scores.all["precision"], scores.all["recall"]) == (1, 0.5)

@@ -1,4 +1,4 @@
-"""What scores of pictures need, small: a network, a first stage that loses nothing, pictures, and a run with an eye."""
+"""Tiny parts for scores of images: a feature network, a lossless first stage, images, and runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ SIDE = 8
 
 
 class Quadrants:
-    """A picture's mean colors in its quadrants, 12 features."""
+    """An image's mean colors in its quadrants, 12 features."""
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(to_signed(pixels_N3HW), 2).flatten(1)
@@ -36,7 +36,7 @@ class Quadrants:
 
 
 class Unshuffle(FirstStage):
-    """Pixels sorted into channels: nothing is lost, apart from what `blur` takes."""
+    """Pixels sorted into channels: lossless apart from `blur`."""
 
     def __init__(self, blur: float = 0.0):
         super().__init__(channels=12, factor=2)
@@ -52,7 +52,7 @@ class Unshuffle(FirstStage):
 
 
 def make_noise(root: Path, count: int, seed: int, side: int = SIDE) -> ShardIndex:
-    """Random pictures with a class and a caption each."""
+    """Random images with a class and a caption each."""
     drawn = torch.Generator().manual_seed(seed)
     with ShardWriter(root, 16, quiet=True) as writer:
         for i in range(count):
@@ -64,7 +64,7 @@ def make_noise(root: Path, count: int, seed: int, side: int = SIDE) -> ShardInde
 
 
 def make_run(root: Path, name: str, overrides: list[str], learns: list[str]) -> Path:
-    """A run as training leaves it, with random weights; a first stage that learns has the statistics of training."""
+    """A finished run with random weights; a trained first stage has latent statistics."""
     folder = root / name
     cfg = compose("train", [*overrides, f"run.root={root}", f"run.name={name}"])
     folder.mkdir(parents=True)
@@ -83,14 +83,14 @@ TINY_KL = "{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4,
 
 
 def first_stage_run(root: Path, name: str = "first_stage") -> Path:
-    """A run of stage=autoencoder on pictures of 8 px: latents of 4 x 4."""
+    """A run of stage=autoencoder on images of 8 px: latents of 4 x 4."""
     overrides = ["model=autoencoder", "model/discriminator=patch_tiny", "data=emoji", "stage=autoencoder"]
     small = [f"model.first_stage.architecture={TINY_KL}", "data.size=8", "stage.adversarial_weight=0"]
     return make_run(root, name, [*overrides, *small], ["first_stage", "discriminator"])
 
 
 def diffusion_run(root: Path, name: str = "denoiser", conditioner: Sequence[str] = CLASSES) -> Path:
-    """A run of stage=latent_diffusion on the latents of `first_stage_run`, told one of `NAMES`."""
+    """A run of stage=latent_diffusion on the latents of `first_stage_run`, conditioned on one of `NAMES`."""
     overrides = ["model=diffusion", "data=emoji", "stage=latent_diffusion", "process=cosine_v", "sampler=ddim"]
     parts = ["model/first_stage=kl_tiny", "model/denoiser=dit_tiny", *conditioner]
     small = [f"model.first_stage.architecture={TINY_KL}", "model.denoiser={depth: 1, width: 16, heads: 2}"]
@@ -100,7 +100,7 @@ def diffusion_run(root: Path, name: str = "denoiser", conditioner: Sequence[str]
 
 
 def contrastive_run(root: Path, tokenizer: Path, name: str = "eye") -> Path:
-    """A run of stage=contrastive with an encoder of width 32 for pictures of 16 px."""
+    """A run of stage=contrastive with an encoder of width 32 for images of 16 px."""
     small = "{hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, image_size: 16}"
     overrides = ["experiment=llava/vision_tiny", f"model.vision.architecture={small}"]
     return make_run(root, name, [*overrides, f"model.text.tokenizer={tokenizer}"], ["vision", "text"])

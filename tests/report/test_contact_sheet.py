@@ -42,14 +42,14 @@ def test_a_row_is_as_tall_as_its_tallest_picture():
     assert flat.height == tall.height - 32 and mixed.height == tall.height
 
 
-def test_a_verdict_colors_its_card():
+def test_a_color_marks_its_card():
     plain = contact_sheet([None], ["yes"])
     assert share(plain, GOOD) == share(plain, BAD) == 0
     assert share(contact_sheet([None], ["yes"], colors=[GOOD]), GOOD) > 0.01
     assert share(contact_sheet([None], ["yes"], colors=[BAD]), BAD) > 0.01
 
 
-def test_text_makes_room_and_is_cut_in_the_end():
+def test_long_texts_are_cut_off():
     short = contact_sheet([None], ["one line"])
     long = contact_sheet([None], ["many words " * 30])
     cut = contact_sheet([None], ["line\n" * 500])
@@ -64,7 +64,7 @@ def test_unequal_numbers_are_refused():
         contact_sheet([None], ["a", "b"])
 
 
-def test_a_sheet_of_samples_shows_whatever_lies_in_the_shards(tmp_path):
+def test_a_sheet_of_shards_shows_unreadable_samples_too(tmp_path):
     with ShardWriter(tmp_path / "set", quiet=True) as writer:
         writer.write("a", {"png": png(), "json": {"caption": "red"}})
         writer.write(
