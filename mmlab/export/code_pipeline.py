@@ -1,13 +1,13 @@
-"""Pictures from an exported prior over codes. This file needs torch, diffusers and transformers, and nothing else.
+"""Images from an exported prior over codes. This file needs only torch, diffusers and transformers.
 
     from loader import Pipeline
-    pictures = Pipeline("folder")(["cat", "dog"], guidance=2, top_k=100, seed=0)
+    images = Pipeline("folder")(["cat", "dog"], guidance=2, top_k=100, seed=0)
 
-`first_stage` is diffusers' VQModel, `prior` transformers' GPT2LMHeadModel over the codes 0 … K - 1 and further tokens,
-which stand in front of a picture: `card.json` says where they begin. Text is told by the hidden states of
-`text_encoder`, through the linear layer in `context.safetensors`.
+`first_stage` is diffusers' VQModel; `prior` is transformers' GPT2LMHeadModel over the codes 0 … K - 1 and further
+tokens, which come before an image's codes; `card.json` gives the first of these tokens. Texts become the hidden states
+of `text_encoder`, through the linear layer in `context.safetensors`.
 
-Legend: B pictures, P tokens in front, K codes, V tokens of the vocabulary.
+Legend: B images, P tokens in front, K codes, V tokens of the vocabulary.
 """
 
 import json
@@ -24,10 +24,10 @@ from transformers import GPT2LMHeadModel
 
 
 class Pipeline:
-    """Writes pictures.
+    """Generates images.
 
     Args:
-        folder: that `mmlab export` wrote.
+        folder: written by `mmlab export`.
     """
 
     def __init__(self, folder: str | Path):
@@ -47,9 +47,11 @@ class Pipeline:
             self.context = load_file(folder / "context.safetensors")
 
     @torch.no_grad()
-    def __call__(self, told: Sequence[Any] | Tensor | None = None, count: int = 1, **how: Any) -> list[Image.Image]:
-        """Pictures of what `codes` writes, which takes the same arguments."""
-        codes = self.codes(told, count, **how)
+    def __call__(
+        self, conditions: Sequence[Any] | Tensor | None = None, count: int = 1, **settings: Any
+    ) -> list[Image.Image]:
+        """Generate images; arguments as for `codes`."""
+        codes = self.codes(conditions, count, **settings)
         vectors = self.first_stage.quantize.embedding(codes).permute(0, 3, 1, 2)
         pixels = self.first_stage.decode(vectors, force_not_quantize=True).sample
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -58,7 +60,7 @@ class Pipeline:
     @torch.no_grad()
     def codes(
         self,
-        told: Sequence[Any] | Tensor | None = None,
+        conditions: Sequence[Any] | Tensor | None = None,
         count: int = 1,
         guidance: float = 1.0,
         temperature: float = 1.0,
@@ -66,60 +68,62 @@ class Pipeline:
         top_p: float | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """The codes of pictures, int64 `[B, side, side]`.
+        """Sample the codes of images, int64 `[B, side, side]`.
 
         Args:
-            told: of each picture its class (name or number), its text, or its map (`[B, 3, S, S]` in [-1, 1]); None
-                where the model is told nothing.
-            count: pictures where it is told nothing.
+            conditions: for each image its class (name or number), its text, or its map (`[B, 3, S, S]` in [-1, 1]);
+                None for an unconditional model.
+            count: number of images of an unconditional model.
             guidance: 1 is the conditional model.
             temperature: 0 takes the likeliest codes.
-            top_k, top_p: only the likeliest codes.
-            seed: of all pictures together.
+            top_k: sample among the k likeliest codes.
+            top_p: sample among the likeliest codes that together reach this probability.
+            seed: of all images together.
         """
         side, book = self.card["side"], self.card["codes"]
-        batch = count if told is None else len(told)
-        front, mask = self.front(told, batch, null=False)
+        batch = count if conditions is None else len(conditions)
+        front, mask = self.front(conditions, batch, null=False)
         if guidance != 1:
-            null_front, null_mask = self.front(told, batch, null=True)
+            null_front, null_mask = self.front(conditions, batch, null=True)
             front = torch.cat([front, null_front])
             mask = None if mask is None or null_mask is None else torch.cat([mask, null_mask])
         drawn = torch.Generator().manual_seed(seed)
-        found, past, given = [], None, {"inputs_embeds": front}
+        codes, past, tokens = [], None, {"inputs_embeds": front}
         for n in range(side * side):
             start = 0 if n == 0 else front.shape[1] + n - 1
             positions = torch.arange(start, front.shape[1] + n)[None]
             seen = None if mask is None else F.pad(mask, (0, n), value=1)
-            out = self.prior(**given, past_key_values=past, position_ids=positions, attention_mask=seen, use_cache=True)
+            cache: dict[str, Any] = {"past_key_values": past, "use_cache": True}
+            out = self.prior(**tokens, position_ids=positions, attention_mask=seen, **cache)
             past, logits = out.past_key_values, out.logits[:, -1, :book]
             if guidance != 1:
                 conditional, null = logits.chunk(2)
                 logits = null + guidance * (conditional - null)
             code = _choose(logits, temperature, top_k, top_p, drawn)
-            found.append(code)
-            given = {"input_ids": (torch.cat([code, code]) if guidance != 1 else code)[:, None]}
-        return torch.stack(found, 1).view(batch, side, side)
+            codes.append(code)
+            tokens = {"input_ids": (torch.cat([code, code]) if guidance != 1 else code)[:, None]}
+        return torch.stack(codes, 1).view(batch, side, side)
 
-    def front(self, told: Any, batch: int, null: bool) -> tuple[Tensor, Tensor | None]:
-        """What stands in front of pictures: embeddings `[B, P, D]`, and a mask `[B, P]` where some are hidden.
+    def front(self, conditions: Any, batch: int, null: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings in front of images, `[B, P, D]`, and a mask `[B, P]` if padding is hidden.
 
         Args:
-            told: see `codes`.
+            conditions: see `codes`.
             batch: B.
-            null: what was told in place of a dropped condition.
+            null: return those of a dropped condition.
         """
         embed, first = self.prior.transformer.wte, self.card["first_token"]
         reads = self.card["reads"]
         if reads == "class":
             names, nothing = self.card["classes"], len(self.card["classes"])
-            if told is None:
-                raise ValueError(f"This model is told a class: one of {', '.join(names)}.")
-            asked = told.tolist() if isinstance(told, Tensor) else told
-            numbers = [nothing if null else _number(one, names) for one in asked]
+            if conditions is None:
+                raise ValueError(f"This model needs a class for each image, one of {', '.join(names)}.")
+            classes = conditions.tolist() if isinstance(conditions, Tensor) else conditions
+            numbers = [nothing if null else _number(one, names) for one in classes]
             rows = torch.tensor(numbers)[:, None] + first
             return embed(rows if self.card["start"] is None else self._with_start(rows)), None
         if reads == "map":
-            quantized = self.map_stage.quantize(self.map_stage.encode(told).latents)
+            quantized = self.map_stage.quantize(self.map_stage.encode(conditions).latents)
             rows = quantized[2][2].view(batch, -1) + first
             rows = torch.full_like(rows, first + self.map_stage.config["num_vq_embeddings"]) if null else rows
             return embed(self._with_start(rows)), None
@@ -127,7 +131,7 @@ class Pipeline:
         if reads != "text":
             return start, None
         length = self.card["max_length"]
-        texts = [""] * batch if null else list(told)
+        texts = [""] * batch if null else list(conditions)
         rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         hide = {"attention_mask": rows["attention_mask"]} if self.card["hide_padding"] else {}
         hidden = self.text_encoder(input_ids=rows["input_ids"], **hide).last_hidden_state
@@ -139,7 +143,7 @@ class Pipeline:
 
 
 def _number(one: str | int, names: list[str]) -> int:
-    """The number of a class, given that or its name, which is looked up first."""
+    """Return the number of a class for its name (looked up first) or its number."""
     if str(one) in names:
         return names.index(str(one))
     if not str(one).isdecimal() or int(one) >= len(names):
@@ -150,15 +154,15 @@ def _number(one: str | int, names: list[str]) -> int:
 def _choose(
     logits_BK: Tensor, temperature: float, top_k: int | None, top_p: float | None, drawn: torch.Generator
 ) -> Tensor:
-    """One code for each row, int64 `[B]`."""
+    """Draw one code for each row, int64 `[B]`."""
     if temperature == 0:
         return logits_BK.argmax(1)
     logits = logits_BK / temperature
     if top_k is not None and top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    likely = logits.softmax(1)
+    shares = logits.softmax(1)
     if top_p is not None:
-        falling, order = likely.sort(dim=1, descending=True)
-        kept = falling.masked_fill(falling.cumsum(1) - falling >= top_p, 0.0)
-        likely = torch.zeros_like(likely).scatter(1, order, kept)
-    return torch.multinomial(likely, 1, generator=drawn)[:, 0]
+        falling, order = shares.sort(dim=1, descending=True)
+        nucleus = falling.masked_fill(falling.cumsum(1) - falling >= top_p, 0.0)
+        shares = torch.zeros_like(shares).scatter(1, order, nucleus)
+    return torch.multinomial(shares, 1, generator=drawn)[:, 0]

@@ -1,6 +1,6 @@
-"""A diffusers pipeline for what diffusers has none for: classes or nothing as the condition, of latents or of pixels.
+"""A diffusers pipeline for models that diffusers has none for: classes or no condition, on latents or on pixels.
 
-This file is copied into exported folders as `pipeline.py`; it needs torch and diffusers alone.
+This file is copied into exported folders as `pipeline.py`; it needs only torch and diffusers.
 
     pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
     pipe(classes=["cat", "dog"], guidance_scale=2.0).images
@@ -23,15 +23,15 @@ from torch.nn import functional as F
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
-    """Samples from noise, with classifier-free guidance where there are classes.
+    """Samples from noise, with classifier-free guidance if there are classes.
 
     Args:
         denoiser: UNet2DModel, UNet2DConditionModel (a class is a one-hot row as its context) or DiTTransformer2DModel.
         scheduler: DDIMScheduler, FlowMatchEulerDiscreteScheduler, or others of diffusers.
         vae: AutoencoderKL or VQModel; None for pixels.
         classes: names of the classes, in the order of their numbers; none for an unconditional model.
-        null_class: the number that stands for no class.
-        latents_mean, latents_std: per channel, of raw latents; none where the vae takes normalised ones.
+        null_class: the number for no class.
+        latents_mean, latents_std: per channel, of raw latents; None if the vae takes normalized ones.
     """
 
     _optional_components = ["vae"]
@@ -58,31 +58,31 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         output_type="pil",
         return_dict=True,
     ):
-        """Return pictures.
+        """Generate images.
 
         Args:
-            classes: names or numbers, one picture each.
-            count: how many pictures of no class, where `classes` is None.
+            classes: names or numbers, one image each.
+            count: number of images of no class, if `classes` is None.
             guidance_scale: 1 is the conditional model alone.
             num_inference_steps: a divisor of the scheduler's timesteps.
-            generator: of the noise.
+            generator: for the noise.
             latents: the noise itself, `[B, C, h, w]`.
             output_type: `pil`, `np` or `pt` (in 0 … 1).
-            return_dict: False gives a tuple.
+            return_dict: False returns a tuple.
         """
         numbers = self._numbers(classes, count)
         config, size = self.denoiser.config, self.denoiser.config.sample_size
         if latents is None:
             shape = (len(numbers), config.in_channels, size, size)
             latents = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
-        given = torch.tensor(numbers, device=latents.device) if self.config["classes"] else None
-        # The noise moves with a clipped picture, so that both still add up to the latents.
-        moves: Any = {"use_clipped_model_output": True} if isinstance(self.scheduler, DDIMScheduler) else {}
+        labels = torch.tensor(numbers, device=latents.device) if self.config["classes"] else None
+        # The noise is made consistent with the clipped image, so that both still add up to the latents.
+        options: Any = {"use_clipped_model_output": True} if isinstance(self.scheduler, DDIMScheduler) else {}
         bar: Any = self.progress_bar
         step: Any = self.scheduler.step
         for t in bar(self._timesteps(num_inference_steps, latents.device)):
-            prediction = self._guided(latents, t, given, guidance_scale)
-            latents = step(prediction, t, latents, **moves).prev_sample
+            prediction = self._guided(latents, t, labels, guidance_scale)
+            latents = step(prediction, t, latents, **options).prev_sample
         images = self._decode(latents).cpu()
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).float().numpy()
@@ -108,8 +108,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if classes is None or scale == 1:
             return self._predict(x, t, classes)
         null = torch.full_like(classes, self.config["null_class"])
-        given, without = self._predict(torch.cat([x, x]), t, torch.cat([classes, null])).chunk(2)
-        return without + scale * (given - without)
+        conditional, without = self._predict(torch.cat([x, x]), t, torch.cat([classes, null])).chunk(2)
+        return without + scale * (conditional - without)
 
     def _predict(self, x, t, classes):
         t = t.expand(len(x))

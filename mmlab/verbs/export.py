@@ -20,8 +20,8 @@ def export(cfg: DictConfig) -> None:
 
     from mmlab.config.build import build
     from mmlab.config.errors import ConfigError
-    from mmlab.export.code_run import export_prior
-    from mmlab.export.diffusion_run import export_first_stage, export_pipeline
+    from mmlab.export.diffusion_export import export_first_stage, export_pipeline
+    from mmlab.export.prior_export import export_prior
     from mmlab.runs.disk import no_file
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import kind_of, restore

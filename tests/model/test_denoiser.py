@@ -6,7 +6,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from mmlab.config.errors import ConfigError
-from mmlab.export.diffusers_parts import unet
+from mmlab.export.diffusers_modules import unet
 from mmlab.model.conditioner import ClassCondition, NoCondition
 from mmlab.model.config import ClassConditionConfig, UNetConfig
 from mmlab.model.denoiser import DiffusionModel, UNet

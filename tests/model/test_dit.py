@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.export.diffusers_parts import transformer
+from mmlab.export.diffusers_modules import transformer
 from mmlab.model.conditioner import ClassCondition
 from mmlab.model.config import ClassConditionConfig, DiTConfig
 from mmlab.model.dit import DiT, attend, patches, pixels, position_embedding

@@ -1,4 +1,4 @@
-"""`mmlab export`, as a user types it; the numbers are compared in tests/stage/test_export_diffusers.py."""
+"""`mmlab export`, as a user types it; the numbers are compared in tests/export."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A finished run of image generation as a folder that diffusers loads, and that gives the same pictures there."""
+"""Export of a trained diffusion model, or a first stage, as a folder from which diffusers generates the same images."""
 
 import copy
 import importlib.util
@@ -10,7 +10,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
-from mmlab.export.diffusers_parts import DIT_NULL, autoencoder, scheduler, transformer, unet
+from mmlab.export.diffusers_modules import DIT_NULL, autoencoder, scheduler, transformer, unet
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
 from mmlab.model.conditioner import ClassCondition, TextCondition
 from mmlab.model.denoiser import DiffusionModel, UNet
@@ -19,7 +19,7 @@ from mmlab.model.first_stage import FirstStage, Identity
 
 INDEX = "model_index.json"
 OURS = "mmlab.export.latent_pipeline"
-"""The pipeline for conditions that no pipeline of diffusers takes; its file goes into the folder as pipeline.py."""
+"""The pipeline for models that diffusers has no pipeline for; its file is copied into the folder as pipeline.py."""
 
 
 def export_first_stage(first_stage: FirstStage, out: Path) -> str:
@@ -30,7 +30,7 @@ def export_first_stage(first_stage: FirstStage, out: Path) -> str:
     """
     exported = autoencoder(first_stage)
     if exported is None:
-        raise ConfigError("The run's first stage is pixel space, which has no weights to export.")
+        raise ConfigError("The run's first stage is pixel space, without weights to export.")
     exported.save_pretrained(out)
     return f'{type(exported).__name__}.from_pretrained("{out}")'
 
@@ -40,15 +40,15 @@ def export_pipeline(
 ) -> str:
     """Write a whole pipeline and return the line that loads it.
 
-    Text with a UNet on KL latents is a `StableDiffusionPipeline`, classes with a DiT on KL latents a `DiTPipeline`,
-    and no condition with a UNet on pixels a `DDIMPipeline`. Other classes, and no condition, go with a pipeline of
-    ours, whose code is in the folder (`mmlab/model/latent_pipeline.py`); so does a DiT with a clip, whose own pipeline
-    does not move the noise with what is clipped. `DDIMPipeline` does where it is told to, and the line says so.
+    A text model with a UNet on KL latents becomes a `StableDiffusionPipeline`, a class model with a DiT on KL latents a
+    `DiTPipeline`, and an unconditional one with a UNet on pixels a `DDIMPipeline`. Other class and unconditional models
+    use a pipeline of ours, whose code is in the folder (`latent_pipeline.py`); so does a DiT with a clip, because
+    `DiTPipeline` cannot make the noise consistent with the clipped sample. `DDIMPipeline` can; the line says how.
 
     Args:
         model: the trained model.
         process: that it was trained with.
-        size: sides of the pictures.
+        size: side of the images.
         out: the folder.
         clip: of the run's sampler.
 
@@ -63,12 +63,12 @@ def export_pipeline(
     if isinstance(model.conditioner, ClassCondition):
         # DiTPipeline takes names of classes, but does not save them.
         _edit_index(out, id2label=dict(enumerate(model.conditioner.names)))
-    asked = "" if clip is None else "  # call it with use_clipped_model_output=True, as our sampler does"
-    return f'{type(pipeline).__name__}.from_pretrained("{out}"){asked}'
+    advice = "" if clip is None else "  # call it with use_clipped_model_output=True, as our sampler does"
+    return f'{type(pipeline).__name__}.from_pretrained("{out}"){advice}'
 
 
 def _stock(model: DiffusionModel, process: NoiseProcess, side: int, clip: Clip | None) -> Any:
-    """diffusers' own pipeline for such a model, None where it has none."""
+    """Return diffusers' own pipeline for such a model, None if it has none."""
     first_stage, conditioner, denoiser = model.first_stage, model.conditioner, model.denoiser
     if not isinstance(process, Diffusion):
         return None
@@ -91,14 +91,14 @@ def _stable_diffusion(
 ) -> Any:
     if conditioner.hide_padding:
         raise ConfigError(
-            "StableDiffusionPipeline shows padding to the denoiser, and this run hid it (hide_padding=true)."
+            "StableDiffusionPipeline cannot mask padding, but this run did (model.conditioner.hide_padding=true)."
         )
     if not isinstance(denoiser, UNet) or not isinstance(first_stage, KLAutoencoder):
-        raise ConfigError("A text model exports to StableDiffusionPipeline: with a UNet, on a KL first stage.")
+        raise ConfigError("StableDiffusionPipeline, for text models, needs a UNet and a KL first stage.")
     if clip is not None:
         raise ConfigError(
-            "StableDiffusionPipeline does not clip as this run's sampler does; latents have no bounds, so set"
-            " sampler.clip to null in the run's config.yaml."
+            "StableDiffusionPipeline cannot clip, but this run's sampler does; latents have no bounds, so set"
+            " sampler.clip=null in the run's config.yaml."
         )
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
@@ -123,7 +123,7 @@ def _export_ours(model: DiffusionModel, process: NoiseProcess, side: int, out: P
     if isinstance(conditioner, TextCondition) or not isinstance(denoiser, UNet | DiT):
         raise ConfigError(
             f"diffusers has no pipeline for {type(denoiser).__name__} with {type(conditioner).__name__} and "
-            f"{type(process).__name__}; a text model exports with process=stable_diffusion, for example."
+            f"{type(process).__name__}; text models can be exported with process=stable_diffusion, for example."
         )
     names = conditioner.names if isinstance(conditioner, ClassCondition) else None
     raw = isinstance(first_stage, VQAutoencoder)
@@ -138,10 +138,15 @@ def _export_ours(model: DiffusionModel, process: NoiseProcess, side: int, out: P
     )
     pipeline.save_pretrained(out)
     _edit_index(out, _class_name=["pipeline", type(pipeline).__name__])
-    file = importlib.util.find_spec(OURS)
-    assert file is not None and file.origin is not None
-    shutil.copyfile(file.origin, out / "pipeline.py")
+    copy_code(OURS, out / "pipeline.py")
     return f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
+
+
+def copy_code(module: str, target: Path) -> None:
+    """Copy the file of a module that does not need mmlab into an exported folder."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    shutil.copyfile(spec.origin, target)
 
 
 def _edit_index(out: Path, **entries: Any) -> None:

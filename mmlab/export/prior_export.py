@@ -1,11 +1,9 @@
-"""A finished prior over codes as a folder of diffusers' VQModel, transformers' GPT-2, a card and a loader.
+"""Export of a trained prior over codes as a folder of diffusers' VQModel, transformers' GPT-2, a card and a loader.
 
 Legend: K codes, V tokens of the vocabulary, D width.
 """
 
-import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.export.diffusers_parts import autoencoder
+from mmlab.export.diffusers_modules import autoencoder, named
+from mmlab.export.diffusion_export import copy_code
 from mmlab.model.code_gpt import Block, CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.code_sampling import CodeSampler
@@ -22,31 +21,31 @@ from mmlab.model.conditioner import ClassCondition, TextCondition
 
 CONTEXT = "context.safetensors"
 LOADER = "mmlab.export.code_pipeline"
-"""The file that goes into the folder as loader.py: it needs torch, diffusers and transformers alone."""
+"""Its file is copied into the folder as loader.py; it needs only torch, diffusers and transformers."""
 
 
 def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Path) -> str:
     """Write the folder, and return the line that loads it.
 
-    The transformer is GPT-2's, so it leaves as one. What stands in front of a picture become tokens behind the K
-    codes: classes, codes of maps, the start; only texts stay embeddings, made by their encoder and a linear layer.
+    The transformer becomes GPT-2. Classes, codes of maps and the start become tokens after the K codes; only texts
+    remain embeddings, of their encoder and a linear layer.
 
     Args:
         model: the trained model.
         sampler: of the run, for the card.
-        size: sides of the pictures.
+        size: side of the images.
         out: the folder.
 
     Raises:
-        ConfigError: rotary positions, which GPT-2 does not have, or codes that are not the nearest ones.
+        ConfigError: rotary positions, which GPT-2 does not have, or a quantizer that diffusers does not have.
     """
     prior, conditioner = model.prior, model.conditioner
     if prior.positions is None:
         raise ConfigError(
-            "transformers' GPT-2 has learned positions, and this run's prior has rotary ones"
-            " (model.prior.positions=rotary); its weights lie in the run's artifacts/prior."
+            "transformers' GPT-2 has learned positions, but this run's prior has model.prior.positions=rotary; its"
+            " weights are in the run's artifacts/prior."
         )
-    # Before the first file: what cannot leave should not leave half a folder.
+    # Before the first file is written: an error should not leave half a folder.
     stages = {"first_stage": autoencoder(model.first_stage)}
     if model.map_stage is not None:
         stages["map_stage"] = autoencoder(model.map_stage)
@@ -64,7 +63,7 @@ def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Pa
         "size": size,
         "first_token": prior.codes,
         "start": start,
-        "sampler": vars(sampler),
+        "sampler": {name: value for name, value in vars(sampler.config).items() if not name.startswith("_")},
     }
     if isinstance(conditioner, ClassCondition):
         card["classes"] = conditioner.names
@@ -74,15 +73,13 @@ def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Pa
         save_file({name: value.contiguous() for name, value in prior.context.state_dict().items()}, out / CONTEXT)
         card |= conditioner.describe()
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    file = importlib.util.find_spec(LOADER)
-    assert file is not None and file.origin is not None
-    shutil.copyfile(file.origin, out / "loader.py")
+    copy_code(LOADER, out / "loader.py")
     return f'Pipeline("{out}")  # from {out}/loader.py'
 
 
 @torch.no_grad()
 def _front_tokens(model: CodePriorModel) -> Tensor:
-    """The embeddings of what stands in front, apart from the start: classes or codes of maps, and none; `[…, D]`."""
+    """Return the embeddings of classes or codes of maps, and of none, as tokens in front: `[V - K, D]`."""
     prior, conditioner = model.prior, model.conditioner
     layer = prior.vector if prior.vector is not None else prior.context
     if conditioner.reads in ("class", "map"):
@@ -94,12 +91,12 @@ def _front_tokens(model: CodePriorModel) -> Tensor:
 
 @torch.no_grad()
 def gpt2(prior: CodeGPT, front: Tensor, start: int | None) -> Any:
-    """The transformer as `GPT2LMHeadModel`, with the tokens in front behind the codes, which it never writes.
+    """Convert the transformer to `GPT2LMHeadModel`, with the tokens in front after the codes, never to be generated.
 
     Args:
         prior: with learned positions.
-        front: their embeddings `[V - K, D]`.
-        start: the token that begins a picture, where there is one.
+        front: embeddings of these tokens, `[V - K, D]`.
+        start: the token that begins an image, if there is one.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -134,17 +131,16 @@ def gpt2(prior: CodeGPT, front: Tensor, start: int | None) -> Any:
     return exported.eval()
 
 
-def _block(block: Block, at: str) -> dict[str, Tensor]:
-    """One block's weights under transformers' names; GPT-2 keeps its matrices transposed."""
+def _block(block: Block, prefix: str) -> dict[str, Tensor]:
+    """Return one block's weights under transformers' names; GPT-2 keeps its matrices transposed."""
     parts = (block.query, block.key, block.value)
-    named = {
-        f"{at}.attn.c_attn.weight": torch.cat([part.weight for part in parts]).T,
-        f"{at}.attn.c_attn.bias": torch.cat([part.bias for part in parts]),
+    weights = {
+        f"{prefix}.attn.c_attn.weight": torch.cat([part.weight for part in parts]).T,
+        f"{prefix}.attn.c_attn.bias": torch.cat([part.bias for part in parts]),
+        **named(block.norm, f"{prefix}.ln_1"),
+        **named(block.mlp_norm, f"{prefix}.ln_2"),
     }
     matrices: dict[str, nn.Module] = {"attn.c_proj": block.out, "mlp.c_fc": block.mlp[0], "mlp.c_proj": block.mlp[2]}
     for name, layer in matrices.items():
-        assert isinstance(layer, nn.Linear)
-        named |= {f"{at}.{name}.weight": layer.weight.T, f"{at}.{name}.bias": layer.bias}
-    for name, layer in {"ln_1": block.norm, "ln_2": block.mlp_norm}.items():
-        named |= {f"{at}.{name}.weight": layer.weight, f"{at}.{name}.bias": layer.bias}
-    return named
+        weights |= {key: value.T for key, value in named(layer, f"{prefix}.{name}").items()}
+    return weights

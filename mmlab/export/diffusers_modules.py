@@ -1,4 +1,4 @@
-"""Our parts as diffusers' modules, weight by weight: what diffusers computes with them equals what ours compute.
+"""Our parts as diffusers' modules, converted weight by weight: diffusers computes the same with them.
 
 Legend: C latent channels, D width of a vector, K classes.
 """
@@ -18,17 +18,19 @@ from mmlab.model.conditioner import ClassCondition, Conditioner
 from mmlab.model.denoiser import UNet
 from mmlab.model.dit import Block, DiT
 from mmlab.model.first_stage import FirstStage, Identity
-from mmlab.model.quantizer import VectorQuantizer
 
 DIT_NULL = 1000
-"""The class that diffusers' DiTPipeline takes for no class, however many classes there are."""
+"""The class that means no class to diffusers' DiTPipeline, whatever the number of classes."""
 
 
 def autoencoder(first_stage: FirstStage) -> Any:
-    """A first stage as diffusers' `AutoencoderKL`, of normalised latents, or `VQModel`, of raw ones; None for pixels.
+    """Convert a first stage to diffusers' `AutoencoderKL`, of normalized latents, or `VQModel`, of raw ones.
+
+    Returns:
+        None for pixel space.
 
     Raises:
-        ConfigError: a first stage of one's own.
+        ConfigError: a user's own first stage.
     """
     if isinstance(first_stage, Identity):
         return None
@@ -36,20 +38,22 @@ def autoencoder(first_stage: FirstStage) -> Any:
         return folded_autoencoder(first_stage.vae, first_stage.latent_mean, first_stage.latent_std)
     if isinstance(first_stage, VQAutoencoder):
         return _vq_model(first_stage)
-    raise ConfigError(f"diffusers has no counterpart of {type(first_stage).__name__}.")
+    raise ConfigError(f"diffusers has no class for {type(first_stage).__name__}.")
 
 
 def _vq_model(first_stage: VQAutoencoder) -> Any:
-    """Codes of length 1 go in as such: the nearest of them to a vector is the nearest to its direction.
+    """Convert a VQ autoencoder.
+
+    Normalized codes are exported as such: the nearest of them to a vector is the nearest to its direction.
 
     Raises:
-        ConfigError: codes that are not the nearest ones.
+        ConfigError: a quantizer that does not choose the nearest code.
     """
     from diffusers.models.autoencoders.vq_model import VQModel
 
     book = first_stage.quantizer
-    if not isinstance(book, VectorQuantizer):
-        raise ConfigError(f"diffusers' VQModel takes the nearest code, and {type(book).__name__} the likeliest one.")
+    if not book.nearest:
+        raise ConfigError(f"diffusers' VQModel chooses the nearest code; it cannot represent a {type(book).__name__}.")
     exported = VQModel(
         **{"latent_channels": book.width, **first_stage.architecture},
         num_vq_embeddings=book.codes,
@@ -64,15 +68,15 @@ def _vq_model(first_stage: VQAutoencoder) -> Any:
 
 
 def folded_autoencoder(vae: Any, mean_C: Tensor, std_C: Tensor) -> Any:
-    """A copy of a diffusers AutoencoderKL whose latents are normalised: pipelines need to scale nothing.
+    """Copy a diffusers AutoencoderKL such that its latents are normalized, and pipelines need not scale them.
 
-    (z − mean) / std per channel is linear, as are the 1x1 convolutions behind its encoder and before its decoder,
-    so the statistics move into their weights, exactly.
+    (z − mean) / std per channel is linear, as are the 1x1 convolutions after its encoder and before its decoder, so the
+    statistics are folded into their weights, exactly.
 
     Args:
-        vae: an AutoencoderKL; its scaling_factor is ignored, mean and std are of its raw latents.
-        mean_C: per channel.
-        std_C: per channel.
+        vae: an AutoencoderKL; its scaling_factor is ignored.
+        mean_C: of its raw latents, per channel.
+        std_C: likewise.
     """
     unscaled = {"scaling_factor": 1.0, "shift_factor": None, "latents_mean": None, "latents_std": None}
     folded = type(vae)(**{**fields(vae), **unscaled, "use_quant_conv": True, "use_post_quant_conv": True})
@@ -81,7 +85,7 @@ def folded_autoencoder(vae: Any, mean_C: Tensor, std_C: Tensor) -> Any:
     post, post_bias = _convolution(vae.post_quant_conv, channels, weights["encoder.conv_in.weight"])
     mean, std = mean_C.to(bias), std_C.to(bias)
     ones = torch.ones_like(std)
-    # The first C rows make the mean; the others make log σ², which dividing by std shifts by −2·log std.
+    # The first C rows are the mean; the others log σ², which dividing by std shifts by −2·log std.
     weights["quant_conv.weight"] = quant / torch.cat([std, ones])[:, None, None, None]
     weights["quant_conv.bias"] = torch.cat([(bias[:channels] - mean) / std, bias[channels:] - 2 * std.log()])
     weights["post_quant_conv.weight"] = post * std[None, :, None, None]
@@ -91,12 +95,12 @@ def folded_autoencoder(vae: Any, mean_C: Tensor, std_C: Tensor) -> Any:
 
 
 def fields(module: Any) -> dict[str, Any]:
-    """The arguments that a diffusers module was built with."""
+    """Return the arguments that a diffusers module was built with."""
     return {name: value for name, value in module.config.items() if not name.startswith("_")}
 
 
 def _convolution(layer: nn.Conv2d | None, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a 1x1 convolution; of the identity where there is none."""
+    """Return weight and bias of a 1x1 convolution, or of the identity for None."""
     if layer is None:
         return torch.eye(channels).to(like)[:, :, None, None], torch.zeros(channels).to(like)
     assert layer.bias is not None
@@ -104,16 +108,16 @@ def _convolution(layer: nn.Conv2d | None, channels: int, like: Tensor) -> tuple[
 
 
 def unet(denoiser: UNet, conditioner: Conditioner, size: int) -> Any:
-    """A copy of the denoiser's diffusers UNet, with the embedding of classes inside.
+    """Copy the denoiser's diffusers UNet, with the class embedding inside.
 
-    Where a class is a vector, the UNet's own class embedding is our table behind the denoiser's linear layer. Where it
-    is the context, the UNet takes a one-hot row as `encoder_hidden_states`, and its projection of them is our table.
-    The last row is no class.
+    If a class is a vector, the UNet's class embedding is our table after the denoiser's linear layer. If it is the
+    context, the UNet takes a one-hot row as `encoder_hidden_states`, and its projection is our table. The last row is
+    no class.
 
     Args:
-        denoiser: the trained one.
-        conditioner: that it was trained with.
-        size: sides of the latents.
+        denoiser: of the trained model.
+        conditioner: of the trained model.
+        size: side of the latents.
     """
     config, weights = {**fields(denoiser.unet), "sample_size": size}, dict(denoiser.unet.state_dict())
     if isinstance(conditioner, ClassCondition) and conditioner.as_context:
@@ -130,11 +134,11 @@ def unet(denoiser: UNet, conditioner: Conditioner, size: int) -> Any:
 
 
 def vectors(layer: nn.Module, conditioner: Conditioner) -> Tensor | None:
-    """What a denoiser adds to its time embedding for each class, and in the last row for none: `[K + 1, D]`.
+    """Return what a denoiser adds to its time embedding for each class, and in the last row for none: `[K + 1, D]`.
 
     Args:
-        layer: the denoiser's, between the condition's vector and its time embedding.
-        conditioner: None comes back where it gives no vector.
+        layer: of the denoiser, between the condition's vector and its time embedding.
+        conditioner: of the trained model; if it gives no vector, None is returned.
     """
     if not isinstance(conditioner, ClassCondition) or conditioner.as_context:
         return None
@@ -143,23 +147,23 @@ def vectors(layer: nn.Module, conditioner: Conditioner) -> Tensor | None:
 
 
 def transformer(denoiser: DiT, conditioner: Conditioner, size: int) -> Any:
-    """A DiT as diffusers' `DiTTransformer2DModel`, which embeds time and class anew in every block: ours, copied.
+    """Convert a DiT to diffusers' `DiTTransformer2DModel`, with our embedding of time and class in every block.
 
-    Its pipeline takes class 1000 for none, so the table has 1001 rows; those past our classes hold no class, too.
+    Its pipeline uses class 1000 for none, so the table has 1001 rows; all rows after our classes are no class.
 
     Args:
-        denoiser: the trained one.
-        conditioner: that it was trained with.
-        size: sides of the latents.
+        denoiser: of the trained model.
+        conditioner: of the trained model.
+        size: side of the latents.
 
     Raises:
-        ConfigError: another condition than classes, or more of them than 1000.
+        ConfigError: another condition than classes, or more than 1000 of them.
     """
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     table = vectors(denoiser.vector, conditioner)
     if table is None or denoiser.context_width is not None or len(table) > DIT_NULL + 1:
-        raise ConfigError("diffusers' DiTPipeline takes a class of up to 1000 as its only condition; this run has not.")
+        raise ConfigError("diffusers' DiTPipeline needs up to 1000 classes as its only condition.")
     missing = DIT_NULL + 1 - len(table)
     table = torch.cat([table, table[-1:].expand(missing, -1)])
     exported = DiTTransformer2DModel(
@@ -173,7 +177,7 @@ def transformer(denoiser: DiT, conditioner: Conditioner, size: int) -> Any:
         num_embeds_ada_norm=DIT_NULL,
         norm_eps=1e-6,
     )
-    weights = _named(denoiser.final.modulation, "proj_out_1") | _named(denoiser.final.linear, "proj_out_2")
+    weights = named(denoiser.final.modulation, "proj_out_1") | named(denoiser.final.linear, "proj_out_2")
     patches = denoiser.embed.weight.unflatten(1, (denoiser.patch, denoiser.patch, denoiser.channels))
     weights["pos_embed.proj.weight"] = patches.permute(0, 3, 1, 2)
     weights["pos_embed.proj.bias"] = denoiser.embed.bias
@@ -184,8 +188,8 @@ def transformer(denoiser: DiT, conditioner: Conditioner, size: int) -> Any:
     return exported.eval()
 
 
-def _dit_block(block: Block, time: nn.Sequential, table: Tensor, at: str) -> dict[str, Tensor]:
-    """One block's weights under diffusers' names."""
+def _dit_block(block: Block, time: nn.Sequential, table: Tensor, prefix: str) -> dict[str, Tensor]:
+    """Return one block's weights under diffusers' names."""
     layers: dict[str, nn.Module] = {
         "norm1.linear": block.modulation,
         "norm1.emb.timestep_embedder.linear_1": time[0],
@@ -197,13 +201,14 @@ def _dit_block(block: Block, time: nn.Sequential, table: Tensor, at: str) -> dic
         "ff.net.0.proj": block.mlp[0],
         "ff.net.2": block.mlp[2],
     }
-    named = {f"{at}.norm1.emb.class_embedder.embedding_table.weight": table}
+    weights = {f"{prefix}.norm1.emb.class_embedder.embedding_table.weight": table}
     for name, layer in layers.items():
-        named |= _named(layer, f"{at}.{name}")
-    return named
+        weights |= named(layer, f"{prefix}.{name}")
+    return weights
 
 
-def _named(layer: nn.Module, name: str) -> dict[str, Tensor]:
+def named(layer: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return a layer's weights as `<name>.weight` and `<name>.bias`."""
     return {f"{name}.{key}": value for key, value in layer.state_dict().items()}
 
 
@@ -212,29 +217,29 @@ TARGETS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def scheduler(process: NoiseProcess, clip: Clip | None = None) -> Any:
-    """A DDIM scheduler that samples as `ddim` does, or Euler's of flow matching, as `euler`.
+    """Return a DDIM scheduler, which samples as `ddim` does, or Euler's for flow matching, as `euler`.
 
-    DDIM's steps are ours where their number divides T; where not, diffusers jumps to other timesteps than those that it
-    visits next. With a clip they are ours where `step` is given `use_clipped_model_output=True`: our noise moves with a
-    clipped x_0.
+    DDIM's steps equal ours if their number divides T; otherwise diffusers jumps to other timesteps than those that it
+    visits next. With a clip they equal ours if `step` gets `use_clipped_model_output=True`: our noise is made
+    consistent with the clipped x_0.
 
     Args:
-        process: that the model was trained with.
+        process: of the trained model.
         clip: bounds on the predicted clean sample.
 
     Raises:
-        ConfigError: flow matching that predicts x_0, a process of one's own, or a clip that diffusers does not have.
+        ConfigError: flow matching that predicts x_0, a user's own process, or a clip that diffusers does not have.
     """
     if isinstance(process, Diffusion):
         return _ddim(process, clip)
     if isinstance(process, FlowMatching) and process.target == "v":
         if clip is not None:
-            raise ConfigError("diffusers' scheduler of flow matching clips nothing, and this run has a sampler.clip.")
+            raise ConfigError("diffusers' scheduler for flow matching cannot clip, but this run has a sampler.clip.")
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
         return FlowMatchEulerDiscreteScheduler(shift=process.config.shift)
     kind = f"{type(process).__name__} with target={process.target}"
-    raise ConfigError(f"diffusers has no scheduler for {kind}; Diffusion, and FlowMatching with target=v, have one.")
+    raise ConfigError(f"diffusers has no scheduler for {kind}, only for Diffusion and for FlowMatching with target=v.")
 
 
 def _ddim(process: Diffusion, clip: Clip | None) -> Any:
@@ -248,7 +253,7 @@ def _ddim(process: Diffusion, clip: Clip | None) -> Any:
         "timestep_spacing": "trailing",
         **_clipping(clip),
         "set_alpha_to_one": True,
-        "steps_offset": 1,  # trailing grids have none, but StableDiffusionPipeline complains about 0
+        "steps_offset": 1,  # unused with trailing spacing, but StableDiffusionPipeline warns about 0
     }
     if own := BETAS.get(process.config.schedule):
         start, end = process.config.beta_start or own[0], process.config.beta_end or own[1]
@@ -263,8 +268,8 @@ def _clipping(clip: Clip | None) -> dict[str, Any]:
         return {"clip_sample": True, "clip_sample_range": clip.limit}
     if clip.limit != 1:
         raise ConfigError(
-            f"diffusers' dynamic thresholding has the limit 1, and this run has sampler.clip.limit={clip.limit:g}."
+            f"diffusers' dynamic thresholding has the limit 1, but this run has sampler.clip.limit={clip.limit:g}."
         )
-    # The quantile has no upper bound here; diffusers' default of 1 would make this a static clip.
+    # Our quantile has no upper bound; diffusers' default of 1 would make this a static clip.
     ratio = {"dynamic_thresholding_ratio": clip.percentile, "sample_max_value": 1e9}
     return {"clip_sample": False, "thresholding": True, **ratio}

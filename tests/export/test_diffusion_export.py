@@ -19,13 +19,14 @@ from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
-from mmlab.export.diffusion_run import export_first_stage, export_pipeline
+from mmlab.export.diffusion_export import export_first_stage, export_pipeline
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
 from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, NoCondition, TextCondition
 from mmlab.model.config import (
     ClassConditionConfig,
     DiTConfig,
     KLAutoencoderConfig,
+    TextConditionConfig,
     UNetConfig,
     VectorQuantizerConfig,
     VQAutoencoderConfig,
@@ -60,7 +61,7 @@ def vq(normalize: bool) -> VQAutoencoder:
 def bert(tokenizer_folder: Path, **options: Any) -> TextCondition:
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     settings = {"tokenizer": str(tokenizer_folder), "max_length": 12, **options}
-    return TextCondition(init="random", architecture={"model_type": "bert", **size}, **settings)
+    return TextCondition(TextConditionConfig(init="random", architecture={"model_type": "bert", **size}, **settings))
 
 
 def model(first_stage: FirstStage, conditioner: Conditioner, kind: str = "unet") -> DiffusionModel:
@@ -310,7 +311,7 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
         assert not (tmp_path / "out").exists()
 
     refused(model(kl(), bert(tokenizer_folder, hide_padding=True)), LDM(), "hide_padding=true")
-    refused(model(Identity(), bert(tokenizer_folder)), LDM(), "with a UNet, on a KL first stage")
+    refused(model(Identity(), bert(tokenizer_folder)), LDM(), "needs a UNet and a KL first stage")
     refused(
         model(kl(), bert(tokenizer_folder)),
         FlowMatching(FlowMatchingConfig()),
@@ -321,14 +322,14 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
         FlowMatching(FlowMatchingConfig(target="x0")),
         "no scheduler for FlowMatching with",
     )
-    refused(model(kl(), NoCondition(), "dit"), LDM(), "a class of up to 1000 as its only condition")
+    refused(model(kl(), NoCondition(), "dit"), LDM(), "up to 1000 classes as its only condition")
     for clip, built, process, says in (
-        (Clip(ClipConfig()), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip to null"),
+        (Clip(ClipConfig()), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip=null"),
         (
             Clip(ClipConfig()),
             model(Identity(), ClassCondition(ClassConditionConfig(classes=NAMES, width=32))),
             FlowMatching(FlowMatchingConfig()),
-            "scheduler of flow matching clips nothing",
+            "scheduler for flow matching cannot clip",
         ),
         (
             Clip(ClipConfig(limit=2.0, percentile=0.9)),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.export.code_pipeline import _choose
-from mmlab.export.code_run import export_prior
+from mmlab.export.prior_export import export_prior
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.model.config import CodeSamplerConfig, GumbelQuantizerConfig
 from mmlab.model.first_stage import to_uint8
@@ -72,7 +72,7 @@ def test_it_draws_a_code_as_often_as_the_sampler_does(how):
     every: Any = {"temperature": 1.0, "top_k": None, "top_p": None, **how}
     codes = _choose(logits.expand(4000, -1), **every, drawn=torch.Generator().manual_seed(0))
     share = codes.bincount(minlength=4).double() / 4000
-    torch.testing.assert_close(share, CodeSampler(**how).probabilities(logits)[0], rtol=0, atol=0.03)
+    torch.testing.assert_close(share, CodeSampler(CodeSamplerConfig(**how)).probabilities(logits)[0], rtol=0, atol=0.03)
 
 
 def test_a_class_that_it_does_not_know(tmp_path):
@@ -111,12 +111,12 @@ def test_the_exported_model_is_a_copy(tmp_path):
 def test_codes_that_are_not_the_nearest_stay_here(tmp_path):
     model = prior_model("class")
     model.first_stage.quantizer = GumbelQuantizer(GumbelQuantizerConfig(codes=CODES, width=4))
-    with pytest.raises(ConfigError, match="VQModel takes the nearest code, and GumbelQuantizer the likeliest one"):
+    with pytest.raises(ConfigError, match="VQModel chooses the nearest code; it cannot represent a GumbelQuantizer"):
         export_prior(model, CodeSampler(CodeSamplerConfig()), 16, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_rotary_positions_stay_here(tmp_path):
-    with pytest.raises(ConfigError, match=r"GPT-2 has learned positions, .* its weights lie in the run's artifacts"):
+    with pytest.raises(ConfigError, match=r"GPT-2 has learned positions, .* its weights are in the run's artifacts"):
         export_prior(prior_model("class", positions="rotary"), CodeSampler(CodeSamplerConfig()), 16, tmp_path / "out")
     assert not (tmp_path / "out").exists() and "exported_loader" not in sys.modules
