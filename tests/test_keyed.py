@@ -17,7 +17,7 @@ SEEDS = [5, 2**40 + 5, 2**62, 0, 17, 123456789]
 @pytest.mark.parametrize(
     "process", [Diffusion(DiffusionConfig()), FlowMatching(FlowMatchingConfig(density="logit_normal"))]
 )
-def test_a_draw_depends_on_its_seed_alone(process):
+def test_a_draw_depends_only_on_its_seed(process):
     times, noise = process.draw(SEEDS, (3, 4))
     assert (times.shape, noise.shape, noise.dtype) == ((6,), (6, 3, 4), torch.float32)
     # One rank with six samples, or two with three, in another order, or after a restart: the same draws.

@@ -44,7 +44,7 @@ class PairBatch(TypedDict):
 
 
 class ConditionedBatch(TypedDict):
-    """What a generative model is told of its samples, and the seeds of all that is drawn for them."""
+    """Conditioning of a generative model, and the seeds of everything that is drawn for its samples."""
 
     seeds: Tensor  # int64 [B]
     labels: NotRequired[Tensor]  # int64 [B]; of classes

@@ -82,16 +82,16 @@ class ChatCollate:
         if not segments:
             raise SampleError("too-long", f"None of the sample's questions fits in {length} tokens.")
         dropped = len(dialogues) - len(segments) + sum(segment.turns_dropped for segment in segments)
-        shown = any(segment.image_starts for segment in segments)
+        has_image = any(segment.image_starts for segment in segments)
         if self.prompt.pictures == "scattered":
             segments = [self._scatter(segment, sample) for segment in segments]
-        image = sample.image if shown else None
+        image = sample.image if has_image else None
         groups = split(*_share(segments), length, image, f"{sample.shards}/{sample.key}")
         laid_out = [segment for group in groups for segment in group.segments]
         counters = {
             "truncated": int(dropped > 0),
             "turns_dropped": dropped,
-            "text_only": int(not shown),
+            "text_only": int(not has_image),
             "tokens": sum(map(len, laid_out)),
             "tokens_with_loss": sum(label != IGNORE for segment in laid_out for label in segment.labels[1:]),
             "pictures": sum(len(segment.image_starts) for segment in laid_out),

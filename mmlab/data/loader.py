@@ -101,7 +101,7 @@ class LocalLoader:
         """Nothing to do, see `state_dict`."""
 
     def close(self) -> None:
-        """Stop the workers; those that do not stop when asked are killed."""
+        """Stop the workers; those that do not exit are killed."""
         iterator: Any = self._loader._iterator
         self._loader._iterator = None
         if iterator is not None and self._loader.num_workers:

@@ -96,7 +96,7 @@ def expected(one: Sample) -> list[tuple[tuple[int, int, int], ...]]:
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("max_length", [85, 120, 400])
-def test_every_dialogue_is_what_it_is_alone(pack: bool, max_length: int) -> None:
+def test_every_dialogue_has_the_tokens_that_it_has_alone(pack: bool, max_length: int) -> None:
     batch = batch_of(SAMPLES, chat(max_length=max_length, pack=pack))
     assert Counter(dialogues_in(batch)) == Counter(d for one in SAMPLES for d in expected(one))
     rows, length = batch["input_ids"].shape
@@ -110,7 +110,7 @@ def test_every_dialogue_is_what_it_is_alone(pack: bool, max_length: int) -> None
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
+def test_images_have_the_positions_that_the_batch_states(pack: bool) -> None:
     batch = batch_of(SAMPLES, chat(max_length=90, pack=pack))
     assert batch["pixel_values"].dtype == torch.uint8
     assert len(batch["pixel_values"]) == len(batch["image_positions"]) == len(batch["image_keys"])
@@ -128,7 +128,7 @@ def test_pictures_lie_where_the_batch_says(pack: bool) -> None:
     assert ((batch["input_ids"] == PAD) == (marked | (batch["segment_ids"] == 0))).all()
 
 
-def test_questions_share_one_picture() -> None:
+def test_questions_share_one_image() -> None:
     batch = batch_of([SAMPLES[0]], chat(max_length=400))
     assert batch["input_ids"].shape[0] == 1 and len(batch["pixel_values"]) == 1
     segments, contexts = batch["segment_ids"][0], batch["context_ids"][0]
@@ -142,7 +142,7 @@ def test_questions_share_one_picture() -> None:
     assert not sees[segments == 3][:, segments == 2].any() and sees[segments == 3][:, segments == 1].all()
 
 
-def test_questions_of_packed_samples_share_their_own_picture() -> None:
+def test_questions_of_packed_samples_share_their_own_image() -> None:
     longer, shorter = sample("b", questions(3)), sample("a", questions(2))
     batch = batch_of([shorter, longer], chat(max_length=400, pack=True))
     segments, contexts = batch["segment_ids"].tolist(), batch["context_ids"].tolist()
@@ -153,7 +153,7 @@ def test_questions_of_packed_samples_share_their_own_picture() -> None:
     assert [segments[0][at] for _, at in batch["image_positions"].tolist()] == [1, 5]
 
 
-def test_a_sample_that_overflows_repeats_its_picture() -> None:
+def test_a_sample_that_overflows_repeats_its_image() -> None:
     batch = batch_of([SAMPLES[0]], chat(max_length=60))
     rows = batch["input_ids"].shape[0]
     assert rows > 1 and batch["image_keys"] == ["hash of shapes/a"] * rows
@@ -185,7 +185,7 @@ def test_the_same_samples_make_the_same_batch() -> None:
         assert first["image_keys"] == second["image_keys"]
 
 
-def test_statistics_count_what_lies_in_the_rows() -> None:
+def test_counters_agree_with_the_rows() -> None:
     long = sample("g", talk("<image>\nWhat?", "A red square.", "And?", "no " * 100, "More?", "no"))
     partly = sample("h", {"questions": [*questions(2)["questions"], {"question": "Q", "answer": "no " * 200}]})
     batch = batch_of([*SAMPLES, long, partly], chat(max_length=90, pack=True))
@@ -203,7 +203,7 @@ def reason(one: Sample, **options) -> str:
     return error.value.reason
 
 
-def test_unusable_samples_are_named() -> None:
+def test_unusable_samples_are_errors() -> None:
     assert reason(sample("a", talk("Q", "no " * 100)), max_length=40) == "too-long"
     assert reason(sample("a", questions(2, words=100)), max_length=40) == "too-long"
     assert reason(sample("a", {})) == "no-caption"
@@ -211,7 +211,7 @@ def test_unusable_samples_are_named() -> None:
     assert reason(sample("a", questions(1), image=False), prompt=Prompt(pictures="text")) == "no-caption"
 
 
-def test_pictures_as_text_are_not_decoded() -> None:
+def test_images_as_text_are_not_decoded() -> None:
     for pictures in ("text", "scattered", "none"):
         collate = chat(Prompt(pictures=pictures))
         assert collate.image is None
@@ -221,7 +221,7 @@ def test_pictures_as_text_are_not_decoded() -> None:
     assert chat(Prompt()).image == SPEC
 
 
-def test_scattered_captions_lie_where_pictures_would() -> None:
+def test_scattered_captions_have_the_places_of_images() -> None:
     record = {"caption": "Two circles"} | questions(3)
     scattered, shown = Prompt("v1", pictures="scattered", places=40), ImageSpec(4, tokens=40)
     collate = chat(scattered, None)
@@ -246,7 +246,7 @@ def test_scattered_captions_lie_where_pictures_would() -> None:
     assert min(shares) < 0.2 and max(shares) > 0.95 and abs(sum(shares) / 200 - 0.55) < 0.1
 
 
-def test_scattered_captions_are_needed_only_where_a_picture_is_meant() -> None:
+def test_scattered_captions_are_needed_only_where_an_image_is_meant() -> None:
     prompt = Prompt(pictures="scattered")
     assert reason(sample("a", questions(1), image=False), prompt=prompt) == "no-caption"
     collate = chat(prompt, None)
@@ -257,7 +257,7 @@ def test_scattered_captions_are_needed_only_where_a_picture_is_meant() -> None:
         chat(prompt, None, max_length=64)
 
 
-def test_captions_that_lie_in_conversations_are_scattered() -> None:
+def test_captions_in_conversations_are_scattered() -> None:
     collate = chat(Prompt("plain", pictures="scattered", places=40, captions="blip"), None)
     answer, caption = talk("<image>", "Two circles!"), {"caption": "Two circles!"}
     assert segments_of(collate, sample("a", answer)) == segments_of(collate, sample("a", caption))
@@ -271,7 +271,7 @@ def test_a_caption_without_a_token_cannot_be_scattered() -> None:
         assert error.value.reason == "no-caption"
 
 
-def test_lengths_that_cannot_work_are_refused() -> None:
+def test_impossible_lengths_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes 5 tokens and a row max_length=5"):
         chat(max_length=5)
     with pytest.raises(ConfigError, match=r"image\.tokens"):
@@ -279,7 +279,7 @@ def test_lengths_that_cannot_work_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_collates_travel_to_spawned_workers(name: str) -> None:
+def test_collates_can_be_pickled(name: str) -> None:
     one = sample("e", {"caption": "Two circles"})
     for collate in (chat(tokenizer=TOKENIZERS[name](), pack=True), pairs(TOKENIZERS[name]())):
         here, there = batch_of([one], collate), batch_of([one], pickle.loads(pickle.dumps(collate)))
@@ -308,7 +308,7 @@ def test_a_pairs_caption_is_drawn_by_the_seed() -> None:
     assert len(set(drawn.values())) == 3
 
 
-def test_pairs_without_caption_or_picture_are_named() -> None:
+def test_pairs_without_caption_or_image_are_errors() -> None:
     for one, reason in (
         (sample("a", {}), "no-caption"),
         (sample("a", {"caption": "a"}, image=False), "no-picture"),

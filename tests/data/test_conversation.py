@@ -99,15 +99,15 @@ def decoded(ids: list[int], name: str) -> str:
     return str(TOKENIZERS[name]().decode(ids, clean_up_tokenization_spaces=False))
 
 
-def same(said: str, text: str, name: str) -> bool:
-    """Whether `said` is what `text` decodes to after a tokenization that loses nothing."""
+def same(spoken: str, text: str, name: str) -> bool:
+    """Whether `spoken` is what `text` decodes to after a tokenization that loses nothing."""
     if name == "wordpiece":
-        return said == decoded(wordpiece()(text, add_special_tokens=False)["input_ids"], name)
+        return spoken == decoded(wordpiece()(text, add_special_tokens=False)["input_ids"], name)
     if name == "llama_2":
         text = re.sub("</s>(?!$)", "</s> ", text)  # it puts a space behind every special token
     if name in ("llama_2", "metaspace"):
-        return said in (text, text.removeprefix(" "))  # SentencePiece shows no space in front
-    return said == text
+        return spoken in (text, text.removeprefix(" "))  # SentencePiece shows no space in front
+    return spoken == text
 
 
 @tokenizers
@@ -118,11 +118,11 @@ def test_labels_are_the_answers_and_their_stops(tokenizer: str, template: str, c
     dialogue = dialogue_of(ANSWERS[case], template, image)
     encoded = encode(dialogue, Prompt(template), TOKENIZERS[tokenizer](), SPEC)
     assert all(label in (token, IGNORE) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
-    said = [decoded(run, tokenizer) for run in runs(encoded.labels)]
+    spoken = [decoded(run, tokenizer) for run in runs(encoded.labels)]
     answers = [turn.text for turn in dialogue if turn.role == "gpt"]
     expected = [learned(a, template, tokenizer) for a in answers]
-    assert len(said) == len(expected)
-    assert all(same(*pair, tokenizer) for pair in zip(said, expected, strict=True)), (said, expected)
+    assert len(spoken) == len(expected)
+    assert all(same(*pair, tokenizer) for pair in zip(spoken, expected, strict=True)), (spoken, expected)
     assert encoded.image_starts == ([encoded.shared - SPEC.tokens] if image else [])
 
 
@@ -137,11 +137,11 @@ def test_the_prompt_of_inference_is_a_prefix_of_the_training_ids(
     dialogue = dialogue_of(ANSWERS[case], template, image)
     trained = encode(dialogue, prompt, fast, SPEC)
     for turns in range(1, len(dialogue), 2):
-        asked = chat_prompt(dialogue[:turns], prompt, fast, SPEC)
-        n = len(asked.input_ids)
-        assert asked.input_ids == trained.input_ids[:n] and n < len(trained.input_ids)
-        assert asked.image_starts == trained.image_starts
-        assert set(asked.labels) <= {IGNORE}
+        prompted = chat_prompt(dialogue[:turns], prompt, fast, SPEC)
+        n = len(prompted.input_ids)
+        assert prompted.input_ids == trained.input_ids[:n] and n < len(trained.input_ids)
+        assert prompted.image_starts == trained.image_starts
+        assert set(prompted.labels) <= {IGNORE}
         assert trained.labels[n] == trained.input_ids[n]  # the model speaks from here on
         assert n == 0 or trained.labels[n - 1] == IGNORE
         assert len(runs(trained.labels[:n])) == turns // 2
@@ -193,9 +193,9 @@ def test_ids_are_those_of_minigpt4(
 
     dialogue = [Turn("human", f"<image>\n{question}"), Turn("gpt", answer)]
     encoded = encode(dialogue, Prompt(template), fast, SPEC)
-    asked = [fast.bos_token_id, *ids(before), *[pad_id(fast)] * SPEC.tokens, *ids(behind.format(q=question))]
-    assert encoded.input_ids == asked + ids(answer + stop)
-    assert encoded.labels == [IGNORE] * len(asked) + ids(answer + stop)
+    prompted = [fast.bos_token_id, *ids(before), *[pad_id(fast)] * SPEC.tokens, *ids(behind.format(q=question))]
+    assert encoded.input_ids == prompted + ids(answer + stop)
+    assert encoded.labels == [IGNORE] * len(prompted) + ids(answer + stop)
 
 
 def test_templates_write_the_published_forms() -> None:
@@ -277,7 +277,7 @@ def test_truncation_drops_whole_turns(tokenizer: str, template: str, case: str) 
 
 @tokenizers
 @templates
-def test_supervise_all_learns_everything_but_the_start_and_pictures(tokenizer: str, template: str) -> None:
+def test_supervise_all_learns_everything_but_the_start_and_images(tokenizer: str, template: str) -> None:
     fast = TOKENIZERS[tokenizer]()
     encoded = encode(dialogue_of(["A red square."], template), Prompt(template, supervise="all"), fast, SPEC)
     unlearned = [i for i, label in enumerate(encoded.labels) if label == IGNORE]
@@ -285,7 +285,7 @@ def test_supervise_all_learns_everything_but_the_start_and_pictures(tokenizer: s
     assert [i for i in unlearned if i not in range(encoded.shared - SPEC.tokens, encoded.shared)] == starts
 
 
-def test_a_picture_needs_places() -> None:
+def test_an_image_needs_places() -> None:
     with pytest.raises(ConfigError, match=r"image\.tokens"):
         encode(dialogue_of(["a"]), Prompt(), llama_2(), None)
 
@@ -318,8 +318,8 @@ def test_a_token_across_the_start_of_an_answer_is_cut(space: str | None) -> None
     assert "\nx" in fast.tokenize(render(answered, Prompt("chatml"), fast).text)
     encoded = encode(answered, Prompt("chatml"), fast, None)
     assert fast.convert_ids_to_tokens(runs(encoded.labels)[0]) == list("xy<|im_end|>")
-    asked = chat_prompt(answered[:1], Prompt("chatml"), fast, None)
-    assert encoded.input_ids[: len(asked.input_ids)] == asked.input_ids
+    prompted = chat_prompt(answered[:1], Prompt("chatml"), fast, None)
+    assert encoded.input_ids[: len(prompted.input_ids)] == prompted.input_ids
 
 
 def test_a_token_across_the_colon_of_a_role_is_cut() -> None:
@@ -328,11 +328,11 @@ def test_a_token_across_the_colon_of_a_role_is_cut() -> None:
     assert ": x" in fast.tokenize(render(answered, Prompt("v0"), fast).text)
     encoded = encode(answered, Prompt("v0"), fast, None)
     assert fast.convert_ids_to_tokens(runs(encoded.labels)[0]) == list(" x\n###")
-    asked = chat_prompt(answered[:1], Prompt("v0"), fast, None)
-    assert encoded.input_ids[: len(asked.input_ids)] == asked.input_ids
+    prompted = chat_prompt(answered[:1], Prompt("v0"), fast, None)
+    assert encoded.input_ids[: len(prompted.input_ids)] == prompted.input_ids
 
 
-def test_a_dialogue_without_a_token_to_learn_is_named() -> None:
+def test_a_dialogue_without_a_token_to_learn_is_an_error() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"H": 0}, [])))
     with pytest.raises(SampleError) as error:
         encode([Turn("human", "H"), Turn("gpt", "x")], Prompt("v0"), fast, None)
@@ -345,8 +345,8 @@ def test_a_token_across_the_end_of_an_answer_is_cut() -> None:
     dialogue = [Turn("human", "Q"), Turn("gpt", "x"), Turn("human", "Q"), Turn("gpt", "y")]
     assert fast.tokenize(render(dialogue, Prompt("v0"), fast).text).count("### H") == 2
     encoded = encode(dialogue, Prompt("v0"), fast, None)
-    said = ["".join(fast.convert_ids_to_tokens(run)) for run in runs(encoded.labels)]
-    assert said == [" x\n###", " y\n### "]
+    spoken = ["".join(fast.convert_ids_to_tokens(run)) for run in runs(encoded.labels)]
+    assert spoken == [" x\n###", " y\n### "]
 
 
 def test_white_space_that_groups_with_what_follows_is_cut() -> None:

@@ -18,7 +18,7 @@ from mmlab.data.sample import SampleError
         ),
     ],
 )
-def test_plain_is_a_picture_and_its_caption(record: dict, expected: list) -> None:
+def test_plain_is_an_image_and_its_caption(record: dict, expected: list) -> None:
     assert pairs(record, Prompt("plain")) == expected
     assert pairs(record, Prompt("plain", pictures="none")) == [("", "c")]
 
@@ -45,11 +45,11 @@ def talk(*texts: str) -> dict:
         ("<image>\n<image> is a tag", "<image>\n<image> is a tag"),
     ],
 )
-def test_the_picture_comes_first(question: str, shown: str) -> None:
+def test_the_image_comes_first(question: str, shown: str) -> None:
     assert pairs(talk(question, "a"), Prompt()) == [(shown, "a")]
 
 
-def test_the_caption_stands_in_for_the_picture() -> None:
+def test_the_caption_stands_in_for_the_image() -> None:
     prompt = Prompt(pictures="text")
     record = {
         "caption": "A cat.",
@@ -105,7 +105,7 @@ def reason(record: dict, prompt: Prompt | None = None, picture: bool = True) -> 
     return error.value.reason
 
 
-def test_malformed_records_are_named() -> None:
+def test_malformed_records_are_errors() -> None:
     assert reason({}) == "no-caption"
     assert reason({"caption": " "}, Prompt("plain")) == "no-caption"
     assert reason(talk("q")) == "no-answer"
@@ -125,7 +125,7 @@ def test_malformed_records_are_named() -> None:
     assert reason(talk("q", "a", " ", "b")) == "empty-question"
 
 
-def test_config_mistakes_are_named() -> None:
+def test_config_errors() -> None:
     for wrong, near in (
         ("template", "v1"),
         ("pictures", "text"),

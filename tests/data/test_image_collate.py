@@ -63,7 +63,7 @@ def one(collate: Any, only: Sample) -> dict[str, Any]:
     return collate.batch([collate.prepare(only).content])
 
 
-def test_half_of_the_pictures_are_mirrored_by_their_seeds():
+def test_half_of_the_images_are_mirrored_by_their_seeds():
     assert sum(map(mirrored, range(2000))) == pytest.approx(1000, abs=80)
     plain, flipping = images_of(), images_of(flip=True)
     for seed in (TURNED, STRAIGHT):
@@ -105,7 +105,7 @@ def test_a_class_that_is_missing_or_unknown(record, says):
     assert caught.value.reason == "no-class"
 
 
-def test_a_picture_without_conditions_needs_no_class_and_no_caption():
+def test_an_image_without_conditions_needs_no_class_and_no_caption():
     assert set(one(images_of(), sample({}))) == {"pixel_values", "seeds"}
     assert images_of().prepare(sample({})).counters == {"pictures": 1}
     with pytest.raises(SampleError, match="no image"):
@@ -139,7 +139,7 @@ def test_a_caption_is_drawn_by_the_seed():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_latents_are_mirrored_as_the_pictures_are(dtype):
+def test_latents_are_mirrored_as_the_images_are(dtype):
     tensors = posterior(dtype)
     for flip, seed, ending in ((False, TURNED, ""), (True, STRAIGHT, ""), (True, TURNED, "_flipped")):
         batch = one(latents_of(flip=flip), latent(tensors, seed))
@@ -151,7 +151,7 @@ def test_latents_are_mirrored_as_the_pictures_are(dtype):
 
 
 @pytest.mark.parametrize(
-    ("given", "flip", "says"),
+    ("one_sample", "flip", "says"),
     [
         (latent(made_by="stale"), False, "made by the first stage stale, but this model's is abc"),
         (sample({}), False, "holds no latents"),
@@ -170,16 +170,16 @@ def test_latents_are_mirrored_as_the_pictures_are(dtype):
         ),
     ],
 )
-def test_a_cache_that_does_not_fit_is_refused(given, flip, says):
+def test_a_cache_that_does_not_fit_is_refused(one_sample, flip, says):
     with pytest.raises(DataError, match=says):
-        latents_of(flip=flip).prepare(given)
+        latents_of(flip=flip).prepare(one_sample)
 
 
 def test_damaged_latents_are_a_bad_sample():
     broken = Sample("k", "s", {FIRST_STAGE: "abc", ENCODED_AS: FORM}, None, 0, {"safetensors": b"no"})
-    for given in (broken, latent({"logvar": torch.zeros(2, 3, 3)})):
+    for one_sample in (broken, latent({"logvar": torch.zeros(2, 3, 3)})):
         with pytest.raises(SampleError) as caught:
-            latents_of().prepare(given)
+            latents_of().prepare(one_sample)
         assert caught.value.reason == "latents"
 
 
@@ -196,8 +196,8 @@ def sources(tmp_path_factory):
         for i in range(10):
             png = io.BytesIO()
             Image.new("RGB", (8, 6), (20 * i, 0, 0)).save(png, "PNG")
-            told: Any = {"json": {"class": NAMES[i % 3]}} if i % 2 else {"cls": str(i % 3)}
-            pictures.write(f"k{i}", {"png": png.getvalue(), **told})
+            label: Any = {"json": {"class": NAMES[i % 3]}} if i % 2 else {"cls": str(i % 3)}
+            pictures.write(f"k{i}", {"png": png.getvalue(), **label})
     with ShardWriter(root / "latents" / "s", 4, quiet=True) as latents:
         for i in range(10):
             member = {name: value * i for name, value in posterior().items()}
@@ -225,7 +225,7 @@ def joined(sources: list[Source], collate: Any, micro: int, world: int) -> list[
 
 
 @pytest.mark.parametrize("kind", [0, 1])
-def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
+def test_batches_are_the_same_for_any_ranks_and_micro_batches(sources, kind):
     collates = (
         images_of(NAMES, flip=True),
         latents_of(flip=True, labels=NAMES),
@@ -237,7 +237,7 @@ def test_ranks_and_micro_batches_get_what_one_rank_gets(sources, kind):
     assert len(set(chain(*(batch["seeds"] for batch in expected)))) == 24
 
 
-def test_latents_have_the_seeds_and_classes_of_the_pictures(sources):
+def test_latents_have_the_seeds_and_classes_of_the_images(sources):
     pictures = joined(sources[0], images_of(NAMES), 8, 1)
     latents = joined(sources[1], latents_of(labels=NAMES), 8, 1)
     for name in ("seeds", "labels"):

@@ -25,7 +25,7 @@ def root(tmp_path) -> Path:
     return folder
 
 
-def test_index_says_what_lies_where(root):
+def test_index_holds_positions_sizes_and_keys(root):
     index = build_index(root)
     assert len(index) == 3
     assert index.shards == ("00000.tar", "00001.tar")
@@ -39,7 +39,7 @@ def test_index_says_what_lies_where(root):
         index.read(3)
 
 
-def test_open_gives_what_build_gave(root):
+def test_open_returns_what_build_returned(root):
     built, opened = build_index(root), ShardIndex.open(root)
     assert opened.hash == built.hash and opened.keys.tolist() == built.keys.tolist()
     assert [opened.read(i) for i in range(3)] == [built.read(i) for i in range(3)]
@@ -56,12 +56,12 @@ def test_types_are_known_without_reading(tmp_path):
     assert [ShardIndex.open(tmp_path).type_of(i) for i in range(7)] == expected
 
 
-def test_a_type_of_its_own_for_each_sample_is_none(tmp_path):
+def test_a_different_type_for_each_sample_is_ignored(tmp_path):
     write_tar(tmp_path / "0.tar", *((f"s{i}.json", json.dumps({"type": f"t{i}"}).encode()) for i in range(300)))
     assert build_index(tmp_path).type_names == ("",)
 
 
-def test_hash_follows_the_contents_alone(root, tmp_path):
+def test_hash_depends_only_on_the_contents(root, tmp_path):
     first = build_index(root).hash
     root.rename(tmp_path / "moved")
     assert build_index(tmp_path / "moved").hash == first
@@ -69,11 +69,11 @@ def test_hash_follows_the_contents_alone(root, tmp_path):
     assert build_index(tmp_path / "moved").hash != first
 
 
-def test_processes_read_side_by_side(root):
+def test_processes_read_in_parallel(root):
     assert build_index(root, workers=2, quiet=True).hash == build_index(root).hash
 
 
-def test_side_files_of_img2dataset_are_left_alone(root):
+def test_side_files_of_img2dataset_are_ignored(root):
     (root / "00000.parquet").write_bytes(b"PAR1")
     (root / "00000_stats.json").write_text("{}")
     null = ("x.json", b'{"caption": null}')
@@ -108,7 +108,7 @@ def test_a_bomb_is_recorded_not_fatal(tmp_path):
         ([], "hold no samples"),
     ],
 )
-def test_bad_members_are_named(tmp_path, monkeypatch, members, message):
+def test_bad_members_are_errors(tmp_path, monkeypatch, members, message):
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / "set" / "0.tar", *members)
     with pytest.raises(DataError, match=message):
@@ -141,7 +141,7 @@ def test_commands_and_urls_are_refused(tmp_path, monkeypatch, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_compressed_tars_are_named(root):
+def test_compressed_tars_are_errors(root):
     (root / "x.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(DataError, match=r"x\.tar\.gz is compressed"):
         build_index(root)

@@ -35,7 +35,7 @@ def test_workers_change_nothing(data, workers, context):
     assert len(loader) == 9
 
 
-def test_the_start_is_asked_at_each_first_batch(data):
+def test_the_start_is_called_at_each_first_batch(data):
     start = 0
     loader = LocalLoader(data, 6, lambda: start, 1)
     iterator = iter(loader)
@@ -83,7 +83,7 @@ def test_an_error_for_the_user_leaves_a_worker_as_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("then", ["", "del loader, batches", "raise SystemExit(0)"])
-def test_python_ends_although_workers_still_wait(tmp_path, then):
+def test_python_exits_although_workers_still_wait(tmp_path, then):
     make_shards(tmp_path / "s", 8)
     script = f"""
         from mmlab.data.index import ShardIndex

@@ -133,7 +133,7 @@ def test_a_third_each_over_3000_samples(source):
         assert len(times) == size and max(times.values()) - min(times.values()) <= 1, "passes, each in its own order"
 
 
-def test_in_proportion_the_types_are_counted_too(source):
+def test_types_are_also_counted_in_proportion(source):
     counts = seen_types(batches([source], steps=27))  # 20 passes
     assert counts == {"type/talk": 600, "type/detail": 240, "type/why": 780}
 

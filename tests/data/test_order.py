@@ -48,11 +48,11 @@ def test_samples_stay_within_blocks_of_shards():
     assert any(len(np.unique(block[:10] // 10)) > 1 for block in samples), "shards of a block are mixed"
 
 
-def test_without_shuffle_samples_come_as_they_lie():
+def test_without_shuffle_samples_keep_their_order():
     assert whole(EpochOrder([3, 2], 0, 8, shuffle=False), 4) == [0, 1, 2, 3, 4]
 
 
-def test_what_has_no_order_is_refused():
+def test_impossible_orders_are_refused():
     with pytest.raises(ConfigError, match="'block_shards' must be above 0"):
         settings(block_shards=0)
     with pytest.raises(ConfigError, match="at least one sample"):

@@ -106,7 +106,7 @@ def test_damaged_bytes_and_json_are_replaced(tmp_path):
     }  # fmt: skip
 
 
-def test_records_and_pictures_reach_the_collate(tmp_path):
+def test_records_and_images_reach_the_collate(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (6, 4), (255, 0, 0)).save(buffer, "PNG")
     with ShardWriter(tmp_path / "s", 10, quiet=True) as writer:
@@ -157,7 +157,7 @@ def test_one_pass_is_as_long_on_every_rank_and_shows_each_sample_once(samples, w
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_one_pass_over_a_part_takes_samples_that_lie_apart(world):
+def test_one_pass_over_a_part_takes_evenly_spaced_samples(world):
     cuts = [OnePass(7, 2, world, rank, every=3) for rank in range(world)]
     positions = sorted(p for cut in cuts for m in range(len(cut)) for p in cut.positions(m))
     assert positions == [0, 3, 6, 9, 12, 15, 18][: 7 - cuts[0].dropped]

@@ -149,7 +149,7 @@ def test_stats(tmp_path):
     json.dumps(summary)
 
 
-def test_stats_counts_unusable_pictures(tmp_path):
+def test_stats_counts_unusable_images(tmp_path):
     from mmlab.data.index import build_index
 
     write_tar(tmp_path / "0.tar", ("a.jpg", bomb()), ("b.jpg", b"junk"), ("c.txt", b"x"), ("d.png", png()))

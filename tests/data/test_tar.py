@@ -52,7 +52,7 @@ def test_ustar_prefix_and_directories(tmp_path):
     assert read_all(path) == {name: b"ok"}
 
 
-def test_pax_headers_of_other_kinds_are_passed_over(tmp_path):
+def test_pax_headers_of_other_kinds_are_skipped(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"é.txt": b"1"}, pax_headers={"comment": "hello", "mtime": "1.5"})
     assert read_all(path) == {"é.txt": b"1"}
 
@@ -97,7 +97,7 @@ def test_a_flipped_header_byte_is_an_error(tmp_path):
         (lambda whole: b"", "is empty"),
     ],
 )
-def test_what_is_no_whole_tar_is_named(tmp_path, make, message):
+def test_damaged_tars_are_errors(tmp_path, make, message):
     path = tmp_path / "a.tar"
     path.write_bytes(make(write_tar(path, {"a.txt": b"x", "b.txt": b"y"}).read_bytes()))
     with pytest.raises(DataError, match=message):

@@ -24,8 +24,8 @@ def test_the_folder_is_a_llama_like_tokenizer(index, tmp_path):
     ids = tokenizer("what color? 漢 zürich\n").input_ids
     assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "what color? 漢 zürich\n"
-    asked = tokenizer.decode(tokenizer("a red circle\nUSER: what color is the circle?").input_ids[1:])
-    assert asked == "a red circle\nUSER: what color is the circle?"
+    decoded = tokenizer.decode(tokenizer("a red circle\nUSER: what color is the circle?").input_ids[1:])
+    assert decoded == "a red circle\nUSER: what color is the circle?"
     words = [tokenizer.decode(i) for i in tokenizer("what color is the circle? ASSISTANT: red</s>").input_ids]
     assert words == ["<s>", "what", " color", " is", " the", " circle", "?", " ASSISTANT", ":", " red", "</s>"]
     assert len(tokenizer.tokenize(" yes")) == 1, "an answer stands behind a space"

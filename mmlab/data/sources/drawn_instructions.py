@@ -14,7 +14,7 @@ from mmlab.data.sources.shapes import article, caption
 DESCRIBE = ("Describe the picture in detail.", "What is in the picture? Tell me everything.", "Explain what you see.")
 _CORNERS = {"circle": 0, "square": 4, "triangle": 3, "diamond": 4, "star": 10, "cross": 12}
 
-Asked = tuple[str, str, tuple[str, ...]]
+Question = tuple[str, str, tuple[str, ...]]
 """Question, answer, and the facts of the answer."""
 
 
@@ -68,16 +68,16 @@ def instructions(
 
 
 def _record(name: str, shape: Shape, kind: str, rng: random.Random) -> dict[str, Any]:
-    asked = list(_ask(shape, kind, rng))
+    asks = list(_ask(shape, kind, rng))
     turns: list[dict[str, str]] = []
-    for number, (question, answer, _) in enumerate(asked):
+    for number, (question, answer, _) in enumerate(asks):
         turns.append({"from": "human", "value": ("<image>\n" if number == 0 else "") + question})
         turns.append({"from": "gpt", "value": answer})
-    questions = [{"question": q, "answer": a, "answers": list(facts), "type": kind} for q, a, facts in asked]
+    questions = [{"question": q, "answer": a, "answers": list(facts), "type": kind} for q, a, facts in asks]
     return {"id": name, "type": kind, "caption": caption([shape]), "conversations": turns, "questions": questions}
 
 
-def _ask(shape: Shape, kind: str, rng: random.Random) -> Iterator[Asked]:
+def _ask(shape: Shape, kind: str, rng: random.Random) -> Iterator[Question]:
     if kind == "conversation":
         yield from _conversation(shape, rng)
     elif kind == "detail_description":
@@ -89,23 +89,23 @@ def _ask(shape: Shape, kind: str, rng: random.Random) -> Iterator[Asked]:
         yield _reasoning(shape, rng)
 
 
-def _conversation(shape: Shape, rng: random.Random) -> Iterator[Asked]:
+def _conversation(shape: Shape, rng: random.Random) -> Iterator[Question]:
     """Two or three short questions, in any order."""
     color, kind = shape.color, shape.kind
     other = rng.choice([name for name in COLORS if name != color])
     there = rng.random() < 0.5
-    asked = [
+    options = [
         (f"what color is the {kind}?", color),
         (f"what shape is the {color} object?", kind),
         ("is the object small or large?", shape.size),
         (f"is there {article(color if there else other)} object?", "yes" if there else "no"),
         ("is it on the left or on the right?", "left" if shape.x < 0.5 else "right"),
     ]
-    for question, answer in rng.sample(asked, rng.randint(2, 3)):
+    for question, answer in rng.sample(options, rng.randint(2, 3)):
         yield question, answer, (answer,)
 
 
-def _reasoning(shape: Shape, rng: random.Random) -> Asked:
+def _reasoning(shape: Shape, rng: random.Random) -> Question:
     """A question whose answer follows from the image, with the reasoning."""
     form = rng.randrange(3)
     if form == 0:
@@ -123,5 +123,5 @@ def _reasoning(shape: Shape, rng: random.Random) -> Asked:
     return _concluded("Does the object roll down a hill?", why, "yes" if rolls else "no", (shape.kind,))
 
 
-def _concluded(question: str, why: str, answer: str, seen: tuple[str, ...]) -> Asked:
+def _concluded(question: str, why: str, answer: str, seen: tuple[str, ...]) -> Question:
     return question, f"{why} The answer is {answer}.", (*seen, f"The answer is {answer}")

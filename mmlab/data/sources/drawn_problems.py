@@ -124,12 +124,12 @@ def _content(kind: int, shape: Shape, name: str, kinds: Sequence[str]) -> tuple[
         texts, right, others = ("natural science", "", f"What color is the {form}?", *why), color, tuple(COLORS)
     elif kind == 1:
         why = ("Things have a shape. Look at the edges.", f"{name} drew a {form}.")
-        asked = (f"{name} drew one thing.", f"Which shape did {name} draw?")
-        texts, right, others = ("social science", *asked, *why), form, kinds
+        task = (f"{name} drew one thing.", f"Which shape did {name} draw?")
+        texts, right, others = ("social science", *task, *why), form, kinds
     elif kind == 2:
-        asked = (f"{name} has a {color} {form}.", f"Which color does {name} have?")
-        texts, right, others = ("language science", *asked, "", f"The text says {color}."), color, tuple(COLORS)
+        task = (f"{name} has a {color} {form}.", f"Which color does {name} have?")
+        texts, right, others = ("language science", *task, "", f"The text says {color}."), color, tuple(COLORS)
     else:
-        asked = ("", "Which of these is a color?")
-        texts, right, others = ("natural science", *asked, "", f"The word {color} names a color."), color, kinds
+        task = ("", "Which of these is a color?")
+        texts, right, others = ("natural science", *task, "", f"The word {color} names a color."), color, kinds
     return dict(zip(fields, texts, strict=True)), right, others

@@ -41,7 +41,7 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
         picture = folder / "images" / f"{number}.png"
         if not picture.is_file():
             raise DataError(f"{folder / 'questions.json'} asks about image {number}, but there is no {picture}.")
-        color, shape = known_from(questions, f"{folder / 'questions.json'}, image {number}")
+        color, shape = implied_by(questions, f"{folder / 'questions.json'}, image {number}")
         name = f"{split}-{number:05d}"
         record = {"id": name, "questions": questions}
         if color or shape:
@@ -54,7 +54,7 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
     return counts
 
 
-def known_from(questions: list[dict[str, str]], where: str = "") -> tuple[str | None, str | None]:
+def implied_by(questions: list[dict[str, str]], where: str = "") -> tuple[str | None, str | None]:
     """(color, shape) of an image's one object, as far as its questions and answers imply them.
 
     An open question names the one that it does not ask for ("what is the blue shape?"); a yes/no question implies

@@ -113,30 +113,30 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}, line {number}", row
 
 
-def column(row: dict[str, Any], wanted: str | None, usual: Sequence[str], where: str) -> str:
-    """The column `wanted`, or else the first of the `usual` ones that the table has.
+def column(row: dict[str, Any], chosen: str | None, usual: Sequence[str], where: str) -> str:
+    """The column `chosen`, or else the first of the `usual` ones that the table has.
 
     Raises:
         DataError: the table has none of them.
     """
-    if (name := optional_column(row, wanted, usual, where)) is not None:
+    if (name := optional_column(row, chosen, usual, where)) is not None:
         return name
     raise DataError(
         f"{where}: none of the columns {', '.join(usual)}; there are {_names(row)}.{nearest(usual[0], map(str, row))}"
     )
 
 
-def optional_column(row: dict[str, Any], wanted: str | None, usual: Sequence[str], where: str) -> str | None:
-    """As `column`, but None if none is `wanted` and the table has no usual one.
+def optional_column(row: dict[str, Any], chosen: str | None, usual: Sequence[str], where: str) -> str | None:
+    """As `column`, but None if none is chosen and the table has no usual one.
 
     Raises:
-        DataError: the table does not have the `wanted` one.
+        DataError: the table does not have the `chosen` one.
     """
-    if wanted is None:
+    if chosen is None:
         return next((name for name in usual if name in row), None)
-    if wanted not in row:
-        raise DataError(f"{where}: no column '{wanted}'; there are {_names(row)}.{nearest(wanted, map(str, row))}")
-    return wanted
+    if chosen not in row:
+        raise DataError(f"{where}: no column '{chosen}'; there are {_names(row)}.{nearest(chosen, map(str, row))}")
+    return chosen
 
 
 def class_of(row: dict[str, Any], name: str | None, where: str) -> str | int | None:

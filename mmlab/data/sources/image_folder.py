@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker
+from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker, Members
 from mmlab.data.shards import Samples
 from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, rows
 
@@ -50,13 +50,13 @@ def images(
     counts = {"samples": 0, "without_class": 0}
     for where, name, kind in entries:
         picture = folder.read(name, where)
-        shown = {} if picture is None else {picture[0]: picture[1]}
+        members: Members = {} if picture is None else {picture[0]: picture[1]}
         if picture is not None and map_folder is not None:
             drawn = map_folder.read(str(Path(name).with_suffix(".png")), where)
             if drawn is not None and drawn[0] != "png":
                 raise DataError(f"{where}: the contents of its map are {drawn[0]}; maps are PNG, which is lossless.")
-            shown = {} if drawn is None else {**shown, MAP: drawn[1]}
-        if not shown:
+            members = {} if drawn is None else {**members, MAP: drawn[1]}
+        if not members:
             continue
         counts["samples"] += 1
         record: dict[str, Any] = {"id": name}
@@ -65,7 +65,7 @@ def images(
         else:
             record["class"] = kind
             classes.add(kind)
-        yield keys(str(Path(name).with_suffix(""))), {**shown, "json": record}
+        yield keys(str(Path(name).with_suffix(""))), {**members, "json": record}
     lost = [folder] if map_folder is None else [folder, map_folder]
     missing, unsupported = sum(one.missing for one in lost), sum(one.unsupported for one in lost)
     return {**counts, "classes": len(classes), "missing": missing, "unsupported": unsupported}

@@ -25,8 +25,8 @@ def build(tmp_path, *arguments, **options):
 def test_side_files(images, tmp_path):
     (images / "a.txt").write_text("one\n")
     (images / "sub" / "a.txt").write_text("zwölf", "utf-8")
-    found, counts = build(tmp_path, images)
-    assert found == {"a": "one", "sub_a": "zwölf"}
+    texts, counts = build(tmp_path, images)
+    assert texts == {"a": "one", "sub_a": "zwölf"}
     assert counts == {"samples": 2, "without_caption": 1, "missing": 0, "unsupported": 0}
 
 
@@ -44,8 +44,8 @@ def test_side_files(images, tmp_path):
 )
 def test_tables(images, tmp_path, name, text):
     (tmp_path / name).write_text(text, "utf-8")
-    found, counts = build(tmp_path, images, tmp_path / name)
-    assert found == {"a": "one, two", "a-1": "other"}
+    texts, counts = build(tmp_path, images, tmp_path / name)
+    assert texts == {"a": "one, two", "a-1": "other"}
     assert counts["without_caption"] == 1
 
 
@@ -64,7 +64,7 @@ def test_a_class_column_is_passed_on(images, tmp_path, text, options, classes):
     assert [json.loads(index.read(i)["json"]).get("class") for i in range(len(index))] == classes
 
 
-def test_a_class_column_that_is_not_there(images, tmp_path):
+def test_a_missing_class_column_is_an_error(images, tmp_path):
     (tmp_path / "t.csv").write_text("image,caption,knid\na.png,x,y\n")
     with pytest.raises(DataError, match=r"no column 'kind'.*mean 'knid'"):
         build(tmp_path, images, tmp_path / "t.csv", class_field="kind")
@@ -72,8 +72,8 @@ def test_a_class_column_that_is_not_there(images, tmp_path):
 
 def test_columns_can_be_named(images, tmp_path):
     (tmp_path / "t.csv").write_text("p,q,caption\na.png,mine,other\n")
-    found, _ = build(tmp_path, images, tmp_path / "t.csv", image_field="p", caption_field="q")
-    assert found == {"a": "mine"}
+    texts, _ = build(tmp_path, images, tmp_path / "t.csv", image_field="p", caption_field="q")
+    assert texts == {"a": "mine"}
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_columns_can_be_named(images, tmp_path):
         ("t.parquet", "", {}, "not '.parquet'"),
     ],
 )
-def test_bad_tables_are_named(images, tmp_path, name, text, options, message):
+def test_bad_tables_are_errors(images, tmp_path, name, text, options, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         build(tmp_path, images, tmp_path / name, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_pictures_within_the_budget(images, tmp_path):
+def test_missing_images_within_the_budget(images, tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\nzz.png,x\na.png,y\n")
-    found, counts = build(tmp_path, images, tmp_path / "t.csv", missing_budget=0.5)
-    assert found == {"a": "y"} and counts["missing"] == 1
+    texts, counts = build(tmp_path, images, tmp_path / "t.csv", missing_budget=0.5)
+    assert texts == {"a": "y"} and counts["missing"] == 1

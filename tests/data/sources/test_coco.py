@@ -47,13 +47,13 @@ def make(tmp_path):
     return build
 
 
-def test_captions_and_boxes_meet_by_the_picture(make):
-    found, index, counts = make(captions=CAPTIONS, instances=INSTANCES)
+def test_captions_and_boxes_meet_by_the_image(make):
+    records, index, counts = make(captions=CAPTIONS, instances=INSTANCES)
     boxes = [
         {"category": "traffic light", "box": [0.1, 0.1, 0.6025, 0.5]},
         {"category": "cat", "box": [0.75, 0.5, 1.0, 1.0]},
     ]
-    assert found == {
+    assert records == {
         "000000000007": {"id": "000000000007", "image": "000000000007.jpg", "captions": ["A cat."], "boxes": boxes},
         "000000000008": {"id": "000000000008", "image": "000000000008.jpg", "captions": ["B"]},
     }
@@ -64,9 +64,9 @@ def test_captions_and_boxes_meet_by_the_picture(make):
     }
 
 
-def test_either_file_is_enough_and_pictures_may_be_elsewhere(make):
-    found, index, counts = make(pictures=False, instances=INSTANCES)
-    assert list(found) == ["000000000007"] and index.extensions(0) == ["json"] and "missing" not in counts
+def test_either_file_is_enough_and_images_may_be_elsewhere(make):
+    records, index, counts = make(pictures=False, instances=INSTANCES)
+    assert list(records) == ["000000000007"] and index.extensions(0) == ["json"] and "missing" not in counts
     assert list(make(captions=CAPTIONS)[0]) == ["000000000007", "000000000008"]
 
 
@@ -80,16 +80,16 @@ def test_a_table_holds_both(make):
         },
         {"id": "2", "image": "8.jpg", "captions": []},
     ]
-    found, _, counts = make(pictures=False, table="\n".join(map(json.dumps, lines)))
+    records, _, counts = make(pictures=False, table="\n".join(map(json.dumps, lines)))
     boxes = [{"category": "cat", "box": [0.0, 0.1, 0.2, 1.0]}]
-    assert found == {"a_7": {"id": "7", "image": "a/7.jpg", "captions": ["x"], "boxes": boxes}}
+    assert records == {"a_7": {"id": "7", "image": "a/7.jpg", "captions": ["x"], "boxes": boxes}}
     assert counts["without_text"] == 1
 
 
-def test_missing_pictures_have_a_budget(make, tmp_path):
+def test_missing_images_have_a_budget(make, tmp_path):
     (tmp_path / "photos" / IMAGES[0]["file_name"]).unlink()
-    found, _, counts = make(captions=CAPTIONS, missing_budget=0.4)
-    assert list(found) == ["000000000008"] and counts["missing"] == 1
+    records, _, counts = make(captions=CAPTIONS, missing_budget=0.4)
+    assert list(records) == ["000000000008"] and counts["missing"] == 1
     with pytest.raises(DataError, match=r"image 0: image '000000000007.jpg' is not in"):
         make(captions=CAPTIONS)
 
@@ -119,12 +119,12 @@ def changed(number: int, **fields):
         ({"table": '{"image": "a", "instances": [3]}'}, "an instance must be"),
     ],
 )
-def test_what_is_malformed_is_named(make, files, message):
+def test_malformed_files_are_errors(make, files, message):
     with pytest.raises(DataError, match=message):
         make(**files)
 
 
-def test_files_are_given(make):
+def test_files_are_required(make):
     for files in ({}, {"captions": CAPTIONS, "table": "{}"}):
         with pytest.raises(ConfigError, match="or a table instead"):
             make(**files)

@@ -19,31 +19,31 @@ def turns_of(record: dict) -> list[str]:
     return [turn["value"] for turn in turns]
 
 
-def test_types_come_in_turn_and_a_sample_depends_on_its_number_alone():
-    found = records(9)
-    assert [record["type"] for record in found] == [*RESPONSE_TYPES] * 3
-    assert found == records(30)[:9] and found != records(9, seed=1) and found != records(9, split="val")
-    assert {record["id"] for record in found}.isdisjoint(record["id"] for record in records(9, split="val"))
+def test_types_alternate_and_a_sample_depends_only_on_its_number():
+    nine = records(9)
+    assert [record["type"] for record in nine] == [*RESPONSE_TYPES] * 3
+    assert nine == records(30)[:9] and nine != records(9, seed=1) and nine != records(9, split="val")
+    assert {record["id"] for record in nine}.isdisjoint(record["id"] for record in records(9, split="val"))
 
 
-def test_the_types_share_their_pictures():
+def test_the_types_share_their_images():
     pictures = [[members["png"] for _, members in instructions(5, [kind], size=16)] for kind in RESPONSE_TYPES]
     assert pictures[0] == pictures[1] == pictures[2]
 
 
-def test_questions_are_the_dialogues_turns_with_facts_that_they_say():
+def test_questions_are_the_dialogues_turns_with_their_facts():
     for record in records():
         texts = turns_of(record)
         assert texts[0].startswith("<image>\n") and "<image>" not in "".join(texts[1:])
-        asked = [texts[0].removeprefix("<image>\n"), *texts[2::2]]
-        assert [question["question"] for question in record["questions"]] == asked
+        turns = [texts[0].removeprefix("<image>\n"), *texts[2::2]]
+        assert [question["question"] for question in record["questions"]] == turns
         assert [question["answer"] for question in record["questions"]] == texts[1::2]
         for question in record["questions"]:
             assert question["type"] == record["type"]
             assert question["answers"] and all(says(question["answer"], fact) for fact in question["answers"])
 
 
-def test_what_is_said_is_what_the_caption_says():
+def test_dialogues_agree_with_the_caption():
     for record in records():
         small, color, kind = re.fullmatch(r"an? (small )?(\w+) (\w+)", record["caption"]).groups()  # type: ignore[union-attr]
         size = "small" if small else "large"
@@ -76,6 +76,6 @@ def test_what_is_said_is_what_the_caption_says():
         ({"count": 0}, "count >= 1"),
     ],
 )
-def test_a_wrong_option_is_named(options, sentence):
+def test_wrong_options(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         list(instructions(**{"count": 1, **options}))

@@ -4,7 +4,7 @@ import pytest
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.shards import write_shards
-from mmlab.data.sources.easy_vqa import easy_vqa, known_from
+from mmlab.data.sources.easy_vqa import easy_vqa, implied_by
 from tests.tiny_files import png
 
 QUESTIONS = [
@@ -32,7 +32,7 @@ def keys(raw, *arguments) -> list[str]:
     return [key for key, _ in easy_vqa(raw, *arguments)]
 
 
-def test_a_picture_with_its_questions_is_a_sample(raw, tmp_path):
+def test_an_image_with_its_questions_is_a_sample(raw, tmp_path):
     index, counts = write_shards(easy_vqa(raw), tmp_path / "out", quiet=True)
     assert counts == {"samples": 4, "questions": 6, "partial_caption": 2, "without_caption": 1}
     records = [json.loads(index.read(i)["json"]) for i in range(4)]
@@ -62,7 +62,7 @@ def test_splits(raw):
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "known"),
+    ("question", "answer", "implied"),
     [
         ("what color is the rectangle?", "gray", ("gray", "rectangle")),
         ("what is the color of the shape?", "gray", ("gray", None)),
@@ -75,9 +75,9 @@ def test_splits(raw):
         ("is no triangle present?", "yes", (None, None)),
     ],
 )
-def test_what_a_question_gives_away(question, answer, known):
+def test_colors_and_shapes_that_a_question_implies(question, answer, implied):
     kind = "yesno" if answer in ("yes", "no") else "color"
-    assert known_from([{"question": question, "answer": answer, "type": kind}]) == known
+    assert implied_by([{"question": question, "answer": answer, "type": kind}]) == implied
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_what_a_question_gives_away(question, answer, known):
         ([["what shape is present?", "circle", 9]], "asks about image 9"),
     ],
 )
-def test_faults_are_named(raw, questions, message):
+def test_faults_are_errors(raw, questions, message):
     (raw / "easy_vqa" / "data" / "train" / "questions.json").write_text(json.dumps(questions))
     with pytest.raises(DataError, match=message):
         keys(raw)
 
 
-def test_another_folder_is_named(tmp_path):
+def test_another_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no easy-VQA in .*questions\.json"):
         keys(tmp_path)

@@ -21,14 +21,14 @@ def folder(tmp_path):
 
 def build(tmp_path, *arguments, **options):
     index, counts = write_shards(images(*arguments, **options), tmp_path / "out", quiet=True)
-    found = {str(key): json.loads(index.read(i)["json"]) for i, key in enumerate(index.keys)}
+    records = {str(key): json.loads(index.read(i)["json"]) for i, key in enumerate(index.keys)}
     assert all("png" in index.extensions(i) for i in range(len(index)))
-    return found, counts
+    return records, counts
 
 
-def test_a_class_is_the_first_sub_folder(folder, tmp_path):
-    found, counts = build(tmp_path, folder)
-    assert found == {
+def test_a_class_is_the_first_subfolder(folder, tmp_path):
+    records, counts = build(tmp_path, folder)
+    assert records == {
         "cat_a": {"id": "cat/a.png", "class": "cat"},
         "cat_deep_a": {"id": "cat/deep/a.JPG", "class": "cat"},
         "dog_b": {"id": "dog/b.webp", "class": "dog"},
@@ -45,17 +45,17 @@ def test_a_class_is_the_first_sub_folder(folder, tmp_path):
         ("t.jsonl", '{"image": "cat/a.png", "class": "nature"}\n{"image": "dog/b.webp"}\n'),
     ],
 )
-def test_a_table_gives_the_classes_and_chooses_the_pictures(folder, tmp_path, name, text):
+def test_a_table_gives_the_classes_and_chooses_the_images(folder, tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    found, counts = build(tmp_path, folder, tmp_path / name)
-    assert {key: record.get("class") for key, record in found.items()} == {"cat_a": "nature", "dog_b": None}
+    records, counts = build(tmp_path, folder, tmp_path / name)
+    assert {key: record.get("class") for key, record in records.items()} == {"cat_a": "nature", "dog_b": None}
     assert counts["samples"] == 2 and counts["without_class"] == 1 and counts["classes"] == 1
 
 
 def test_numbers_stay_numbers_and_columns_can_be_named(folder, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"p": "cat/a.png", "class": "wrong", "n": 3}\n{"p": "loose.png", "n": 0}\n')
-    found, _ = build(tmp_path, folder, tmp_path / "t.jsonl", image_field="p", class_field="n")
-    assert {key: record["class"] for key, record in found.items()} == {"cat_a": 3, "loose": 0}
+    records, _ = build(tmp_path, folder, tmp_path / "t.jsonl", image_field="p", class_field="n")
+    assert {key: record["class"] for key, record in records.items()} == {"cat_a": 3, "loose": 0}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_numbers_stay_numbers_and_columns_can_be_named(folder, tmp_path):
         ("t.txt", "", {}, "not '.txt'"),
     ],
 )
-def test_bad_tables_are_named(folder, tmp_path, name, text, options, message):
+def test_bad_tables_are_errors(folder, tmp_path, name, text, options, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         build(tmp_path, folder, tmp_path / name, **options)
@@ -82,11 +82,11 @@ def test_losses_within_the_budget_are_counted(folder, tmp_path):
     (folder / "cat" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match="neither JPEG nor PNG nor WebP"):
         build(tmp_path, folder)
-    found, counts = build(tmp_path, folder, missing_budget=0.2)
-    assert len(found) == 4 and counts["unsupported"] == 1
+    records, counts = build(tmp_path, folder, missing_budget=0.2)
+    assert len(records) == 4 and counts["unsupported"] == 1
 
 
-def test_no_folder_no_picture_and_columns_without_a_table(folder, tmp_path):
+def test_no_folder_no_image_and_columns_without_a_table(folder, tmp_path):
     with pytest.raises(DataError, match="no image folder"):
         build(tmp_path, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -96,7 +96,7 @@ def test_no_folder_no_picture_and_columns_without_a_table(folder, tmp_path):
         build(tmp_path, folder, class_field="class")
 
 
-def test_maps_lie_beside_their_pictures(folder, tmp_path):
+def test_maps_have_the_paths_of_their_images(folder, tmp_path):
     maps = tmp_path / "maps"
     for name in ("cat/a.png", "cat/deep/a.png", "dog/b.png"):
         (maps / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,8 +105,8 @@ def test_maps_lie_beside_their_pictures(folder, tmp_path):
         DataError, match=r"image 'loose\.png' is not in .*maps \(missing or unsupported: 1, allowed: 0\)"
     ):
         build(tmp_path, folder, maps=maps)
-    found, counts = build(tmp_path, folder, maps=maps, missing_budget=0.25)
-    assert set(found) == {"cat_a", "cat_deep_a", "dog_b"} and counts["missing"] == 1
+    records, counts = build(tmp_path, folder, maps=maps, missing_budget=0.25)
+    assert set(records) == {"cat_a", "cat_deep_a", "dog_b"} and counts["missing"] == 1
     index = ShardIndex.open(tmp_path / "out")
     assert all(index.read(i)["map.png"] == png(3, 2) for i in range(3))
     (maps / "loose.png").write_bytes(b"\xff\xd8\xff")

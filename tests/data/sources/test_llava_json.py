@@ -26,7 +26,7 @@ def make(tmp_path):
     return build
 
 
-def test_pictures_texts_and_repeated_ids(make):
+def test_images_texts_and_repeated_ids(make):
     entries = [
         {"id": "GCC/01.x", "image": "00/a.jpg", "conversations": TURNS},
         {"id": "GCC/01.x", "image": "00/a.jpg", "conversations": TURNS * 2},
@@ -40,7 +40,7 @@ def test_pictures_texts_and_repeated_ids(make):
     assert index.extensions(2) == ["json"]
 
 
-def test_the_response_type_is_kept_or_given(make):
+def test_the_response_type_comes_from_the_entry_or_the_option(make):
     entries = [{"id": "a", "conversations": TURNS}, {"id": "b", "type": "detail_description", "conversations": TURNS}]
     index, _ = make(entries, kind="conversation")
     assert [index.type_of(i) for i in range(2)] == ["conversation", "detail_description"]
@@ -49,7 +49,7 @@ def test_the_response_type_is_kept_or_given(make):
     assert [index.type_of(i) for i in range(2)] == ["", "detail_description"]
 
 
-def test_missing_pictures_are_counted_within_the_budget(make):
+def test_missing_images_are_counted_within_the_budget(make):
     good = {"id": "a", "image": "00/a.jpg", "conversations": TURNS}
     entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, good]
     index, counts = make(entries, missing_budget=0.5)
@@ -81,7 +81,7 @@ def test_missing_pictures_are_counted_within_the_budget(make):
         ([{"id": "a", "image": "/etc/passwd", "conversations": TURNS}], "points outside"),
     ],
 )
-def test_malformed_entries_are_named(make, tmp_path, entries, message):
+def test_malformed_entries_are_errors(make, tmp_path, entries, message):
     with pytest.raises(DataError, match=message):
         make(entries)
     assert not (tmp_path / "out").exists()

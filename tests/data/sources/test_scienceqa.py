@@ -29,13 +29,13 @@ def turns(index, n: int) -> list[str]:
     return [turn["value"] for turn in json.loads(index.read(n)["json"])["conversations"]]
 
 
-def said(build, form: str = "QCM-LEA", **changes) -> list[str]:
+def turns_of(build, form: str = "QCM-LEA", **changes) -> list[str]:
     """Question and reply of one problem without a picture."""
     return turns(build({"1": problem(**changes)}, split="test", form=form)[0], 0)
 
 
 def test_the_published_form(build):
-    assert said(build) == [
+    assert turns_of(build) == [
         "What is it made of?\nContext: N/A\nOptions: (A) wood (B) glass",
         "Glass is clear. One can see through it. The answer is B.",
     ]
@@ -52,9 +52,9 @@ def test_the_published_form(build):
 
 
 def test_the_answer_may_come_first(build):
-    assert said(build, "QCM-ALE")[1] == "The answer is B. BECAUSE: Glass is clear. One can see through it."
-    assert said(build, "QCM-ALE", lecture="", solution="")[1] == "The answer is B."
-    assert said(build, "QCM-ALE", lecture=None)[1] == "The answer is B. BECAUSE: One can see through it."
+    assert turns_of(build, "QCM-ALE")[1] == "The answer is B. BECAUSE: Glass is clear. One can see through it."
+    assert turns_of(build, "QCM-ALE", lecture="", solution="")[1] == "The answer is B."
+    assert turns_of(build, "QCM-ALE", lecture=None)[1] == "The answer is B. BECAUSE: One can see through it."
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_the_answer_may_come_first(build):
         ({"hint": None, "solution": None}, "What is it made of?\nContext: N/A\nOptions: (A) wood (B) glass", None),
     ],
 )
-def test_what_the_published_converter_does_to_texts(build, changes, question, reply):
-    found = said(build, **changes)
-    assert question in (None, found[0]) and reply in (None, found[1])
+def test_texts_are_those_of_the_published_converter(build, changes, question, reply):
+    turns = turns_of(build, **changes)
+    assert question in (None, turns[0]) and reply in (None, turns[1])
 
 
-def test_captions_stand_in_the_context(build, tmp_path):
+def test_captions_are_in_the_context(build, tmp_path):
     table = tmp_path / "captions.json"
     table.write_text(json.dumps({"captions": {"1": "a window", "9": "unused"}}))
     problems = {"1": problem(hint="Look."), "2": problem(), "3": problem(hint="Look.")}
@@ -99,7 +99,7 @@ def test_captions_stand_in_the_context(build, tmp_path):
         build(problems, split="test", captions=table)
 
 
-def test_pictures_that_are_missing_leave_text_and_are_counted(build, tmp_path):
+def test_images_that_are_missing_leave_text_and_are_counted(build, tmp_path):
     problems = {
         "1": problem(image="image.png"),
         "2": problem(image="gone.png"),
@@ -122,7 +122,7 @@ def test_pictures_that_are_missing_leave_text_and_are_counted(build, tmp_path):
         write_shards(scienceqa(tmp_path / "raw", "test", missing_budget=0.4), tmp_path / "strict", quiet=True)
 
 
-def test_without_any_picture_folder_all_is_text(build):
+def test_without_any_image_folder_everything_is_text(build):
     problems = {"1": problem(image="gone.png"), "2": problem()}
     index, counts = build(problems, split="test")
     assert counts == {"samples": 2, "with_picture": 0, "text_only": 1, "missing": 1, "unsupported": 0}
@@ -140,7 +140,7 @@ def test_official_splits_and_their_order(build):
         build(problems, split="tran")
 
 
-def test_without_a_file_of_splits_the_problems_say_theirs(tmp_path):
+def test_without_a_file_of_splits_the_problems_state_theirs(tmp_path):
     root = write_problems(tmp_path, {"1": problem(), "2": problem(split="val")})
     (root / "pid_splits.json").unlink()
     assert [one.id for one in load_split(None, "val", load_problems(root / "problems.json"))] == ["2"]
@@ -168,7 +168,7 @@ def test_without_a_file_of_splits_the_problems_say_theirs(tmp_path):
         ({"image": "../../../secret.png"}, "points outside"),
     ],
 )
-def test_malformed_problems_are_named(tmp_path, changes, message):
+def test_malformed_problems_are_errors(tmp_path, changes, message):
     root = tmp_path / "raw"
     write_problems(root, {"1": problem()})
     (root / "images").mkdir()
@@ -206,7 +206,7 @@ def test_names_are_checked(tmp_path):
         next(scienceqa(tmp_path / "nowhere", "test"))
 
 
-def test_it_is_one_turn_with_the_picture_in_front(build):
+def test_it_is_one_turn_that_opens_with_the_image(build):
     index, _ = build({"1": problem(image="image.png")}, split="test")
     record = json.loads(index.read(0)["json"])
     [dialogue] = conversations_of(record, Prompt("v1"), 0, picture=True)
@@ -223,8 +223,8 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
     test = load_split(tmp_path / "raw" / "pid_splits.json", "test", problems)
     assert {column for one in test for column in one.columns} == set(COLUMNS)
     assert {one.answer for one in problems.values()} == {0, 1, 2, 3}
-    _, found = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "out", quiet=True)
-    assert found == {"samples": 20, "with_picture": 10, "text_only": 10, "missing": 0, "unsupported": 0}
+    _, counts = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "out", quiet=True)
+    assert counts == {"samples": 20, "with_picture": 10, "text_only": 10, "missing": 0, "unsupported": 0}
     fewer = draw_problems(tmp_path / "again", {"train": 3}, size=16)
     assert fewer["problems"] == 3
     again = load_problems(tmp_path / "again" / "problems.json")
@@ -241,8 +241,8 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
         draw_problems(tmp_path / "none", {"train": 0})
 
 
-def test_drawn_problems_of_another_split_are_others(tmp_path):
-    """What is asked about a scene of the training set is nothing that a test should ask again."""
+def test_drawn_problems_differ_between_splits(tmp_path):
+    """A test does not ask about scenes of the training set."""
     draw_problems(tmp_path / "raw", {"train": 40, "test": 40}, size=16)
     problems = load_problems(tmp_path / "raw" / "problems.json").values()
     train, test = ([replace(p, id="", split="") for p in problems if p.split == split] for split in ("train", "test"))
@@ -250,7 +250,7 @@ def test_drawn_problems_of_another_split_are_others(tmp_path):
 
 
 @pytest.mark.parametrize("kinds", [("circle", "square", "triangle"), KINDS[:5]])
-def test_words_may_have_letters_of_their_own(tmp_path, kinds):
+def test_words_can_have_fixed_letters(tmp_path, kinds):
     draw_problems(tmp_path / "raw", {"train": 120}, size=16, kinds=kinds, own_letters=True)
     places: dict[str, set[int]] = {}
     for one in load_problems(tmp_path / "raw" / "problems.json").values():

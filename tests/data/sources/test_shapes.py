@@ -28,7 +28,7 @@ def scenes():
     return draw(size=64)
 
 
-def test_a_scene_depends_on_seed_split_and_number_alone():
+def test_a_scene_depends_only_on_seed_split_and_number():
     assert list(shapes(5)) == list(shapes(20))[:5]
     first = [members["png"] for _, members in shapes(5)]
     assert first != [members["png"] for _, members in shapes(5, seed=1)]
@@ -47,8 +47,8 @@ def test_boxes_are_where_the_colors_are(scenes):
             assert (abs(inside - color).max(-1) < 3).mean() > 0.1
             if len(record["boxes"]) == 1:  # alone: the box is tight around everything that is not ground
                 drawn = (abs(image.astype(int) - image[0, 0]).max(-1) > 8).nonzero()
-                found = [drawn[1].min(), drawn[0].min(), drawn[1].max() + 1, drawn[0].max() + 1]
-                assert abs(np.array(found) - np.array(entry["box"]) * 64).max() < 1.5
+                edges = [drawn[1].min(), drawn[0].min(), drawn[1].max() + 1, drawn[0].max() + 1]
+                assert abs(np.array(edges) - np.array(entry["box"]) * 64).max() < 1.5
             assert abs(image[0, 0].astype(int) - 240).max() <= 16  # the ground is light
 
 
@@ -76,8 +76,8 @@ def solve(question: str, boxes: list[dict]) -> list[str]:
     if match := re.fullmatch(r"how many (\w+) are there\?", question):
         return [str(sum(match[1] in (kind + "s", kind + "es") for _, kind, _ in things))]
     if match := re.fullmatch(r"is there an? (\w+)(?: (\w+))?\?", question):
-        wanted = {word for word in match.groups() if word and word != "object"}
-        return ["yes" if any(wanted <= {color, kind} for color, kind, _ in things) else "no"]
+        named = {word for word in match.groups() if word and word != "object"}
+        return ["yes" if any(named <= {color, kind} for color, kind, _ in things) else "no"]
     match = re.fullmatch(r"where is the (\w+) (\w+) relative to the (\w+) (\w+)\?", question)
     assert match, question
     [a], [b] = ([box for c, k, box in things if (c, k) == match.group(n, n + 1)] for n in (1, 3))
@@ -85,7 +85,7 @@ def solve(question: str, boxes: list[dict]) -> list[str]:
     return [("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")]
 
 
-def test_each_question_has_one_answer_and_it_is_given(scenes):
+def test_each_question_has_one_answer_which_is_the_records(scenes):
     types = Counter()
     for record, _ in scenes:
         for entry in record["questions"]:
@@ -108,7 +108,7 @@ def test_yes_and_no_cannot_be_guessed():
             assert 0.3 < answers["yes"] / answers.total() < 0.7, question
 
 
-def test_dialogues_take_turns_and_show_the_picture_first(scenes):
+def test_dialogues_take_turns_and_show_the_image_first(scenes):
     lengths = set()
     for record, _ in scenes:
         turns = record["conversations"]
@@ -116,10 +116,10 @@ def test_dialogues_take_turns_and_show_the_picture_first(scenes):
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert turns[0]["value"].startswith("<image>\n")
         assert sum("<image>" in turn["value"] for turn in turns) == 1
-        asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
+        humans = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
         answers = {entry["question"]: (entry["answer"], entry["type"]) for entry in record["questions"]}
-        assert [answers[question][0] for question in asked] == [turn["value"] for turn in turns[1::2]]
-        types = [answers[question][1] for question in asked]
+        assert [answers[question][0] for question in humans] == [turn["value"] for turn in turns[1::2]]
+        types = [answers[question][1] for question in humans]
         assert len(set(types)) == len(types)  # a second yes/no answer would follow from the first
     assert lengths == {2, 3}
 
