@@ -1,4 +1,4 @@
-"""Layers that are computed again for the backward pass, so that their inner activations need not be kept."""
+"""Activation checkpointing: layers are computed again in the backward pass, and only their inputs are kept."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,26 +16,24 @@ LAYERS = (GradientCheckpointingLayer, code_gpt.Block, dit.Block)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let the layers of transformers keep their inputs alone, and diffusers' networks checkpoint as they do themselves.
+    """Checkpoint the layers of transformers models and of ours; diffusers' networks use their own checkpointing.
 
-    What is computed stays the same, dropout too. Unlike transformers' own switch it also holds for a frozen language
-    model in eval mode, which gradients of a connector go through.
+    The computation stays the same, dropout included. Unlike transformers' own switch, this also applies to a frozen
+    language model in eval mode, through which a connector's gradients pass.
 
     Raises:
         ConfigError: the model has no such layers.
     """
-    found = False
+    changed = False
     for module in model.modules():
         if isinstance(module, LAYERS):
             module.forward = partial(_recomputed, module.forward)
-            found = True
+            changed = True
         elif getattr(module, "_supports_gradient_checkpointing", False):  # of diffusers
             module.enable_gradient_checkpointing()  # type: ignore[operator]
-            found = True
-    if not found:
-        raise ConfigError(
-            "trainer.gradient_checkpointing=true, but this model has no layers that can be computed again."
-        )
+            changed = True
+    if not changed:
+        raise ConfigError("trainer.gradient_checkpointing=true, but this model has no layers to checkpoint.")
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

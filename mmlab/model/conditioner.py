@@ -45,11 +45,11 @@ class Conditioner(nn.Module, ABC):
     untrained: bool = False
 
     @abstractmethod
-    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+    def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
         """Embed the condition of a batch.
 
         Args:
-            given: the fields of the batch that `reads` names; others are ignored.
+            batch: with the fields that `reads` names; others are ignored.
             drop_B: bool `[B]`, rows that get the null condition; None drops none.
         """
 
@@ -63,7 +63,7 @@ class NoCondition(Conditioner):
 
     reads = "none"
 
-    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+    def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
         return {}
 
     def null(self, count: int, device: torch.device | str) -> Condition:
@@ -110,9 +110,9 @@ class ClassCondition(Conditioner):
         few = f" Classes: {', '.join(self.names)}." if len(self.names) <= 12 else ""
         raise ConfigError(f"There is no class '{name}'.{nearest(str(name), self.names)}{few}")
 
-    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
-        """`given["labels"]`: int64 `[B]`."""
-        labels_B = given["labels"]
+    def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        """`batch["labels"]`: int64 `[B]`."""
+        labels_B = batch["labels"]
         if drop_B is not None:
             labels_B = torch.where(drop_B, len(self.names), labels_B)
         rows = self.embedding(labels_B)
@@ -166,9 +166,9 @@ class TextCondition(Conditioner):
         rows = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **options)
         return {name: rows[name] for name in ("input_ids", "attention_mask")}
 
-    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
-        """`given["input_ids"]` and `given["attention_mask"]`: `[B, ≤ T]`, padding on the right."""
-        ids, mask = self._padded(given["input_ids"], given["attention_mask"])
+    def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        """`batch["input_ids"]` and `batch["attention_mask"]`: `[B, ≤ T]`, padding on the right."""
+        ids, mask = self._padded(batch["input_ids"], batch["attention_mask"])
         if drop_B is not None:
             empty = {name: row.to(ids.device) for name, row in self.tokenize([""]).items()}
             ids = torch.where(drop_B[:, None], empty["input_ids"], ids)
@@ -257,9 +257,9 @@ class MapCondition(Conditioner):
         self.embedding = nn.Embedding(config.codes + 1, config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def forward(self, given: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
-        """`given["map_codes"]`: int64 `[B, h, w]`; the context has h·w tokens."""
-        codes_BN = given["map_codes"].flatten(1)
+    def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
+        """`batch["map_codes"]`: int64 `[B, h, w]`; the context has h·w tokens."""
+        codes_BN = batch["map_codes"].flatten(1)
         if drop_B is not None:
             codes_BN = torch.where(drop_B[:, None], self.codes, codes_BN)
         return {"context": self.embedding(codes_BN)}

@@ -1,4 +1,4 @@
-"""Connectors: from the vision encoder's width to the language model's. Legend: N pictures, P tokens, V/D widths."""
+"""Connectors: from the vision encoder's width to the language model's. Legend: N images, P tokens, V/D widths."""
 
 from torch import Tensor, nn
 

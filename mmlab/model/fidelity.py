@@ -1,7 +1,7 @@
-"""PSNR and SSIM of each pair of pictures. Legend: B pictures, H/W pixels; pixels are in [-1, 1].
+"""PSNR and SSIM of each pair of images. Legend: B images, H/W pixels; pixels are in [-1, 1].
 
-torchmetrics agrees to float rounding (see the tests), but fixes its SSIM window at 11 pixels and pads the picture by
-reflection; a smaller picture needs a smaller window, so that the whole computation would be needed here as well.
+torchmetrics agrees to float rounding (see the tests), but fixes its SSIM window at 11 pixels and pads the image by
+reflection; a smaller image needs a smaller window, so that the whole computation would be needed here as well.
 """
 
 import torch
@@ -27,8 +27,8 @@ def psnr(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
 def ssim(x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
     """Compute the structural similarity of each pair (Wang et al. 2004, equation 13): float32 `[B]`, at most 1.
 
-    The mean over channels and over all positions at which the Gaussian window lies within the picture. If a side of
-    the picture is shorter than the window, the window is cropped to the largest odd side that fits.
+    The mean over channels and over all positions at which the Gaussian window lies within the image. If a side of
+    the image is shorter than the window, the window is cropped to the largest odd side that fits.
     """
     window = _window(min(WINDOW, *x_B3HW.shape[-2:]), x_B3HW.device)
     x, y = x_B3HW.float(), y_B3HW.float()

@@ -148,7 +148,7 @@ class Identity(FirstStage):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Decoded latents, with what a training loss needs beside the pixels.
+    """Decoded latents, with what a training loss needs besides the pixels.
 
     Attributes:
         pixels: float32 `[B, 3, H, W]`.

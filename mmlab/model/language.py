@@ -1,4 +1,4 @@
-"""Causal language models. Legend: B rows, T tokens, D width, S supervised places, V vocabulary."""
+"""Causal language models. Legend: B rows, T tokens, D width, S supervised positions, V vocabulary."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.attention import additive, visible
 from mmlab.model.checkpoint import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
 from mmlab.model.config import LanguageModelConfig
 
@@ -62,17 +61,17 @@ class LanguageModel(nn.Module):
         position_ids_BT: Tensor,
         packed: bool,
     ) -> Tensor:
-        """Return logits `[S, V]` at the S places where `keep_BT` is true, in row-major order.
+        """Return logits `[S, V]` at the S positions where `keep_BT` is true, row by row.
 
-        The output layer runs on those places only. When no row is packed, plain causal attention sees the
-        same tokens (padding lies on the right), and the attention kernel needs no mask.
+        The output layer runs only on those. If no row is packed, plain causal attention attends to the same tokens
+        (padding is on the right), and the attention kernel needs no mask.
         """
         if packed:
             mask = additive(visible(segment_ids_BT, context_ids_BT), embeds_BTD.dtype)
-            places = {"attention_mask": mask, "position_ids": position_ids_BT}
+            packing = {"attention_mask": mask, "position_ids": position_ids_BT}
         else:
-            places = {}
-        out = self.causal(inputs_embeds=embeds_BTD, logits_to_keep=keep_BT, use_cache=False, **places)
+            packing = {}
+        out = self.causal(inputs_embeds=embeds_BTD, logits_to_keep=keep_BT, use_cache=False, **packing)
         return out.logits
 
     @torch.no_grad()
@@ -110,6 +109,32 @@ def _token_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     return {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+
+
+def visible(segment_ids_BT: Tensor, context_ids_BT: Tensor) -> Tensor:
+    """Return the bool `[B, T, T]` attention mask of packed rows: query i attends to key j.
+
+    A token attends to earlier tokens of its own segment and of its context segment (an image that several questions
+    share); padding (segment 0) takes no part.
+
+    Args:
+        segment_ids_BT: int64 `[B, T]`, 0 = padding.
+        context_ids_BT: int64 `[B, T]`, 0 = no context.
+    """
+    length = segment_ids_BT.shape[1]
+    query, key = segment_ids_BT[:, :, None], segment_ids_BT[:, None, :]
+    context = context_ids_BT[:, :, None]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BT.device).tril()
+    return causal & (key > 0) & ((key == query) | (key == context))
+
+
+def additive(mask_BTT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a bool mask to the `[B, 1, T, T]` term that every transformers model adds to its scores.
+
+    Masked scores get the lowest finite number: minus infinity would make the softmax of a padding row NaN.
+    """
+    bias = torch.zeros(mask_BTT.shape, dtype=dtype, device=mask_BTT.device)
+    return bias.masked_fill_(~mask_BTT, torch.finfo(dtype).min)[:, None]
 
 
 class LanguageOnly(nn.Module):

@@ -60,7 +60,7 @@ class VisionEncoder(nn.Module):
         self.keep_class = config.features == "cls_patch"
         if self.keep_class and not self.prefix:
             raise ConfigError(f"model.vision.features={config.features} is not available for {kind}; use patch.")
-        # Before the tower's weights in a BLIP-2 checkpoint, which may hold the vision encoder alone.
+        # Of the tower's weights in a BLIP-2 checkpoint; none in one of only the vision encoder.
         self._stored_prefix = "" if whole is self.config else "vision_model."
         # transformers' AutoModel does not know the vision encoder of BLIP-2.
         self.tower: Any = (

@@ -83,7 +83,7 @@ def test_what_is_frozen_and_what_learns(recipe):
     assert list(cfg.stage.trainable) == learns
     assert all(p.device.type == "meta" for p in model.parameters())
     assert model.vision.tokens_per_image == PICTURE_TOKENS[version]
-    assert (model.vision.feature_layer, model.vision.keep_class) == (-2, False)
+    assert (model.vision.settings.feature_layer, model.vision.keep_class) == (-2, False)
 
 
 def test_the_numbers_are_the_published_ones(recipe):
