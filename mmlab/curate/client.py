@@ -41,6 +41,10 @@ class NoReply(RunError):
         self.spent = spent
         self.stored = stored
 
+    def usage(self) -> Row:
+        """Like `Reply.usage`, of a reply that was billed."""
+        return {} if self.spent is None else self.spent.usage()
+
 
 class Refused(RunError):
     """The endpoint rejects every prompt: the key, address or model is wrong."""

@@ -54,8 +54,7 @@ def request(
     if failed and unanswered == "retry":
         raise unanswered_error(failed, len(rows), "questions got no reply", "unanswered=drop")
     for row, fault in failed:
-        usage = {} if fault.spent is None else fault.spent.usage()
-        yield {**_common(row), "fault": fault.reason, **usage}
+        yield {**_common(row), "fault": fault.reason, **fault.usage()}
 
 
 def parse(rows: Sequence[Row], requests: Sequence[str], seed: int) -> Iterator[Row]:

@@ -53,7 +53,7 @@ def curate(
         config: settings.
         index: the images.
         load_describer: loads the first stage's model; not called if there is nothing to describe.
-        identity: what its descriptions depend on, as plain data: the run, its weights, how it is asked.
+        identity: plain data on which its descriptions depend: the run, its weights, its prompt.
         client: asks the language model that repairs.
         quiet: show no progress.
 

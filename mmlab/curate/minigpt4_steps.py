@@ -94,11 +94,10 @@ def repair(rows: Sequence[Row], client: Client, prompt: str, unrepaired: str) ->
     if failed and unrepaired == "retry":
         raise unanswered_error(failed, len(rows), "descriptions were not repaired", "unrepaired=keep or drop")
     for row, fault in failed:
-        usage = {} if fault.spent is None else fault.spent.usage()
         if unrepaired == "keep":
-            yield {**_common(row), "changed": False, "unrepaired": fault.reason, **usage}
+            yield {**_common(row), "changed": False, "unrepaired": fault.reason, **fault.usage()}
         else:
-            yield {**_common(row), "fault": f"not repaired: {fault.reason}", **usage}
+            yield {**_common(row), "fault": f"not repaired: {fault.reason}", **fault.usage()}
 
 
 def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:

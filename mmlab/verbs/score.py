@@ -96,13 +96,12 @@ def llava_bench(cfg: DictConfig) -> None:
     messages = bench.judge_questions(questions, read_predictions(config.predictions).texts, rules)
     judge = Client(config.llm, build(config.llm), out / "replies")
     rows = [{"key": f"question {n}", "place": n} for n in range(len(messages))]
-    replies: dict[int, Any] = {}
-    asked = judge.replies(rows, lambda row: messages[row["place"]])
-    for row, reply in progress(asked, "asking the judge", len(rows)):
+    replies: list[Any] = [None] * len(rows)
+    arriving = judge.replies(rows, lambda row: messages[row["place"]])
+    for row, reply in progress(arriving, "asking the judge", len(rows)):
         replies[row["place"]] = reply
-    failed = [reply for reply in replies.values() if isinstance(reply, NoReply)]
-    ordered = [replies[n] for n in range(len(rows))]
-    reviews = [("", reply.reason) if isinstance(reply, NoReply) else (reply.text, "") for reply in ordered]
+    failed = [reply for reply in replies if isinstance(reply, NoReply)]
+    reviews = [("", reply.reason) if isinstance(reply, NoReply) else (reply.text, "") for reply in replies]
     marks = [bench.marks_of(text) for text, _ in reviews]
     scores = bench.bench_scores(questions, marks)
     summary = {"metric": "llava_bench", "judge": judge.backend.model, "unanswered": len(failed)}

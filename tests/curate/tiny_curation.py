@@ -23,7 +23,7 @@ from tests.tiny_shapes import make_records
 
 SAID = [
     "a red star a red star a red star a red star",
-    "The image shows a blue square on a table, and the blue square is beside a green lamp.",
+    "The picture shows a blue square on a table, and the blue square is beside a green lamp.",
     "a dog and",
     "a cat ###",
     "",
