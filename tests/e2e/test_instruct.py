@@ -110,7 +110,7 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
         (
             ("llm.model=m", "data.path=x", "prompts.conversation=null"),
             2,
-            "read from a folder with examples; give examples=…",
+            "read from a folder with examples; set examples=…",
         ),
         (("llm.model=m", "data.path=x", "examples=shot"), 2, "There is no folder shot/conversation with examples."),
         (("data.path=x",), 2, "'llm.model' has no value"),
