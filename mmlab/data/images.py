@@ -1,27 +1,31 @@
-"""From the bytes of an image file to the uint8 tensor that a model takes. Legend: H/W pixels, S the side."""
+"""From the bytes of an image file to the uint8 tensor that a model takes. Legend: H/W pixels, S the side.
+
+torch is imported where a tensor is made, so that `mmlab shards` reads headers without it.
+"""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from mmlab.config.fields import check_value
 from mmlab.data.config import ASPECTS
 from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind
 from mmlab.data.sample import ImageSpec, SampleError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PAD_COLOR = (122, 116, 104)
 """CLIP's mean color, with which LLaVA pads an image to a square."""
 
 
-def decode_image(data: bytes, spec: ImageSpec) -> Tensor:
+def decode_image(data: bytes, spec: ImageSpec) -> "Tensor":
     """Decode a JPEG, PNG or WebP file and resize it for the model.
 
     Args:
@@ -36,6 +40,8 @@ def decode_image(data: bytes, spec: ImageSpec) -> Tensor:
             unreadable.
         ConfigError: `spec.aspect` is unknown.
     """
+    import torch
+
     try:
         image = load_rgb(data)
     except TooManyPixels as error:
@@ -46,7 +52,7 @@ def decode_image(data: bytes, spec: ImageSpec) -> Tensor:
     return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), spec)
 
 
-def resize(image_3HW: Tensor, spec: ImageSpec) -> Tensor:
+def resize(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
     """Resize an image to a square, bicubic with antialiasing, in uint8 throughout.
 
     Padding resizes before it pads, and cropping crops before it resizes: the work is bounded by the number of
@@ -62,6 +68,8 @@ def resize(image_3HW: Tensor, spec: ImageSpec) -> Tensor:
     Raises:
         ConfigError: `spec.aspect` is unknown.
     """
+    import torch
+
     check_value("aspect", spec.aspect, {"choices": ASPECTS})
     height, width = image_3HW.shape[1:]
     size = spec.size
@@ -81,7 +89,9 @@ def resize(image_3HW: Tensor, spec: ImageSpec) -> Tensor:
     return square
 
 
-def _scale(image_3HW: Tensor, height: int, width: int) -> Tensor:
+def _scale(image_3HW: "Tensor", height: int, width: int) -> "Tensor":
+    from torch.nn.functional import interpolate
+
     if image_3HW.shape[1:] == (height, width):
         return image_3HW.contiguous()
     scaled = interpolate(image_3HW[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from webdataset.writer import TarWriter
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
@@ -52,7 +51,7 @@ class ShardWriter:
         _check_destination(self.root, overwrite)
         self._building = self.root.with_name(f"{self.root.name}.tmp-{os.getpid()}")
         self._keys: set[str] = set()
-        self._tar: TarWriter | None = None
+        self._tar: Any = None
         self._shard = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
@@ -77,7 +76,6 @@ class ShardWriter:
         if len(self._keys) % self.max_samples == 0:
             self._next_shard()
         self._keys.add(key)
-        assert self._tar is not None
         self._tar.write({"__key__": key, **{name: _encode(value) for name, value in members.items()}})
 
     def __exit__(self, kind, error, trace) -> None:
@@ -89,6 +87,8 @@ class ShardWriter:
             shutil.rmtree(self._building, ignore_errors=True)
 
     def _next_shard(self) -> None:
+        from webdataset.writer import TarWriter  # here, because it loads torch
+
         self._shard.close()
         name = f"shard-{len(self._keys) // self.max_samples:06d}.tar"
         file = self._shard.enter_context(open(self._building / name, "wb"))  # noqa: SIM115

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from mmlab.config.fields import Settings, choice, number
+from mmlab.data.config import FLOOR
 
 SCORERS = {
     "exact": "mmlab.evaluate.scores.scorers.exact",
@@ -25,7 +26,7 @@ METRICS = tuple(SCORERS)
 class DataReportCallbackConfig(Settings):
     _target_: str = "mmlab.evaluate.callbacks.data_report.DataReportCallback"
     budget: float = "${data.bad_budget}"  # type: ignore[assignment]  # share of samples that may be replaced
-    floor: int = number(10, at_least=0)  # replaced samples that never stop a run
+    floor: int = number(FLOOR, at_least=0)  # replaced samples that never stop a run
 
 
 @dataclass

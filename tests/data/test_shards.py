@@ -157,3 +157,9 @@ def test_stats_counts_unusable_images(tmp_path):
     assert (summary["pictures"], summary["pictures_unreadable"], summary["pictures_beyond_cap"]) == (3, 1, 1)
     assert summary["samples_without_text"] == 3
     assert np.isfinite(summary["width"]["median"])
+
+
+def test_shards_are_indexed_and_summarized_without_torch():
+    modules = "mmlab.keyed, mmlab.data.config, mmlab.data.mixture, mmlab.data.shards, mmlab.data.sources.shapes"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
