@@ -1,4 +1,4 @@
-"""The `mmlab` command: `mmlab <verb> …` calls `mmlab.verbs.<verb>.main`. Nothing heavy is imported here."""
+"""The `mmlab` command: `mmlab <verb> …` calls `mmlab.verbs.<verb>.main`. Only a verb imports Hydra or torch."""
 
 import ast
 import importlib
@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from mmlab.config.compose import conf_dir
 from mmlab.config.errors import ConfigError, UserError, nearest
 
 VERBS = Path(__file__).parent / "verbs"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0 done, 1 a failed run or bad data, 2 a config error."""
+    """Run one verb and return its exit code: 0 success, 1 a failed run or bad data, 2 a config error."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return dispatch(argv)
@@ -31,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    """Find the verb and hand it the rest of the command line.
+    """Pass the arguments after the verb to its module.
 
     Raises:
-        ConfigError: there is no such verb.
+        ConfigError: an unknown verb.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -53,9 +52,8 @@ def dispatch(argv: list[str]) -> int:
 
 
 def verbs() -> list[str]:
-    """Return the names of the verbs: the modules of `mmlab/verbs`, with hyphens; `_names` help a verb."""
-    names = [path.stem for path in VERBS.glob("[a-z]*.py") if path.stem != "config"]
-    return sorted(name.replace("_", "-") for name in names)
+    """Return the names of the verbs: the public modules of `mmlab/verbs`, with hyphens."""
+    return sorted(path.stem.replace("_", "-") for path in VERBS.glob("[a-z]*.py") if path.stem != "config")
 
 
 def _module(verb: str) -> ModuleType:
@@ -63,8 +61,8 @@ def _module(verb: str) -> ModuleType:
 
 
 def usage() -> str:
-    """Return the overview, one line a verb, read from the modules' docstrings without importing them."""
-    lines = ["mmlab <verb> …   (mmlab <verb> --help says more)", ""]
+    """Return the overview: the first line of each verb's docstring, read without importing the module."""
+    lines = ["mmlab <verb> …   (for details: mmlab <verb> --help)", ""]
     for verb in verbs():
         text = ast.get_docstring(ast.parse((VERBS / f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8"))) or ""
         lines.append(f"  {verb:<12} {text.splitlines()[0] if text else ''}".rstrip())
@@ -72,16 +70,17 @@ def usage() -> str:
 
 
 def complete(argv: list[str]) -> int:
-    """Answer the shell's question what may follow COMP_LINE (`mmlab completion bash` installs it)."""
-    words = os.environ.get("COMP_LINE", "").split(maxsplit=1)
-    rest = words[1] if len(words) > 1 else ""
+    """Print the possible continuations of COMP_LINE, for the script of `mmlab completion`."""
+    rest = os.environ.get("COMP_LINE", "").lstrip().partition(" ")[2].lstrip()
     verb, space, _ = rest.partition(" ")
     if not space:
         print(" ".join(name for name in verbs() if name.startswith(verb)))
         return 0
+    from mmlab.config.compose import conf_dir
+
     if verb not in verbs() or not (conf_dir() / f"{verb}.yaml").is_file():
         return 0
-    # Hydra's completion takes the first word for the program.
+    # Hydra's completion takes the first word as the program.
     os.environ["COMP_LINE"] = rest
     return _module(verb).main(argv)
 

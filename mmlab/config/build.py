@@ -1,11 +1,11 @@
-"""The only door from a config to objects: which classes a config may name, and how they receive their settings.
+"""From a config to objects: which classes a config may name, and how they receive their settings.
 
-A class of ours takes its settings dataclass as its first argument, and its parts, built before, beside it by name. A
-class of a user's own package takes the keys of its YAML as keyword arguments, through `hydra.utils.instantiate`.
+A class of ours takes its settings dataclass as its first argument, then its parts by name, which are built first. A
+class from the user's own package takes the keys of its YAML as keyword arguments, through `hydra.utils.instantiate`.
 
-A config is text that people send to each other, and `_target_: os.system` would run a command. A target is therefore
-refused by its name, before anything is imported, unless it is a class with a settings dataclass of ours, one of a few
-vetted classes of Lightning, or in a package that the user vouches for: `MMLAB_ALLOW_TARGETS=mylab,other.package`.
+People exchange configs, and `_target_: os.system` would run a command. A target is therefore checked by name before
+anything is imported: allowed are classes with a settings dataclass in mmlab, a few classes of Lightning, and packages
+that the user allows: `MMLAB_ALLOW_TARGETS=mylab,other.package`.
 """
 
 import functools
@@ -35,18 +35,18 @@ VARIABLE = "MMLAB_ALLOW_TARGETS"
 
 
 def build(node: Any, **parts: Any) -> Any:
-    """Build the object that `node` describes, its parts first.
+    """Build the object that `node` describes, after its parts.
 
     Args:
         node: a settings dataclass or a mapping with `_target_`, or the config node of either.
-        **parts: built parts; they win over those that `node` describes.
+        **parts: parts that are built already; they replace those in `node`.
 
     Returns:
-        The object; a partial of its class with `_partial_: true`; None when `_target_` is null.
+        The object; a partial of its class with `_partial_: true`; None if `_target_` is null.
 
     Raises:
         ConfigError: a target that is not allowed or does not exist, an argument that its class does not take, or an
-            error that the class raises about its settings.
+            error from the class about its settings.
     """
     if isinstance(node, DictConfig | Mapping):
         node = _settings(node, parts)
@@ -60,7 +60,7 @@ def build(node: Any, **parts: Any) -> Any:
 
 
 def _settings(node: Any, parts: Mapping[str, Any]) -> Any:
-    """The checked settings of `node`: the dataclass of its class, or a dict where the class has none."""
+    """The checked settings of `node`: the dataclass of its class, or a dict if the class has none."""
     check_targets(node)
     kind = schema_of(node.get("_target_"))
     if kind is None:
@@ -68,7 +68,7 @@ def _settings(node: Any, parts: Mapping[str, Any]) -> Any:
     if not isinstance(node, DictConfig) or OmegaConf.get_type(node) is dict:
         node = OmegaConf.merge(OmegaConf.structured(kind), node)
     for name in parts.keys() & set(node):
-        node = OmegaConf.merge(node, {name: None})  # built already, so it may be missing here
+        node = OmegaConf.merge(node, {name: None})  # built already, so `node` may lack it
     return OmegaConf.to_object(node)
 
 
@@ -94,20 +94,20 @@ def _build_own(config: Any, target: str, parts: dict[str, Any]) -> Any:
 
 
 def has_settings(kind: type) -> bool:
-    """Whether a dataclass has fields beside its target and its parts: the class then takes it."""
+    """Whether a dataclass has fields besides its target and its parts; otherwise it is not passed to its class."""
     return any(not field.name.startswith("_") and "group" not in field.metadata for field in fields(kind))
 
 
 def _build_foreign(arguments: dict[str, Any], target: str, parts: dict[str, Any]) -> Any:
-    """Call a class of somebody else with keyword arguments."""
+    """Call a class without a dataclass of ours with keyword arguments."""
     partial = arguments.pop("_partial_", False)
     arguments = {key: value for key, value in arguments.items() if key not in parts}
     _check_arguments(locate(target), {**arguments, **parts}, target, "", complete=not partial)
-    # Parts stay out of Hydra's sight: it would turn lists, dicts and dataclasses into configs.
+    # Parts are not passed to Hydra, which would turn lists, dicts and dataclasses into configs.
     try:
         factory = hydra.utils.instantiate(arguments, _partial_=True, _convert_="all")
     except InstantiationException as error:
-        # A part's own sentence, without Hydra's frame around it.
+        # The error of a nested class, without Hydra's text around it.
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
@@ -117,12 +117,12 @@ def _build_foreign(arguments: dict[str, Any], target: str, parts: dict[str, Any]
 
 
 def check_targets(node: Any, where: str = "") -> None:
-    """Check every `_target_` in `node`, at any depth: allowed, existing, and given only arguments that it takes.
+    """Check every `_target_` in `node`, at any depth: it is allowed, exists and takes the arguments beside it.
 
-    Nothing is imported until all the names are allowed.
+    Nothing is imported until all names have been checked.
 
     Raises:
-        ConfigError: the first target that is not.
+        ConfigError: the first error found.
     """
     check_target_names(node, where)
     for path, target, arguments in _targets(_plain(node), where):
@@ -136,7 +136,7 @@ def check_targets(node: Any, where: str = "") -> None:
 
 
 def check_target_names(node: Any, where: str = "") -> None:
-    """Check that every `_target_` in `node` is allowed, by its name alone.
+    """Check that every `_target_` in `node` is allowed, without importing anything.
 
     Raises:
         ConfigError: the first one that is not.
@@ -146,10 +146,10 @@ def check_target_names(node: Any, where: str = "") -> None:
 
 
 def locate(target: str, where: str = "") -> Callable[..., Any]:
-    """Import and return the class that `target` names.
+    """Import and return the class `target`; `where` is the key of its node, for errors.
 
     Raises:
-        ConfigError: the name is not allowed, or it is not a class of the module that it names.
+        ConfigError: the name is not allowed, or the module or its class does not exist.
     """
     _check_name(where, target)
     module_name, _, name = target.rpartition(".")
@@ -157,7 +157,7 @@ def locate(target: str, where: str = "") -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A missing dependency of the module is another matter than a misspelt module.
+        # Only a misspelled module is the config's fault, not a missing dependency of the module.
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise ConfigError(f"{at}there is no module '{module_name}'.") from error
@@ -181,8 +181,8 @@ def _check_name(where: str, target: Any) -> None:
     allowed = [*targets(), *VETTED]
     if target not in allowed and not target.startswith(allowed_prefixes() or ("\0",)):
         raise ConfigError(
-            f"{at} '{target}' is not allowed.{nearest(target, allowed)} A config names a class that has a settings "
-            f"dataclass in mmlab, or one of a few of Lightning; allow a package of your own with {VARIABLE}=<package>."
+            f"{at} '{target}' is not allowed.{nearest(target, allowed)} Allowed are classes with a settings dataclass "
+            f"in mmlab and a few classes of Lightning; allow a package of your own with {VARIABLE}=<package>."
         )
 
 
@@ -193,7 +193,7 @@ def _in_user_package(value: type) -> bool:
 def _check_arguments(
     target: Callable[..., Any], arguments: Mapping[str, Any], name: str, where: str, complete: bool = False
 ) -> None:
-    """Compare `arguments` with the signature of `target`; with `complete`, none may be missing either."""
+    """Check that `target` takes `arguments` and, with `complete`, that none is missing."""
     parameters = inspect.signature(target).parameters
     at = f"'{where}': " if where else ""
     keys = [key for key in arguments if key not in ("_target_", "_partial_")]

@@ -1,4 +1,4 @@
-"""From a command line to a config: Hydra's machinery, driven by the verbs, with our checks and sentences."""
+"""From a command line to a config: Hydra, run by the verbs, with our checks and errors."""
 
 import argparse
 from collections.abc import Callable
@@ -29,19 +29,19 @@ Sweep = Callable[[Multirun, Task], None]
 
 
 def hydra_verb(config_name: str, task: Task, argv: list[str], sweep: Sweep = run_in_turn) -> int:
-    """Run `task` on the config that `argv` composes; Hydra's flags (-m, --cfg, --info, -cd, -sc …) all work.
+    """Run `task` with the config composed from `argv`; all of Hydra's flags (-m, --cfg, --info, -cd, -sc …) work.
 
     Args:
         config_name: root config in `conf/`, for example `train`.
-        task: called with the composed config, once per point of a sweep; its docstring heads `--help`.
-        argv: the command line behind the verb, flags and overrides in any order.
+        task: called with the composed config, once per point of a sweep; its docstring begins `--help`.
+        argv: the arguments after the verb, flags and overrides in any order.
         sweep: runs the points of `-m`.
 
     Returns:
         The exit code 0.
 
     Raises:
-        ConfigError: the command line or the config is wrong.
+        ConfigError: an invalid command line or config.
         UserError: raised by the task.
     """
     args = parse(argv)
@@ -67,15 +67,15 @@ def hydra_verb(config_name: str, task: Task, argv: list[str], sweep: Sweep = run
 
 
 def compose(config_name: str, overrides: list[str] | None = None, config_dir: Path | str | None = None) -> DictConfig:
-    """Compose a config as a verb would, for tests and notebooks.
+    """Compose a config as a verb does, for tests and notebooks.
 
     Args:
         config_name: root config, for example `train`.
         overrides: as on the command line.
-        config_dir: the root's folder in place of the shipped `conf/`.
+        config_dir: the folder of the root config, instead of the shipped `conf/`.
 
     Raises:
-        ConfigError: the overrides or the config are wrong, or a value is missing.
+        ConfigError: an invalid override or config, or a missing value.
     """
     hydra = start(config_name, config_dir)
     try:
@@ -90,11 +90,11 @@ def compose(config_name: str, overrides: list[str] | None = None, config_dir: Pa
 def start(
     name: str, config_path: Path | str | None = None, config_dir: str | None = None, lenient: bool = False
 ) -> Hydra:
-    """Return a Hydra over the shipped configs, `./conf` and `config_dir`."""
+    """Return a Hydra with the shipped configs (or those in `config_path`), `./conf` and `config_dir`."""
     version.setbase("1.3")
     register()
     loader = CheckedLoader(_search_path(config_path, config_dir), lenient)
-    # The plugin's own option of this name: Hydra would match ours to it by the name, and refuses what it matches.
+    # Hydra would take the plugin's option of the same name as the schema of ours, which it no longer supports.
     ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
     hydra = Hydra(task_name=name, config_loader=loader)
     GlobalHydra.instance().clear()
@@ -120,16 +120,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         )
 
     parser.error = refuse  # type: ignore[method-assign]
-    # `--info` takes a word or none: without this an override behind it would be that word.
+    # `--info` takes an optional word, which must not be the override after it.
     argv = ["--info=all" if a in ("--info", "-i") and "=" in (argv + [""])[i + 1] else a for i, a in enumerate(argv)]
     args = parser.parse_intermixed_args(argv)
     modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
     if sum(map(bool, modes)) > 1:
         raise ConfigError("Only one of --run, --multirun, --cfg, --info and --shell-completion can be given.")
     if args.resolve and not args.cfg:
-        raise ConfigError("--resolve goes with --cfg.")
+        raise ConfigError("--resolve requires --cfg.")
     if args.experimental_rerun:
-        raise ConfigError("--experimental-rerun would read a pickle, which can run any code; it is not supported.")
+        raise ConfigError("--experimental-rerun is not supported: it reads a pickle, which can run arbitrary code.")
     return args
 
 
@@ -158,7 +158,7 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace, s
     failures: list[UserError] = []
 
     def job(cfg: DictConfig) -> None:
-        # Hydra announces a job's exception with a line of its own; ours says it in one sentence.
+        # Hydra would print the exception with a line of its own.
         try:
             task(cfg)
         except UserError as error:
@@ -171,17 +171,17 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace, s
 
 
 def _flags(args: argparse.Namespace) -> list[str]:
-    """The flags that say which configs there are."""
+    """The flags that select the config files."""
     named = {"--config-path": args.config_path, "--config-dir": args.config_dir, "--config-name": args.config_name}
     return [word for flag, value in named.items() if value for word in (flag, str(value))]
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes the run's folder before the task can refuse the config."""
-    for made in (folder, folder.parent):
-        if made != Path.cwd() and made.name != "":
+    """Remove the run's folder, which Hydra creates before the task checks the config, and its parent, if empty."""
+    for empty in (folder, folder.parent):
+        if empty != Path.cwd() and empty.name != "":
             with suppress(OSError):
-                made.rmdir()
+                empty.rmdir()
 
 
 def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> str:
@@ -197,10 +197,10 @@ def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> s
             (task.__doc__ or "").strip(),
             "\nConfig groups (group=option)",
             *lines,
-            "\nConfig (key=value; ??? has to be given)",
+            "\nConfig (key=value; ??? marks required values)",
             OmegaConf.to_yaml(cfg).rstrip(),
             "\nFlags: --cfg job shows the composed config, -m sweeps over a=1,2, --config-dir DIR adds",
-            "options of your own (./conf is added by itself), --hydra-help lists all flags.",
+            "your own options (./conf is added automatically), --hydra-help lists all flags.",
         ]
     )
 
@@ -220,6 +220,6 @@ def conf_dir() -> Path:
 
 
 def local_conf_dir() -> Path | None:
-    """Return `./conf` when it exists and is not the shipped folder: a lab's own options."""
+    """Return `./conf`, the user's own options, if it exists and is not the shipped folder."""
     local = Path("conf").resolve()
     return local if local.is_dir() and local != conf_dir() else None

@@ -1,4 +1,4 @@
-"""Fields of the settings dataclasses: choices, bounds and sections, and the check of values against them."""
+"""Fields of the settings dataclasses: choices, bounds and sections, and checks of values against them."""
 
 import operator
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ BOUNDS = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le,
 
 
 class Settings:
-    """Base of all settings dataclasses: values are checked against choices and bounds when one is made in Python.
+    """Base of all settings dataclasses; constructing one checks its values against their choices and bounds.
 
-    A dataclass `XConfig` in `mmlab/<folder>/config.py` describes the class `X` that its `_target_` names, which takes
-    it as its first argument. Option files refer to it as `/schema/XConfig@_here_`.
+    A dataclass `XConfig` in `mmlab/<folder>/config.py` holds the settings of the class `X` in its `_target_`, which
+    takes it as its first argument. Option files refer to it as `/schema/XConfig@_here_`.
 
     Raises:
-        ConfigError: a value outside of its field's choices or bounds.
+        ConfigError: a value outside its field's choices or bounds.
     """
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class Settings:
 
 
 def choice(*options: str, default: Any = NO_DEFAULT) -> Any:
-    """A string field that takes one of `options`; the first is the default unless another one is given."""
+    """A string field that takes one of `options`, by default the first."""
     return field(default=options[0] if default is NO_DEFAULT else default, metadata={"choices": options})
 
 
@@ -43,61 +43,61 @@ def number(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A number field with bounds (None passes)."""
+    """A number field with bounds; None is always valid."""
     bounds = {"above": above, "at_least": at_least, "at_most": at_most, "below": below}
     return field(default=default, metadata=bounds)
 
 
 def section(group: str | None = None, default: Any = MISSING) -> Any:
-    """A part with settings of its own, which is built and passed to the class beside its settings.
+    """A part with its own settings: it is built first and passed to the class by name.
 
     Args:
-        group: the config group whose options fill it; None where there is no group.
-        default: None for an optional part, or the dataclass of the part that is taken unless another is chosen.
+        group: the config group with the options for the part; None if it has no group.
+        default: None for an optional part, or the dataclass of the default part; by default a choice is required.
     """
     factory = {"default_factory": default} if isinstance(default, type) else {"default": default}
     return field(**factory, metadata={"group": group})  # type: ignore[call-overload]
 
 
 def unknown_key(path: str, options: list[str]) -> str:
-    """One sentence about the key `path`, whose last word is not among `options`."""
+    """Return the error for the key `path`, whose last word is not among `options`."""
     options = sorted(option for option in options if not option.startswith("_"))
     hint = nearest(path.rpartition(".")[2], options) or f" Keys there: {', '.join(options)}."
     return f"There is no key '{path}'.{hint}"
 
 
 def check_fields(cfg: DictConfig) -> None:
-    """Compare every node with the dataclass that it was merged into.
+    """Check every node against its dataclass.
 
     Raises:
-        ConfigError: an unknown key (`+typo=1` too), a value outside its options or bounds, a group's node
-            that holds no section, or an interpolation that leads nowhere.
+        ConfigError: an unknown key (including `+typo=1`), a value outside its choices or bounds, a plain value in
+            place of a section, or an interpolation that cannot be resolved.
     """
     _check_node(cfg, "", {"hydra"})
 
 
 def missing_values(cfg: DictConfig) -> list[str]:
-    """Return the keys that still hold `???`, outside Hydra's own."""
+    """Return the keys with the value `???`, except Hydra's own, outermost first."""
     keys = [key for key in OmegaConf.missing_keys(cfg) if key.split(".")[0] != "hydra"]
     return sorted(keys, key=lambda key: (key.count("."), key))
 
 
 def schema_fields(node: Any) -> dict[str, Field]:
-    """Return the fields of the dataclass behind `node`, none when it has no schema."""
+    """Return the fields of the dataclass of `node` by name; empty if it has none."""
     kind = OmegaConf.get_type(node) if OmegaConf.is_config(node) else None
     return {f.name: f for f in fields(kind)} if kind is not None and is_dataclass(kind) else {}
 
 
 def check_value(where: str, value: Any, rules: Any) -> None:
-    """Compare a value with the choices and bounds of its field.
+    """Check a value against the choices and bounds of its field.
 
     Args:
-        where: the key, for the message.
-        value: None passes.
+        where: the key, for the error.
+        value: None is always valid.
         rules: the field's metadata.
 
     Raises:
-        ConfigError: the value is outside of them.
+        ConfigError: the value is not valid.
     """
     if value is None:
         return
@@ -127,7 +127,7 @@ def _check_node(node: DictConfig | ListConfig, path: str, extra: set[str]) -> No
 
 
 def _values(node: Any, path: str, extra: set[str]) -> Iterator[tuple[Any, Any]]:
-    """Yield keys and values that are neither missing nor left for Hydra to resolve at run time."""
+    """Yield keys and resolved values (None if missing), without those that only Hydra can resolve, at run time."""
     if node._is_none() or node._is_missing():
         return
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node.keys()):
@@ -141,7 +141,7 @@ def _values(node: Any, path: str, extra: set[str]) -> Iterator[tuple[Any, Any]]:
             continue
         try:
             yield key, node[key]
-        except InterpolationToMissingValueError:  # the check for missing values names it
+        except InterpolationToMissingValueError:  # reported by the check for missing values
             continue
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Hydra's config loader, with our checks behind it: every way to a config (run, sweep, --cfg) passes here."""
+"""Hydra's config loader with our checks: every composition (run, sweep, --cfg) passes through it."""
 
 import os
 from typing import Any
@@ -16,11 +16,11 @@ from mmlab.config.schemas import attach
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Composes, names the run and compares the result with the dataclasses.
+    """Composes a config, names the run and checks the result against the dataclasses.
 
     Args:
-        search_path: where config files are looked for.
-        lenient: for showing a config: groups and values that nobody has chosen stay `???`.
+        search_path: the folders with config files.
+        lenient: leave missing groups and values as `???`, for showing a config.
     """
 
     def __init__(self, search_path: ConfigSearchPath, lenient: bool = False):
@@ -38,23 +38,20 @@ class CheckedLoader(ConfigLoaderImpl):
         """Compose `config_name` with `overrides`.
 
         Raises:
-            ConfigError: anything that is wrong with the config; the original exception when
-                HYDRA_FULL_ERROR=1.
+            ConfigError: an invalid config; with HYDRA_FULL_ERROR=1 the original exception.
         """
         if self.lenient:
             run_mode, validate_sweep_overrides = RunMode.MULTIRUN, False
         try:
             cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+            if config_name is not None:
+                attach(cfg)
         except COMPOSITION_ERRORS as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             raise explain(error, self, config_name, overrides) from error
         if config_name is not None:
-            try:
-                attach(cfg)
-            except COMPOSITION_ERRORS as error:
-                raise explain(error, self, config_name, overrides) from error
-            _settle(cfg)
+            _apply_command_line(cfg)
             check_fields(cfg)
             if run_mode == RunMode.RUN:
                 self._require_values(cfg)
@@ -67,9 +64,9 @@ class CheckedLoader(ConfigLoaderImpl):
         config_name: str | None = None,
         overrides: list[str] | None = None,
     ) -> list[str]:
-        """As Hydra's, but without the schemas, and with options in folders where a group has no direct ones.
+        """As Hydra's, but without the schemas, and with options in subfolders (`llava/align`) if a group has no others.
 
-        Completion, help and `glob(*)` then offer what can be chosen, `llava/align` too.
+        Completion, help and `glob(*)` use this list.
         """
         options = self._listed(group_name, results_filter, config_name, overrides)
         if results_filter is ObjectType.CONFIG and group_name and not options:
@@ -82,7 +79,7 @@ class CheckedLoader(ConfigLoaderImpl):
         self, group: str, kind: ObjectType | None, config_name: str | None, overrides: list[str] | None
     ) -> list[str]:
         if config_name is None and not overrides:
-            # Nothing could change where files are looked for; Hydra would copy all schemas to find that out.
+            # Hydra's own method would copy all schemas, for a search path that cannot have changed.
             return self.repository.get_group_options(group, kind)
         return super().get_group_options(group, kind, config_name, overrides)
 
@@ -98,16 +95,16 @@ class CheckedLoader(ConfigLoaderImpl):
         raise ConfigError(f"'{key}' has no value; give {key}=…")
 
 
-def _settle(cfg: DictConfig) -> None:
-    """Let the root's dataclass, and then each section's, complete its node from the command line.
+def _apply_command_line(cfg: DictConfig) -> None:
+    """Let the dataclasses of the root and of its sections set values that depend on the command line.
 
-    A dataclass does so in a static method `settle(node, choices, overrides)`.
+    A dataclass does so in a static method `apply_command_line(node, choices, overrides)`.
     """
     choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices, resolve=False)
     overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
     sections = [cfg._get_node(key) for key in cfg if key != "hydra"]
     with open_dict(cfg):
         for node in [cfg, *sections]:
-            settle = getattr(OmegaConf.get_type(node), "settle", None) if isinstance(node, DictConfig) else None
-            if settle is not None:
-                settle(node, choices, overrides)
+            apply = getattr(OmegaConf.get_type(node), "apply_command_line", None)
+            if isinstance(node, DictConfig) and apply is not None:
+                apply(node, choices, overrides)

@@ -1,4 +1,4 @@
-"""What `-m` asks for: the points of a grid, and each point's config."""
+"""A command line with `-m`: the points of its grid and the config of each."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mmlab.config.build import VARIABLE, allowed_prefixes
 from mmlab.config.errors import ConfigError, RunError, UserError
 
-# Hydra instantiates its sweeper and launcher itself; what they may be is decided here.
+# Hydra instantiates its sweeper and launcher itself, so their targets are checked here.
 PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.", "optuna.samplers.", "optuna.storages.")
-SWEEPING = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode")
+# Hydra's own keys that concern the sweep and not its points.
+SWEEP_KEYS = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode")
 
 
 def canonical(override: str) -> str:
-    """Write an override as the points of a sweep have it: `optim.lr=1e-3` and `optim.lr=0.001` are one run."""
+    """Normalize an override to the form used in the points of a sweep: `optim.lr=1e-3` becomes `optim.lr=0.001`."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except OverrideParseException:
@@ -32,7 +33,7 @@ def canonical(override: str) -> str:
 
 
 def is_sweep(override: str) -> bool:
-    """Whether an override has several values, or an interval of them."""
+    """Whether an override has several values or an interval."""
     return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
@@ -42,8 +43,11 @@ class Multirun:
 
     Args:
         loader: composes the points.
-        cfg: what the points have in common, with Hydra's own node.
-        flags: `--config-dir …` and the like, which a point needs on a command line of its own.
+        cfg: the config that the points have in common, including Hydra's own node.
+        flags: `--config-dir …` and the like, for the command line of a point.
+
+    Raises:
+        ConfigError: a sweeper or launcher that is not allowed.
     """
 
     loader: ConfigLoader
@@ -51,63 +55,63 @@ class Multirun:
     flags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse what Hydra would otherwise instantiate unseen."""
+        # Hydra would instantiate them unchecked.
         hydra: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
         for kind in ("sweeper", "launcher"):
             _check_plugins(hydra[kind], f"hydra.{kind}")
 
     def plugin(self, kind: str) -> str:
-        """Return the class that `hydra/<kind>=…` names, such as BasicSweeper or JoblibLauncher."""
-        # Hydra loads the plugins' modules under names of its own: their classes cannot be compared.
+        """Return the class name of `hydra/<kind>=…`, such as BasicSweeper or JoblibLauncher."""
+        # Hydra imports the plugins' modules under other names, so the classes themselves cannot be compared.
         return str(self.cfg.hydra[kind]._target_).rpartition(".")[2]
 
     @property
     def overrides(self) -> list[str]:
-        """The command line's overrides, Hydra's left out."""
-        return self._given("task")
+        """The overrides on the command line, except Hydra's own."""
+        return self._overrides("task")
 
     @property
     def params(self) -> list[str]:
-        """The overrides that a config file gives as `hydra.sweeper.params`."""
+        """The overrides in a config file's `hydra.sweeper.params`."""
         sweeper: Any = OmegaConf.to_container(self.cfg.hydra.sweeper, resolve=False)
         return [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
 
     @property
     def swept(self) -> list[str]:
-        """The overrides with several values, or an interval of them."""
+        """The overrides with several values or an interval."""
         return [override for override in [*self.params, *self.overrides] if is_sweep(override)]
 
     @property
     def plugin_free(self) -> list[str]:
-        """Hydra's own overrides, without those that say how a sweep is run."""
-        return [override for override in self._given("hydra") if not override.lstrip("+~").startswith(SWEEPING)]
+        """Hydra's own overrides, except those about sweeps."""
+        return [override for override in self._overrides("hydra") if not override.lstrip("+~").startswith(SWEEP_KEYS)]
 
-    def _given(self, kind: str) -> list[str]:
-        # Not resolved: `run.name=${seed}` means the seed of each point.
-        given: Any = OmegaConf.to_container(self.cfg.hydra.overrides[kind], resolve=False)
-        return given
+    def _overrides(self, kind: str) -> list[str]:
+        # Not resolved: `run.name=${seed}` refers to the seed of each point.
+        overrides: Any = OmegaConf.to_container(self.cfg.hydra.overrides[kind], resolve=False)
+        return overrides
 
     def grid(self) -> list[list[list[str]]]:
-        """Return batches (one, unless `hydra.sweeper.max_batch_size` is set) of the points' overrides.
+        """Return the points' overrides in batches: one batch, unless `hydra.sweeper.max_batch_size` is set.
 
         Raises:
-            ConfigError: a grid cannot hold what was given, such as an interval.
+            ConfigError: an override that is not possible in a grid, such as an interval.
         """
-        given = [*self.params, *self.overrides]
+        overrides = [*self.params, *self.overrides]
         try:
-            parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(given)
+            parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
             return BasicSweeper.split_arguments(parsed, self.cfg.hydra.sweeper.get("max_batch_size"))
         except HydraException as error:
-            wrong = next((override for override in given if "interval(" in override), None)
-            if wrong is None:
+            interval = next((override for override in overrides if "interval(" in override), None)
+            if interval is None:
                 raise ConfigError(f"{str(error).splitlines()[0].rstrip('.')}.") from error
-            raise ConfigError(f"'{wrong}' has no end of values; search it with hydra/sweeper=optuna.") from error
+            raise ConfigError(f"'{interval}' is not a list of values; search it with hydra/sweeper=optuna.") from error
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Return the config of one point, with Hydra's own node.
+        """Return the config of one point, including Hydra's own node.
 
         Raises:
-            ConfigError: it cannot be composed; the sentence names the point.
+            ConfigError: it cannot be composed; the message names the point.
         """
         try:
             return self.loader.load_sweep_config(self.cfg, list(overrides))
@@ -115,21 +119,21 @@ class Multirun:
             raise ConfigError(f"In the point {' '.join(self.own(overrides))}: {error}") from error
 
     def own(self, overrides: Sequence[str]) -> list[str]:
-        """Return those of a point's overrides that not all points have."""
+        """Return the overrides of a point that it does not share with all others."""
         common = {canonical(override) for override in [*self.params, *self.overrides]}
         return [override for override in map(canonical, overrides) if override not in common]
 
 
 def run_in_turn(multirun: Multirun, task: Callable[[DictConfig], Any]) -> None:
-    """Call `task` with the config of each point of a grid, in this process; all are composed before.
+    """Compose all points of a grid, then call `task` with the config of each, in this process.
 
     Raises:
-        ConfigError: a point's config is wrong, or another sweeper or launcher is asked for.
-        RunError: points failed; the others were run.
+        ConfigError: a point's config is invalid, or another sweeper or launcher is chosen.
+        RunError: some points failed; the others were run.
     """
     for kind in ("sweeper", "launcher"):
         if multirun.plugin(kind) != f"Basic{kind.capitalize()}":
-            raise ConfigError(f"This verb runs its points one after the other, without hydra/{kind}=…")
+            raise ConfigError(f"Only `mmlab train` supports hydra/{kind}=…; leave it out.")
     configs = [multirun.compose(point) for batch in multirun.grid() for point in batch]
     failures = 0
     for cfg in configs:
@@ -150,11 +154,11 @@ def _check_plugins(node: Any, where: str) -> None:
         for key, value in node.items():
             if key == "_target_" and not str(value).startswith((*PLUGINS, *allowed_prefixes())):
                 raise ConfigError(
-                    f"'{where}._target_' '{value}' is not allowed: it names a plugin of Hydra or a sampler of Optuna; "
-                    f"vouch for a package of your own with {VARIABLE}=<package>."
+                    f"'{where}._target_' '{value}' is not allowed; it must be a plugin of Hydra or a sampler of "
+                    f"Optuna. Allow a package of your own with {VARIABLE}=<package>."
                 )
             if key == "custom_search_space" and value and not str(value).startswith(allowed_prefixes()):
-                raise ConfigError(f"'{where}.{key}' '{value}' is not allowed; vouch for its package with {VARIABLE}=….")
+                raise ConfigError(f"'{where}.{key}' '{value}' is not allowed; allow its package with {VARIABLE}=….")
             _check_plugins(value, f"{where}.{key}")
     elif isinstance(node, list):
         for i, value in enumerate(node):

@@ -1,7 +1,7 @@
-"""The settings dataclasses of all folders: by name, and by the class that they configure.
+"""The settings dataclasses of all folders, by name and by the class that they configure.
 
-Each folder states its settings in its own `config.py`, which never loads torch. They are collected here, so that a new
-dataclass is known to Hydra, to the checks and to `build` as soon as it is written.
+They are collected from each folder's `config.py`, which never imports torch: a new dataclass there needs no further
+registration.
 """
 
 import importlib
@@ -19,7 +19,7 @@ FOLDERS = Path(__file__).parents[1]
 
 @cache
 def schemas() -> dict[str, type]:
-    """Return every settings dataclass by its name, such as AdamWConfig."""
+    """Return all settings dataclasses by name, such as AdamWConfig."""
     classes: dict[str, type] = {}
     for file in sorted(FOLDERS.glob("*/config.py")):
         module = importlib.import_module(f"mmlab.{file.parent.name}.config")
@@ -35,27 +35,27 @@ def _by_target() -> dict[str, type]:
 
 
 def schema_of(target: Any) -> type | None:
-    """Return the dataclass of the class that `target` names, None where it has none."""
+    """Return the dataclass of the class `target`, None if it has none."""
     return _by_target().get(target)
 
 
 def targets() -> list[str]:
-    """Return the names of the classes of ours that a config can name."""
+    """Return the classes that have a settings dataclass, as dotted names."""
     return list(_by_target())
 
 
 def register() -> None:
-    """Put the dataclasses into Hydra's ConfigStore as `/schema/<name>`; repeated calls change nothing."""
+    """Register the dataclasses in Hydra's ConfigStore as `/schema/<name>`; may be called repeatedly."""
     store = ConfigStore.instance()
     for name, kind in schemas().items():
         store.store(name=name, group="schema", node=kind)
 
 
 def attach(node: DictConfig, where: str = "") -> None:
-    """Merge, in place, every part below `node` that names a class of ours into the dataclass of that class.
+    """Merge, in place, every part below `node` with a `_target_` of ours into the dataclass of that class.
 
     Raises:
-        OmegaConfBaseException: a key or a value that the dataclass does not take; `full_key` begins with `where`.
+        OmegaConfBaseException: a key or value that the dataclass does not accept; its `full_key` begins with `where`.
     """
     for key in list(node):
         part, at = node._get_node(key), f"{where}.{key}".lstrip(".")

@@ -15,10 +15,10 @@ INDEX = "index.npz"
 
 
 def check(cfg: DictConfig) -> None:
-    """Check what a composed `TrainConfig` refers to: parts, files, batches, targets.
+    """Check everything that a composed `TrainConfig` refers to: parts, files, batches, classes.
 
     Raises:
-        ConfigError: the first thing that cannot run, with what to do about it.
+        ConfigError: the first error found, with a remedy.
     """
     check_trainable(cfg)
     check_rates(cfg.optim)
@@ -35,9 +35,9 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_trainable(cfg: DictConfig) -> None:
-    """Compare the first words of `stage.trainable` and `optim.part_lr` with the parts of the model."""
+    """Check that `stage.trainable` and `optim.part_lr` begin with names of the model's parts."""
     parts = getattr(OmegaConf.get_type(cfg.model), "parts", None)
-    if parts is None:  # a user's own model: the stage compares with the built one
+    if parts is None:  # a user's own model: checked when it is built
         return
     parts = [part for part in parts if part not in cfg.model or cfg.model[part] is not None]
     named = {
@@ -45,7 +45,7 @@ def check_trainable(cfg: DictConfig) -> None:
         "optim.part_lr": list(cfg.optim.get("part_lr") or {}),
     }
     if not named["stage.trainable"]:
-        raise ConfigError(f"stage.trainable is empty; name the parts that learn, out of {', '.join(parts)}.")
+        raise ConfigError(f"stage.trainable is empty; name the parts to train: {', '.join(parts)}.")
     for key, names in named.items():
         for name in names:
             if name.split(".")[0] not in parts:
@@ -54,13 +54,13 @@ def check_trainable(cfg: DictConfig) -> None:
 
 
 def check_rates(optim: DictConfig) -> None:
-    """The schedule falls from each learning rate to `optim.min_lr`; from a lower one it would rise."""
+    """Check that the learning rates are positive, and that the schedule does not rise to `optim.min_lr`."""
     last = optim.get("min_lr") or 0.0
     parts = optim.get("part_lr") or {}
     peaks = {"optim.lr": optim.get("lr"), **{f"optim.part_lr.{part}": rate for part, rate in parts.items()}}
     for name, peak in peaks.items():
         if peak is not None and peak <= 0:
-            raise ConfigError(f"{name}={peak:g} must be above 0; a part that is to stay is not in stage.trainable.")
+            raise ConfigError(f"{name}={peak:g} must be above 0; to freeze a part, leave it out of stage.trainable.")
         if peak is not None and last > peak and optim.get("schedule") != "constant":
             raise ConfigError(
                 f"optim.min_lr={last:g} is above {name}={peak:g}, so the learning rate would rise; lower optim.min_lr."
@@ -68,16 +68,16 @@ def check_rates(optim: DictConfig) -> None:
 
 
 def check_callbacks(cfg: DictConfig) -> None:
-    """A callback is described by a mapping; null leaves it out."""
+    """Check that each callback is a mapping or null."""
     for name, node in cfg.callbacks.items():
         if node is not None and not isinstance(node, DictConfig):
-            raise ConfigError(f"callbacks.{name}={node}: give a mapping with a _target_, or null to leave it out.")
+            raise ConfigError(f"callbacks.{name}={node}: give a mapping with a _target_, or null to disable it.")
 
 
 def check_process(cfg: DictConfig) -> None:
-    """A stage that learns to remove noise needs a process, which no other takes; a sampler has to fit the stage."""
+    """Check that a diffusion stage has a noise process and no other stage has one, and that the sampler fits."""
     kind = OmegaConf.get_type(cfg.stage)
-    if kind is dict:  # a user's own stage: its constructor decides
+    if kind is dict:  # a user's own stage: checked by its constructor
         return
     source = getattr(kind, "draws_from", None)
     if source == "noise" and cfg.process is None:
@@ -87,27 +87,28 @@ def check_process(cfg: DictConfig) -> None:
     if cfg.sampler is None:
         return
     if source is None:
-        raise ConfigError(f"{cfg.stage._target_} draws no pictures; leave out sampler.")
+        raise ConfigError(f"{cfg.stage._target_} generates no images; leave out sampler.")
     if getattr(OmegaConf.get_type(cfg.sampler), "draws_from", source) != source:
         option = {"noise": "ddim", "codes": "codes"}[source]
-        raise ConfigError(f"{cfg.stage._target_} draws from {source}, and this sampler does not; try sampler={option}.")
+        what = f"{cfg.stage._target_} samples from {source}, but this sampler does not"
+        raise ConfigError(f"{what}; try sampler={option}.")
 
 
 def check_length(cfg: DictConfig) -> None:
-    """Refuse a run whose end is not given."""
+    """Check that the run has an end."""
     if cfg.trainer.max_steps is None and cfg.trainer.max_epochs is None:
-        raise ConfigError("How long the run lasts is not given; give trainer.max_steps=… or trainer.max_epochs=…")
+        raise ConfigError("The run has no end; give trainer.max_steps=… or trainer.max_epochs=…")
 
 
 def check_batches(cfg: DictConfig) -> None:
-    """Check that there is a task for each device under SLURM, and that the global batch divides on them."""
+    """Check that SLURM started one task per device, and that the devices divide the global batch."""
     ranks, nodes = world_size(cfg.trainer), cfg.trainer.num_nodes
     check_tasks(ranks // nodes, nodes)
     accumulation(cfg.data.global_batch, cfg.data.micro_batch, ranks)
 
 
 def check_strategy(trainer: DictConfig) -> None:
-    """Compare `trainer.strategy` with Lightning's; the targets have loaded it by then."""
+    """Check that Lightning has `trainer.strategy`; called last, when the targets have already imported Lightning."""
     from lightning.pytorch.strategies import StrategyRegistry
 
     names = ["auto", *StrategyRegistry.available_strategies()]
@@ -118,9 +119,9 @@ def check_strategy(trainer: DictConfig) -> None:
 
 
 def check_sources(data: DictConfig) -> None:
-    """Check that every source of the data is a folder with shards and their index."""
+    """Check that every source of the data is a folder of indexed shards."""
     config: Any = OmegaConf.to_object(data)
-    if isinstance(config, dict):  # a user's own data: its constructor says what it takes
+    if isinstance(config, dict):  # a user's own data: checked by its constructor
         return
     config.check_mixture()
     made_by = "shards encode RUN SRC OUT" if getattr(config, "latents", False) else "shards build"
@@ -130,7 +131,12 @@ def check_sources(data: DictConfig) -> None:
 
 
 def check_shards(folder: Path, where: str, made_by: str) -> None:
-    """Check that `folder` has an index, and say which command makes it; `made_by` makes the shards.
+    """Check that `folder` contains indexed shards.
+
+    Args:
+        folder: the folder of a source.
+        where: the source's key, for the error.
+        made_by: the command that writes such shards, for the error.
 
     Raises:
         ConfigError: no folder, no shards, or shards without an index.
@@ -140,31 +146,31 @@ def check_shards(folder: Path, where: str, made_by: str) -> None:
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         hint = nearest(folder.name, siblings)
-        raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab {made_by}` makes shards.")
+        raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab {made_by}` creates shards.")
     if any(folder.glob("*.tar")):
         raise ConfigError(f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`.")
-    raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab {made_by}` makes them.")
+    raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab {made_by}` creates them.")
 
 
 def check_local_files(model: DictConfig) -> None:
-    """Check that every `source` and `tokenizer` that looks like a path is a folder."""
+    """Check that every `source` and `tokenizer` that looks like a path exists."""
     for where, value in _texts(OmegaConf.to_container(model, resolve=True), "model"):
         name = where.rpartition(".")[2]
         if name not in ("source", "tokenizer") or not looks_local(value) or Path(value).expanduser().exists():
             continue
         what = "tokenizer" if name == "tokenizer" else "model"
-        hint = " `mmlab shards tokenizer` makes one." if name == "tokenizer" else ""
+        hint = " `mmlab shards tokenizer` creates one." if name == "tokenizer" else ""
         raise ConfigError(f"'{where}': there is no {what} folder {value}.{hint}")
 
 
 def looks_local(name: str) -> bool:
-    """Whether `name` is a path rather than a hub name (`owner/model`)."""
+    """Whether `name` looks like a path rather than a name on the Hugging Face Hub (`owner/model`)."""
     parts = Path(name).parts
     return name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
 
 
 def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the dotted key and value of every text below `node`, open dicts (`architecture`) left out."""
+    """Yield the dotted key and value of every string below `node`, except in `architecture`."""
     for key, value in node.items():
         if isinstance(value, dict) and key != "architecture":
             yield from _texts(value, f"{where}.{key}")

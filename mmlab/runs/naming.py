@@ -1,4 +1,4 @@
-"""The name of a run: fixed when the config is composed, so that the same command twice is one run."""
+"""Names of runs and sweeps, derived from the command line: the same command is the same run."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.multirun import canonical, is_sweep
 
-# What says how or where a run is executed, and not what it computes: another device count is the same run.
+# Keys that affect how or where a run is executed, but not its result.
 EXECUTION = (
     "run",
     "hydra",
@@ -31,11 +31,11 @@ EXECUTION = (
 
 
 def is_execution(key: str, stage: type | None = None) -> bool:
-    """Whether the dotted `key` (or group) leaves what is computed as it is.
+    """Whether a key or config group affects only how a run is executed, not its result.
 
     Args:
-        key: as in `data.workers`.
-        stage: the dataclass of the run's stage, as `stage_of` finds it.
+        key: for example `data.workers`.
+        stage: the dataclass of the run's stage; the micro batch matters where a stage compares samples of a batch.
     """
     if key == "data.micro_batch" and getattr(stage, "compares_samples", False):
         return False
@@ -44,60 +44,52 @@ def is_execution(key: str, stage: type | None = None) -> bool:
 
 
 def stage_of(cfg: DictConfig) -> type | None:
-    """Return the dataclass of the stage that `cfg` chooses, where it has chosen one."""
+    """Return the dataclass of the stage in `cfg`, None if there is none."""
     return OmegaConf.get_type(OmegaConf.select(cfg, "stage", throw_on_missing=False))
 
 
 def run_name(choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None = None) -> str | None:
-    """Name a run after its recipe, or after its model and stage; add swapped options, and hash other overrides.
+    """Name a run after its recipe (or its model and stage), swapped options, and a hash of its other overrides.
 
     Args:
         choices: config group → option (Hydra's `runtime.choices`).
-        overrides: the command line's `key=value`; a later one of the same key wins.
+        overrides: `key=value` from the command line; the last one of a key wins.
         stage: the dataclass of the stage.
 
     Returns:
-        The name, such as `llava-align_tiny-clip_tiny-1f2e3d4c`, or None as long as neither a recipe nor a
-        model and a stage are chosen.
+        The name, such as `llava-align_tiny-clip_tiny-1f2e3d4c`; None if neither a recipe nor a model and a stage are
+        chosen.
     """
-    recipe = choices.get("experiment")
-    parts = [recipe] if recipe else [choices.get("model"), choices.get("stage")]
+    parts = _chosen(choices)
     if any(part in (None, "???") for part in parts):
         return None
     swapped, changed = _changes(choices, overrides, stage)
-    digest = hashlib.sha256(json.dumps(sorted(changed.items())).encode()).hexdigest()[:8]
-    words = [*parts, *swapped, *([digest] if changed else [])]
-    return "-".join(map(str, words)).replace("/", "-")
+    return _join(*parts, *swapped, *([_digest(changed)] if changed else []))
 
 
 def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None = None) -> str:
-    """Name a sweep after its recipe (or its model and stage) and a hash of what it sweeps and overrides.
+    """Name a sweep after its recipe (or its model and stage) and a hash of its overrides.
 
     Args:
-        choices: config group → option, where one is chosen for all points.
-        overrides: the command line's `key=value`, sweeps such as `optim.lr=1e-3,1e-4` among them.
-        stage: the dataclass of the stage, where it is one for all points.
+        choices: config group → option, for the groups that are not swept.
+        overrides: `key=value` from the command line, including sweeps such as `optim.lr=1e-3,1e-4`.
+        stage: the dataclass of the stage, if all points have the same.
     """
-    recipe = choices.get("experiment")
-    parts = [recipe] if recipe else [choices.get("model"), choices.get("stage")]
-    words = [str(part) for part in parts if part not in (None, "???")]
-    # An execution key counts where it is swept, and the metric decides what a search tries.
-    what = {
-        override.partition("=")[0].lstrip("+"): canonical(override)
-        for override in overrides
-        if is_sweep(override)
-        or override.startswith("sweep.")
-        or not is_execution(override.partition("=")[0].lstrip("+"), stage)
-    }
-    digest = hashlib.sha256(json.dumps(sorted(what.items())).encode()).hexdigest()[:8]
-    return "-".join([*words, "sweep", digest]).replace("/", "-")
+    hashed = {}
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        # An execution key counts if it is swept; the metric counts because it directs a search.
+        if is_sweep(override) or override.startswith("sweep.") or not is_execution(key, stage):
+            hashed[key] = canonical(override)
+    parts = [part for part in _chosen(choices) if part not in (None, "???")]
+    return _join(*parts, "sweep", _digest(hashed))
 
 
 def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
-    """The run that `stage.init_from` means by a recipe's name: that recipe with the same parts swapped in.
+    """Return the run that a recipe's name in `stage.init_from` refers to: that recipe with the same swapped options.
 
-    Of `swapped` a recipe can have only what it has groups for, so the run with most of them is taken. Where
-    there is none, `name` is returned as it is.
+    The earlier recipe may lack some of the groups, so the existing run with the most of `swapped` is taken; `name`
+    itself if there is none.
     """
     bare = name.replace("/", "-")
     for count in range(len(swapped), 0, -1):
@@ -107,10 +99,24 @@ def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
     return name
 
 
+def _chosen(choices: Mapping[str, str | None]) -> list[str | None]:
+    """The recipe, or else the model and the stage."""
+    recipe = choices.get("experiment")
+    return [recipe] if recipe else [choices.get("model"), choices.get("stage")]
+
+
+def _digest(values: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(values.items())).encode()).hexdigest()[:8]
+
+
+def _join(*words: str | None) -> str:
+    return "-".join(map(str, words)).replace("/", "-")
+
+
 def _changes(
     choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None
 ) -> tuple[list[str], dict[str, str]]:
-    """(options of groups swapped in, other overridden keys and their values); what only executes is left out."""
+    """(swapped options of config groups, other overridden keys and their values), without execution keys."""
     named = {"experiment"} if choices.get("experiment") else {"model", "stage"}
     swapped: dict[str, str] = {}
     changed: dict[str, str] = {}
@@ -123,20 +129,19 @@ def _changes(
     return [swapped[group] for group in sorted(swapped)], changed
 
 
-def settle_run(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
-    """Write down, in place, the values that depend on the command line.
+def name_run(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    """Set, in place, the values that depend on the command line: `run.name` and the runs in `stage.init_from`.
 
-    `run.name` becomes `run_name(…)` unless it was given; `stage.init_from` names the runs that it means unless it was
-    given.
+    Values given on the command line stay.
 
     Args:
         cfg: composed `TrainConfig`.
         choices: config group → option (Hydra's `runtime.choices`).
-        overrides: the command line's `key=value`.
+        overrides: `key=value` from the command line.
     """
     if cfg.run.name is None:
         cfg.run.name = run_name(choices, overrides, stage_of(cfg))
-    given = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
-    if not given and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
+    overridden = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
+    if not overridden and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
         swapped, _ = _changes(choices, overrides, stage_of(cfg))
         cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]

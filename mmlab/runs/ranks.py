@@ -1,4 +1,4 @@
-"""The processes of a run: devices, SLURM tasks, and the division of a global batch. Loads torch only to count GPUs."""
+"""The processes of a run: devices, SLURM tasks and gradient accumulation. Torch is imported only to count GPUs."""
 
 import os
 
@@ -8,11 +8,11 @@ from mmlab.config.errors import ConfigError
 
 
 def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
-    """Return how many micro batches each of `world` processes takes before the optimizer steps.
+    """Return the number of micro batches per optimizer step in each of `world` processes.
 
     Raises:
-        ConfigError: the global batch is not a whole number of micro batches on every process; the message
-            names the nearest micro batch that divides, or the nearest global batches where none can.
+        ConfigError: the global batch is not a multiple of `micro_batch * world`; the message names the nearest
+            micro batch that divides it, or the nearest global batches if there is none.
     """
     for name, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("devices", world)):
         if value < 1:
@@ -24,16 +24,16 @@ def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
     if rest:
         lower = global_batch - rest
         near = f"{lower} or {lower + world}" if lower else str(world)
-        raise ConfigError(f"{on}; a multiple of {world} does: global_batch={near}.")
+        raise ConfigError(f"{on}; give a multiple of {world}: global_batch={near}.")
     divisors = [b for b in range(1, per_process + 1) if per_process % b == 0]
     best = min(divisors, key=lambda b: (abs(b - micro_batch), -b))
-    raise ConfigError(f"{on}; the nearest micro batch that does: micro_batch={best}.")
+    raise ConfigError(f"{on}; the nearest micro batch that divides it is micro_batch={best}.")
 
 
 def world_size(trainer: DictConfig) -> int:
     """Return the number of processes, devices × nodes.
 
-    `auto` and -1 are all GPUs of this machine; without one, on a CPU and on mps they are one process.
+    `auto` and -1 are all GPUs of this machine; on a CPU, on mps and without a GPU they are one process.
 
     Raises:
         ConfigError: `trainer.devices` is neither a number, a list of numbers nor `auto`.
@@ -54,10 +54,10 @@ def world_size(trainer: DictConfig) -> int:
 
 
 def check_devices(trainer: DictConfig) -> None:
-    """Compare `trainer` with this machine: where the run starts, which is not where a job is submitted.
+    """Check that this machine has the trainer's devices. Called where the run starts, not where a job is submitted.
 
     Raises:
-        ConfigError: this machine lacks the accelerator, or some of the devices.
+        ConfigError: the accelerator or some of the devices are missing.
     """
     import torch
 
@@ -66,35 +66,35 @@ def check_devices(trainer: DictConfig) -> None:
     there = {"cpu": 0, "cuda": gpus, "mps": int(mps)}.get(kind, 1 if mps else gpus)
     if kind in ("gpu", "cuda", "mps") and not there:
         what = "mps" if kind == "mps" else "GPU that torch can use"
-        raise ConfigError(f"trainer.accelerator={kind}, but this machine has no {what}; trainer=cpu trains without.")
+        raise ConfigError(f"trainer.accelerator={kind}, but this machine has no {what}; give trainer=cpu.")
     if OmegaConf.is_list(devices) and not there:
         raise ConfigError(f"trainer.devices={devices} names GPUs; on a CPU give their number, as in trainer.devices=1.")
-    if there == 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may show each process its own GPU alone
+    if there == 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # each process of torchrun may see only its own GPU
         return
     wanted = range(devices) if isinstance(devices, int) else devices if OmegaConf.is_list(devices) else ()
     if there and any(number not in range(there) for number in wanted):
         count = f"{there} GPU{'' if there == 1 else 's, 0 to ' + str(there - 1)}"
-        raise ConfigError(f"trainer.devices={devices}, but torch finds {count}; trainer.devices=auto takes all.")
+        raise ConfigError(f"trainer.devices={devices}, but torch finds {count}; trainer.devices=auto uses all.")
 
 
-# Lightning's convention too: in a shell that srun opened, the command starts its processes itself.
+# Job names of interactive shells (Lightning's convention): there the command starts its processes itself.
 SHELLS = ("bash", "interactive")
 
 
 def under_srun() -> bool:
-    """Whether srun started this process as one rank of a run, rather than a shell or a batch script."""
+    """Whether srun started this process as one rank of a run; false in an interactive shell or a batch script."""
     return "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in SHELLS
 
 
 def check_tasks(devices: int, nodes: int) -> None:
-    """Compare the tasks of the SLURM step that this process belongs to with the trainer's ranks.
+    """Check that this process's SLURM step has one task per rank.
 
     Args:
-        devices: ranks of a node.
+        devices: ranks per node.
         nodes: `trainer.num_nodes`.
 
     Raises:
-        ConfigError: srun started more or fewer tasks than there are ranks, or on other nodes.
+        ConfigError: srun started another number of tasks, or on another number of nodes.
     """
     if not under_srun() or "TORCHELASTIC_RUN_ID" in os.environ:
         return
@@ -102,14 +102,14 @@ def check_tasks(devices: int, nodes: int) -> None:
     here = tasks // on
     if (tasks, on) != (devices * nodes, nodes):
         raise ConfigError(
-            f"SLURM started {_count(tasks, 'task')} on {_count(on, 'node')}, trainer.devices is {devices} and "
-            f"trainer.num_nodes is {nodes}: each device takes one task; give trainer.devices={here} "
+            f"SLURM started {_count(tasks, 'task')} on {_count(on, 'node')}, but trainer.devices is {devices} and "
+            f"trainer.num_nodes is {nodes}; each device needs one task: give trainer.devices={here} "
             f"trainer.num_nodes={on}, or submit with --nodes={nodes} --ntasks-per-node={devices}."
         )
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise ConfigError(
-            f"SLURM started {tasks} tasks, but not how many on each node was given; submit with "
-            f"--ntasks-per-node={here} in place of --ntasks."
+            f"SLURM started {tasks} tasks without a number per node; submit with "
+            f"--ntasks-per-node={here} instead of --ntasks."
         )
 
 

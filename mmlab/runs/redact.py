@@ -1,4 +1,4 @@
-"""Secrets never reach a file: hidden by the name of their key, and by being a secret variable's value."""
+"""Redaction of secrets: values of keys with a secret name, and values of secret environment variables."""
 
 import os
 import re
@@ -9,12 +9,12 @@ HIDDEN = "<redacted>"
 # Words of a key: `api_key` hides its value, `max_new_tokens` and `tokenizer` do not.
 SECRET_WORDS = {"key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials", "auth"}
 SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-# A shorter value ("1", "true") would hide half of every file.
+# Shorter values ("1", "true") occur in ordinary text.
 SHORTEST = 6
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """Return plain data with the secrets in it replaced."""
+    """Return plain data with its secrets replaced; `key` is the name under which `value` is stored."""
     if isinstance(value, Mapping):
         return {k: redact(v, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -36,5 +36,5 @@ def redact_text(text: str) -> str:
 
 
 def is_secret_name(key: str) -> bool:
-    """Whether a key's words say that its value is a secret."""
+    """Whether one of the key's words marks its value as a secret."""
     return not SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", key.lower()))

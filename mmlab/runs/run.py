@@ -1,4 +1,4 @@
-"""A run's folder: what was configured, what was overridden, and which code ran it."""
+"""A run's folder: its config, its overrides and the state of the code."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fields import check_fields
 from mmlab.config.schemas import attach, schemas
-from mmlab.runs.disk import claim
+from mmlab.runs.disk import claim, write_text
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.redact import redact, redact_text
 
 DONE = "done.json"
 LOCK = ".lock"
-_CLAIMS: list[TextIO] = []  # open as long as the process lives: closing a file gives its lock back
+_LOCKS: list[TextIO] = []  # kept open until the process ends: closing a file releases its lock
 PACKAGES = (
     "mmlab",
     "torch",
@@ -38,89 +38,86 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-# A run may go on with other values of these; everything else is what the run is.
+# A run may be resumed with other values of these.
 MAY_CHANGE = ("run", "trainer", "logger", "callbacks", "data.root")
 
 
 def prepare_run(cfg: DictConfig) -> Path:
-    """Make the run's folder and write `config.yaml` (resolved), `overrides.txt` and `code.json` into it.
+    """Create the run's folder and write `config.yaml` (resolved), `overrides.txt` and `code.json` into it.
 
-    Secrets are redacted. Only the first process of a run writes, and as long as it lives no other command can
-    train that run. With `run.fresh` an earlier folder of that name is set aside.
+    Secrets are redacted. Only rank 0 writes; it locks the folder until the process ends. With `run.fresh` an existing
+    folder of that name is renamed first.
 
     Returns:
         The folder, `cfg.run.dir`.
 
     Raises:
-        ConfigError: the folder holds a run that was configured differently.
-        RunError: another process is training it.
+        ConfigError: the folder belongs to a run with another config.
+        RunError: another process is training the run.
     """
     folder = Path(cfg.run.dir)
     config: Any = redact(OmegaConf.to_container(cfg, resolve=True))
-    if (folder / "config.yaml").is_file():
-        _claim(folder)
+    exists = (folder / "config.yaml").is_file()
+    if exists:
+        _lock(folder)
     if cfg.run.fresh:
-        # A requeued job is the same start of the run, not another one.
+        # A requeued job repeats its command line, and must resume the run that it started.
         if _rank() == 0 and int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
-            _set_aside(folder)
-    elif (folder / "config.yaml").is_file():
-        # Keys that came after the run was made have their defaults.
-        before: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
-        _refuse_other(folder, before, config, stage_of(cfg))
-        _reopen(folder, before, config)
+            _rename_old(folder)
+    elif exists:
+        previous: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
+        _check_same_run(folder, previous, config, stage_of(cfg))
+        end = ("max_steps", "max_epochs")
+        if _rank() == 0 and any(previous["trainer"][key] != config["trainer"][key] for key in end):
+            (folder / DONE).unlink(missing_ok=True)
     if _rank() > 0:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder)
+    _lock(folder)
     overrides: Any = []
     if HydraConfig.initialized():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    _write(folder / "overrides.txt", "".join(f"{redact_text(override)}\n" for override in overrides))
-    _write(folder / "code.json", json.dumps(redact(code_state()), indent=1) + "\n")
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / "overrides.txt", "".join(f"{redact_text(override)}\n" for override in overrides))
+    write_text(folder / "code.json", json.dumps(redact(code_state()), indent=1) + "\n")
     return folder
 
 
-def _reopen(folder: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
-    """A complete run whose end was moved is not complete any more."""
-    if _rank() == 0 and any(before["trainer"][key] != config["trainer"][key] for key in ("max_steps", "max_epochs")):
-        (folder / DONE).unlink(missing_ok=True)
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename a run's folder to the first free `<folder>.1`, `.2`, …; an empty or missing one stays."""
+def _rename_old(folder: Path) -> None:
+    """Rename an existing run's folder to the first free `<folder>.1`, `.2`, …."""
     if not (folder / "config.yaml").exists():
         return
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+    while (old := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    folder.rename(aside)
+    folder.rename(old)
 
 
-def _claim(folder: Path) -> None:
-    """Make this process the only one that trains the run: the system's lock ends with it, in whatever way."""
-    if _rank() > 0:
-        return
-    taken = "{} is being trained by {}; wait for it, or stop it."
-    name = f"process {os.getpid()} on {platform.node()}"
-    _CLAIMS.append(claim(folder / LOCK, name, lambda who: taken.format(folder, who)))
+def _lock(folder: Path) -> None:
+    """Keep other processes from training the run until this one ends; the ranks after the first need no lock."""
+    if _rank() == 0:
+        _LOCKS.append(claim(folder / LOCK, "is training"))
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
-    """Mark a run as complete, with its last metrics, after everything else is written."""
-    _write(folder / DONE, json.dumps(redact(metrics), indent=1) + "\n")
+    """Mark a run as complete, with its last metrics; called after everything else is written."""
+    write_text(folder / DONE, json.dumps(redact(metrics), indent=1) + "\n")
 
 
 def finished(folder: Path) -> bool:
-    """Whether the run in this folder has completed."""
+    """Whether the run in this folder is complete."""
     return (folder / DONE).is_file()
 
 
-def find_run(name: str, root: str | Path = "runs") -> Path:
-    """Return the folder of a run, given its folder, its name, or its recipe (`llava/align_tiny`).
+def find_run(name: str, root: str | Path) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        name: the folder itself, the run's name in `root`, or its recipe (`llava/align_tiny`).
+        root: the folder of all runs.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: no such run.
     """
     for folder in (Path(name), Path(root, name), Path(root, name.replace("/", "-"))):
         if (folder / "config.yaml").is_file():
@@ -134,7 +131,7 @@ def load_run_config(folder: str | Path) -> DictConfig:
     """Read a run's `config.yaml` back into its dataclasses. Nothing in it is imported, built or interpolated.
 
     Raises:
-        ConfigError: no such file, not plain YAML, unknown keys, or a `_target_` that is not allowed.
+        ConfigError: no such file, no plain YAML, unknown keys, or a `_target_` that is not allowed.
     """
     path = Path(folder, "config.yaml")
     try:
@@ -145,9 +142,9 @@ def load_run_config(folder: str | Path) -> DictConfig:
         raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} is not a mapping.")
-    for where, value in _texts(plain, ""):
-        if "${" in value:
-            raise ConfigError(f"{path}: '{where}' holds an interpolation, which a run's config never does.")
+    for where, value in _leaves(plain, ""):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{path}: '{where}' contains an interpolation; a run's config must be resolved.")
     check_target_names(plain)
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(schemas()["TrainConfig"]), plain)
@@ -160,7 +157,7 @@ def load_run_config(folder: str | Path) -> DictConfig:
 
 
 def code_state() -> dict[str, Any]:
-    """Return the commit, the uncommitted diff, new files' names and the versions behind a run."""
+    """Return the commit, the uncommitted diff, the names of untracked files and the versions of packages."""
     state: dict[str, Any] = {"versions": {"python": platform.python_version()}}
     for package in PACKAGES:
         try:
@@ -175,7 +172,7 @@ def code_state() -> dict[str, Any]:
 
 
 def _git(*command: str) -> str | None:
-    """Ask git about the folder that mmlab was imported from; None outside of a repository."""
+    """The output of a git command in mmlab's own repository; None if there is none or git fails."""
     assert mmlab.__file__ is not None
     root = Path(mmlab.__file__).parent.parent
     if not (root / ".git").exists():
@@ -189,35 +186,25 @@ def _git(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _refuse_other(folder: Path, before: Any, config: Any, stage: type | None) -> None:
-    """Compare with the config that the folder was made for: never two runs in one folder."""
-    old, new = dict(_leaves(before, "")), dict(_leaves(config, ""))
+def _check_same_run(folder: Path, previous: Any, config: Any, stage: type | None) -> None:
+    """Refuse a config that describes another run than the one in the folder."""
+    old, new = dict(_leaves(previous, "")), dict(_leaves(config, ""))
     for key in sorted(old.keys() | new.keys()):
         free = is_execution(key, stage) or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
         if not free and old.get(key) != new.get(key):
             raise ConfigError(
-                f"{folder} holds a run with {key}={old.get(key)}, not {new.get(key)}; "
-                "give another run.name, or remove that folder."
+                f"{folder} contains a run with {key}={old.get(key)}, not {new.get(key)}; "
+                "give another run.name, or remove the folder."
             )
 
 
 def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of every leaf."""
     if isinstance(node, dict | list) and node:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _leaves(value, f"{where}.{key}".lstrip("."))
     else:
         yield where, node
-
-
-def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    return ((key, value) for key, value in _leaves(node, where) if isinstance(value, str))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside the destination and rename: a killed process leaves no half file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _rank() -> int:

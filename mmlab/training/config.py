@@ -78,7 +78,7 @@ class WandbLogConfig(Settings):
     offline: bool | None = None  # None: offline unless WANDB_API_KEY is in the environment; set when composed
 
     @staticmethod
-    def settle(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+    def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
         """Fill in whether there is a key, the stage, and the options for the tags."""
         if node.offline is None:
             node.offline = "WANDB_API_KEY" not in os.environ or os.environ.get("WANDB_MODE") == "offline"

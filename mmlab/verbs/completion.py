@@ -18,11 +18,9 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     if len(argv) != 1 or argv[0] not in SHELLS:
-        given = argv[0] if argv else ""
-        raise ConfigError(
-            f"Give one shell of {', '.join(SHELLS)}, as in mmlab completion bash.{nearest(given, SHELLS)}"
-        )
-    # Hydra's script completes the command that sys.argv names; under `python -m mmlab.cli` that is not ours.
+        hint = nearest(argv[0] if argv else "", SHELLS)
+        raise ConfigError(f"Give one shell of {', '.join(SHELLS)}, as in mmlab completion bash.{hint}")
+    # Hydra's script completes the command in sys.argv, which is not `mmlab` under `python -m mmlab.cli`.
     program, sys.argv[0] = sys.argv[0], "mmlab"
     try:
         start("train", lenient=True).shell_completion("train", [f"install={argv[0]}"])

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from mmlab.config.fields import Settings, choice, number, section
 from mmlab.evaluate.config import METRICS
 from mmlab.runs.config import RunConfig, SweepConfig
-from mmlab.runs.naming import settle_run
+from mmlab.runs.naming import name_run
 from mmlab.training.config import HardwareConfig, TrainerConfig
 
 
@@ -25,30 +25,30 @@ class TrainConfig(Settings):
     callbacks: dict[str, Any] = field(default_factory=dict)  # name → {_target_: …}
     sweep: SweepConfig = field(default_factory=SweepConfig)
     process: Any = section("process", default=None)  # noise process of a diffusion stage
-    sampler: Any = section("sampler", default=None)  # of the samples that a generative stage shows; not trained with
+    sampler: Any = section("sampler", default=None)  # for the samples shown during training of a generative stage
     seed: int = number(0, at_least=0)
 
     @staticmethod
-    def settle(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
-        """Name the run, and the runs that it starts from."""
-        settle_run(node, choices, overrides)
+    def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Set the names of the run and of the runs that it starts from."""
+        name_run(node, choices, overrides)
 
 
 @dataclass
 class EvalDataConfig(Settings):
-    path: str = MISSING
-    blind_from: str | None = None  # training shards: their commonest answers are what one scores without looking
-    train_from: str | None = None  # training pictures: a linear code made of them, or the samples' nearest neighbours
+    path: str = MISSING  # folder of shards
+    blind_from: str | None = None  # training shards; their most frequent answers are the baseline that ignores images
+    train_from: str | None = None  # training images, for the linear code of the same size and for nearest neighbors
 
 
 @dataclass
 class DrawConfig(Settings):
-    """How a generative model draws; settings of the other kind of model are refused."""
+    """Sampling from a generative model; settings for another kind of model are refused."""
 
-    sampler: Any = section("sampler", default=None)  # None: the run's own
-    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's own, as for all below
+    sampler: Any = section("sampler", default=None)  # None: the run's
+    guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's, as in all fields below
     steps: int | None = number(None, above=0)  # of a diffusion sampler
-    temperature: float | None = number(None, at_least=0)  # of a code prior, as are the next two
+    temperature: float | None = number(None, at_least=0)  # of a code prior, as the next two
     top_k: int | None = number(None, above=0)
     top_p: float | None = number(None, above=0, at_most=1)
 
@@ -56,74 +56,74 @@ class DrawConfig(Settings):
 @dataclass
 class EvalConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
-    root: str = "runs"
+    root: str = "runs"  # folder of all runs
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
-    template: str | None = None  # None: the one it was trained with
-    types: list[str] = field(default_factory=list)  # question types; none: all
-    describe: bool | None = None  # ask for descriptions, not answers; None: if the run learned captions
-    # None: exact match of answers; of descriptions their incoherence alone.
+    template: str | None = None  # chat template; None: the one of training
+    types: list[str] = field(default_factory=list)  # question types; empty: all
+    describe: bool | None = None  # ask for descriptions instead of answers; None: true if trained only on captions
+    # None: exact match for answers; for descriptions only their incoherence.
     metric: str | None = choice(*METRICS, default=None)
     batch_size: int = number(64, above=0)
-    max_new_tokens: int | None = number(None, above=0)  # None: 64 of an answer, 1024 of ScienceQA, 300 of a description
-    limit: int | None = number(None, above=0)  # questions, or pictures
-    features: str | None = None  # network of FID and KID: a run of stage=contrastive, or inception
-    samples: int = number(1000, above=1)  # drawn from a generative model
-    candidates: int = number(1, above=0)  # drawn for each sample that a classifier accepts; 1: none is rejected
-    classifier: str | None = None  # its network, as features; None: that of features, which flatters FID and KID
+    max_new_tokens: int | None = number(None, above=0)  # None: 64 for answers, 1024 for ScienceQA, 300 for descriptions
+    limit: int | None = number(None, above=0)  # maximal number of questions or images
+    features: str | None = None  # network for FID and KID: a run of stage=contrastive, or inception
+    samples: int = number(1000, above=1)  # number of samples from a generative model
+    candidates: int = number(1, above=0)  # samples per accepted sample in classifier rejection; 1: no rejection
+    classifier: str | None = None  # network of the classifier; None: as features, which biases FID and KID
     seed: int = number(0, at_least=0)  # of the samples
-    out: str | None = None
+    out: str | None = None  # None: <run>/eval/<name of the data's folder>
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 @dataclass
 class ScoreConfig(Settings):
-    """Outputs that were recorded elsewhere, scored without a model."""
+    """Scores of recorded outputs, without a model."""
 
     metric: str = choice(*METRICS, default=MISSING)
     predictions: str = MISSING  # LLaVA's result file, {id: text}, or objects with an id and a text
-    references: str = MISSING  # the right answers in the data set's own layout, such as problems.json
-    splits: str | None = None  # of ScienceQA: pid_splits.json; None: the one beside the problems
+    references: str = MISSING  # the correct answers in the data set's own layout, such as problems.json
+    splits: str | None = None  # ScienceQA's pid_splits.json; None: the one beside the problems
     split: str = "test"  # of ScienceQA
     out: str | None = None  # folder for scores.json and scored.jsonl; None: only print
 
 
 @dataclass
 class LLaVABenchConfig(Settings):
-    """LLaVA-Bench: a language model marks recorded answers beside a baseline's."""
+    """LLaVA-Bench: a language model grades recorded answers and those of a baseline."""
 
     predictions: str = MISSING  # recorded answers
     questions: str = MISSING  # lines of {question_id, image, text, category}
-    contexts: str = MISSING  # lines of {image, captions, instances}: the pictures in words
-    baseline: str = MISSING  # the answers to compare with
-    out: str = MISSING  # folder for marks, scores and the judge's replies, which are never asked for twice
+    contexts: str = MISSING  # lines of {image, captions, instances}: the images in words
+    baseline: str = MISSING  # answers of the baseline
+    out: str = MISSING  # folder for grades, scores and the judge's replies, which are reused
     llm: Any = section("llm")  # the judge
-    rules: str | None = None  # LLaVA's rule.json: what the judge is told per category; None: one text for all
+    rules: str | None = None  # LLaVA's rule.json: instructions per category; None: one instruction for all
 
 
 @dataclass
 class SampleConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
-    root: str = "runs"
-    label: Any = None  # class: a name, a number or a list of them; None: all classes in turn
-    prompt: Any = None  # a text, or a list of them in turn
+    root: str = "runs"  # folder of all runs
+    label: Any = None  # class name or number, or a list of them; None: all classes in turn
+    prompt: Any = None  # text, or a list of texts
     map: Any = None  # file of a map, or a list of files
-    count: int = number(16, above=0)
+    count: int = number(16, above=0)  # number of images; labels, prompts and maps are used in turn
     batch_size: int = number(16, above=0)
-    size: int | None = number(None, above=0)  # of pictures of codes, in pixels; None: as trained
-    seed: int = number(0, at_least=0)  # of the first picture; one more for each
-    strip: int = number(4, at_least=0)  # pictures that are shown on their way from noise
-    out: str | None = None  # None: the first of <run>/samples/1, 2, … that is free
-    # Float32: a seed's picture should not depend on the machine.
+    size: int | None = number(None, above=0)  # pixels, only for code priors; None: as trained
+    seed: int = number(0, at_least=0)  # of the first image; the following ones count up
+    strip: int = number(4, at_least=0)  # number of images whose denoising steps are shown
+    out: str | None = None  # None: the first unused of <run>/samples/1, 2, …
+    # Float32, so that the image of a seed does not depend on the machine.
     trainer: HardwareConfig = field(default_factory=lambda: HardwareConfig(precision="32-true"))
 
 
 @dataclass
 class ChatConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
-    root: str = "runs"
-    image: str | None = None
+    root: str = "runs"  # folder of all runs
+    image: str | None = None  # file
     question: str | None = None  # None: ask at the terminal
-    template: str | None = None
+    template: str | None = None  # chat template; None: the one of training
     max_new_tokens: int = number(256, above=0)
     temperature: float = number(0.0, at_least=0)
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
@@ -132,6 +132,6 @@ class ChatConfig(Settings):
 @dataclass
 class ExportConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
-    root: str = "runs"
+    root: str = "runs"  # folder of all runs
     to: str = choice("diffusers")
     out: str | None = None  # None: <run>/export/<to>

@@ -1,8 +1,11 @@
-"""Say what a run would take, without allocating anything: parameters, memory, steps."""
+"""Print the parameters, the memory and the batches of a run, without allocating anything."""
 
 from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
+
+# Precision → bytes of a trainable weight, and of its gradient and Adam's two moments.
+BYTES = {"32-true": (4, 12), "bf16-mixed": (4, 12), "bf16-true": (2, 6)}
 
 
 def main(argv: list[str]) -> int:
@@ -29,8 +32,8 @@ def plan(cfg: DictConfig) -> None:
     print(f"{'part':<14}{'trainable':>16}{'frozen':>16}")
     for part, count in counts.items():
         print(f"{part:<14}{count['trainable']:>16,}{count['frozen']:>16,}")
-    learns, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
-    print(f"{'all':<14}{learns:>16,}{frozen:>16,}")
+    trainable, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
+    print(f"{'all':<14}{trainable:>16,}{frozen:>16,}")
 
     world = world_size(cfg.trainer)
     micro = accumulation(cfg.data.global_batch, cfg.data.micro_batch, world)
@@ -38,11 +41,6 @@ def plan(cfg: DictConfig) -> None:
     print(f"\nglobal batch {cfg.data.global_batch} = {batch}")
     print(f"length: {cfg.trainer.max_steps or '-'} steps, {cfg.trainer.max_epochs or '-'} epochs")
     for precision, (weight, state) in BYTES.items():
-        # A learning weight has a gradient and Adam's two moments beside it.
-        size = (learns * (weight + state) + frozen * (2 if "bf16" in precision else weight)) / 2**30
+        size = (trainable * (weight + state) + frozen * (2 if "bf16" in precision else weight)) / 2**30
         chosen = " (configured)" if cfg.trainer.precision == precision else ""
-        print(f"{precision:<12} weights, gradients, optimizer: {size:8.2f} GiB a device, activations apart{chosen}")
-
-
-# Bytes of a learning weight, and of its gradient and two moments, by precision.
-BYTES = {"32-true": (4, 12), "bf16-mixed": (4, 12), "bf16-true": (2, 6)}
+        print(f"{precision:<12} weights, gradients, optimizer: {size:8.2f} GiB per device, plus activations{chosen}")

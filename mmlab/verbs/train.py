@@ -1,4 +1,4 @@
-"""Train parts of a model: compose, check, build, fit, leave artifacts."""
+"""Train parts of a model and save them."""
 
 import signal
 from pathlib import Path
@@ -23,7 +23,7 @@ def train(cfg: DictConfig) -> None:
     from mmlab.runs.run import finished, prepare_run
 
     check(cfg)
-    if cfg.run.fresh or not finished(Path(cfg.run.dir)):  # a complete run says so on any machine
+    if cfg.run.fresh or not finished(Path(cfg.run.dir)):  # a complete run needs no devices
         check_devices(cfg.trainer)
     folder = prepare_run(cfg)
     if finished(folder):
@@ -32,7 +32,7 @@ def train(cfg: DictConfig) -> None:
 
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.SIG_IGN)  # a warning of the cluster's must not end a run that starts
+            signal.signal(number, signal.SIG_IGN)  # warnings from SLURM must not end the run while it starts
 
     import lightning
 

@@ -66,7 +66,7 @@ def test_flags_may_stand_behind_overrides():
         (["--cgf", "job"], "There is no flag '--cgf'. Did you mean '--cfg'?"),
         (["--cfg", "jib"], "invalid choice: 'jib'"),
         (["-m", "--cfg", "job"], "Only one of"),
-        (["--resolve"], "--resolve goes with --cfg."),
+        (["--resolve"], "--resolve requires --cfg."),
         (["--experimental-rerun", "x.pickle"], "pickle"),
     ],
 )

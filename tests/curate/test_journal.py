@@ -1,6 +1,7 @@
 """Rows that survive a kill, and steps that resume with the same settings."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -76,7 +77,7 @@ def test_a_lock_has_one_owner(tmp_path):
     def other():
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
 
-    assert f"process {os.getpid()} curates into {tmp_path}; wait for it, or stop it." in other()
+    assert re.search(rf"process {os.getpid()} on \S+ curates into {tmp_path}; wait for it, or stop it\.", other())
     held.close()
     assert other() == ""
 

@@ -44,14 +44,14 @@ def test_a_right_config_passes(conf):
             "stage.trainable: the model has no part 'conector'. Did you mean 'connector'? "
             "Parts: vision, connector, language.",
         ),
-        ("stage.trainable=[]", "stage.trainable is empty; name the parts that learn"),
+        ("stage.trainable=[]", "stage.trainable is empty; name the parts to train: vision, connector, language."),
         (
             "+optim.part_lr.langage=1e-3",
             "optim.part_lr: the model has no part 'langage'. Did you mean 'language'?",
         ),
-        ("+optim.part_lr.connector=0", "optim.part_lr.connector=0 must be above 0; a part that is to stay is not in"),
+        ("+optim.part_lr.connector=0", "optim.part_lr.connector=0 must be above 0; to freeze a part, leave it out of"),
         ("optim.min_lr=3e-3", "optim.min_lr=0.003 is above optim.lr=0.002, so the learning rate would rise; lower"),
-        ("trainer.max_steps=null", "give trainer.max_steps=… or trainer.max_epochs=…"),
+        ("trainer.max_steps=null", "The run has no end; give trainer.max_steps=… or trainer.max_epochs=…"),
         ("data.micro_batch=3", "micro_batch"),
         ("trainer.devices=3", "global_batch"),
         (
@@ -129,10 +129,10 @@ def test_missing_indexes_say_which_command_makes_them(conf, tmp_path):
 def test_a_missing_cache_says_what_encodes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = compose("train", ["experiment=taming/ffhq_prior"])
-    with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` makes shards"):
+    with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` creates shards"):
         check_sources(cfg.data)
     (tmp_path / "data" / "ffhq" / "codes" / "train").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` makes them"):
+    with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` creates them"):
         check_sources(cfg.data)
     cfg.data.latents = False
     with pytest.raises(ConfigError, match="`mmlab shards build`"):
@@ -143,7 +143,9 @@ def test_an_option_without_a_schema_goes_by_its_class(conf):
     option = conf / "model" / "connector" / "own.yaml"
     option.write_text("_target_: mmlab.model.connector.MLPConnector\n_partial_: true\ndepth: 4\n")
     check(compose("train", [RECIPE, "model/connector=own"], conf))
-    assert "takes no argument 'dept'" in sentence(conf, "model/connector=own", "+model.connector.dept=1")
+    assert sentence(conf, "model/connector=own", "+model.connector.dept=1") == (
+        "There is no key 'model.connector.dept'. Did you mean 'depth'?"
+    )
 
 
 def test_names_that_look_local(tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_devices_that_are_there(machine, gpus, mps, changes):
     [
         (0, False, {"accelerator": "gpu"}, "trainer.accelerator=gpu, but this machine has no GPU that torch can use"),
         (0, True, {"accelerator": "cuda", "devices": "auto"}, "trainer.accelerator=cuda, but this machine has no GPU"),
-        (1, False, {"accelerator": "mps"}, "trainer.accelerator=mps, but this machine has no mps; trainer=cpu"),
+        (1, False, {"accelerator": "mps"}, "trainer.accelerator=mps, but this machine has no mps; give trainer=cpu"),
         (0, False, {"devices": [0]}, r"trainer.devices=\[0\] names GPUs; on a CPU give their number"),
         (1, False, {"devices": 2}, "trainer.devices=2, but torch finds 1 GPU; trainer.devices=auto"),
         (2, False, {"devices": [0, 2]}, r"trainer.devices=\[0, 2\], but torch finds 2 GPUs, 0 to 1;"),
@@ -133,14 +133,9 @@ def test_tasks_that_fit(srun):
 @pytest.mark.parametrize(
     ("tasks", "devices", "nodes", "sentence"),
     [
-        (
-            2,
-            1,
-            1,
-            "SLURM started 2 tasks on 1 node, trainer.devices is 1 .* give trainer.devices=2 trainer.num_nodes=1",
-        ),
-        (1, 8, 1, "SLURM started 1 task on 1 node, trainer.devices is 8 .* submit with --nodes=1 --ntasks-per-node=8"),
-        (4, 4, 2, "SLURM started 4 tasks on 1 node, .*num_nodes is 2"),
+        (2, 1, 1, "started 2 tasks on 1 node, but trainer.devices is 1 .* give trainer.devices=2 trainer.num_nodes=1"),
+        (1, 8, 1, "started 1 task on 1 node, but trainer.devices is 8 .* submit with --nodes=1 --ntasks-per-node=8"),
+        (4, 4, 2, "started 4 tasks on 1 node, .*num_nodes is 2"),
     ],
 )
 def test_tasks_that_do_not_fit(srun, tasks, devices, nodes, sentence):
@@ -151,7 +146,7 @@ def test_tasks_that_do_not_fit(srun, tasks, devices, nodes, sentence):
 
 def test_tasks_have_to_be_counted_by_node(srun):
     srun(tasks=2)
-    with pytest.raises(ConfigError, match="--ntasks-per-node=2 in place of --ntasks"):
+    with pytest.raises(ConfigError, match="--ntasks-per-node=2 instead of --ntasks"):
         check_tasks(devices=2, nodes=1)
 
 

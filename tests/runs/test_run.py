@@ -94,7 +94,7 @@ def test_the_same_command_comes_back_to_its_folder(conf):
 
 def test_another_run_does_not_move_in(conf):
     prepare(conf, "run.name=mine")
-    with pytest.raises(ConfigError, match=r"runs/mine holds a run with optim.lr=0.002, not 0.1; give another run.name"):
+    with pytest.raises(ConfigError, match=r"runs/mine contains a run with optim.lr=0.002, not 0.1; give another"):
         prepare(conf, "run.name=mine", "optim.lr=0.1")
     with pytest.raises(ConfigError, match=r"stage.trainable.1=None, not vision"):
         prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
@@ -110,7 +110,7 @@ def test_the_micro_batch_of_compared_samples_stays(tmp_path, monkeypatch):
         prepare(recipe)
         prepare(recipe, "trainer.devices=2")
     prepare("align_tiny", "data.micro_batch=2")
-    with pytest.raises(ConfigError, match=r"holds a run with data.micro_batch=\d+, not 2; give another run.name"):
+    with pytest.raises(ConfigError, match=r"contains a run with data.micro_batch=\d+, not 2; give another run.name"):
         prepare("vision_tiny", "data.micro_batch=2")
 
 
@@ -175,7 +175,7 @@ def test_a_run_in_training_is_not_touched(conf, fresh):
     command = [sys.executable, "-c", script, str(folder / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match=r"is being trained by process 1 on x"):
+        with pytest.raises(RunError, match=r"process 1 on x is training runs/llava-align_tiny; wait for it"):
             prepare(conf, f"run.fresh={fresh}")
         assert (folder / "config.yaml").read_text() == "{}"
         holder.kill()
@@ -185,9 +185,9 @@ def test_a_run_in_training_is_not_touched(conf, fresh):
 
 def test_a_run_is_found_by_folder_name_and_recipe(conf):
     folder = prepare(conf)
-    assert find_run(str(folder)) == find_run("llava-align_tiny") == find_run("llava/align_tiny") == folder
+    assert [find_run(name, "runs") for name in (str(folder), "llava-align_tiny", "llava/align_tiny")] == [folder] * 3
     with pytest.raises(ConfigError) as error:
-        find_run("llava/aling_tiny")
+        find_run("llava/aling_tiny", "runs")
     assert str(error.value) == (
         "There is no run 'llava/aling_tiny' in runs. Did you mean 'llava-align_tiny'? Runs there: llava-align_tiny."
     )
@@ -205,7 +205,7 @@ def test_a_run_is_found_by_folder_name_and_recipe(conf):
         ),
         ("depth: 3", "dept: 3", "There is no key 'model.connector.dept'"),
         ("depth: 3", "depth: x", "takes a whole number, not 'x'"),
-        ("seed: 0", "seed: ${oc.env:HOME}", "holds an interpolation"),
+        ("seed: 0", "seed: ${oc.env:HOME}", "contains an interpolation"),
         ("seed: 0", "seed: !!python/object/apply:os.getcwd []", "is not plain YAML"),
         ("\nseed: 0", "\nseed: 0\nsede: 1", "There is no key 'sede'. Did you mean 'seed'?"),
         ("schedule: cosine", "schedule: cosin", "Did you mean 'cosine'?"),

@@ -1,4 +1,4 @@
-"""Points as jobs of submitit: SLURM's queue, or processes of its local executor. Waiting can be taken up again."""
+"""Points as jobs of submitit, on SLURM or in its local executor; a restarted sweep waits for jobs in the queue."""
 
 import getpass
 import json
@@ -17,43 +17,47 @@ from hydra.core.utils import JobStatus
 from mmlab.config.errors import UserError
 from mmlab.runs.sweep.points import Point
 
-LIST = "jobs.json"
-# Seconds: between looks at results, between questions to the queue, for a file system to show a result.
-LOOK, ASK, LATE = 1.0, 15.0, 30.0
+JOBS = "jobs.json"
+# Seconds: between checks for results, between queries of the queue, and until a result must be visible on a shared
+# file system after its job has left the queue.
+CHECK, QUERY, VISIBLE = 1.0, 15.0, 30.0
 
 
 class Jobs:
-    """Runs each point in a job of its own, in which the launcher calls the task.
+    """Runs each point in its own job, in which the launcher calls the task.
 
     Args:
         launcher: Hydra's submitit launcher, set up.
-        folder: the sweep's folder; which job is which point is kept there.
+        folder: the sweep's folder; its `jobs.json` maps each point to its job.
         ended: called after each point.
     """
 
     def __init__(self, launcher: Any, folder: Path, ended: Callable[[], None]):
         self.launcher = launcher
-        self.list = folder / LIST
+        self.file = folder / JOBS
         self.ended = ended
         self.stopped: int | None = None
         self.on_slurm = launcher._EXECUTOR == "slurm"
-        self.remaining = "the jobs in the queue go on, and the same command waits for them" if self.on_slurm else ""
+        self.remaining = "jobs in the queue continue; the same command waits for them" if self.on_slurm else ""
 
     def run(self, points: Sequence[Point]) -> None:
-        """Submit `points` (but those that an earlier start left in the queue) and wait until all have ended."""
-        jobs = self._left_in_queue(points)
+        """Submit `points`, except those in the queue from an earlier start, and wait until all have ended."""
+        jobs = self._queued(points)
         new = [point for point in points if point not in jobs]
         jobs |= dict(zip(new, self._submit(new), strict=True)) if new else {}
-        kept = json.loads(self.list.read_text()) if self.list.exists() else {}
-        kept |= {point.name: [job.job_id, job.num_tasks] for point, job in jobs.items()}
-        self.list.write_text(json.dumps(kept, indent=1) + "\n")
+        submitted = self._submitted() | {point.name: [job.job_id, job.num_tasks] for point, job in jobs.items()}
+        self.file.write_text(json.dumps(submitted, indent=1) + "\n")
         for point, job in jobs.items():
             print(f"job {job.job_id}: {point.name}: {point}", flush=True)
         self._wait(jobs)
 
     def stop(self, signum: int) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self.stopped = self.stopped or signum
+
+    def _submitted(self) -> dict[str, list[Any]]:
+        """Run → its job's id and number of tasks."""
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def _submit(self, points: Sequence[Point]) -> list[Any]:
         import submitit
@@ -71,30 +75,33 @@ class Jobs:
         ]
         return executor.map_array(self.launcher, *zip(*calls, strict=True))
 
-    def _left_in_queue(self, points: Sequence[Point]) -> dict[Point, Any]:
-        if not self.on_slurm or not self.list.exists():
+    def _queued(self, points: Sequence[Point]) -> dict[Point, Any]:
+        """The jobs of an earlier start that are still in SLURM's queue."""
+        submitted = self._submitted() if self.on_slurm else {}
+        if not submitted:
             return {}
         from submitit import SlurmJob
 
-        kept, queue = json.loads(self.list.read_text()), in_queue()
-        left = [point for point in points if point.name in kept and kept[point.name][0] in (queue or ())]
-        where = self.launcher.params["submitit_folder"]
-        return {p: SlurmJob(where, kept[p.name][0], tasks=range(kept[p.name][1])) for p in left}
+        queue, folder = job_ids() or (), self.launcher.params["submitit_folder"]
+        earlier = {point: submitted[point.name] for point in points if point.name in submitted}
+        return {
+            point: SlurmJob(folder, id, tasks=range(tasks)) for point, (id, tasks) in earlier.items() if id in queue
+        }
 
     def _wait(self, jobs: dict[Point, Any]) -> None:
-        waiting, asked, gone = dict(jobs), time.monotonic(), {}
+        waiting, last_query, left_queue = dict(jobs), time.monotonic(), {}
         while waiting and self.stopped is None:
             for point, job in list(waiting.items()):
-                parts = [job.task(i) for i in range(job.num_tasks)]
-                if all(part.paths.result_pickle.exists() for part in parts) or (
-                    time.monotonic() - gone.get(point, time.monotonic()) > LATE
+                tasks = [job.task(i) for i in range(job.num_tasks)]
+                if all(task.paths.result_pickle.exists() for task in tasks) or (
+                    time.monotonic() - left_queue.get(point, time.monotonic()) > VISIBLE
                 ):
                     del waiting[point]
-                    self._settle(point, parts)
-            if time.monotonic() - asked > ASK or not self.on_slurm:
-                asked, now = time.monotonic(), self._alive(waiting)
-                gone = {point: gone.get(point, asked) for point in waiting if point not in now}
-            time.sleep(LOOK)
+                    self._record(point, tasks)
+            if time.monotonic() - last_query > QUERY or not self.on_slurm:
+                last_query, alive = time.monotonic(), self._alive(waiting)
+                left_queue = {point: left_queue.get(point, last_query) for point in waiting if point not in alive}
+            time.sleep(CHECK)
         if self.stopped is not None and not self.on_slurm:
             for job in waiting.values():
                 job.cancel(check=False)
@@ -102,19 +109,19 @@ class Jobs:
     def _alive(self, waiting: dict[Point, Any]) -> set[Point]:
         if not self.on_slurm:
             return {point for point, job in waiting.items() if not job.done(force_check=True)}
-        queue = in_queue()
+        queue = job_ids()
         return {point for point, job in waiting.items() if queue is None or job.job_id in queue}
 
-    def _settle(self, point: Point, parts: list[Any]) -> None:
-        reasons = [reason for part in parts if (reason := _failure(part))]
-        point.settle(reasons[0] if reasons else None)
+    def _record(self, point: Point, tasks: list[Any]) -> None:
+        reasons = [reason for task in tasks if (reason := _failure(task))]
+        point.record(reasons[0] if reasons else None)
         if point.failure:
-            print(f"mmlab: {point.name} failed: {point.failure} ({parts[0].paths.stderr})", file=sys.stderr, flush=True)
+            print(f"mmlab: {point.name} failed: {point.failure} ({tasks[0].paths.stderr})", file=sys.stderr, flush=True)
         self.ended()
 
 
-def in_queue() -> set[str] | None:
-    """The ids of this user's jobs that wait or run, `12_0` for one of an array; None when SLURM does not answer."""
+def job_ids() -> set[str] | None:
+    """The ids of this user's jobs in SLURM's queue, `12_0` for one of an array; None if SLURM does not answer."""
     try:
         user = os.environ.get("SLURM_JOB_USER") or getpass.getuser()
         command = ["squeue", "--noheader", "--array", "--user", user, "--format", "%i"]
@@ -124,11 +131,11 @@ def in_queue() -> set[str] | None:
     return set(done.stdout.split()) if done.returncode == 0 else None
 
 
-def _failure(part: Any) -> str | None:
-    """Why a task of a job failed; None when it returned."""
-    if not part.paths.result_pickle.exists():
-        return f"job {part.job_id} ended without a result"
-    outcome, result = part._get_outcome_and_result()
+def _failure(task: Any) -> str | None:
+    """The reason why a task of a job failed; None if it returned."""
+    if not task.paths.result_pickle.exists():
+        return f"job {task.job_id} ended without a result"
+    outcome, result = task._get_outcome_and_result()
     if outcome == "error":
         return str(result).strip().splitlines()[-1]
     if result.status is JobStatus.COMPLETED:

@@ -1,4 +1,4 @@
-"""Between Hydra's sweeper and its launcher: complete points are left out, a table is kept."""
+"""The launcher between Hydra's sweeper and Hydra's launcher: skips complete points and keeps the table."""
 
 import contextlib
 import math
@@ -16,13 +16,13 @@ from mmlab.config.errors import ConfigError, RunError, UserError, nearest
 from mmlab.runs.sweep.jobs import Jobs
 from mmlab.runs.sweep.local import Processes
 from mmlab.runs.sweep.points import Point, Points
-from mmlab.runs.sweep.sweep_table import Row, SweepTable, aligned, means_grid, settings
+from mmlab.runs.sweep.sweep_table import Row, SweepTable, aligned
 
 TRAIN = (sys.executable, "-m", "mmlab.cli", "train")
 
 
 class StoppedError(UserError):
-    """A signal ended the sweep; the exit code is the one that a shell gives to it."""
+    """A signal stopped the sweep; the exit code is a shell's for the signal."""
 
     def __init__(self, signum: int, sentence: str):
         super().__init__(sentence)
@@ -30,28 +30,28 @@ class StoppedError(UserError):
 
 
 class Failed(JobReturn):
-    """What a search gets of a failed point: an error in place of a metric, without Hydra's announcement of it."""
+    """The result of a failed point for a search: reading the metric raises, without Hydra's own error output."""
 
     def __init__(self, point: Point):
         super().__init__()
         self.status = JobStatus.FAILED
-        self.sentence = f"{point.name} failed: {point.failure}."
+        self.message = f"{point.name} failed: {point.failure}."
 
     @property
     def return_value(self) -> NoReturn:
-        raise RunError(self.sentence)
+        raise RunError(self.message)
 
 
 class PointLauncher(Launcher):
-    """Runs points where Hydra's `launcher` says: in processes here, or in jobs of submitit.
+    """Runs points in processes on this machine or in jobs of submitit, depending on Hydra's launcher.
 
     Args:
-        points: the sweep's points, composed as they are asked for.
+        points: the sweep's points.
         folder: the sweep's folder.
-        launcher: what `hydra/launcher=…` chose, set up.
+        launcher: the launcher of `hydra/launcher=…`, set up.
 
     Raises:
-        ConfigError: a launcher that can do neither.
+        ConfigError: an unsupported launcher.
     """
 
     def __init__(self, points: Points, folder: Path, launcher: Launcher):
@@ -70,51 +70,51 @@ class PointLauncher(Launcher):
 
             jobs = effective_n_jobs(cfg.hydra.launcher.n_jobs)
         elif chosen != "BasicLauncher":
-            raise ConfigError(f"{chosen} cannot run points; choose hydra/launcher=joblib or slurm.")
+            raise ConfigError(f"{chosen} is not supported; give hydra/launcher=joblib or slurm.")
         command = [*TRAIN, *points.multirun.flags, *points.multirun.plugin_free]
         self.runner = Processes(command, folder / "logs", self.report, jobs)
 
     def setup(self, **kwargs: object) -> None:
-        """Nothing: the launcher behind is set up."""
+        """Do nothing: the wrapped launcher is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a search's suggestions and return their metrics; a failed point is a failed trial.
+        """Run the points that a search suggests and return their metrics; a failed point is a failed trial.
 
         Raises:
-            ConfigError: a point's config is wrong.
-            RunError: a complete run has no such metric.
-            StoppedError: a signal stopped it.
+            ConfigError: a point's config is invalid.
+            RunError: a complete run lacks the metric.
+            StoppedError: a signal stopped the sweep.
         """
         batch = self.points.take(job_overrides)
         self.run(batch)
         return [self._result(point) for point in batch]
 
     def run(self, batch: Sequence[Point]) -> None:
-        """Run those points that are not complete.
+        """Run the points that are not complete.
 
         Raises:
-            StoppedError: a signal stopped it.
+            StoppedError: a signal stopped the sweep.
         """
         self.report()
         if todo := [point for point in dict.fromkeys(batch) if not point.done]:
             self.runner.run(todo)
         if self.runner.stopped is not None:
             complete = sum(point.done for point in self.points.all.values())
-            rest = self.runner.remaining or "the same command again runs the rest"
+            rest = self.runner.remaining or "the same command runs the rest"
             name = Signals(self.runner.stopped).name
-            sentence = f"Stopped by {name}: {complete} of {len(self.points.all)} points are complete; {rest}."
-            raise StoppedError(self.runner.stopped, sentence)
+            message = f"Stopped by {name}: {complete} of {len(self.points.all)} points are complete; {rest}."
+            raise StoppedError(self.runner.stopped, message)
 
     def stop(self, signum: int) -> None:
-        """Pass a signal on to what runs, and start nothing more."""
+        """Pass a signal on to the running points, and start no more."""
         self.runner.stop(signum)
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Print the table at the end, however the sweep ends, and say which points failed.
+        """Print the table at the end, also after an error or a signal.
 
         Raises:
-            RunError: points failed, or the complete ones have no such metric.
+            RunError: points failed, or the complete runs lack the metric.
         """
         try:
             yield
@@ -122,27 +122,26 @@ class PointLauncher(Launcher):
             if self.points.all:
                 self.report()
                 table = self._table()
-                means = f"\n{aligned(means_grid(table))}\n" if settings(table) else ""
+                means = f"\n{aligned(table.means_grid())}\n" if table.settings else ""
                 print(f"\n{table.text()}\n{means}\n{self.folder}/table.csv, table.png", flush=True)
         if failed := self.failed():
             named = ", ".join(f"{point.name} ({point})" for point in failed[:5]) + (", …" if len(failed) > 5 else "")
             raise RunError(
-                f"{len(failed)} of {len(self.points.all)} points failed: {named}; the same command again runs only "
-                f"{'it' if len(failed) == 1 else 'them'}."
+                f"{len(failed)} of {len(self.points.all)} points failed: {named}; the same command runs only these."
             )
         complete = [point for point in self.points.all.values() if point.done]
         if complete and not any(self.metric in point.metrics for point in complete):
             raise RunError(self._no_metric(complete[0]))
 
     def report(self) -> None:
-        """Write the table as it is now."""
+        """Write the current table into the sweep's folder."""
         from mmlab.runs.sweep.sweep_picture import write_sweep
 
         with self._writing:
             write_sweep(self._table(), self.folder)
 
     def failed(self) -> list[Point]:
-        """The points that were run and are not complete."""
+        """The points that were run and failed."""
         return [point for point in self.points.all.values() if point.failure]
 
     def best(self) -> Point | None:
@@ -167,4 +166,4 @@ class PointLauncher(Launcher):
     def _no_metric(self, point: Point) -> str:
         names = [name for name in point.metrics if name != "steps"]
         hint = nearest(self.metric, names) or f" It has {', '.join(names)}."
-        return f"{point.name} has no metric '{self.metric}'.{hint} Give sweep.metric=…; complete runs are kept."
+        return f"{point.name} has no metric '{self.metric}'.{hint} Give sweep.metric=…; no run is repeated."

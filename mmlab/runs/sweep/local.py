@@ -1,4 +1,4 @@
-"""Points on this machine: each a process of its own, one or several at a time; signals are passed on to them."""
+"""Points as processes on this machine, one or several at a time; signals are passed on to them."""
 
 import contextlib
 import os
@@ -15,20 +15,19 @@ from types import FrameType
 from mmlab.runs.run import finished
 from mmlab.runs.sweep.points import Point
 
-# The last two are what a SLURM job's --signal sends before its time is over.
+# SLURM jobs often get one of the last two (--signal) before their time is over.
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# Seconds that the ranks of a run have to leave once the first has.
-GRACE = 5.0
+GRACE = 5.0  # seconds for the other ranks of a run to exit after the first
 
 
 class Processes:
     """Runs points as processes.
 
     Args:
-        command: what starts a point, before its overrides.
-        logs: folder for the points' output where several run at a time.
+        command: the command that starts a point, without its overrides.
+        logs: folder for the output of points that run at the same time.
         ended: called after each point, in the thread that waited for it.
-        jobs: how many points run at a time.
+        jobs: number of points that run at the same time.
     """
 
     remaining = ""
@@ -40,10 +39,10 @@ class Processes:
         self.jobs = jobs
         self.stopped: int | None = None
         self._running: list[subprocess.Popen] = []
-        self._told: set[int] = set()
+        self._signaled: set[int] = set()
 
     def run(self, points: Sequence[Point]) -> None:
-        """Run `points` and note in each how it ended."""
+        """Run `points` and record the outcome of each."""
         jobs = min(self.jobs, len(points))
         if jobs == 1:
             for point in points:
@@ -63,21 +62,21 @@ class Processes:
             finally:
                 shares.put(share)
 
-        # The points are processes already; threads wait for them.
+        # Threads suffice to wait for the processes.
         Parallel(n_jobs=jobs, backend="threading", pre_dispatch="all")(map(delayed(work), points))
 
     def stop(self, signum: int) -> None:
-        """Start no further point, and pass the signal on to those that run; they save and end."""
+        """Start no more points, and pass the signal on to the running ones, which save and exit."""
         self.stopped = self.stopped or signum
         for process in list(self._running):
-            self._tell(process, signum)
+            self._signal(process, signum)
 
     def _run(self, point: Point, share: dict[str, str], log: Path | None) -> None:
         if self.stopped is not None:
             return
         print(f"[{point.number}] {point.name}: {point}", flush=True)
         with log.open("w") if log else contextlib.nullcontext() as out:
-            # In a group of its own, or a terminal's Ctrl-C would arrive twice.
+            # In its own process group; otherwise Ctrl-C in a terminal would arrive twice.
             process = subprocess.Popen(
                 [*self.command, *point.overrides],
                 stdin=subprocess.DEVNULL,
@@ -87,35 +86,36 @@ class Processes:
                 process_group=0,
             )
             self._running.append(process)
-            if self.stopped is not None and process.pid not in self._told:
-                self._tell(process, self.stopped)
+            if self.stopped is not None and process.pid not in self._signaled:
+                self._signal(process, self.stopped)
             code = process.wait()
         self._running.remove(process)
         if code:
             _end_group(process)
         if not code or self.stopped is None:
-            point.settle(_reason(code, log) if code else None)
+            point.record(_reason(code, log) if code else None)
         else:
-            point.done = finished(point.folder)  # the signal may have come after its last step
+            point.done = finished(point.folder)  # the signal may have arrived after its last step
         if point.failure:
             where = f" ({log})" if log else ""
             print(f"mmlab: {point.name} failed: {point.failure}{where}", file=sys.stderr, flush=True)
         self.ended()
 
-    def _tell(self, process: subprocess.Popen, signum: int) -> None:
-        self._told.add(process.pid)
-        # For a run a closed terminal is SIGTERM: save and leave.
-        _signal_group(process, signal.SIGTERM if signum == signal.SIGHUP else signum)
+    def _signal(self, process: subprocess.Popen, signum: int) -> None:
+        self._signaled.add(process.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # A run saves and exits on SIGTERM, but not on SIGHUP (a closed terminal).
+            os.killpg(process.pid, signal.SIGTERM if signum == signal.SIGHUP else signum)
 
 
 @contextlib.contextmanager
 def receiving(receive: Callable[[int], None]) -> Iterator[None]:
-    """Call `receive` with each signal that asks this process to end; it does not end by itself."""
+    """Call `receive` with each signal that would end this process, instead of ending it."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         receive(signum)
 
-    # What was ignored when we were started (nohup) stays so.
+    # Signals that were ignored at the start (nohup) stay ignored.
     before = {s: signal.getsignal(s) for s in PASSED_ON if signal.getsignal(s) is not signal.SIG_IGN}
     for signum in before:
         signal.signal(signum, handle)
@@ -127,7 +127,7 @@ def receiving(receive: Callable[[int], None]) -> Iterator[None]:
 
 
 def divide(jobs: int) -> list[dict[str, str]]:
-    """Share this machine's CPU threads and GPUs out among `jobs` processes, as environment variables."""
+    """Divide this machine's CPU threads and GPUs among `jobs` processes; returns environment variables for each."""
     share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cpus() // jobs))}
     gpus = _gpus()
     if len(gpus) < jobs:
@@ -140,9 +140,9 @@ def _cpus() -> int:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that a process here would see."""
-    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in given.split(",") if gpu]
+    """The GPUs that a process on this machine can use."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in visible.split(",") if gpu]
     if shutil.which("nvidia-smi") is None:
         return []
     done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
@@ -150,20 +150,20 @@ def _gpus() -> list[str]:
 
 
 def _reason(code: int, log: Path | None) -> str:
-    """Why a process ended with `code`: its own sentence where it is in the log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
-    said = [line.removeprefix("mmlab: ") for line in lines if line.startswith("mmlab: ")]
+    """The reason why a process ended with `code`: the last error of mmlab in the log, if there is one."""
     signum = -code if code < 0 else code - 128
-    if signum in [known.value for known in signal.Signals]:
+    with contextlib.suppress(ValueError):
         return f"ended by {signal.Signals(signum).name}"
-    if said:
-        return said[-1].rstrip(".")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
+    errors = [line.removeprefix("mmlab: ") for line in lines if line.startswith("mmlab: ")]
+    if errors:
+        return errors[-1].rstrip(".")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"exit code {code}" + (f", {last}" if last else "")
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """End the other ranks of a run whose first one is gone: they might wait for it forever."""
+    """End the remaining ranks of a run whose first rank has exited; they might wait for it forever."""
     end = time.monotonic() + GRACE
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < end:
@@ -172,13 +172,8 @@ def _end_group(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _signal_group(process: subprocess.Popen, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signum)
-
-
 def _dying_with_us() -> list[str]:
-    """A prefix with which a point gets SIGTERM when the sweep is killed: no one else would wait for it."""
+    """A command prefix with which a point gets SIGTERM if the sweep is killed; empty if unsupported."""
     prefix = ["setpriv", "--pdeathsig", "TERM"]
-    known = shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
-    return prefix if known else []
+    works = shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    return prefix if works else []

@@ -1,4 +1,4 @@
-"""The points of a sweep: each one's overrides, the run that it is, and what became of it."""
+"""The points of a sweep: the overrides, the run and the outcome of each."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -25,13 +25,13 @@ class Point:
     """One run of a sweep.
 
     Args:
-        overrides: a whole command line's, those that all points share among them.
-        label: its own overrides, secrets redacted.
-        name: the run's name, the same as outside of a sweep.
+        overrides: all overrides of its command line.
+        label: the overrides that differ between points, with secrets redacted.
+        name: the run's name, the same as outside a sweep.
         folder: the run's folder.
-        number: its place, as `2/8`.
+        number: its position, as `2/8`.
         done: the run is complete.
-        failure: why it is not, in a few words; None where it was not run.
+        failure: the reason why the run failed; None if it was not run.
     """
 
     overrides: list[str]
@@ -42,8 +42,8 @@ class Point:
     done: bool = False
     failure: str | None = None
 
-    def settle(self, failure: str | None) -> None:
-        """Note how running the point ended; what counts is whether the run says that it is complete."""
+    def record(self, failure: str | None) -> None:
+        """Record the outcome of its run; a run that is not marked as complete has failed."""
         self.done = failure is None and finished(self.folder)
         self.failure = None if self.done else failure or "it ended without being complete"
 
@@ -53,7 +53,7 @@ class Point:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the complete run ended with: steps, losses, …; empty before."""
+        """The last metrics of a complete run: steps, losses, …; otherwise empty."""
         return json.loads((self.folder / DONE).read_text(encoding="utf-8")) if self.done else {}
 
     def __str__(self) -> str:
@@ -61,12 +61,12 @@ class Point:
 
 
 class Points:
-    """All points of a sweep so far, in the order in which they were asked for.
+    """All points of a sweep so far, in the order of their composition.
 
     Args:
         multirun: the command line.
         sweep: the sweep's name.
-        total: how many there will be, where that is known.
+        total: the number of points, if known.
     """
 
     def __init__(self, multirun: Multirun, sweep: str, total: int | None):
@@ -77,20 +77,20 @@ class Points:
         self._checked = False
 
     def take(self, batch: Iterable[Sequence[str]]) -> list[Point]:
-        """Compose points, and check the first batch as thoroughly as their runs will, before any of them runs.
+        """Compose points, and run all checks of `mmlab train` on the first batch before any of them runs.
 
         Args:
             batch: each point's overrides.
 
         Returns:
-            Their points; the same one for the same overrides.
+            Their points; equal overrides give the same point.
 
         Raises:
-            ConfigError: a point's config is wrong, or two would be one run.
+            ConfigError: a point's config is invalid, or two points would be the same run.
         """
         pairs = [self._point(list(overrides)) for overrides in batch]
         if not self._checked:
-            check_apart([(str(point), cfg) for point, cfg in pairs if not point.done])
+            check_in_subprocess([(str(point), cfg) for point, cfg in pairs if not point.done])
             self._checked = True
         return [point for point, _ in pairs]
 
@@ -112,18 +112,18 @@ class Points:
 
     def _collision(self, one: Point, other: Point, stage: type | None) -> str:
         if any(override.startswith("run.name=") for override in self.multirun.overrides):
-            return f"All points would be the run {one.name}: leave run.name out, or put what is swept into it."
+            return f"All points would be the run {one.name}: leave out run.name, or include the swept keys in it."
         keys = [key for key in one.label if is_execution(key.lstrip("+"), stage)]
         key = keys[0] if keys else next(iter(other.label), "run.name")
-        how = f"{key} changes how a run is executed and not what it computes; " if keys else ""
-        return f"'{one}' and '{other}' would be one run, {one.name}: {how}give 'run.name={one.name}-${{{key}}}'."
+        reason = f"{key} affects only how a run is executed, not its result; " if keys else ""
+        return f"'{one}' and '{other}' would be the same run {one.name}: {reason}give 'run.name={one.name}-${{{key}}}'."
 
 
-def check_apart(configs: list[tuple[str, DictConfig]]) -> None:
-    """Check configs in a process of its own, so that this one never loads torch.
+def check_in_subprocess(configs: list[tuple[str, DictConfig]]) -> None:
+    """Check configs in a process of their own, so that this one does not import torch.
 
     Raises:
-        ConfigError: the first that cannot run; the sentence names the point.
+        ConfigError: the first invalid config; the message names the point.
         RunError: the process was killed.
     """
     if not configs:
@@ -136,10 +136,10 @@ def check_apart(configs: list[tuple[str, DictConfig]]) -> None:
 
 
 def check_all(configs: list[tuple[str, DictConfig]]) -> None:
-    """Check configs in turn.
+    """Check (label, config) of each point.
 
     Raises:
-        ConfigError: the first that cannot run.
+        ConfigError: the first invalid config; the message names the point.
     """
     for label, cfg in configs:
         try:

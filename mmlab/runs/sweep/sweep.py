@@ -1,7 +1,6 @@
-"""`mmlab train -m`: the points of a sweep as runs of their own, and the table of them."""
+"""`mmlab train -m`: runs the points of a sweep, each as a run, and writes their table."""
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,55 +13,57 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.config.multirun import Multirun
+from mmlab.runs.disk import claim, write_text
 from mmlab.runs.naming import stage_of, sweep_name
 from mmlab.runs.redact import redact_text
+from mmlab.runs.run import LOCK
 from mmlab.runs.sweep.launcher import PointLauncher
 from mmlab.runs.sweep.local import receiving
 from mmlab.runs.sweep.points import Points
 
 
 def sweep(multirun: Multirun, task: TaskFunction) -> None:
-    """Run what is missing or failed of a sweep, each point as the run that it is on its own.
+    """Run the points of a sweep that are missing or failed; each is the same run as outside the sweep.
 
-    On this machine a point is a process of its own; in a job of submitit it is a call of `task`. The table in
-    `<run.root>/sweeps/<sweep>` is written anew after each point.
+    On this machine a point is a process; in a job of submitit it is a call of `task`. The table in
+    `<run.root>/sweeps/<sweep>` is updated after each point.
 
     Raises:
-        ConfigError: a point's config is wrong; of a grid no point has run then.
-        RunError: points failed; the others were run.
-        StoppedError: a signal stopped it; the points that ran have got the signal too.
+        ConfigError: a point's config is invalid; the points of a grid are all checked before the first runs.
+        RunError: some points failed; the others were run.
+        StoppedError: a signal stopped the sweep, after it was passed on to the running points.
     """
     cfg = multirun.cfg
-    _settle(multirun)
+    _complete_config(multirun)
     folder = Path(cfg.run.root, "sweeps", cfg.run.sweep)
     batches = multirun.grid() if multirun.plugin("sweeper") == "BasicSweeper" else None
     total = cfg.hydra.sweeper.get("n_trials") if batches is None else sum(map(len, batches))
     points = Points(multirun, cfg.run.sweep, total)
     context = HydraContext(config_loader=multirun.loader, callbacks=Callbacks())
     sweeper: Any = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=cfg)
-    # Plugins for searches wrap what does the work.
+    # The sweepers of plugins are wrappers.
     inner = getattr(sweeper, "sweeper", sweeper)
     launcher = inner.launcher = PointLauncher(points, folder, inner.launcher)
     if batches is None:
-        with alone(folder, multirun), receiving(launcher.stop), launcher.reporting():
+        with exclusive(folder, multirun), receiving(launcher.stop), launcher.reporting():
             _search(sweeper, launcher)
         return
     taken = points.take([overrides for batch in batches for overrides in batch])
     complete = sum(point.done for point in points.all.values())
     print(f"sweep {cfg.run.sweep}: {len(points.all)} points, {complete} of them complete already", flush=True)
-    with alone(folder, multirun), receiving(launcher.stop), launcher.reporting():
+    with exclusive(folder, multirun), receiving(launcher.stop), launcher.reporting():
         for batch in batches:
             launcher.run([taken.pop(0) for _ in batch])
 
 
-def _settle(multirun: Multirun) -> None:
-    """Write the sweep's name, and the seed of a search, into the config that its points have in common."""
+def _complete_config(multirun: Multirun) -> None:
+    """Set the sweep's name and the seed of a search in the config that its points have in common."""
     cfg = multirun.cfg
     with open_dict(cfg):
         cfg.run.sweep = cfg.run.sweep or _name(multirun)
         sampler = OmegaConf.select(cfg, "hydra.sweeper.sampler")
         if isinstance(sampler, DictConfig) and "seed" in sampler and sampler.seed is None:
-            # The same search again suggests the same points, whose runs are there already.
+            # A repeated search then suggests the same points, whose runs exist.
             sampler.seed = cfg.seed
 
 
@@ -74,7 +75,7 @@ def _name(multirun: Multirun) -> str:
 
 
 def _search(sweeper: Any, launcher: PointLauncher) -> None:
-    """Let a sweeper suggest points until it has had its trials."""
+    """Let a sweeper suggest points until it has done its trials."""
     multirun = launcher.points.multirun
     if not multirun.swept and not OmegaConf.select(multirun.cfg, "hydra.sweeper.custom_search_space"):
         raise ConfigError(
@@ -84,7 +85,7 @@ def _search(sweeper: Any, launcher: PointLauncher) -> None:
     try:
         sweeper.sweep(multirun.overrides)
     except RuntimeError as error:
-        # So the plugin ends a grid sampler's search whose last trial failed.
+        # The plugin raises this at the end of a grid whose last trial failed.
         if "Study.stop" not in str(error):
             raise
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -97,7 +98,7 @@ def _search(sweeper: Any, launcher: PointLauncher) -> None:
 
 
 def _quieten() -> None:
-    """Leave out what a search says at each trial: the table says it."""
+    """Silence the output of a search for each trial; the table contains it."""
     import logging
 
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)
@@ -108,22 +109,16 @@ def _quieten() -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, multirun: Multirun) -> Iterator[None]:
-    """Make the sweep's folder, and keep a second start of the same sweep out of it.
+def exclusive(folder: Path, multirun: Multirun) -> Iterator[None]:
+    """Create the sweep's folder and lock it; remove it again if no point has a valid config.
 
     Raises:
-        RunError: the sweep is running.
+        RunError: another process is running the sweep.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"The sweep {folder.name} is running already, in another process.") from error
-        except OSError:
-            pass  # a file system without locks
+    with claim(folder / LOCK, "is running the sweep in"):
         text = "".join(f"{redact_text(override)}\n" for override in multirun.overrides)
-        (folder / "overrides.txt").write_text(text, encoding="utf-8")
+        write_text(folder / "overrides.txt", text)
         try:
             yield
         except ConfigError:

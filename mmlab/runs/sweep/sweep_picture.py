@@ -1,4 +1,4 @@
-"""A sweep as a picture: the metric over each swept key, and the tables; over seeds, the means first."""
+"""A sweep as a figure: the metric over each swept key, and the tables; over seeds, the means first."""
 
 import math
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmlab.runs.sweep.sweep_table import SEED, SweepTable, aligned, means_csv, means_grid, settings
+from mmlab.runs.disk import write_text
+from mmlab.runs.sweep.sweep_table import SEED, SweepTable, aligned
 
 GOOD, BAD = "tab:green", "tab:red"
 PAGE, CARD, LINE, INK, FAINT = "0.95", "white", "0.85", "0.1", "0.6"  # gray levels
@@ -24,12 +25,11 @@ _PATH = re.compile(r"[\w./-]+\w")
 
 
 def write_sweep(table: SweepTable, folder: Path) -> None:
-    """Write `table.csv`, `table.png` and, over seeds, `means.csv` into a sweep's folder; each appears complete."""
-    draft = folder / f".table.{os.getpid()}"
-    texts = {"table.csv": table.csv()} | ({"means.csv": means_csv(table)} if settings(table) else {})
-    for name, text in texts.items():
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
+    """Write `table.csv`, `table.png` and, if seeds were swept, `means.csv` into a sweep's folder, each atomically."""
+    write_text(folder / "table.csv", table.csv())
+    if table.settings:
+        write_text(folder / "means.csv", table.means_csv())
+    draft = folder / f".table.png.{os.getpid()}"
     # The tight box includes the title and the tables, which lie outside the figure.
     sweep_figure(table).savefig(draft, format="png", dpi=100, bbox_inches="tight", pad_inches=0.25)
     draft.replace(folder / "table.png")
@@ -73,7 +73,7 @@ def _panel(axes: Axes, table: SweepTable, key: str) -> None:
         return
     bars = [
         (setting.swept[key], mean, spread)
-        for setting in settings(table)
+        for setting in table.settings
         if key in setting.swept
         and (mean := setting.mean(table.metric)) is not None
         and (spread := setting.spread(table.metric)) is not None
@@ -137,11 +137,11 @@ def _spans_decades(values: Sequence[float]) -> bool:
 def _lines(table: SweepTable) -> list[tuple[str, str]]:
     """The lines below the panels with their colors: the best is green, a failed point red, a missing one faint."""
     lines: list[tuple[str, str]] = []
-    if means := settings(table):
+    if means := table.settings:
         colors = [INK] * len(means)
         if means[0].mean(table.metric) is not None:
             colors[0] = GOOD
-        lines = [*_block(means_grid(table), colors), ("", FAINT)]
+        lines = [*_block(table.means_grid(), colors), ("", FAINT)]
     rows = table.rows[:_MAX_ROWS]
     colors = [{"failed": BAD, "missing": FAINT}.get(row.status, INK) for row in rows]
     if rows and table.value(rows[0]) is not None:

@@ -1,16 +1,18 @@
-"""The table of a sweep: a row for each point, the best first; as CSV, as text and as a picture."""
+"""The table of a sweep: a row for each point, the best first, and means over seeds; as CSV and as text."""
 
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-# Columns that every sweep has, behind what was swept.
+# Columns of every table, after the swept keys.
 FIXED = ("run", "status", "steps")
 STATUS = ("complete", "failed", "missing")
-WIDEST = 44
+SEED = "seed"
+WIDEST = 44  # characters of a cell in the text
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,10 @@ class Row:
     """One point.
 
     Args:
-        swept: its own overrides, key → value.
+        swept: the overrides that differ between points, key → value.
         run: the run's name.
         status: complete, failed or missing.
-        metrics: what the complete run ended with, `steps` among it.
+        metrics: the last metrics of a complete run, including `steps`.
     """
 
     swept: dict[str, str]
@@ -31,13 +33,36 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The points that differ only in their seed.
+
+    Attributes:
+        swept: their other overrides, key → value.
+        values: metric → its finite values in the complete runs.
+    """
+
+    swept: dict[str, str]
+    values: dict[str, list[float]]
+
+    def mean(self, metric: str) -> float | None:
+        """The mean over the seeds, None without values."""
+        values = self.values.get(metric)
+        return fmean(values) if values else None
+
+    def spread(self, metric: str) -> float | None:
+        """The sample standard deviation over the seeds, None for fewer than two values."""
+        values = self.values.get(metric, [])
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
 class SweepTable:
     """All points of a sweep.
 
     Args:
         title: the sweep's name.
-        metric: the metric that rows are sorted by.
-        maximize: whether more of it is better.
+        metric: the metric by which rows are sorted.
+        maximize: whether a higher metric is better.
         points: a row for each point, in any order.
     """
 
@@ -48,12 +73,12 @@ class SweepTable:
 
     @property
     def swept(self) -> list[str]:
-        """The keys that were swept."""
+        """The swept keys."""
         return list(dict.fromkeys(key for row in self.points for key in row.swept))
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics' names, the one that counts first."""
+        """The names of the metrics, the sweep's own first."""
         names = dict.fromkeys([self.metric, *(name for row in self.points for name in row.metrics)])
         return [name for name in names if name not in FIXED]
 
@@ -63,33 +88,33 @@ class SweepTable:
 
     @property
     def rows(self) -> list[Row]:
-        """The points, the best first; then those without a finite metric, failed ones, missing ones."""
+        """The points, best first; then those without a finite metric, failed ones, missing ones."""
+        return sorted(self.points, key=lambda row: (STATUS.index(row.status), self._rank(self.value(row))))
 
-        def rank(row: Row) -> tuple[int, bool, float]:
-            value = self.value(row)
-            key = 0.0 if value is None else -value if self.maximize else value
-            return STATUS.index(row.status), value is None, key
-
-        return sorted(self.points, key=rank)
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings, best mean first, those without a mean last; empty if no seed was swept."""
+        if SEED not in self.swept:
+            return []
+        groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+        for row in self.points:
+            groups.setdefault(tuple((k, v) for k, v in row.swept.items() if k != SEED), []).append(row)
+        settings = [Setting(dict(swept), _finite_values(rows)) for swept, rows in groups.items()]
+        return sorted(settings, key=lambda setting: self._rank(setting.mean(self.metric)))
 
     def value(self, row: Row) -> float | None:
-        """A point's metric, None where it is missing or not finite."""
-        value = row.metrics.get(self.metric)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        """The sweep's metric of a point, None if it is missing or not finite."""
+        return _finite(row.metrics.get(self.metric))
 
     def cells(self, row: Row) -> list[Any]:
-        """The values of a row under `header`; what is not there is empty."""
+        """The values of a row under `header`; missing ones are empty."""
         swept = [row.swept.get(key, "") for key in self.swept]
         metrics = [row.metrics.get(name, "") for name in ("steps", *self.metrics)]
         return [*swept, row.run, row.status, *metrics]
 
     def csv(self) -> str:
-        """The table with all digits."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.header)
-        writer.writerows(self.cells(row) for row in self.rows)
-        return out.getvalue()
+        """The table in full precision."""
+        return _csv([self.header, *map(self.cells, self.rows)])
 
     def grid(self) -> list[list[str]]:
         """Header and rows as short texts."""
@@ -98,6 +123,44 @@ class SweepTable:
     def text(self) -> str:
         """The table for a terminal, in aligned columns."""
         return aligned(self.grid())
+
+    def means_csv(self) -> str:
+        """A row for each setting, in full precision: its overrides, the number of runs, mean and spread per metric."""
+        metrics = self._averaged
+        lines: list[list[Any]] = [
+            [*self._keys, "runs", *(f"{m} {what}" for m in metrics for what in ("mean", "spread"))]
+        ]
+        for setting in self.settings:
+            numbers = [statistic(name) for name in metrics for statistic in (setting.mean, setting.spread)]
+            lines.append([*self._beginning(setting), *("" if number is None else number for number in numbers)])
+        return _csv(lines)
+
+    def means_grid(self) -> list[list[str]]:
+        """As `means_csv`, as short texts such as "0.912 ± 0.004"."""
+        metrics = self._averaged
+        lines = [[*self._keys, "runs", *metrics]]
+        for setting in self.settings:
+            cells = [_mean_and_spread(setting, name) for name in metrics]
+            lines.append([*map(short, self._beginning(setting)), *cells])
+        return lines
+
+    def _rank(self, value: float | None) -> tuple[bool, float]:
+        """A key that sorts better values first and None last."""
+        return value is None, 0.0 if value is None else -value if self.maximize else value
+
+    @property
+    def _keys(self) -> list[str]:
+        return [key for key in self.swept if key != SEED]
+
+    @property
+    def _averaged(self) -> list[str]:
+        """The metrics with a mean, and the sweep's own."""
+        settings = self.settings
+        return [name for name in self.metrics if name == self.metric or any(name in s.values for s in settings)]
+
+    def _beginning(self, setting: Setting) -> list[Any]:
+        """The first cells of a setting: its overrides and its number of runs."""
+        return [*(setting.swept.get(key, "") for key in self._keys), len(setting.values.get(self.metric, []))]
 
 
 def aligned(lines: list[list[str]]) -> str:
@@ -108,104 +171,32 @@ def aligned(lines: list[list[str]]) -> str:
 
 
 def short(cell: Any) -> str:
-    """A cell as it stands in a table to be read."""
+    """A cell with few digits, shortened to `WIDEST`."""
     text = f"{cell:.5g}" if isinstance(cell, float) else str(cell)
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
 
 
-SEED = "seed"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The points that differ in their seed alone.
-
-    Attributes:
-        swept: their other overrides, key → value.
-        values: of each metric, those of the complete points that have a finite one.
-    """
-
-    swept: dict[str, str]
-    values: dict[str, list[float]]
-
-    def mean(self, metric: str) -> float | None:
-        """The mean over the seeds, None where no point has the metric."""
-        return fmean(found) if (found := self.values.get(metric)) else None
-
-    def spread(self, metric: str) -> float | None:
-        """The standard deviation over the seeds (of a sample), None for fewer than two."""
-        found = self.values.get(metric, [])
-        return stdev(found) if len(found) > 1 else None
-
-
-def settings(table: SweepTable) -> list[Setting]:
-    """The settings of a sweep, the best mean first and those without one last; none where no seed was swept."""
-    if SEED not in table.swept:
-        return []
-    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
-    for row in table.points:
-        groups.setdefault(tuple((k, v) for k, v in row.swept.items() if k != SEED), []).append(row)
-    found = [Setting(dict(swept), _values(table, rows)) for swept, rows in groups.items()]
-
-    def rank(setting: Setting) -> tuple[bool, float]:
-        mean = setting.mean(table.metric)
-        return mean is None, 0.0 if mean is None else -mean if table.maximize else mean
-
-    return sorted(found, key=rank)
-
-
-def means_csv(table: SweepTable) -> str:
-    """A row for each setting, with all digits: its overrides, how many runs, and mean and spread of every metric."""
-    found = settings(table)
-    keys, metrics = _keys(table), _metrics(table, found)
+def _csv(lines: Iterable[list[Any]]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*keys, "runs", *(f"{name} {what}" for name in metrics for what in ("mean", "spread"))])
-    for setting in found:
-        numbers = [f(name) for name in metrics for f in (setting.mean, setting.spread)]
-        writer.writerow([*_swept(setting, keys), _runs(setting, table), *("" if n is None else n for n in numbers)])
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 
-def means_grid(table: SweepTable) -> list[list[str]]:
-    """Header and rows as short texts: "0.912 ± 0.004"."""
-    found = settings(table)
-    keys, metrics = _keys(table), _metrics(table, found)
-    lines = [[*keys, "runs", *metrics]]
-    for setting in found:
-        cells = [_both(setting, name) for name in metrics]
-        lines.append([*map(short, _swept(setting, keys)), str(_runs(setting, table)), *cells])
-    return lines
-
-
-def _keys(table: SweepTable) -> list[str]:
-    return [key for key in table.swept if key != SEED]
-
-
-def _metrics(table: SweepTable, found: list[Setting]) -> list[str]:
-    """The metrics that are numbers, the one that counts first."""
-    return [name for name in table.metrics if name == table.metric or any(name in s.values for s in found)]
-
-
-def _swept(setting: Setting, keys: list[str]) -> list[str]:
-    return [setting.swept.get(key, "") for key in keys]
-
-
-def _runs(setting: Setting, table: SweepTable) -> int:
-    return len(setting.values.get(table.metric, []))
-
-
-def _both(setting: Setting, metric: str) -> str:
+def _mean_and_spread(setting: Setting, metric: str) -> str:
     mean, spread = setting.mean(metric), setting.spread(metric)
     if mean is None:
         return ""
     return f"{mean:.4g}" if spread is None else f"{mean:.4g} ± {spread:.2g}"
 
 
-def _values(table: SweepTable, rows: list[Row]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def _finite_values(rows: list[Row]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.metrics.items():
-            if name not in FIXED and isinstance(value, int | float) and math.isfinite(value):
-                found.setdefault(name, []).append(float(value))
-    return found
+            if name not in FIXED and (number := _finite(value)) is not None:
+                values.setdefault(name, []).append(number)
+    return values
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -26,5 +26,5 @@ def sweep(tmp_path, monkeypatch) -> Sweep:
     monkeypatch.setenv("PYTHONPATH", str(Path(mmlab.__file__).parent.parent))
     monkeypatch.setattr(launcher, "TRAIN", (sys.executable, "-m", "tests.runs.sweep.tiny_sweep"))
     # There is no data, and torch is not needed for it.
-    monkeypatch.setattr(points, "check_apart", lambda configs: None)
+    monkeypatch.setattr(points, "check_in_subprocess", lambda configs: None)
     return lambda *argv: cli.main(["train", "-m", "--config-path", str(tree), RECIPE, "logger=none", *argv])

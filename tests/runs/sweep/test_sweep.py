@@ -1,9 +1,10 @@
 """Sweeps of stand-in runs: what runs, what is left out, what is said, what is written."""
 
 import csv
-import fcntl
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_again_runs_what_failed_and_no_more(sweep: Sweep, capfd):
     assert [row["status"] for row in table()] == ["complete", "complete", "failed"]
     assert err.splitlines()[0] == "mmlab: The loss is not a number."
     last = err.splitlines()[-1]
-    assert "1 of 3 points failed: llava-align_tiny-" in last and "(optim.lr=0.5); the same command again" in last
+    assert "1 of 3 points failed: llava-align_tiny-" in last and "(optim.lr=0.5); the same command runs only" in last
     assert "Traceback" not in out + err and "HYDRA" not in out + err
     Path("broken").unlink()
     assert sweep("optim.lr=0.1,0.5,0.9") == 0
@@ -78,7 +79,7 @@ def test_the_direction_turns_the_table_round(sweep: Sweep):
         (["optim.lrr=0.1,0.2"], "In the point optim.lrr=0.1: There is no key 'optim.lrr'. Did you mean 'lr'?"),
         (["model=llava,lava"], "In the point model=lava: Config group 'model' has no option 'lava'"),
         (["seed=1,2", "run.name=x"], "All points would be the run x"),
-        (["data.workers=0,1"], "data.workers changes how a run is executed"),
+        (["data.workers=0,1"], "data.workers affects only how a run is executed"),
         (["optim.lr=interval(0.1,0.2)"], "search it with hydra/sweeper=optuna"),
         (["seed=1,2", "hydra/launcher=jobli"], "has no option 'jobli'. Did you mean 'joblib'?"),
         (["seed=1", "hydra/sweeper=optuna"], "There is nothing to search"),
@@ -191,10 +192,16 @@ def test_secrets_stay_out_of_the_sweeps_folder(sweep: Sweep, monkeypatch, capfd)
 
 def test_a_sweep_is_not_started_twice_at_a_time(sweep: Sweep, capfd):
     assert sweep("seed=1,2") == 0
-    with (folder() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    script = "import sys; from mmlab.runs.disk import Path, claim; file = claim(Path(sys.argv[1]), ''); "
+    script += "print('locked', flush=True); input()"
+    command = [sys.executable, "-c", script, str(folder() / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == b"locked\n"
+        capfd.readouterr()
         assert sweep("seed=1,2") == 1
-    assert "is running already" in capfd.readouterr().err
+        error = capfd.readouterr().err
+        assert f"process {owner.pid} on " in error and f" is running the sweep in {folder()}; wait for it" in error
+        owner.kill()
 
 
 def test_other_verbs_run_their_points_in_turn(sweep: Sweep, capfd, tmp_path):

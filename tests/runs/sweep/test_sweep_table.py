@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from mmlab.runs.sweep.sweep_picture import write_sweep
-from mmlab.runs.sweep.sweep_table import Row, SweepTable, means_csv, means_grid, settings
+from mmlab.runs.sweep.sweep_table import Row, SweepTable
 
 
 def row(name: str, status: str = "complete", loss: float | None = None, **swept: str) -> Row:
@@ -65,36 +65,36 @@ def table(points: list[Row] = SEED_POINTS, maximize: bool = False) -> SweepTable
 
 
 def test_points_that_differ_in_their_seed_alone_are_one_setting():
-    found = settings(table())
+    found = table().settings
     assert [setting.swept["lr"] for setting in found] == ["0.2", "0.4", "0.1", "0.3"]
     assert [setting.mean("val/loss") for setting in found] == [1.5, 1.75, 3.0, None]
     # The standard deviation of a sample: of 1 and 2 it is the root of one half.
     assert [setting.spread("val/loss") for setting in found] == [0.5**0.5, None, 1.0, None]
-    assert [setting.swept["lr"] for setting in settings(table(maximize=True))] == ["0.1", "0.4", "0.2", "0.3"]
+    assert [setting.swept["lr"] for setting in table(maximize=True).settings] == ["0.1", "0.4", "0.2", "0.3"]
 
 
 def test_runs_are_those_that_have_the_metric():
     metrics = [{"val/loss": 1.0, "val/psnr": 20.0}, {"val/loss": math.nan, "val/psnr": 22.0}]
     points = [Row({"seed": str(seed)}, f"{seed}", "complete", found) for seed, found in enumerate(metrics)]
-    assert means_grid(table(points)) == [["runs", "val/loss", "val/psnr"], ["1", "1", "21 ± 1.4"]]
+    assert table(points).means_grid() == [["runs", "val/loss", "val/psnr"], ["1", "1", "21 ± 1.4"]]
 
 
 def test_without_seeds_there_are_no_means(tmp_path: Path):
     without = table([Row({"lr": "0.1"}, "a", "complete", {"val/loss": 1.0})])
-    assert settings(without) == []
+    assert without.settings == []
     write_sweep(without, tmp_path)
     assert not (tmp_path / "means.csv").exists()
 
 
 def test_a_sweep_of_seeds_alone_has_one_mean():
-    (only,) = settings(table([point(seed, float(seed)) for seed in range(3)]))
+    (only,) = table([point(seed, float(seed)) for seed in range(3)]).settings
     assert (only.swept, only.mean("val/loss"), only.spread("val/loss")) == ({}, 1.0, 1.0)
 
 
 def test_the_files_have_all_digits_and_the_text_few(tmp_path: Path):
     write_sweep(table(), tmp_path)
     rows = list(csv.DictReader((tmp_path / "means.csv").open()))
-    assert (tmp_path / "means.csv").read_text() == means_csv(table())
+    assert (tmp_path / "means.csv").read_text() == table().means_csv()
     assert rows[0] == {
         "lr": "0.2",
         "runs": "2",
@@ -102,4 +102,4 @@ def test_the_files_have_all_digits_and_the_text_few(tmp_path: Path):
         "val/loss spread": str(0.5**0.5),
     }
     assert [row["runs"] for row in rows] == ["2", "1", "3", "0"]
-    assert [line[2] for line in means_grid(table())] == ["val/loss", "1.5 ± 0.71", "1.75", "3 ± 1", ""]
+    assert [line[2] for line in table().means_grid()] == ["val/loss", "1.5 ± 0.71", "1.75", "3 ± 1", ""]
