@@ -63,7 +63,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         Args:
             classes: names or numbers, one image each.
             count: number of images of no class, if `classes` is None.
-            guidance_scale: 1 is the conditional model alone.
+            guidance_scale: 1 is the conditional model.
             num_inference_steps: a divisor of the scheduler's timesteps.
             generator: for the noise.
             latents: the noise itself, `[B, C, h, w]`.

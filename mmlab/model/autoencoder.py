@@ -101,10 +101,6 @@ class KLAutoencoder(Autoencoder):
         self.vae.register_to_config(**{name: stored.config.get(name) for name in NOT_ARCHITECTURE})
         self._take_statistics()
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a denoiser that was trained on these latents depends on, apart from the weights."""
-        return _described(self)
-
     def _states_statistics(self) -> bool:
         """Whether the diffusers config has the current statistics."""
         stated = stated_statistics(self.vae.config, self.channels)
@@ -212,17 +208,8 @@ class VQAutoencoder(Autoencoder):
         fill(self, weights, folder)
         self.untrained = False
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a denoiser that was trained on these latents depends on, apart from the weights."""
-        return _described(self)
-
     def _config(self) -> dict[str, Any]:
         return {**self.architecture, **self.quantizer.describe()}
-
-
-def _described(stage: Autoencoder) -> dict[str, Any]:
-    mean, std = stage.latent_mean.tolist(), stage.latent_std.tolist()
-    return {"factor": stage.factor, "latent_mean": mean, "latent_std": std}
 
 
 def _compare(stored: Mapping[str, Any], here: Mapping[str, Any], source: str | Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForTextEncoding, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForTextEncoding, PretrainedConfig
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.checkpoint import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
@@ -141,11 +141,11 @@ class TextCondition(Conditioner):
         super().__init__()
         self.settings = config
         # On the meta device nothing is read: a published model is counted without its tokenizer.
-        self._tokenizer = None if on_meta() else load_tokenizer(config.tokenizer or config.source, "conditioner")
+        self.tokenizer: Any = None if on_meta() else load_tokenizer(config.tokenizer or config.source, "conditioner")
         defaults = {}
-        if self._tokenizer is not None:
-            self._tokenizer.padding_side = "right"  # a causal encoder must not see padding before the text
-            defaults = {"vocab_size": len(self._tokenizer)}
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = "right"  # a causal encoder must not see padding before the text
+            defaults = {"vocab_size": len(self.tokenizer)}
         whole = read_config(config, "conditioner", **defaults)
         encoder = getattr(whole, "text_config", whole)
         self._options = _without_pooler(encoder)
@@ -154,11 +154,6 @@ class TextCondition(Conditioner):
         self.untrained = config.init == "random"
         self.context_width, self.context_length = encoder.hidden_size, config.max_length
         self._check(encoder)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        assert self._tokenizer is not None, "a model on the meta device has no tokenizer"
-        return self._tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return token ids and attention mask of texts, int64 `[B, T]`, cut and padded to `max_length`."""
@@ -206,8 +201,7 @@ class TextCondition(Conditioner):
             raise ConfigError(
                 f"Texts of {ids_BT.shape[1]} tokens are longer than model.conditioner.max_length={self.max_length}."
             )
-        pad: Any = self.tokenizer.pad_token_id
-        ids = nn.functional.pad(ids_BT, (0, missing), value=pad)
+        ids = nn.functional.pad(ids_BT, (0, missing), value=self.tokenizer.pad_token_id)
         return ids, nn.functional.pad(mask_BT, (0, missing))
 
     def _check(self, config: PretrainedConfig) -> None:
@@ -216,9 +210,9 @@ class TextCondition(Conditioner):
             raise ConfigError(
                 f"model.conditioner.max_length={self.max_length}, but the text encoder has {positions} positions."
             )
-        if self._tokenizer is not None and len(self._tokenizer) > config.vocab_size:
+        if self.tokenizer is not None and len(self.tokenizer) > config.vocab_size:
             raise ConfigError(
-                f"The tokenizer has {len(self._tokenizer)} tokens, the text encoder only {config.vocab_size}."
+                f"The tokenizer has {len(self.tokenizer)} tokens, the text encoder only {config.vocab_size}."
             )
 
 

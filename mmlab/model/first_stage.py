@@ -173,3 +173,8 @@ class Autoencoder(FirstStage):
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step with the number of steps done, on all ranks."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a denoiser that was trained on these latents depends on, apart from the weights."""
+        mean, std = self.latent_mean.tolist(), self.latent_std.tolist()
+        return {"factor": self.factor, "latent_mean": mean, "latent_std": std}

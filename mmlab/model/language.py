@@ -26,19 +26,14 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.settings = config
         # On the meta device nothing is read: a published model is counted without its tokenizer.
-        self._tokenizer = None if on_meta() else load_tokenizer(config.tokenizer or config.source)
-        defaults = {} if self._tokenizer is None else _token_fields(self._tokenizer)
+        self.tokenizer: Any = None if on_meta() else load_tokenizer(config.tokenizer or config.source)
+        defaults = {} if self.tokenizer is None else _token_fields(self.tokenizer)
         causal = read_config(config, "language", **defaults)
         self.causal: Any = build_model(AutoModelForCausalLM, causal, config, attn_implementation=config.attention)
-        if self._tokenizer is not None and len(self._tokenizer) > self.config.vocab_size:
+        if self.tokenizer is not None and len(self.tokenizer) > self.config.vocab_size:
             raise ConfigError(
-                f"The tokenizer has {len(self._tokenizer)} tokens, the language model only {self.config.vocab_size}."
+                f"The tokenizer has {len(self.tokenizer)} tokens, the language model only {self.config.vocab_size}."
             )
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        assert self._tokenizer is not None, "a model on the meta device has no tokenizer"
-        return self._tokenizer
 
     @property
     def config(self) -> Any:

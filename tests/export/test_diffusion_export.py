@@ -41,13 +41,31 @@ NAMES = ["cat", "dog", "red fox"]
 AUTOENCODER = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 UNET = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
 SCALED = {"schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-LDM = partial(Diffusion, DiffusionConfig(**SCALED))
+
+
+def diffusion(**settings: Any) -> Diffusion:
+    return Diffusion(DiffusionConfig(**settings))
+
+
+def flow(**settings: Any) -> FlowMatching:
+    return FlowMatching(FlowMatchingConfig(**settings))
+
+
+def clipping(**settings: Any) -> Clip:
+    return Clip(ClipConfig(**settings))
+
+
+LDM = partial(diffusion, **SCALED)
 
 
 def kl() -> KLAutoencoder:
     first_stage = KLAutoencoder(KLAutoencoderConfig(init="random", architecture=AUTOENCODER))
     first_stage.set_statistics(torch.tensor([0.3, -0.2, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 3.0]))
     return first_stage
+
+
+def classes(width: int = 12, **options: Any) -> ClassCondition:
+    return ClassCondition(ClassConditionConfig(classes=NAMES, width=width, **options))
 
 
 def vq(normalize: bool) -> VQAutoencoder:
@@ -67,11 +85,8 @@ def bert(tokenizer_folder: Path, **options: Any) -> TextCondition:
 def model(first_stage: FirstStage, conditioner: Conditioner, kind: str = "unet") -> DiffusionModel:
     """Weights large enough that class and text show in the pictures, and small enough for float32."""
     torch.manual_seed(0)
-    denoiser = (
-        partial(UNet, UNetConfig(architecture=UNET))
-        if kind == "unet"
-        else partial(DiT, DiTConfig(depth=2, width=16, heads=2))
-    )
+    dit, unet = DiTConfig(depth=2, width=16, heads=2), UNetConfig(architecture=UNET)
+    denoiser = partial(UNet, unet) if kind == "unet" else partial(DiT, dit)
     built = DiffusionModel(first_stage, conditioner, denoiser)
     if kind == "dit":
         for parameter in built.denoiser.parameters():
@@ -134,10 +149,7 @@ def test_text_is_stable_diffusion(tokenizer_folder, tmp_path, scale):
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @torch.no_grad()
 def test_classes_with_a_transformer_are_dit(tmp_path, scale):
-    built, process = (
-        model(kl(), ClassCondition(ClassConditionConfig(classes=NAMES, width=12)), "dit"),
-        Diffusion(DiffusionConfig(schedule="linear", target="v")),
-    )
+    built, process = (model(kl(), classes(), "dit"), diffusion(schedule="linear", target="v"))
     assert export_pipeline(built, process, SIZE, tmp_path).startswith("DiTPipeline")
     pipeline = load(DiTPipeline, tmp_path)
     numbers = pipeline.get_label_ids(["red fox", "cat"])
@@ -150,7 +162,7 @@ def test_classes_with_a_transformer_are_dit(tmp_path, scale):
 @pytest.mark.parametrize("settings", [{"schedule": "cosine"}, {**SCALED, "zero_terminal_snr": True}])
 @torch.no_grad()
 def test_pixels_without_a_condition_are_ddim(tmp_path, settings):
-    built, process = model(Identity(), NoCondition()), Diffusion(DiffusionConfig(**settings, target="v"))
+    built, process = model(Identity(), NoCondition()), diffusion(**settings, target="v")
     assert export_pipeline(built, process, SIZE, tmp_path).startswith("DDIMPipeline")
     pipeline = load(DDIMPipeline, tmp_path)
     assert pipeline.unet.config.sample_size == SIZE
@@ -159,13 +171,13 @@ def test_pixels_without_a_condition_are_ddim(tmp_path, settings):
     same(torch.from_numpy(theirs).permute(0, 3, 1, 2), pictures(built, process, {}, 1.0, 2))
 
 
-CLIPS = {"fixed": Clip(ClipConfig(limit=0.7)), "dynamic": Clip(ClipConfig(percentile=0.8))}
+CLIPS = {"fixed": clipping(limit=0.7), "dynamic": clipping(percentile=0.8)}
 
 
 @pytest.mark.parametrize("kind", CLIPS)
 @torch.no_grad()
 def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
-    built, process, clip = model(Identity(), NoCondition()), Diffusion(DiffusionConfig(schedule="linear")), CLIPS[kind]
+    built, process, clip = model(Identity(), NoCondition()), diffusion(schedule="linear"), CLIPS[kind]
     line = export_pipeline(built, process, SIZE, tmp_path, clip)
     assert line.startswith("DDIMPipeline") and line.endswith("use_clipped_model_output=True, as our sampler does")
     pipeline = eval(line, {"DDIMPipeline": DDIMPipeline})
@@ -173,7 +185,7 @@ def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
     ours = pictures(built, process, {}, 1.0, 2, clip)
     options = {"use_clipped_model_output": True, "num_inference_steps": STEPS, "output_type": "pt"}
     same(pipeline(batch_size=2, generator=torch.Generator().manual_seed(7), **options).images, ours)
-    for other in (None, Clip(ClipConfig()), *(clip for name, clip in CLIPS.items() if name != kind)):
+    for other in (None, clipping(), *(clip for name, clip in CLIPS.items() if name != kind)):
         assert (pictures(built, process, {}, 1.0, 2, other) - ours).abs().max() > 0.01
 
 
@@ -182,9 +194,9 @@ def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
 @torch.no_grad()
 def test_our_pipeline_clips_as_the_run_does(tmp_path, case, kind):
     pixels = case == "pixels"
-    conditioner = ClassCondition(ClassConditionConfig(classes=NAMES, width=32 if pixels else 12))
+    conditioner = classes(32 if pixels else 12)
     built = model(Identity(), conditioner) if pixels else model(kl(), conditioner, "dit")
-    process, clip = Diffusion(DiffusionConfig(schedule="linear")), CLIPS[kind]
+    process, clip = diffusion(schedule="linear"), CLIPS[kind]
     assert export_pipeline(built, process, SIZE, tmp_path, clip).startswith("DiffusionPipeline")
     pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
     given = built.conditioner({"labels": torch.tensor([2, 0])})
@@ -195,38 +207,13 @@ def test_our_pipeline_clips_as_the_run_does(tmp_path, case, kind):
 
 
 OURS = {
-    "class beside the time": (kl, lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)), "unet", LDM),
-    "class as context": (
-        kl,
-        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12, as_context=True)),
-        "unet",
-        LDM,
-    ),
-    "pixels": (
-        Identity,
-        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=32)),
-        "unet",
-        partial(Diffusion, DiffusionConfig(schedule="linear", target="x0")),
-    ),
-    "codes": (partial(vq, False), lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)), "unet", LDM),
-    "codes on the sphere": (
-        partial(vq, True),
-        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
-        "unet",
-        LDM,
-    ),
-    "flow": (
-        kl,
-        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
-        "unet",
-        partial(FlowMatching, FlowMatchingConfig(shift=2.0)),
-    ),
-    "flow with a transformer": (
-        kl,
-        lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=12)),
-        "dit",
-        partial(FlowMatching, FlowMatchingConfig()),
-    ),
+    "class beside the time": (kl, classes, "unet", LDM),
+    "class as context": (kl, partial(classes, as_context=True), "unet", LDM),
+    "pixels": (Identity, partial(classes, 32), "unet", partial(diffusion, schedule="linear", target="x0")),
+    "codes": (partial(vq, False), classes, "unet", LDM),
+    "codes on the sphere": (partial(vq, True), classes, "unet", LDM),
+    "flow": (kl, classes, "unet", partial(flow, shift=2.0)),
+    "flow with a transformer": (kl, classes, "dit", flow),
 }
 
 
@@ -296,7 +283,7 @@ def test_an_autoencoder_without_1x1_convolutions_gets_them(tmp_path):
 
 
 def test_the_exported_model_is_a_copy(tmp_path):
-    built = model(kl(), ClassCondition(ClassConditionConfig(classes=NAMES, width=12)))
+    built = model(kl(), classes())
     before = {name: value.clone() for name, value in built.state_dict().items()}
     export_pipeline(built, LDM(), SIZE, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in built.state_dict().items())
@@ -312,27 +299,14 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
 
     refused(model(kl(), bert(tokenizer_folder, hide_padding=True)), LDM(), "hide_padding=true")
     refused(model(Identity(), bert(tokenizer_folder)), LDM(), "needs a UNet and a KL first stage")
-    refused(
-        model(kl(), bert(tokenizer_folder)),
-        FlowMatching(FlowMatchingConfig()),
-        "no pipeline for UNet with TextCondition and FlowM",
-    )
-    refused(
-        model(kl(), ClassCondition(ClassConditionConfig(classes=NAMES, width=12))),
-        FlowMatching(FlowMatchingConfig(target="x0")),
-        "no scheduler for FlowMatching with",
-    )
+    refused(model(kl(), bert(tokenizer_folder)), flow(), "no pipeline for UNet with TextCondition and FlowM")
+    refused(model(kl(), classes()), flow(target="x0"), "no scheduler for FlowMatching with")
     refused(model(kl(), NoCondition(), "dit"), LDM(), "up to 1000 classes as its only condition")
     for clip, built, process, says in (
-        (Clip(ClipConfig()), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip=null"),
+        (clipping(), model(kl(), bert(tokenizer_folder)), LDM(), "set sampler.clip=null"),
+        (clipping(), model(Identity(), classes(32)), flow(), "scheduler for flow matching cannot clip"),
         (
-            Clip(ClipConfig()),
-            model(Identity(), ClassCondition(ClassConditionConfig(classes=NAMES, width=32))),
-            FlowMatching(FlowMatchingConfig()),
-            "scheduler for flow matching cannot clip",
-        ),
-        (
-            Clip(ClipConfig(limit=2.0, percentile=0.9)),
+            clipping(limit=2.0, percentile=0.9),
             model(Identity(), NoCondition()),
             LDM(),
             "this run has sampler.clip.limit=2",

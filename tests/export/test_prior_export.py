@@ -14,12 +14,12 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError
 from mmlab.export.code_pipeline import _choose
 from mmlab.export.prior_export import export_prior
-from mmlab.model.code_sampling import CodeSampler, sample_codes
-from mmlab.model.config import CodeSamplerConfig, GumbelQuantizerConfig
+from mmlab.model.code_sampling import sample_codes
+from mmlab.model.config import GumbelQuantizerConfig
 from mmlab.model.first_stage import to_uint8
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from tests.model import tiny_autoencoders as tiny
-from tests.model.tiny_priors import CODES, KINDS, NAMES, SIDE, conditions, prior_model
+from tests.model.tiny_priors import CODES, KINDS, NAMES, SIDE, conditions, prior_model, sampling
 
 TEXTS = ["red circle", "what color is the red circle?", ""]
 
@@ -35,7 +35,7 @@ def load(out: Path) -> Any:
 
 
 def greedy(model: Any, scale: float, parts: tuple[Any, Any]) -> Tensor:
-    sampler = CodeSampler(CodeSamplerConfig(temperature=0, guidance=scale))
+    sampler = sampling(temperature=0, guidance=scale)
     return sample_codes(model.prior, sampler, torch.zeros(3, SIDE, SIDE, dtype=torch.float64), *parts)
 
 
@@ -45,7 +45,7 @@ def greedy(model: Any, scale: float, parts: tuple[Any, Any]) -> Tensor:
 @torch.no_grad()
 def test_it_writes_the_same_pictures(tmp_path, kind, scale, tokenizer_folder):
     model: Any = prior_model(kind, tokenizer_folder)
-    line = export_prior(model, CodeSampler(CodeSamplerConfig(top_k=5)), 16, tmp_path / "out")
+    line = export_prior(model, sampling(top_k=5), 16, tmp_path / "out")
     assert line == f'Pipeline("{tmp_path}/out")  # from {tmp_path}/out/loader.py'
     pipeline = load(tmp_path / "out")
     told: Any = {"class": list(NAMES), "context": [0, "square", 2], "text": TEXTS, "hidden": TEXTS}.get(kind)
@@ -72,11 +72,11 @@ def test_it_draws_a_code_as_often_as_the_sampler_does(how):
     every: Any = {"temperature": 1.0, "top_k": None, "top_p": None, **how}
     codes = _choose(logits.expand(4000, -1), **every, drawn=torch.Generator().manual_seed(0))
     share = codes.bincount(minlength=4).double() / 4000
-    torch.testing.assert_close(share, CodeSampler(CodeSamplerConfig(**how)).probabilities(logits)[0], rtol=0, atol=0.03)
+    torch.testing.assert_close(share, sampling(**how).probabilities(logits)[0], rtol=0, atol=0.03)
 
 
 def test_a_class_that_it_does_not_know(tmp_path):
-    export_prior(prior_model("class"), CodeSampler(CodeSamplerConfig()), 16, tmp_path / "out")
+    export_prior(prior_model("class"), sampling(), 16, tmp_path / "out")
     pipeline = load(tmp_path / "out")
     for name in ("sqare", len(NAMES), -1):
         with pytest.raises(ValueError, match=f"There is no class {name!r}; the classes are circle, square, star"):
@@ -89,7 +89,7 @@ def test_transformers_own_generate_writes_them_too(tmp_path):
     from transformers import GPT2LMHeadModel
 
     model = prior_model("class")
-    export_prior(model, CodeSampler(CodeSamplerConfig()), 16, tmp_path)
+    export_prior(model, sampling(), 16, tmp_path)
     prior: Any = GPT2LMHeadModel.from_pretrained(tmp_path / "prior")
     card = json.loads((tmp_path / "card.json").read_text())
     assert (card["first_token"], card["start"], card["classes"]) == (CODES, None, list(NAMES))
@@ -101,7 +101,7 @@ def test_transformers_own_generate_writes_them_too(tmp_path):
 def test_the_exported_model_is_a_copy(tmp_path):
     model = prior_model("map")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    export_prior(model, CodeSampler(CodeSamplerConfig()), 16, tmp_path)
+    export_prior(model, sampling(), 16, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "card.json", "first_stage", "loader.py", "map_stage", "prior",
@@ -112,11 +112,11 @@ def test_codes_that_are_not_the_nearest_stay_here(tmp_path):
     model = prior_model("class")
     model.first_stage.quantizer = GumbelQuantizer(GumbelQuantizerConfig(codes=CODES, width=4))
     with pytest.raises(ConfigError, match="VQModel chooses the nearest code; it cannot represent a GumbelQuantizer"):
-        export_prior(model, CodeSampler(CodeSamplerConfig()), 16, tmp_path / "out")
+        export_prior(model, sampling(), 16, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_rotary_positions_stay_here(tmp_path):
     with pytest.raises(ConfigError, match=r"GPT-2 has learned positions, .* its weights are in the run's artifacts"):
-        export_prior(prior_model("class", positions="rotary"), CodeSampler(CodeSamplerConfig()), 16, tmp_path / "out")
+        export_prior(prior_model("class", positions="rotary"), sampling(), 16, tmp_path / "out")
     assert not (tmp_path / "out").exists() and "exported_loader" not in sys.modules

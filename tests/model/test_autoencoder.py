@@ -228,8 +228,5 @@ def test_shapes_and_counts_are_the_published_ones(name):
     if name in COUNTS:
         assert sum(p.numel() for p in stage.parameters()) == pytest.approx(COUNTS[name], rel=0.01)
     if name in CODES:
-        assert (
-            stage.quantizer.codes == CODES[name]
-            and not stage.quantizer.normalize
-            and stage.quantizer.config.beta == 0.25
-        )
+        book = stage.quantizer.config
+        assert (book.codes, book.normalize, book.beta) == (CODES[name], False, 0.25)

@@ -10,8 +10,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.code_gpt import Cache, CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
-from mmlab.model.conditioner import MapCondition, NoCondition
-from mmlab.model.config import CodeGPTConfig, MapConditionConfig, VectorQuantizerConfig, VQAutoencoderConfig
+from mmlab.model.conditioner import NoCondition
+from mmlab.model.config import CodeGPTConfig, VectorQuantizerConfig, VQAutoencoderConfig
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.quantizer import VectorQuantizer
 from tests.model import tiny_autoencoders as tiny
@@ -118,10 +118,7 @@ def test_every_weight_learns():
         (lambda: CodePriorModel(tiny.vq(), NoCondition(), CodeGPT, tiny.vq()), "is set, but .* reads no maps"),
         (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT), "so model.map_stage must be a first stage"),
         (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT, shallow()), "has 2 pixels per code and"),
-        (
-            lambda: CodePriorModel(tiny.vq(), MapCondition(MapConditionConfig(codes=9, width=4)), CodeGPT, tiny.vq()),
-            "codes=9, but .* has 16",
-        ),
+        (lambda: CodePriorModel(tiny.vq(), conditioner("map"), CodeGPT, tiny.vq(codes=9)), "codes=16, but .* has 9"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(make, says):
@@ -132,6 +129,5 @@ def test_what_does_not_fit_is_one_sentence(make, says):
 def shallow() -> VQAutoencoder:
     """A first stage with a factor of 2."""
     sizes = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-    return VQAutoencoder(
-        VQAutoencoderConfig(architecture=sizes), VectorQuantizer(VectorQuantizerConfig(codes=16, width=4))
-    )
+    book = VectorQuantizer(VectorQuantizerConfig(codes=16, width=4))
+    return VQAutoencoder(VQAutoencoderConfig(architecture=sizes), book)

@@ -1,5 +1,7 @@
 """A condition is embedded once and dropped once, and a dropped row is the unconditional one."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
 from mmlab.model.config import ClassConditionConfig, TextConditionConfig
 from mmlab.training.trainable import set_trainable
+from tests.model import tiny
 
 SIZES = {
     "clip_text_model": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -17,6 +20,10 @@ SIZES = {
 }
 TEXTS = ["red circle", "what color is the red circle?", ""]
 DROP = torch.tensor([True, False, False])
+
+
+def classes(classes: Any, width: int, **options: Any) -> ClassCondition:
+    return ClassCondition(ClassConditionConfig(classes=classes, width=width, **options))
 
 
 def text(tokenizer_folder, kind: str = "clip_text_model", **options) -> TextCondition:
@@ -30,8 +37,8 @@ def conditioners(tokenizer_folder):
     """Each kind with what it reads of a batch of three."""
     labels = {"labels": torch.tensor([0, 2, 1])}
     yield NoCondition(), {}
-    yield ClassCondition(ClassConditionConfig(classes=3, width=8)), labels
-    yield ClassCondition(ClassConditionConfig(classes=["cat", "dog", "cow"], width=8, as_context=True)), labels
+    yield classes(3, 8), labels
+    yield classes(["cat", "dog", "cow"], 8, as_context=True), labels
     for kind in SIZES:
         for hide in (False, True):
             conditioner = text(tokenizer_folder, kind, hide_padding=hide)
@@ -65,7 +72,7 @@ def test_widths_are_those_of_the_tensors(tokenizer_folder):
 
 def test_a_class_is_embedded_once():
     """One table, read by one look-up; its gradient falls on the rows that were seen, the null row for dropped ones."""
-    conditioner = ClassCondition(ClassConditionConfig(classes=3, width=4))
+    conditioner = classes(3, 4)
     assert [tuple(p.shape) for p in conditioner.parameters()] == [(4, 4)]
     conditioner({"labels": torch.tensor([0, 1, 1])}, DROP)["vector"].sum().backward()
     assert conditioner.embedding.weight.grad is not None
@@ -74,32 +81,24 @@ def test_a_class_is_embedded_once():
 
 def test_nothing_is_dropped_that_was_not_asked_for():
     """Dropping is the caller's decision: in training mode the module itself drops nothing, whatever its probability."""
-    conditioner = ClassCondition(ClassConditionConfig(classes=3, width=4, dropout=1.0)).train()
+    conditioner = classes(3, 4, dropout=1.0).train()
     labels = torch.tensor([0, 1, 2])
     assert torch.equal(conditioner({"labels": labels})["vector"], conditioner.embedding.weight[:3])
 
 
 def test_class_names():
-    named = ClassCondition(ClassConditionConfig(classes=["tench", "goldfish"], width=4))
-    assert (
-        named.names,
-        named.index("goldfish"),
-        ClassCondition(ClassConditionConfig(classes=12, width=4)).index(7),
-    ) == (["tench", "goldfish"], 1, 7)
-    assert (
-        named.index(0),
-        named.index("1"),
-        ClassCondition(ClassConditionConfig(classes=["1", "0"], width=4)).index(1),
-    ) == (0, 1, 0), "names come first"
+    named = classes(["tench", "goldfish"], 4)
+    assert (named.names, named.index("goldfish"), classes(12, 4).index(7)) == (["tench", "goldfish"], 1, 7)
+    assert (named.index(0), named.index("1"), classes(["1", "0"], 4).index(1)) == (0, 1, 0), "names come first"
     with pytest.raises(ConfigError, match="There is no class '2'"):
         named.index(2)
     with pytest.raises(ConfigError, match=r"no class 'goldfisch'\. Did you mean 'goldfish'\? Classes: tench, goldfish"):
         named.index("goldfisch")
     with pytest.raises(ConfigError, match="'cat' twice"):
-        ClassCondition(ClassConditionConfig(classes=["cat", "dog", "cat"], width=4))
+        classes(["cat", "dog", "cat"], 4)
     for wrong in ([], None, "cat", 2.5, True, 0):
         with pytest.raises(ConfigError, match="must be their number or the list"):
-            ClassCondition(ClassConditionConfig(classes=wrong, width=4))  # type: ignore[arg-type]
+            classes(wrong, 4)
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -141,11 +140,8 @@ def test_reads_checkpoints_and_its_own_folders(tokenizer_folder, tmp_path, kind,
     torch.manual_seed(3)
     theirs = model(config(**SIZES[kind], vocab_size=293)).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    conditioner = TextCondition(
-        TextConditionConfig(source=str(tmp_path / "theirs"), tokenizer=str(tokenizer_folder), max_length=9)
-    )
-    conditioner.load_pretrained()
-    conditioner.eval()
+    settings = TextConditionConfig(source=str(tmp_path / "theirs"), tokenizer=str(tokenizer_folder), max_length=9)
+    conditioner = tiny.pretrained(TextCondition(settings))
     rows = conditioner.tokenize(TEXTS)
     assert torch.equal(conditioner(rows)["context"], theirs(input_ids=rows["input_ids"])[0])
     conditioner.save(tmp_path / "ours")

@@ -13,6 +13,7 @@ from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.first_stage import Identity
 
 SMALL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
+CONFIG = UNetConfig(architecture=SMALL)
 TIME = torch.tensor([0, 999])
 
 
@@ -22,17 +23,14 @@ def x(channels: int = 3) -> torch.Tensor:
 
 @torch.no_grad()
 def test_without_a_context_it_is_unet2d():
-    denoiser = UNet(UNetConfig(architecture=SMALL), 5).eval()
+    denoiser = UNet(CONFIG, 5).eval()
     assert type(denoiser.unet) is UNet2DModel
     answer = denoiser(x(5), TIME, {})
     assert torch.equal(answer, denoiser.unet(x(5), TIME).sample) and answer.shape == (2, 5, 8, 8)
 
 
 def test_block_types_follow_from_the_widths_unless_given():
-    plain, cross = (
-        UNet(UNetConfig(architecture=SMALL), 3).unet.config,
-        UNet(UNetConfig(architecture=SMALL), 3, context_width=4).unet.config,
-    )
+    plain, cross = (UNet(CONFIG, 3).unet.config, UNet(CONFIG, 3, context_width=4).unet.config)
     assert list(plain.down_block_types) == ["DownBlock2D", "AttnDownBlock2D"]
     assert list(plain.up_block_types) == ["AttnUpBlock2D", "UpBlock2D"]
     assert list(cross.down_block_types) == ["DownBlock2D", "CrossAttnDownBlock2D"]
@@ -46,7 +44,7 @@ def test_block_types_follow_from_the_widths_unless_given():
 
 @torch.no_grad()
 def test_with_a_context_it_is_unet2d_condition():
-    denoiser = UNet(UNetConfig(architecture=SMALL), 4, context_width=12).eval()
+    denoiser = UNet(CONFIG, 4, context_width=12).eval()
     assert type(denoiser.unet) is UNet2DConditionModel and denoiser.unet.config["cross_attention_dim"] == 12
     context, mask = torch.randn(2, 5, 12), torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
     seen = denoiser(x(4), TIME, {"context": context, "mask": mask})
@@ -64,7 +62,7 @@ def test_a_vector_is_added_to_the_time(width):
     torch.manual_seed(0)
     conditioner = ClassCondition(ClassConditionConfig(classes=5, width=width))
     torch.nn.init.normal_(conditioner.embedding.weight)
-    denoiser = UNet(UNetConfig(architecture=SMALL), 3, vector_width=width).eval()
+    denoiser = UNet(CONFIG, 3, vector_width=width).eval()
     assert isinstance(denoiser.vector, torch.nn.Identity) == (width == 32)
     exported = unet(denoiser, conditioner, 8)
     labels = torch.tensor([1, 4])
@@ -77,7 +75,7 @@ def test_a_vector_is_added_to_the_time(width):
 
 
 def test_vector_and_context_together():
-    denoiser = UNet(UNetConfig(architecture=SMALL), 3, vector_width=20, context_width=12)
+    denoiser = UNet(CONFIG, 3, vector_width=20, context_width=12)
     vector, context = torch.randn(2, 20, requires_grad=True), torch.randn(2, 1, 12, requires_grad=True)
     denoiser(x(), TIME, {"vector": vector, "context": context}).square().sum().backward()
     assert vector.grad is not None and vector.grad.abs().min(1).values.max() > 0
@@ -102,7 +100,7 @@ def test_the_model_gives_the_widths():
 
 
 def test_float_times_are_taken():
-    denoiser = UNet(UNetConfig(architecture=SMALL), 3)
+    denoiser = UNet(CONFIG, 3)
     torch.testing.assert_close(denoiser(x(), TIME.float(), {}), denoiser(x(), TIME, {}))
 
 
@@ -123,4 +121,4 @@ def test_a_wrong_architecture_is_one_sentence(architecture, says):
 
 def test_sides_that_do_not_divide():
     with pytest.raises(ConfigError, match=r"halves its input 1 times: 7 x 8 must divide by 2"):
-        UNet(UNetConfig(architecture=SMALL), 3)(torch.randn(2, 3, 7, 8), TIME, {})
+        UNet(CONFIG, 3)(torch.randn(2, 3, 7, 8), TIME, {})

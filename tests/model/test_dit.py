@@ -37,10 +37,8 @@ def x(height: int = 8, width: int = 8) -> torch.Tensor:
 @torch.no_grad()
 def test_diffusers_computes_the_same(vector, patch):
     """Both the width that is added as it is, and one behind a linear layer."""
-    ours, conditioner = (
-        dit(vector_width=vector, patch=patch),
-        ClassCondition(ClassConditionConfig(classes=5, width=vector)),
-    )
+    ours = dit(vector_width=vector, patch=patch)
+    conditioner = ClassCondition(ClassConditionConfig(classes=5, width=vector))
     randomise(ours)
     randomise(conditioner)
     theirs = transformer(ours, conditioner, 8)

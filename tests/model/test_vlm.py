@@ -96,11 +96,7 @@ def test_packed_rows_equal_single_rows(tokenizer_folder, tongue):
             assert torch.allclose(packed[start : start + len(question)], single[6:], atol=1e-5)
             start += len(question)
         row = one_row(text, at=0)
-        row = {
-            **row,
-            "input_ids": torch.tensor([text]),
-            "image_positions": torch.zeros(0, 2, dtype=torch.int64),
-        }
+        row = {**row, "input_ids": torch.tensor([text]), "image_positions": torch.zeros(0, 2, dtype=torch.int64)}
         row = {**row, **{k: row[k][:, :3] for k in ("segment_ids", "context_ids", "position_ids")}}
         single = model(row, model.features(pixels[:0]), everywhere(row))
         assert torch.allclose(packed[start:], single, atol=1e-5)

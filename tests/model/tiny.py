@@ -33,13 +33,7 @@ VISION = {
 LANGUAGE = {
     "llama": {"model_type": "llama", "intermediate_size": 48, "max_position_embeddings": 128},
     "qwen2": {"model_type": "qwen2", "intermediate_size": 48, "num_key_value_heads": 1},
-    "gpt2": {
-        "model_type": "gpt2",
-        "n_positions": 128,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-    },
+    "gpt2": {"model_type": "gpt2", "n_positions": 128, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
 }
 
 
@@ -50,13 +44,7 @@ def pretrained(part: Part) -> Part:
 
 
 def vision(kind: str = "clip", **options) -> VisionEncoder:
-    size = {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-    }
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
     return VisionEncoder(VisionEncoderConfig(init="random", architecture={**VISION[kind], **size}, **options))
 
 

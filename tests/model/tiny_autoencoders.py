@@ -19,10 +19,8 @@ def kl(**fields: Any) -> KLAutoencoder:
 
 def vq(architecture: dict[str, Any] | None = None, **codebook: Any) -> VQAutoencoder:
     torch.manual_seed(0)
-    return VQAutoencoder(
-        VQAutoencoderConfig(architecture={**SIZES, **(architecture or {})}),
-        VectorQuantizer(VectorQuantizerConfig(**{"codes": 16, "width": 4, **codebook})),
-    )
+    book = VectorQuantizer(VectorQuantizerConfig(**{"codes": 16, "width": 4, **codebook}))
+    return VQAutoencoder(VQAutoencoderConfig(architecture={**SIZES, **(architecture or {})}), book)
 
 
 def pictures(count: int = 2, size: int = 16, seed: int = 0) -> Tensor:

@@ -1,5 +1,6 @@
 """Priors with random weights over 4 x 4 codes of images of 16 pixels: unconditional, by class, text or map."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,8 +9,15 @@ from torch import Tensor
 
 from mmlab.model.code_gpt import CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
+from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, MapCondition, NoCondition, TextCondition
-from mmlab.model.config import ClassConditionConfig, CodeGPTConfig, MapConditionConfig, TextConditionConfig
+from mmlab.model.config import (
+    ClassConditionConfig,
+    CodeGPTConfig,
+    CodeSamplerConfig,
+    MapConditionConfig,
+    TextConditionConfig,
+)
 from tests.model import tiny_autoencoders as tiny
 
 CODES, SIDE = 16, 4
@@ -22,16 +30,10 @@ def conditioner(kind: str, tokenizer: Any = None) -> Conditioner:
     if kind in ("text", "hidden"):
         fields = {"model_type": "bert", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
         fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return TextCondition(
-            TextConditionConfig(
-                init="random",
-                architecture={**fields, "num_attention_heads": 2},
-                tokenizer=str(tokenizer),
-                max_length=6,
-                dropout=0.5,
-                hide_padding=kind == "hidden",
-            )
+        config = TextConditionConfig(
+            init="random", architecture={**fields, "num_attention_heads": 2}, tokenizer=str(tokenizer), max_length=6
         )
+        return TextCondition(replace(config, dropout=0.5, hide_padding=kind == "hidden"))
     made = {
         "none": NoCondition,
         "class": lambda: ClassCondition(ClassConditionConfig(classes=NAMES, width=20, dropout=0.5)),
@@ -82,3 +84,7 @@ def conditions(model: CodePriorModel, count: int = 3, side: int = SIDE) -> tuple
 
 def some_codes(count: int = 3, places: int = SIDE * SIDE, codes: int = CODES) -> Tensor:
     return torch.randint(codes, (count, places), generator=torch.Generator().manual_seed(2))
+
+
+def sampling(**settings: Any) -> CodeSampler:
+    return CodeSampler(CodeSamplerConfig(**settings))
