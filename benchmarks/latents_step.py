@@ -18,8 +18,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from mmlab.data.config import ImageDataConfig
 from mmlab.data.index import ShardIndex
-from mmlab.data.reader import LocalBatches, OnePass, Source
+from mmlab.data.mixture import Source
+from mmlab.data.reader import LocalBatches, OnePass
 from mmlab.data.sample import ImageSpec
 from mmlab.data.shards import write_shards
 from mmlab.data.sources.shapes import shapes
@@ -30,6 +32,7 @@ from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.conditioner import NoCondition
 from mmlab.model.config import KLAutoencoderConfig, UNetConfig
 from mmlab.model.denoiser import DiffusionModel, UNet
+from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
 from mmlab.training.config import AdamWConfig
@@ -45,13 +48,16 @@ def build() -> LatentDiffusion:
     first_stage.set_statistics(torch.zeros(4), torch.ones(4))
     model = DiffusionModel(first_stage, NoCondition(), partial(UNet, UNetConfig(architecture=BODY)))
     return LatentDiffusion(
-        model, AdamW(AdamWConfig(lr=1e-4)), ["denoiser"], Diffusion(DiffusionConfig(schedule="linear"))
+        LatentDiffusionConfig(trainable=["denoiser"]),
+        model,
+        AdamW(AdamWConfig(lr=1e-4)),
+        Diffusion(DiffusionConfig(schedule="linear")),
     )
 
 
 def ours(stage: LatentDiffusion, index: ShardIndex, cached: bool) -> Callable[[int], Tensor]:
-    collate = stage.collate(size=SIDE, aspect="stretch", flip=False, latents=cached)
-    batches = LocalBatches([Source("shapes", index)], collate, OnePass(len(index), BATCH))
+    data = ImageDataConfig(seed=0, size=SIDE, aspect="stretch", latents=cached)
+    batches = LocalBatches([Source("shapes", index)], stage.collate(data), OnePass(len(index), BATCH), data)
 
     def step(n: int) -> Tensor:
         batch = batches[n % PASS]
@@ -64,8 +70,8 @@ def theirs(stage: LatentDiffusion, index: ShardIndex) -> Callable[[int], Tensor]
     """The step of diffusers' training scripts, with our keyed random draws so that losses are comparable."""
     vae, unet = stage.model.first_stage.vae, stage.model.denoiser.unet
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear")
-    collate = stage.collate(size=SIDE, aspect="stretch", flip=False, latents=False)
-    batches = LocalBatches([Source("shapes", index)], collate, OnePass(len(index), BATCH))
+    data = ImageDataConfig(seed=0, size=SIDE, aspect="stretch")
+    batches = LocalBatches([Source("shapes", index)], stage.collate(data), OnePass(len(index), BATCH), data)
 
     def step(n: int) -> Tensor:
         batch = batches[n % PASS]
