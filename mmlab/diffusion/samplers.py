@@ -146,12 +146,11 @@ class Sampler:
     """
 
     def __init__(self, config: SamplerConfig, clip: Clip | None = None):
-        self.name, self.steps, self.spacing, self.clip = config.name, config.steps, config.spacing, clip
-        self.guidance = Guidance(config.guidance)
+        self.config, self.clip, self.guidance = config, clip, Guidance(config.guidance)
         own = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in SHARED}
         self.own = {name: value for name, value in own.items() if value is not None}
-        for name in self.own.keys() - inspect.signature(SAMPLERS[self.name]).parameters.keys():
-            raise ConfigError(f"sampler {self.name} has no {name}.")
+        for name in self.own.keys() - inspect.signature(SAMPLERS[config.name]).parameters.keys():
+            raise ConfigError(f"sampler {config.name} has no {name}.")
 
     def __call__(
         self,
@@ -172,5 +171,5 @@ class Sampler:
             **options: `rng` and `on_step` of `Options`.
         """
         denoiser: Denoiser = model if condition is None else self.guidance(model, condition, null)
-        options |= {"spacing": self.spacing, "clip": self.clip, **self.own}
-        return SAMPLERS[self.name](denoiser, process, x, self.steps, **options)
+        options |= {"spacing": self.config.spacing, "clip": self.clip, **self.own}
+        return SAMPLERS[self.config.name](denoiser, process, x, self.config.steps, **options)

@@ -63,7 +63,7 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
     sampler, about = run_sampler(trained, cfg.sampler, **{key: cfg[key] for key in SETTINGS})
     process = None if trained.process is None else build(trained.process)
     if process is not None:
-        process.grid(sampler.steps, sampler.spacing)
+        process.grid(sampler.config.steps, sampler.config.spacing)
     return process, sampler, about
 
 

@@ -10,6 +10,11 @@ from mmlab.diffusion.process import Diffusion, Level, NoiseProcess
 MEAN, SPREAD = 0.4, 0.3
 
 
+def choices(kind: type, name: str) -> tuple[str, ...]:
+    """The options of a setting."""
+    return kind.__dataclass_fields__[name].metadata["choices"]  # type: ignore[attr-defined]
+
+
 def diffusion(schedule: str = "linear", **settings) -> Diffusion:
     return Diffusion(DiffusionConfig(schedule=schedule, **settings))
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion, Level, between
-from tests.diffusion.gaussian import diffusion, flow_matching
+from tests.diffusion.gaussian import choices, diffusion, flow_matching
 
-SCHEDULES = ("linear", "scaled_linear", "cosine")
+SCHEDULES = choices(DiffusionConfig, "schedule")
 PROCESSES = [
     *(diffusion(schedule, target=target) for schedule in SCHEDULES for target in ("epsilon", "x0", "v")),
     diffusion("scaled_linear", zero_terminal_snr=True, target="v"),

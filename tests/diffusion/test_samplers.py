@@ -1,7 +1,6 @@
 """Samplers against exact solutions, each other and their definitions."""
 
 import math
-from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 
@@ -17,7 +16,7 @@ from mmlab.diffusion.process import Diffusion, Level, between
 from mmlab.diffusion.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, heun
 from mmlab.diffusion.walk import Step, Trajectory
 from mmlab.keyed import normal
-from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, diffusion, exact, flow_matching
+from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, choices, diffusion, exact, flow_matching
 
 X = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ZERO_SNR = diffusion(zero_terminal_snr=True, target="v")
@@ -314,8 +313,7 @@ def test_a_wrong_setting_is_named(make, says):
 
 
 def test_each_sampler_has_a_function():
-    name = next(field for field in fields(SamplerConfig) if field.name == "name")
-    assert tuple(SAMPLERS) == name.metadata["choices"]
+    assert tuple(SAMPLERS) == choices(SamplerConfig, "name")
 
 
 def test_noise_needs_a_key():

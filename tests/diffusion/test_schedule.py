@@ -6,11 +6,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.config import DiffusionConfig
+from mmlab.diffusion.config import DiffusionConfig, SamplerConfig
 from mmlab.diffusion.schedule import alphas_bar, spaced
-from tests.diffusion.gaussian import diffusion, flow_matching
+from tests.diffusion.gaussian import choices, diffusion, flow_matching
 
-SPACINGS = ("trailing", "linspace", "leading")
+SPACINGS, SCHEDULES = choices(SamplerConfig, "spacing"), choices(DiffusionConfig, "schedule")
 THEIR_NAME = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 
@@ -50,7 +50,7 @@ def test_terminal_signal_of_published_schedules(schedule, start, end, left):
     assert bars[-1].sqrt().item() == pytest.approx(left, rel=0.01)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_fall_and_zero_terminal_snr_ends_in_noise(schedule):
     plain = diffusion(schedule)
     rescaled = diffusion(schedule, zero_terminal_snr=True, target="v")

@@ -5,8 +5,7 @@ Legend: B images, C/h/w latents or rows and columns of codes, S side in pixels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,7 +95,7 @@ class DiffusionGenerator(PictureGenerator):
 
     @property
     def steps(self) -> int:
-        return self.sampler.steps
+        return self.sampler.config.steps
 
     def noise(self, seeds: list[int]) -> Tensor:
         first_stage = self.model.first_stage
@@ -182,8 +181,7 @@ def stage_generator(module: Any, data: Any, steps: int | None = None) -> Picture
     """
     sampler = module.sampler
     if steps is not None and isinstance(sampler, Sampler):
-        sampler = copy(sampler)
-        sampler.steps = min(sampler.steps, steps)
+        sampler = Sampler(replace(sampler.config, steps=min(sampler.config.steps, steps)), sampler.clip)
     return picture_generator(module.model, sampler, getattr(module, "process", None), size=data.config.size)
 
 
