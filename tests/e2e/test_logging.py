@@ -1,5 +1,6 @@
 """What a run's logs hold, and what they never hold."""
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmlab import cli
 from mmlab.training.csv_log import read_table
@@ -53,7 +55,7 @@ def secret_run(work) -> tuple[Path, str]:
     return work / "runs" / "secret", done.stdout + done.stderr
 
 
-def test_no_secret_reaches_a_file(secret_run):
+def test_no_secret_is_written_to_a_file(secret_run):
     folder, said = secret_run
     files = [path for path in folder.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
@@ -65,14 +67,14 @@ def test_no_secret_reaches_a_file(secret_run):
         assert [path for path in folder.rglob("*") if secret in path.name] == [], name
 
 
-def test_wandb_is_quiet_where_no_one_looks(secret_run):
+def test_wandb_prints_nothing_offline(secret_run):
     folder, said = secret_run
     assert "wandb" not in said
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert not names & {"wandb-metadata.json", "requirements.txt", "output.log", "diff.patch"}
 
 
-def test_the_offline_folder_has_everything(secret_run):
+def test_the_offline_folder_is_complete(secret_run):
     folder, _ = secret_run
     (segment,) = find_segments(folder)
     assert segment.ended and segment.offline and segment.id.startswith("secret-")
@@ -100,7 +102,7 @@ def train(work: Path, monkeypatch, *overrides: str) -> Path:
     return work / "runs" / next(o for o in overrides if o.startswith("run.name=")).partition("=")[2]
 
 
-def test_a_run_that_goes_on_has_each_step_once_and_the_same_values(work, monkeypatch):
+def test_a_resumed_run_logs_each_step_once_with_the_same_values(work, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     whole = train(work, monkeypatch, "logger=wandb", "run.name=whole")
     cut = whole.with_name("cut")
@@ -138,6 +140,21 @@ def test_without_wandb(work):
     folder = work / "runs" / "csv"
     assert list(read_table(folder / "metrics.csv")) == [1, 2, 3, 4]
     assert (folder / "samples" / "step-4.png").exists() and not (folder / "wandb").exists()
+
+
+def test_tensorboard_has_the_table_and_the_sheets(work, monkeypatch):
+    folder = train(work, monkeypatch, "logger=tensorboard", "run.name=board")
+    reader = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0})
+    reader.Reload()
+    table = read_table(folder / "metrics.csv")
+    for name in METRICS:
+        column = {step: float(row[name]) for step, row in table.items() if name in row}
+        assert {event.step: event.value for event in reader.Scalars(name)} == pytest.approx(column, rel=1e-6), name
+    sheets = {event.step: event.encoded_image_string for event in reader.Images("val/samples_sheet/0")}
+    assert sorted(sheets) == [2, 4]
+    for step, data in sheets.items():
+        sheet = Image.open(folder / "samples" / f"step-{step}.png")
+        assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == sheet.convert("RGB").tobytes()
 
 
 def test_without_any_logger(work, monkeypatch):
