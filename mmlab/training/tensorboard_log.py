@@ -17,7 +17,7 @@ from mmlab.training.csv_log import CSVLog, values_of
 class TensorBoardLog(TensorBoardLogger):
     """Logs to `<save_dir>/tensorboard` and `<save_dir>/metrics.csv`; a step is a finished optimizer step.
 
-    Each start of a run writes a file of its own, in which TensorBoard is told to drop the later steps of earlier files.
+    Each start of a run writes a file of its own, which makes TensorBoard drop the later steps of earlier files.
 
     Args:
         config: settings.
