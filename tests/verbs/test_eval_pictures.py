@@ -52,7 +52,7 @@ def test_a_linear_code_that_does_not_fit_costs_no_other_score(work, monkeypatch,
     assert code == 0, err
     scores = json.loads((work / "unlined" / "scores.json").read_text())
     assert scores["psnr"] > 0 and "needs more than 64 images" in scores["linear_left_out"]
-    assert f"no linear code to compare with: {scores['linear_left_out']}" in out
+    assert f"no linear baseline: {scores['linear_left_out']}" in out
 
 
 def test_a_diffusion_model(work, monkeypatch, capsys):
