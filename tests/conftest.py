@@ -1,4 +1,4 @@
-"""Shared fixtures: everything is made here, nothing is downloaded."""
+"""Shared fixtures; nothing is downloaded."""
 
 import os
 import signal
@@ -9,18 +9,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-# Tests run side by side: more threads than cores make each of them, and what it starts, several times slower.
+# Tests run in parallel: more threads than cores would make them and their subprocesses several times slower.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that tests start.
+# A shell starts background jobs with Ctrl-C ignored, which the subprocesses of tests would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
-    """A byte-level BPE tokenizer in the form of Llama's special tokens."""
+    """A byte-level BPE tokenizer with Llama's special tokens."""
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

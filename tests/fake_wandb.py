@@ -1,4 +1,4 @@
-"""A stand-in for wandb's server: as much of it as `wandb sync` asks for."""
+"""A stand-in for the parts of wandb's server that `wandb sync` uses."""
 
 import gzip
 import json
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class Server:
-    """What was pushed: `rows[run]` its history by line, `configs[run]`, and the names of uploaded files."""
+    """Records uploads: `rows[run]`, the history by line, `configs[run]`, and the names of files."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[int, dict[str, Any]]] = {}
         self.configs: dict[str, str] = {}
-        self.about: dict[str, Any] = {}  # the first thing said about a run
+        self.about: dict[str, Any] = {}  # the first request about a run
         self.files: list[str] = []
         self.url = ""
 
@@ -65,7 +65,7 @@ class Server:
         }
 
     def stream(self, run: str, files: dict[str, Any]) -> None:
-        """Take lines of a run's history."""
+        """Add lines to a run's history."""
         history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
         for i, line in enumerate(history["content"]):
             self.rows[run][history["offset"] + i] = json.loads(line)
@@ -77,7 +77,7 @@ def entity() -> dict[str, str]:
 
 @contextmanager
 def serve() -> Iterator[Server]:
-    """Run the server on a free port of this machine."""
+    """Run the server on a free local port."""
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):

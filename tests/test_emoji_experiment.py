@@ -1,4 +1,4 @@
-"""The split of experiments/emoji_ldm: nothing that is held out was seen in another skin tone, gender or spelling."""
+"""The split of experiments/emoji_ldm: no validation emoji is in training in another skin tone, gender or spelling."""
 
 import json
 import sys
@@ -24,16 +24,16 @@ def prepare():
 
 def codes() -> list[str]:
     """300 hands and faces, a third in five skin tones, a third in two genders; flags; a family."""
-    found = []
+    codes = []
     for i in range(300):
         one = f"{0x1F400 + i:x}"
         variants = {0: [f"-1f3f{tone}" for tone in "bcdef"], 1: ["-2640", "-2642", "-200d-2640-fe0f"], 2: []}
-        found += [one, *(one + variant for variant in variants[i % 3])]
-    found += [f"1f1e6-{0x1F1E6 + i:x}" for i in range(26)]
-    return [*found, "1f3fb", "1f3f4-e0067-e0062", "1f3f4-e0067-e0063", "1f468-1f469-1f466"]
+        codes += [one, *(one + variant for variant in variants[i % 3])]
+    codes += [f"1f1e6-{0x1F1E6 + i:x}" for i in range(26)]
+    return [*codes, "1f3fb", "1f3f4-e0067-e0062", "1f3f4-e0067-e0063", "1f468-1f469-1f466"]
 
 
-def different(count: int) -> np.ndarray:
+def random_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
@@ -54,23 +54,23 @@ def test_the_base_of_an_emoji(prepare, code, base):
     assert prepare.base(code) == base
 
 
-def test_no_variant_of_a_held_out_emoji_is_trained_on(prepare):
+def test_no_variant_of_a_validation_emoji_is_in_training(prepare):
     every = codes()
-    train, val = prepare.split(every, different(len(every)))
+    train, val = prepare.split(every, random_images(len(every)))
     trained = {prepare.base(code) for code in train}
-    kept = [prepare.base(code) for code in val]
-    assert trained.isdisjoint(kept) and set(train) <= set(every) and set(val) <= set(every)
-    assert len(kept) == len(set(kept)) and not any(prepare.toned(code) for code in val)
+    held_out = [prepare.base(code) for code in val]
+    assert trained.isdisjoint(held_out) and set(train) <= set(every) and set(val) <= set(every)
+    assert len(held_out) == len(set(held_out)) and not any(prepare.toned(code) for code in val)
     assert 20 < len(val) < 50, "about a tenth of 329 groups"
     assert any(prepare.toned(code) for code in train)
     left = set(every) - set(train) - set(val)
-    assert all(prepare.base(code) in kept for code in left), "only further drawings of what is held out are left out"
+    assert all(prepare.base(code) in held_out for code in left), "only variants of validation emojis are left out"
 
 
-def test_what_looks_alike_stays_together(prepare):
+def test_similar_images_stay_together(prepare):
     every = [f"{0x1F400 + i:x}" for i in range(200)]
-    pictures = different(100).repeat(2, 0)
-    pictures[1::2, :2, :2] ^= 3  # each second one is a nearly equal copy of the one before
+    pictures = random_images(100).repeat(2, 0)
+    pictures[1::2, :2, :2] ^= 3  # every second image is nearly equal to the one before
     group = prepare.groups(every, pictures)
     assert all(group[a] == group[b] for a, b in zip(every[::2], every[1::2], strict=True))
     assert len(set(group.values())) == 100
@@ -78,9 +78,9 @@ def test_what_looks_alike_stays_together(prepare):
     assert {group[code] for code in train}.isdisjoint(group[code] for code in val)
 
 
-def test_the_draw_does_not_depend_on_the_rest(prepare):
+def test_the_split_of_an_emoji_does_not_depend_on_the_others(prepare):
     every = codes()
-    pictures = different(len(every))
+    pictures = random_images(len(every))
     _, val = prepare.split(every, pictures)
     _, of_half = prepare.split(every[:150], pictures[:150])
     assert set(of_half) == set(val) & set(every[:150])
@@ -95,11 +95,11 @@ def test_captions_and_classes(prepare):
     assert prepare.row("x", {**heart, "category": ""})["class"] == "other"
 
 
-def test_the_tables_name_pictures_with_a_record(prepare, tmp_path, capsys):
+def test_the_tables_contain_images_with_a_record(prepare, tmp_path, capsys):
     folder = tmp_path / "png" / "64"
     folder.mkdir(parents=True)
     entries = {}
-    for i, pixels in enumerate(different(60)):
+    for i, pixels in enumerate(random_images(60)):
         Image.fromarray(pixels).save(folder / f"{0x1F400 + i:x}.png")
         if i:
             entries[f"{0x1F400 + i:x}"] = {"name": f"thing {i}", "category": "objects", "keywords": []}

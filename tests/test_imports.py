@@ -1,4 +1,4 @@
-"""Imports point down, never up and never in a circle; what must start at once imports nothing heavy."""
+"""Layers of imports without cycles; settings and the command line import nothing heavy."""
 
 import ast
 import subprocess
@@ -25,22 +25,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(TOP, MIDDLE | BOTTOM),
     "evaluate": MIDDLE | BOTTOM | {"report"},
     "verbs": TOP | MIDDLE | BOTTOM,
-    # Dispatch alone: it loads a verb by its name.
+    # Only dispatches; a verb is imported by name.
     "cli": BOTTOM,
 }
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Dotted name → file of every module below `root`, whose folder is the package."""
-    found = {}
+    """Dotted name → file of every module in the package folder `root`."""
+    files = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
 
 
-def imported(name: str, path: Path, known: set[str]) -> Iterator[tuple[str, int]]:
-    """(module of the same package, line) of every import in a file, those within functions too."""
+def imported(name: str, path: Path, names_of_modules: set[str]) -> Iterator[tuple[str, int]]:
+    """(module of the same package, line) of every import in a file, also inside functions."""
     package = name.split(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -51,20 +51,20 @@ def imported(name: str, path: Path, known: set[str]) -> Iterator[tuple[str, int]
                 parent = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
                 base = ".".join([*parent[: len(parent) - node.level + 1], *([base] if base else [])])
             names = [f"{base}.{alias.name}" for alias in node.names]
-            names = [full if full in known else base for full in names]
+            names = [full if full in names_of_modules else base for full in names]
         else:
             continue
         yield from ((other, node.lineno) for other in names if other.split(".")[0] == package)
 
 
 def upward(root: Path) -> list[str]:
-    """A sentence for every import that a layer may not make."""
-    found, wrong = modules(root), []
-    for name, path in found.items():
+    """A line for every import that its layer does not allow."""
+    files, wrong = modules(root), []
+    for name, path in files.items():
         layer = (name.split(".") + [""])[1]
         if not layer:
             continue
-        for other, line in imported(name, path, set(found)):
+        for other, line in imported(name, path, set(files)):
             target = (other.split(".") + [""])[1]
             if layer not in MAY_IMPORT:
                 wrong.append(f"{path.relative_to(root)}: {layer} is in no layer")
@@ -73,10 +73,10 @@ def upward(root: Path) -> list[str]:
     return wrong
 
 
-def circle(root: Path) -> list[str]:
-    """The modules of one circle of imports, or nothing."""
-    found = modules(root)
-    after = {n: {o for o, _ in imported(n, p, set(found)) if o in found and o != n} for n, p in found.items()}
+def cycle(root: Path) -> list[str]:
+    """The modules of one cycle of imports, if there is one."""
+    files = modules(root)
+    after = {n: {o for o, _ in imported(n, p, set(files)) if o in files and o != n} for n, p in files.items()}
     done: set[str] = set()
 
     def search(name: str, trail: list[str]) -> list[str]:
@@ -97,23 +97,23 @@ def test_imports_point_down():
     assert upward(ROOT) == []
 
 
-def test_there_is_no_circle():
-    assert circle(ROOT) == []
+def test_there_is_no_import_cycle():
+    assert cycle(ROOT) == []
 
 
-def test_every_import_of_ours_is_there():
-    found = set(modules(ROOT))
-    for name, path in modules(ROOT).items():
-        for other, line in imported(name, path, found):
-            assert other in found, f"{path}:{line} imports {other}"
+def test_every_import_of_mmlab_exists():
+    files = modules(ROOT)
+    for name, path in files.items():
+        for other, line in imported(name, path, set(files)):
+            assert other in files, f"{path}:{line} imports {other}"
 
 
-def test_packages_hold_no_code():
+def test_init_files_are_empty():
     assert [path for path in ROOT.rglob("__init__.py") if path.read_text(encoding="utf-8").strip()] == []
 
 
 @pytest.mark.parametrize(
-    ("where", "line", "says"),
+    ("file", "line", "message"),
     [
         ("data/a.py", "from mmlab.model.b import B", "data/a.py:1 imports mmlab.model.b"),
         ("training/a.py", "def f():\n    import mmlab.stage.c", "training/a.py:2 imports mmlab.stage.c"),
@@ -122,31 +122,31 @@ def test_packages_hold_no_code():
         ("helpers/a.py", "from mmlab.config import f", "helpers/a.py: helpers is in no layer"),
     ],
 )
-def test_an_upward_import_is_noticed(tmp_path, where, line, says):
+def test_an_upward_import_is_detected(tmp_path, file, line, message):
     root = tmp_path / "mmlab"
     others = ("model/b.py", "stage/c.py", "verbs/d.py", "evaluate/e.py", "config/f.py")
-    for name in (*others, where):
+    for name in (*others, file):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(line if name == where else "")
-    assert upward(root) == [says]
-    (root / where).write_text("import torch\n")
+        (root / name).write_text(line if name == file else "")
+    assert upward(root) == [message]
+    (root / file).write_text("import torch\n")
     assert upward(root) == []
 
 
-def test_a_circle_is_noticed(tmp_path):
+def test_a_cycle_is_detected(tmp_path):
     root = tmp_path / "mmlab"
     (root / "data").mkdir(parents=True)
     for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
         (root / "data" / f"{name}.py").write_text(f"def f():\n    from mmlab.data.{other} import x\n")
-    assert circle(root) == ["mmlab.data.a", "mmlab.data.b", "mmlab.data.c", "mmlab.data.a"]
+    assert cycle(root) == ["mmlab.data.a", "mmlab.data.b", "mmlab.data.c", "mmlab.data.a"]
     (root / "data" / "c.py").write_text("")
-    assert circle(root) == []
+    assert cycle(root) == []
 
 
 def test_config_runs_and_settings_import_nothing_heavy():
     folders = ("mmlab.config", "mmlab.runs", "mmlab.cli")
     light = [name for name in modules(ROOT) if name.startswith(folders) or name.endswith(".config")]
-    light.remove("mmlab.runs.sweep.sweep_picture")  # loaded where a sweep has ended
+    light.remove("mmlab.runs.sweep.sweep_picture")  # imported only when a table is written
     assert len(light) > 25
     code = (
         f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"

@@ -1,4 +1,4 @@
-"""The verdicts of the ablations' experiment, from sweeps that are made up."""
+"""The figures of the ablation experiment, computed from made-up sweeps."""
 
 import csv
 import json
@@ -11,20 +11,20 @@ KINDS = ("conversation", "detail_description", "complex_reasoning")
 
 
 def write(sweeps: Path, name: str, values: dict[str, list[float]], metrics: list[str]) -> None:
-    """A sweep's table in which each metric of a point has its recipe's value for its seed; one failed."""
+    """Write a sweep's table: all metrics of a point have its recipe's value for the seed; one point failed."""
     folder = sweeps / f"llava_ablations_{name}"
     folder.mkdir(parents=True)
     with (folder / "table.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["experiment", "seed", "run", "status", "steps", *metrics])
-        for recipe, found in values.items():
-            for seed, value in reversed(list(enumerate(found))):
+        for recipe, per_seed in values.items():
+            for seed, value in reversed(list(enumerate(per_seed))):
                 page = f"llava_ablations/{recipe}"
                 rows.writerow([page, seed, "run", "complete", 3, *[value] * len(metrics)])
         rows.writerow(["llava_ablations/best", 9, "run", "failed", "", *[""] * len(metrics)])
 
 
-def test_a_difference_has_the_papers_sign_or_not_or_is_within_the_spread(tmp_path):
+def test_a_differences_sign_is_compared_with_the_papers(tmp_path):
     best = [0.90, 0.91, 0.92]
     arms = {"layer": ("last_layer", [0.90, 0.91, 0.91]), "order": ("answer_first", [0.80, 0.81, 0.82])}
     arms["alignment"] = ("no_align", [0.95, 0.96, 0.97])
@@ -37,8 +37,8 @@ def test_a_difference_has_the_papers_sign_or_not_or_is_within_the_spread(tmp_pat
     (line,) = done.stdout.splitlines()
     figures = json.loads(line)
     assert figures["best"] == {"mean": 91.0, "spread": 1.0, "seeds": [90.0, 91.0, 92.0], "with_picture": 91.0}
-    found = {name: (figures[name]["difference"], figures[name]["same_sign"]) for name in arms}
-    assert found == {"layer": (-0.33, "within spread"), "order": (-10.0, True), "alignment": (5.0, False)}
+    signs = {name: (figures[name]["difference"], figures[name]["same_sign"]) for name in arms}
+    assert signs == {"layer": (-0.33, "within spread"), "order": (-10.0, True), "alignment": (5.0, False)}
     assert figures["order"]["paper"] == -1.15 and figures["minutes"] == 1.5
     for kind in (*KINDS, "all"):
         rows = {name: row[kind] for name, row in figures["types"].items()}

@@ -1,4 +1,4 @@
-"""Commands as a user types them, one after the other."""
+"""A sequence of commands."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from mmlab import cli
 
 
 def carry_out(folder: Path, commands: Iterable[str]) -> Path:
-    """Run `mmlab` with each command in a folder; every one has to succeed. Returns the folder."""
+    """Run `mmlab` with each command in a folder, which is returned; every command must succeed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in commands:

@@ -1,4 +1,4 @@
-"""Tiny pictures and tars, good and bad."""
+"""Tiny images and tars, valid and invalid."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""ScienceQA's layout with a few made problems."""
+"""A few problems in ScienceQA's layout."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def problem(**changes: Any) -> dict[str, Any]:
 
 
 def write_problems(root: Path, problems: dict[str, Any], splits: dict[str, Any] | None = None) -> Path:
-    """Write the two files; a problem's picture is written unless its file is called `gone.png`."""
+    """Write the two files, and the images except those named `gone.png`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "problems.json").write_text(json.dumps(problems))
     if splits is None:

@@ -1,4 +1,4 @@
-"""Drawn scenes as shards with a tokenizer beside them, as `mmlab shards` leaves them."""
+"""Synthetic scenes as shards with a tokenizer, as written by `mmlab shards`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from mmlab.data.tokenizer import train_tokenizer
 
 
 def make_shapes(root: Path, train: int = 12, val: int = 4, size: int = 16) -> Path:
-    """Write `train/`, `val/` and `tokenizer/` under `root`; captions, questions and dialogues in each sample."""
+    """Write `train/`, `val/` and `tokenizer/` into `root`; samples have captions, questions and dialogues."""
     indexes = [
         write_shards(shapes(count, split, size=size), root / split, 6, quiet=True)[0]
         for split, count in (("train", train), ("val", val))
@@ -22,7 +22,7 @@ def make_shapes(root: Path, train: int = 12, val: int = 4, size: int = 16) -> Pa
 
 
 def make_records(root: Path, records: Sequence[dict[str, Any]], pictures: Sequence[bytes | None]) -> ShardIndex:
-    """Write records as samples `s0000`, …, each with its PNG or as text alone."""
+    """Write records as samples `s0000`, …, each with its PNG or as text only."""
     with ShardWriter(root, 8, quiet=True) as writer:
         for i, (record, picture) in enumerate(zip(records, pictures, strict=True)):
             members: Members = {"json": record}

@@ -1,4 +1,4 @@
-"""Small sets of shards, settings for them, and a collate that shows the samples that it received."""
+"""Small sets of shards, settings for them, and a collate that exposes the samples it receives."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def make_shards(
     types: Sequence[str] = (),
     overwrite: bool = False,
 ) -> ShardIndex:
-    """Text samples `<folder>0000`, …; those in `bad` are refused by `KeyCollate`, `types` come in turn."""
+    """Text samples `<folder>0000`, …; those in `bad` are refused by `KeyCollate`; `types` are used in turn."""
     with ShardWriter(root, per_shard, overwrite, quiet=True) as writer:
         for i in range(samples):
             kind = {"type": types[i % len(types)]} if types else {}
@@ -34,12 +34,12 @@ def sources(*folders: Path) -> list[SourceConfig]:
 
 
 def settings(**options: Any) -> ShardsConfig:
-    """Settings of the data that are not the subject of a test."""
+    """Default settings for tests, with changes."""
     return ShardsConfig(**{"global_batch": 8, "micro_batch": 4, "seed": 0, **options})
 
 
 class KeyCollate:
-    """Passes keys, sources and seeds through; picklable, so that spawned workers can have it."""
+    """Passes keys, sources and seeds through; picklable for spawned workers."""
 
     members: tuple[str, ...] = ()
 

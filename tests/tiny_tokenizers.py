@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the kinds that language models use, trained here on a few sentences."""
+"""Tiny tokenizers of the kinds that language models use, trained on a few sentences."""
 
 import json
 from functools import cache
@@ -15,7 +15,7 @@ CORPUS = [
     "0 1 2 3 4 5 6 7 8 9 \n\n ; ! ( ) - _ / < > | . , ' \" : ? # * & %",
 ] * 4
 
-# Published chat templates differ in stripping, in white space before the answer, in line breaks.
+# As published: they differ in stripping, white space before the answer, and line breaks.
 LLAMA_3_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
     "{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
@@ -47,7 +47,7 @@ def _bpe(pre: pre_tokenizers.PreTokenizer, size: int, alphabet: list[str]) -> tu
 
 @cache
 def llama_3() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Llama 3's way of splitting, adding a beginning of text."""
+    """Byte-level BPE with Llama 3's splitting; adds a beginning-of-text token."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
         r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -75,7 +75,7 @@ def llama_3() -> PreTrainedTokenizerFast:
 
 @cache
 def gpt_2() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2's and Qwen's: no beginning of text added, one token for both ends; ChatML."""
+    """Byte-level BPE as in GPT-2 and Qwen: no beginning of text is added, one token for both ends; ChatML."""
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
     vocab, merges = _bpe(pre, 500, pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab, merges))
@@ -103,7 +103,7 @@ def _sentencepiece(vocab: dict[str, int], merges: list) -> Tokenizer:
 
 @cache
 def llama_2() -> PreTrainedTokenizerFast:
-    """Llama-2's fast tokenizer: "▁" put before each stretch of text, bytes for the unknown, no splitting."""
+    """Llama-2's fast tokenizer: "▁" before each text, bytes for unknown characters, no splitting."""
     vocab, merges = _bpe(pre_tokenizers.Metaspace(prepend_scheme="always"), 260, [])
     core = _sentencepiece(vocab, merges)
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -116,7 +116,7 @@ def llama_2() -> PreTrainedTokenizerFast:
 
 @cache
 def metaspace() -> PreTrainedTokenizerFast:
-    """SentencePiece of the newer kind: "▁" before the first word only, words split."""
+    """The newer form of SentencePiece: "▁" before the first word only, text split into words."""
     pre = pre_tokenizers.Metaspace(prepend_scheme="first")
     vocab, merges = _bpe(pre, 400, [])
     core = _sentencepiece(vocab, merges)

@@ -1,4 +1,4 @@
-"""wandb's offline files, written here: what one start of a run leaves, and what several make together."""
+"""wandb's offline files: the segment of one start of a run, and the history of several."""
 
 import json
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def write_segment(
 
 
 def history(run: Path) -> dict[int, dict[str, Any]]:
-    """Step → what was logged, of all segments: each replaces what earlier ones logged from its first step on."""
+    """Step → logged values; each segment replaces those of earlier ones from its first step on."""
     rows: dict[int, dict[str, Any]] = {}
     for segment in find_segments(run):
         first = min(segment.rows, default=None)

@@ -1,4 +1,4 @@
-"""The door to instantiate: what is refused, and that it is refused before it is imported."""
+"""Building objects from configs; targets that are not allowed are refused before they are imported."""
 
 import subprocess
 import sys
@@ -17,14 +17,14 @@ from mmlab.training.optim import AdamW
 MLP = "mmlab.model.connector.MLPConnector"
 
 
-def test_builds_a_partial_that_gets_the_rest_later():
+def test_a_partial_takes_the_remaining_arguments_later():
     node = OmegaConf.create({"_target_": MLP, "_partial_": True, "depth": 3})
     connector = build(node)(4, 6)
     assert isinstance(connector, MLPConnector) and len(connector.layers) == 5
     assert len(build(node, language_width=6)(4).layers) == 5
 
 
-def test_no_target_builds_nothing():
+def test_a_null_target_builds_nothing():
     assert build(OmegaConf.create({"_target_": None})) is None
 
 
@@ -46,36 +46,36 @@ def test_no_target_builds_nothing():
         ({"_target_": "lightning.pytorch.callbacks.ModelCheckpont"}, "callbacks.ModelCheckpoint'?"),
     ],
 )
-def test_mistakes_are_named(node, sentence):
+def test_invalid_targets_and_keys_are_refused(node, sentence):
     with pytest.raises(ConfigError) as error:
         build(node)
     assert sentence in str(error.value)
 
 
-def test_what_a_part_refuses_is_its_own_sentence():
-    """At any depth: Hydra would wrap it into an error of its own, which is a traceback to the user."""
+def test_the_error_of_a_nested_part_is_not_wrapped():
+    """Hydra would wrap it into an exception of its own, which users see as a traceback."""
     part = {"_target_": "mmlab.model.conditioner.ClassCondition", "classes": [], "width": 4}
     parts = {"first_stage": {"_target_": "mmlab.model.first_stage.Identity"}, "conditioner": part}
     denoiser = {"_target_": "mmlab.model.dit.DiT", "_partial_": True}
-    with pytest.raises(ConfigError, match=r"^model\.conditioner\.classes=\[\]: give their number"):
+    with pytest.raises(ConfigError, match=r"^model\.conditioner\.classes=\[\] must be their number"):
         build({"_target_": "mmlab.model.denoiser.DiffusionModel", **parts, "denoiser": denoiser})
 
 
-def test_wrong_arguments_are_found_at_any_depth_before_anything_is_built():
+def test_invalid_arguments_are_found_at_any_depth_before_building():
     node = {"_target_": "mmlab.model.vlm.VisionLanguageModel", "connector": {"_target_": MLP, "dept": 2}}
     with pytest.raises(ConfigError, match=r"^There is no key 'model.connector.dept'. Did you mean 'depth'"):
         check_targets(node, "model")
     check_targets([{"x": [{"_target_": MLP, "depth": 1}]}])
 
 
-def test_a_class_of_ours_takes_its_settings_first_and_its_parts_by_name():
+def test_our_classes_take_settings_first_and_parts_by_name():
     head = {"_target_": "mmlab.model.language.LanguageOnly"}
     assert build(head, language=nn.Linear(1, 1)).language.weight.shape == (1, 1)  # no settings of its own
     optim = build(AdamWConfig(lr=0.5))
     assert isinstance(optim, AdamW) and build(OmegaConf.structured(AdamWConfig(lr=0.25))).config.lr == 0.25
 
 
-def test_settings_made_in_python_are_checked_too():
+def test_settings_constructed_in_python_are_checked():
     with pytest.raises(ConfigError, match=r"'schedule' cannot be 'cosin'\. Did you mean 'cosine'\?"):
         AdamWConfig(schedule="cosin")
     with pytest.raises(ConfigError, match="'lr' must be above 0, not -1"):
@@ -101,7 +101,7 @@ GADGETS = [
     "mmlab.config.build.build",
     "mmlab.cli.main",
     "mmlabx.evil.Thing",
-    # names that start well and lead elsewhere
+    # names with an allowed beginning
     "mmlab.data.index.os.system",
     "mmlab.data.index.Path",
     "mmlab.model.connector.nn.Linear",
@@ -112,7 +112,7 @@ GADGETS = [
 
 @pytest.mark.parametrize("gadget", GADGETS)
 @pytest.mark.parametrize("nested", [False, True])
-def test_gadgets_are_refused(gadget, nested):
+def test_dangerous_targets_are_refused(gadget, nested):
     bad = {"_target_": gadget}
     with pytest.raises(ConfigError):
         build({"_target_": MLP, "depth": [{"x": bad}]} if nested else bad)
@@ -134,7 +134,7 @@ sys.exit(3)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_an_interpolated_target_is_refused_too():
+def test_an_interpolated_target_is_refused():
     cfg = OmegaConf.create({"a": "os.system", "b": {"_target_": "${a}", "command": "true"}})
     with pytest.raises(ConfigError, match=r"os\.system' is not allowed"):
         build(cfg.b)
@@ -142,7 +142,7 @@ def test_an_interpolated_target_is_refused_too():
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """A package of the user's."""
+    """A user's own package."""
     package = tmp_path / "mylab"
     package.mkdir()
     (package / "__init__.py").write_text("from mylab.parts import Thing\n")
@@ -155,15 +155,15 @@ def lab(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_package_of_the_users_needs_their_word(lab, monkeypatch):
+def test_a_users_package_must_be_allowed(lab, monkeypatch):
     with pytest.raises(ConfigError, match="MMLAB_ALLOW_TARGETS"):
         build({"_target_": "mylab.parts.Thing", "size": 3})
     assert "mylab" not in sys.modules
     monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "other, mylab.")
     assert build({"_target_": "mylab.parts.Thing", "size": 3}).size == 3
     assert build({"_target_": "mylab.Thing"}).size == 1
-    given = [{"a": 1}]  # reaches the class as it is, not as a config
-    assert build({"_target_": "mylab.Thing", "size": 2}, size=given).size is given
+    part = [{"a": 1}]  # passed as it is, not as a config
+    assert build({"_target_": "mylab.Thing", "size": 2}, size=part).size is part
     with pytest.raises(ConfigError, match=r"no argument 'sise'\. Did you mean 'size'"):
         build({"_target_": "mylab.Thing", "sise": 3})
     with pytest.raises(ConfigError):
@@ -172,14 +172,14 @@ def test_a_package_of_the_users_needs_their_word(lab, monkeypatch):
         build({"_target_": "mylabs.Thing"})
 
 
-def test_a_missing_dependency_is_not_called_a_missing_module(lab, monkeypatch):
+def test_a_missing_dependency_is_not_reported_as_a_missing_module(lab, monkeypatch):
     (lab / "needs.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "mylab")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         locate("mylab.needs.Thing")
 
 
-def test_nothing_else_calls_instantiate():
+def test_only_build_calls_instantiate():
     package = Path(build.__code__.co_filename).parents[1]
     callers = [
         path.relative_to(package).as_posix()

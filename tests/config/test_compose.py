@@ -27,12 +27,12 @@ def test_every_section_keeps_its_dataclass(conf):
     assert cfg.data.seed == cfg.seed
 
 
-def test_a_part_is_swapped_with_its_schema(conf):
+def test_swapping_a_part_swaps_its_dataclass(conf):
     cfg = compose("train", [RECIPE, "model/connector=linear"], conf)
     assert "depth" not in cfg.model.connector
 
 
-def test_debug_presets_win_over_the_recipe(conf):
+def test_debug_presets_override_the_recipe(conf):
     assert compose("train", [RECIPE, "debug=fast"], conf).trainer.max_steps == 2
     overfit = compose("train", [RECIPE, "debug=overfit"], conf).trainer
     assert overfit.overfit and overfit.limit_val_batches == 0
@@ -53,7 +53,7 @@ def test_wandb_is_offline_without_a_key(conf, monkeypatch):
     assert compose("train", [RECIPE, "logger=wandb"], conf).logger.offline is True
 
 
-def test_flags_may_stand_behind_overrides():
+def test_flags_may_follow_overrides():
     args = parse(["a=b", "--cfg", "job", "c=d", "-p", "run"])
     assert (args.cfg, args.package, args.overrides) == ("job", "run", ["a=b", "c=d"])
     assert parse(["--info", "a=b"]).info == "all"
@@ -70,13 +70,13 @@ def test_flags_may_stand_behind_overrides():
         (["--experimental-rerun", "x.pickle"], "pickle"),
     ],
 )
-def test_wrong_flags(argv, sentence):
+def test_invalid_flags_are_refused(argv, sentence):
     with pytest.raises(ConfigError) as error:
         parse(argv)
     assert sentence in str(error.value)
 
 
-def test_a_task_gets_the_config_and_hydra_makes_no_folder_of_its_own(conf, tmp_path):
+def test_a_task_gets_the_config_and_hydra_creates_no_other_folder(conf, tmp_path):
     seen = []
     code = hydra_verb("train", seen.append, ["--config-path", str(conf), RECIPE, "seed=3"])
     assert code == 0 and seen[0].seed == 3 and "hydra" not in seen[0]
@@ -102,7 +102,7 @@ def test_multirun_names_each_point(conf):
     assert len({name for name, _ in names}) == 2
 
 
-def test_multirun_stops_at_a_wrong_point(conf):
+def test_multirun_refuses_an_invalid_point(conf):
     argv = ["-m", "--config-path", str(conf), RECIPE, "optim.lr=1e-3,-1"]
     with pytest.raises(ConfigError, match=r"'optim.lr' must be above 0, not -1.0"):
         hydra_verb("train", lambda cfg: None, argv)
@@ -123,7 +123,7 @@ def test_conf_of_the_working_folder_and_config_dir_add_options(conf, tmp_path):
     assert [cfg.run.name.split("-")[1] for cfg in seen] == ["of_conf", "of_mine"]
 
 
-def test_cfg_and_help_show_what_is_not_chosen_yet(conf, capsys):
+def test_cfg_and_help_show_missing_choices(conf, capsys):
     def task(cfg):
         """Train something."""
         pytest.fail("ran")
@@ -136,7 +136,7 @@ def test_cfg_and_help_show_what_is_not_chosen_yet(conf, capsys):
     assert "name: llava-align_tiny" in capsys.readouterr().out
 
 
-def test_hydra_full_error_raises_what_hydra_raised(conf, monkeypatch):
+def test_hydra_full_error_raises_the_original_exception(conf, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="Could not override") as error:
         compose("train", [RECIPE, "optim.lrr=1"], conf)

@@ -16,7 +16,7 @@ from mmlab.config.schemas import schemas
 from tests.config.tiny_conf import write_conf
 
 CONF = conf_dir()
-# These are merged into sections that have a schema already, or belong to Hydra.
+# Groups whose options are merged into sections with a schema, or belong to Hydra.
 WITHOUT = ("experiment", "debug", "hydra", "callbacks")
 OPTIONS = sorted(
     path.relative_to(CONF).with_suffix("").as_posix()
@@ -29,10 +29,10 @@ RECIPES = sorted(
 
 
 def has_schema(option: str, folder: Path) -> bool:
-    """Whether an option file is typed by a dataclass, or by the signature of its literal target."""
+    """Whether an option file has a dataclass, or else a target whose signature it matches."""
     loader = start(option, folder, lenient=True).config_loader
     try:
-        # Hydra's own loader: alone, an option may refer to sections that are not there.
+        # Hydra's own loader, because an option may refer to sections of other files.
         cfg = ConfigLoaderImpl.load_configuration(loader, option, [], RunMode.MULTIRUN)  # type: ignore[arg-type]
     finally:
         GlobalHydra.instance().clear()
@@ -53,7 +53,7 @@ def test_every_option_has_a_schema(option):
 
 
 @pytest.mark.parametrize("text", ["depth: 2\n", "defaults: [align, _self_]\nx: 2\n", ""])
-def test_an_option_without_a_schema_is_noticed(tmp_path, text):
+def test_an_option_without_a_schema_is_detected(tmp_path, text):
     folder = write_conf(tmp_path / "tree")
     (folder / "stage" / "align.yaml").write_text("trainable: [connector]\n")
     (folder / "stage" / "new.yaml").write_text(text)
@@ -65,7 +65,7 @@ def test_an_option_without_a_schema_is_noticed(tmp_path, text):
 def test_every_recipe_composes(recipe):
     for root in ("train", "plan"):
         cfg = compose(root, [f"experiment={recipe}"], CONF)
-        # A recipe may put a value of its own behind its name.
+        # A recipe may append a value to its name.
         assert cfg.run.name.startswith(recipe.replace("/", "-"))
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
@@ -76,11 +76,11 @@ def test_every_recipe_names_classes_and_arguments_that_exist(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_a_page_with_the_global_package(recipe):
+def test_a_recipe_fits_on_a_page_and_has_the_global_package(recipe):
     lines = (CONF / "experiment" / f"{recipe}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert len(lines) <= 40
-    assert any(f"experiment={recipe}" in line for line in lines), "the header gives the command"
+    assert any(f"experiment={recipe}" in line for line in lines), "the header must contain the command"
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in CONF.glob("debug/*.yaml")))
@@ -105,12 +105,12 @@ def test_every_root_names_its_dataclass(root):
     assert kind is not None and kind.__module__.endswith(".config")
 
 
-def test_a_value_that_a_root_needs_is_asked_for():
+def test_a_required_value_of_a_root_is_requested():
     with pytest.raises(ConfigError, match=r"'data\.path' has no value"):
         compose("eval", ["run=x"])
 
 
-def test_no_config_speaks_of_keys_or_machines():
+def test_no_config_contains_keys_or_home_folders():
     for path in CONF.rglob("*.yaml"):
         text = path.read_text()
         assert "api_key" not in text.lower() and "/home/" not in text, path

@@ -1,4 +1,4 @@
-"""A config folder for tests: the shipped roots, trainers and loggers around options of its own."""
+"""A config folder for tests: the shipped roots, trainers and loggers with its own models, data and stages."""
 
 import shutil
 from pathlib import Path
@@ -62,7 +62,7 @@ trainer: {max_steps: 4}
 
 
 def write_conf(folder: Path) -> Path:
-    """Write the tree into `folder` and return it."""
+    """Write the config files into `folder` and return it."""
     shipped = conf_dir()
     for part in ("optim", "trainer", "logger", "callbacks", "debug", "hydra"):
         shutil.copytree(shipped / part, folder / part)

@@ -1,4 +1,4 @@
-"""The tiny chain as its user types it, and each part swapped by one argument."""
+"""The tiny chain of runs through the command line, and swapping each part by one argument."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from mmlab import cli
 from mmlab.stage.assembly import restore
 from tests.tiny_commands import carry_out
 
-# A preset of the user's own, so that every command of a chain has the same one word more.
+# The user's own preset, which each command of a chain selects by the same word.
 PRESET = """
 # @package _global_
 data: {global_batch: 4, micro_batch: 4}
@@ -26,7 +26,7 @@ RUNS = ("vision_tiny", "language_tiny", "align_tiny", "finetune_tiny")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A user's folder: a preset, drawn data, a tokenizer, a picture, and the chain of four runs."""
+    """A user's folder: a preset, synthetic data, a tokenizer, an image, and the chain of four runs."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "conf" / "debug").mkdir(parents=True)
     (folder / "conf" / "debug" / "short.yaml").write_text(PRESET.lstrip())
@@ -42,7 +42,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mmlab(work, monkeypatch, capsys):
-    """The command, run in the user's folder; it has to succeed."""
+    """Run a command in the user's folder; it must succeed."""
     monkeypatch.chdir(work)
 
     def run(*argv: str) -> str:
@@ -59,12 +59,12 @@ def card(run: str, part: str) -> dict:
 
 
 def trained_from(run: str) -> list[str]:
-    """The runs that `stage.init_from` meant."""
+    """The runs in `stage.init_from`."""
     return yaml.safe_load(Path("runs", run, "config.yaml").read_text())["stage"]["init_from"]
 
 
 def ask(mmlab, run: str) -> None:
-    """Score the run on drawn questions and ask it one."""
+    """Score the run on synthetic questions and ask it one."""
     out = mmlab(
         "eval", f"run={run}", "data.path=data/shapes/val", "limit=8", "max_new_tokens=4", "trainer.accelerator=cpu"
     )
@@ -90,20 +90,20 @@ def test_the_chain(mmlab):
     ask(mmlab, "llava/finetune_tiny-short")
 
 
-def test_a_run_is_put_together_from_the_runs_before_it(work, monkeypatch):
+def test_a_run_is_assembled_from_earlier_runs(work, monkeypatch):
     monkeypatch.chdir(work)
     model, _ = restore(Path("runs/llava-align_tiny-short"))
-    eye = AutoModel.from_pretrained("runs/llava-vision_tiny-short/artifacts/vision").state_dict()
-    tongue = AutoModelForCausalLM.from_pretrained("runs/llava-language_tiny-short/artifacts/language").state_dict()
+    vision = AutoModel.from_pretrained("runs/llava-vision_tiny-short/artifacts/vision").state_dict()
+    language = AutoModelForCausalLM.from_pretrained("runs/llava-language_tiny-short/artifacts/language").state_dict()
     with model.vision._whole():
         ours = model.vision.tower.state_dict()
-    assert ours.keys() == eye.keys() and all(torch.equal(ours[k], eye[k]) for k in eye)
-    assert all(torch.equal(v, tongue[k]) for k, v in model.language.causal.state_dict().items())
+    assert ours.keys() == vision.keys() and all(torch.equal(ours[k], vision[k]) for k in vision)
+    assert all(torch.equal(v, language[k]) for k, v in model.language.causal.state_dict().items())
     tuned, _ = restore(Path("runs/llava-finetune_tiny-short"))
-    assert not all(torch.equal(v, tongue[k]) for k, v in tuned.language.causal.state_dict().items())
+    assert not all(torch.equal(v, language[k]) for k, v in tuned.language.causal.state_dict().items())
 
 
-def test_the_same_command_again_is_the_same_run(mmlab):
+def test_a_repeated_command_is_the_same_run(mmlab):
     before = Path("runs/llava-align_tiny-short/done.json").stat().st_mtime_ns
     out = mmlab("train", "experiment=llava/align_tiny", *SHORT)
     assert out.startswith("llava-align_tiny-short is complete")
@@ -137,7 +137,7 @@ def test_swapping_a_part_is_one_argument(mmlab, swap):
     ask(mmlab, run)
 
 
-def test_layers_that_are_computed_again_learn_the_same(mmlab):
+def test_gradient_checkpointing_trains_the_same_weights(mmlab):
     mmlab("train", "experiment=llava/finetune_tiny", *SHORT, "trainer.gradient_checkpointing=true", "run.name=again")
     weights = [
         load_file(f"runs/{run}/artifacts/language/model.safetensors") for run in ("llava-finetune_tiny-short", "again")
@@ -146,7 +146,7 @@ def test_layers_that_are_computed_again_learn_the_same(mmlab):
         torch.testing.assert_close(weights[1][name], plain, rtol=1e-5, atol=1e-7)
 
 
-def test_layers_of_a_part_learn_alone_and_the_next_run_starts_from_them(mmlab):
+def test_single_layers_can_be_trained_and_reused_by_the_next_run(mmlab):
     layers = ("causal.model.layers.1.", "causal.model.norm.")
     learns = "stage.trainable=[connector,language.causal.model.layers.1,language.causal.model.norm]"
     out = mmlab("train", "experiment=llava/finetune_tiny", *SHORT, learns, "run.name=partly")
@@ -162,7 +162,7 @@ def test_layers_of_a_part_learn_alone_and_the_next_run_starts_from_them(mmlab):
 
 
 def test_a_part_of_another_chain_is_refused(work, monkeypatch, capsys):
-    """A connector that learned beside one encoder is not silently put beside another."""
+    """A connector that was trained with one encoder is not silently combined with another."""
     monkeypatch.chdir(work)
     assert cli.main(["train", "experiment=llava/vision_tiny", "model/vision=clip_tiny", *SHORT]) == 0
     runs = "[llava-vision_tiny-short-clip_tiny,llava-language_tiny-short,llava-align_tiny-short]"

@@ -1,4 +1,4 @@
-"""The command as a user types it: sentences, exit codes, speed of what must be fast."""
+"""The command line: errors, exit codes, help, and imports of commands that must be fast."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def conf(tmp_path, monkeypatch):
 
 
 def refused(capsys, *argv: str) -> str:
-    """Run the command, which has to fail as a config error, and return its one line."""
+    """Run a command that must fail with a config error, and return its one line."""
     code = cli.main(list(argv))
     out, err = capsys.readouterr()
     assert code == 2, (out, err)
@@ -30,7 +30,7 @@ def refused(capsys, *argv: str) -> str:
 
 
 CASES = {
-    # a wrong key, at any depth, and with a plus
+    # an unknown key, at any depth, also with a plus
     "optim.lrr=1": "There is no key 'optim.lrr'. Did you mean 'lr'?",
     "model.connector.depht=1": "There is no key 'model.connector.depht'. Did you mean 'depth'?",
     "+optim.weight_deca=1": "There is no key 'optim.weight_deca'. Did you mean 'weight_decay'?",
@@ -48,7 +48,7 @@ CASES = {
     "Keys there: every_n_steps, folder, grace_s, keep.",
     "model.vision.architecture.hiden_size=3": "There is no key 'model.vision.architecture.hiden_size'. "
     "Did you mean 'hidden_size'?",
-    # a wrong type or value
+    # an invalid type or value
     "optim.lr=abc": "'optim.lr' takes a number, not 'abc'.",
     "seed=1.5": "'seed' takes a whole number, not '1.5'.",
     "data.pack=maybe": "'data.pack' takes true or false, not 'maybe'.",
@@ -61,7 +61,7 @@ CASES = {
     "optim.lr=0": "'optim.lr' must be above 0, not 0.0.",
     "optim.warmup_ratio=3": "'optim.warmup_ratio' must be at most 1, not 3.0.",
     "model.vision.source=${nope}": "'model.vision.source' cannot be resolved: Interpolation key 'nope' not found.",
-    # a wrong group or option
+    # an unknown group or option
     "model=lava": "Config group 'model' has no option 'lava'. Did you mean 'llava'? Options: dual, llava.",
     "model/connector=liner": "Config group 'model/connector' has no option 'liner'. Did you mean 'linear'? "
     "Options: linear, mlp.",
@@ -78,13 +78,13 @@ CASES = {
     "(put quotes around special characters).",
     "seed=1,2": "'seed=1,2' is a sweep: add -m to run each value, or write seed=[1,2] for a list.",
     "seed=range(3)": "'seed=range(3)' is a sweep: add -m.",
-    # a value that is not given
+    # a missing value
     "stage=open": "'stage.trainable' has no value; give stage.trainable=…",
 }
 
 
 @pytest.mark.parametrize(("override", "sentence"), CASES.items(), ids=CASES)
-def test_a_mistake_is_one_sentence(conf, capsys, tmp_path, override, sentence):
+def test_an_error_is_one_sentence(conf, capsys, tmp_path, override, sentence):
     base = PARTS if override.startswith("experiment") else (RECIPE,)
     assert refused(capsys, "train", "--config-path", str(conf), *base, override) == sentence
     assert not (tmp_path / "runs").exists()
@@ -96,7 +96,7 @@ def test_an_argument_of_a_class_without_a_dataclass_is_suggested(conf, capsys):
     assert line.endswith("'callbacks.rate.log_momentun'. Did you mean '+callbacks.rate.log_momentum=…'?")
 
 
-def test_nothing_chosen(conf, capsys):
+def test_a_missing_choice_is_refused(conf, capsys):
     line = refused(capsys, "train", "--config-path", str(conf), "model=llava", "data=shapes")
     assert line == "No stage is chosen; give stage=<option> (align, open) or a recipe with experiment=<name>."
 
@@ -110,7 +110,7 @@ def test_recipes_of_the_same_folder_are_listed(conf, capsys):
     assert "Options: a/0, a/1, " in refused(capsys, *base, "experiment=lava/align")
 
 
-def test_a_mistake_in_a_file_names_the_file(conf, capsys):
+def test_an_error_in_a_file_names_the_file(conf, capsys):
     recipe = conf / "experiment" / "llava" / "align_tiny.yaml"
     recipe.write_text(recipe.read_text() + "seeed: 3\n")
     line = refused(capsys, "train", "--config-path", str(conf), RECIPE)

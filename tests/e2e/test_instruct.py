@@ -1,4 +1,4 @@
-"""From COCO's files to a trained model, as a user types it."""
+"""From COCO's files to a trained model, through the command line."""
 
 import io
 import json
@@ -17,7 +17,7 @@ THINGS = ("cat", "dog", "cup", "bus", "kite", "sofa")
 
 @pytest.fixture
 def work(tmp_path, monkeypatch) -> Path:
-    """A user's folder: photos, what COCO says of them, one example of each type."""
+    """A user's folder: photos, their captions and boxes as in COCO, an example of each type."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     Path("photos").mkdir()
@@ -28,8 +28,8 @@ def work(tmp_path, monkeypatch) -> Path:
         Path("photos", image["file_name"]).write_bytes(data.getvalue())
     notes = [{"image_id": i, "category_id": i, "bbox": [4, 5, 20, 10]} for i in range(len(THINGS))]
     categories = [{"id": i, "name": name} for i, name in enumerate(THINGS)]
-    told = {"images": images, "categories": categories, "annotations": notes}
-    Path("instances.json").write_text(json.dumps(told))
+    instances = {"images": images, "categories": categories, "annotations": notes}
+    Path("instances.json").write_text(json.dumps(instances))
     captions = [{"image_id": i, "caption": f"A {name} waits."} for i, name in enumerate(THINGS)]
     Path("captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
     for kind in RESPONSE_TYPES:
@@ -46,7 +46,7 @@ def answer(kind: str, caption: str) -> str:
 
 
 def words(messages: list[dict[str, str]]) -> str:
-    """The type of a question, by its example or its prompt, and its caption."""
+    """The type of a question, from its example or prompt, and its caption."""
     prompt, example = messages[0]["content"], messages[2]["content"]
     kind = next(kind for kind in RESPONSE_TYPES if kind in prompt or answer(kind, "A hat.") == example)
     return f"{kind}\n{messages[-1]['content']}"
@@ -117,10 +117,10 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
         (("llm.model=m", "data.path=x", "llm.url=http://box/v1"), 2, "would be sent unencrypted to box"),
     ],
 )
-def test_mistakes_are_one_sentence(work, capsys, monkeypatch, argv, code, message):
+def test_errors_are_one_sentence(work, capsys, monkeypatch, argv, code, message):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    found, _, err = mmlab(capsys, "curate", "llava_instruct", "out=x", *argv)
-    assert found == code and message in err and err.count("\n") == 1, err
+    result, _, err = mmlab(capsys, "curate", "llava_instruct", "out=x", *argv)
+    assert result == code and message in err and err.count("\n") == 1, err
 
 
 def test_help(capsys):

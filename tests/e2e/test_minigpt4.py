@@ -56,7 +56,7 @@ def card(run: str, part: str) -> dict:
     return json.loads(Path("runs", run, "artifacts", part, "card.json").read_text())
 
 
-def test_the_chain_leaves_the_linear_layer_alone_behind(work, monkeypatch):
+def test_the_chain_saves_only_the_linear_layer(work, monkeypatch):
     monkeypatch.chdir(work)
     for stage in ("stage1_tiny", "stage2_tiny"):
         assert [path.name for path in Path("runs", stage, "artifacts").iterdir()] == ["connector"]
@@ -85,12 +85,12 @@ def test_descriptions_are_scored(mmlab, ask, tmp_path):
     assert Image.open(tmp_path / "grid.png").width > 500
 
 
-def test_a_model_that_describes_can_be_asked_questions(mmlab, tmp_path):
+def test_a_describing_model_can_answer_questions(mmlab, tmp_path):
     ask = "eval run=stage2_tiny describe=false data.path=data/shapes/val limit=4 max_new_tokens=2"
     assert mmlab(f"{ask} out={tmp_path} trainer.accelerator=cpu").startswith(f"{'':<14}{'questions':>10}")
 
 
-def test_a_wrong_path_is_named(work, monkeypatch, capsys):
+def test_a_missing_path_is_named(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     assert cli.main(["eval", "run=stage2_tiny", "data.path=data/shapes/vall"]) != 0
     assert "data/shapes/vall" in capsys.readouterr().err

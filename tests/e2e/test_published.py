@@ -1,6 +1,6 @@
-"""The published recipes describe the published models: every weight is counted, every number is the paper's.
+"""LLaVA's published recipes have the published parameter counts and settings.
 
-Numbers on the right are LLaVA's and LLaVA-1.5's (papers and training scripts), the counts follow from the
+The expected settings are from the papers and training scripts of LLaVA and LLaVA-1.5, the counts follow from the
 architectures' published sizes; nothing here is read from conf/.
 """
 
@@ -28,7 +28,7 @@ RECIPES = [f"{version}_{size}_{stage}" for version, stage in STAGES for size in 
 
 
 def clip_vit_l14(pixels: int) -> int:
-    """ViT-L/14: 24 layers of width 1024 and inner width 4096, a class token, norms before and behind."""
+    """ViT-L/14: 24 layers of width 1024 and inner width 4096, a class token, a norm before and after."""
     width, inner, layers, patch = 1024, 4096, 24, 14
     norm = 2 * width
     attention = 4 * (width * width + width)
@@ -45,7 +45,7 @@ def llama(width: int, inner: int, layers: int, vocabulary: int = 32000) -> int:
 LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320}
 WIDTH = {"7b": 4096, "13b": 5120}
 VISION = {"v1": clip_vit_l14(224), "v15": clip_vit_l14(336)}
-PICTURE_TOKENS = {"v1": 256, "v15": 576}
+IMAGE_TOKENS = {"v1": 256, "v15": 576}
 
 
 def connector(version: str, size: str) -> int:
@@ -69,24 +69,24 @@ def recipe(request) -> tuple[list[str], DictConfig]:
     return request.param.split("_"), compose("train", [f"experiment=llava/{request.param}"])
 
 
-def test_what_is_frozen_and_what_learns(recipe):
+def test_trainable_and_frozen_parameters(recipe):
     (version, size, stage), cfg = recipe
     with torch.device("meta"):
         model = build(cfg.model)
     set_trainable(model, list(cfg.stage.trainable))
-    learns = ["connector"] if stage == "align" else ["connector", "language"]
+    trainable = ["connector"] if stage == "align" else ["connector", "language"]
     sizes = {"vision": VISION[version], "connector": connector(version, size), "language": LANGUAGE[size]}
     assert count_parameters(model) == {
-        part: {"trainable": count * (part in learns), "frozen": count * (part not in learns)}
+        part: {"trainable": count * (part in trainable), "frozen": count * (part not in trainable)}
         for part, count in sizes.items()
     }
-    assert list(cfg.stage.trainable) == learns
+    assert list(cfg.stage.trainable) == trainable
     assert all(p.device.type == "meta" for p in model.parameters())
-    assert model.vision.tokens_per_image == PICTURE_TOKENS[version]
+    assert model.vision.tokens_per_image == IMAGE_TOKENS[version]
     assert (model.vision.settings.feature_layer, model.vision.keep_class) == (-2, False)
 
 
-def test_the_numbers_are_the_published_ones(recipe):
+def test_the_settings_are_the_published_ones(recipe):
     (version, _, stage), cfg = recipe
     data, lr, batch, epochs, template = STAGES[version, stage]
     assert cfg.data.root == f"data/{data}"
@@ -102,11 +102,11 @@ def test_the_numbers_are_the_published_ones(recipe):
 
 def test_the_parts_and_the_chain_are_the_published_ones(recipe):
     (version, size, stage), cfg = recipe
-    eye, tongue = {
+    vision, language = {
         "v1": ("openai/clip-vit-large-patch14", f"lmsys/vicuna-{size}-v1.3"),
         "v15": ("openai/clip-vit-large-patch14-336", f"lmsys/vicuna-{size}-v1.5"),
     }[version]
-    assert (cfg.model.vision.source, cfg.model.language.source) == (eye, tongue)
+    assert (cfg.model.vision.source, cfg.model.language.source) == (vision, language)
     assert cfg.data.aspect == ("crop" if version == "v1" else "pad")
     # ScienceQA starts from stage 1, without stage 2.
     assert list(cfg.stage.init_from) == ([] if stage == "align" else [f"llava/{version}_{size}_align"])

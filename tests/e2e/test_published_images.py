@@ -1,8 +1,6 @@
-"""The published recipes of image generation describe the published models: every weight is counted, every number is
-the paper's.
+"""The published recipes of image generation have the published parameter counts and settings.
 
-Counts are the papers' (in millions); where they round, the sizes were measured on the released networks. Nothing here
-is read from conf/.
+Counts are in millions, from the papers; where these round, from the released networks. Nothing here is read from conf/.
 """
 
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from mmlab.training.trainable import count_parameters, set_trainable
 
 KL_F8, VQ_F4 = 83.7, 55.3
 LDM, SD, DDPM = ("scaled_linear", 0.0015, 0.0195), ("scaled_linear", 0.00085, 0.012), ("linear", 1e-4, 0.02)
-LEARNED = ["denoiser", "conditioner"]
 
 
 @dataclass
@@ -34,7 +31,7 @@ class Published:
     betas: tuple[str, float, float]
     latent: tuple[int, int]  # channels and side
     data: str
-    weight_decay: float = 0.01  # of torch's AdamW, which latent diffusion leaves alone
+    weight_decay: float = 0.01  # the default of torch's AdamW, used by latent diffusion
     warmup: int = 0
     loss: str = "l2"
     conditioner: float = 0.0
@@ -84,16 +81,16 @@ def millions(model: torch.nn.Module) -> dict[str, float]:
 
 
 def test_every_published_recipe_is_checked_here():
-    """Those of first stages are counted beside their modules."""
-    found = set()
+    """First stages are checked in tests/model."""
+    recipes = set()
     for family in ("diffusion", "ldm"):
         for path in (conf_dir() / "experiment" / family).glob("*.yaml"):
             if "# Published: " in path.read_text(encoding="utf-8") and not path.stem.startswith("first_stage"):
-                found.add(f"{family}/{path.stem}")
-    assert found == set(MODELS)
+                recipes.add(f"{family}/{path.stem}")
+    assert recipes == set(MODELS)
 
 
-def test_what_is_counted(recipe):
+def test_parameter_counts(recipe):
     published, cfg = recipe
     with torch.device("meta"):
         model = build(cfg.model)
@@ -103,13 +100,13 @@ def test_what_is_counted(recipe):
     assert counts["denoiser"] == pytest.approx(published.denoiser, rel=0.01)
     assert counts["first_stage"] == pytest.approx(published.first_stage, rel=0.01)
     assert counts["conditioner"] == pytest.approx(published.conditioner, rel=0.001)
-    learns = {part for part, count in count_parameters(model).items() if count["trainable"]}
-    assert learns == {part for part in published.trainable if counts[part]}
+    trained = {part for part, count in count_parameters(model).items() if count["trainable"]}
+    assert trained == {part for part in published.trainable if counts[part]}
     first_stage = model.first_stage
     assert (first_stage.channels, cfg.data.size // first_stage.factor) == published.latent
 
 
-def test_the_numbers_are_the_published_ones(recipe):
+def test_the_settings_are_the_published_ones(recipe):
     published, cfg = recipe
     assert cfg.data.root == f"data/{published.data}"
     optim, trainer = cfg.optim, cfg.trainer
@@ -132,7 +129,7 @@ def test_the_numbers_are_the_published_ones(recipe):
     )  # fmt: skip
 
 
-def test_a_recipe_passes_the_checks_and_divides(recipe):
+def test_a_recipe_passes_the_checks_and_its_batch_divides(recipe):
     published, cfg = recipe
     check_fields(cfg)
     check_trainable(cfg)
@@ -143,7 +140,7 @@ def test_a_recipe_passes_the_checks_and_divides(recipe):
 
 @pytest.mark.parametrize(("size", "count"), [("s", 33), ("b", 130), ("l", 458), ("xl", 675)])
 def test_sizes_of_dit(size, count):
-    """DiT, table 1, with ImageNet's 1,000 classes and none."""
+    """DiT, table 1, with ImageNet's 1,000 classes and the null class."""
     classes = ["model/conditioner=class", "model.conditioner.classes=1000"]
     width = "model.conditioner.width=${model.denoiser.width}"
     options = ["model=diffusion", f"model/denoiser=dit_{size}_2", "model/first_stage=kl_f8", *classes, width]
@@ -153,7 +150,7 @@ def test_sizes_of_dit(size, count):
     assert counts["denoiser"] + counts["conditioner"] == pytest.approx(count, rel=0.01)
 
 
-def test_stable_diffusion_from_its_parts():
+def test_stable_diffusion_can_be_composed():
     """SD 1: 860M in the UNet, 123M in CLIP's text encoder (which shares no weight with its vision half)."""
     options = ["model=diffusion", "model/denoiser=ldm_text_f8", "model/conditioner=clip_l", "model/first_stage=kl_f8"]
     rest = ["data=laion", "stage=latent_diffusion", "process=stable_diffusion", "trainer.max_steps=1"]

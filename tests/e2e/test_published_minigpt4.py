@@ -1,6 +1,6 @@
-"""MiniGPT-4's recipes describe the published models: every weight is counted, every number is the paper's.
+"""MiniGPT-4's recipes have the published parameter counts and settings.
 
-Numbers on the right are from the paper and its repository's training configs, the counts follow from the
+The expected settings are from the paper and its repository's training configs, the counts follow from the
 architectures' published sizes; nothing here is read from conf/.
 """
 
@@ -15,7 +15,7 @@ from mmlab.training.trainable import count_parameters, set_trainable
 
 MODELS = ("vicuna_7b", "vicuna_13b", "llama2_7b")
 RECIPES = [f"{model}_stage{stage}" for model in MODELS for stage in (1, 2)]
-# Llama 7B and 13B; Vicuna v0 has a token more, with a row of its embeddings and one of its head.
+# Llama 7B and 13B; Vicuna v0 has one more token, which adds a row to the embeddings and one to the head.
 LANGUAGE = {
     "vicuna_7b": 6_738_415_616 + 2 * 4096,
     "vicuna_13b": 13_015_864_320 + 2 * 5120,
@@ -30,7 +30,7 @@ SOURCE = {
 
 
 def eva_vit_g() -> int:
-    """39 of ViT-g/14's 40 blocks: width 1408, inner width 6144, a class token; and the norm behind them."""
+    """39 of ViT-g/14's 40 blocks: width 1408, inner width 6144, a class token; and the norm after them."""
     width, inner, blocks, patch, pixels = 1408, 6144, 39, 14, 224
     attention = 4 * (width * width + width)
     mlp = width * inner + inner + inner * width + width
@@ -39,7 +39,7 @@ def eva_vit_g() -> int:
 
 
 def query_half() -> int:
-    """BLIP-2's Q-Former without its texts: 12 layers of width 768, six of them read features of width 1408."""
+    """BLIP-2's Q-Former without its texts: 12 layers of width 768, six with cross-attention to width 1408."""
     width, inner, reads, norm = 768, 3072, 1408, 2 * 768
     square = width * width + width
     layers = 12 * (4 * square + norm + width * inner + inner + inner * width + width + norm)
@@ -67,7 +67,7 @@ def recipe(request) -> tuple[str, int, DictConfig]:
     return model, int(stage), compose("train", [f"experiment=minigpt4/{request.param}"])
 
 
-def test_the_linear_layer_alone_learns(recipe):
+def test_only_the_linear_layer_is_trained(recipe):
     name, _, cfg = recipe
     with torch.device("meta"):
         model = build(cfg.model)
@@ -82,7 +82,7 @@ def test_the_linear_layer_alone_learns(recipe):
     assert (model.tokens_per_image, model.vision.tokens_per_image) == (32, 257)
 
 
-def test_the_numbers_are_the_published_ones(recipe):
+def test_the_settings_are_the_published_ones(recipe):
     name, stage, cfg = recipe
     lr, least, warmup, steps, batch = {1: (1e-4, 8e-5, 5000, 20000, 256), 2: (3e-5, 1e-5, 200, 1000, 12)}[stage]
     assert (cfg.optim.lr, cfg.optim.min_lr, cfg.optim.schedule) == (lr, least, "cosine")

@@ -1,6 +1,6 @@
-"""The published recipes of VQGAN and its priors describe the published models: every weight is counted.
+"""The published recipes of VQGAN and its priors have the published parameter counts and settings.
 
-Counts are the papers' where there are some, else those of the released configurations. Nothing here is read from conf/.
+Counts are from the papers, or else from the released configurations. Nothing here is read from conf/.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mmlab.runs.check import check_process, check_trainable
 from mmlab.training.trainable import count_parameters, set_trainable
 
 VQGAN = 71.7  # millions, without the codebook
-BASE = 4.5e-6  # learning rate of one picture in the batch
+BASE = 4.5e-6  # learning rate per image in the batch
 
 
 @dataclass
@@ -53,7 +53,7 @@ def test_every_published_recipe_is_checked_here():
     assert {page.stem for page in pages if "# Published: " in page.read_text(encoding="utf-8")} == set(MODELS)
 
 
-def test_what_is_counted(recipe):
+def test_parameter_counts(recipe):
     published, cfg = recipe
     with torch.device("meta"):
         model = build(cfg.model)
@@ -64,32 +64,32 @@ def test_what_is_counted(recipe):
     assert counts["first_stage"] == pytest.approx(VQGAN + book, rel=0.005)
     assert model.first_stage.factor == 16 and cfg.data.size == 256
     if published.prior is None:
-        # 3 layers of width 64; the paper's has batch norm.
+        # 3 layers of width 64, without the paper's batch norm.
         assert counts["discriminator"] == pytest.approx(2.77, rel=0.01)
         return
     assert counts["prior"] == pytest.approx(published.prior, rel=0.003)
     assert (cfg.model.prior.depth, cfg.model.prior.heads, cfg.model.prior.width) == published.layers
     assert (model.conditioner.reads, model.prior.side, model.prior.codes) == (published.reads, 16, published.codes)
-    learns = {part for part, count in parts.items() if count["trainable"]}
-    assert learns == ({"prior"} if published.reads == "none" else {"prior", "conditioner"})
+    trained = {part for part, count in parts.items() if count["trainable"]}
+    assert trained == ({"prior"} if published.reads == "none" else {"prior", "conditioner"})
 
 
-def test_the_numbers_are_the_published_ones(recipe):
+def test_the_settings_are_the_published_ones(recipe):
     published, cfg = recipe
     assert cfg.optim.lr == pytest.approx(BASE * cfg.data.global_batch) and cfg.optim.schedule == "constant"
     if published.prior is None:
         assert (cfg.stage.reduction, cfg.stage.adversarial_weight, cfg.stage.codebook_weight) == ("mean", 0.8, 1.0)
         start = 30001 if "ffhq" in cfg.run.name else 250001  # faces; ImageNet
         assert cfg.stage.adversarial_start == start and list(cfg.optim.betas) == [0.5, 0.9]
-        assert not cfg.model.first_stage.quantizer.legacy, "beta is on the commitment unless a checkpoint asks"
+        assert not cfg.model.first_stage.quantizer.legacy, "beta weights the commitment term except in old checkpoints"
         return
     assert (list(cfg.optim.betas), cfg.optim.weight_decay) == ([0.9, 0.95], 0.01)
     assert (cfg.sampler.top_k, cfg.sampler.top_p, cfg.sampler.temperature) == (published.top_k, published.top_p, 1)
     assert cfg.model.prior.dropout == published.dropout
-    assert published.reads == "none" or cfg.model.conditioner.dropout == 0, "no condition is dropped there"
+    assert published.reads == "none" or cfg.model.conditioner.dropout == 0, "the paper drops no conditions"
 
 
-def test_a_recipe_passes_the_checks_and_divides(recipe):
+def test_a_recipe_passes_the_checks_and_its_batch_divides(recipe):
     _, cfg = recipe
     check_fields(cfg)
     check_trainable(cfg)
@@ -98,7 +98,7 @@ def test_a_recipe_passes_the_checks_and_divides(recipe):
 
 
 def test_the_gumbel_model():
-    """f 8, 8,192 codes: a linear layer makes their logits."""
+    """f 8, 8,192 codes, whose logits come from a linear layer."""
     options = ["model=code_prior", "model/first_stage=vqgan_f8_gumbel", "data=imagenet", "stage=code_prior"]
     cfg = compose("train", [*options, "trainer.max_steps=1"])
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Runs that were killed go on to the very same end, and the proof finds where they would not."""
+"""Killed and resumed runs are bit-identical to uninterrupted ones, and the comparison finds differences."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def proof(tmp_path_factory) -> tuple[Path, str]:
-    """Two runs that `mmlab resume-check` has compared, and what it printed."""
+    """Two runs that `mmlab resume-check` has compared, and its output."""
     folder = tmp_path_factory.mktemp("proof")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -47,7 +47,7 @@ def test_a_killed_run_is_identical(proof):
     assert len(lines) > 14, "the step after the checkpoint was trained twice"
 
 
-def test_what_differs_is_named(proof, tmp_path):
+def test_a_difference_is_named(proof, tmp_path):
     straight, killed = proof[0] / "straight", proof[0] / "killed"
     assert compare(straight, killed) is None
     newest = newest_whole(killed / "checkpoints", pytest.fail)
@@ -60,35 +60,35 @@ def test_what_differs_is_named(proof, tmp_path):
     name = next(iter(state["state_dict"]))
     state["state_dict"][name].view(-1)[0] += 1e-3
     write(state, other)
-    found = compare(straight, tmp_path)
-    assert found is not None and f"state_dict.{name}: 1 of " in found
+    difference = compare(straight, tmp_path)
+    assert difference is not None and f"state_dict.{name}: 1 of " in difference
     (other / STATE).unlink()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines[-1]["keys"] = lines[-1]["keys"][::-1][:1]
     (tmp_path / log.name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = compare(straight, tmp_path)
-    assert found is not None and found.startswith("step 7 was trained on")
+    difference = compare(straight, tmp_path)
+    assert difference is not None and difference.startswith("step 7 was trained on")
 
 
 @pytest.mark.parametrize(
-    ("killed", "says"),
+    ("killed", "message"),
     [
         ([(1, "a"), (2, "b")], "step 3 was trained on ['c'] and on None"),
         ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], "step 4 was trained on None and on ['d']"),
-        ([(1, "a"), (2, "b"), (2, "x"), (3, "c")], "step 2 was trained on ['b'], and after going on on ['x']"),
+        ([(1, "a"), (2, "b"), (2, "x"), (3, "c")], "step 2 was trained on ['b'], and after a resume on ['x']"),
         ([(1, "a"), (2, "b"), (2, "b"), (3, "c")], "straight has no checkpoint"),
     ],
 )
-def test_steps_that_differ_are_named(tmp_path, killed, says):
+def test_differing_steps_are_named(tmp_path, killed, message):
     for name, steps in (("straight", [(1, "a"), (2, "b"), (3, "c")]), ("killed", killed)):
         lines = [json.dumps({"step": step, "micro": 0, "keys": [key]}) for step, key in steps]
         (tmp_path / name).mkdir()
         (tmp_path / name / "batches-0.jsonl").write_text("\n".join(lines))
-    found = compare(tmp_path / "straight", tmp_path / "killed")
-    assert found is not None and found.endswith(says)
+    difference = compare(tmp_path / "straight", tmp_path / "killed")
+    assert difference is not None and difference.endswith(message)
 
 
-def test_a_run_that_cannot_start_says_why(tmp_path, monkeypatch, capsys):
+def test_a_run_that_cannot_start_reports_its_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["resume-check", "experiment=llava/language_tny"]) == 2
     assert "language_tiny" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_start_says_why(tmp_path, monkeypatch, capsys):
 
 
 def test_a_short_kill_matrix(tmp_path):
-    """The long one, 200 kills, is experiments/kill_matrix/run.sh."""
+    """experiments/kill_matrix/run.sh is the long version with 200 kills."""
     done = subprocess.run([sys.executable, str(MATRIX), str(tmp_path / "out"), "5"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])

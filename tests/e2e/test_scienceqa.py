@@ -1,4 +1,4 @@
-"""ScienceQA from made problems to scores, as its user types it."""
+"""ScienceQA from synthetic problems to scores, through the command line."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.tiny_commands import carry_out
 
 TINY = "{hidden_size:32,intermediate_size:64,num_hidden_layers:2,num_attention_heads:2}"
 TRAIN = "train experiment=llava/scienceqa_tiny stage.init_from=[] run.name=it data.global_batch=4 data.micro_batch=4"
-# The vision encoder learns too, so that the run keeps it: no other run is there to start from.
+# The vision encoder is trained too, so that the run saves it: there is no earlier run with one.
 TRAIN += " stage.trainable=[vision,connector,language] stage.feature_cache_mb=0"
 TRAIN += " data.max_length=400 trainer=cpu trainer.max_steps=2 trainer.limit_val_batches=0 logger=none"
 
@@ -57,7 +57,7 @@ def test_generation_and_scores(mmlab):
     assert len(rows) == 8 and all("The answer is " in row["answer"] for row in rows)
     assert Path("scored/worst.html").read_text().count("<article") == 8
     assert not Path("scored/answers.unfinished.jsonl").exists()
-    # The replies in LLaVA's layout are what `mmlab score` reads, and it finds the same.
+    # `mmlab score` reads the replies in LLaVA's layout and computes the same scores.
     results = json.loads(Path("scored/results.json").read_text())
     assert set(results["results"].values()) == {-1} and results["count"] == 8
     again = mmlab("score scienceqa predictions=scored/results.json references=data/problems out=again")
@@ -70,17 +70,17 @@ def test_generation_and_scores(mmlab):
 def test_reasoning_is_not_cut_off_before_its_answer(mmlab, monkeypatch):
     longest = []
 
-    def says_nothing(answerer, dialogues, _):
+    def empty_replies(answerer, dialogues, _):
         longest.append(answerer.options["max_new_tokens"])
         return [("", True)] * len(dialogues)
 
-    monkeypatch.setattr("mmlab.evaluate.answers.Answerer.replies", says_nothing)
+    monkeypatch.setattr("mmlab.evaluate.answers.Answerer.replies", empty_replies)
     for metric in ("scienceqa", "exact"):
         mmlab(f"{EVAL.replace('max_new_tokens=3 ', '')} metric={metric} limit=1 out=empty")
     assert longest == [1024, 64]
 
 
-def test_a_killed_evaluation_goes_on(mmlab, monkeypatch):
+def test_a_killed_evaluation_is_resumed(mmlab, monkeypatch):
     from mmlab.evaluate.answers import Answerer
 
     asked = []
@@ -114,7 +114,7 @@ def test_a_killed_evaluation_goes_on(mmlab, monkeypatch):
         ("metric=vqa describe=true", 2, "describes pictures"),
     ],
 )
-def test_a_metric_that_does_not_fit_is_refused_before_a_model_is_loaded(mmlab, monkeypatch, options, code, message):
+def test_an_unsuitable_metric_is_refused_before_a_model_is_loaded(mmlab, monkeypatch, options, code, message):
     def loaded(*_):
         raise AssertionError("a model was loaded")
 
@@ -123,19 +123,19 @@ def test_a_metric_that_does_not_fit_is_refused_before_a_model_is_loaded(mmlab, m
     assert not Path("refused").exists()
 
 
-def test_captions_that_are_missing_are_missed_before_a_model_is_loaded(mmlab, monkeypatch):
+def test_missing_captions_are_reported_before_a_model_is_loaded(mmlab, monkeypatch):
     monkeypatch.setattr("mmlab.stage.assembly.restore", lambda *_: pytest.fail("a model was loaded"))
     assert "has no caption to compare" in mmlab(f"{EVAL} metric=captions out=refused", 1)
 
 
-def test_descriptions_beside_captions(mmlab):
-    """Captions come from the drawn scenes, whose tokenizer is another: only the words matter here."""
+def test_descriptions_are_compared_with_captions(mmlab):
+    """The captions are those of the synthetic scenes; their tokenizer differs, but only the words matter here."""
     mmlab("shards build shapes data/shapes/val --split val --count 4 --size 32")
     out = mmlab(
-        "eval run=it data.path=data/shapes/val metric=captions max_new_tokens=3 out=said trainer.accelerator=cpu"
+        "eval run=it data.path=data/shapes/val metric=captions max_new_tokens=3 out=described trainer.accelerator=cpu"
     )
     assert "cider d" in out and "bleu 4" in out and "incoherent" in out
-    scores = json.loads(Path("said/scores.json").read_text())
+    scores = json.loads(Path("described/scores.json").read_text())
     assert scores["descriptions"] == 4 and all(0 <= scores[name] <= 1 for name in ("bleu_1", "bleu_4", "rouge_l"))
-    assert Path("said/worst.html").read_text().count("<article") == 4
-    assert not Path("said/descriptions.unfinished.jsonl").exists()
+    assert Path("described/worst.html").read_text().count("<article") == 4
+    assert not Path("described/descriptions.unfinished.jsonl").exists()

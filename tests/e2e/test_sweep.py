@@ -1,4 +1,4 @@
-"""`mmlab train -m` as a user types it, with real trainings."""
+"""`mmlab train -m` with real trainings."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ def work(tmp_path_factory) -> Path:
 
 
 def light(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process that says on its last line which heavy modules it has loaded."""
+    """Run the command in a process that prints its heavy imports as its last line."""
     code = (
         "import sys; from mmlab.cli import main; code = main(sys.argv[1:]); "
         "print(sorted({'torch', 'lightning', 'transformers', 'wandb'} & set(sys.modules))); sys.exit(code)"
@@ -33,7 +33,7 @@ def light(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
 
 
-def test_points_are_trained_as_runs_of_their_own_by_a_light_parent(work, monkeypatch, capfd):
+def test_points_are_trained_as_runs_by_a_parent_without_torch(work, monkeypatch, capfd):
     monkeypatch.chdir(work)
     ddp = light("train", "-m", *POINT, "optim.lr=1e-3", "trainer.devices=2", "trainer.strategy=ddp", "run.sweep=mine")
     assert ddp.returncode == 0, ddp.stdout + ddp.stderr
@@ -48,12 +48,12 @@ def test_points_are_trained_as_runs_of_their_own_by_a_light_parent(work, monkeyp
         assert (row["status"], ended["steps"], ended["train/loss"]) == ("complete", 2, float(row["train/loss"]))
     losses = [float(row["train/loss"]) for row in rows]
     assert len(rows) == 2 and losses == sorted(losses)
-    # On its own, and written differently, a point is the same run.
+    # Outside the sweep, with another spelling of the number, a point is the same run.
     assert cli.main(["train", *POINT, "optim.lr=0.01"]) == 0
     assert " is complete: " in capfd.readouterr().out
 
 
-def test_what_only_a_thorough_check_finds_is_found_before_any_point_runs(work, monkeypatch):
+def test_all_points_are_checked_thoroughly_before_the_first_runs(work, monkeypatch):
     monkeypatch.chdir(work)
     before = sorted(Path("runs").rglob("*"))
     done = light("train", "-m", *POINT, "data.root=data/shapes,data/shaps")

@@ -1,4 +1,4 @@
-"""An installed wheel finds its configs, far from the clone that it was built from."""
+"""An installed wheel finds its configs without the repository."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The commands that pages, configs and docstrings tell people to type can be given as they are written."""
+"""The commands in pages, configs and docstrings are valid."""
 
 import argparse
 import ast
@@ -22,7 +22,7 @@ RECIPE = "experiment=llava/align_tiny"
 
 
 def texts() -> Iterator[str]:
-    """Blocks of code in pages, comments of configs, docstrings of verbs."""
+    """Code blocks in pages, comments in configs, docstrings of verbs."""
     for page in PAGES:
         yield from re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     for path in conf_dir().rglob("*.yaml"):
@@ -35,13 +35,13 @@ def texts() -> Iterator[str]:
 
 
 def commands() -> list[str]:
-    """What begins a line, or ends it behind a colon; a remark stands behind at least three spaces, or a #."""
-    found: set[str] = set()
+    """Commands at the beginning of a line or after a colon; remarks follow after three spaces or a #."""
+    commands: set[str] = set()
     for text in texts():
         for line in re.sub(r" *\\\n *", " ", text).splitlines():
             if match := re.match(r"(?:.*: | *)(mmlab .*)", line):
-                found.update(re.split(r"; (?=mmlab )", re.split(r" {3,}", match[1])[0]))
-    return sorted(command for command in found if "<" not in command and not is_recipe(command))
+                commands.update(re.split(r"; (?=mmlab )", re.split(r" {3,}", match[1])[0]))
+    return sorted(command for command in commands if "<" not in command and not is_recipe(command))
 
 
 def is_recipe(command: str) -> bool:
@@ -54,11 +54,11 @@ COMMANDS = commands()
 
 
 class AcceptedError(Exception):
-    """The arguments have been read, and nothing more is wanted."""
+    """The arguments have been read; nothing else needs to run."""
 
 
 def stop_behind(monkeypatch, owner, name: str) -> None:
-    """Let a function that reads arguments end in `AcceptedError`."""
+    """Raise `AcceptedError` after a function that reads arguments."""
     original = getattr(owner, name)
 
     def read(*args):
@@ -69,7 +69,7 @@ def stop_behind(monkeypatch, owner, name: str) -> None:
 
 
 def compose_points(multirun: Multirun, task) -> None:
-    """In place of a sweep: compose the points of its grid."""
+    """Instead of running a sweep, compose the points of its grid."""
     if multirun.plugin("sweeper") == "BasicSweeper":
         for batch in multirun.grid():
             for point in batch:
@@ -77,14 +77,14 @@ def compose_points(multirun: Multirun, task) -> None:
 
 
 def compose_only(config_name: str, task, argv: list[str], sweep=None) -> int:
-    """In place of `hydra_verb`: compose."""
+    """Instead of running a verb, compose its config."""
     return hydra_verb(config_name, lambda cfg: None, argv, compose_points)
 
 
 def give(monkeypatch, command: str) -> int:
-    """Give a command, without the work that it would do; return its exit code."""
+    """Run a command up to its work; return its exit code."""
     _, verb, *words = shlex.split(command.replace("=…", "=x"), comments=True)
-    rest = RECIPE if verb == "train" else "--cfg=job"  # which needs no values
+    rest = RECIPE if verb == "train" else "--cfg=job"  # requires no values
     words = [rest if word == "…" else word for word in words]
     stop_behind(monkeypatch, argparse.ArgumentParser, "parse_args")
     stop_behind(monkeypatch, shards, "_parse")
@@ -99,14 +99,14 @@ def give(monkeypatch, command: str) -> int:
         return 0
 
 
-def test_there_are_commands():
+def test_commands_are_found():
     verbs = {command.split()[1] for command in COMMANDS}
     assert len(COMMANDS) > 60
     assert verbs >= {"train", "plan", "eval", "score", "sample", "chat", "export", "curate", "convert", "shards"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_written_command_can_be_given(tmp_path, monkeypatch, capsys, command):
+def test_a_documented_command_is_valid(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     assert give(monkeypatch, command) == 0, capsys.readouterr().err
 
@@ -121,6 +121,6 @@ def test_a_written_command_can_be_given(tmp_path, monkeypatch, capsys, command):
         "mmlab shards build llava_json data/lcs_558k/train --json x.json --images images",
     ],
 )
-def test_a_wrong_command_is_noticed(tmp_path, monkeypatch, command):
+def test_an_invalid_command_is_detected(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     assert give(monkeypatch, command) == 2

@@ -1,4 +1,4 @@
-"""What `check` says before any model is built."""
+"""Checks of a training config before any model is built."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def sentence(conf, *overrides: str) -> str:
     return str(error.value)
 
 
-def test_a_right_config_passes(conf):
+def test_a_valid_config_passes(conf):
     check(compose("train", [RECIPE], conf))
     check(compose("train", [RECIPE, "callbacks.samples=null"], conf))
 
@@ -90,11 +90,11 @@ def test_a_right_config_passes(conf):
         ),
     ],
 )
-def test_what_cannot_run_is_said(conf, override, expected):
+def test_an_invalid_config_is_refused(conf, override, expected):
     assert expected in sentence(conf, override)
 
 
-def test_no_learning_rate_rises_to_the_last_one(conf):
+def test_no_learning_rate_rises_to_min_lr(conf):
     part = "+optim.part_lr.connector=1e-4"
     assert "optim.min_lr=0.001 is above optim.part_lr.connector=0.0001" in sentence(conf, part, "optim.min_lr=1e-3")
     for fits in (["optim.min_lr=2e-3"], [part, "optim.min_lr=1e-4"], ["optim.min_lr=1", "optim.schedule=constant"]):
@@ -105,7 +105,7 @@ def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, cap
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     cfg = compose("train", [RECIPE, "trainer=gpu"], conf)
-    check(cfg)  # as before a sweep: the node that submits a job may have no GPU
+    check(cfg)  # `check` alone, as before a sweep: the machine that submits a job may have no GPU
     with pytest.raises(ConfigError, match="no GPU that torch can use"):
         train(cfg)
     assert not Path("runs").exists()
@@ -114,19 +114,19 @@ def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, cap
     assert "is complete" in capsys.readouterr().out
 
 
-def test_types_are_balanced_without_weights(conf):
+def test_balancing_types_excludes_weights(conf):
     check(compose("train", [RECIPE, "data.balance=type"], conf))
     assert "data.balance=type weights" in sentence(conf, "data.balance=type", "data.train=[{path: train, weight: 1}]")
 
 
-def test_missing_indexes_say_which_command_makes_them(conf, tmp_path):
+def test_a_missing_index_names_the_command_that_creates_it(conf, tmp_path):
     (tmp_path / "shapes" / "val" / "index.npz").unlink()
     assert "'data.val.0.path': there are no shards in shapes/val; `mmlab shards build`" in sentence(conf)
     (tmp_path / "shapes" / "val" / "000000.tar").touch()
     assert sentence(conf).endswith("have no index; run `mmlab shards index shapes/val`.")
 
 
-def test_a_missing_cache_says_what_encodes(tmp_path, monkeypatch):
+def test_a_missing_cache_names_the_command_that_encodes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = compose("train", ["experiment=taming/ffhq_prior"])
     with pytest.raises(ConfigError, match="`mmlab shards encode RUN SRC OUT` creates shards"):
@@ -139,7 +139,7 @@ def test_a_missing_cache_says_what_encodes(tmp_path, monkeypatch):
         check_sources(cfg.data)
 
 
-def test_an_option_without_a_schema_goes_by_its_class(conf):
+def test_an_option_without_a_schema_is_checked_against_its_class(conf):
     option = conf / "model" / "connector" / "own.yaml"
     option.write_text("_target_: mmlab.model.connector.MLPConnector\n_partial_: true\ndepth: 4\n")
     check(compose("train", [RECIPE, "model/connector=own"], conf))
@@ -155,5 +155,5 @@ def test_names_that_look_local(tmp_path, monkeypatch):
     assert not any(looks_local(name) for name in ("gpt2", "openai/clip-vit-large-patch14"))
 
 
-def test_open_dicts_are_not_searched_for_paths():
+def test_architectures_are_not_searched_for_paths():
     check_local_files(OmegaConf.create({"language": {"architecture": {"source": "/nowhere"}, "tokenizer": None}}))

@@ -9,7 +9,7 @@ CHOICES = {"experiment": "llava/align_tiny", "model": "llava", "stage": "align"}
 RECIPE = "experiment=llava/align_tiny"
 
 
-def test_a_recipe_gives_its_name():
+def test_a_run_is_named_after_its_recipe():
     assert run_name(CHOICES, [RECIPE]) == "llava-align_tiny"
     assert run_name({"model": "llava", "stage": "align"}, ["model=llava", "stage=align"]) == "llava-align"
     assert run_name({"model": "???", "stage": "align"}, []) is None
@@ -37,12 +37,12 @@ def test_what_changes_the_result_changes_the_name():
     ]
     + ["logger=wandb", "logger.project=x", "hydra/launcher=basic", "trainer.num_nodes=2"],
 )
-def test_how_a_run_is_executed_does_not_change_its_name(override):
+def test_execution_keys_do_not_change_the_name(override):
     assert run_name(CHOICES, [RECIPE, override]) == "llava-align_tiny"
 
 
 @pytest.mark.parametrize("recipe", ["llava/vision_tiny", "minigpt4/qformer_tiny", "taming/vqgan_tiny"])
-def test_the_micro_batch_counts_where_its_samples_are_compared(recipe):
+def test_the_micro_batch_counts_if_its_samples_are_compared(recipe):
     def name(*overrides: str) -> str:
         return compose("train", [f"experiment={recipe}", *overrides]).run.name
 
@@ -55,26 +55,26 @@ def test_the_micro_batch_counts_where_its_samples_are_compared(recipe):
     )
 
 
-def test_what_looks_like_execution_but_is_not():
+def test_similar_keys_change_the_name():
     assert run_name(CHOICES, [RECIPE, "trainer.precision=bf16-true"]) != "llava-align_tiny"
     assert run_name(CHOICES, [RECIPE, "trainer.max_steps=9"]) != "llava-align_tiny"
     assert run_name(CHOICES, [RECIPE, "run_length=9"]) != "llava-align_tiny"
 
 
-def test_a_given_name_stays(tmp_path, monkeypatch):
+def test_a_name_on_the_command_line_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     conf = write_conf(tmp_path / "tree")
     assert compose("train", [RECIPE, "run.name=mine", "seed=4"], conf).run.dir == "runs/mine"
     assert compose("train", [RECIPE], conf).run.dir == "runs/llava-align_tiny"
 
 
-def test_a_point_of_a_sweep_has_the_name_that_it_has_alone():
+def test_a_point_has_the_same_name_outside_the_sweep():
     for typed, swept in (("optim.lr=1e-3", "optim.lr=0.001"), ("data.pack=true", "data.pack=True")):
         assert run_name(CHOICES, [RECIPE, typed]) == run_name(CHOICES, [RECIPE, swept])
     assert run_name(CHOICES, [RECIPE, "run.sweep=x", "sweep.metric=y"]) == "llava-align_tiny"
 
 
-def test_a_sweep_is_named_by_what_it_sweeps():
+def test_a_sweep_is_named_after_its_overrides():
     name = sweep_name(CHOICES, [RECIPE, "optim.lr=1,2"])
     assert name.startswith("llava-align_tiny-sweep-")
     assert sweep_name(CHOICES, ["optim.lr=1,2", "hydra/launcher=joblib", "trainer.devices=2", RECIPE]) == name

@@ -1,4 +1,4 @@
-"""How many processes a trainer's section asks for, and whether this machine has devices for them."""
+"""Number of processes, gradient accumulation, and checks of devices and SLURM tasks."""
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ def test_accumulation_fills_the_global_batch():
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("batches", "error"),
     [
-        ((128, 48, 1), "micro_batch=64"),  # 32 and 64 are as near: the larger is the faster
+        ((128, 48, 1), "micro_batch=64"),  # of 32 and 64, which are equally near, the larger
         ((128, 64, 4), "micro_batch=32"),
         ((100, 30, 2), "micro_batch=25"),
         ((130, 32, 4), "global_batch=128 or 132"),
@@ -27,9 +27,9 @@ def test_accumulation_fills_the_global_batch():
         ((8, 0, 1), "micro_batch=0"),
     ],
 )
-def test_what_does_not_divide_is_refused_with_the_nearest_that_does(given, says):
-    with pytest.raises(ConfigError, match=says):
-        accumulation(*given)
+def test_an_indivisible_batch_is_refused_with_the_nearest_valid_one(batches, error):
+    with pytest.raises(ConfigError, match=error):
+        accumulation(*batches)
 
 
 def trainer(**changes) -> DictConfig:
@@ -58,7 +58,7 @@ def test_world_size(monkeypatch, gpus, changes, ranks):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets how many GPUs torch finds, and whether there is mps."""
+    """Set the number of GPUs that torch finds, and whether mps is available."""
 
     def has(gpus: int, mps: bool) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -80,7 +80,7 @@ def machine(monkeypatch):
         (2, False, {"devices": -1}),
     ],
 )
-def test_devices_that_are_there(machine, gpus, mps, changes):
+def test_existing_devices_pass(machine, gpus, mps, changes):
     machine(gpus, mps)
     check_devices(trainer(**changes))
 
@@ -97,7 +97,7 @@ def test_devices_that_are_there(machine, gpus, mps, changes):
         (0, True, {"devices": 2}, "trainer.devices=2, but torch finds 1 GPU"),
     ],
 )
-def test_devices_that_are_not_there(machine, gpus, mps, changes, sentence):
+def test_missing_devices_are_refused(machine, gpus, mps, changes, sentence):
     machine(gpus, mps)
     with pytest.raises(ConfigError, match=sentence):
         check_devices(trainer(**changes))
@@ -111,12 +111,12 @@ def test_torchrun_may_show_each_process_one_gpu(machine, monkeypatch):
 
 @pytest.fixture
 def srun(monkeypatch):
-    """Become a task of a step; without arguments, a batch script."""
+    """Pretend to be a task of a SLURM step; without arguments, a batch script."""
 
     def become(tasks: int | None = None, nodes: int = 1, per_node: int | None = None, name: str = "train") -> None:
         step = {} if tasks is None else {"SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_NUM_NODES": nodes}
-        given = {"SLURM_NTASKS_PER_NODE": per_node} if per_node else {}
-        for key, value in {"SLURM_JOB_ID": 7, "SLURM_JOB_NAME": name, **step, **given}.items():
+        more = {"SLURM_NTASKS_PER_NODE": per_node} if per_node else {}
+        for key, value in {"SLURM_JOB_ID": 7, "SLURM_JOB_NAME": name, **step, **more}.items():
             monkeypatch.setenv(key, str(value))
 
     for key in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS_PER_NODE", "TORCHELASTIC_RUN_ID"):
@@ -124,7 +124,7 @@ def srun(monkeypatch):
     return become
 
 
-def test_tasks_that_fit(srun):
+def test_matching_tasks_pass(srun):
     srun(tasks=8, nodes=2, per_node=4)
     assert under_srun()
     check_tasks(devices=4, nodes=2)
@@ -138,20 +138,20 @@ def test_tasks_that_fit(srun):
         (4, 4, 2, "started 4 tasks on 1 node, .*num_nodes is 2"),
     ],
 )
-def test_tasks_that_do_not_fit(srun, tasks, devices, nodes, sentence):
+def test_mismatched_tasks_are_refused(srun, tasks, devices, nodes, sentence):
     srun(tasks=tasks, per_node=tasks)
     with pytest.raises(ConfigError, match=sentence):
         check_tasks(devices, nodes)
 
 
-def test_tasks_have_to_be_counted_by_node(srun):
+def test_tasks_must_be_given_per_node(srun):
     srun(tasks=2)
     with pytest.raises(ConfigError, match="--ntasks-per-node=2 instead of --ntasks"):
         check_tasks(devices=2, nodes=1)
 
 
 @pytest.mark.parametrize("name", ["bash", "interactive"])
-def test_a_shell_that_srun_opened_is_no_rank(srun, name):
+def test_an_interactive_shell_is_no_rank(srun, name):
     srun(tasks=1, name=name)
     assert not under_srun()
     check_tasks(devices=8, nodes=1)

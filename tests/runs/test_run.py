@@ -1,4 +1,4 @@
-"""A run's folder: what is written, read back, redacted and refused."""
+"""A run's folder: what is written, read, redacted and refused."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def prepare(conf: Path, *overrides: str) -> Path:
     return prepare_run(compose("train", [RECIPE, *overrides], conf))
 
 
-def test_config_comes_back_as_it_was(conf):
+def test_the_config_is_read_back_unchanged(conf):
     cfg = compose("train", [RECIPE, "optim.lr=1e-5", "+optim.part_lr.connector=1e-4"], conf)
     back = load_run_config(prepare_run(cfg))
     assert OmegaConf.to_container(back, resolve=True) == OmegaConf.to_container(cfg, resolve=True)
@@ -52,7 +52,7 @@ def test_overrides_and_code_are_written(conf):
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "code.json", "config.yaml", "overrides.txt"]
 
 
-def test_no_secret_reaches_the_folder(conf, monkeypatch):
+def test_no_secret_is_written_to_the_folder(conf, monkeypatch):
     secret = "s3cr3t-0123456789"
     monkeypatch.setenv("WANDB_API_KEY", secret)
     monkeypatch.setenv("MY_DB_password", "hunter2hunter2")
@@ -69,7 +69,7 @@ def test_no_secret_reaches_the_folder(conf, monkeypatch):
     assert "keep/tokenizer" in text and f"https://user:{HIDDEN}@host/model" in text
 
 
-def test_redaction_by_name():
+def test_redaction_by_key():
     data = {
         "api_key": "x",
         "auth": {"token": "y"},
@@ -83,16 +83,16 @@ def test_redaction_by_name():
     assert redact_text("max_new_tokens=12") == "max_new_tokens=12"
 
 
-def test_the_same_command_comes_back_to_its_folder(conf):
+def test_the_same_command_reuses_the_folder(conf):
     folder = prepare(conf, "run.name=mine")
-    (folder / "kept").touch()
+    (folder / "marker").touch()
     assert prepare(conf, "run.name=mine", "trainer.devices=2", "data.workers=2", "logger=none") == folder
     moved = ["data.root=elsewhere", "callbacks.progress=null", "trainer.val_every=2"]
     assert prepare(conf, "run.name=mine", *moved) == folder
-    assert (folder / "kept").exists()
+    assert (folder / "marker").exists()
 
 
-def test_another_run_does_not_move_in(conf):
+def test_another_run_cannot_use_the_folder(conf):
     prepare(conf, "run.name=mine")
     with pytest.raises(ConfigError, match=r"runs/mine contains a run with optim.lr=0.002, not 0.1; give another"):
         prepare(conf, "run.name=mine", "optim.lr=0.1")
@@ -100,7 +100,7 @@ def test_another_run_does_not_move_in(conf):
         prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
 
 
-def test_the_micro_batch_of_compared_samples_stays(tmp_path, monkeypatch):
+def test_the_micro_batch_of_compared_samples_cannot_change(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def prepare(recipe: str, *overrides: str) -> Path:
@@ -114,7 +114,7 @@ def test_the_micro_batch_of_compared_samples_stays(tmp_path, monkeypatch):
         prepare("vision_tiny", "data.micro_batch=2")
 
 
-def test_a_run_made_before_a_key_was_there_goes_on(conf):
+def test_a_config_without_a_newer_key_is_resumed_with_its_default(conf):
     config = prepare(conf, "run.name=mine") / "config.yaml"
     before = yaml.safe_load(config.read_text())
     del before["optim"]["weight_decay"], before["seed"]
@@ -125,31 +125,31 @@ def test_a_run_made_before_a_key_was_there_goes_on(conf):
         prepare(conf, "run.name=mine", "seed=1")
 
 
-def test_a_fresh_run_sets_the_old_one_aside(conf, monkeypatch):
+def test_a_fresh_run_renames_the_old_one(conf, monkeypatch):
     folder = prepare(conf)
     finish(folder, {"loss": 1.0})
     assert finished(prepare(conf))
     assert not finished(prepare(conf, "run.fresh=true"))
     assert finished(Path(f"{folder}.1"))
-    # A requeued job repeats its command line; it has to go on.
+    # A requeued job repeats its command line, and must resume.
     finish(folder, {"loss": 2.0})
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert finished(prepare(conf, "run.fresh=true"))
 
 
 @pytest.mark.parametrize("end", ["trainer.max_steps=9", "trainer.max_epochs=2"])
-def test_a_run_whose_end_moved_is_not_complete(conf, end):
+def test_a_run_with_a_new_end_is_not_complete(conf, end):
     folder = prepare(conf, "run.name=mine")
     finish(folder, {})
     assert not finished(prepare(conf, "run.name=mine", end))
 
 
-def test_only_the_first_process_writes(conf, monkeypatch):
+def test_only_rank_0_writes(conf, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not prepare(conf).exists()
 
 
-def test_one_process_at_a_time_trains_a_run(conf):
+def test_a_run_is_locked_by_its_process(conf):
     folder = prepare(conf)
     script = f"""
 import fcntl, sys
@@ -166,7 +166,7 @@ except BlockingIOError:
 
 
 @pytest.mark.parametrize("fresh", ["false", "true"])
-def test_a_run_in_training_is_not_touched(conf, fresh):
+def test_a_locked_run_is_not_touched(conf, fresh):
     folder = Path("runs/llava-align_tiny")
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("{}")
@@ -211,7 +211,7 @@ def test_a_run_is_found_by_folder_name_and_recipe(conf):
         ("schedule: cosine", "schedule: cosin", "Did you mean 'cosine'?"),
     ],
 )
-def test_a_foreign_config_is_read_with_care(conf, old, new, sentence):
+def test_an_invalid_config_file_is_refused(conf, old, new, sentence):
     file = prepare(conf) / "config.yaml"
     text = file.read_text()
     assert old in text
@@ -221,7 +221,7 @@ def test_a_foreign_config_is_read_with_care(conf, old, new, sentence):
     assert sentence in str(error.value)
 
 
-def test_no_config_at_all(tmp_path):
+def test_a_folder_without_a_valid_config_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
         load_run_config(tmp_path)
     (tmp_path / "config.yaml").write_text("[1, 2]")

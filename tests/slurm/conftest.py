@@ -1,4 +1,4 @@
-"""A real SLURM of one node, and a user's folder with drawn data to submit jobs from."""
+"""A real SLURM cluster of one node, and a user's folder with synthetic data to submit jobs from."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ CLUSTER = str(ROOT / "slurm" / "cluster.sh")
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[Path]:
-    """The slurm.conf of a cluster that is started here, or runs in the folder that MMLAB_TEST_CLUSTER names."""
+    """The slurm.conf of a cluster started here, or running in the folder MMLAB_TEST_CLUSTER."""
     if running := os.environ.get("MMLAB_TEST_CLUSTER"):
         yield Path(running) / "slurm.conf"
         return
@@ -44,10 +44,10 @@ def desk(cluster, tmp_path_factory) -> Desk:
 
 
 @pytest.fixture(scope="session")
-def whole(desk) -> Path:
-    """The folder of a run that nothing interrupted."""
-    job = desk.submit(*ARGS, "run.root=whole")
+def uninterrupted(desk) -> Path:
+    """The folder of an uninterrupted run."""
+    job = desk.submit(*ARGS, "run.root=uninterrupted")
     assert job.ended() == "COMPLETED", job.log()
-    (run,) = (desk.folder / "whole").iterdir()
+    (run,) = (desk.folder / "uninterrupted").iterdir()
     assert done(run)["steps"] == STEPS
     return run

@@ -1,4 +1,4 @@
-"""Jobs of a user on the test cluster: submit, watch, requeue."""
+"""Jobs on the test cluster: submit, watch, requeue."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
-# The probe is a package of the user's own, in a folder that Python knows.
+# The probe is in a user's own package, on the Python path.
 ARGS = (
     "experiment=llava/language_tiny",
     "trainer=cpu",
@@ -27,10 +27,10 @@ ARGS = (
 
 @dataclass
 class Desk:
-    """A user's folder, and a cluster to submit to.
+    """A user's folder and a cluster.
 
     Args:
-        folder: holds the data; jobs are submitted from it.
+        folder: contains the data; jobs are submitted from it.
         conf: the cluster's slurm.conf.
     """
 
@@ -54,7 +54,7 @@ class Desk:
         }
 
     def submit(self, *words: str, pause: float = 0.0, script: str = "one_node") -> "Job":
-        """Submit a script of ours; words with dashes are options of sbatch."""
+        """Submit one of mmlab's scripts; words that begin with a dash are options of sbatch."""
         options = [word for word in words if word.startswith("-")]
         overrides = [word for word in words if not word.startswith("-")]
         command = ["sbatch", "--parsable", "--cpus-per-task=1", "--time=10", "--signal=USR2@120", *options]
@@ -70,9 +70,9 @@ class Job:
     def show(self, field: str) -> str:
         """A field of `scontrol show job`, such as JobState."""
         shown = self.desk.run("scontrol", "--oneliner", "show", "job", self.number)
-        found = re.search(rf"\b{field}=(\S*)", shown)
-        assert found, shown
-        return found[1]
+        match = re.search(rf"\b{field}=(\S*)", shown)
+        assert match, shown
+        return match[1]
 
     def signal(self, name: str) -> None:
         """Signal the ranks, as SLURM does with --signal."""
@@ -85,9 +85,9 @@ class Job:
         return self.show("JobState")
 
     def start_again(self, seconds: float = 90) -> None:
-        """Wait until the job is requeued, and do without the two minutes that SLURM lets it wait."""
+        """Wait until the job is requeued, then start it without SLURM's delay of two minutes."""
         self.wait(lambda: (self.show("JobState"), self.show("Restarts")) == ("PENDING", "1"), seconds, "its requeue")
-        # The next start needs another second than the last one's end: SLURM tells their credentials apart by it.
+        # SLURM distinguishes the credentials of two starts by their second.
         time.sleep(2)
         self.desk.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
@@ -103,18 +103,18 @@ class Job:
 
 
 def lines(run: Path, rank: int = 0) -> list[dict]:
-    """What the probe wrote: one line for each micro batch."""
+    """The lines of the probe, one per micro batch."""
     file = run / f"keys-{rank}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def wait_for_steps(job: Job, run: Path, micro_batches: int = 2) -> None:
-    """Wait until a job is under way in its run: two micro batches of one rank are a step, one of two ranks is."""
+    """Wait until a rank has trained some micro batches; a step has four samples, in two micro batches of one rank."""
     job.wait(lambda: len(lines(run)) > micro_batches, 120, f"{micro_batches} micro batches")
 
 
 def samples(run: Path, ranks: int = 1) -> dict[int, list[str]]:
-    """Step → the samples that it took; a step taken twice has them twice."""
+    """Step → its samples; a repeated step has them twice."""
     steps: dict[int, list[str]] = {}
     for rank in range(ranks):
         for line in lines(run, rank):
@@ -123,7 +123,7 @@ def samples(run: Path, ranks: int = 1) -> dict[int, list[str]]:
 
 
 def starts(run: Path) -> list[int]:
-    """How many micro batches were trained in each start of the job."""
+    """The number of micro batches in each start of the job."""
     counts: dict[str, int] = {}
     for line in lines(run):
         counts[line["start"]] = counts.get(line["start"], 0) + 1

@@ -1,4 +1,4 @@
-"""Which samples each step of a run took. The jobs of the tests import this as a package of the user's own."""
+"""A callback that records the samples of each step; jobs of the tests import it as a user's own package."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from lightning import Callback
 
 
 class Probe(Callback):
-    """Appends a line for each micro batch; in a job's first start each one lasts PROBE_PAUSE seconds longer."""
+    """Appends a line per micro batch; in the first start of a job it sleeps PROBE_PAUSE seconds before each."""
 
     def __init__(self):
         self.start = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -1,6 +1,6 @@
-"""One run as a job: to its end, with two tasks, and through every way in which SLURM interrupts it.
+"""A run as a SLURM job: uninterrupted, with two tasks, and with every interruption by SLURM.
 
-Each interrupted run ends as the one that nothing interrupted: the same samples in the same steps, the same loss.
+Each interrupted run equals the uninterrupted one: the same samples in the same steps, the same loss.
 """
 
 import csv
@@ -13,18 +13,18 @@ from tests.slurm.jobs import ARGS, STEPS, Desk, Job, done, lines, samples, start
 
 
 def logged_steps(run: Path) -> list[int]:
-    """The steps of all rows that hold a training loss."""
+    """The steps of all rows with a training loss."""
     (file,) = run.rglob("metrics.csv")
     with file.open(newline="") as rows:
         return [int(row["step"]) for row in csv.DictReader(rows) if row.get("train/loss")]
 
 
-def same_run(run: Path, whole: Path, ranks: int = 1) -> None:
-    """Nothing lost, nothing repeated, nothing different."""
-    assert samples(run, ranks) == samples(whole)
+def same_run(run: Path, uninterrupted: Path, ranks: int = 1) -> None:
+    """No step is missing, repeated or different."""
+    assert samples(run, ranks) == samples(uninterrupted)
     assert done(run)["steps"] == STEPS
-    assert done(run)["train/loss"] == pytest.approx(done(whole)["train/loss"], rel=1e-4 if ranks > 1 else 1e-12)
-    assert sorted(logged_steps(run)) == sorted(logged_steps(whole))
+    assert done(run)["train/loss"] == pytest.approx(done(uninterrupted)["train/loss"], rel=1e-4 if ranks > 1 else 1e-12)
+    assert sorted(logged_steps(run)) == sorted(logged_steps(uninterrupted))
 
 
 def interrupted(run: Path) -> bool:
@@ -32,61 +32,61 @@ def interrupted(run: Path) -> bool:
     return len(starts(run)) == 2 and min(starts(run)) >= 2
 
 
-def test_a_run_as_a_job(whole):
-    assert len(samples(whole)) == STEPS and {len(keys) for keys in samples(whole).values()} == {4}
-    assert len(logged_steps(whole)) == len(set(logged_steps(whole))) == STEPS
+def test_a_run_as_a_job(uninterrupted):
+    assert len(samples(uninterrupted)) == STEPS and {len(keys) for keys in samples(uninterrupted).values()} == {4}
+    assert len(logged_steps(uninterrupted)) == len(set(logged_steps(uninterrupted))) == STEPS
 
 
 @pytest.mark.parametrize("script", ["one_node", "many_nodes"])
-def test_a_signal_requeues_the_job_and_the_run_goes_on(desk: Desk, whole, script):
+def test_a_signal_requeues_the_job_and_the_run_is_resumed(desk: Desk, uninterrupted, script):
     """On one node with two tasks, `many_nodes` is the run of `one_node` with gloo's DDP."""
     ranks = {"one_node": 1, "many_nodes": 2}[script]
     options = ["--nodes=1", "--gpus-per-node=0", f"--ntasks-per-node={ranks}"]
     job = desk.submit(*options, *ARGS, f"run.root={script}", "logger=wandb", script=script, pause=0.5)
-    run = desk.folder / script / whole.name
+    run = desk.folder / script / uninterrupted.name
     wait_for_steps(job, run)
     job.signal("USR2")
     job.start_again()
     assert job.ended() == "COMPLETED", job.log()
     assert interrupted(run)
-    same_run(run, whole, ranks)
+    same_run(run, uninterrupted, ranks)
     # One wandb run in a segment for each start: offline-run-<time>-<id>.
     segments = [folder.name.split("-", 3)[3] for folder in run.glob("wandb/offline-run-*")]
     assert segments == [(run / "wandb_id").read_text().strip()] * 2
 
 
-def test_a_time_limit_requeues_the_job_before_it_is_reached(desk: Desk, whole):
-    # SLURM looks at its clock twice a minute, and the signal comes half a minute to a minute after the start.
+def test_a_time_limit_requeues_the_job_before_it_is_reached(desk: Desk, uninterrupted):
+    # SLURM checks time limits twice a minute; the signal arrives 30 to 60 seconds after the start.
     job = desk.submit("--time=2", "--signal=USR2@60", *ARGS, "run.root=limit", pause=3)
-    run = desk.folder / "limit" / whole.name
+    run = desk.folder / "limit" / uninterrupted.name
     job.start_again()
     assert job.ended() == "COMPLETED", job.log()
     assert interrupted(run)
-    same_run(run, whole)
+    same_run(run, uninterrupted)
 
 
-def test_a_terminated_job_is_not_requeued_and_the_same_command_goes_on(desk: Desk, whole):
+def test_a_terminated_job_is_not_requeued_and_the_same_command_resumes_it(desk: Desk, uninterrupted):
     job = desk.submit(*ARGS, "run.root=term", pause=0.5)
-    run = desk.folder / "term" / whole.name
+    run = desk.folder / "term" / uninterrupted.name
     wait_for_steps(job, run)
     job.signal("TERM")
     assert job.ended() == "FAILED" and job.show("ExitCode") == "143:0", job.log()
     again = desk.submit(*ARGS, "run.root=term")
-    # A signal that comes while Python still loads must not end the job.
+    # A signal during Python's imports must not end the job.
     again.wait(lambda: again.show("JobState") == "RUNNING", 30, "its start")
     time.sleep(1)
     again.signal("USR2")
     assert again.ended() == "COMPLETED", again.log()
     assert again.show("Restarts") == "0"
-    same_run(run, whole)
+    same_run(run, uninterrupted)
 
 
-# With SIGTERM as SLURM does it without preempt_send_user_signal.
+# SLURM sends SIGTERM without preempt_send_user_signal.
 @pytest.mark.parametrize("name", ["USR2", "TERM"])
-def test_a_preempted_job_goes_on(desk: Desk, whole, name):
+def test_a_preempted_job_is_resumed(desk: Desk, uninterrupted, name):
     root = f"preempted-{name}"
     job = desk.submit(f"--signal={name}@120", "--partition=low", "--exclusive", *ARGS, f"run.root={root}", pause=0.5)
-    run = desk.folder / root / whole.name
+    run = desk.folder / root / uninterrupted.name
     wait_for_steps(job, run)
     urgent = Job(desk, desk.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=true"))
     assert urgent.ended() == "COMPLETED"
@@ -94,11 +94,11 @@ def test_a_preempted_job_goes_on(desk: Desk, whole, name):
     job.start_again()
     assert job.ended() == "COMPLETED", job.log()
     assert interrupted(run)
-    same_run(run, whole)
+    same_run(run, uninterrupted)
 
 
-def test_tasks_that_do_not_fit_the_devices_are_refused_in_one_sentence(desk: Desk):
+def test_mismatched_tasks_are_refused_in_one_sentence(desk: Desk):
     job = desk.submit("--ntasks-per-node=2", *ARGS, "run.root=refused", "trainer.devices=1")
     assert job.ended() == "FAILED"
-    assert "mmlab: SLURM started 2 tasks on 1 node, trainer.devices is 1" in job.log()
+    assert "mmlab: SLURM started 2 tasks on 1 node, but trainer.devices is 1" in job.log()
     assert "Traceback" not in job.log()

@@ -1,4 +1,4 @@
-"""Sweeps whose points are jobs of submitit, also where SLURM takes a point's node away."""
+"""Sweeps whose points are jobs of submitit, some of them requeued by SLURM."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ SWEEP = (
 
 @contextmanager
 def sweep(desk: Desk, *overrides: str, pause: float):
-    """Run a sweep that has to succeed; in between, its points can be looked after."""
+    """Run a sweep that must succeed; the body of the `with` statement runs meanwhile."""
     command = [sys.executable, "-m", "mmlab.cli", "train", "-m", *SWEEP, *ARGS, *overrides]
     log = desk.folder / "sweep.log"
     with log.open("w") as out:
@@ -36,7 +36,7 @@ def sweep(desk: Desk, *overrides: str, pause: float):
 
 
 def submitted(desk: Desk, root: str, points: int) -> list[tuple[Path, Job]]:
-    """The folders of a sweep's points and their jobs, as soon as they are in the queue."""
+    """The folders and jobs of a sweep's points, once they are in the queue."""
     waiting = Job(desk, "of the sweep")
     waiting.log = lambda: (desk.folder / "sweep.log").read_text()  # type: ignore[method-assign]
     waiting.wait(lambda: len(list((desk.folder / root).glob("sweeps/*/jobs.json"))) == 1, 90, "the queue")
@@ -47,7 +47,7 @@ def submitted(desk: Desk, root: str, points: int) -> list[tuple[Path, Job]]:
     return [(desk.folder / root / name, Job(desk, number)) for name, (number, _) in jobs.items()]
 
 
-def test_four_points_one_of_which_is_requeued(desk: Desk, whole):
+def test_four_points_with_one_requeued(desk: Desk, uninterrupted):
     with sweep(desk, "run.root=four", "optim.lr=1e-3,2e-3", "optim.weight_decay=0,0.1", pause=0.5):
         points = submitted(desk, "four", 4)
         run, job = points[0]
@@ -55,7 +55,7 @@ def test_four_points_one_of_which_is_requeued(desk: Desk, whole):
         job.signal("USR2")
         job.start_again()
     assert [len(starts(folder)) for folder, _ in points] == [2, 1, 1, 1]
-    assert all(samples(folder) == samples(whole) for folder, _ in points)
+    assert all(samples(folder) == samples(uninterrupted) for folder, _ in points)
     (file,) = (desk.folder / "four").glob("sweeps/*/table.csv")
     with file.open(newline="") as table:
         rows = list(csv.DictReader(table))
@@ -63,11 +63,11 @@ def test_four_points_one_of_which_is_requeued(desk: Desk, whole):
     assert len({done(folder)["train/loss"] for folder, _ in points}) == 4
 
 
-def test_a_point_on_two_tasks_that_is_requeued(desk: Desk, whole):
+def test_a_point_on_two_tasks_is_requeued(desk: Desk, uninterrupted):
     with sweep(desk, "run.root=two", "optim.lr=5e-4", "trainer.devices=2", pause=0.5):
         ((run, job),) = submitted(desk, "two", 1)
         wait_for_steps(job, run)
         job.signal("USR2")
         job.start_again()
     assert len(starts(run)) == 2 and done(run)["steps"] == STEPS
-    assert samples(run, ranks=2) == samples(whole)
+    assert samples(run, ranks=2) == samples(uninterrupted)

@@ -1,4 +1,4 @@
-"""A user's folder with a tiny config tree, and `mmlab train -m` in it, with the stand-in of a training."""
+"""A fixture that runs `mmlab train -m` in a fresh folder, with a tiny config and a stand-in for training."""
 
 import sys
 from collections.abc import Callable
@@ -25,6 +25,6 @@ def sweep(tmp_path, monkeypatch) -> Sweep:
     assert mmlab.__file__ is not None
     monkeypatch.setenv("PYTHONPATH", str(Path(mmlab.__file__).parent.parent))
     monkeypatch.setattr(launcher, "TRAIN", (sys.executable, "-m", "tests.runs.sweep.tiny_sweep"))
-    # There is no data, and torch is not needed for it.
+    # There is no data; skipping the checks also avoids importing torch.
     monkeypatch.setattr(points, "check_in_subprocess", lambda configs: None)
     return lambda *argv: cli.main(["train", "-m", "--config-path", str(tree), RECIPE, "logger=none", *argv])

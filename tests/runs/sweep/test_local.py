@@ -1,4 +1,4 @@
-"""Processes on this machine: what each is given, and why one ended."""
+"""Processes on this machine: their shares of CPUs and GPUs, and the reason why one ended."""
 
 import sys
 from pathlib import Path
@@ -14,16 +14,16 @@ from mmlab.runs.sweep.points import Point
     [
         ("0,1,2,3", 2, ["0,2", "1,3"]),
         ("4,5", 2, ["4", "5"]),
-        ("0,1", 4, [None] * 4),  # fewer than processes: each sees them all
+        ("0,1", 4, [None] * 4),  # fewer than processes: each uses all
         ("", 2, [None] * 2),
     ],
 )
-def test_gpus_are_shared_out(monkeypatch, visible, jobs, shares):
+def test_gpus_are_divided(monkeypatch, visible, jobs, shares):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [share.get("CUDA_VISIBLE_DEVICES") for share in divide(jobs)] == shares
 
 
-def test_threads_are_shared_out_unless_they_are_given(monkeypatch):
+def test_threads_are_divided_unless_they_are_set(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("mmlab.runs.sweep.local._cpus", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -1,4 +1,4 @@
-"""Sweeps of stand-in runs: what runs, what is left out, what is said, what is written."""
+"""Sweeps of stand-in runs: which points run, and what is printed and written."""
 
 import csv
 import os
@@ -33,7 +33,7 @@ def table() -> list[dict[str, str]]:
     return list(csv.DictReader((folder() / "table.csv").open()))
 
 
-def test_a_grid_runs_each_point_as_the_run_that_it_is_on_its_own(sweep: Sweep, tmp_path, capfd):
+def test_a_point_of_a_grid_is_the_same_run_as_on_its_own(sweep: Sweep, tmp_path, capfd):
     assert sweep("optim.lr=1e-2,1e-3", "seed=1,2") == 0
     assert len(started()) == 4 and {name for _, name, _ in started()} == {folder().name}
     alone = compose("train", [RECIPE, "logger=none", "optim.lr=1e-3", "seed=2"], tmp_path / "tree").run.name
@@ -50,7 +50,7 @@ def test_a_grid_runs_each_point_as_the_run_that_it_is_on_its_own(sweep: Sweep, t
     assert not list(Path().rglob("multirun.yaml"))
 
 
-def test_again_runs_what_failed_and_no_more(sweep: Sweep, capfd):
+def test_a_repeated_sweep_runs_only_failed_points(sweep: Sweep, capfd):
     Path("broken").touch()
     assert sweep("optim.lr=0.1,0.5,0.9") == 1
     out, err = capfd.readouterr()
@@ -67,7 +67,7 @@ def test_again_runs_what_failed_and_no_more(sweep: Sweep, capfd):
     assert sweep("optim.lr=0.1,0.5,0.9") == 0 and len(started()) == 4
 
 
-def test_the_direction_turns_the_table_round(sweep: Sweep):
+def test_maximize_reverses_the_table(sweep: Sweep):
     assert sweep("optim.lr=0.1,0.3,0.2", "sweep.direction=maximize") == 0
     assert [row["optim.lr"] for row in table()] == ["0.3", "0.2", "0.1"]
 
@@ -88,31 +88,31 @@ def test_the_direction_turns_the_table_round(sweep: Sweep):
         (["seed=1,2", "sweep.metrik=x"], "'sweep.metrik'. Did you mean 'metric'?"),
     ],
 )
-def test_a_wrong_sweep_runs_nothing(sweep: Sweep, capfd, argv, sentence):
+def test_an_invalid_sweep_runs_nothing(sweep: Sweep, capfd, argv, sentence):
     assert sweep(*argv) == 2
     out, err = capfd.readouterr()
     assert sentence in err and len(err.splitlines()) == 1 and "Traceback" not in err, err
     assert (out == "" and not Path("runs").exists()) or not list(Path("runs/sweeps").iterdir())
 
 
-def test_how_a_run_is_executed_is_swept_under_names_of_its_own(sweep: Sweep):
+def test_an_execution_key_can_be_swept_with_run_names(sweep: Sweep):
     assert sweep("data.workers=0,1", "run.name='w-${data.workers}'") == 0
     assert [name for name, *_ in started()] == ["w-0", "w-1"]
 
 
-def test_a_micro_batch_whose_samples_are_compared_is_swept_as_any_key(sweep: Sweep, tmp_path):
+def test_a_micro_batch_of_compared_samples_can_be_swept(sweep: Sweep, tmp_path):
     stage = "defaults: [/schema/ContrastivePretrainingConfig@_here_, _self_]\ntrainable: [vision]\n"
     (tmp_path / "tree" / "stage" / "contrastive.yaml").write_text(stage)
     assert sweep("stage=contrastive", "data.micro_batch=2,4") == 0 and len(started()) == 2
 
 
-def test_a_metric_that_no_run_has_is_named(sweep: Sweep, capfd):
+def test_an_unknown_metric_is_refused(sweep: Sweep, capfd):
     assert sweep("seed=1,2", "sweep.metric=val/los") == 1
     assert "has no metric 'val/los'. Did you mean 'val/loss'?" in capfd.readouterr().err
     assert sweep("seed=1,2", "sweep.metric=val/loss") == 0 and len(started()) == 2
 
 
-def test_joblib_runs_points_side_by_side_with_logs(sweep: Sweep, capfd):
+def test_joblib_runs_points_in_parallel_with_logs(sweep: Sweep, capfd):
     Path("broken").touch()
     argv = ("optim.lr=0.1,0.2,0.5", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert sweep(*argv) == 1
@@ -122,7 +122,7 @@ def test_joblib_runs_points_side_by_side_with_logs(sweep: Sweep, capfd):
     assert sweep(*argv) == 0 and len(started()) == 4
 
 
-def test_a_search_finds_its_points_again(sweep: Sweep):
+def test_a_repeated_search_reuses_its_points(sweep: Sweep):
     argv = ("hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-2))")
     assert sweep(*argv, "hydra.sweeper.n_trials=2") == 0
     assert len(started()) == 2
@@ -151,7 +151,7 @@ def test_too_many_failures_end_a_search(sweep: Sweep, capfd):
     argv = ("hydra/sweeper=optuna", "optim.lr=choice(0.5)", "hydra.sweeper.n_trials=3")
     assert sweep(*argv, "hydra.sweeper.max_failure_rate=0.5") == 1 and len(started()) == 1
     assert capfd.readouterr().err.splitlines()[-1].endswith("failed: exit code 1.")
-    # The plugin ends a grid in another way when its last point fails.
+    # The plugin ends a grid differently if its last point fails.
     assert sweep(*argv, "hydra/sweeper/sampler=grid") == 1 and len(started()) == 2
     assert "1 of 1 points failed" in capfd.readouterr().err
 
@@ -182,15 +182,16 @@ def test_a_signal_reaches_the_point_once_and_ends_the_sweep(sweep: Sweep, signum
     assert {row["seed"]: row["status"] for row in table()}.items() >= {"1": "complete", "7": "missing"}.items()
 
 
-def test_secrets_stay_out_of_the_sweeps_folder(sweep: Sweep, monkeypatch, capfd):
-    monkeypatch.setenv("SOME_API_KEY", "sentinel-0123456789")
-    assert sweep("stage.prompt.system=sentinel-0123456789,other", "data.root=/x/sentinel-0123456789") == 0
+def test_no_secret_is_written_to_the_sweeps_folder(sweep: Sweep, monkeypatch, capfd):
+    secret = f"sentinel-{time.time_ns()}"  # not in the code, whose uncommitted diff is in code.json
+    monkeypatch.setenv("SOME_API_KEY", secret)
+    assert sweep(f"stage.prompt.system={secret},other", f"data.root=/x/{secret}") == 0
     written = b"".join(path.read_bytes() for path in Path("runs").rglob("*") if path.is_file())
-    assert b"sentinel" not in written and b"redacted" in written
-    assert "sentinel" not in capfd.readouterr().out
+    assert secret.encode() not in written and b"redacted" in written
+    assert secret not in capfd.readouterr().out
 
 
-def test_a_sweep_is_not_started_twice_at_a_time(sweep: Sweep, capfd):
+def test_a_sweep_is_locked_by_its_process(sweep: Sweep, capfd):
     assert sweep("seed=1,2") == 0
     script = "import sys; from mmlab.runs.disk import Path, claim; file = claim(Path(sys.argv[1]), ''); "
     script += "print('locked', flush=True); input()"
@@ -204,7 +205,7 @@ def test_a_sweep_is_not_started_twice_at_a_time(sweep: Sweep, capfd):
         owner.kill()
 
 
-def test_other_verbs_run_their_points_in_turn(sweep: Sweep, capfd, tmp_path):
+def test_other_verbs_run_their_points_in_this_process(sweep: Sweep, capfd, tmp_path):
     seen: list[int] = []
 
     def task(cfg) -> None:

@@ -1,4 +1,4 @@
-"""A sweep's picture: what its panels and tables show."""
+"""A sweep's figure: its panels and tables."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ def figure(*points: Row, title: str = "t", maximize: bool = False) -> Figure:
 
 
 def panel(values: list[str], losses: list[float] | None = None) -> Axes:
-    """The one panel of a sweep of one key."""
+    """The only panel of a sweep over one key."""
     losses = [1.0 + i for i in range(len(values))] if losses is None else losses
     (axes,) = figure(*(row(loss, x=value) for value, loss in zip(values, losses, strict=True))).axes
     return axes
@@ -36,7 +36,7 @@ def lines(drawn: Figure) -> list[tuple[str, str]]:
     return [(text.get_text().rstrip(), str(text.get_color())) for text in drawn.texts[1:]]
 
 
-def test_each_swept_key_has_a_panel_with_all_points_and_the_best_in_green():
+def test_each_swept_key_has_a_panel_of_all_points_with_the_best_in_green():
     points = [row(3.0, lr="0.1", width="64"), row(1.0, lr="0.2", width="64"), row(2.0, lr="0.2", width="128")]
     for maximize, best in ((False, (0.2, 1.0)), (True, (0.1, 3.0))):
         drawn = figure(*points, row(None, "failed", lr="0.3", width="1"), maximize=maximize)
@@ -47,7 +47,7 @@ def test_each_swept_key_has_a_panel_with_all_points_and_the_best_in_green():
         assert not drawn.axes[0].lines, "points that differ in another key are not joined"
 
 
-def test_points_of_one_key_are_joined_in_its_order():
+def test_points_of_one_key_are_joined_in_order():
     (line,) = panel(["3", "1", "2"]).lines
     assert line.get_xydata().tolist() == [[1, 2], [2, 3], [3, 1]]
 
@@ -100,7 +100,7 @@ def seeds(*losses: float, **swept: str) -> list[Row]:
     return [row(loss, seed=str(seed), **swept) for seed, loss in enumerate(losses)]
 
 
-def test_seeds_are_a_spread_at_their_setting():
+def test_seeds_are_shown_as_the_spread_of_their_setting():
     drawn = figure(*seeds(1.0, 2.0, 3.0, lr="0.1"), *seeds(5.0, 7.0, lr="0.2"), *seeds(6.0, lr="0.3"))
     (axes,) = drawn.axes
     assert axes.get_title("left") == "val/loss over lr"
@@ -119,7 +119,7 @@ def test_seeds_alone_have_an_axis():
     assert axes.get_title("left") == "val/loss over seed"
 
 
-def test_the_tables_stand_below_with_the_means_first():
+def test_the_tables_are_below_with_the_means_first():
     drawn = figure(*seeds(1.0, 2.0, lr="0.1"), row(None, "failed", "f", lr="0.2", seed="0"), title="a sweep")
     assert drawn.texts[0].get_text() == "a sweep"
     assert lines(drawn) == [
@@ -139,7 +139,7 @@ def test_nothing_is_best_without_a_score():
     assert colors == [FAINT, BAD, FAINT]
 
 
-def test_a_long_table_ends_with_how_many_are_missing():
+def test_a_long_table_ends_with_the_number_of_omitted_rows():
     drawn = figure(*(row(float(i), x=str(i)) for i in range(70)))
     assert len(lines(drawn)) == 62 and lines(drawn)[-1] == ("and 10 more, in table.csv", FAINT)
 
@@ -159,7 +159,7 @@ def test_the_file_includes_title_panels_and_tables(tmp_path: Path):
     assert Image.open(tmp_path / "table.png").width > one[0] + 500
 
 
-def test_a_dollar_is_a_character(tmp_path: Path):
+def test_dollar_signs_are_not_parsed_as_math(tmp_path: Path):
     formula = r"$\no{$"
     points = [Row({formula: value}, formula, "complete", {formula: 1.0}) for value in (formula, "x")]
     write_sweep(SweepTable(formula, formula, False, points), tmp_path)

@@ -26,12 +26,12 @@ def names(maximize: bool) -> list[str]:
     return [row.run for row in SweepTable("t", "train/loss", maximize, POINTS).rows]
 
 
-def test_the_best_is_first_and_what_did_not_run_is_last():
+def test_the_best_point_is_first_and_missing_ones_are_last():
     assert names(maximize=False) == ["good", "bad", "nan", "failed", "missing"]
     assert names(maximize=True) == ["bad", "good", "nan", "failed", "missing"]
 
 
-def test_the_csv_has_all_digits_and_the_text_few():
+def test_the_csv_has_full_precision_and_the_text_few_digits():
     table = SweepTable("t", "val/loss", False, POINTS)
     rows = list(csv.DictReader(table.csv().splitlines()))
     assert list(rows[0]) == ["lr", "run", "status", "steps", "val/loss", "train/loss"]
@@ -64,18 +64,18 @@ def table(points: list[Row] = SEED_POINTS, maximize: bool = False) -> SweepTable
     return SweepTable("t", "val/loss", maximize, points)
 
 
-def test_points_that_differ_in_their_seed_alone_are_one_setting():
-    found = table().settings
-    assert [setting.swept["lr"] for setting in found] == ["0.2", "0.4", "0.1", "0.3"]
-    assert [setting.mean("val/loss") for setting in found] == [1.5, 1.75, 3.0, None]
-    # The standard deviation of a sample: of 1 and 2 it is the root of one half.
-    assert [setting.spread("val/loss") for setting in found] == [0.5**0.5, None, 1.0, None]
+def test_points_that_differ_only_in_their_seed_are_one_setting():
+    settings = table().settings
+    assert [setting.swept["lr"] for setting in settings] == ["0.2", "0.4", "0.1", "0.3"]
+    assert [setting.mean("val/loss") for setting in settings] == [1.5, 1.75, 3.0, None]
+    # Sample standard deviation: for 1 and 2 it is the square root of 1/2.
+    assert [setting.spread("val/loss") for setting in settings] == [0.5**0.5, None, 1.0, None]
     assert [setting.swept["lr"] for setting in table(maximize=True).settings] == ["0.1", "0.4", "0.2", "0.3"]
 
 
-def test_runs_are_those_that_have_the_metric():
+def test_runs_counts_those_with_the_metric():
     metrics = [{"val/loss": 1.0, "val/psnr": 20.0}, {"val/loss": math.nan, "val/psnr": 22.0}]
-    points = [Row({"seed": str(seed)}, f"{seed}", "complete", found) for seed, found in enumerate(metrics)]
+    points = [Row({"seed": str(seed)}, f"{seed}", "complete", values) for seed, values in enumerate(metrics)]
     assert table(points).means_grid() == [["runs", "val/loss", "val/psnr"], ["1", "1", "21 ± 1.4"]]
 
 
@@ -86,12 +86,12 @@ def test_without_seeds_there_are_no_means(tmp_path: Path):
     assert not (tmp_path / "means.csv").exists()
 
 
-def test_a_sweep_of_seeds_alone_has_one_mean():
+def test_a_sweep_of_only_seeds_has_one_mean():
     (only,) = table([point(seed, float(seed)) for seed in range(3)]).settings
     assert (only.swept, only.mean("val/loss"), only.spread("val/loss")) == ({}, 1.0, 1.0)
 
 
-def test_the_files_have_all_digits_and_the_text_few(tmp_path: Path):
+def test_the_means_have_full_precision_in_the_file(tmp_path: Path):
     write_sweep(table(), tmp_path)
     rows = list(csv.DictReader((tmp_path / "means.csv").open()))
     assert (tmp_path / "means.csv").read_text() == table().means_csv()

@@ -1,4 +1,4 @@
-"""Sweeps whose points take a second: a stand-in for `mmlab train` that trains nothing, in a tiny config tree."""
+"""A stand-in for `mmlab train` that trains nothing, so that the points of a sweep take a second."""
 
 import signal
 import sys
@@ -15,7 +15,7 @@ RECIPE = "experiment=llava/align_tiny"
 
 
 def train(cfg: DictConfig) -> None:
-    """Finish with the learning rate as loss; 0.5 fails, seed 7 waits for a signal, each start leaves a line."""
+    """Finish with the learning rate as loss; 0.5 fails, seed 7 waits for a signal, each start writes a line."""
     folder = prepare_run(cfg)
     if finished(folder):
         return
@@ -31,7 +31,7 @@ def train(cfg: DictConfig) -> None:
         Path("waiting").write_text(cfg.run.name)
         while not caught:
             time.sleep(0.02)
-        time.sleep(0.3)  # a second signal would come in this time
+        time.sleep(0.3)  # a second signal would arrive in this time
         Path("saved").write_text(" ".join(map(str, caught)))
         sys.exit(128 + caught[0])
     if Path("unnamed").exists():
