@@ -39,7 +39,7 @@ class QFormer(nn.Module):
         ConfigError: a source that cannot be read, or of another width.
     """
 
-    def __init__(self, config: QFormerConfig, vision_width: int, text: bool = False):
+    def __init__(self, config: QFormerConfig, vision_width: int, text: bool):
         super().__init__()
         self.settings = config
         whole = read_config(config, "qformer", model_type="blip_2_qformer", encoder_hidden_size=vision_width)

@@ -22,8 +22,8 @@ class VisionLanguageModel(nn.Module):
         vision: the vision encoder.
         connector: built with (E, D), so that no width is written twice.
         language: the language model.
-        qformer: built with the width of vision features; its queries' outputs are then the image features (MiniGPT-4,
-            section 3). None: the vision features are.
+        qformer: built with (width of vision features, `text=False`); the image features are then its queries' outputs
+            (MiniGPT-4, section 3). None: the vision features.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class VisionLanguageModel(nn.Module):
         vision: VisionEncoder,
         connector: Callable[[int, int], nn.Module],
         language: LanguageModel,
-        qformer: Callable[[int], QFormer] | None = None,
+        qformer: Callable[..., QFormer] | None = None,
     ):
         super().__init__()
         self.vision = vision
-        self.qformer = None if qformer is None else qformer(vision.width)
+        self.qformer = None if qformer is None else qformer(vision.width, text=False)
         encoder = self.qformer or vision
         self.connector = connector(encoder.width, language.width)
         self.language = language

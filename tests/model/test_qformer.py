@@ -62,7 +62,7 @@ def test_logits_equal_transformers_blip2(tokenizer_folder, theirs, checkpoint, a
     ours = tiny.minigpt4(tokenizer_folder)
     eye = VisionEncoderConfig(source=str(checkpoint), feature_layer=-1, features="cls_patch")
     ours.vision = tiny.pretrained(VisionEncoder(eye))
-    ours.qformer = tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), queries=QUERIES), 32))
+    ours.qformer = tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), queries=QUERIES), 32, text=False))
     ours.connector.proj.load_state_dict(theirs.language_projection.state_dict())
     vocabulary = ours.language.config.vocab_size
     weights = {name: tensor.clone() for name, tensor in theirs.language_model.state_dict().items()}
@@ -92,7 +92,7 @@ def test_logits_equal_transformers_blip2(tokenizer_folder, theirs, checkpoint, a
 
 
 def test_a_loaded_q_former_reads_as_transformers_does(theirs, checkpoint):
-    qformer = tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), queries=QUERIES), 32))
+    qformer = tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), queries=QUERIES), 32, text=False))
     features = torch.randn(2, 5, 32)
     with torch.no_grad():
         read = theirs.vision_model.post_layernorm(features)
@@ -109,7 +109,7 @@ def test_only_the_files_that_hold_the_part_are_opened(checkpoint, tmp_path):
     assert needed < set(names.values())
     for file in ("config.json", "model.safetensors.index.json", *needed):
         (tmp_path / file).write_bytes((checkpoint / file).read_bytes())
-    assert tiny.pretrained(QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32)).width == 24
+    assert tiny.pretrained(QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32, text=False)).width == 24
 
 
 def test_the_saved_folder_is_a_source_and_fills_another(tmp_path):
@@ -117,7 +117,7 @@ def test_the_saved_folder_is_a_source_and_fills_another(tmp_path):
     qformer = tiny.qformer().eval()
     qformer.save(tmp_path)
     features = torch.randn(1, 4, 32)
-    again = tiny.pretrained(QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32))
+    again = tiny.pretrained(QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32, text=False))
     other = tiny.qformer().eval()
     assert not torch.equal(other(features), qformer(features))
     other.load(tmp_path)
@@ -149,15 +149,15 @@ def test_the_text_half_stays_behind(tmp_path):
 )
 def test_what_does_not_fit_is_refused(checkpoint, width, options, says):
     with pytest.raises(ConfigError, match=says):
-        tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), **options), width))
+        tiny.pretrained(QFormer(QFormerConfig(source=str(checkpoint), **options), width, text=False))
 
 
 def test_sources_without_a_q_former_are_refused(tmp_path):
     tiny.vision("clip").save(tmp_path)
     with pytest.raises(ConfigError, match="is a clip_vision_model; a BLIP-2 checkpoint has a Q-Former"):
-        QFormer(QFormerConfig(source=str(tmp_path)), 32)
+        QFormer(QFormerConfig(source=str(tmp_path)), 32, text=False)
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        QFormer(QFormerConfig(source=str(tmp_path / "nowhere")), 32)
+        QFormer(QFormerConfig(source=str(tmp_path / "nowhere")), 32, text=False)
 
 
 def reads(task: str, changed: int) -> list[int]:
@@ -219,7 +219,7 @@ def test_weights_are_float32_whatever_a_config_names(theirs, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     for part in (
         VisionEncoder(VisionEncoderConfig(source=str(tmp_path), feature_layer=-1, features="cls_patch")),
-        QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32),
+        QFormer(QFormerConfig(source=str(tmp_path), queries=QUERIES), 32, text=False),
     ):
         part.load_pretrained()
         assert {weight.dtype for weight in part.parameters()} == {torch.float32}

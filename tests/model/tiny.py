@@ -67,7 +67,7 @@ QFORMER = {
 
 
 def qformer(vision_width: int = 32, queries: int = 5, text: bool = False) -> QFormer:
-    return QFormer(QFormerConfig(init="random", architecture=QFORMER, queries=queries), vision_width, text=text)
+    return QFormer(QFormerConfig(init="random", architecture=QFORMER, queries=queries), vision_width, text)
 
 
 def vlm(tokenizer: Path, eye: str = "clip", tongue: str = "llama", connector: str = "mlp") -> VisionLanguageModel:
