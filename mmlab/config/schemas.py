@@ -44,8 +44,9 @@ def targets() -> list[str]:
     return list(_by_target())
 
 
+@cache
 def register() -> None:
-    """Register the dataclasses in Hydra's ConfigStore as `/schema/<name>`; may be called repeatedly."""
+    """Register the dataclasses in Hydra's ConfigStore as `/schema/<name>`, once per process."""
     store = ConfigStore.instance()
     for name, kind in schemas().items():
         store.store(name=name, group="schema", node=kind)

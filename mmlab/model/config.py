@@ -14,7 +14,7 @@ class PretrainedPartConfig(Settings):
 
     _target_: str = MISSING
     source: str | None = None  # hub name or local folder
-    init: str = choice("pretrained", "random")
+    init: str = choice("pretrained", "random")  # pretrained: weights and architecture of the source
     # For init=random: fields of the transformers config, with model_type, or of the diffusers class.
     architecture: dict[str, Any] = field(default_factory=dict)
 
@@ -143,7 +143,7 @@ class GumbelQuantizerConfig(Settings):
     kl_weight: float = number(5e-4, at_least=0)  # a mean over positions with the stage's reduction=mean
     temperature: float = number(1.0, above=0)  # of the softmax at the first step
     last_temperature: float | None = number(None, above=0)  # after anneal_steps, along a cosine; None: the first one
-    anneal_steps: int = number(150000, above=0)
+    anneal_steps: int = number(150000, above=0)  # optimizer steps
 
 
 @dataclass

@@ -17,7 +17,7 @@ class AdamWConfig(Settings):
     eps: float = number(1e-8, above=0)
     schedule: str = choice("cosine", "constant", "linear")  # after the warm-up; cosine and linear end at min_lr
     warmup_ratio: float = number(0.03, at_least=0, at_most=1)  # share of all optimizer steps (LLaVA: 0.03)
-    min_lr: float = number(0.0, at_least=0)
+    min_lr: float = number(0.0, at_least=0)  # at the end of the schedule
     part_lr: dict[str, float] = field(default_factory=dict)  # peaks of single parts, such as {connector: 2e-5}
 
 
@@ -33,17 +33,17 @@ class HardwareConfig(Settings):
 class TrainerConfig(HardwareConfig):
     devices: Any = 1  # how many, or auto
     num_nodes: int = number(1, above=0)
-    strategy: str = "auto"
+    strategy: str = "auto"  # one of Lightning's, such as ddp
     max_steps: int | None = number(None, above=0)  # optimizer steps
     max_epochs: float | None = number(None, above=0)
     gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep their inputs alone
-    gradient_clip_val: float | None = number(None, above=0)
+    gradient_clip_val: float | None = number(None, above=0)  # norm over all parameters; None: no clipping
     val_every: int | None = number(None, above=0)  # optimizer steps; None: at the end only
     limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation
-    log_every_n_steps: int = number(10, above=0)
-    deterministic: bool = False
+    log_every_n_steps: int = number(10, above=0)  # optimizer steps
+    deterministic: bool = False  # use only deterministic algorithms, at the cost of speed
     overfit: bool = False  # repeat the first global batch
-    profile: str | None = choice("simple", "advanced", "pytorch", default=None)
+    profile: str | None = choice("simple", "advanced", "pytorch", default=None)  # one of Lightning's profilers
 
 
 @dataclass

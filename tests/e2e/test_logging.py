@@ -1,4 +1,4 @@
-"""What a run's logs hold, and what they never hold."""
+"""The logs of a run: their content, resuming, and redaction of secrets."""
 
 import io
 import json
@@ -56,20 +56,20 @@ def secret_run(work) -> tuple[Path, str]:
 
 
 def test_no_secret_is_written_to_a_file(secret_run):
-    folder, said = secret_run
+    folder, output = secret_run
     files = [path for path in folder.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert {".wandb", ".pt", ".csv", ".yaml", ".log", ".safetensors", ".png"} <= kinds
     for name, secret in SECRETS.items():
-        assert secret not in said, name
-        # Compressed within a picture or a checkpoint would be a secret that nobody has put there.
+        assert secret not in output, name
+        # Compressed contents of images and checkpoints are not searched.
         assert [path for path in files if secret.encode() in path.read_bytes()] == [], name
         assert [path for path in folder.rglob("*") if secret in path.name] == [], name
 
 
 def test_wandb_prints_nothing_offline(secret_run):
-    folder, said = secret_run
-    assert "wandb" not in said
+    folder, output = secret_run
+    assert "wandb" not in output
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert not names & {"wandb-metadata.json", "requirements.txt", "output.log", "diff.patch"}
 
@@ -106,7 +106,7 @@ def test_a_resumed_run_logs_each_step_once_with_the_same_values(work, monkeypatc
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     whole = train(work, monkeypatch, "logger=wandb", "run.name=whole")
     cut = whole.with_name("cut")
-    # As a kill leaves it: at the checkpoint of step 2, with step 3 and 4 logged already.
+    # The state after a kill: the checkpoint is of step 2, steps 3 and 4 are logged already.
     shutil.copytree(whole, cut, symlinks=True)
     (cut / "done.json").unlink()
     shutil.rmtree(cut / "artifacts")

@@ -1,4 +1,4 @@
-"""The tiny chain of MiniGPT-4 as its user types it, and how coherent its descriptions are."""
+"""The tiny chain of MiniGPT-4 through the command line, and scores of its descriptions."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mmlab(work, monkeypatch, capsys):
-    """The command, run in the user's folder; it has to succeed."""
+    """Run a command in the user's folder; it must succeed."""
     monkeypatch.chdir(work)
 
     def run(command: str) -> str:
