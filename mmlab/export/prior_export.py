@@ -142,5 +142,7 @@ def _block(block: Block, prefix: str) -> dict[str, Tensor]:
     }
     matrices: dict[str, nn.Module] = {"attn.c_proj": block.out, "mlp.c_fc": block.mlp[0], "mlp.c_proj": block.mlp[2]}
     for name, layer in matrices.items():
-        weights |= {key: value.T for key, value in named(layer, f"{prefix}.{name}").items()}
+        weights |= {
+            key: value.T if value.ndim == 2 else value for key, value in named(layer, f"{prefix}.{name}").items()
+        }
     return weights
