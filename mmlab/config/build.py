@@ -80,13 +80,7 @@ def _build_own(config: Any, target: str, parts: dict[str, Any]) -> Any:
             value = getattr(config, name)
             parts[name] = None if value is None else build(value)
     factory = locate(target)
-    parameters = inspect.signature(factory).parameters
-    if has_settings(type(config)) and next(iter(parameters), "") != "config":  # TRANSITION: a class not yet converted
-        own = {f.name: getattr(config, f.name) for f in fields(config) if not f.name.startswith("_")}
-        own = {k: v for k, v in own.items() if k in parameters and k not in sections and k not in parts}
-        factory = functools.partial(factory, **own)
-        parts = {k: v for k, v in parts.items() if v is not None or k in parameters}
-    elif has_settings(type(config)):
+    if has_settings(type(config)):
         factory = functools.partial(factory, config)
     if getattr(config, "_partial_", False):
         return functools.partial(factory, **parts)

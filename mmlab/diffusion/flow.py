@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.config import FlowMatchingConfig
+from mmlab.diffusion.config import FlowMatchingConfig, SamplerConfig
 from mmlab.diffusion.process import Level, NoiseProcess
 
 
@@ -24,7 +24,7 @@ class FlowMatching(NoiseProcess):
         exact = t if t.device.type == "mps" else t.double()  # mps has no float64
         return Level(t, 1 - exact, exact)
 
-    def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
+    def grid(self, steps: int, spacing: str = SamplerConfig.spacing) -> list[Level]:
         """`steps` times from 1 in equal steps of the time before its shift.
 
         Raises:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.config import DiffusionConfig
+from mmlab.diffusion.config import DiffusionConfig, SamplerConfig
 from mmlab.diffusion.schedule import alphas_bar, spaced, without_terminal_signal
 from mmlab.keyed import Seeds, normal, uniform
 
@@ -63,7 +63,7 @@ class NoiseProcess(ABC):
         """α and σ at times t, on its device."""
 
     @abstractmethod
-    def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
+    def grid(self, steps: int, spacing: str = SamplerConfig.spacing) -> list[Level]:
         """The `steps` levels that a sampler visits, noisiest first, followed by the clean level."""
 
     @abstractmethod
@@ -198,7 +198,7 @@ class Diffusion(NoiseProcess):
         alpha, sigma = self._tables[t.device][:, t]
         return Level(t, alpha, sigma)
 
-    def grid(self, steps: int, spacing: str = "trailing") -> list[Level]:
+    def grid(self, steps: int, spacing: str = SamplerConfig.spacing) -> list[Level]:
         times = spaced(self.config.timesteps, steps, spacing)
         last = self.config.timesteps - 1
         if self.config.zero_terminal_snr and times[0] != last:

@@ -8,6 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Level, NoiseProcess
 from mmlab.keyed import Seeds, normal
@@ -69,7 +70,7 @@ class Walk:
         x: Tensor,
         steps: int,
         rng: "Seeds | torch.Generator | None" = None,
-        spacing: str = "trailing",
+        spacing: str = SamplerConfig.spacing,
         clip: Clip | None = None,
         on_step: Callable[[Step], None] | None = None,
     ):

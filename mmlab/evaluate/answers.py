@@ -17,6 +17,7 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.sample import ImageSpec
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
+from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.questions import Question, read_picture
 from mmlab.model.vlm import VisionLanguageModel
 
@@ -37,7 +38,7 @@ class Answerer:
         model: VisionLanguageModel,
         prompt: Prompt,
         aspect: str,
-        max_new_tokens: int = 64,
+        max_new_tokens: int = AnswerQualityConfig.max_new_tokens,
         temperature: float = 0.0,
     ):
         self.model = model

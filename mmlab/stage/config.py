@@ -8,6 +8,8 @@ from omegaconf import MISSING
 from mmlab.config.fields import Settings, choice, number
 from mmlab.data.config import Prompt
 
+DISTANCES = ("l1", "l2")
+
 
 @dataclass
 class StageConfig(Settings):
@@ -70,7 +72,7 @@ class AutoencoderTrainingConfig(StageConfig):
     # sum: over an image's values, then the mean over images (latent diffusion; the perceptual distance counts for every
     # pixel value); mean: over values too (VQGAN). A kl_weight w of sum is w * (latent values / pixel values) of mean.
     reduction: str = choice("sum", "mean")
-    pixel: str = choice("l1", "l2")  # distance
+    pixel: str = choice(*DISTANCES)  # distance
     perceptual_weight: float = number(1.0, at_least=0)
     kl_weight: float = number(1e-6, at_least=0)
     codebook_weight: float = number(1.0, at_least=0)
@@ -82,7 +84,7 @@ class AutoencoderTrainingConfig(StageConfig):
 class LatentDiffusionConfig(StageConfig):
     draws_from: ClassVar[str] = "noise"
     _target_: str = "mmlab.stage.latent_diffusion.LatentDiffusion"
-    loss: str = choice("l2", "l1")  # l1: latent diffusion's LSUN-Churches model
+    loss: str = choice(*DISTANCES, default="l2")  # l1: latent diffusion's LSUN-Churches model
 
 
 @dataclass

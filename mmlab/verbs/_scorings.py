@@ -13,6 +13,7 @@ from mmlab.data.sample import ImageSpec
 from mmlab.evaluate import descriptions as described
 from mmlab.evaluate.answer_report import answer_scores, draw_grid, predict, worst_page, write_predictions
 from mmlab.evaluate.answers import Answerer, AnswerFile
+from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, feature_network
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.pictures.reconstructions import reconstruction_sheet, score_reconstructions
@@ -29,7 +30,7 @@ from mmlab.training.config import HardwareConfig
 from mmlab.training.trainer import place
 from mmlab.verbs._generators import check_guidance, generator_of, generator_settings
 
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = AnswerQualityConfig.max_new_tokens
 REASONING_TOKENS = 1024  # the answer comes last; as in LLaVA's published evaluation of ScienceQA
 DESCRIPTION_TOKENS = 300  # as in MiniGPT-4's published demo
 
@@ -41,9 +42,7 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     questions = read_questions(index, cfg.types, cfg.limit)
     blind = None if cfg.data.blind_from is None else read_questions(ShardIndex.open(cfg.data.blind_from))
     references = [question.reference for question in questions]
-    scorer(
-        [None] * len(questions), references
-    )  # refuses references that it cannot score
+    scorer([None] * len(questions), references)  # refuses references that it cannot score
     prompt = run_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
     answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)

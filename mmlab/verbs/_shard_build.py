@@ -166,7 +166,7 @@ def _captions(add: Add) -> None:
     _add_fields(add)
 
 
-@source("mmlab.data.sources.picture_folder.images", "images with classes: a subfolder per class, or a table")
+@source("mmlab.data.sources.image_folder.images", "images with classes: a subfolder per class, or a table")
 def _images(add: Add) -> None:
     add("root", metavar="images", type=existing, help="image folder")
     help_labels = ".csv, .tsv or .jsonl; without it, subfolders are classes"

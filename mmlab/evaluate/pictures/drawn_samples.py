@@ -12,6 +12,7 @@ from mmlab.data.image_collate import map_of
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample import SampleError
+from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.generators import PictureGenerator, ranges
@@ -92,7 +93,7 @@ def draw_samples(
     conditions: PictureConditions,
     network: FeatureNetwork,
     count: int,
-    batch_size: int = 64,
+    batch_size: int = SampleQualityConfig.batch_size,
     seed: int = 0,
 ) -> DrawnSamples:
     """Draw `count` samples, the n-th with the seed `seed` + n, and compute their features."""
@@ -108,7 +109,11 @@ def draw_samples(
 
 
 def noise_features(
-    generator: PictureGenerator, network: FeatureNetwork, count: int, batch_size: int = 64, seed: int = 0
+    generator: PictureGenerator,
+    network: FeatureNetwork,
+    count: int,
+    batch_size: int = SampleQualityConfig.batch_size,
+    seed: int = 0,
 ) -> FeatureSet:
     """The features of the decoded noise that as many samples start from: the baseline of an untrained model."""
     features = FeatureSet()

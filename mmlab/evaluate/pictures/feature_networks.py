@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
+from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.model.vision import VisionEncoder
@@ -57,7 +58,9 @@ def feature_network(name: str, root: str | Path = "runs") -> FeatureNetwork:
     return Inception() if name == INCEPTION else RunFeatures(find_run(name, root))
 
 
-def features_of(pictures: PictureSet, network: FeatureNetwork, batch_size: int = 64) -> FeatureSet:
+def features_of(
+    pictures: PictureSet, network: FeatureNetwork, batch_size: int = SampleQualityConfig.batch_size
+) -> FeatureSet:
     """The features of real images."""
     features = FeatureSet()
     for batch in pictures.batches(batch_size, f"reading {pictures.index.root.name}"):

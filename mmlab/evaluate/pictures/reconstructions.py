@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
+from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork
 from mmlab.evaluate.pictures.fid import FeatureSet, caution, compare
 from mmlab.evaluate.pictures.picture_set import PictureSet
@@ -45,7 +46,7 @@ def score_reconstructions(
     pictures: PictureSet,
     network: FeatureNetwork | None,
     train: PictureSet | None = None,
-    batch_size: int = 64,
+    batch_size: int = SampleQualityConfig.batch_size,
 ) -> dict[str, Any]:
     """Mean PSNR (dB) and SSIM over the images, the model's perceptual distance, and rFID and rKID.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmlab.config.errors import DataError
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.sample import Sample, SampleError
+from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import DrawnSamples
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, features_of
 from mmlab.evaluate.pictures.fid import FeatureSet, compare
@@ -43,7 +44,13 @@ class ClassProbe:
         DataError: a class without an image.
     """
 
-    def __init__(self, network: FeatureNetwork, train: PictureSet, names: Sequence[str], batch_size: int = 64):
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        train: PictureSet,
+        names: Sequence[str],
+        batch_size: int = SampleQualityConfig.batch_size,
+    ):
         self.network, self.names, self.batch_size = network, list(names), batch_size
         labels_N = labels_of(train, names)
         for label, name in enumerate(names):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import DrawnSamples, PictureConditions, draw_samples, noise_features
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, features_of
 from mmlab.evaluate.pictures.fid import FeatureSet, caution, compare, nearest
@@ -23,7 +24,7 @@ def score_samples(
     pictures: PictureSet,
     train: PictureSet | None = None,
     count: int = 1000,
-    batch_size: int = 64,
+    batch_size: int = SampleQualityConfig.batch_size,
     seed: int = 0,
     rejection: Rejection | None = None,
 ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
