@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -123,20 +122,15 @@ def _unknown_name(loader: ConfigLoader, config_name: str | None, overrides: list
         if "/" not in key and (word := key.split(".")[0]) not in {*groups, *keys}:
             hint = nearest(word, [*groups, *keys]) or f" Keys: {', '.join(keys)}."
             return f"There is no key or config group '{word}'.{hint}"
-        if key in groups and (sentence := _invalid_choice(override, loader.get_group_options(key))):
-            return sentence
+        if key in groups and not override.is_sweep_override() and not override.is_delete():
+            value, options = override.value(), loader.get_group_options(key)
+            if value is None:
+                return f"Config group '{key}' takes the name of an option; leave it out to choose none."
+            if isinstance(value, str) and value not in options:
+                return _unknown_option(key, value, options)
+            if not isinstance(value, str | list):
+                return f"Config group '{key}' takes the name of an option, not {value}."
     return None
-
-
-def _invalid_choice(override: Override, options: list[str]) -> str | None:
-    if override.is_sweep_override() or override.is_delete():
-        return None
-    group, value = override.key_or_group, override.value()
-    if value is None:
-        return f"Config group '{group}' takes the name of an option; leave it out to choose none."
-    if isinstance(value, str):
-        return None if value in options else _unknown_option(group, value, options)
-    return None if isinstance(value, list) else f"Config group '{group}' takes the name of an option, not {value}."
 
 
 def _unknown_option(group: str, name: str, options: list[str], source: str = "") -> str:
@@ -157,8 +151,7 @@ def _missing_option(error: Exception, loader: ConfigLoader) -> str | None:
     if not parents:
         return str(error).splitlines()[0].replace("primary config", "config") + "."
     group = max(parents, key=len) if error.options else min(parents, key=len)
-    file = _file_of(error)
-    source = f" (chosen in {file})" if "/" in file else ""
+    source = f" (chosen in {_file_of(error)})" if "/" in _file_of(error) else ""
     return _unknown_option(group, missing.removeprefix(f"{group}/"), loader.get_group_options(group), source)
 
 
@@ -176,8 +169,8 @@ def _invalid_key(error: Exception, loader: ConfigLoader) -> str | None:
     cause = _cause(error, OmegaConfBaseException)
     if cause is None:
         return None
-    file = _file_of(error)
-    return (f"In {file}: " if file else "") + explain_key(cause, groups_of(loader))
+    place = f"In {_file_of(error)}: " if _file_of(error) else ""
+    return place + explain_key(cause, groups_of(loader))
 
 
 def _unknown_open_key(key: str, node: Any) -> str:

@@ -64,7 +64,8 @@ def run_name(choices: Mapping[str, str | None], overrides: Sequence[str], stage:
     if any(part in (None, "???") for part in parts):
         return None
     swapped, changed = _changes(choices, overrides, stage)
-    return _join(*parts, *swapped, *([_digest(changed)] if changed else []))
+    words = [*parts, *swapped, *([_digest(changed)] if changed else [])]
+    return "-".join(map(str, words)).replace("/", "-")
 
 
 def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str], stage: type | None = None) -> str:
@@ -81,8 +82,8 @@ def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str], stag
         # An execution key counts if it is swept; the metric counts because it directs a search.
         if is_sweep(override) or override.startswith("sweep.") or not is_execution(key, stage):
             hashed[key] = canonical(override)
-    parts = [part for part in _chosen(choices) if part not in (None, "???")]
-    return _join(*parts, "sweep", _digest(hashed))
+    parts = [str(part) for part in _chosen(choices) if part not in (None, "???")]
+    return "-".join([*parts, "sweep", _digest(hashed)]).replace("/", "-")
 
 
 def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
@@ -107,10 +108,6 @@ def _chosen(choices: Mapping[str, str | None]) -> list[str | None]:
 
 def _digest(values: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(values.items())).encode()).hexdigest()[:8]
-
-
-def _join(*words: str | None) -> str:
-    return "-".join(map(str, words)).replace("/", "-")
 
 
 def _changes(

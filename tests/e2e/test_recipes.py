@@ -11,15 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlab import cli
 from mmlab.config.compose import compose, conf_dir
 from mmlab.data.sources.scenes import KINDS
-from mmlab.model.config import (
-    ClassConditionConfig,
-    CodePriorModelConfig,
-    DiffusionModelConfig,
-    DiTConfig,
-    IdentityConfig,
-    TextConditionConfig,
-    VQAutoencoderConfig,
-)
+from mmlab.model import config as models
 from tests.stage.tiny_codes import make_maps
 from tests.tiny_shapes import make_shapes
 
@@ -97,7 +89,7 @@ def data_stand_ins(cfg: DictConfig) -> list[str]:
 
 def autoencoder_stand_ins(cfg: DictConfig) -> list[str]:
     """Small parts for a recipe of autoencoders."""
-    kind = "vq_tiny" if OmegaConf.get_type(cfg.model.first_stage) is VQAutoencoderConfig else "kl_tiny"
+    kind = "vq_tiny" if OmegaConf.get_type(cfg.model.first_stage) is models.VQAutoencoderConfig else "kl_tiny"
     parts = [f"model/first_stage={kind}", "model/discriminator=patch_tiny", "model/perceptual=stand_in"]
     return ["data.size=32", *parts, "stage.adversarial_start=1"]
 
@@ -106,13 +98,15 @@ def diffusion_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
     """Small parts for a diffusion recipe: latents of `first_stage`, and a condition of the same kind."""
     overrides = ["data.size=32", "data.latents=false", "sampler.steps=2"]
     parts = cfg.model
-    overrides.append(f"model/denoiser={'dit_tiny' if OmegaConf.get_type(parts.denoiser) is DiTConfig else 'unet_tiny'}")
-    if OmegaConf.get_type(parts.first_stage) is not IdentityConfig:
+    overrides.append(
+        f"model/denoiser={'dit_tiny' if OmegaConf.get_type(parts.denoiser) is models.DiTConfig else 'unet_tiny'}"
+    )
+    if OmegaConf.get_type(parts.first_stage) is not models.IdentityConfig:
         overrides += ["model/first_stage=kl_tiny", f"stage.init_from=[{folder / 'runs' / 'first_stage'}]"]
         overrides += ["model.first_stage.source=null", "model.first_stage.init=random"]
-    if OmegaConf.get_type(parts.conditioner) is ClassConditionConfig:
+    if OmegaConf.get_type(parts.conditioner) is models.ClassConditionConfig:
         overrides.append(f"model.conditioner.classes=[{','.join(KINDS)}]")
-    if OmegaConf.get_type(parts.conditioner) is TextConditionConfig:
+    if OmegaConf.get_type(parts.conditioner) is models.TextConditionConfig:
         overrides += ["model/conditioner=text_tiny", "stage.trainable=[denoiser, conditioner]"]
     if "sample_quality" in cfg.callbacks:
         scores = {"features": folder / "runs" / "features", "pictures": folder / "val", "samples": 4}
@@ -125,7 +119,7 @@ def prior_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
     overrides = ["data.size=32", "data.latents=false", "model/first_stage=vq_tiny", "model/prior=gpt_tiny"]
     overrides += ["model.prior={depth:1,width:32,heads:2}", f"stage.init_from=[{folder / 'runs' / 'vq'}]"]
     overrides += ["model.first_stage.quantizer.codes=256"]
-    if OmegaConf.get_type(cfg.model.conditioner) is ClassConditionConfig:
+    if OmegaConf.get_type(cfg.model.conditioner) is models.ClassConditionConfig:
         overrides.append(f"model.conditioner.classes=[{','.join(KINDS)}]")
     if cfg.model.map_stage is not None:
         overrides += [f"data.root={folder / 'maps'}", "model/first_stage@model.map_stage=vq_tiny"]
@@ -162,9 +156,9 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, recipe):
     overrides += ["trainer=cpu", "trainer.devices=1", "trainer.max_steps=2", "run.name=it", "logger=none"]
     overrides.append("stage.init_from=[]")
     kind: Any = OmegaConf.get_type(cfg.model)
-    if kind is DiffusionModelConfig:
+    if kind is models.DiffusionModelConfig:
         overrides += diffusion_stand_ins(cfg, earlier_runs)
-    elif kind is CodePriorModelConfig:
+    elif kind is models.CodePriorModelConfig:
         overrides += prior_stand_ins(cfg, earlier_runs)
     else:
         overrides += autoencoder_stand_ins(cfg) if kind.kind == "reconstructs" else language_stand_ins(cfg)
