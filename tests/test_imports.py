@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +155,8 @@ def test_config_runs_and_settings_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_no_two_modules_share_a_name():
+    names = Counter(path.name for path in ROOT.rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} == {"__init__.py", "config.py"}

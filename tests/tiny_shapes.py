@@ -6,7 +6,7 @@ from typing import Any
 
 from mmlab.data.formats import Members
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.data.sources.shapes import shapes
 from mmlab.data.tokenizer import train_tokenizer
 

@@ -8,8 +8,8 @@ import torch
 
 from mmlab.data.config import ShardsConfig, SourceConfig
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
-from mmlab.data.shards import ShardWriter
+from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
+from mmlab.data.shard_files import ShardWriter
 
 
 def make_shards(

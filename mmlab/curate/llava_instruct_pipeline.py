@@ -17,7 +17,7 @@ from mmlab.curate.llava_instruct_steps import parse, request, sift
 from mmlab.curate.report import LOSSES, instruct_report
 from mmlab.data.formats import IMAGE_EXTENSIONS, Members, parse_record
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.data.sources.coco import coco
 from mmlab.data.turns import IMAGE
 from mmlab.keyed import draw

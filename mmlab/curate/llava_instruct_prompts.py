@@ -18,7 +18,7 @@ from mmlab.curate.journal import Row
 from mmlab.curate.llava_instruct_steps import Malformed, parse_reply
 from mmlab.data.formats import RESPONSE_TYPES, parse_record
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.keyed import draw
 
 _CONTEXT, _REPLY = "_caps.txt", "_conv.txt"

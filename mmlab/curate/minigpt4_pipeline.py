@@ -29,7 +29,7 @@ from mmlab.curate.minigpt4_steps import Describer, continue_short, describe, rep
 from mmlab.curate.report import minigpt4_report
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import ShardWriter
+from mmlab.data.shard_files import ShardWriter
 from mmlab.keyed import draw
 
 DATA = "data.json"

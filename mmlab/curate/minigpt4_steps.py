@@ -14,7 +14,7 @@ from mmlab.curate.rules import caught_by
 from mmlab.data.formats import IMAGE_EXTENSIONS
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.turns import Turn
 
 

@@ -24,7 +24,7 @@ from mmlab.curate.journal import claim
 from mmlab.curate.minigpt4_pipeline import reviewed_images
 from mmlab.data.formats import IMAGE_EXTENSIONS
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 
 LONGEST_BODY = 1 << 20  # bytes
 TYPES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}

@@ -12,7 +12,7 @@ from mmlab.data.config import ImageDataConfig
 from mmlab.data.formats import ENCODED_AS, FIRST_STAGE, LATENTS, MAP_STAGE
 from mmlab.data.image_collate import conditioned, mirrored, stack
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
 
 AGAIN = "encode the images again with `mmlab shards encode`"
 

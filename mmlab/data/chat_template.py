@@ -5,7 +5,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.data.turns import Dialogue, Rendered, tokenizer_name
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.conversation import Segment, check_tokenizer, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of, conversations_of
 from mmlab.data.packing import Group, first_fit, lay_out, split
-from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
 from mmlab.data.templates import template_named
 from mmlab.keyed import draw, stream
 

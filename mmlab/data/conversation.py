@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Dialogue, Rendered, shows_image, tokenizer_name
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from mmlab.data.config import Prompt
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.data.turns import IMAGE, Dialogue, Turn
 from mmlab.keyed import choose
 

@@ -11,7 +11,7 @@ from mmlab.data.config import ImageDataConfig
 from mmlab.data.formats import FIRST_STAGE, MAP
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.images import decode_image
-from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
 from mmlab.keyed import draw
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmlab.config.errors import nearest
 from mmlab.data.conversation import pad_id
 from mmlab.data.dialogues import caption_of
-from mmlab.data.sample import Sample, SampleError
+from mmlab.data.sample_types import Sample, SampleError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from mmlab.config.fields import check_value
 from mmlab.data.config import ASPECTS
 from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.data.scan import ShardScan, list_shards, local_folder, scan_shards
 
 INDEX_NAME = "index.npz"

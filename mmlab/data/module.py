@@ -10,8 +10,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.batch_loader import LocalLoader
 from mmlab.data.config import ShardsConfig
-from mmlab.data.loader import LocalLoader
 from mmlab.data.mixture import Source, by_type, open_sources
 from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
 from mmlab.runs.ranks import accumulation

@@ -9,12 +9,12 @@ from torch.utils.data import Dataset
 
 from mmlab.config.errors import DataError
 from mmlab.data.config import FLOOR, ShardsConfig
+from mmlab.data.counters import DataReport
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.mixture import Mixture, Sequential, Source
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
-from mmlab.data.report import DataReport
-from mmlab.data.sample import ImageSpec, Prepared, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
 from mmlab.runs.ranks import accumulation
 
 TRIES = 10

@@ -10,7 +10,7 @@ from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import parse_record, record_texts
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()

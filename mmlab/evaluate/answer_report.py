@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture
 from mmlab.evaluate.scores.score_table import Scorer, Scores, show

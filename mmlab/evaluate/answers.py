@@ -14,7 +14,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.conversation import chat_prompt, pad_id
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
 from mmlab.evaluate.config import AnswerQualityConfig

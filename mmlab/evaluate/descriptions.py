@@ -12,7 +12,7 @@ from PIL import Image
 from mmlab.config.errors import DataError
 from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import IMAGE
 from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.pictures.picture_set import PictureSet

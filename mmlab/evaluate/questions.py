@@ -9,7 +9,7 @@ from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.evaluate.scores.score_table import Reference, texts_of
 
 

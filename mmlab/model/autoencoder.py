@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import on_meta, require_source
 from mmlab.model.config import KLAutoencoderConfig, VQAutoencoderConfig
 from mmlab.model.diffusers_vae import (
     NOT_ARCHITECTURE,
@@ -23,6 +22,7 @@ from mmlab.model.diffusers_vae import (
 )
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
+from mmlab.model.pretrained import on_meta, require_source
 from mmlab.model.quantizer import Quantizer
 from mmlab.weights import fill
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForTextEncoding, PretrainedConfig
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.model.checkpoint import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
+from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
 
 Condition = dict[str, Tensor]
 

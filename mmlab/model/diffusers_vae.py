@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.model.checkpoint import on_meta, require_source
 from mmlab.model.config import KLAutoencoderConfig
+from mmlab.model.pretrained import on_meta, require_source
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from mmlab.model.checkpoint import build_model, load_pretrained, load_tokenizer, read_config
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
+from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, read_config
 from mmlab.model.vision import VisionEncoder
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import load_tokenizer
 from mmlab.model.config import ImageTextQFormerConfig
+from mmlab.model.pretrained import load_tokenizer
 from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import VisionEncoder
 

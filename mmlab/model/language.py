@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
 from mmlab.model.config import LanguageModelConfig
+from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
 
 
 class LanguageModel(nn.Module):

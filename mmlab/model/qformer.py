@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import read_config, read_tensors, require_source
 from mmlab.model.config import QFormerConfig
+from mmlab.model.pretrained import read_config, read_tensors, require_source
 from mmlab.weights import fill
 
 # Names of its tensors in BLIP-2 checkpoints; there the norm is the vision encoder's last one.

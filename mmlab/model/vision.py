@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, Blip2VisionModel, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint import (
-    build_model,
-    load_pretrained,
-    load_weights,
-    read_config,
-    read_tensors,
-    require_source,
-)
 from mmlab.model.config import VisionEncoderConfig
+from mmlab.model.pretrained import build_model, load_pretrained, load_weights, read_config, read_tensors, require_source
 from mmlab.weights import fill
 
 # Tokens before the grid (class token, registers), by transformers model_type.

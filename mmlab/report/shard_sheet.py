@@ -6,7 +6,7 @@ from PIL import Image
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.report.contact_sheet import contact_sheet
 
 

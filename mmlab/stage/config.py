@@ -68,7 +68,7 @@ class QFormerPretrainingConfig(StageConfig):
 class AutoencoderTrainingConfig(StageConfig):
     # By the discriminator's batch norms and the adaptive weight.
     compares_samples: ClassVar[bool] = True
-    _target_: str = "mmlab.stage.autoencoder.AutoencoderTraining"
+    _target_: str = "mmlab.stage.autoencoder_training.AutoencoderTraining"
     # sum: over an image's values, then the mean over images (latent diffusion; the perceptual distance counts for every
     # pixel value); mean: over values too (VQGAN). A kl_weight w of sum is w * (latent values / pixel values) of mean.
     reduction: str = choice("sum", "mean")

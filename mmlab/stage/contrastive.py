@@ -8,7 +8,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import PairBatch
 from mmlab.data.collate import PairCollate
 from mmlab.data.config import ImageTextDataConfig
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.model.dual_encoder import DualEncoder
 from mmlab.stage.stage import Stage
 

@@ -14,8 +14,8 @@ from mmlab.data.formats import ENCODED_AS, FIRST_STAGE, IMAGE_EXTENSIONS, LATENT
 from mmlab.data.image_collate import map_of
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec, SampleError
-from mmlab.data.shards import Samples
+from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.shard_files import Samples
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.first_stage import FirstStage, to_signed
 from mmlab.runs.run import load_run_config

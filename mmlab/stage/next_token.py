@@ -7,7 +7,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import ChatBatch
 from mmlab.data.collate import ChatCollate
 from mmlab.data.config import ImageTextDataConfig
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.stage.config import NextTokenStageConfig
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import ChatBatch
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.stage.next_token import NextTokenStage
 
 

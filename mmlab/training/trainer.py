@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from mmlab.runs.ranks import under_srun, world_size
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
+from mmlab.training.config import HardwareConfig
 
 
 def precision(choice: str, accelerator: str) -> str:
@@ -136,7 +137,7 @@ def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
     return {name: float(metrics[name]) for name in metrics if name.startswith(("train/loss", "val/"))}
 
 
-def place(model: Any, cfg: DictConfig) -> Any:
+def place(model: Any, cfg: DictConfig | HardwareConfig) -> Any:
     """Move a trained model to the device that `accelerator` names, in the dtype of `precision`."""
     cuda = cfg.accelerator != "cpu" and torch.cuda.is_available()
     dtype = torch.bfloat16 if "bf16" in precision(cfg.precision, cfg.accelerator) and cuda else torch.float32

@@ -1,4 +1,4 @@
-"""From a finished run to the generator that draws its pictures, with settings from the command line."""
+"""From a finished run to the generator that draws its images, with settings from the command line."""
 
 import sys
 from typing import Any
@@ -29,7 +29,7 @@ def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **setting
     Raises:
         ConfigError: a sampler or a setting of the other kind of model.
     """
-    source = OmegaConf.get_type(trained.stage).draws_from
+    source: str = getattr(OmegaConf.get_type(trained.stage), "draws_from")  # noqa: B009
     node = trained.sampler if chosen is None else chosen
     config = SAMPLERS[source]() if node is None else OmegaConf.to_object(node)
     name = trained.run.name
@@ -68,7 +68,7 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
 
 
 def generator_of(model: Any, trained: DictConfig, process: Any, sampler: Any, size: int | None) -> PictureGenerator:
-    """The generator of a restored model; `size` None: pictures of the trained size."""
+    """The generator of a restored model; `size` None: images of the trained size."""
     return picture_generator(model, sampler, process, size=size or trained.data.size)
 
 
@@ -82,11 +82,11 @@ def check_size(size: int | None, trained: DictConfig) -> None:
     if size is None or size == own:
         return
     if trained.process is not None:
-        raise ConfigError(f"{name} draws pictures of {own} px, the size it was trained on; leave out size.")
+        raise ConfigError(f"{name} draws images of {own} px, the size it was trained on; leave out size.")
     factor = own // trained.model.prior.side
     if size < own or size % factor:
         raise ConfigError(
-            f"{name} was trained on pictures of {own} px; size={size} must be a multiple of {factor} ≥ {own}."
+            f"{name} was trained on images of {own} px; size={size} must be a multiple of {factor} ≥ {own}."
         )
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate import descriptions as described
 from mmlab.evaluate.answer_report import answer_scores, draw_grid, predict, worst_page, write_predictions
 from mmlab.evaluate.answers import Answerer, AnswerFile
@@ -91,7 +91,7 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
 
 
 def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
-    """Encode and decode pictures with a first stage."""
+    """Encode and decode images with a first stage."""
     inputs = picture_inputs(cfg, trained)
     model = restore_for_pictures(cfg, folder, inputs)
     scores = score_reconstructions(model, inputs.pictures, inputs.network, inputs.train, cfg.batch_size)
@@ -100,7 +100,7 @@ def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: P
 
 
 def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
-    """Draw samples under the conditions of real pictures, and compare them with these."""
+    """Draw samples under the conditions of real images, and compare them with these."""
     if cfg.features is None:
         raise ConfigError("FID and KID need a network; set features to a run of stage=contrastive, or to inception.")
     process, sampler, about = generator_settings(cfg, trained)
@@ -109,10 +109,12 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     inputs = picture_inputs(cfg, trained)
     model = restore_for_pictures(cfg, folder, inputs)
     check_guidance(cfg.run, about["guidance"], model.conditioner)
+    assert inputs.network is not None
     rejection = None
     if cfg.candidates > 1:
         if classifier is not None:
             classifier.to(model.first_stage.latent_mean.device)
+        assert inputs.train is not None
         probe = ClassProbe(classifier or inputs.network, inputs.train, model.conditioner.names, cfg.batch_size)
         rejection = Rejection(probe, cfg.candidates)
     generator = generator_of(model, trained, process, sampler, None)
@@ -143,11 +145,11 @@ def check_rejection(cfg: DictConfig, trained: DictConfig) -> None:
     if "classes" not in trained.model.conditioner:
         raise ConfigError(f"candidates={cfg.candidates} needs a class-conditional model, and {cfg.run} is not one.")
     if cfg.data.train_from is None:
-        raise ConfigError(f"candidates={cfg.candidates} trains a classifier on labeled pictures; set data.train_from=…")
+        raise ConfigError(f"candidates={cfg.candidates} trains a classifier on labeled images; set data.train_from=…")
 
 
 class PictureInputs(NamedTuple):
-    """What pictures are compared with: the network may be None, and so may the training pictures."""
+    """What images are compared with: the network may be None, and so may the training pictures."""
 
     pictures: PictureSet
     train: PictureSet | None

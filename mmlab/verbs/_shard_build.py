@@ -195,7 +195,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace, samples: Any, total: int | None) -> None:
-    from mmlab.data.shards import write_shards
+    from mmlab.data.shard_files import write_shards
 
     start = time.monotonic()
     index, counts = write_shards(samples, args.out, args.shard_samples, args.overwrite, total=total)

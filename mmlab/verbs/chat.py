@@ -18,7 +18,7 @@ def chat(cfg: DictConfig) -> None:
     mmlab chat run=llava-finetune_tiny image=photo.jpg question="what color is the circle?"
     """
     from mmlab.data.images import decode_image
-    from mmlab.data.sample import SampleError
+    from mmlab.data.sample_types import SampleError
     from mmlab.evaluate.answers import Answerer
     from mmlab.runs.run import find_run
     from mmlab.stage.assembly import restore, run_prompt

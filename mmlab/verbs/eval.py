@@ -1,4 +1,4 @@
-"""Score a trained model: its answers, descriptions, reconstructions or samples, with pictures of them."""
+"""Score a trained model: its answers, descriptions, reconstructions or samples, with images of them."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Write scores.json and pictures to `<run>/eval/<name of data.path>`. What is scored depends on the run's model.
+    """Write scores.json and images to `<run>/eval/<name of data.path>`. What is scored depends on the run's model.
 
     A model that answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa, facts.
     data.blind_from is training data for a baseline that always gives the most common answer.
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
       mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=96
-    A model that describes pictures: the shares of descriptions that repeat themselves, break off or do not end; with
+    A model that describes images: the shares of descriptions that repeat themselves, break off or do not end; with
     metric=captions also BLEU, ROUGE-L and CIDEr-D. template=minigpt4 uses the prompt of MiniGPT-4's stage 2.
     describe=false (or types, or data.blind_from) asks the questions in the data instead.
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
-    A model that reconstructs pictures: PSNR, SSIM, rFID. data.train_from is training data for a PCA baseline.
+    A model that reconstructs images: PSNR, SSIM, rFID. data.train_from is training data for a PCA baseline.
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
-    A model that draws pictures: FID, KID. data.train_from is training data in which to look for copies. candidates=4
+    A model that draws images: FID, KID. data.train_from is training data in which to look for copies. candidates=4
     also scores the best quarter of four times as many samples according to a classifier, and unrestricted samples.
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     """
@@ -54,7 +54,7 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
     if kind in ("reconstructs", "draws"):
         return kind
     if kind not in ("answers", "describes"):
-        raise ConfigError(f"{cfg.run} neither answers questions nor makes pictures; there is nothing to score.")
+        raise ConfigError(f"{cfg.run} neither answers questions nor makes images; there is nothing to score.")
     needs_questions = bool(cfg.types) or cfg.data.blind_from is not None
     if cfg.describe and needs_questions:
         raise ConfigError("types and data.blind_from apply to questions; leave them out, or set describe=false.")
@@ -74,8 +74,8 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
     if cfg.metric is not None and kind in ("draws", "reconstructs"):
         raise ConfigError(f"metric={cfg.metric} applies to answers and descriptions; {cfg.run} makes pictures.")
     if cfg.metric is not None and (cfg.metric == "captions") != (kind == "describes"):
-        reason = "describes pictures, so its metric is captions" if kind == "describes" else "answers questions"
+        reason = "describes images, so its metric is captions" if kind == "describes" else "answers questions"
         raise ConfigError(f"metric={cfg.metric} does not fit: {cfg.run} {reason} (see describe=true or false).")
     keys = [key for key in DRAWING if cfg[key] is not None] + ["candidates"] * (cfg.candidates > 1)
     if keys and kind != "draws":
-        raise ConfigError(f"{keys[0]} applies only to models that draw pictures, and {cfg.run} does not; leave it out.")
+        raise ConfigError(f"{keys[0]} applies only to models that draw images, and {cfg.run} does not; leave it out.")

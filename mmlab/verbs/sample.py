@@ -1,4 +1,4 @@
-"""Draw pictures with a trained generative model."""
+"""Draw images with a trained generative model."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 
 
 def sample(cfg: DictConfig) -> None:
-    """Draw pictures, each from its own seed; write them with a grid, a strip of intermediate steps, and samples.json.
+    """Draw images, each from its own seed; write them with a grid, a strip of intermediate steps, and samples.json.
 
     mmlab sample run=emoji/class label=nature
     mmlab sample run=emoji/class label=[nature,people] sampler=dpmpp_2m steps=20 guidance=3
@@ -30,7 +30,7 @@ def sample(cfg: DictConfig) -> None:
 
     from mmlab.config.build import build
     from mmlab.config.errors import ConfigError
-    from mmlab.data.sample import ImageSpec
+    from mmlab.data.sample_types import ImageSpec
     from mmlab.evaluate.pictures.generators import conditions
     from mmlab.evaluate.pictures.sample_files import draw_files
     from mmlab.runs.run import find_run, load_run_config

@@ -33,7 +33,7 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from mmlab.data.shards import verify
+    from mmlab.data.shard_files import verify
 
     index = verify(args.root, args.workers)
     size = index.shard_sizes.sum() / 1e6
@@ -42,7 +42,7 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
     from mmlab.data.index import ShardIndex
-    from mmlab.data.shards import stats
+    from mmlab.data.shard_files import stats
 
     summary = stats(ShardIndex.open(args.root))
     if args.json:

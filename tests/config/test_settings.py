@@ -75,7 +75,7 @@ def test_no_function_repeats_a_default(path):
 
 
 def literal_choices(tree: ast.Module) -> Iterator[tuple[int, frozenset[str]]]:
-    """(line, strings) of each literal tuple, list, set or call of `choice` with at least two strings and nothing else."""
+    """(line, strings) of each literal tuple, list, set or call of `choice` that holds two or more strings alone."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             items = node.elts

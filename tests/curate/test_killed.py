@@ -15,7 +15,7 @@ from mmlab.curate.client import Client
 from mmlab.curate.journal import read_rows
 from mmlab.curate.llava_instruct_pipeline import ENTRIES
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import ShardWriter
+from mmlab.data.shard_files import ShardWriter
 from tests.curate import tiny_curation, tiny_instruct
 from tests.curate.killing import at_sync, deaths_of, die, in_a_process, torn, twice
 from tests.curate.scripted_endpoint import ScriptedEndpoint
@@ -115,7 +115,7 @@ def test_killed_while_shards_are_written(tmp_path, server, work, where):
 
             Path.rename = killing
         elif where == "remove":
-            import mmlab.data.shards as shards
+            import mmlab.data.shard_files as shards
 
             shards.shutil.rmtree = lambda *_, **__: die()
         else:

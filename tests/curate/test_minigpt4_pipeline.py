@@ -13,7 +13,7 @@ from mmlab.curate.minigpt4_pipeline import draw_images, reviewed_images
 from mmlab.curate.minigpt4_steps import repair
 from mmlab.curate.report import minigpt4_lines
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import ShardWriter
+from mmlab.data.shard_files import ShardWriter
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always
 from tests.curate.tiny_curation import (
     SAID,

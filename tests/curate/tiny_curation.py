@@ -16,7 +16,7 @@ from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.journal import Journal, read_rows
 from mmlab.curate.minigpt4_pipeline import curate
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
 from tests.curate.scripted_endpoint import ScriptedEndpoint
 from tests.tiny_shapes import make_records

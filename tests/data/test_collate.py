@@ -14,7 +14,7 @@ from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.conversation import Segment, encode
 from mmlab.data.dialogues import conversations_of
-from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Sample, SampleError
 from tests.tiny_tokenizers import TOKENIZERS, llama_2, llama_3, wordpiece
 
 SPEC = ImageSpec(size=4, tokens=5)

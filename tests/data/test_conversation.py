@@ -12,7 +12,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import chat_prompt, encode, pad_id, render
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import Turn
 from tests.tiny_tokenizers import CHATML_TEMPLATE, TOKENIZERS, gpt_2, llama_2, llama_3, wordpiece

@@ -5,7 +5,7 @@ import pytest
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION, conversations_of
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from mmlab.data.image_collate import ImageCollate, mirrored
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.mixture import Source
 from mmlab.data.reader import GlobalBatches, LocalBatches
-from mmlab.data.sample import ImageSpec, Sample, SampleError
-from mmlab.data.shards import ShardWriter
+from mmlab.data.sample_types import ImageSpec, Sample, SampleError
+from mmlab.data.shard_files import ShardWriter
 from tests.tiny_shards import settings
 from tests.tiny_tokenizers import llama_2, wordpiece
 

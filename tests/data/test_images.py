@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.images import PAD_COLOR, decode_image, resize
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from tests.tiny_files import bomb
 
 RED = torch.tensor([255, 0, 0])

@@ -9,7 +9,7 @@ import pytest
 
 from mmlab.config.errors import DataError
 from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from tests.tiny_files import bomb, png, write_tar
 
 

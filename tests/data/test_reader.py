@@ -8,8 +8,8 @@ from mmlab.config.errors import DataError
 from mmlab.data.mixture import Source
 from mmlab.data.order import EpochOrder, sample_seed, source_seed
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter
 from tests.tiny_shards import KeyCollate, make_shards, settings
 
 NAMES = ("keys", "seeds", "sources", "bad")

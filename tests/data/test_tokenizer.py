@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.shards import ShardWriter
+from mmlab.data.shard_files import ShardWriter
 from mmlab.data.tokenizer import SMALLEST, train_tokenizer
 
 

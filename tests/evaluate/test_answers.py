@@ -7,7 +7,7 @@ import torch
 
 from mmlab.data.config import Prompt
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
 from mmlab.evaluate.answer_report import predict
 from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions

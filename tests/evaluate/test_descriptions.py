@@ -11,7 +11,7 @@ from PIL import ImageColor
 from mmlab.config.errors import DataError
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
 from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.descriptions import (

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmlab.config.errors import DataError
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture, read_questions
 from mmlab.evaluate.scores.score_table import Reference
 from tests.tiny_files import png

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.pictures import reconstructions
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.pictures.reconstructions import (

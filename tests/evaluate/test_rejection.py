@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmlab.config.errors import DataError
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter
 from mmlab.evaluate.pictures.drawn_samples import DrawnSamples
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.generators import CodeGenerator

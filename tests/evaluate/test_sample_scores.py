@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from mmlab.config.errors import DataError
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter
 from mmlab.diffusion.config import DiffusionConfig, GuidanceConfig, SamplerConfig
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import Sampler

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mmlab.config.build import build
 from mmlab.config.compose import compose
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import ShardWriter
+from mmlab.data.shard_files import ShardWriter
 from mmlab.model.first_stage import FirstStage, Posterior, to_signed
 from mmlab.training.artifacts import fill_parts, save_parts
 from tests.stage.tiny_diffusion import NAMES, _png

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from mmlab.data.shards import ShardWriter
+from mmlab.data.shard_files import ShardWriter
 from mmlab.report.contact_sheet import BAD, GOOD, as_picture, contact_sheet
 from mmlab.report.shard_sheet import sample_sheet
 from tests.tiny_files import bomb, png

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmlab.config.errors import RunError
-from mmlab.stage.autoencoder import AutoencoderTraining
+from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.training import checkpoint_io
 from mmlab.training.resume_proof import difference
 from tests.stage.tiny_adversarial import data_of, stage, train

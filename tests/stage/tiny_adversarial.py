@@ -13,7 +13,7 @@ from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.config import PatchDiscriminatorConfig
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.perceptual import StandIn
-from mmlab.stage.autoencoder import AutoencoderTraining
+from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.stage.config import AutoencoderTrainingConfig
 from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.stage.config import CodePriorConfig
 from mmlab.stage.latent_cache import codes

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mmlab.data.config import ImageDataConfig, SourceConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.model.conditioner import ClassCondition, Conditioner

@@ -9,8 +9,8 @@ from safetensors.torch import load
 
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.model.first_stage import to_signed
 from mmlab.stage.assembly import restore
 from mmlab.stage.latent_cache import codes

@@ -161,13 +161,13 @@ def test_scores(work, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["run=vq", "top_k=5"], "top_k applies only to models that draw pictures, and vq does not; leave it out."),
-        (["run=vq", "candidates=4"], "candidates applies only to models that draw pictures"),
+        (["run=vq", "top_k=5"], "top_k applies only to models that draw images, and vq does not; leave it out."),
+        (["run=vq", "candidates=4"], "candidates applies only to models that draw images"),
         (["run=class", "features=eye", "classifier=eye"], "selects among several candidates; set candidates=4 or so."),
         (["run=free", "features=eye", "candidates=4"], "needs a class-conditional model, and free is not one."),
         (
             ["run=class", "features=eye", "candidates=4"],
-            "trains a classifier on labeled pictures; set data.train_from=…",
+            "trains a classifier on labeled images; set data.train_from=…",
         ),
         (["run=class", "features=eye", "candidates=0"], "'candidates' must be above 0, not 0"),
         (["run=class", "features=eye", "data.train_from=train", "candidates=2", "classifier=ey"], "Did you mean 'eye'"),
@@ -191,11 +191,11 @@ def test_an_exported_prior(work, monkeypatch, capsys):
     [
         (["run=class", "steps=9"], "steps applies only to diffusion models; class is a code prior."),
         (["run=noise", "top_k=9"], "top_k applies only to code priors; noise is a diffusion model."),
-        (["run=noise", "size=64"], "noise draws pictures of 8 px, the size it was trained on; leave out size.",),
+        (["run=noise", "size=64"], "noise draws images of 8 px, the size it was trained on; leave out size.",),
         (["run=noise", "sampler=codes"], "noise is a diffusion model, which this sampler cannot use; try sampler=ddim."),
-        (["run=class", "sampler=ddim"], "class is a code prior, which this sampler cannot use; try sampler=codes."),
+        (["run=class", "sampler=ddim"], "class is a code prior, which this sampler cannot use; try sampler=codes"),
         (["run=class", "size=18"], "size=18 must be a multiple of 4 ≥ 16."),
-        (["run=class", "size=12"], "was trained on pictures of 16 px; size=12 must be a multiple of 4 ≥ 16."),
+        (["run=class", "size=12"], "was trained on images of 16 px; size=12 must be a multiple of 4 ≥ 16."),
         (["run=class", "top_p=1.5"], "'top_p' must be at most 1, not 1.5"),
         (["run=class", "label=sqare"], "There is no class 'sqare'. Did you mean 'square'?"),
         (["run=free", "guidance=2"], "free is unconditional; guidance has no effect."),

@@ -10,8 +10,8 @@ from safetensors.torch import load
 from mmlab.config.errors import DataError, RunError
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import ShardWriter, write_shards
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion
 from mmlab.model.first_stage import to_signed

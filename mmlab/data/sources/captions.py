@@ -7,7 +7,7 @@ from typing import Any
 
 from mmlab.config.errors import DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, optional_column, rows
 
 _CAPTION_FIELDS = ("caption", "text", "title")

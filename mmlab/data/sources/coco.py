@@ -8,7 +8,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import ImageFolder, load_json, rows
 
 _SLACK = 0.01  # how far a box may extend beyond its image; annotators' boxes often do by a pixel

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import RESPONSE_TYPES
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 from mmlab.data.sources.shapes import article, caption
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, DataError, nearest
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker, Members
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, rows
 
 

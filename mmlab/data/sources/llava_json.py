@@ -5,7 +5,7 @@ from typing import Any
 
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import KeyMaker, Members, record_type
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import ImageFolder, load_json
 
 _ROLES = ("human", "gpt", "system")

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.formats import KeyMaker, Members
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import ImageFolder, load_json
 from mmlab.data.turns import IMAGE
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import Members
-from mmlab.data.shards import Samples
+from mmlab.data.shard_files import Samples
 from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 
 Question = dict[str, str]

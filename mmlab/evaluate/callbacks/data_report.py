@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from mmlab.data.report import DataReport, write_json
+from mmlab.data.counters import DataReport, write_json
 from mmlab.evaluate.config import DataReportCallbackConfig
 
 FILE_NAME = "data_report.json"

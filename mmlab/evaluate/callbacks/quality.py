@@ -9,7 +9,7 @@ import torch
 from mmlab.config.errors import ConfigError
 from mmlab.data.conversation import asking
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample import ImageSpec
+from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer, answer_questions
 from mmlab.evaluate.config import AnswerQualityConfig, SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import PictureConditions, draw_samples

@@ -19,7 +19,7 @@ from mmlab.data.formats import LATENTS, MAP, parse_record
 from mmlab.data.image_collate import map_of
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.data.turns import IMAGE, Turn
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.config import (

@@ -11,7 +11,7 @@ from mmlab.data.formats import MAP
 from mmlab.data.image_collate import map_of
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample import SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork
 from mmlab.evaluate.pictures.fid import FeatureSet

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.images import decode_image
-from mmlab.data.sample import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.diffusion.walk import Step

@@ -12,7 +12,7 @@ from mmlab.config.errors import DataError
 from mmlab.data.formats import MAP, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample import ImageSpec, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Sample, SampleError
 from mmlab.evaluate.questions import read_picture
 
 

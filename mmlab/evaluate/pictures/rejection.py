@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmlab.config.errors import DataError
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.sample import Sample, SampleError
+from mmlab.data.sample_types import Sample, SampleError
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import DrawnSamples
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, features_of

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.shards import write_shards
+from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.coco import coco
 from tests.tiny_files import png
 

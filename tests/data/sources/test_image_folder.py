@@ -4,7 +4,7 @@ import pytest
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import write_shards
+from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.image_folder import images
 from tests.tiny_files import png
 

@@ -8,7 +8,7 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import conversations_of
-from mmlab.data.shards import write_shards
+from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.drawn_problems import write_problems as draw_problems
 from mmlab.data.sources.scenes import COLORS, KINDS
 from mmlab.data.sources.scienceqa import COLUMNS, load_problems, load_split, scienceqa

@@ -19,7 +19,7 @@ from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Identity, to_signed
 from mmlab.model.perceptual import LPIPS, StandIn
 from mmlab.model.quantizer import usage
-from mmlab.stage.autoencoder import AutoencoderTraining
+from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.stage.config import AutoencoderTrainingConfig
 from mmlab.training.artifacts import fill_parts, save_parts
 from tests.stage.tiny_adversarial import PARTS, data_of, model, stage, train

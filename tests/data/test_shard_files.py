@@ -10,7 +10,7 @@ from webdataset.compat import WebDataset
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import Samples, ShardWriter, stats, verify, write_shards
+from mmlab.data.shard_files import Samples, ShardWriter, stats, verify, write_shards
 from tests.tiny_files import bomb, png, write_tar
 
 
@@ -95,7 +95,7 @@ def test_an_error_while_overwriting_keeps_the_old_set(tmp_path):
 def test_a_killed_build_leaves_no_set(tmp_path):
     script = (
         "import os, signal\n"
-        "from mmlab.data.shards import ShardWriter\n"
+        "from mmlab.data.shard_files import ShardWriter\n"
         f"with ShardWriter({str(tmp_path / 'set')!r}, max_samples=1) as writer:\n"
         "    for i in range(3): writer.write(f's{i}', {'txt': 'x'})\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -160,6 +160,6 @@ def test_stats_counts_unusable_images(tmp_path):
 
 
 def test_shards_are_indexed_and_summarized_without_torch():
-    modules = "mmlab.keyed, mmlab.data.config, mmlab.data.mixture, mmlab.data.shards, mmlab.data.sources.shapes"
+    modules = "mmlab.keyed, mmlab.data.config, mmlab.data.mixture, mmlab.data.shard_files, mmlab.data.sources.shapes"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmlab.config.errors import DataError, RunError
-from mmlab.data.loader import IGNORED, LocalLoader
+from mmlab.data.batch_loader import IGNORED, LocalLoader
 from mmlab.data.mixture import Source
 from mmlab.data.reader import GlobalBatches, LocalBatches
 from tests.tiny_shards import KeyCollate, make_shards, settings
@@ -87,7 +87,7 @@ def test_python_exits_although_workers_still_wait(tmp_path, then):
     make_shards(tmp_path / "s", 8)
     script = f"""
         from mmlab.data.index import ShardIndex
-        from mmlab.data.loader import LocalLoader
+        from mmlab.data.batch_loader import LocalLoader
         from mmlab.data.mixture import Source
         from mmlab.data.reader import GlobalBatches, LocalBatches
         from tests.tiny_shards import KeyCollate, settings
