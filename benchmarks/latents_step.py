@@ -22,8 +22,8 @@ from mmlab.data.config import ImageDataConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.mixture import Source
 from mmlab.data.reader import LocalBatches, OnePass
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import write_shards
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.shapes import shapes
 from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion

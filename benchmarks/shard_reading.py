@@ -13,7 +13,7 @@ from pathlib import Path
 import webdataset
 
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import write_shards
+from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.shapes import shapes
 
 ROUNDS = 7

@@ -21,8 +21,8 @@ from mmlab.data.collate import ChatCollate
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.mixture import Source
 from mmlab.data.reader import LocalBatches, OnePass
-from mmlab.data.sample import ImageSpec
-from mmlab.data.shards import write_shards
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.shapes import shapes
 from mmlab.data.tokenizer import train_tokenizer
 from mmlab.model.config import LanguageModelConfig, MLPConnectorConfig, VisionEncoderConfig

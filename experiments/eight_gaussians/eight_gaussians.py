@@ -16,7 +16,6 @@ from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.keyed import normal, uniform
-from mmlab.training.config import AdamWConfig
 
 STEPS, BATCH, COUNT = 2500, 256, 2000
 RADIUS, SPREAD = 1.5, 0.1

@@ -15,7 +15,7 @@ from reviewer import whole
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
-from mmlab.data.shards import Samples, write_shards
+from mmlab.data.shard_files import Samples, write_shards
 
 WEB = (
     "{colour} {shape} {colour} {shape} vector",

@@ -235,7 +235,7 @@ def test_training_from_codes_with_samples_and_an_average(work, monkeypatch, caps
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["sampler=ddim"], "samples from codes, but this sampler does not; try sampler=codes."),
+        (["sampler=ddim"], "samples from codes, but this sampler does not; try sampler=codes"),
         (["process=cosine_v"], "takes no noise process; leave out process."),
         (["stage.init_from=[]"], "The first stage is untrained, so its codes are meaningless"),
         (["model/first_stage=kl_tiny"], "model.first_stage=KLAutoencoder has no codes"),
