@@ -192,7 +192,7 @@ def test_an_exported_prior(work, monkeypatch, capsys):
         (["run=class", "steps=9"], "steps applies only to diffusion models; class is a code prior."),
         (["run=noise", "top_k=9"], "top_k applies only to code priors; noise is a diffusion model."),
         (["run=noise", "size=64"], "noise draws images of 8 px, the size it was trained on; leave out size.",),
-        (["run=noise", "sampler=codes"], "noise is a diffusion model, which this sampler cannot use; try sampler=ddim."),
+        (["run=noise", "sampler=codes"], "noise is a diffusion model, which this sampler cannot use; try sampler=ddim"),
         (["run=class", "sampler=ddim"], "class is a code prior, which this sampler cannot use; try sampler=codes"),
         (["run=class", "size=18"], "size=18 must be a multiple of 4 ≥ 16."),
         (["run=class", "size=12"], "was trained on images of 16 px; size=12 must be a multiple of 4 ≥ 16."),
