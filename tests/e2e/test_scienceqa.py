@@ -109,9 +109,9 @@ def test_a_killed_evaluation_is_resumed(mmlab, monkeypatch):
     ("options", "code", "message"),
     [
         ("metric=sciencqa", 2, "Did you mean 'scienceqa'?"),
-        ("metric=pope", 1, "the right answer to yes or no is not"),
+        ("metric=pope", 1, "the right answer must be yes or no, not"),
         ("metric=captions describe=false", 2, "answers questions"),
-        ("metric=vqa describe=true", 2, "describes pictures"),
+        ("metric=vqa describe=true", 2, "describes images"),
     ],
 )
 def test_an_unsuitable_metric_is_refused_before_a_model_is_loaded(mmlab, monkeypatch, options, code, message):
