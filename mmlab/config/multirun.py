@@ -116,7 +116,7 @@ class Multirun:
         try:
             return self.loader.load_sweep_config(self.cfg, list(overrides))
         except ConfigError as error:
-            raise ConfigError(f"In the point {' '.join(self.own(overrides))}: {error}") from error
+            raise ConfigError(f"At sweep point {' '.join(self.own(overrides))}: {error}") from error
 
     def own(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides of a point that it does not share with all others."""

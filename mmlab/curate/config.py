@@ -146,7 +146,9 @@ class CurateLLaVAInstructConfig(Settings):
         if bool(data.path) == bool(data.captions or data.instances or data.table) or (data.path and data.images):
             raise ConfigError("Give data.path=… for shards, or data.captions=…, data.instances=… or data.table=….")
         if not self.requests or not all(text.strip() for text in self.requests):
-            raise ConfigError("requests is empty or contains an empty one; a detailed description needs a question.")
+            raise ConfigError(
+                "requests must not be empty or contain an empty string; a detailed description needs a question."
+            )
 
 
 @dataclass

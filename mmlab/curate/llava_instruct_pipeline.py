@@ -66,7 +66,7 @@ def curate(
     if not rows:
         losses = [(number, reason) for name in LOSSES for reason, number in report["total"][name].items()]
         reasons = ", ".join(f"{reason} {number}" for number, reason in sorted(losses, key=lambda loss: -loss[0])[:5])
-        raise DataError(f"no dialogue of {out} is left to write, out of {len(questions.rows)} questions: {reasons}.")
+        raise DataError(f"all {len(questions.rows)} dialogues in {out} were rejected: {reasons}.")
     return report
 
 

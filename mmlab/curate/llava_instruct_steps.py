@@ -102,7 +102,7 @@ def parse_dialogue(text: str) -> Pairs:
 
     Raises:
         Malformed: `text without a label`, `labels out of order`, `label within a turn` (a missing separator), `empty
-            turn`, `question without an answer`, or `picture mark`.
+            turn`, `question without an answer`, or `image marker`.
     """
     blocks = _SEPARATOR.split(_normalized(text))
     # A separator before the first or after the last turn is harmless.
@@ -119,7 +119,7 @@ def parse_description(text: str) -> str:
     """Return the one text of a reply.
 
     Raises:
-        Malformed: `empty turn`, `labels in a description`, or `picture mark`.
+        Malformed: `empty turn`, `labels in a description`, or `image marker`.
     """
     text = _normalized(text)
     if _INNER_LABEL.search(text) or _SEPARATOR.search(text):
@@ -148,7 +148,7 @@ def _checked(text: str) -> str:
     if not text:
         raise Malformed("empty turn")
     if IMAGE in text:
-        raise Malformed("picture mark")
+        raise Malformed("image marker")
     return text
 
 

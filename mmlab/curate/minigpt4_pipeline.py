@@ -135,7 +135,7 @@ def _write(
         row for row in items if config.review == "none" or decisions.get(row["key"], rejected)["action"] != "reject"
     ]
     if not wanted:
-        raise DataError(f"no description of {out} is left to write: rules or a person rejected all of them.")
+        raise DataError(f"all descriptions in {out} were rejected, by rules or by a person.")
     histories = {name: by_key(step_rows(out, name)) for name in ("described", "continued", "repaired")}
     with ShardWriter(out / SHARDS, overwrite=True, quiet=True) as writer:
         for row in wanted:

@@ -87,7 +87,7 @@ def encode(
         else:
             raise SampleError("too-long", f"The first question and answer take more than {max_length} tokens.")
     if all(label == IGNORE for label in segment.labels):
-        raise SampleError("no-loss", "The dialogue has no token to learn.")
+        raise SampleError("no-loss", "The dialogue has no supervised token.")
     return replace(segment, turns_dropped=pairs - keep)
 
 

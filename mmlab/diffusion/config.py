@@ -59,5 +59,5 @@ class SamplerConfig(Settings):
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     # Parameters that only some samplers have; null: the sampler's own default.
     eta: float | None = number(None, at_least=0, at_most=1)  # ddim: 0 is deterministic, 1 adds as much noise as ddpm
-    # ddpm: posterior is right for data that are one point, forward for normally distributed data
+    # ddpm: posterior is exact if the data is a single point, forward for normally distributed data
     variance: str | None = choice("posterior", "forward", default=None)

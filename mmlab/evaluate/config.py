@@ -35,7 +35,7 @@ class SamplesConfig(Settings):
 
     _target_: str = MISSING
     count: int = number(8, above=0)  # samples on a sheet
-    sheets: int = number(20, above=0)  # most sheets of a run, spread evenly over it; the last step always has one
+    sheets: int = number(20, above=0)  # maximum number of sheets in a run, spread evenly; the last step always has one
 
 
 @dataclass
@@ -48,7 +48,7 @@ class AnsweredSamplesConfig(SamplesConfig):
 class GeneratedSamplesConfig(SamplesConfig):
     _target_: str = "mmlab.evaluate.callbacks.sample_sheets.GeneratedSamples"
     count: int = number(16, above=0)
-    steps: int = number(50, above=0)  # most steps of a diffusion sampler, whatever the run's sampler has
+    steps: int = number(50, above=0)  # maximum number of steps of a diffusion sampler, whatever the run's sampler has
 
 
 @dataclass

@@ -71,8 +71,8 @@ class QFormerConfig(PretrainedPartConfig):
 
 @dataclass
 class VisionLanguageModelConfig(Settings):
-    # The names that stage.trainable may take.
     kind: ClassVar[str] = "answers"
+    # The names that stage.trainable may take.
     parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "connector", "language")
     _target_: str = "mmlab.model.vlm.VisionLanguageModel"
     vision: Any = section("model/vision")

@@ -74,7 +74,7 @@ class AutoencoderTraining(Stage):
         self.model.first_stage.forget_statistics()
 
     def collate(self, data: ImageDataConfig) -> ImageCollate:
-        """Return what makes batches of samples.
+        """Return the collate function.
 
         Raises:
             ConfigError: cached latents, or images of a size that the parts cannot take.

@@ -61,7 +61,7 @@ class CodePrior(GenerativeStage):
             )
 
     def collate(self, data: ImageDataConfig) -> ImageCollate | CodeCollate:
-        """Return what makes batches of samples.
+        """Return the collate function.
 
         Raises:
             ConfigError: a size with another number of codes than the prior has.

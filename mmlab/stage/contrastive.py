@@ -23,7 +23,7 @@ class ContrastivePretraining(Stage):
     model: DualEncoder
 
     def collate(self, data: ImageTextDataConfig) -> PairCollate:
-        """Return what makes batches of samples.
+        """Return the collate function.
 
         Raises:
             ConfigError: packing, which pairs do not have.

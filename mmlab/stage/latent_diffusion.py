@@ -68,7 +68,7 @@ class LatentDiffusion(GenerativeStage):
             )
 
     def collate(self, data: ImageDataConfig) -> ImageCollate | LatentCollate:
-        """Return what makes batches of samples.
+        """Return the collate function.
 
         Raises:
             ConfigError: a size that the first stage cannot encode, or whose latents the denoiser cannot process.

@@ -41,7 +41,7 @@ class NextTokenStage(Stage):
         """Raise ConfigError for settings that contradict the paper's stage."""
 
     def collate(self, data: ImageTextDataConfig) -> ChatCollate:
-        """Return what makes batches of samples.
+        """Return the collate function.
 
         Raises:
             ConfigError: an option that this stage's batches do not have.

@@ -28,7 +28,7 @@ class QFormerPretraining(Stage):
     model: ImageTextQFormer
 
     def collate(self, data: ImageTextDataConfig) -> PairCollate:
-        """Return what makes batches of samples.
+        """Return the collate function.
 
         Raises:
             ConfigError: packing, which pairs do not have, or texts longer than the Q-Former's.

@@ -50,7 +50,9 @@ class EndToEndFinetuning(VisionLanguageStage):
 
     def refuse(self) -> None:
         if self.config.prompt.template == "plain":
-            raise ConfigError("stage=finetune trains answers; stage.prompt.template=plain has no questions, use v1.")
+            raise ConfigError(
+                "stage=finetune trains answers, but stage.prompt.template=plain has no questions; use v1."
+            )
 
 
 class QFormerAlignment(VisionLanguageStage):

@@ -35,7 +35,7 @@ class StartsPretrained(Protocol):
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """What a part that was trained beside `module` depends on."""
+    """What a part that was trained with `module` depends on."""
     extra = module.describe() if isinstance(module, SavesItself) else {}
     return {"fingerprint": fingerprint(module), **extra}
 
@@ -83,8 +83,8 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
         The artifact that each part was filled from.
 
     Raises:
-        ConfigError: a run without a fitting part, weights of other names or shapes, or a part that was trained beside
-            other frozen parts than these.
+        ConfigError: a run without a fitting part, weights of other names or shapes, or a part that was trained with
+            frozen parts other than these.
     """
     parts = parts_of(model)
     sources: dict[str, Path] = {}
@@ -92,8 +92,8 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
         artifacts = _artifacts(Path(run))
         fitting = {name: path for name, path in artifacts.items() if name in parts}
         if not fitting:
-            has = f"it has {', '.join(artifacts)}" if artifacts else "it has none: did it finish?"
-            raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}; {has}.")
+            has = f"it has {', '.join(artifacts)}." if artifacts else "it has no artifacts; has it finished?"
+            raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}: {has}")
         sources.update(fitting)
     for name, part in parts.items():
         if name in sources:
@@ -108,7 +108,7 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """Part → fingerprint of its weights, of all parts that a run trained or trained beside, without loading them."""
+    """Part → fingerprint of its weights, of all parts that a run trained or used frozen, without loading them."""
     prints: dict[str, str] = {}
     for path in _artifacts(folder).values():
         card = json.loads((path / CARD).read_text())
@@ -132,7 +132,7 @@ def _load(part: nn.Module, path: Path) -> None:
 
 
 def _refuse_strangers(name: str, path: Path, parts: dict[str, nn.Module]) -> None:
-    """Check the parts beside which the part `name` was trained: a connector is useless with another vision encoder."""
+    """Check the parts with which the part `name` was trained: a connector is useless with another vision encoder."""
     against = json.loads((path / CARD).read_text()).get("against", {})
     for other, expected in against.items():
         if other not in parts:
@@ -141,6 +141,6 @@ def _refuse_strangers(name: str, path: Path, parts: dict[str, nn.Module]) -> Non
         for field, value in expected.items():
             if actual.get(field) != value:
                 raise ConfigError(
-                    f"{path} was trained beside another {other}: its {field} was {value}, here it is "
+                    f"{path} was trained with another {other}: its {field} was {value}, not "
                     f"{actual.get(field)}. Load the same {other}, or train {name} again."
                 )

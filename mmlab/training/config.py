@@ -18,7 +18,7 @@ class AdamWConfig(Settings):
     schedule: str = choice("cosine", "constant", "linear")  # after the warm-up; cosine and linear end at min_lr
     warmup_ratio: float = number(0.03, at_least=0, at_most=1)  # share of all optimizer steps (LLaVA: 0.03)
     min_lr: float = number(0.0, at_least=0)  # at the end of the schedule
-    part_lr: dict[str, float] = field(default_factory=dict)  # peaks of single parts, such as {connector: 2e-5}
+    part_lr: dict[str, float] = field(default_factory=dict)  # peak rates of individual parts, such as {connector: 2e-5}
 
 
 @dataclass
@@ -36,7 +36,7 @@ class TrainerConfig(HardwareConfig):
     strategy: str = "auto"  # one of Lightning's, such as ddp
     max_steps: int | None = number(None, above=0)  # optimizer steps
     max_epochs: float | None = number(None, above=0)
-    gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep their inputs alone
+    gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep only their inputs
     gradient_clip_val: float | None = number(None, above=0)  # norm over all parameters; None: no clipping
     val_every: int | None = number(None, above=0)  # optimizer steps; None: at the end only
     limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation

@@ -48,7 +48,7 @@ class AdamW:
         names = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
         for part in self.config.part_lr:
             if part not in names:
-                raise ConfigError(f"optim.part_lr names '{part}', which does not learn.{nearest(part, names)}")
+                raise ConfigError(f"optim.part_lr names '{part}', which is not trained.{nearest(part, names)}")
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

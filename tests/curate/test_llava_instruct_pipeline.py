@@ -177,7 +177,7 @@ def test_other_rules_cost_nothing(tmp_path, server, index, monkeypatch):
     assert run(index, server, out, rules=[])["written"]["entries"] == 17
     (out / "filtered.jsonl").unlink()
     monkeypatch.setitem(RULES, "all", lambda text: True)
-    with pytest.raises(DataError, match=r"is left to write, out of 18 questions: all 17, several questions 1\."):
+    with pytest.raises(DataError, match=r"all 18 dialogues in .* were rejected: all 17, several questions 1\."):
         run(index, server, out, rules=["all"])
     assert not (out / "shards").exists() and len(server.asked) == 18
 
@@ -225,8 +225,8 @@ def test_coco_files_are_converted_once(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"requests": []}, "requests is empty"),
-        ({"requests": ["What is it?", " "]}, "requests is empty or contains an empty one"),
+        ({"requests": []}, "requests must not be empty"),
+        ({"requests": ["What is it?", " "]}, "requests must not be empty or contain an empty string"),
         ({"rules": ["captions"]}, "no rule 'captions'. Did you mean 'caption'?"),
         ({"data": InstructDataConfig()}, "Give data.path=… for shards"),
         ({"data": InstructDataConfig(path="x", table="y")}, "Give data.path=… for shards"),
@@ -242,7 +242,7 @@ def test_wrong_settings_are_one_sentence(tmp_path, server, changes, says):
 def test_without_a_usable_reply_the_reasons_are_named(tmp_path, index):
     with (
         ScriptedEndpoint(answer=lambda prompt: "Question:\nWhat?") as bad,
-        pytest.raises(DataError, match=r"is left to write, out of 6 questions: question without an answer 6\."),
+        pytest.raises(DataError, match=r"all 6 dialogues in .* were rejected: question without an answer 6\."),
     ):
         run(index, bad, tmp_path / "bad", samples=InstructSamplesConfig(9, 0, 0))
     assert adds_up(json.loads((tmp_path / "bad" / "report.json").read_text()))

@@ -45,7 +45,7 @@ def test_dialogues(text, pairs):
         (f"{ONE}\n**Question 2:** Where?", "label within a turn"),
         ("Question:\nWhat?\n===\n===\nAnswer:\nA cat.", "empty turn"),
         ("question:\nWhat?\n===\nanswer:\nA cat.", "text without a label"),
-        ("Question:\nWhat is in <image>?\n===\nAnswer:\nA cat.", "picture mark"),
+        ("Question:\nWhat is in <image>?\n===\nAnswer:\nA cat.", "image marker"),
     ],
 )
 def test_malformed_dialogues(text, reason):
@@ -56,7 +56,7 @@ def test_malformed_dialogues(text, reason):
 
 def test_descriptions():
     assert parse_description(" One.\n\nTwo.\n") == "One.\n\nTwo."
-    for text, reason in ((" ", "empty turn"), (ONE, "labels in a description"), ("A <image>.", "picture mark")):
+    for text, reason in ((" ", "empty turn"), (ONE, "labels in a description"), ("A <image>.", "image marker")):
         with pytest.raises(Malformed, match=reason):
             parse_description(text)
 

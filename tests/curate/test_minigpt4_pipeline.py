@@ -271,7 +271,7 @@ def test_mistakes_are_one_sentence(tmp_path, server):
     with pytest.raises(DataError, match="contains no image"):
         run(texts, server, tmp_path / "out")
     bad = make_records(tmp_path / "bad", [{}], [colour(4)])
-    with pytest.raises(DataError, match=r"no description of .* is left to write"):
+    with pytest.raises(DataError, match=r"all descriptions in .* were rejected"):
         run(bad, server, tmp_path / "other")
 
 

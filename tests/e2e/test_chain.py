@@ -168,4 +168,4 @@ def test_a_part_of_another_chain_is_refused(work, monkeypatch, capsys):
     runs = "[llava-vision_tiny-short-clip_tiny,llava-language_tiny-short,llava-align_tiny-short]"
     argv = ["train", "experiment=llava/finetune_tiny", "model/vision=clip_tiny", *SHORT, "run.name=mixed"]
     assert cli.main([*argv, f"stage.init_from={runs}"]) == 2
-    assert "was trained beside another vision" in capsys.readouterr().err
+    assert "was trained with another vision" in capsys.readouterr().err

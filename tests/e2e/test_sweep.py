@@ -58,5 +58,7 @@ def test_all_points_are_checked_thoroughly_before_the_first_runs(work, monkeypat
     before = sorted(Path("runs").rglob("*"))
     done = light("train", "-m", *POINT, "data.root=data/shapes,data/shaps")
     assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
-    assert "In the point data.root=data/shaps: 'data.train.0.path': there is no folder data/shaps/train." in done.stderr
+    assert (
+        "At sweep point data.root=data/shaps: 'data.train.0.path': there is no folder data/shaps/train." in done.stderr
+    )
     assert sorted(Path("runs").rglob("*")) == before

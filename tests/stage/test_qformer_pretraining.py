@@ -182,7 +182,7 @@ def test_its_q_former_goes_to_a_language_model(root, tmp_path):
     features = torch.randn(1, 4, 32)
     assert torch.equal(model.qformer(features), stage.model.qformer(features))
     model.vision = tiny.vision("blip2", feature_layer=-1, features="cls_patch")
-    with pytest.raises(ConfigError, match="was trained beside another vision"):
+    with pytest.raises(ConfigError, match="was trained with another vision"):
         fill_parts(model, [tmp_path / "run"])
 
 

@@ -130,7 +130,7 @@ def test_what_a_stage_does_not_train_is_refused(root, config, trainable, says):
 
 def test_what_a_stage_does_not_read_is_refused(root):
     model = tiny.vlm(root / "tokenizer")
-    with pytest.raises(ConfigError, match="has no questions, use v1"):
+    with pytest.raises(ConfigError, match="has no questions; use v1"):
         make_stage(finetune(["connector", "language"], Prompt("plain")), model)
     with pytest.raises(ConfigError, match="crops images that questions are about"):
         data_of(build("finetune", root), [root / "train"], augment=True)

@@ -194,7 +194,7 @@ def test_a_connector_beside_another_encoder_is_refused(tmp_path, tokenizer_folde
     other = tiny.vlm(tokenizer_folder)
     fill_parts(other, [connector])
     different(other.vision)
-    with pytest.raises(ConfigError, match="trained beside another vision: its fingerprint was"):
+    with pytest.raises(ConfigError, match="trained with another vision: its fingerprint was"):
         fill_parts(other, [connector])
     eye = save(model, ["vision"], tmp_path / "eye")
     for runs in ([eye, connector], [connector, eye]):
@@ -206,7 +206,7 @@ def test_a_connector_beside_another_language_model_is_refused(tmp_path, tokenize
     run = save(tiny.vlm(tokenizer_folder), ["connector"], tmp_path / "run")
     other = tiny.vlm(tokenizer_folder)
     different(other.language)
-    with pytest.raises(ConfigError, match=r"beside another language: its fingerprint was .* train connector again"):
+    with pytest.raises(ConfigError, match=r"with another language: its fingerprint was .* train connector again"):
         fill_parts(other, [run])
 
 
@@ -216,14 +216,16 @@ def test_a_connector_for_another_feature_layer_is_refused(tmp_path, tokenizer_fo
     eye = save(model, ["vision"], tmp_path / "eye")
     other = tiny.vlm(tokenizer_folder)
     other.vision = tiny.vision(feature_layer=-1)
-    with pytest.raises(ConfigError, match="trained beside another vision"):
+    with pytest.raises(ConfigError, match="trained with another vision"):
         fill_parts(other, [eye, run])
 
 
 def test_a_run_without_artifacts_is_refused(tmp_path, tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="no artifact for vision, connector, language; it has none: did it"):
+    with pytest.raises(
+        ConfigError, match="no artifact for vision, connector, language: it has no artifacts; has it finished"
+    ):
         fill_parts(model, [tmp_path / "empty"])
     heads = nn.ModuleDict({"head": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match="it has head"):

@@ -78,8 +78,8 @@ def test_single_parts_have_a_learning_rate_of_their_own():
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ("conector", "names 'conector', which does not learn. Did you mean 'connector'"),
-        ("vision", "names 'vision', which does not learn"),
+        ("conector", "names 'conector', which is not trained. Did you mean 'connector'"),
+        ("vision", "names 'vision', which is not trained"),
     ],
 )
 def test_a_rate_for_what_does_not_learn_is_refused(part, says):

@@ -46,7 +46,9 @@ class Quality(L.Callback, ABC):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
-            raise ConfigError(f"callbacks.{self.name} scores the last validation; set data.val, a few samples will do.")
+            raise ConfigError(
+                f"callbacks.{self.name} scores the last validation, so set data.val; a few samples will do."
+            )
         batches = trainer.val_check_interval
         # Without a number of batches it is a share of an epoch, which spans the run.
         every = batches // trainer.accumulate_grad_batches if isinstance(batches, int) else trainer.max_steps

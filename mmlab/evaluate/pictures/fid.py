@@ -13,8 +13,8 @@ from mmlab.config.errors import RunError
 SUBSETS, SUBSET_SIZE = 100, 1000
 """Subsets of the kernel distance, as in the paper's experiments (arXiv 1801.01401, section 4)."""
 ENOUGH = 5
-"""Images per feature below which a Fréchet distance gets a caution: the authors of FID recommend 10,000 for Inception's
-2,048 features (README of bioinf-jku/TTUR)."""
+"""Images per feature below which a Fréchet distance is reported with a warning: the authors of FID recommend 10,000 for
+Inception's 2,048 features (README of bioinf-jku/TTUR)."""
 
 
 class Moments:

@@ -177,7 +177,7 @@ def stage_generator(module: Any, data: Any, steps: int | None = None) -> Picture
     Args:
         module: a stage whose model is `GENERATIVE`.
         data: data module of the run, whose settings have the size of the images.
-        steps: most steps of a diffusion sampler; None: its own.
+        steps: maximum number of steps of a diffusion sampler; None: its own.
     """
     sampler = module.sampler
     if steps is not None and isinstance(sampler, Sampler):

@@ -54,7 +54,7 @@ def pope(predictions: Sequence[str | None], references: Sequence[Reference]) -> 
 
 
 def mme(predictions: Sequence[str | None], references: Sequence[Reference]) -> Scores:
-    """Per task the share of right answers, that of images with both answers right, and 100 times their sum.
+    """Accuracy per task, the share of images with both answers right, and 100 times the sum of the two.
 
     The first row has the sums of the tasks' scores, as `perception` (at most 2,000) and `cognition` (at most 800).
 

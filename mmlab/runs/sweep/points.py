@@ -145,4 +145,4 @@ def check_all(configs: list[tuple[str, DictConfig]]) -> None:
         try:
             check(cfg)
         except ConfigError as error:
-            raise ConfigError(f"In the point {label}: {error}") from None
+            raise ConfigError(f"At sweep point {label}: {error}") from None

@@ -75,9 +75,9 @@ def test_maximize_reverses_the_table(sweep: Sweep):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["optim.lr=0.1,-1"], "In the point optim.lr=-1: 'optim.lr' must be above 0"),
-        (["optim.lrr=0.1,0.2"], "In the point optim.lrr=0.1: There is no key 'optim.lrr'. Did you mean 'lr'?"),
-        (["model=llava,lava"], "In the point model=lava: Config group 'model' has no option 'lava'"),
+        (["optim.lr=0.1,-1"], "At sweep point optim.lr=-1: 'optim.lr' must be above 0"),
+        (["optim.lrr=0.1,0.2"], "At sweep point optim.lrr=0.1: There is no key 'optim.lrr'. Did you mean 'lr'?"),
+        (["model=llava,lava"], "At sweep point model=lava: Config group 'model' has no option 'lava'"),
         (["seed=1,2", "run.name=x"], "All points would be the run x"),
         (["data.workers=0,1"], "data.workers affects only how a run is executed"),
         (["optim.lr=interval(0.1,0.2)"], "search it with hydra/sweeper=optuna"),
