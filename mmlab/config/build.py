@@ -1,7 +1,8 @@
 """From a config to objects: which classes a config may name, and how they receive their settings.
 
-A class of ours takes its settings dataclass as its first argument, then its parts by name, which are built first. A
-class from the user's own package takes the keys of its YAML as keyword arguments, through `hydra.utils.instantiate`.
+A class of ours takes its settings dataclass as its first argument, then its parts by name, which are built first; a
+class that has only parts takes only these. A class from the user's own package takes the keys of its YAML as keyword
+arguments, unless it inherits a constructor of ours that takes `config`.
 
 People exchange configs, and `_target_: os.system` would run a command. A target is therefore checked by name before
 anything is imported: allowed are classes with a settings dataclass in mmlab, a few classes of Lightning, and packages
@@ -16,13 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import hydra
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.fields import unknown_key
-from mmlab.config.schemas import schema_of, targets
+from mmlab.config.schemas import schema_of, schemas, targets
 
 VETTED = (
     "lightning.pytorch.callbacks.LearningRateMonitor",
@@ -49,33 +48,48 @@ def build(node: Any, **parts: Any) -> Any:
             error from the class about its settings.
     """
     if isinstance(node, DictConfig | Mapping):
+        check_targets(node)
         node = _settings(node, parts)
     target = node.get("_target_") if isinstance(node, Mapping) else node._target_
     if target is None:
         return None
-    if is_dataclass(node) and target.startswith("mmlab."):
-        return _build_own(node, target, parts)
-    plain = node if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in fields(node)}
-    return _build_foreign(dict(plain), target, parts)
+    if is_dataclass(node) and (target in targets() or settings_of(locate(target)) is not None):
+        return _build_configured(node, target, parts)
+    return _build_with_keywords(node, target, parts)
+
+
+def settings_of(factory: Callable[..., Any]) -> type | None:
+    """Return the dataclass that a class takes as `config`: its own, or that of the nearest base of ours.
+
+    None for a class that takes keyword arguments.
+    """
+    if next(iter(inspect.signature(factory).parameters), None) != "config":
+        return None
+    bases = [base for base in inspect.getmro(factory) if base.__module__.startswith("mmlab.")]  # type: ignore[arg-type]
+    return next((kind for base in bases if (kind := schemas().get(f"{base.__name__}Config")) is not None), None)
+
+
+def has_settings(kind: type) -> bool:
+    """Whether a dataclass has fields besides its target and its parts; otherwise it is not passed to its class."""
+    return any(not field.name.startswith("_") and "group" not in field.metadata for field in fields(kind))
 
 
 def _settings(node: Any, parts: Mapping[str, Any]) -> Any:
-    """The checked settings of `node`: the dataclass of its class, or a dict if the class has none."""
-    check_targets(node)
-    kind = schema_of(node.get("_target_"))
-    if kind is None:
-        return OmegaConf.to_object(node) if isinstance(node, DictConfig) else node
-    if not isinstance(node, DictConfig) or OmegaConf.get_type(node) is dict:
-        node = OmegaConf.merge(OmegaConf.structured(kind), node)
+    """The settings of `node`: the dataclass of its class, or a dict if the class has none."""
+    target = node.get("_target_")
+    kind = schema_of(target) or (settings_of(locate(target)) if target is not None else None)
+    if kind is not None and not (isinstance(node, DictConfig) and _is_kind(OmegaConf.get_type(node), kind)):
+        node = OmegaConf.merge(OmegaConf.structured(kind), _plain(node))
+    if not isinstance(node, DictConfig):
+        return node
     for name in parts.keys() & set(node):
         node = OmegaConf.merge(node, {name: None})  # built already, so `node` may lack it
     return OmegaConf.to_object(node)
 
 
-def _build_own(config: Any, target: str, parts: dict[str, Any]) -> Any:
-    """Call a class of ours: `X(config, **parts)`; without settings of its own, `X(**parts)`."""
-    sections = [field.name for field in fields(config) if "group" in field.metadata]
-    for name in sections:
+def _build_configured(config: Any, target: str, parts: dict[str, Any]) -> Any:
+    """Call a class with its settings, `X(config, **parts)`; a class without settings of its own, `X(**parts)`."""
+    for name in (field.name for field in fields(config) if "group" in field.metadata):
         if name not in parts:
             value = getattr(config, name)
             parts[name] = None if value is None else build(value)
@@ -87,27 +101,44 @@ def _build_own(config: Any, target: str, parts: dict[str, Any]) -> Any:
     return factory(**parts)
 
 
-def has_settings(kind: type) -> bool:
-    """Whether a dataclass has fields besides its target and its parts; otherwise it is not passed to its class."""
-    return any(not field.name.startswith("_") and "group" not in field.metadata for field in fields(kind))
+def _build_with_keywords(node: Any, target: str, parts: dict[str, Any]) -> Any:
+    """Call a user's class with the keys of its YAML as keyword arguments, the parts among them built."""
+    factory = locate(target)
+    values = {f.name: getattr(node, f.name) for f in fields(node)} if is_dataclass(node) else dict(node)
+    values = _keywords(values, type(node) if is_dataclass(node) else None, factory)
+    partial = values.pop("_partial_", False)
+    arguments = {key: _built(value) for key, value in values.items() if key not in parts and key != "_target_"}
+    _check_arguments(factory, {**arguments, **parts}, target, "", complete=not partial)
+    factory = functools.partial(factory, **arguments, **parts)
+    return factory if partial else factory()
 
 
-def _build_foreign(arguments: dict[str, Any], target: str, parts: dict[str, Any]) -> Any:
-    """Call a class without a dataclass of ours with keyword arguments."""
-    partial = arguments.pop("_partial_", False)
-    arguments = {key: value for key, value in arguments.items() if key not in parts}
-    _check_arguments(locate(target), {**arguments, **parts}, target, "", complete=not partial)
-    # Parts are not passed to Hydra, which would turn lists, dicts and dataclasses into configs.
-    try:
-        factory = hydra.utils.instantiate(arguments, _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        # The error of a nested class, without Hydra's text around it.
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-    if partial:
-        return functools.partial(factory, **parts) if parts else factory
-    return factory(**parts)
+def _built(value: Any) -> Any:
+    """`value`, with everything in it that has a target built."""
+    if isinstance(value, Mapping):
+        return build(value) if "_target_" in value else {key: _built(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_built(each) for each in value]
+    return build(value) if hasattr(value, "_target_") and is_dataclass(value) else value
+
+
+def _keywords(values: Mapping[str, Any], kind: type | None, factory: Callable[..., Any]) -> dict[str, Any]:
+    """`values` without the untouched defaults of the dataclass `kind` that a user's class does not take."""
+    parameters = inspect.signature(factory).parameters
+    if kind is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(values)
+    defaults = OmegaConf.to_container(OmegaConf.structured(kind), resolve=False)
+    assert isinstance(defaults, dict)
+
+    def untouched(key: str, value: Any) -> bool:
+        return value == defaults.get(key) or str(defaults.get(key)).startswith("${")
+
+    kept = {key: value for key, value in values.items() if key in parameters or not untouched(key, value)}
+    return kept | {key: values[key] for key in ("_partial_",) if key in values}
+
+
+def _is_kind(kind: Any, base: type) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, base)
 
 
 def check_targets(node: Any, where: str = "") -> None:
@@ -119,12 +150,18 @@ def check_targets(node: Any, where: str = "") -> None:
         ConfigError: the first error found.
     """
     check_target_names(node, where)
-    for path, target, arguments in _targets(_plain(node), where):
-        factory, kind = locate(target, path), schema_of(target)
-        if kind is None:
-            _check_arguments(factory, arguments, target, path)
+    for path, target, arguments, kind in _targets(node, _plain(node), where):
+        factory, own = locate(target, path), schema_of(target)
+        settings = own or settings_of(factory)
+        if own is not None and kind is not None and not issubclass(kind, own):
+            raise ConfigError(
+                f"'{path}._target_' is {target}, but the section has the settings of another class; choose it with "
+                "its config group."
+            )
+        if settings is None:
+            _check_arguments(factory, _keywords(arguments, kind, factory), target, path)
             continue
-        keys = [field.name for field in fields(kind)]
+        keys = [field.name for field in fields(kind if _is_kind(kind, settings) else settings)]  # type: ignore[arg-type]
         if unknown := [str(key) for key in arguments if key not in keys]:
             raise ConfigError(unknown_key(f"{path}.{unknown[0]}".lstrip("."), keys))
 
@@ -135,7 +172,7 @@ def check_target_names(node: Any, where: str = "") -> None:
     Raises:
         ConfigError: the first one that is not.
     """
-    for path, target, _ in _targets(_plain(node), where):
+    for path, target, _, _ in _targets(node, _plain(node), where):
         _check_name(path, target)
 
 
@@ -174,8 +211,9 @@ def _check_name(where: str, target: Any) -> None:
         raise ConfigError(f"{at} must be a dotted name such as mmlab.model.connector.MLPConnector, not {target!r}.")
     allowed = [*targets(), *VETTED]
     if target not in allowed and not target.startswith(allowed_prefixes() or ("\0",)):
+        hint = nearest(target, allowed) if target.startswith(("mmlab.", "lightning.")) else ""
         raise ConfigError(
-            f"{at} '{target}' is not allowed.{nearest(target, allowed)} Allowed are classes with a settings dataclass "
+            f"{at} '{target}' is not allowed.{hint} Allowed are classes with a settings dataclass "
             f"in mmlab and a few classes of Lightning; allow a package of your own with {VARIABLE}=<package>."
         )
 
@@ -201,16 +239,20 @@ def _check_arguments(
         raise ConfigError(f"{at}{name} needs {', '.join(missing)}.")
 
 
-def _targets(node: Any, where: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (path, target, arguments) of every node with a target."""
-    if isinstance(node, Mapping):
-        if node.get("_target_") is not None:
-            yield where, node["_target_"], node
-        for key, value in node.items():
-            yield from _targets(value, f"{where}.{key}".lstrip("."))
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from _targets(value, f"{where}.{i}".lstrip("."))
+def _targets(node: Any, plain: Any, where: str) -> Iterator[tuple[str, Any, Mapping[str, Any], type | None]]:
+    """Yield (path, target, arguments, dataclass or None) of every node with a target; `plain` is `node` resolved."""
+    if isinstance(plain, Mapping):
+        kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        if plain.get("_target_") is not None:
+            yield where, plain["_target_"], plain, kind if is_dataclass(kind) else None
+        pairs: Any = plain.items()
+    elif isinstance(plain, list | tuple):
+        pairs = enumerate(plain)
+    else:
+        return
+    for key, value in pairs:
+        child = node[key] if isinstance(value, Mapping | list | tuple) else value
+        yield from _targets(child, value, f"{where}.{key}".lstrip("."))
 
 
 def _plain(node: Any) -> Any:

@@ -95,6 +95,8 @@ def explain_key(error: OmegaConfBaseException, groups: list[str] | tuple[str, ..
         wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", message)
         if wrong:
             return f"'{key}' takes {TYPES.get(wrong[2], wrong[2])}, not '{wrong[1]}'."
+        if not key and "is not a subclass" in message:
+            return "two options of one config group cannot be combined; choose one."
         if sentence := _translate(message, VALUE_MESSAGES, key=key):
             return sentence
     return (f"'{key}': " if key and key not in message else "") + message + "."

@@ -56,13 +56,15 @@ def section(group: str | None = None, default: Any = MISSING) -> Any:
         default: None for an optional part, or the dataclass of the default part; by default a choice is required.
     """
     factory = {"default_factory": default} if isinstance(default, type) else {"default": default}
-    return field(**factory, metadata={"group": group})  # type: ignore[call-overload]
+    metadata = {"group": group, "required": default is not None}
+    return field(**factory, metadata=metadata)  # type: ignore[call-overload]
 
 
 def unknown_key(path: str, options: list[str]) -> str:
     """Return the error for the key `path`, whose last word is not among `options`."""
     options = sorted(option for option in options if not option.startswith("_"))
-    hint = nearest(path.rpartition(".")[2], options) or f" Keys there: {', '.join(options)}."
+    listed = f" Keys there: {', '.join(options)}." if options else " The section has no keys."
+    hint = nearest(path.rpartition(".")[2], options) or listed
     return f"There is no key '{path}'.{hint}"
 
 
@@ -122,6 +124,9 @@ def _check_node(node: DictConfig | ListConfig, path: str, extra: set[str]) -> No
             if key not in rules:
                 raise ConfigError(unknown_key(where, list(rules)))
             check_value(where, value, rules[str(key)].metadata)
+            if value is None and rules[str(key)].metadata.get("required") and not OmegaConf.is_missing(node, key):
+                group = rules[str(key)].metadata["group"]
+                raise ConfigError(f"'{where}' cannot be null{f'; choose {group}=<option>' if group else ''}.")
         if isinstance(value, DictConfig | ListConfig):
             _check_node(value, where, set())
 

@@ -25,6 +25,7 @@ def check(cfg: DictConfig) -> None:
     check_process(cfg)
     check_length(cfg)
     check_batches(cfg)
+    check_data_kind(cfg)
     check_sources(cfg.data)
     check_local_files(cfg.model)
     check_callbacks(cfg)
@@ -70,7 +71,7 @@ def check_rates(optim: DictConfig) -> None:
 def check_callbacks(cfg: DictConfig) -> None:
     """Check that each callback is a mapping or null."""
     for name, node in cfg.callbacks.items():
-        if node is not None and not isinstance(node, DictConfig):
+        if node is not None and (not isinstance(node, DictConfig) or node.get("_target_") is None):
             raise ConfigError(f"callbacks.{name}={node}: give a mapping with a _target_, or null to disable it.")
 
 
@@ -116,6 +117,15 @@ def check_strategy(trainer: DictConfig) -> None:
         plain = [name for name in names if "_" not in name]
         hint = nearest(trainer.strategy, names) or f" Options: {', '.join(plain)}, …."
         raise ConfigError(f"'trainer.strategy' cannot be '{trainer.strategy}'.{hint}")
+
+
+def check_data_kind(cfg: DictConfig) -> None:
+    """Check that the data are of the kind that the stage reads."""
+    reads, kind = getattr(OmegaConf.get_type(cfg.stage), "reads", None), OmegaConf.get_type(cfg.data)
+    if reads is not None and kind is not dict and not issubclass(kind, reads):
+        raise ConfigError(
+            f"{cfg.stage._target_} reads {reads.__name__}, and data is {kind.__name__}; choose another data=…"
+        )
 
 
 def check_sources(data: DictConfig) -> None:

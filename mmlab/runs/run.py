@@ -19,7 +19,7 @@ from mmlab.config.build import check_target_names
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fields import check_fields
-from mmlab.config.schemas import attach, schemas
+from mmlab.config.schemas import attach, schemas, targets
 from mmlab.runs.disk import claim, write_text
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.redact import redact, redact_text
@@ -145,6 +145,9 @@ def load_run_config(folder: str | Path) -> DictConfig:
     for where, value in _leaves(plain, ""):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(f"{path}: '{where}' contains an interpolation; a run's config must be resolved.")
+    for where, value in _leaves(plain, ""):
+        if where.endswith("_target_") and str(value).startswith("mmlab.") and value not in targets():
+            raise ConfigError(f"{path} is from another version of mmlab: {value} does not exist; train the run again.")
     check_target_names(plain)
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(schemas()["TrainConfig"]), plain)

@@ -1,12 +1,13 @@
 """From a config, or a finished run, to a stage, its data and its model."""
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.build import build
+from mmlab.config.build import build, locate
 from mmlab.config.schemas import schema_of
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
@@ -63,11 +64,18 @@ def kind_of(cfg: DictConfig) -> str:
     """What the model of a run does.
 
     Returns:
-        `kind` of the model's settings, or `describes` for a vision-language model that was trained on captions alone;
-        empty for a user's own model.
+        `kind` of the model's settings, or `describes` for a vision-language model that was trained on captions alone.
+        A user's own model is of the kind of its base; without one, it draws if the run has a noise process, and answers
+        if the stage has a prompt; else the kind is empty.
     """
-    kind = getattr(schema_of(cfg.model._target_), "kind", "")
     prompt = cfg.stage.get("prompt")
+    kind = getattr(schema_of(cfg.model._target_), "kind", "")
+    if not kind and cfg.model.get("_target_") is not None:
+        bases = [f"{base.__module__}.{base.__name__}" for base in inspect.getmro(locate(cfg.model._target_))]  # type: ignore[arg-type]
+        kinds = [getattr(schema_of(base), "kind", "") for base in bases]
+        kind = next(
+            filter(None, kinds), "draws" if cfg.process is not None else "answers" if prompt is not None else ""
+        )
     if kind == "answers" and prompt is not None and (prompt.template == "plain" or prompt.turns == "caption"):
         return "describes"
     return kind

@@ -6,7 +6,7 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from mmlab.config.fields import Settings, choice, number
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageDataConfig, ImageTextDataConfig, Prompt
 
 DISTANCES = ("l1", "l2")
 
@@ -21,6 +21,8 @@ class StageConfig(Settings):
     # How its model draws pictures: from "noise" (takes a process and a sampler of that kind), by "codes" (a sampler of
     # codes), or not at all.
     draws_from: ClassVar[str | None] = None
+    # The data that its batches are made of; None: any.
+    reads: ClassVar[type | None] = ImageTextDataConfig
     _target_: str = MISSING
     trainable: list[str] = MISSING  # names of the model's parts, or dotted names inside a part
     init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs; of a part, the last one wins
@@ -68,6 +70,7 @@ class QFormerPretrainingConfig(StageConfig):
 class AutoencoderTrainingConfig(StageConfig):
     # By the discriminator's batch norms and the adaptive weight.
     compares_samples: ClassVar[bool] = True
+    reads: ClassVar[type | None] = ImageDataConfig
     _target_: str = "mmlab.stage.autoencoder_training.AutoencoderTraining"
     # sum: over an image's values, then the mean over images (latent diffusion; the perceptual distance counts for every
     # pixel value); mean: over values too (VQGAN). A kl_weight w of sum is w * (latent values / pixel values) of mean.
@@ -83,6 +86,7 @@ class AutoencoderTrainingConfig(StageConfig):
 @dataclass
 class LatentDiffusionConfig(StageConfig):
     draws_from: ClassVar[str] = "noise"
+    reads: ClassVar[type | None] = ImageDataConfig
     _target_: str = "mmlab.stage.latent_diffusion.LatentDiffusion"
     loss: str = choice(*DISTANCES, default="l2")  # l1: latent diffusion's LSUN-Churches model
 
@@ -90,6 +94,7 @@ class LatentDiffusionConfig(StageConfig):
 @dataclass
 class CodePriorConfig(StageConfig):
     draws_from: ClassVar[str] = "codes"
+    reads: ClassVar[type | None] = ImageDataConfig
     _target_: str = "mmlab.stage.code_prior.CodePrior"
     # Share of the codes that are read as they are; the others are replaced by random ones, so that the prior
     # learns to continue after its own mistakes. All codes are predicted.

@@ -1,7 +1,7 @@
 """An exponential moving average of the weights: the model that is validated, sampled and saved as an artifact."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,7 +38,9 @@ class EMA(StepCallback):
         self.average: dict[str, Tensor] = {}
         self._loaded: dict[str, Tensor] | None = None
         self._weights: dict[str, nn.Parameter] = {}
-        self._swapped = False
+        self._aside: list[Tensor] = []
+        self._depth = 0
+        self._validation = ExitStack()
 
     @property
     def state_key(self) -> str:
@@ -66,7 +68,7 @@ class EMA(StepCallback):
         self.average = {
             name: stored[name].detach().to(weight.device, torch.float32, copy=True) for name, weight in weights.items()
         }
-        self._weights, self._loaded, self._swapped = weights, None, False
+        self._weights, self._loaded, self._depth = weights, None, 0
         _AVERAGES[model] = self
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
@@ -74,6 +76,13 @@ class EMA(StepCallback):
         decay = min(self.config.decay, (1 + self.updates) / (WARM_UP + self.updates))
         weights = [weight.detach().float() for weight in self._weights.values()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)  # type: ignore[attr-defined]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._validation.enter_context(self.swapped())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation.close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._put_in()
@@ -85,18 +94,18 @@ class EMA(StepCallback):
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """Put the average in place of the weights, and the weights back afterwards; nested uses change nothing."""
-        if self._swapped:
-            yield
-            return
-        aside = [weight.detach().clone() for weight in self._weights.values()]
-        self._put_in()
-        self._swapped = True
+        self._depth += 1
+        if self._depth == 1:
+            self._aside = [weight.detach().clone() for weight in self._weights.values()]
+            self._put_in()
         try:
             yield
         finally:
-            for weight, own in zip(self._weights.values(), aside, strict=True):
-                weight.data.copy_(own)
-            self._swapped = False
+            self._depth -= 1
+            if self._depth == 0:
+                for weight, own in zip(self._weights.values(), self._aside, strict=True):
+                    weight.data.copy_(own)
+                self._aside = []
 
     def _put_in(self) -> None:
         for name, weight in self._weights.items():

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.diffusion.config import SamplerConfig
+from mmlab.diffusion.samplers import Sampler
 from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator
 from mmlab.model.config import CodeSamplerConfig
 
@@ -29,10 +30,16 @@ def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **setting
     Raises:
         ConfigError: a sampler or a setting of the other kind of model.
     """
-    source: str = getattr(OmegaConf.get_type(trained.stage), "draws_from")  # noqa: B009
+    # A user's own stage does not state how it draws.
+    own = "codes" if trained.process is None else "noise"
+    source: str = getattr(OmegaConf.get_type(trained.stage), "draws_from", None) or own
     node = trained.sampler if chosen is None else chosen
     config = SAMPLERS[source]() if node is None else OmegaConf.to_object(node)
     name = trained.run.name
+    if isinstance(config, dict):  # a user's own sampler
+        if changed := [key for key, value in settings.items() if value is not None]:
+            raise ConfigError(f"{changed[0]} does not apply to {config['_target_']}; set sampler.<key>=… instead.")
+        return build(config), {"sampler": config["_target_"], "guidance": config.get("guidance", 1)}
     if not isinstance(config, SAMPLERS[source]):
         raise ConfigError(
             f"{name} is a {MODELS[source]}, which this sampler cannot use; try sampler={OPTIONS[source]}."
@@ -62,7 +69,7 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
     """
     sampler, about = run_sampler(trained, cfg.sampler, **{key: cfg[key] for key in SETTINGS})
     process = None if trained.process is None else build(trained.process)
-    if process is not None:
+    if process is not None and isinstance(sampler, Sampler):
         process.grid(sampler.config.steps, sampler.config.spacing)
     return process, sampler, about
 

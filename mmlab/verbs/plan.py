@@ -19,12 +19,13 @@ def plan(cfg: DictConfig) -> None:
     """
     import torch
 
-    from mmlab.config.build import build
+    from mmlab.config.build import build, check_targets
     from mmlab.runs.check import check_trainable
     from mmlab.runs.ranks import accumulation, world_size
     from mmlab.training.trainable import count_parameters, set_trainable
 
     check_trainable(cfg)
+    check_targets(cfg)
     with torch.device("meta"):
         model = build(cfg.model)
     set_trainable(model, cfg.stage.trainable)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmlab.config.build import build, check_targets, locate
 from mmlab.config.errors import ConfigError
+from mmlab.model.config import MLPConnectorConfig
 from mmlab.model.connector import MLPConnector
 from mmlab.training.config import AdamWConfig
 from mmlab.training.optim import AdamW
@@ -179,11 +180,65 @@ def test_a_missing_dependency_is_not_reported_as_a_missing_module(lab, monkeypat
         locate("mylab.needs.Thing")
 
 
-def test_only_build_calls_instantiate():
+def test_nothing_calls_instantiate():
     package = Path(build.__code__.co_filename).parents[1]
-    callers = [
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if "instantiate(" in path.read_text() or "hydra.utils" in path.read_text()
-    ]
-    assert callers == ["config/build.py"]
+    assert [path for path in package.rglob("*.py") if "instantiate(" in path.read_text()] == []
+
+
+OWN = """
+from torch import nn
+
+from mmlab.model.connector import MLPConnector
+
+
+class Deeper(MLPConnector):
+    pass
+
+
+class Plain(nn.Module):
+    def __init__(self, vision_width, language_width, rank=2):
+        super().__init__()
+        self.rank = rank
+
+
+class Head(nn.Module):
+    def __init__(self, connector, names=()):
+        super().__init__()
+        self.connector, self.names = connector(4, 6), names
+"""
+
+
+@pytest.fixture
+def own(lab, monkeypatch):
+    (lab / "own.py").write_text(OWN)
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "mylab")
+
+
+def test_a_users_class_gets_parts_of_ours_built(own):
+    node = {"_target_": "mylab.own.Head", "connector": {"_target_": MLP, "_partial_": True, "depth": 3}, "names": ["a"]}
+    for head in (build(node), build(OmegaConf.create(node))):
+        assert isinstance(head.connector, MLPConnector) and len(head.connector.layers) == 5 and head.names == ["a"]
+
+
+def test_a_subclass_of_ours_gets_the_settings_of_its_base(own):
+    node = {"_target_": "mylab.own.Deeper", "_partial_": True, "depth": 3}
+    connector = build(node)(4, 6)
+    assert type(connector).__name__ == "Deeper" and len(connector.layers) == 5
+    typed = OmegaConf.merge(OmegaConf.structured(MLPConnectorConfig), {"_target_": "mylab.own.Deeper"})
+    assert len(build(typed)(4, 6).layers) == 3
+    with pytest.raises(ConfigError, match=r"There is no key 'dept'. Did you mean 'depth'"):
+        build({"_target_": "mylab.own.Deeper", "dept": 3})
+
+
+def test_a_users_class_in_a_section_of_ours_ignores_its_untouched_defaults(own):
+    typed = OmegaConf.merge(OmegaConf.structured(MLPConnectorConfig), {"_target_": "mylab.own.Plain"})
+    assert build(typed)(4, 6).rank == 2
+    with pytest.raises(ConfigError, match="takes no argument 'depth'"):
+        build(OmegaConf.merge(typed, {"depth": 3}))
+
+
+def test_settings_of_another_class_are_refused():
+    linear = {"_target_": "mmlab.model.connector.LinearConnector"}
+    typed = OmegaConf.merge(OmegaConf.structured(MLPConnectorConfig), linear)
+    with pytest.raises(ConfigError, match=r"'model.connector._target_' is .*LinearConnector, but the section"):
+        check_targets(typed, "model.connector")
