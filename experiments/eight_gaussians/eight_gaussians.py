@@ -79,10 +79,10 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def on_a_mode(points: Tensor) -> float:
-    """Fraction of points within three standard deviations of a mode's centre."""
+    """Fraction of points within three standard deviations of a mode's center."""
     angles = torch.arange(8) * math.pi / 4
-    centres = RADIUS * torch.stack([angles.cos(), angles.sin()], 1)
-    return (torch.cdist(points, centres).min(1).values < 3 * SPREAD).float().mean().item()
+    centers = RADIUS * torch.stack([angles.cos(), angles.sin()], 1)
+    return (torch.cdist(points, centers).min(1).values < 3 * SPREAD).float().mean().item()
 
 
 def draw(panels: dict[str, Tensor], path: Path, side: int = 240, columns: int = 4) -> None:

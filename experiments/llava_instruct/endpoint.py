@@ -1,7 +1,7 @@
 """A scripted language model behind OpenAI's chat-completions protocol on loopback: endpoint.py URL_FILE LOG.
 
 It sees no image and uses only the context that it receives: it counts the boxes, says on which side they lie, and
-repeats captions. A hash of the question selects its behaviour: most questions get a good reply, others a bad one (no
+repeats captions. A hash of the question selects its behavior: most questions get a good reply, others a bad one (no
 dialogue, a mention of the caption, coordinates, half a reply), a late one, one after a fault, or none. LOG gets one
 line per request.
 """
@@ -44,7 +44,7 @@ def act_of(question: str) -> str:
 
 
 def told(context: str) -> tuple[list[str], list[tuple[str, float]]]:
-    """The captions of a context, and each object with the horizontal centre of its box."""
+    """The captions of a context, and each object with the horizontal center of its box."""
     captions, objects = [], []
     for line in context.splitlines():
         if box := _BOX.fullmatch(line):

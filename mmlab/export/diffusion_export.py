@@ -23,7 +23,7 @@ OURS = "mmlab.export.latent_pipeline"
 
 
 def export_first_stage(first_stage: FirstStage, out: Path) -> str:
-    """Write an `AutoencoderKL` of normalised latents, or a `VQModel`, and return the line that loads it.
+    """Write an `AutoencoderKL` of normalized latents, or a `VQModel`, and return the line that loads it.
 
     Raises:
         ConfigError: a first stage that diffusers has no class for.

@@ -132,7 +132,7 @@ class DiffusionModel(nn.Module):
         )
 
     def forward(self, x_BChw: Tensor, time_B: Tensor, condition: Condition) -> Tensor:
-        """Predict the process's target `[B, C, h, w]` for noised, normalised latents.
+        """Predict the process's target `[B, C, h, w]` for noised, normalized latents.
 
         Args:
             x_BChw: x_t.

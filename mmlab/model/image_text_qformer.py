@@ -65,7 +65,7 @@ class QueryContrast(nn.Module):
     def forward(self, queries_BQD: Tensor, text_BD: Tensor) -> Tensor:
         """Return float32 logits `[B, B]` of image i against text j."""
         images, texts = self.picture(queries_BQD), self.text(text_BD)
-        # In bfloat16 neighbouring cosines are equal, and so are the queries that the maximum chooses among.
+        # In bfloat16 neighboring cosines are equal, and so are the queries that the maximum chooses among.
         with torch.autocast(queries_BQD.device.type, enabled=False):
             images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
             return torch.einsum("iqe,je->ijq", images, texts).amax(-1) / self.log_temperature.exp()

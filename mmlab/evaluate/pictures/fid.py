@@ -1,4 +1,4 @@
-"""Distances between two sets of images, computed from their features: FID, KID and nearest neighbours.
+"""Distances between two sets of images, computed from their features: FID, KID and nearest neighbors.
 
 All sums are in float64. Legend: N, M images, F width of a feature.
 """
@@ -35,8 +35,8 @@ class Moments:
         if not features.isfinite().all():
             raise RunError("The feature network returned values that are not finite; check the images and its weights.")
         count, mean = len(features), features.mean(0)
-        centred = features - mean
-        scatter = centred.T @ centred
+        centered = features - mean
+        scatter = centered.T @ centered
         if self.count:
             total, moved = self.count + count, mean - self.mean
             scatter = self._scatter + scatter + torch.outer(moved, moved) * (self.count * count / total)

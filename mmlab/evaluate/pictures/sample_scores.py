@@ -35,7 +35,7 @@ def score_samples(
         network: computes the features that are compared.
         pictures: real images, held out or not, to which the distances are measured.
         train: training images; their own distance to `pictures` is the score of perfect memorization, and the samples'
-            nearest neighbours among them show whether samples are copies.
+            nearest neighbors among them show whether samples are copies.
         count, batch_size, seed: number of samples, how many at a time, and the seed of the first (then one more each).
         rejection: also scores the samples that a classifier accepts.
 
