@@ -121,7 +121,8 @@ def check_strategy(trainer: DictConfig) -> None:
 
 def check_data_kind(cfg: DictConfig) -> None:
     """Check that the data are of the kind that the stage reads."""
-    reads, kind = getattr(OmegaConf.get_type(cfg.stage), "reads", None), OmegaConf.get_type(cfg.data)
+    reads: Any = getattr(OmegaConf.get_type(cfg.stage), "reads", None)
+    kind: Any = OmegaConf.get_type(cfg.data)
     if reads is not None and kind is not dict and not issubclass(kind, reads):
         raise ConfigError(
             f"{cfg.stage._target_} reads {reads.__name__}, and data is {kind.__name__}; choose another data=…"

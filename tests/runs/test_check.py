@@ -114,6 +114,18 @@ def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, cap
     assert "is complete" in capsys.readouterr().out
 
 
+def test_data_of_another_kind_are_refused():
+    cfg = compose("train", ["experiment=llava/align_tiny", "data=cifar10", "data.root=."])
+    with pytest.raises(ConfigError, match="ProjectorAlignment reads ImageTextDataConfig, and data is ImageDataConfig"):
+        check(cfg)
+
+
+def test_a_required_part_cannot_be_null(conf):
+    assert "'model.connector' cannot be null; choose model/connector=<option>." in sentence(
+        conf, "model.connector=null"
+    )
+
+
 def test_balancing_types_excludes_weights(conf):
     check(compose("train", [RECIPE, "data.balance=type"], conf))
     assert "data.balance=type weights" in sentence(conf, "data.balance=type", "data.train=[{path: train, weight: 1}]")

@@ -221,6 +221,14 @@ def test_an_invalid_config_file_is_refused(conf, old, new, sentence):
     assert sentence in str(error.value)
 
 
+def test_a_run_of_another_version_is_named(conf):
+    folder = prepare(conf)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("mmlab.data.module.ImageTextData", "mmlab.data.module.Gone"))
+    with pytest.raises(ConfigError, match=r"is from another version of mmlab: mmlab.data.module.Gone does not exist"):
+        load_run_config(folder)
+
+
 def test_a_folder_without_a_valid_config_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
         load_run_config(tmp_path)

@@ -28,6 +28,22 @@ def test_what_the_model_of_a_run_does(overrides, kind):
     assert kind_of(compose("train", overrides)) == kind
 
 
+def test_a_users_model_is_of_its_base_s_kind(tmp_path, monkeypatch):
+    (tmp_path / "ownlab.py").write_text(
+        "from torch import nn\nfrom mmlab.model.vlm import VisionLanguageModel\n"
+        "class Ours(VisionLanguageModel): pass\nclass Other(nn.Module): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "ownlab")
+    cfg = compose("train", ["experiment=llava/finetune_tiny"])
+    for name, kind in (("Ours", "answers"), ("Other", "answers")):
+        cfg.model._target_ = f"ownlab.{name}"
+        assert kind_of(cfg) == kind
+    cfg = compose("train", ["experiment=ldm/class_tiny"])
+    cfg.model._target_ = "ownlab.Other"
+    assert kind_of(cfg) == "draws"
+
+
 def test_parts_are_filled_before_they_are_checked(tmp_path):
     overrides = ["experiment=ldm/class_tiny", f"run.root={tmp_path}", "trainer=cpu"]
     cfg = compose("train", [*overrides, "stage.init_from=[]"])
