@@ -12,6 +12,8 @@ from mmlab.runs.ranks import accumulation, check_tasks, world_size
 from mmlab.runs.run import find_run
 
 INDEX = "index.npz"
+SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
+"""`draws_from` of a stage → an option of conf/sampler that fits it."""
 
 
 def check(cfg: DictConfig) -> None:
@@ -90,9 +92,8 @@ def check_process(cfg: DictConfig) -> None:
     if source is None:
         raise ConfigError(f"{cfg.stage._target_} generates no images; leave out sampler.")
     if getattr(OmegaConf.get_type(cfg.sampler), "draws_from", source) != source:
-        option = {"noise": "ddim", "codes": "codes"}[source]
         what = f"{cfg.stage._target_} samples from {source}, but this sampler does not"
-        raise ConfigError(f"{what}; try sampler={option}.")
+        raise ConfigError(f"{what}; try sampler={SAMPLER_OPTIONS[source]}.")
 
 
 def check_length(cfg: DictConfig) -> None:

@@ -9,7 +9,6 @@ from lightning import LightningModule
 from torch import nn
 
 from mmlab.stage.config import StageConfig
-from mmlab.training.ema import averaged
 from mmlab.training.optim import AdamW, log_optimizer
 from mmlab.training.trainable import set_modes, set_trainable
 
@@ -56,13 +55,6 @@ class Stage(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         log_optimizer(self, optimizer)
-
-    def on_validation_start(self) -> None:
-        self._averaged = averaged(self.model)
-        self._averaged.__enter__()
-
-    def on_validation_end(self) -> None:
-        self._averaged.__exit__(None, None, None)
 
     def train(self, mode: bool = True) -> "Stage":
         super().train(mode)

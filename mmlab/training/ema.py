@@ -21,8 +21,9 @@ class EMA(StepCallback):
     """Averages the trained weights once per optimizer step, in float32 whatever their own dtype.
 
     After n steps the average moves by 1 − min(decay, (1 + n)/(10 + n)), so that it soon forgets the random start (as in
-    latent diffusion and TensorFlow). Within `averaged(model)` it replaces the weights, and for good when training has
-    ended; otherwise the weights are their own, bit for bit. It is saved in every checkpoint.
+    latent diffusion and TensorFlow). It replaces the weights during validation, within `averaged(model)`, and for good
+    when training has ended; otherwise the weights are their own, bit for bit. A callback that uses the model at the end
+    of a validation does so within `averaged(model)`. The average is saved in every checkpoint.
 
     Args:
         config: settings.

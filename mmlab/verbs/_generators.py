@@ -11,9 +11,9 @@ from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
 from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator
 from mmlab.model.config import CodeSamplerConfig
+from mmlab.runs.check import SAMPLER_OPTIONS
 
 SAMPLERS = {"noise": SamplerConfig, "codes": CodeSamplerConfig}
-OPTIONS = {"noise": "ddim", "codes": "codes"}
 MODELS = {"noise": "diffusion model", "codes": "code prior"}
 SETTINGS = ("steps", "guidance", "temperature", "top_k", "top_p")
 """Keys of the command line that replace a sampler's own settings."""
@@ -39,10 +39,10 @@ def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **setting
     if isinstance(config, dict):  # a user's own sampler
         if changed := [key for key, value in settings.items() if value is not None]:
             raise ConfigError(f"{changed[0]} does not apply to {config['_target_']}; set sampler.<key>=… instead.")
-        return build(config), {"sampler": config["_target_"], "guidance": config.get("guidance", 1)}
+        return build(config), {"sampler": config["_target_"]}
     if not isinstance(config, SAMPLERS[source]):
         raise ConfigError(
-            f"{name} is a {MODELS[source]}, which this sampler cannot use; try sampler={OPTIONS[source]}."
+            f"{name} is a {MODELS[source]}, which this sampler cannot use; try sampler={SAMPLER_OPTIONS[source]}."
         )
     for key, value in settings.items():
         if value is None:

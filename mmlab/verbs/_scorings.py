@@ -108,7 +108,7 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     classifier = None if cfg.classifier is None else feature_network(cfg.classifier, cfg.root)
     inputs = picture_inputs(cfg, trained)
     model = restore_for_pictures(cfg, folder, inputs)
-    check_guidance(cfg.run, about["guidance"], model.conditioner)
+    check_guidance(cfg.run, about.get("guidance", 1), model.conditioner)
     assert inputs.network is not None
     rejection = None
     if cfg.candidates > 1:

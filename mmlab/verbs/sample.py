@@ -50,7 +50,7 @@ def sample(cfg: DictConfig) -> None:
     with torch.device("meta"):
         conditioner = build(trained.model.conditioner)
     requests = requested(cfg, conditioner)
-    check_guidance(cfg.run, about["guidance"], conditioner)
+    check_guidance(cfg.run, about.get("guidance", 1), conditioner)
     spec = ImageSpec(cfg.size or trained.data.size, trained.data.aspect)
     if conditioner.reads == "map":
         conditions(conditioner, requests, len(requests), spec)

@@ -56,7 +56,7 @@ class Recorder(Stage):
 
 
 class OwnHooks(Recorder):
-    """A stage whose hooks do not ask for the average, as those of a plain LightningModule."""
+    """A stage with hooks of its own around validation, which do not call those of `Stage`."""
 
     def on_validation_start(self) -> None:
         pass
