@@ -55,23 +55,11 @@ class Recorder(Stage):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.5)
 
 
-class OwnHooks(Recorder):
-    """A stage with hooks of its own around validation, which do not call those of `Stage`."""
-
-    def on_validation_start(self) -> None:
-        pass
-
-    def on_validation_end(self) -> None:
-        pass
-
-
-def train(
-    root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype = torch.float32, kind: type = Recorder
-) -> Recorder:
+def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype = torch.float32) -> Recorder:
     """Resume the run in `folder`, or start it: two micro-batches a step."""
     folder.mkdir(exist_ok=True)
     data = ShardDataModule(settings(train=sources(root / "a"), val=sources(root / "a")), Keys())
-    stage = kind(dtype)
+    stage = Recorder(dtype)
     torch.manual_seed(1)
     run(stage, data, folder, STEPS, callbacks, val_check_interval=VAL_EVERY * 2)
     return stage
@@ -182,13 +170,6 @@ def test_callbacks_see_the_average_wherever_they_are_listed(root, tmp_path, stra
     for step, weights in look.own.items():
         assert difference(weights, straight[0].after[step]) is None, "the weights are the model's own again"
         assert step == 0 or difference(look.average[step], weights) is not None
-
-
-def test_any_stage_is_validated_with_the_average(root, tmp_path, straight):
-    stage = train(root, tmp_path, EMA(EMAConfig(decay=DECAY)), kind=OwnHooks)
-    for step in (4, 8, 12):
-        assert difference(stage.validated[step], straight[0].validated[step]) is None
-        assert difference(stage.after[min(step, 11)], straight[0].after[min(step, 11)]) is None
 
 
 def test_without_an_average_nothing_changes():
