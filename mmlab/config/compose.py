@@ -1,14 +1,14 @@
 """From a command line to a config: Hydra, run by the verbs, with our checks and errors."""
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import version
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -18,8 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import mmlab
-from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.config.errors import ConfigError, UserError
 from mmlab.config.explain import groups_of
+from mmlab.config.flags import parse, parser
 from mmlab.config.loader import CheckedLoader
 from mmlab.config.multirun import Multirun, run_in_turn
 from mmlab.config.schemas import register
@@ -52,7 +53,7 @@ def hydra_verb(config_name: str, task: Task, argv: list[str], sweep: Sweep = run
         if args.help:
             print(_help(hydra, config_name, task, args.overrides))
         elif args.hydra_help:
-            hydra.hydra_help(config_name=config_name, args_parser=get_args_parser(), args=args)
+            hydra.hydra_help(config_name=config_name, args_parser=parser(), args=args)
         elif args.cfg:
             hydra.show_cfg(config_name, args.overrides, args.cfg, args.package, args.resolve)
         elif args.info:
@@ -102,37 +103,6 @@ def start(
     return hydra
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Read Hydra's flags and the overrides, in any order.
-
-    Raises:
-        ConfigError: an unknown or misused flag.
-    """
-    parser = get_args_parser()
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-
-    def refuse(message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        raise ConfigError(
-            f"There is no flag '{unknown}'.{nearest(unknown, flags)}"
-            if message.startswith("unrecognized")
-            else f"{message[:1].upper()}{message[1:]}."
-        )
-
-    parser.error = refuse  # type: ignore[method-assign]
-    # `--info` takes an optional word, which must not be the override after it.
-    argv = ["--info=all" if a in ("--info", "-i") and "=" in (argv + [""])[i + 1] else a for i, a in enumerate(argv)]
-    args = parser.parse_intermixed_args(argv)
-    modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
-    if sum(map(bool, modes)) > 1:
-        raise ConfigError("Only one of --run, --multirun, --cfg, --info and --shell-completion can be given.")
-    if args.resolve and not args.cfg:
-        raise ConfigError("--resolve requires --cfg.")
-    if args.experimental_rerun:
-        raise ConfigError("--experimental-rerun is not supported: it reads a pickle, which can run arbitrary code.")
-    return args
-
-
 def _search_path(config_path: Path | str | None, config_dir: str | None) -> ConfigSearchPath:
     main = Path(config_path or conf_dir()).resolve()
     for folder in (main, Path(config_dir or main)):
@@ -147,7 +117,7 @@ def _search_path(config_path: Path | str | None, config_dir: str | None) -> Conf
     return path
 
 
-def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace, sweep: Sweep) -> None:
+def _run(hydra: Hydra, config_name: str, task: Task, args: Namespace, sweep: Sweep) -> None:
     mode = RunMode.MULTIRUN if args.multirun else hydra.get_mode(config_name, args.overrides) or RunMode.RUN
     overrides = [*args.overrides, f"hydra.mode={mode.name}"]
     if mode == RunMode.MULTIRUN:
@@ -170,7 +140,7 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: argparse.Namespace, s
         raise failures[0]
 
 
-def _flags(args: argparse.Namespace) -> list[str]:
+def _flags(args: Namespace) -> list[str]:
     """The flags that select the config files."""
     named = {"--config-path": args.config_path, "--config-dir": args.config_dir, "--config-name": args.config_name}
     return [word for flag, value in named.items() if value for word in (flag, str(value))]

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from mmlab.config.compose import compose, hydra_verb, parse
+from mmlab.config.compose import compose, hydra_verb
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.config import MLPConnectorConfig, VisionEncoderConfig
 from mmlab.verbs.config import TrainConfig
@@ -51,29 +51,6 @@ def test_wandb_is_offline_without_a_key(conf, monkeypatch):
     assert "0123456789abcdef" not in OmegaConf.to_yaml(cfg, resolve=True)
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert compose("train", [RECIPE, "logger=wandb"], conf).logger.offline is True
-
-
-def test_flags_may_follow_overrides():
-    args = parse(["a=b", "--cfg", "job", "c=d", "-p", "run"])
-    assert (args.cfg, args.package, args.overrides) == ("job", "run", ["a=b", "c=d"])
-    assert parse(["--info", "a=b"]).info == "all"
-    assert parse(["a=b", "-m"]).multirun
-
-
-@pytest.mark.parametrize(
-    ("argv", "sentence"),
-    [
-        (["--cgf", "job"], "There is no flag '--cgf'. Did you mean '--cfg'?"),
-        (["--cfg", "jib"], "invalid choice: 'jib'"),
-        (["-m", "--cfg", "job"], "Only one of"),
-        (["--resolve"], "--resolve requires --cfg."),
-        (["--experimental-rerun", "x.pickle"], "pickle"),
-    ],
-)
-def test_invalid_flags_are_refused(argv, sentence):
-    with pytest.raises(ConfigError) as error:
-        parse(argv)
-    assert sentence in str(error.value)
 
 
 def test_a_task_gets_the_config_and_hydra_creates_no_other_folder(conf, tmp_path):
