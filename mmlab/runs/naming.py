@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.multirun import canonical, is_sweep
 
-# Keys that affect how or where a run is executed, but not its result.
+# Keys that affect how or where a run is executed or when it is stopped, but not its result.
 EXECUTION = (
     "run",
     "hydra",
@@ -19,6 +19,7 @@ EXECUTION = (
     "logger",
     "callbacks.checkpoint",
     "callbacks.samples",
+    "callbacks.data_report",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -27,6 +28,7 @@ EXECUTION = (
     "trainer.gradient_checkpointing",
     "data.workers",
     "data.micro_batch",
+    "data.bad_budget",
 )
 
 

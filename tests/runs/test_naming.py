@@ -34,6 +34,7 @@ def test_what_changes_the_result_changes_the_name():
         "trainer.devices=2",
         "data.workers=4",
         "data.micro_batch=1",
+        "data.bad_budget=0.2",
     ]
     + ["logger=wandb", "logger.project=x", "hydra/launcher=basic", "trainer.num_nodes=2"],
 )

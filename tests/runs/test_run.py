@@ -87,6 +87,7 @@ def test_the_same_command_reuses_the_folder(conf):
     folder = prepare(conf, "run.name=mine")
     (folder / "marker").touch()
     assert prepare(conf, "run.name=mine", "trainer.devices=2", "data.workers=2", "logger=none") == folder
+    assert prepare(conf, "run.name=mine", "data.bad_budget=0.2") == folder
     moved = ["data.root=elsewhere", "callbacks.progress=null", "trainer.val_every=2"]
     assert prepare(conf, "run.name=mine", *moved) == folder
     assert (folder / "marker").exists()
