@@ -122,7 +122,7 @@ def draw_questions(index: ShardIndex, samples: Mapping[str, int], seed: int) -> 
     for i in range(len(index)):
         try:
             context = context_of(parse_record(index.read(i, ("json", "txt"))))
-        except (ValueError, RecursionError, SampleError) as error:
+        except (ValueError, SampleError) as error:
             reason = str(error).rstrip(".")
             raise DataError(f"sample '{index.keys[i]}' of {index.root} is malformed: {reason}.") from None
         if context:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from mmlab.config.errors import DataError
+from mmlab.data.sample_types import SampleError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAP = "map.png"
@@ -29,6 +30,8 @@ SIDE_CAP = 65_535
 """The longest side that is decoded (JPEG's own limit): a resize takes memory for each of its pixels."""
 RESPONSE_TYPES = ("conversation", "detail_description", "complex_reasoning")
 """LLaVA's, with the names of its folders of prompts (arXiv 2304.08485, section 3)."""
+DEPTH_CAP = 100
+"""The deepest nesting of a record: Python's own limit depends on who reads it."""
 TYPE_CAP = 64
 """The longest name of a response type; a longer `type` is some other field."""
 MEMBER_CAP = 1 << 30
@@ -139,15 +142,53 @@ def record_texts(record: dict[str, Any]) -> list[str]:
 def parse_record(members: dict[str, bytes]) -> dict[str, Any]:
     """The record of a sample: its `json`, with the caption from `txt` if the JSON has none.
 
+    Python writes a missing number as NaN, which is not JSON; it is read as null.
+
     Raises:
-        ValueError: the JSON is malformed or not an object, or a text is not UTF-8.
+        SampleError: `json` or `unicode`, see `check_record`; also for JSON that is malformed or not an object, and for
+            a text that is not UTF-8.
     """
-    record = json.loads(members["json"]) if "json" in members else {}
+    try:
+        record = json.loads(members["json"], parse_constant=lambda _: None) if "json" in members else {}
+    except (ValueError, RecursionError) as error:
+        raise SampleError("json", f"Its record does not parse: {error}.") from None
     if not isinstance(record, dict):
-        raise ValueError(f"the JSON is a {type(record).__name__}, not an object")
+        raise SampleError("json", f"Its record does not parse: the JSON is a {type(record).__name__}, not an object.")
     if not record.get("caption") and "txt" in members:
-        record["caption"] = members["txt"].decode().strip()
+        try:
+            record["caption"] = members["txt"].decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise SampleError("unicode", f"Its .txt is not UTF-8: {error}.") from None
+    check_record(record)
     return record
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Check that UTF-8 and JSON can hold a record, as tokenizers, files and logs need.
+
+    Raises:
+        SampleError: `unicode` for half a surrogate pair, such as the first half of an emoji (`"\\ud83d"`); `json` for a
+            number that is not finite, a value that is not JSON, or too many lists within lists.
+    """
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        half, before = error.object[error.start], error.object[max(0, error.start - 20) : error.start]
+        raise SampleError("unicode", f"Its record has half a character, U+{ord(half):X}, after {before!r}.") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SampleError("json", f"Its record is not JSON: {error}.") from None
+    if text.count("[") + text.count("{") > DEPTH_CAP and _depth(record) > DEPTH_CAP:
+        raise SampleError("json", f"Its record has lists within lists, more than {DEPTH_CAP} deep.")
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects lie in each other."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

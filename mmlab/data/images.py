@@ -46,6 +46,8 @@ def decode_image(data: bytes, spec: ImageSpec) -> "Tensor":
         image = load_rgb(data)
     except TooManyPixels as error:
         raise SampleError("pixels", str(error)) from None
+    except MemoryError:
+        raise  # the cap bounds what an image can take, so it is not the image's fault
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
         reason = f"unreadable image ({len(data)} bytes): {error or type(error).__name__}"
         raise SampleError("decode", reason) from None

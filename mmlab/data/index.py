@@ -104,8 +104,8 @@ class ShardIndex:
 
         Raises:
             IndexError: there is no sample `i`.
-            SampleError: `checksum` for bytes that changed since the index was built, `io` for a failed read.
-            DataError: the shard cannot be opened.
+            SampleError: `checksum` for bytes that changed since the index was built.
+            DataError: the shard cannot be opened or read.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
@@ -121,7 +121,7 @@ class ShardIndex:
             try:
                 data = os.pread(file.fd, length, int(self.members.offset[m]))
             except OSError as error:
-                raise SampleError("io", f"{where} could not be read: {error.strerror}.") from None
+                raise DataError(f"{where} cannot be read: {error.strerror}.") from None
             if len(data) != length or zlib.crc32(data) != self.members.crc[m]:
                 raise SampleError("checksum", f"{where} has changed since the index was built.")
             sample[extension] = data

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from mmlab.config.errors import DataError
+from mmlab.data.bad_samples import sample_errors
 from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.counters import DataReport
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
@@ -32,7 +33,10 @@ class Collate(Protocol):
     members: tuple[str, ...]
 
     def prepare(self, sample: Sample) -> Prepared:
-        """Tokenize one sample; raises SampleError if it cannot be used (the reader then replaces it)."""
+        """Tokenize one sample; raises SampleError if it cannot be used (the reader then replaces it).
+
+        Another exception also counts as the sample's fault; only a UserError, OSError or MemoryError ends the run.
+        """
         ...
 
     def batch(self, contents: list[Any]) -> dict[str, Any]:
@@ -155,7 +159,8 @@ class LocalBatches(Dataset):
             number = source.number(i)
             key = str(source.index.keys[number])
             try:
-                prepared = self.collate.prepare(self._read(source, number, key, seed))
+                with sample_errors():
+                    prepared = self.collate.prepare(self._read(source, number, key, seed))
                 if kind := source.index.type_of(number):
                     counts[f"type/{kind}"] += 1
                 counts.update(prepared.counters)
@@ -176,10 +181,7 @@ class LocalBatches(Dataset):
         spec = self.collate.image
         images = () if spec is None else IMAGE_EXTENSIONS
         members = source.index.read(i, (*images, "json", "txt", *self.collate.members))
-        try:
-            record = parse_record(members)
-        except (ValueError, RecursionError) as error:
-            raise SampleError("json", f"its record does not parse: {error}") from error
+        record = parse_record(members)
         data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         image = None if data is None or spec is None else decode_image(data, spec)
         further = {name: members[name] for name in self.collate.members if name in members}

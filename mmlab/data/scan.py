@@ -17,6 +17,7 @@ from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, parse_record, record_texts, record_type, split_name
 from mmlab.data.images import open_image
 from mmlab.data.progress_bar import progress
+from mmlab.data.sample_types import SampleError
 from mmlab.data.tar import TarMember, fail, walk
 
 _INT32 = np.iinfo(np.int32).max
@@ -162,5 +163,5 @@ def _record(sample: dict[str, bytes]) -> dict[str, Any]:
     """The record; an empty one for a broken record, which the reader will replace and count."""
     try:
         return parse_record(sample)
-    except (ValueError, RecursionError):
+    except SampleError:
         return {}

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.formats import parse_record, record_texts
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample_types import SampleError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()
@@ -26,6 +27,7 @@ def train_tokenizer(
     vocab_size: int = 512,
     extra: Iterable[str] = (),
     quiet: bool = False,
+    bad: Sequence[BadSamples] | None = None,
 ) -> PreTrainedTokenizerFast:
     """Learn merges from all texts of the shards and from `ROLES`, and save a folder that `AutoTokenizer` loads.
 
@@ -38,14 +40,16 @@ def train_tokenizer(
         vocab_size: largest number of tokens, special ones included; a small corpus has fewer.
         extra: further texts to learn from, such as the words of another chat template.
         quiet: show no progress.
+        bad: for each set of shards, where records that cannot be read are counted.
 
     Raises:
         ConfigError: `vocab_size` is smaller than the alphabet of bytes.
-        DataError: the shards hold no text, or a record cannot be read.
+        DataError: the shards hold no text, or more bad records than the budget allows.
     """
     if vocab_size < SMALLEST:
         raise ConfigError(f"a byte-level vocabulary has at least {SMALLEST} tokens, not {vocab_size}.")
-    texts = [*_texts(indexes, quiet), *extra]
+    bad = [BadSamples(index.root, len(index)) for index in indexes] if bad is None else bad
+    texts = [*_texts(indexes, bad, quiet), *extra]
     if not texts:
         raise DataError("the shards hold no text to learn a tokenizer from.")
     tokenizer = Tokenizer(models.BPE())
@@ -73,13 +77,12 @@ def train_tokenizer(
     return fast
 
 
-def _texts(indexes: Sequence[ShardIndex], quiet: bool) -> Iterator[str]:
-    places = ((index, i) for index in indexes for i in range(len(index)))
-    for index, i in progress(places, "reading texts", sum(map(len, indexes)), quiet):
-        try:
+def _texts(indexes: Sequence[ShardIndex], bad: Sequence[BadSamples], quiet: bool) -> Iterator[str]:
+    places = ((index, i, left) for index, left in zip(indexes, bad, strict=True) for i in range(len(index)))
+    for index, i, left in progress(places, "reading texts", sum(map(len, indexes)), quiet):
+        record: dict[str, Any] = {}
+        with left.left_out(str(index.keys[i])):
             record = parse_record(index.read(i, only=("json", "txt")))
-        except (SampleError, ValueError, RecursionError) as error:
-            raise DataError(f"{index.root}, sample '{index.keys[i]}': {error}.") from None
         for text in record_texts(record):
             # As at the start of a line, and as after a word or "ASSISTANT:".
             yield from (text, f" {text}")

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from mmlab.data.bad_samples import sample_errors
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
 from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex
@@ -34,8 +35,9 @@ def _card(index: ShardIndex, i: int) -> tuple[Image.Image | None, str]:
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
         lines.append(f"unreadable image: {error}")
     try:
-        lines += _lines(parse_record(members))
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        with sample_errors():
+            lines += _lines(parse_record(members))
+    except SampleError as error:
         lines.append(f"unreadable record: {error}")
     return picture, "\n".join(lines)
 

@@ -75,12 +75,17 @@ def _problems(args: argparse.Namespace) -> None:
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
+    from mmlab.data.bad_samples import BadSamples
     from mmlab.data.index import ShardIndex
     from mmlab.data.tokenizer import train_tokenizer
 
     indexes = [ShardIndex.open(root) for root in args.roots]
-    tokenizer = train_tokenizer(indexes, args.out, args.vocab_size, args.text)
-    print(f"{args.out}: {len(tokenizer)} tokens from {sum(map(len, indexes))} samples")
+    bad = [BadSamples(index.root, len(index)) for index in indexes]
+    tokenizer = train_tokenizer(indexes, args.out, args.vocab_size, args.text, bad=bad)
+    read = sum(map(len, indexes)) - sum(map(len, bad))
+    print(f"{args.out}: {len(tokenizer)} tokens from {read} samples")
+    for left_out in filter(len, bad):
+        print(f"{left_out.root}: {left_out}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

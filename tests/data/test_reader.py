@@ -4,7 +4,7 @@ from itertools import chain
 import pytest
 from PIL import Image
 
-from mmlab.config.errors import DataError
+from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.mixture import Source
 from mmlab.data.order import EpochOrder, sample_seed, source_seed
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
@@ -161,3 +161,36 @@ def test_one_pass_over_a_part_takes_evenly_spaced_samples(world):
     cuts = [OnePass(7, 2, world, rank, every=3) for rank in range(world)]
     positions = sorted(p for cut in cuts for m in range(len(cut)) for p in cut.positions(m))
     assert positions == [0, 3, 6, 9, 12, 15, 18][: 7 - cuts[0].dropped]
+
+
+class Broken(KeyCollate):
+    """Raises what a test chose, at the samples that it chose."""
+
+    def __init__(self, keys: set[str], error: Exception):
+        super().__init__()
+        self.keys, self.error = keys, error
+
+    def prepare(self, sample):
+        if not self.keys or sample.key in self.keys:
+            raise self.error
+        return super().prepare(sample)
+
+
+def test_whatever_a_record_makes_the_collate_raise_is_a_bad_sample(tmp_path):
+    source = Source("s", make_shards(tmp_path / "s", 8))
+    one = LocalBatches([source], Broken({"s0003"}, TypeError("no text")), GlobalBatches(8, 8), settings())[0]
+    assert {(bad["key"], bad["reason"]) for bad in one["bad"]} == {("s0003", "TypeError")}
+    assert "TypeError: no text (test_reader.py, line" in one["bad"][0]["message"] and "s0003" not in one["keys"]
+    with pytest.raises(DataError, match=r"'s' gave 8 unusable .*\(TypeError\): TypeError: no text \(test_reader\.py"):
+        LocalBatches([source], Broken(set(), TypeError("no text")), GlobalBatches(8, 8), settings())[0]
+    for error in (ConfigError("ours"), MemoryError(), OSError(28, "No space left")):
+        with pytest.raises(type(error)):
+            LocalBatches([source], Broken({"s0003"}, error), GlobalBatches(8, 8), settings())[0]
+
+
+def test_half_an_emoji_is_a_bad_sample(tmp_path):
+    with ShardWriter(tmp_path / "s", 10, quiet=True) as writer:
+        for i in range(8):
+            writer.write(f"k{i}", {"json": rb'{"caption": "\ud83d"}' if i == 5 else b'{"caption": "a \\ud83d\\ude00"}'})
+    batch = LocalBatches([Source("s", writer.index)], KeyCollate(), GlobalBatches(8, 8), settings())[0]
+    assert {bad["key"]: bad["reason"] for bad in batch["bad"]} == {"k5": "unicode"}

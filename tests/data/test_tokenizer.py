@@ -4,6 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.shard_files import ShardWriter
 from mmlab.data.tokenizer import SMALLEST, train_tokenizer
 
@@ -43,6 +44,15 @@ def test_the_same_texts_give_the_same_tokenizer(index, tmp_path):
         train_tokenizer([index], tmp_path / name, 300, quiet=True)
     first, second = (json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in "ab")
     assert first == second
+
+
+def test_records_that_cannot_be_read_are_left_out(index, tmp_path):
+    with ShardWriter(tmp_path / "other", quiet=True) as writer:
+        writer.write("a", {"json": {"caption": "a red circle"}})
+        writer.write("b", {"json": rb'{"caption": "\ud83d"}'})
+    bad = [BadSamples("a", 20), BadSamples("b", 2)]
+    train_tokenizer([index, writer.index], tmp_path / "tok", 320, quiet=True, bad=bad)
+    assert [list(one.errors) for one in bad] == [[], ["b"]] and bad[1].reasons == {"unicode": 1}
 
 
 def test_errors(index, tmp_path):
