@@ -1,7 +1,9 @@
-"""The weights of a module: filled strictly, and identified by a fingerprint."""
+"""The weights of a module: filled strictly, identified by a hash, and verified in the folder that has them."""
 
 import hashlib
+import json
 import os
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 
+CARD = "card.json"
+"""File beside the weights of a trained part; `files` in it has the hashes of the others."""
+WEIGHTS = ".safetensors"
 CHUNK = 1 << 24
 """Values that are copied and hashed at a time."""
 
@@ -40,22 +45,6 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
     module.load_state_dict(weights, assign=assign)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's weights: names, shapes and 1,024 values spread over each tensor, as fp32.
-
-    Sampling keeps it to a fraction of a second at 7 billion parameters. It distinguishes checkpoints; it does not
-    protect against tampering. It does not change when a part is cast to bf16 and was stored in bf16.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().reshape(-1)
-        # An odd step, or a matrix of even width would be sampled in a few columns only.
-        step = max(1, flat.numel() // 1024) | 1
-        digest.update(flat[::step].to(torch.bfloat16).float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def content_hash(module: nn.Module) -> str:
     """SHA-256 over the names, shapes and all values of a module's state dict.
 
@@ -80,3 +69,50 @@ def _tensor_digest(tensor: Tensor) -> str:
     for chunk in tensor.detach().reshape(-1).split(CHUNK):
         digest.update(chunk.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a part's folder, by its path in the folder; neither its card nor hidden files."""
+    return {name: _file_hash(folder / name) for name in _files(folder)}
+
+
+def verify_files(folder: Path, weights: bool = True) -> None:
+    """Compare a part's folder with its card; a folder without one, such as a download, is not checked.
+
+    Args:
+        folder: of an artifact.
+        weights: whether files of weights are compared, too; a tokenizer's files take no time.
+
+    Raises:
+        RunError: a file that changed, is missing, or was added.
+    """
+    if not (folder / CARD).is_file():
+        return
+    advice = f"restore {folder} from a copy, or train the part again"
+    try:
+        hashes = json.loads((folder / CARD).read_text(encoding="utf-8")).get("files")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{folder / CARD} cannot be read ({error}): {advice}.") from None
+    if hashes is None:
+        text = "has no hashes: it is from an earlier version of mmlab, so a damaged file would not be noticed"
+        print(f"WARNING: {folder / CARD} {text}.", file=sys.stderr)
+        return
+    names = _files(folder)
+    for name in sorted({*hashes, *names}):
+        if name not in names:
+            raise RunError(f"{folder / name} is missing, which the run wrote: {advice}.")
+        if name not in hashes:
+            raise RunError(f"{folder / name} was added after the run wrote the folder: remove it.")
+        if (weights or not name.endswith(WEIGHTS)) and _file_hash(folder / name) != hashes[name]:
+            raise RunError(f"{folder / name} has changed since the run wrote it: {advice}.")
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of all files in a folder that a model may be read from."""
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path.as_posix() for path in files if path.name != CARD and not path.name.startswith(".")]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ class CacheCollate:
 
     Args:
         config: settings; `flip` and the conditioning are drawn as by `ImageCollate`.
-        made_by: fields of the record with the fingerprints of the first stages that the cache must come from.
+        made_by: fields of the record with the hashes of the first stages that the cache must come from.
         shape: of each tensor: `[C, h, w]` of latents, `[h, w]` of codes.
         conditioning: reads class or caption.
 

@@ -15,7 +15,7 @@ LATENTS = "safetensors"
 or float32 `[C, h, w]`) or codes (`codes`, with a map `map_codes`, uint16 or uint32 `[h, w]`). Names of the tensors of
 the mirrored image end in `_flipped`."""
 FIRST_STAGE, MAP_STAGE = "first_stage", "map_stage"
-"""Fields of the record with the fingerprints of the first stages that encoded the image and its map."""
+"""Fields of the record with the hashes of the first stages that encoded the image and its map."""
 ENCODED_AS = "encoded_as"
 """The record's field with the size and aspect of the encoded image, see `ImageSpec.form`."""
 EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", LATENTS, MAP)

@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import PretrainedPartConfig
-from mmlab.weights import fill
+from mmlab.weights import fill, verify_files
 
 # Keys of a checkpoint's config with which transformers would run code from the checkpoint.
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
@@ -40,6 +40,7 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
         return _from_architecture({**defaults, **settings.architecture}, part)
     source = require_source(settings, part)
     refuse_code(source)
+    verify_files(Path(source).expanduser(), weights=False)
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -211,6 +212,7 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
     if source is None:
         raise ConfigError(f"model.{part}.tokenizer is not set; give a hub name or a folder with tokenizer.json.")
     refuse_code(source)
+    verify_files(Path(source).expanduser(), weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from mmlab.model.config import CodeSamplerConfig
 from mmlab.stage.config import CodePriorConfig
 from mmlab.stage.generative import GenerativeStage
 from mmlab.training.optim import AdamW
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 
 
 class CodePrior(GenerativeStage):
@@ -75,8 +75,8 @@ class CodePrior(GenerativeStage):
             )
         if not data.latents:
             return ImageCollate(data, self.conditioning(), maps=model.map_stage is not None)
-        map_stage = None if model.map_stage is None else fingerprint(model.map_stage)
-        return CodeCollate(data, fingerprint(model.first_stage), side, self.conditioning(), map_stage)
+        map_stage = None if model.map_stage is None else content_hash(model.map_stage)
+        return CodeCollate(data, content_hash(model.first_stage), side, self.conditioning(), map_stage)
 
     def codes(self, batch: Mapping[str, Any]) -> Tensor:
         """Codes of a batch in raster order, int64 `[B, N]`.

@@ -20,7 +20,7 @@ from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.first_stage import FirstStage, to_signed
 from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 KEPT = ("json", "txt", "cls")
@@ -28,7 +28,7 @@ KEPT = ("json", "txt", "cls")
 SMALL = 1 << 16
 """Codes that uint16 holds."""
 Encode = Callable[[str, FirstStage, Tensor], dict[str, Tensor]]
-"""From a first stage (the record's field with its fingerprint, itself) and uint8 images to tensors, one row each."""
+"""From a first stage (the record's field with its hash, itself) and uint8 images to tensors, one row each."""
 
 
 def first_stage_of(folder: Path, measured: bool = True) -> tuple[FirstStage, ImageSpec]:
@@ -36,7 +36,7 @@ def first_stage_of(folder: Path, measured: bool = True) -> tuple[FirstStage, Ima
 
     Args:
         folder: of the run.
-        measured: whether it must have latent statistics, which are part of its fingerprint; codes need none.
+        measured: whether it must have latent statistics, which are part of its hash; codes need none.
 
     Raises:
         ConfigError: no first stage, one without latents, or one without statistics.
@@ -159,14 +159,14 @@ def _encoded(
 ) -> Samples:
     """Encode every image of a set of shards, in its order.
 
-    A sample keeps its text, its class and its record, to which the fingerprints of the stages and the decoding of the
+    A sample keeps its text, its class and its record, to which the hashes of the stages and the decoding of the
     image are added; `safetensors` with the encoder's tensors replaces the image.
 
     Args:
         stages: record's field → first stage, of the images and, if there is a second one, of their maps.
         encode: encodes a batch; the rest as for `latents`.
     """
-    made_by = {field: fingerprint(stage) for field, stage in stages.items()}
+    made_by = {field: content_hash(stage) for field, stage in stages.items()}
     counts = {"samples": 0, "unreadable": 0}
     samples = _readable(index, spec, counts, int(missing_budget * len(index)), maps=MAP_STAGE in stages)
     while rows := list(islice(samples, batch_size)):

@@ -21,7 +21,7 @@ from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.generative import GenerativeStage
 from mmlab.stage.latents import keyed_sample
 from mmlab.training.optim import AdamW
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 
 
 class LatentDiffusion(GenerativeStage):
@@ -83,7 +83,7 @@ class LatentDiffusion(GenerativeStage):
             )
         if data.latents:
             shape = (first_stage.channels, side, side)
-            return LatentCollate(data, fingerprint(first_stage), shape, self.conditioning())
+            return LatentCollate(data, content_hash(first_stage), shape, self.conditioning())
         return ImageCollate(data, self.conditioning())
 
     @torch.no_grad()

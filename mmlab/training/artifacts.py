@@ -1,7 +1,10 @@
 """What a run leaves behind: one folder per trained part, with a card, from which the next stage starts."""
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.training.trainable import parts_of
-from mmlab.weights import fill, fingerprint
+from mmlab.runs.ranks import rank
+from mmlab.runs.run import finished
+from mmlab.training.trainable import HasUnused, parts_of
+from mmlab.weights import CARD, content_hash, file_hashes, fill, verify_files
 
-CARD = "card.json"
 WEIGHTS = "model.safetensors"
 
 
@@ -37,11 +41,26 @@ class StartsPretrained(Protocol):
 def describe(module: nn.Module) -> dict[str, Any]:
     """What a part that was trained with `module` depends on."""
     extra = module.describe() if isinstance(module, SavesItself) else {}
-    return {"fingerprint": fingerprint(module), **extra}
+    return {"content_hash": content_hash(module), **extra}
 
 
-def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dict[str, Any]) -> list[Path]:
-    """Write `folder/<part>/` for every trained part: weights, config, card.
+def describe_frozen(model: nn.Module, trained: Sequence[str]) -> dict[str, Any]:
+    """What the parts beside the trained ones are, by name; called before a trainer casts them to its precision.
+
+    Args:
+        model: filled; its direct children are the parts.
+        trained: names of the trained parts, or dotted names inside a part.
+    """
+    names = {name.split(".")[0] for name in trained}
+    return {name: describe(part) for name, part in parts_of(model).items() if name not in names}
+
+
+def save_parts(
+    model: nn.Module, trained: Sequence[str], folder: Path, card: dict[str, Any], against: dict[str, Any]
+) -> list[Path]:
+    """Write `folder/<part>/` for every trained part: weights, config, card with the hash of every file.
+
+    A folder is written under another name and renamed, so it is never incomplete.
 
     Args:
         model: its direct children are the parts.
@@ -49,31 +68,38 @@ def save_parts(model: nn.Module, trained: Sequence[str], folder: Path, card: dic
             parts are described in the card, not copied.
         folder: usually `runs/<name>/artifacts`.
         card: facts about the run (name, stage, prompt).
+        against: what the other parts are, as `describe_frozen` returns it.
 
     Returns:
         The folders written.
     """
     parts = parts_of(model)
-    names = list(dict.fromkeys(name.split(".")[0] for name in trained))
-    against = {name: describe(part) for name, part in parts.items() if name not in names}
     written = []
-    for name in names:
-        part, target = parts[name], folder / name
-        target.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys(name.split(".")[0] for name in trained):
+        part, draft = parts[name], folder / f".{name}.{os.getpid()}"
+        for old in folder.glob(f".{name}.*"):  # of killed processes
+            shutil.rmtree(old)
+        draft.mkdir(parents=True)
         if isinstance(part, SavesItself):
-            part.save(target)
+            part.save(draft)
         else:
-            save_file({key: value.contiguous() for key, value in part.state_dict().items()}, target / WEIGHTS)
-        shapes = {key: list(value.shape) for key, value in part.state_dict().items()}
+            save_file({key: value.contiguous() for key, value in part.state_dict().items()}, draft / WEIGHTS)
         facts = {"part": name, "class": type(part).__name__, **card, **describe(part), "against": against}
-        (target / CARD).write_text(json.dumps({**facts, "shapes": shapes}, indent=2) + "\n")
-        written.append(target)
+        write_card(draft, {**facts, "shapes": {key: list(value.shape) for key, value in part.state_dict().items()}})
+        shutil.rmtree(folder / name, ignore_errors=True)
+        written.append(draft.rename(folder / name))
     return written
+
+
+def write_card(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the card of a part whose files are complete: `facts`, and the hash of every file."""
+    (folder / CARD).write_text(json.dumps({**facts, "files": file_hashes(folder)}, indent=2) + "\n")
 
 
 def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
     """Fill the model's parts: from the artifacts of earlier runs, of which a later one wins, or else with the
-    pretrained weights that their settings name. The other parts stay as they were initialized.
+    pretrained weights that their settings name. The other parts stay as they were initialized. A run that was extended
+    and has not finished since has the artifacts of its earlier end, which a warning says.
 
     Args:
         model: its direct children are the parts.
@@ -85,11 +111,13 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
     Raises:
         ConfigError: a run without a fitting part, weights of other names or shapes, or a part that was trained with
             frozen parts other than these.
+        RunError: an artifact whose files are not those that were written.
     """
     parts = parts_of(model)
     sources: dict[str, Path] = {}
     for run in runs:
         artifacts = _artifacts(Path(run))
+        _warn_of_extension(Path(run), artifacts)
         fitting = {name: path for name, path in artifacts.items() if name in parts}
         if not fitting:
             has = f"it has {', '.join(artifacts)}." if artifacts else "it has no artifacts; has it finished?"
@@ -101,28 +129,72 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
             continue
         for module in part.modules():
             if isinstance(module, StartsPretrained):
+                source = getattr(getattr(module, "settings", None), "source", None)
+                if source is not None:
+                    verify_files(Path(source).expanduser())  # it may be an artifact, too
                 module.load_pretrained()
-    for name, path in sources.items():
-        _refuse_strangers(name, path, parts)
+    _refuse_strangers(sources, parts)
     return sources
 
 
-def fingerprints(folder: Path) -> dict[str, str]:
-    """Part → fingerprint of its weights, of all parts that a run trained or used frozen, without loading them."""
-    prints: dict[str, str] = {}
+def random_parts(model: nn.Module, sources: Mapping[str, Path]) -> list[str]:
+    """Return the parts with frozen weights that are random: neither an artifact nor pretrained weights filled them.
+
+    Args:
+        model: filled, with its trainable weights marked.
+        sources: the artifact that each part was filled from, as `fill_parts` returns it.
+    """
+    unused = {weight for module in model.modules() if isinstance(module, HasUnused) for weight in module.unused()}
+    frozen = {
+        name
+        for name, part in parts_of(model).items()
+        if any(not weight.requires_grad and weight not in unused for weight in part.parameters())
+    }
+    return [
+        name
+        for name, part in parts_of(model).items()
+        if name in frozen and name not in sources and not any(map(_reads_weights, part.modules()))
+    ]
+
+
+def _reads_weights(module: nn.Module) -> bool:
+    """Whether the settings of a module name pretrained weights, which it has read."""
+    if not isinstance(module, StartsPretrained):
+        return False
+    settings = getattr(module, "settings", None)
+    return getattr(settings, "source", "") is not None and getattr(settings, "init", "pretrained") == "pretrained"
+
+
+def content_hashes(folder: Path) -> dict[str, str]:
+    """Part → hash of its weights, of all parts that a run trained or used frozen, without loading them."""
+    hashes: dict[str, str] = {}
     for path in _artifacts(folder).values():
         card = json.loads((path / CARD).read_text())
-        prints |= {name: other["fingerprint"] for name, other in card["against"].items()}
-        prints[card["part"]] = card["fingerprint"]
-    return prints
+        hashes |= {name: other.get("content_hash") for name, other in card["against"].items()}
+        hashes[card["part"]] = card.get("content_hash")
+    return hashes
 
 
 def _artifacts(run: Path) -> dict[str, Path]:
     """Part → its folder, of all parts that a run has left."""
-    return {path.parent.name: path.parent for path in sorted(run.glob(f"artifacts/*/{CARD}"))}
+    return {path.parent.name: path.parent for path in sorted(run.glob(f"artifacts/[!.]*/{CARD}"))}
+
+
+def _warn_of_extension(run: Path, artifacts: Mapping[str, Path]) -> None:
+    """Say so if a run was extended and has not finished since: its artifacts are of the earlier end."""
+    if not artifacts or rank() or finished(run) or not (run / "config.yaml").is_file():
+        return
+    steps = {json.loads((path / CARD).read_text()).get("steps") for path in artifacts.values()} - {None}
+    of = f"of step {max(steps)}" if steps else "of an earlier end"
+    print(
+        f"WARNING: {run} is not complete, and its artifacts are {of}: it was extended, or stopped while it saved them; "
+        "the same `mmlab train` command completes it.",
+        file=sys.stderr,
+    )
 
 
 def _load(part: nn.Module, path: Path) -> None:
+    verify_files(path)
     if isinstance(part, SavesItself):
         part.load(path)
     elif (path / WEIGHTS).is_file():
@@ -131,16 +203,16 @@ def _load(part: nn.Module, path: Path) -> None:
         raise ConfigError(f"{path} does not fit the model: it has no {WEIGHTS}, so it is not a {type(part).__name__}.")
 
 
-def _refuse_strangers(name: str, path: Path, parts: dict[str, nn.Module]) -> None:
-    """Check the parts with which the part `name` was trained: a connector is useless with another vision encoder."""
-    against = json.loads((path / CARD).read_text()).get("against", {})
-    for other, expected in against.items():
-        if other not in parts:
-            continue
-        actual = describe(parts[other])
-        for field, value in expected.items():
-            if actual.get(field) != value:
-                raise ConfigError(
-                    f"{path} was trained with another {other}: its {field} was {value}, not "
-                    f"{actual.get(field)}. Load the same {other}, or train {name} again."
-                )
+def _refuse_strangers(sources: dict[str, Path], parts: dict[str, nn.Module]) -> None:
+    """Check what each loaded part was trained beside: a connector is useless with another vision encoder."""
+    actual: dict[str, dict[str, Any]] = {}
+    for name, path in sources.items():
+        against = json.loads((path / CARD).read_text()).get("against", {})
+        for other in against.keys() & parts.keys():
+            actual.setdefault(other, describe(parts[other]))
+            for field, value in against[other].items():
+                if field in actual[other] and actual[other][field] != value:
+                    raise ConfigError(
+                        f"{path} was trained with another {other}: its {field} was {value}, not "
+                        f"{actual[other][field]}. Load the same {other}, or train {name} again."
+                    )

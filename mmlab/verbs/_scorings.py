@@ -25,7 +25,7 @@ from mmlab.evaluate.scores.scienceqa_score import result_layout
 from mmlab.evaluate.scores.score_table import table, write_scores
 from mmlab.evaluate.scores.scorers import scorer_named
 from mmlab.stage.assembly import description_prompt, restore, run_prompt
-from mmlab.training.artifacts import fingerprints
+from mmlab.training.artifacts import content_hashes
 from mmlab.training.config import HardwareConfig
 from mmlab.training.trainer import place
 from mmlab.verbs._generators import check_guidance, generator_of, generator_settings
@@ -48,7 +48,7 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
     settings = {**asdict(prompt), "max_new_tokens": longest}
     settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit}
-    unfinished = AnswerFile(out / "answers.unfinished.jsonl", {"parts": fingerprints(folder), **settings})
+    unfinished = AnswerFile(out / "answers.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
     predictions = predict(answerer, index, questions, cfg.batch_size, unfinished)
     scores, summary = answer_scores(scorer, questions, predictions, blind)
     write_scores(out, {"metric": metric, **summary})
@@ -74,7 +74,7 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
     pictures = PictureSet(cfg.data.path, answerer.spec, cfg.limit)
     about = {"template": prompt.template, "max_new_tokens": longest}
     settings = {**asdict(prompt), **about, "data": pictures.index.hash, "limit": cfg.limit}
-    unfinished = AnswerFile(out / "descriptions.unfinished.jsonl", {"parts": fingerprints(folder), **settings})
+    unfinished = AnswerFile(out / "descriptions.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
     replies = described.describe(answerer, pictures, cfg.batch_size, unfinished)
     verdicts = described.judge(replies)
     scores = described.description_scores(replies, verdicts)

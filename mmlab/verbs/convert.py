@@ -39,6 +39,7 @@ def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
     from omegaconf import OmegaConf
 
     from mmlab.model.taming_checkpoint import from_taming, read_taming, settings_of
+    from mmlab.training.artifacts import write_card
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; choose another folder, or remove it.")
@@ -49,6 +50,7 @@ def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
         raise ConfigError(f"There is no file {checkpoint}.{nearest(str(checkpoint), siblings)}")
     model = from_taming(read_taming(checkpoint), checkpoint, legacy)
     model.save(out)
+    write_card(out, {"part": "first_stage", "class": type(model).__name__})
     settings = {**settings_of(model), "source": str(out)}
     print(
         f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; its latent statistics are not measured yet"

@@ -43,7 +43,7 @@ def minigpt4(cfg: DictConfig) -> None:
     from mmlab.evaluate.answers import Answerer
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import restore, run_prompt
-    from mmlab.training.artifacts import fingerprints
+    from mmlab.training.artifacts import content_hashes
     from mmlab.training.trainer import place
 
     config: Any = OmegaConf.to_object(cfg)
@@ -54,7 +54,7 @@ def minigpt4(cfg: DictConfig) -> None:
         model, trained = restore(folder)
         return Answerer(place(model, config.trainer), prompt, trained.data.aspect, config.max_new_tokens)
 
-    identity = {"run": folder.name, "parts": fingerprints(folder), "template": prompt.template}
+    identity = {"run": folder.name, "parts": content_hashes(folder), "template": prompt.template}
     identity |= {"system": prompt.system, "max_new_tokens": config.max_new_tokens}
     client = Client(config.llm, build(config.llm), Path(config.out, "replies"))
     report = curate(config, index, load_describer, identity, client)

@@ -39,12 +39,13 @@ def train(cfg: DictConfig) -> None:
     from mmlab.config.build import build
     from mmlab.runs.run import finish
     from mmlab.stage.assembly import build_data, build_stage
-    from mmlab.training.artifacts import save_parts
+    from mmlab.training.artifacts import describe_frozen, save_parts
     from mmlab.training.trainable import count_parameters
     from mmlab.training.trainer import build_trainer, fit
 
     lightning.seed_everything(cfg.seed, verbose=False)
     stage = build_stage(cfg)
+    frozen = describe_frozen(stage.model, cfg.stage.trainable)
     data = build_data(cfg, stage)
     steps = data.plan(cfg.trainer.max_steps, cfg.trainer.max_epochs)
     for part, count in count_parameters(stage.model).items():
@@ -53,7 +54,7 @@ def train(cfg: DictConfig) -> None:
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
     metrics = fit(trainer, stage, data)
     if trainer.is_global_zero:
-        written = save_parts(stage.model, cfg.stage.trainable, folder / "artifacts", {"run": cfg.run.name})
+        written = save_parts(stage.model, cfg.stage.trainable, folder / "artifacts", {"run": cfg.run.name}, frozen)
         finish(folder, {"steps": steps, **metrics})
         print(f"{cfg.run.name}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
         print(f"trained parts: {', '.join(str(path) for path in written)}")

@@ -86,7 +86,7 @@ def test_the_chain(mmlab):
     assert trained_from("llava-finetune_tiny-short")[-1] == "llava-align_tiny-short"
     aligned, tuned = (card(f"llava-{name}_tiny-short", "connector") for name in ("align", "finetune"))
     assert aligned["against"]["vision"] == tuned["against"]["vision"]
-    assert aligned["fingerprint"] != tuned["fingerprint"]
+    assert aligned["content_hash"] != tuned["content_hash"]
     ask(mmlab, "llava/finetune_tiny-short")
 
 
@@ -158,7 +158,9 @@ def test_single_layers_can_be_trained_and_reused_by_the_next_run(mmlab):
     ask(mmlab, "partly")
     runs = "stage.init_from=[llava-vision_tiny-short,partly]"
     mmlab("train", "experiment=llava/align_tiny", *SHORT, runs, "run.name=next")
-    assert card("next", "connector")["against"]["language"]["fingerprint"] == card("partly", "language")["fingerprint"]
+    assert (
+        card("next", "connector")["against"]["language"]["content_hash"] == card("partly", "language")["content_hash"]
+    )
 
 
 def test_a_part_of_another_chain_is_refused(work, monkeypatch, capsys):

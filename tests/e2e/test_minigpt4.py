@@ -62,7 +62,7 @@ def test_the_chain_saves_only_the_linear_layer(work, monkeypatch):
         assert [path.name for path in Path("runs", stage, "artifacts").iterdir()] == ["connector"]
     first, second = (card(f"stage{n}_tiny", "connector") for n in (1, 2))
     assert first["against"] == second["against"] and set(first["against"]) == {"vision", "qformer", "language"}
-    assert first["fingerprint"] != second["fingerprint"]
+    assert first["content_hash"] != second["content_hash"]
     model, _ = restore(Path("runs/stage2_tiny"))
     pretrained, _ = restore(Path("runs/qformer_tiny"))
     names = model.qformer.state_dict()

@@ -25,7 +25,7 @@ def test_features_of_a_run_are_its_trained_encoder_s(tmp_path, tokenizer_folder)
     assert features.shape == (3, 32) and features.dtype == torch.float32 and not features.requires_grad
     about = network.describe()
     card = json.loads((folder / "artifacts" / "vision" / "card.json").read_text())
-    assert about["hash"] == card["fingerprint"], "the weights that were trained, not random ones"
+    assert about["hash"] == card["content_hash"], "the weights that were trained, not random ones"
     assert about["width"] == 32 and about["stand_in"] is True and "run eye" in about["network"]
     assert "16 px, bicubic with antialiasing" in about["input"]
     assert torch.equal(network(pictures()[:1]), features[:1])

@@ -12,7 +12,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.config import KLAutoencoderConfig
 from mmlab.training.artifacts import SavesItself, describe
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 from tests.model import tiny_autoencoders as tiny
 
 MEAN, STD = torch.tensor([0.1, -2.3, 1 / 3]), torch.tensor([0.7, 5.1, 1e-3])
@@ -56,7 +56,7 @@ def test_an_artifact_is_a_diffusers_folder_that_comes_back_exactly(tmp_path):
     for again in (source, filled):
         assert again.measured and torch.equal(again.latent_mean, MEAN) and torch.equal(again.latent_std, STD)
         assert torch.equal(again.decode(again.encode(x).mean), stage.decode(stage.encode(x).mean))
-        assert fingerprint(again) == fingerprint(stage)
+        assert content_hash(again) == content_hash(stage)
         assert json.loads(json.dumps(describe(again))) == describe(stage)
 
 
@@ -178,7 +178,7 @@ def test_vq_comes_back_exactly(tmp_path):
     assert again.measured and torch.equal(again.latent_std, stage.latent_std)
     assert torch.equal(again.quantizer.uses, stage.quantizer.uses)
     assert torch.equal(again.decode(again.encode(x).mean), stage.decode(stage.encode(x).mean))
-    assert fingerprint(again) == fingerprint(stage) and describe(again) == describe(stage)
+    assert content_hash(again) == content_hash(stage) and describe(again) == describe(stage)
     with pytest.raises(ConfigError, match="its normalize is True, not False"):
         tiny.vq(normalize=False).load(tmp_path / "first_stage")
     with pytest.raises(ConfigError, match="is not a VQ autoencoder"):

@@ -52,7 +52,9 @@ def test_parts_are_filled_before_they_are_checked(tmp_path):
     first_stage = build(cfg.model.first_stage)
     std = torch.arange(1.0, 1 + first_stage.channels)
     first_stage.set_statistics(torch.zeros_like(std), std)
-    save_parts(torch.nn.ModuleDict({"first_stage": first_stage}), ["first_stage"], tmp_path / "first" / "artifacts", {})
+    save_parts(
+        torch.nn.ModuleDict({"first_stage": first_stage}), ["first_stage"], tmp_path / "first" / "artifacts", {}, {}
+    )
     (tmp_path / "first" / "config.yaml").write_text("{}")
     stage = build_stage(compose("train", [*overrides, f"stage.init_from=[{tmp_path / 'first'}]"]))
     assert torch.equal(stage.model.first_stage.latent_std, std) and stage.frozen == ["first_stage"]

@@ -217,7 +217,7 @@ def test_the_artifact_holds_the_statistics_of_the_final_weights(root, tmp_path, 
     normalized = first.normalized(z).transpose(0, 1).flatten(1)
     torch.testing.assert_close(normalized.mean(1), torch.zeros(len(normalized)), atol=1e-4, rtol=0)
     torch.testing.assert_close(normalized.std(1, correction=0), torch.ones(len(normalized)))
-    save_parts(module.model, PARTS, tmp_path / "run" / "artifacts", {"run": "it"})
+    save_parts(module.model, PARTS, tmp_path / "run" / "artifacts", {"run": "it"}, {})
     again = model(kind)
     fill_parts(again, [tmp_path / "run"])
     assert again.first_stage.measured

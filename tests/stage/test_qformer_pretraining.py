@@ -174,7 +174,7 @@ def test_validation_draws_nothing_from_training(root):
 
 def test_its_q_former_goes_to_a_language_model(root, tmp_path):
     stage = build(root)
-    save_parts(stage.model, LEARNS, tmp_path / "run" / "artifacts", {})
+    save_parts(stage.model, LEARNS, tmp_path / "run" / "artifacts", {}, {})
     model = tiny.minigpt4(root / "tokenizer")
     model.vision = stage.model.vision
     sources = fill_parts(model, [tmp_path / "run"])

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
-from mmlab.training.artifacts import CARD, fill_parts, save_parts
-from mmlab.weights import fingerprint
+from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts
+from mmlab.weights import CARD, content_hash
 from tests.model import tiny
 
 EVERY = ["vision", "connector", "language"]
@@ -31,7 +31,7 @@ def different(model: nn.Module) -> Any:
 
 
 def save(model: nn.Module, parts: list[str], run: Path) -> Path:
-    save_parts(model, parts, run / "artifacts", {"run": run.name})
+    save_parts(model, parts, run / "artifacts", {"run": run.name}, describe_frozen(model, parts))
     return run
 
 
@@ -61,7 +61,7 @@ def test_a_card_says_what_and_beside_what(tmp_path, tokenizer_folder):
     assert (card["part"], card["class"], card["run"]) == ("connector", "MLPConnector", "run")
     assert card["shapes"]["layers.0.weight"] == [24, 32]
     assert set(card["against"]) == {"vision", "language"}
-    assert card["against"]["vision"]["fingerprint"] == fingerprint(model.vision)
+    assert card["against"]["vision"]["content_hash"] == content_hash(model.vision)
     assert card["against"]["vision"]["feature_layer"] == -2
 
 
@@ -80,7 +80,7 @@ def test_a_part_alone_is_loaded_and_the_others_stay(tmp_path, tokenizer_folder):
 def test_a_part_that_learned_in_part_is_written_whole_and_once(tmp_path, tokenizer_folder):
     trained = different(tiny.vlm(tokenizer_folder))
     names = ["language.causal.lm_head", "connector", "language.causal.model.layers.0"]
-    written = save_parts(trained, names, tmp_path / "run" / "artifacts", {})
+    written = save_parts(trained, names, tmp_path / "run" / "artifacts", {}, describe_frozen(trained, names))
     assert [folder.name for folder in written] == ["language", "connector"]
     card = json.loads((written[1] / CARD).read_text())
     assert set(card["against"]) == {"vision"}
@@ -194,7 +194,7 @@ def test_a_connector_beside_another_encoder_is_refused(tmp_path, tokenizer_folde
     other = tiny.vlm(tokenizer_folder)
     fill_parts(other, [connector])
     different(other.vision)
-    with pytest.raises(ConfigError, match="trained with another vision: its fingerprint was"):
+    with pytest.raises(ConfigError, match="trained with another vision: its content_hash was"):
         fill_parts(other, [connector])
     eye = save(model, ["vision"], tmp_path / "eye")
     for runs in ([eye, connector], [connector, eye]):
@@ -206,7 +206,7 @@ def test_a_connector_beside_another_language_model_is_refused(tmp_path, tokenize
     run = save(tiny.vlm(tokenizer_folder), ["connector"], tmp_path / "run")
     other = tiny.vlm(tokenizer_folder)
     different(other.language)
-    with pytest.raises(ConfigError, match=r"with another language: its fingerprint was .* train connector again"):
+    with pytest.raises(ConfigError, match=r"with another language: its content_hash was .* train connector again"):
         fill_parts(other, [run])
 
 
@@ -232,24 +232,72 @@ def test_a_run_without_artifacts_is_refused(tmp_path, tokenizer_folder):
         fill_parts(model, [save(heads, ["head"], tmp_path / "run")])
 
 
-def test_the_fingerprint_tells_weights_apart_and_not_their_dtype():
-    torch.manual_seed(0)
-    module = nn.Linear(64, 64).to(torch.bfloat16).float()  # as a checkpoint stored in bf16
-    before = fingerprint(module)
-    assert fingerprint(module) == before == fingerprint(module.to(torch.bfloat16)) == fingerprint(module.float())
-    with torch.no_grad():
-        module.weight[3, 3] += 0.25  # one of the 1,024 values that are looked at
-    assert fingerprint(module) != before
-    named = [nn.ModuleDict({name: nn.Linear(1, 1)}) for name in "ab"]
-    named[1]["b"].load_state_dict(named[0]["a"].state_dict())
-    assert fingerprint(named[0]) != fingerprint(named[1])
-
-
-def test_training_changes_the_fingerprint(tokenizer_folder):
+def test_training_changes_the_hash(tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
-    before = fingerprint(model.language)
+    before = content_hash(model.language)
     optimizer = torch.optim.SGD(model.language.parameters(), lr=0.1)
     ids = torch.tensor([[1, 2, 3, 4]])
     model.language.causal(ids, labels=ids).loss.backward()
     optimizer.step()
-    assert fingerprint(model.language) != before
+    assert content_hash(model.language) != before
+
+
+def flip_signs(path: Path) -> None:
+    """Flip the sign bits of the last numbers of a file, without any other change."""
+    data = bytearray(path.read_bytes())
+    for place in range(len(data) - 1, len(data) - 41, -4):
+        data[place] ^= 0x80
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "changed": (flip_signs, "model.safetensors has changed since the run wrote it: restore"),
+    "config": (lambda path: path.with_name("config.json").write_text("{}"), "config.json has changed"),
+    "missing": (lambda path: path.with_name("config.json").unlink(), "config.json is missing"),
+    "added": (lambda path: path.with_name("adapter_config.json").write_text("{}"), "adapter_config.json was added"),
+    "card": (lambda path: path.with_name(CARD).write_text("{"), "card.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_folder_that_changed_is_refused(tmp_path, tokenizer_folder, damage):
+    model = tiny.vlm(tokenizer_folder)
+    run = save(model, ["vision"], tmp_path / "run")
+    (run / "artifacts" / "vision" / ".DS_Store").touch()
+    fill_parts(model, [run])
+    change, message = DAMAGE[damage]
+    change(run / "artifacts" / "vision" / "model.safetensors")
+    with pytest.raises(RunError, match=f"vision/{message}"):
+        fill_parts(model, [run])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_an_artifact_that_is_a_source_is_verified_too(tmp_path, tokenizer_folder, file):
+    folder = save(tiny.vlm(tokenizer_folder), ["language"], tmp_path / "run") / "artifacts" / "language"
+    if file == "model.safetensors":
+        flip_signs(folder / file)
+    else:
+        (folder / file).write_text((folder / file).read_text() + "\n")
+    with pytest.raises(RunError, match=f"{file} has changed"):
+        fill_parts(nn.ModuleDict({"language": LanguageModel(LanguageModelConfig(source=str(folder)))}), [])
+
+
+def test_artifacts_are_replaced_as_a_whole(tmp_path):
+    model = nn.ModuleDict({"head": nn.Linear(2, 2)})
+    folder = save(model, ["head"], tmp_path / "run") / "artifacts"
+    (folder / "head" / "shard-2.safetensors").touch()
+    (folder / ".head.1").mkdir()  # of a killed process
+    save(different(model), ["head"], tmp_path / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["head"]
+    assert sorted(path.name for path in (folder / "head").iterdir()) == [CARD, "model.safetensors"]
+    fill_parts(model, [tmp_path / "run"])
+
+
+def test_frozen_parts_are_known_by_the_weights_that_were_read(tmp_path, tokenizer_folder):
+    """Training in bf16 rounds them afterwards."""
+    model = tiny.vlm(tokenizer_folder)
+    frozen = describe_frozen(model, ["connector.layers"])
+    assert set(frozen) == {"vision", "language"}
+    save_parts(model.to(torch.bfloat16), ["connector"], tmp_path / "run" / "artifacts", {}, frozen)
+    fill_parts(tiny.vlm(tokenizer_folder), [tmp_path / "run"])
+    assert frozen["vision"] != describe_frozen(model, ["connector"])["vision"]

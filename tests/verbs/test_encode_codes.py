@@ -15,7 +15,7 @@ from mmlab.model.first_stage import to_signed
 from mmlab.stage.assembly import restore
 from mmlab.stage.latent_cache import codes
 from mmlab.verbs.shards import main
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 from tests.evaluate.tiny_scores import first_stage_run
 from tests.model import tiny_autoencoders as tiny
 from tests.stage.tiny_codes import SIZE, make_maps
@@ -50,7 +50,7 @@ def test_a_cache_is_the_codes_of_each_picture_and_its_mirror_image(tmp_path, bat
                 assert found.dtype == torch.uint16 and found.shape == (4, 4)
                 assert torch.equal(found.long(), first_stage.codes(turned)[0])
         assert not torch.equal(stored["codes"].long(), stored["codes_flipped"].long())
-        assert record.pop("first_stage") == fingerprint(stage) and record.pop("map_stage") == fingerprint(maps)
+        assert record.pop("first_stage") == content_hash(stage) and record.pop("map_stage") == content_hash(maps)
         assert record.pop("encoded_as") == f"data.size={SIZE} data.aspect=crop"
         assert record == json.loads(original["json"]), "class and caption stay"
 
@@ -98,7 +98,7 @@ def test_a_first_stage_with_a_codebook_makes_codes(work, capsys):
     assert ShardIndex.open(work / "direct").hash == ShardIndex.open(work / "through").hash
     record, stored = read(work / "direct")[0]
     card = json.loads((work / "runs" / "vq" / "artifacts" / "first_stage" / "card.json").read_text())
-    assert record["first_stage"] == card["fingerprint"] != record["map_stage"]
+    assert record["first_stage"] == card["content_hash"] != record["map_stage"]
     assert stored["codes"].dtype == torch.uint16 and stored["codes"].shape == stored["map_codes"].shape == (4, 4)
     model, _ = restore(work / "runs" / "prior")
     picture = decode_image(ShardIndex.open(work / "pictures").read(0)["png"], SPEC)

@@ -40,7 +40,7 @@ def learnt(folder: Path) -> None:
     torch.manual_seed(1)
     for weight in [*model.denoiser.parameters(), *model.conditioner.parameters()]:
         weight.add_(0.3 * torch.randn_like(weight))
-    save_parts(model, ["denoiser", "conditioner"], folder / "artifacts", {"run": folder.name})
+    save_parts(model, ["denoiser", "conditioner"], folder / "artifacts", {"run": folder.name}, {})
 
 
 def sample(work, monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:

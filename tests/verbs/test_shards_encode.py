@@ -20,7 +20,7 @@ from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.latent_cache import latents
 from mmlab.stage.latent_diffusion import LatentDiffusion
 from mmlab.verbs.shards import main
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 from tests.evaluate.tiny_scores import Unshuffle, contrastive_run, diffusion_run, first_stage_run, make_run
 from tests.stage.tiny_diffusion import SIZE, TinyFirstStage, image_data, make_pictures
 from tests.stage.tiny_stage import optim
@@ -55,7 +55,7 @@ def test_a_cache_is_the_posterior_of_each_picture(tmp_path, batch_size):
         assert torch.allclose(stored["mean"], posterior.mean[0], atol=1e-6)
         assert torch.allclose(stored["logvar"], posterior.logvar[0], atol=1e-6)
         record = json.loads(members["json"])
-        assert record.pop("first_stage") == fingerprint(first_stage())
+        assert record.pop("first_stage") == content_hash(first_stage())
         assert record.pop("encoded_as") == f"data.size={SIZE} data.aspect=crop"
         assert record == json.loads(original["json"]), "class and caption stay"
 
@@ -144,7 +144,7 @@ def test_a_run_and_what_started_from_it_make_one_cache(work, capsys):
     assert direct.hash == through.hash
     members = direct.read(0)
     card = json.loads((work / "runs" / "first_stage" / "artifacts" / "first_stage" / "card.json").read_text())
-    assert json.loads(members["json"])["first_stage"] == card["fingerprint"]
+    assert json.loads(members["json"])["first_stage"] == card["content_hash"]
     stored = load(members["safetensors"])
     assert set(stored) == {"mean", "logvar", "mean_flipped", "logvar_flipped"}
     assert stored["mean"].shape == (4, 4, 4) and stored["mean"].dtype == torch.float16

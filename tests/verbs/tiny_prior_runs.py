@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mmlab.stage.assembly import restore
-from mmlab.training.artifacts import save_parts
+from mmlab.training.artifacts import describe_frozen, save_parts
 from tests.evaluate.tiny_scores import CLASSES, make_run
 from tests.model.tiny_priors import louder
 
@@ -26,7 +26,7 @@ def vq_run(root: Path, name: str = "vq", seed: int = 0) -> Path:
         with torch.no_grad():
             for weight in model.first_stage.parameters():
                 weight.add_(0.3 * torch.randn_like(weight))
-        save_parts(model, ["first_stage", "discriminator"], folder / "artifacts", {"run": name})
+        save_parts(model, ["first_stage", "discriminator"], folder / "artifacts", {"run": name}, {})
     return folder
 
 
@@ -38,5 +38,5 @@ def prior_run(root: Path, name: str, conditioner: Sequence[str] = CLASSES, *more
     folder = make_run(root, name, [*overrides, *conditioner, *small, "stage.init_from=[vq]", *more], learns)
     model, _ = restore(folder)
     torch.manual_seed(1)
-    save_parts(louder(model), learns, folder / "artifacts", {"run": name})
+    save_parts(louder(model), learns, folder / "artifacts", {"run": name}, describe_frozen(model, learns))
     return folder

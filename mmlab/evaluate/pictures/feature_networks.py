@@ -19,9 +19,10 @@ from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.model.vision import VisionEncoder
+from mmlab.runs.references import locate_files
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.training.artifacts import fill_parts
-from mmlab.weights import fingerprint
+from mmlab.weights import content_hash
 
 INCEPTION = "inception"
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -88,6 +89,7 @@ class RunFeatures:
             raise ConfigError(
                 f"{folder} has no vision encoder; set features to a run of stage=contrastive, or to inception."
             )
+        locate_files(cfg, folder)
         holder = nn.ModuleDict({"vision": build(cfg.model.vision)})
         fill_parts(holder, [folder])
         self.name = folder.name
@@ -105,7 +107,7 @@ class RunFeatures:
     def describe(self) -> dict[str, Any]:
         return {
             "network": f"vision encoder of the run {self.name}, mean over its patches",
-            "hash": fingerprint(self.vision),
+            "hash": content_hash(self.vision),
             "width": self.vision.width,
             "input": f"{self.vision.image_size} px, bicubic with antialiasing, uint8",
             "stand_in": True,
