@@ -11,6 +11,7 @@ from mmlab.data.module import ShardDataModule
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.config import CheckpointsConfig
+from mmlab.training.step_loop import StepFitLoop
 from mmlab.training.trainer import fit
 from tests.tiny_shards import KeyCollate
 
@@ -50,7 +51,8 @@ class KillAt(L.Callback):
 
 
 def trainer_for(data: ShardDataModule, steps: int, devices: int = 1, **options: Any) -> L.Trainer:
-    """A trainer on CPU that logs nothing and saves nothing."""
+    """A trainer on CPU that logs nothing and saves nothing; `val_every` counts optimizer steps."""
+    val_every = options.pop("val_every", None)
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": devices,
@@ -65,7 +67,9 @@ def trainer_for(data: ShardDataModule, steps: int, devices: int = 1, **options: 
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return L.Trainer(**{**settings, **options})
+    trainer = L.Trainer(**{**settings, **options})
+    StepFitLoop(trainer, val_every)
+    return trainer
 
 
 def run(

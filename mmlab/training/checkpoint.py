@@ -38,7 +38,6 @@ class Checkpoints(StepCallback, Checkpoint):
         self.folder = Path(config.folder)
         self.signals = Signals()
         self.metrics: dict[str, float] = {}  # the last ones, which a run killed after its last step would lose
-        self.validation_due = False  # whether the checkpoint was saved before a validation that belongs to it
         self._rng: list[dict[str, Any]] | None = None
         self._rng_outside: dict[str, Any] | None = None
         self._warned = False
@@ -58,10 +57,10 @@ class Checkpoints(StepCallback, Checkpoint):
     # What a checkpoint holds beside Lightning's own
 
     def state_dict(self) -> dict[str, Any]:
-        return {"metrics": self.metrics, "validation_due": self.validation_due}
+        return {"metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.metrics, self.validation_due = state_dict["metrics"], state_dict["validation_due"]
+        self.metrics = state_dict["metrics"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng"] = rng.gather(rng.get_state())
@@ -82,15 +81,6 @@ class Checkpoints(StepCallback, Checkpoint):
         self._step_began = time.monotonic()
         self._fresh = True
         self.signals.listen()
-        if self.validation_due:
-            self._validate(trainer)
-
-    def _validate(self, trainer: Trainer) -> None:
-        """Run the validation that was due when the checkpoint was saved: Lightning counts it as done."""
-        self.validation_due = False
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._fresh:
@@ -109,19 +99,17 @@ class Checkpoints(StepCallback, Checkpoint):
         rng.seed(self._seed + trainer.global_rank)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validation_due = False
         if self._rng_outside is not None:
             rng.set_state(self._rng_outside)
 
     # Saving and exiting
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
-        every = trainer.val_check_batch
-        self.validation_due = trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0
         if number := self.signals.agreed():
             self._leave(trainer, number)
-        last = trainer.global_step == trainer.max_steps
-        if trainer.global_step % self.config.every_n_steps == 0 or self.validation_due or last:
+        last = trainer.global_step >= trainer.max_steps
+        loop: Any = trainer.fit_loop.epoch_loop
+        if trainer.global_step % self.config.every_n_steps == 0 or loop.validation_due or last:
             self._save(trainer)
             if trainer.is_global_zero:
                 prune(self.folder, self.config.keep)

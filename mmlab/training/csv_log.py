@@ -20,7 +20,7 @@ class CSVLog(Logger):
     """Writes `<save_dir>/metrics.csv`, at once: the column `step` counts finished optimizer steps.
 
     What is logged at one step is one row. A resumed run continues its table: rows of steps that are trained again are
-    replaced, so each step is there once.
+    replaced, so each step is there once. The row of the step that it resumes from keeps its values.
 
     Args:
         config: settings.
@@ -63,16 +63,27 @@ class CSVLog(Logger):
             step: Lightning's count, for callers without a trainer. It is one behind, and differs after some restarts.
         """
         if self._module is not None:
+            loop: Any = self._module.trainer.fit_loop
             done = self._module.trainer.global_step
+            # The validation of the step that a run resumes from is repeated, maybe with other settings.
+            keep = done == loop.began_at
         else:
-            done = self.last_step if step is None else step + 1
-        self.add(values_of(metrics), done)
+            done, keep = self.last_step if step is None else step + 1, False
+        self.add(values_of(metrics), done, keep)
 
-    def add(self, values: Mapping[str, Any], step: int) -> None:
-        """Add values to the row of `step`, which counts from 1; later rows are from before an interruption."""
+    def add(self, values: Mapping[str, Any], step: int, keep: bool = False) -> None:
+        """Add values to the row of `step`, which counts from 1; later rows are from before an interruption.
+
+        Args:
+            values: numbers by name.
+            step: finished optimizer steps.
+            keep: whether values that the row has already stay.
+        """
         if not values:
             return
         self.open()
+        if keep:
+            values = {**values, **self.rows.get(step, {})}
         ahead = [later for later in self.rows if later > step]
         for later in ahead:
             del self.rows[later]

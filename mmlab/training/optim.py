@@ -41,7 +41,7 @@ class AdamW:
         factors = [partial(self.factor, total_steps=total_steps, peak=group["lr"]) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
+            "lr_scheduler": {"scheduler": Schedule(optimizer, factors), "interval": "step"},
         }
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -68,6 +68,21 @@ class AdamW:
         shape = (1 + math.cos(math.pi * progress)) / 2 if self.config.schedule == "cosine" else 1 - progress
         floor = self.config.min_lr / peak
         return floor + (1 - floor) * shape
+
+
+class Schedule(LambdaLR):
+    """A schedule whose rates are a function of the step and the factors alone, also right after a resume.
+
+    The rates in a checkpoint are those of the run's end at that time; a run may be resumed with another end.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the step, and set the rates that it has now; the optimizer's state must be restored before."""
+        super().load_state_dict(state_dict)
+        factors = zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True)
+        for group, peak, factor in factors:
+            group["lr"] = peak * factor(self.last_epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def log_optimizer(module: LightningModule, optimizer: torch.optim.Optimizer) -> None:

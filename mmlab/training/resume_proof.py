@@ -13,9 +13,8 @@ from lightning.pytorch.callbacks import Callback
 
 from mmlab.training.config import BatchLogConfig
 
-# Lightning counts the batches of an interrupted and repeated validation twice; nothing depends on it. The speed of two
-# runs is never the same.
-NOT_COMPARED = (".loops.fit_loop.epoch_loop.val_loop", ".callbacks.Checkpoints.metrics.perf/")
+# Two runs have their own names and ids, and their speed is never the same.
+NOT_COMPARED = (".callbacks.Checkpoints.metrics.perf/", ".identity.run", ".identity.name")
 
 
 def difference(a: Any, b: Any, where: str = "") -> str | None:

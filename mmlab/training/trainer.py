@@ -20,6 +20,7 @@ from mmlab.runs.ranks import under_srun, world_size
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.config import HardwareConfig
+from mmlab.training.step_loop import StepFitLoop
 
 
 def precision(choice: str, accelerator: str) -> str:
@@ -53,8 +54,6 @@ def build_trainer(
         options["gradient_clip_val"] = cfg.gradient_clip_val
     if cfg.limit_val_batches is not None:
         options["limit_val_batches"] = cfg.limit_val_batches
-    if cfg.val_every is not None:
-        options["val_check_interval"] = min(cfg.val_every, steps) * accumulation
     if cfg.deterministic:
         options["deterministic"] = True
     if cfg.profile is not None:
@@ -86,6 +85,7 @@ def build_trainer(
     if "limit_val_batches" in options:
         # Overfitting would set it to the number of repeated batches.
         trainer.limit_val_batches = options["limit_val_batches"]
+    StepFitLoop(trainer, cfg.val_every)
     return trainer
 
 
@@ -127,13 +127,13 @@ def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
         print(f"resuming from {newest}")
     try:
         trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
-        if saving and saving.validation_due:  # killed after the last step, before its validation had ended
-            trainer.validate(stage, datamodule=data, verbose=False)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    metrics = {**(saving.metrics if saving else {}), **trainer.callback_metrics}
+    # Every start ends with a validation, if there is any, but may have no step left to train.
+    trained = {name: value for name, value in (saving.metrics if saving else {}).items() if name.startswith("train/")}
+    metrics = {**trained, **trainer.callback_metrics}
     return {name: float(metrics[name]) for name in metrics if name.startswith(("train/loss", "val/"))}
 
 

@@ -17,6 +17,7 @@ from mmlab.evaluate.callbacks.sample_sheets import AnsweredSamples, Card
 from mmlab.evaluate.config import AnsweredSamplesConfig
 from mmlab.report.contact_sheet import BAD, GOOD
 from mmlab.stage.config import EndToEndFinetuningConfig, ProjectorAlignmentConfig
+from mmlab.training.step_loop import StepFitLoop
 from tests.model import tiny
 from tests.stage.tiny_stage import QUESTIONS, make_stage
 from tests.tiny_shapes import make_shapes
@@ -44,7 +45,6 @@ def train(root: Path, folder: Path, stage: Any, *callbacks: L.Callback, steps: i
         default_root_dir=folder,
         max_epochs=-1,
         max_steps=data.plan(steps),
-        val_check_interval=val_every,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -53,6 +53,7 @@ def train(root: Path, folder: Path, stage: Any, *callbacks: L.Callback, steps: i
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
     )
+    StepFitLoop(trainer, val_every)
     trainer.fit(stage, data)
     return stage
 

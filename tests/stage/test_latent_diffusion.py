@@ -152,7 +152,7 @@ def test_validation_sees_every_condition_and_the_same_noise_each_time(pictures):
 
     stage.loss = watched
     stage.optim.config.lr = stage.optim.config.min_lr = 0.0
-    fit(stage, image_data(stage, pictures), 2, val_check_interval=1)
+    fit(stage, image_data(stage, pictures), 2, val_every=1)
     assert len(seen) == 4 and seen[:2] == seen[2:]
     assert {dropout for dropout, _, _ in seen} == {0.0}
     expected = sum(value for _, _, value in seen[:2]) / 2

@@ -64,8 +64,7 @@ def train(root: Path, folder: Path, *callbacks: L.Callback, devices: int = 1, **
     random.seed(3)
     np.random.seed(3)
     logged = [*callbacks, BatchLog(BatchLogConfig(folder=str(folder)))]
-    interval = VAL_EVERY * data.accumulation(devices)
-    return stage, run(stage, data, folder, STEPS, logged, devices=devices, val_check_interval=interval)
+    return stage, run(stage, data, folder, STEPS, logged, devices=devices, val_every=VAL_EVERY)
 
 
 def last_state(folder: Path) -> dict[str, Any]:
@@ -261,21 +260,11 @@ def test_requeue(fake_slurm, monkeypatch):
 def test_a_job_without_a_step_is_not_queued_again(root, tmp_path, fake_slurm):
     folder = tmp_path / "run"
     with pytest.raises(Preempted):
-        train(root, folder, SignalAt(8, signal.SIGUSR1))
+        train(root, folder, SignalAt(7, signal.SIGUSR1))  # in the step before a validation, which a resume begins with
     fake_slurm.unlink()
     with pytest.raises(Preempted, match="no step was made"):
-        train(root, folder, SignalInMakingUp())
+        train(root, folder, SignalAt(4, signal.SIGUSR1, validation=True))
     assert not fake_slurm.exists()
-
-
-class SignalInMakingUp(L.Callback):
-    """As if the signal came while the run was starting."""
-
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint) -> None:
-        checkpoint["callbacks"]["Checkpoints"]["validation_due"] = True
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_launchers_own_handler_requeues(root, tmp_path, fake_slurm, capsys):

@@ -52,7 +52,7 @@ def test_a_line_that_a_kill_left_half_written_is_dropped(tmp_path):
 def test_the_trainer_knows_the_step_better(tmp_path):
     """Lightning's own count is one ahead where only a validation is made up for."""
     log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
-    module: Any = SimpleNamespace(trainer=SimpleNamespace(global_step=12))
+    module: Any = SimpleNamespace(trainer=SimpleNamespace(global_step=12, fit_loop=SimpleNamespace(began_at=4)))
     log.log_graph(module)
     log.log_metrics({"val/loss": 1.0}, 12)
     assert list(log.rows) == [12]
@@ -70,3 +70,16 @@ def test_a_table_without_rows(tmp_path, text):
     log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
     log.log_metrics({"a": 1.0}, 0)
     assert lines(tmp_path) == ["step,a", "1,1.0"]
+
+
+def test_the_row_that_a_run_resumes_from_only_gains_values(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,a,b\n3,1.0,\n4,2.0,\n5,2.0,3.0\n")
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
+    trainer = SimpleNamespace(global_step=4, fit_loop=SimpleNamespace(began_at=4))
+    module: Any = SimpleNamespace(trainer=trainer)
+    log.log_graph(module)
+    log.log_metrics({"a": 7.0, "b": 8.0}, 3)
+    assert lines(tmp_path) == ["step,a,b", "3,1.0,", "4,2.0,8.0"]
+    trainer.global_step = 5
+    log.log_metrics({"a": 7.0}, 4)
+    assert lines(tmp_path)[3:] == ["5,7.0,"]

@@ -61,7 +61,7 @@ def train(root: Path, folder: Path, *callbacks: L.Callback, dtype: torch.dtype =
     data = ShardDataModule(settings(train=sources(root / "a"), val=sources(root / "a")), Keys())
     stage = Recorder(dtype)
     torch.manual_seed(1)
-    run(stage, data, folder, STEPS, callbacks, val_check_interval=VAL_EVERY * 2)
+    run(stage, data, folder, STEPS, callbacks, val_every=VAL_EVERY)
     return stage
 
 

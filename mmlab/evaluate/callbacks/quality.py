@@ -29,7 +29,7 @@ class Quality(L.Callback, ABC):
     All ranks compute the same scores, so that none waits for another.
 
     Raises:
-        ConfigError: no validation at the end of the run.
+        ConfigError: no validation data.
     """
 
     name: ClassVar[str]
@@ -48,14 +48,6 @@ class Quality(L.Callback, ABC):
         if not trainer.datamodule.val_sources or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
             raise ConfigError(
                 f"callbacks.{self.name} scores the last validation, so set data.val; a few samples will do."
-            )
-        batches = trainer.val_check_interval
-        # Without a number of batches it is a share of an epoch, which spans the run.
-        every = batches // trainer.accumulate_grad_batches if isinstance(batches, int) else trainer.max_steps
-        if trainer.max_steps % every:
-            raise ConfigError(
-                f"callbacks.{self.name} scores the last validation, but with trainer.val_every={every} there is none "
-                f"after {trainer.max_steps} steps; choose a divisor of them."
             )
         self.prepare(trainer, pl_module)
         self._ready = True
@@ -77,7 +69,7 @@ class AnswerQuality(Quality):
         config: settings.
 
     Raises:
-        ConfigError: a model that does not answer questions, or no validation at the end of the run.
+        ConfigError: a model that does not answer questions, or no validation data.
         DataError: no such shards, or questions that the metric cannot score.
     """
 
@@ -119,7 +111,7 @@ class SampleQuality(Quality):
         config: settings.
 
     Raises:
-        ConfigError: no such run, a stage that does not generate images, or no validation at the end of the run.
+        ConfigError: no such run, a stage that does not generate images, or no validation data.
         DataError: no such shards, or latents instead of images.
     """
 
