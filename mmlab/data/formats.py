@@ -19,7 +19,7 @@ FIRST_STAGE, MAP_STAGE = "first_stage", "map_stage"
 ENCODED_AS = "encoded_as"
 """The record's field with the size and aspect of the encoded image, see `ImageSpec.form`."""
 EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", LATENTS, MAP)
-"""Members that a shard may hold; reading them never runs code.
+"""Members that are read; reading them never runs code.
 
 An index refers to them by their position here, so new ones come last.
 """
@@ -40,51 +40,50 @@ MEMBER_CAP = 1 << 30
 Members = dict[str, bytes | str | dict[str, Any]]
 """The members of one sample: extension → bytes, text, or the record (for `json`)."""
 
-_CODE_EXTENSIONS = ("pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "so", "py", "joblib", "dill")
-_COMPRESSED_EXTENSIONS = ("gz", "bz2", "xz", "zst", "zip", "lz4")
-_KEY = re.compile(r"[A-Za-z0-9._/ +=@,()-]+")
-_NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
+_NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__(?:$|/)")
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str] | None:
     """Split a member's name into key and lower-case extension, at the first dot of its file name.
 
-    This is webdataset's rule: `a.b/c.seg.png` has the key `a.b/c` and the extension `seg.png`.
-
-    Raises:
-        DataError: a name without extension, an extension that is not in `EXTENSIONS`, or an unsafe key.
+    This is webdataset's rule: `a.b/c.seg.png` has the key `a.b/c` and the extension `seg.png`. None for a name without
+    an extension.
     """
     match = _NAME.fullmatch(name)
-    if match is None:
-        raise DataError(f"member {name!r} is not a key and an extension, as in 'key.jpg'")
-    key, extension = match[1], match[2].lower()
-    check_key(key)
-    check_extension(extension, name)
-    return key, extension
+    return None if match is None else (match[1], match[2].lower())
+
+
+def foreign_kind(name: str) -> str | None:
+    """What a member is called among those that are not read: its extension, or what left it there; None if it is read.
+
+    Hidden files are not read: macOS writes `._a.jpg` beside `a.jpg`. Nor is webdataset's own `__meta__`.
+    """
+    *folders, file = name.split("/")
+    if "__MACOSX" in folders:
+        return "__MACOSX"
+    if file.startswith("."):
+        return "._*" if file.startswith("._") else file
+    if meta := _META.match(name):
+        return meta[0].rstrip("/")
+    parts = split_name(name)
+    if parts is None:
+        return "without extension"
+    return None if parts[1] in EXTENSIONS else f".{parts[1]}"
 
 
 def check_key(key: str) -> None:
-    """Raise DataError for a key that is unsafe as a path or could not be read back."""
+    """Raise DataError for a key that is unsafe as a path, or that could not be read back from a tar."""
     if key.startswith("/") or ".." in key.split("/"):
-        raise DataError(f"key {key!r} points outside its folder; keys are relative paths without '..'")
-    if not _KEY.fullmatch(key):
-        raise DataError(f"key {key!r} has characters other than A-Z a-z 0-9 . _ / + = @ , ( ) - and space")
-    if "." in key.rpartition("/")[2] or key.endswith("/"):
-        raise DataError(f"key {key!r} must end in a name without a dot: the first dot starts the extension")
+        raise DataError(f"key {key!r} points outside its folder; keys are relative paths without '..'.")
+    if "\0" in key or foreign_kind(f"{key}.json") is not None or split_name(f"{key}.json") != (key, "json"):
+        raise DataError(f"key {key!r} must end in a name without a dot: the first dot starts the extension.")
 
 
 def check_extension(extension: str, name: str) -> None:
     """Raise DataError unless `extension` is one of `EXTENSIONS`."""
-    if extension in EXTENSIONS:
-        return
-    last = extension.rpartition(".")[2]
-    if last in _CODE_EXTENSIONS:
-        why = "it can hold code that runs when it is loaded"
-    elif last in _COMPRESSED_EXTENSIONS:
-        why = "compressed members are not read; store them uncompressed"
-    else:
-        why = f"a shard holds {', '.join(EXTENSIONS)}"
-    raise DataError(f"member {name!r} is refused: {why}")
+    if extension not in EXTENSIONS:
+        raise DataError(f"member {name!r} is refused: a shard holds {', '.join(EXTENSIONS)}.")
 
 
 def image_kind(data: bytes) -> str | None:
@@ -126,7 +125,8 @@ class KeyMaker:
 def record_type(record: dict[str, Any]) -> str:
     """The response type of a record (`conversation`, `complex_reasoning`, …), or an empty string."""
     kind = record.get("type")
-    return kind.strip() if isinstance(kind, str) and len(kind) <= TYPE_CAP else ""
+    # numpy drops a zero character at the end of a text.
+    return kind.replace("\0", "").strip() if isinstance(kind, str) and len(kind) <= TYPE_CAP else ""
 
 
 def record_texts(record: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The index of a folder of shards: random access by sample number, verified by checksums."""
 
 import hashlib
+import json
 import os
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
 from mmlab.data.sample_types import SampleError
-from mmlab.data.scan import ShardScan, list_shards, local_folder, scan_shards
+from mmlab.data.scan import ScanNotes, ShardScan, list_shards, local_folder, scan_shards
 
 INDEX_NAME = "index.npz"
 _VERSION = 1
@@ -53,6 +54,7 @@ class ShardIndex:
     type_names: tuple[str, ...]  # response types that occur; empty for samples without one
     members: Members = field(repr=False)
     hash: str  # sha256 over shard names, keys, offsets, sizes and checksums
+    notes: ScanNotes = field(repr=False, compare=False)
     _files: dict[int, "_OpenFile"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -82,8 +84,9 @@ class ShardIndex:
                 root=folder,
                 shards=tuple(arrays.pop("shards").tolist()),
                 type_names=tuple(arrays.pop("type_names").tolist()),
-                keys=arrays.pop("keys").astype(np.str_),
+                keys=np.char.decode(arrays.pop("keys"), "utf-8"),
                 hash=str(arrays.pop("hash")),
+                notes=ScanNotes(**json.loads(str(arrays.pop("notes", "{}")))),
                 members=Members(**{name: arrays.pop(name) for name in Members.__dataclass_fields__}),
                 **{name: arrays.pop(name) for name in _ARRAYS},
             )
@@ -217,8 +220,9 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
                 raise DataError(f"key '{key}' is in two shards of {folder}: {owner[key]} and {path.name}.")
             owner[key] = path.name
         parts.append(scan)
+    notes = ScanNotes.of(parts)
     if not owner:
-        raise DataError(f"the shards of {folder} hold no samples.")
+        raise DataError(f"the shards of {folder} hold no samples{notes.instead()}.")
     lengths = np.concatenate([np.diff(part.first) for part in parts])
     members = Members(
         first=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -242,6 +246,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
         type_names=type_names,
         members=members,
         hash=_content_hash(names, samples_per_shard, list(owner), members),
+        notes=notes,
     )
 
 
@@ -256,7 +261,7 @@ def _types(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
 
 def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members) -> str:
     digest = hashlib.sha256()
-    digest.update("\n".join([*shards, "", *keys]).encode())
+    digest.update("\n".join([*shards, "", *keys]).encode(errors="surrogateescape"))
     for array in (samples_per_shard, *vars(members).values()):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -271,7 +276,8 @@ def _write(index: ShardIndex) -> None:
         "hash": np.array(index.hash),
         "shards": np.array(index.shards),
         "type_names": np.array(index.type_names),
-        "keys": index.keys.astype(np.bytes_),
+        "keys": np.char.encode(index.keys, "utf-8"),
+        "notes": np.array(json.dumps(vars(index.notes))),
         **{name: getattr(index, name) for name in _ARRAYS},
         **vars(index.members),
     }

@@ -3,9 +3,10 @@
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,13 +15,22 @@ from typing import Any
 import numpy as np
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, parse_record, record_texts, record_type, split_name
+from mmlab.data.formats import (
+    EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    foreign_kind,
+    parse_record,
+    record_texts,
+    record_type,
+    split_name,
+)
 from mmlab.data.images import open_image
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import SampleError
 from mmlab.data.tar import TarMember, fail, walk
 
 _INT32 = np.iinfo(np.int32).max
+_NAMED = 20  # kinds of members that are not read, and bad records, that an index names
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -38,6 +48,49 @@ class ShardScan:
     image_sizes: np.ndarray  # int32 [N, 2]: width, height; 0, 0: no image, or an unreadable header
     text_lengths: np.ndarray  # int32 [N]: characters of all texts of the record
     types: list[str]  # [N]: response type of each record, or empty
+    skipped: Counter[str]  # members that are not read: extension or other name → number
+    bad_records: dict[str, str]  # key → why its record cannot be used
+
+
+@dataclass(frozen=True)
+class ScanNotes:
+    """What was found in the shards beside samples that can be used.
+
+    Attributes:
+        skipped: members that are not read, such as `.url` or `._*` → their number; the most common ones, and `other`.
+        bad_records: number of records that cannot be used; the reader replaces their samples.
+        examples: keys of some of them → what is wrong.
+    """
+
+    skipped: dict[str, int] = field(default_factory=dict)
+    bad_records: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """One line for each of them that there is."""
+        skipped = ", ".join(f"{name} {number:,}" for name, number in self.skipped.items())
+        examples = "; ".join(f"{key!r}: {message}" for key, message in list(self.examples.items())[:3])
+        records = f"{self.bad_records:,} records cannot be used, such as {examples.rstrip('.')}"
+        return [f"members that are not read: {skipped}"] * bool(skipped) + [records] * bool(self.bad_records)
+
+    @classmethod
+    def of(cls, scans: Iterable[ShardScan]) -> "ScanNotes":
+        """The notes on several shards."""
+        skipped, bad_records = Counter[str](), dict[str, str]()
+        for scan in scans:
+            skipped += scan.skipped
+            bad_records |= scan.bad_records
+        common = dict(skipped.most_common(_NAMED))
+        if other := skipped.total() - sum(common.values()):
+            common["other"] = other
+        return cls(common, len(bad_records), dict(list(bad_records.items())[:_NAMED]))
+
+    def instead(self) -> str:
+        """For the message that there are no samples: what there is instead, and what would be a sample."""
+        if not self.skipped:
+            return ""
+        there = ", ".join(f"{name} ({number:,})" for name, number in self.skipped.items())
+        return f", only {there}; a member is named 'key.jpg': its extension begins at the first dot of its file name"
 
 
 def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
@@ -48,21 +101,26 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
         required: members that each sample must have; `jpg|png` requires one of them.
 
     Raises:
-        DataError: naming the shard, the byte and the reason, for whatever `walk` raises, an unsafe key, a member
-            that is not in `EXTENSIONS`, missing or there twice, or members of a key that are not adjacent.
+        DataError: naming the shard, the byte and the reason, for whatever `walk` raises, a member that is required but
+            missing, or there twice, or members of a key that are not adjacent.
     """
-    keys, seen, first, members, images, texts = [], set(), [], [], [], []
-    types: list[str] = []
+    keys, seen, first, members, summaries = [], set(), [], [], []
+    skipped, bad_records = Counter[str](), dict[str, str]()
     sample: dict[str, bytes] = {}
     with open(path, "rb") as file:
         fd = file.fileno()
         for member in walk(fd, path):
-            key, extension = _named(member, path)
+            parts, foreign = split_name(member.name), foreign_kind(member.name)
+            if parts is None or foreign is not None:
+                skipped[foreign if foreign and foreign.isprintable() else repr(foreign)] += 1
+                continue
+            key, extension = parts
             if not keys or key != keys[-1]:
                 if key in seen:
-                    fail(path, member.header, f"the members of {key!r} are not adjacent, or the key is used twice")
+                    why = f"the members of {key!r} are not adjacent, or the key is used twice"
+                    fail(path, member.header, f"member {member.name!r}: {why}")
                 if keys:
-                    _close(sample, keys[-1], required, path, member.header, images, texts, types)
+                    summaries.append(_close(sample, keys[-1], required, path, member.header, bad_records))
                 seen.add(key)
                 keys.append(key)
                 first.append(len(members))
@@ -74,7 +132,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
             members.append((EXTENSIONS.index(extension), member.offset, member.size, zlib.crc32(data)))
         size = os.fstat(fd).st_size
         if keys:
-            _close(sample, keys[-1], required, path, size, images, texts, types)
+            summaries.append(_close(sample, keys[-1], required, path, size, bad_records))
     table = np.array(members, np.int64).reshape(-1, 4)
     return ShardScan(
         size=size,
@@ -84,9 +142,11 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
         offset=table[:, 1],
         length=table[:, 2],
         crc=table[:, 3].astype(np.uint32),
-        image_sizes=np.array(images, np.int32).reshape(-1, 2),
-        text_lengths=np.array(texts, np.int32),
-        types=types,
+        image_sizes=np.array([size for size, _, _ in summaries], np.int32).reshape(-1, 2),
+        text_lengths=np.array([length for _, length, _ in summaries], np.int32),
+        types=[kind for _, _, kind in summaries],
+        skipped=skipped,
+        bad_records=bad_records,
     )
 
 
@@ -124,13 +184,6 @@ def local_folder(root: str | Path) -> Path:
     return folder
 
 
-def _named(member: TarMember, path: Path) -> tuple[str, str]:
-    try:
-        return split_name(member.name)
-    except DataError as error:
-        fail(path, member.header, str(error))
-
-
 def _read(fd: int, member: TarMember, path: Path) -> bytes:
     data = os.pread(fd, member.size, member.offset)
     if len(data) != member.size:
@@ -138,16 +191,24 @@ def _read(fd: int, member: TarMember, path: Path) -> bytes:
     return data
 
 
-def _close(sample, key: str, required, path: Path, at: int, images: list, texts: list, types: list) -> None:
-    """Check a complete sample and append its image size, text length and response type."""
+def _close(
+    sample: dict[str, bytes], key: str, required: tuple[str, ...], path: Path, at: int, bad_records: dict[str, str]
+) -> tuple[tuple[int, int], int, str]:
+    """Check a complete sample and return its image size, text length and response type.
+
+    A record that cannot be used counts as empty, because the reader will replace and count the sample.
+    """
     for names in required:
         if not any(name in sample for name in names.split("|")):
             has = ", ".join(f".{name}" for name in sample)
             fail(path, at, f"sample {key!r} has no .{names.replace('|', ' or .')} (it has {has})")
-    images.append(next((_image_size(sample[name]) for name in IMAGE_EXTENSIONS if name in sample), (0, 0)))
-    record = _record(sample)
-    texts.append(sum(map(len, record_texts(record))))
-    types.append(record_type(record))
+    size = next((_image_size(sample[name]) for name in IMAGE_EXTENSIONS if name in sample), (0, 0))
+    record: dict[str, Any] = {}
+    try:
+        record = parse_record(sample)
+    except SampleError as error:
+        bad_records[key] = str(error)
+    return size, sum(map(len, record_texts(record))), record_type(record)
 
 
 def _image_size(data: bytes) -> tuple[int, int]:
@@ -157,11 +218,3 @@ def _image_size(data: bytes) -> tuple[int, int]:
     except Exception:  # Pillow's parsers raise nearly anything on broken bytes
         return 0, 0
     return min(width, _INT32), min(height, _INT32)
-
-
-def _record(sample: dict[str, bytes]) -> dict[str, Any]:
-    """The record; an empty one for a broken record, which the reader will replace and count."""
-    try:
-        return parse_record(sample)
-    except SampleError:
-        return {}

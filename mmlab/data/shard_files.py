@@ -173,6 +173,8 @@ def stats(index: ShardIndex) -> dict[str, Any]:
         "height": _spread(height[readable]),
         "text_characters": _spread(index.text_lengths),
         "samples_without_text": int((index.text_lengths == 0).sum()),
+        "records_unreadable": index.notes.bad_records,
+        "members_not_read": index.notes.skipped or None,
         "types": _type_counts(index),
         "hash": index.hash,
     }

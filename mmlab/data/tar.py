@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from posixpath import dirname, join, normpath
 from typing import Any, NoReturn
 
 from mmlab.config.errors import DataError
@@ -23,9 +24,13 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
+_EXTENDED = "LKxg"  # headers that replace fields of the member after them: its name, its link's target, or several
+_DIRECTORY = "5"
+_EMPTY = "125"  # links and directories have no bytes of their own
+_HARMLESS = (_DIRECTORY, "V", "D")  # a directory, GNU's label of a volume, GNU's list of a directory
 _KINDS = {
-    "1": "a hard link",
-    "2": "a symbolic link",
+    "1": "a hard link to something that is not before it in this tar",
+    "2": "a symbolic link to something that is not before it in this tar",
     "3": "a device",
     "4": "a device",
     "6": "a pipe",
@@ -50,42 +55,58 @@ class _Header:
     kind: str
     name: str
     size: int
+    target: str = ""  # of a link
 
 
 def walk(fd: int, path: Path) -> Iterator[TarMember]:
     """Yield the regular files of an open ustar, GNU or pax archive; directories are skipped.
 
+    A link to an earlier member, as tar writes for a file that occurs twice, has that member's bytes. A byte of a name
+    that is not UTF-8 becomes text, such as `\\xe9`.
+
     Raises:
         DataError: naming `path` and the byte, for a bad checksum, any truncation, missing end blocks, data after
-            the end, links and devices, or a compressed file.
+            the end, other links and devices, or a compressed file.
     """
     length = os.fstat(fd).st_size
     _check_start(fd, path, length)
     at = 0
-    extended: dict[str, Any] = {}  # name and size that extended headers state for the member after them
+    extended: dict[str, Any] = {}  # fields that extended headers state for the member after them
+    before: dict[str, TarMember] = {}
     while (header := _header_at(fd, path, at)) is not None:
-        if header.kind not in "Lxg":
-            header = replace(header, **extended)
+        if header.kind not in _EXTENDED:
+            header = replace(header, **{**extended, **({"size": 0} if header.kind in _EMPTY else {})})
         payload = at + BLOCK
         following = payload + -(-header.size // BLOCK) * BLOCK
         if following > length:
             left = max(length - payload, 0)
             fail(path, at, f"member {header.name!r} is truncated: it has {header.size} bytes, {left} are left")
-        if header.kind in "Lxg":
+        if header.kind in _EXTENDED:
             extended |= _read_extended(header, fd, payload, path, at)
         else:
             extended = {}
-            if header.kind == "0":
-                if header.size > MEMBER_CAP:
-                    fail(path, at, f"member {header.name!r} has {header.size} bytes; the cap is {MEMBER_CAP}")
-                yield TarMember(header.name, at, payload, header.size)
-            elif header.kind != "5":
-                what = _KINDS.get(header.kind, f"of type {header.kind!r}")
-                fail(path, at, f"member {header.name!r} is {what}, not a regular file")
+            if header.kind not in _HARMLESS:
+                member = _member(header, before, payload, path, at)
+                before[normpath(member.name)] = member
+                yield member
         at = following
     if extended:
         fail(path, at, "the archive ends after an extended header")
     _check_end(fd, path, at, length)
+
+
+def _member(header: _Header, before: dict[str, TarMember], payload: int, path: Path, at: int) -> TarMember:
+    """The regular file of a header, or the earlier one that it is a link to."""
+    start = dirname(header.name) if header.kind == "2" else ""
+    target = normpath(join(start, header.target))
+    if header.kind in "12" and target in before:
+        return replace(before[target], name=header.name, header=at)
+    if header.kind != "0":
+        what = _KINDS.get(header.kind, f"of type {header.kind!r}")
+        fail(path, at, f"member {header.name!r} is {what}, not a regular file")
+    if header.size > MEMBER_CAP:
+        fail(path, at, f"member {header.name!r} has {header.size} bytes; the cap is {MEMBER_CAP}")
+    return TarMember(header.name, at, payload, header.size)
 
 
 def fail(path: Path, at: int, reason: str) -> NoReturn:
@@ -131,11 +152,11 @@ def _header_at(fd: int, path: Path, at: int) -> _Header | None:
     prefix = block[345:500].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and prefix:
         raw = prefix + b"/" + raw
-    name = _text(raw, path, at)
-    kind = "0" if block[156] == 0 else chr(block[156])
-    if kind == "5" or (kind == "0" and name.endswith("/")):
-        return _Header("5", name, 0)  # before ustar, a directory was a file whose name ends in a slash
-    return _Header(kind, name, size)
+    name, target = _text(raw), _text(block[157:257].split(b"\0", 1)[0])
+    kind = "0" if block[156] in (0, ord("7")) else chr(block[156])  # "7" was a file in one piece on its disk
+    if kind == "0" and name.endswith("/"):
+        kind = _DIRECTORY  # before ustar, a directory was a file whose name ends in a slash
+    return _Header(kind, name, 0 if kind in _EMPTY else size, target)
 
 
 def _checksums(block: bytes) -> tuple[int, int]:
@@ -152,11 +173,8 @@ def _number(field: bytes) -> int | None:
     return int(match[1], 8) if match else None
 
 
-def _text(raw: bytes, path: Path, at: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        fail(path, at, f"member name {raw!r} is not UTF-8")
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace").replace("\0", "\\x00")
 
 
 def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -> dict[str, Any]:
@@ -164,14 +182,16 @@ def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -
     if header.size > _EXTENDED_CAP:
         fail(path, at, f"an extended header has {header.size} bytes; the cap is {_EXTENDED_CAP}")
     data = os.pread(fd, header.size, offset)
-    if header.kind == "L":
-        return {"name": _text(data.split(b"\0", 1)[0], path, at)}
+    if header.kind in "LK":
+        return {"name" if header.kind == "L" else "target": _text(data.split(b"\0", 1)[0])}
     records = _pax_records(data, path, at)
     if any(key.startswith(b"GNU.sparse") for key in records):
         fail(path, at, "sparse files are not supported")
     stated: dict[str, Any] = {}
     if b"path" in records:
-        stated["name"] = _text(records[b"path"], path, at)
+        stated["name"] = _text(records[b"path"])
+    if b"linkpath" in records:
+        stated["target"] = _text(records[b"linkpath"])
     if b"size" in records:
         if not re.fullmatch(rb"[0-9]{1,18}", records[b"size"]):
             fail(path, at, f"the pax header's size {records[b'size']!r} is not a number")

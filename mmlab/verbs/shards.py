@@ -30,6 +30,7 @@ def _index(args: argparse.Namespace) -> None:
 
     index = build_index(args.root, args.require, args.workers)
     print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, all intact; index {index.hash[:12]}")
+    print(*index.notes.lines(), sep="\n", end="\n" * bool(index.notes.lines()))
 
 
 def _verify(args: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ def test_long_keys_survive(tmp_path):
         ("s0", {"txt": "x"}, "twice"),
         ("../s", {"txt": "x"}, "points outside"),
         ("a.b", {"txt": "x"}, "without a dot"),
-        ("x", {"pkl": b"x"}, "can hold code"),
+        ("x", {"pkl": b"x"}, "a shard holds jpg"),
         ("x", {}, "is empty"),
     ],
 )

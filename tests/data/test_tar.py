@@ -104,6 +104,28 @@ def test_damaged_tars_are_errors(tmp_path, make, message):
         read_all(path)
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_links_to_earlier_members_have_their_bytes(tmp_path, form):
+    path, name = tmp_path / "a.tar", "dir/" + "long" * 40 + ".txt"
+    links = [("b.txt", tarfile.LNKTYPE, name), ("dir/c.txt", tarfile.SYMTYPE, name.removeprefix("dir/"))]
+    with tarfile.open(path, "w", format=form) as tar:
+        for link, kind, target in (("", tarfile.REGTYPE, ""), *links):
+            member = tarfile.TarInfo(link or name)
+            member.type, member.linkname, member.size = kind, target, 0 if link else 3
+            tar.addfile(member, None if link else io.BytesIO(b"one"))
+    assert read_all(path) == {name: b"one", "b.txt": b"one", "dir/c.txt": b"one"}
+
+
+def test_names_that_are_not_utf8_and_volume_labels(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        label = tarfile.TarInfo("a backup")
+        label.type = b"V"
+        tar.addfile(label)
+        tar.addfile(tarfile.TarInfo("café.txt"))
+    assert read_all(path) == {"caf\\xe9.txt": b""}
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_links_and_devices_are_refused(tmp_path, kind):
     path = write_tar(tmp_path / "a.tar", {"a.txt": b""}, type=kind, linkname="/etc/passwd")

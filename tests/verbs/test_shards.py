@@ -99,7 +99,7 @@ def test_bad_data_is_one_sentence_and_exit_code_1(drawn, capsys):
     write_tar(drawn.parent / "evil" / "0.tar", ("a.pyd", b"x"))
     commands = {
         "verify drawn": "shard-000001.tar",
-        "index evil": "can hold code",
+        "index evil": "hold no samples, only .pyd (1)",
         "stats evil": "mmlab shards index",
         "index pipe:touch": "never read from commands",
         "build easy_vqa evil out": "no easy-VQA",
