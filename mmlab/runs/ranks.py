@@ -53,6 +53,11 @@ def world_size(trainer: DictConfig) -> int:
     return max(1, torch.cuda.device_count()) * trainer.num_nodes
 
 
+def rank() -> int:
+    """Return a number that is 0 on the first process of a run alone, before the processes know each other."""
+    return max(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
 def check_devices(trainer: DictConfig) -> None:
     """Check that this machine has the trainer's devices. Called where the run starts, not where a job is submitted.
 

@@ -1,11 +1,11 @@
-"""A run's folder: its config, its overrides and the state of the code."""
+"""A run's folder: its config, its overrides, the state of the code and its identity."""
 
 import json
 import os
-import platform
-import subprocess
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,42 +14,107 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import mmlab
 from mmlab.config.build import check_target_names
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fields import check_fields
 from mmlab.config.schemas import attach, schemas, targets
+from mmlab.runs.code import code_state
 from mmlab.runs.disk import claim, write_text
+from mmlab.runs.identity import differing
 from mmlab.runs.naming import is_execution, stage_of
+from mmlab.runs.ranks import rank
 from mmlab.runs.redact import redact, redact_text
 
 DONE = "done.json"
+IDENTITY = "identity.json"
 LOCK = ".lock"
 _LOCKS: list[TextIO] = []  # kept open until the process ends: closing a file releases its lock
-PACKAGES = (
-    "mmlab",
-    "torch",
-    "lightning",
-    "transformers",
-    "hydra-core",
-    "omegaconf",
-    "webdataset",
-    "numpy",
-    "wandb",
-)
 # A run may be resumed with other values of these.
 MAY_CHANGE = ("run", "trainer", "logger", "callbacks", "data.root")
 
 
-def prepare_run(cfg: DictConfig) -> Path:
-    """Create the run's folder and write `config.yaml` (resolved), `overrides.txt` and `code.json` into it.
+@dataclass
+class Start:
+    """A start of a run, which leaves the folder as it is until something is trained.
 
-    Secrets are redacted. Only rank 0 writes; it locks the folder until the process ends. With `run.fresh` an existing
-    folder of that name is renamed first.
+    Attributes:
+        folder: of the run.
+        complete: the run has reached the end that its config asks for; nothing is left to train.
+        run_id: of the run, the same at all of its starts; None on later ranks before the first one has written it.
+    """
 
-    Returns:
-        The folder, `cfg.run.dir`.
+    folder: Path
+    complete: bool
+    run_id: str | None
+    _config: dict[str, Any]
+    _overrides: list[str]
+    _fresh: bool
+    _time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    _recorded: bool = False
+
+    def open(self) -> None:
+        """Create the folder of a new run and record it; an existing run is recorded when it trains again.
+
+        With `run.fresh` an earlier folder of that name is renamed first. The folder is locked until the process ends.
+        Only rank 0 writes.
+
+        Raises:
+            RunError: another process is training the run.
+        """
+        if rank() > 0:
+            return
+        if self._fresh:
+            _rename_old(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _lock(self.folder)
+        if not (self.folder / "config.yaml").is_file():
+            self.record({"run": self.run_id, "job": _job()})
+
+    def record(self, identity: Mapping[str, Any]) -> None:
+        """Record what trains from now on: config, overrides, code, and what the run depends on. Only rank 0 writes.
+
+        The run is no longer complete, if it was. Values that ran until now are kept in `identity.json` and `code.json`.
+        Secrets are redacted.
+
+        Args:
+            identity: the record of `mmlab.runs.identity`.
+        """
+        if rank() > 0:
+            return
+        (self.folder / DONE).unlink(missing_ok=True)
+        self._write(IDENTITY, self._identity(identity))
+        if self._recorded:
+            return
+        self._recorded = True
+        self._write("code.json", self._code())
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
+        write_text(self.folder / "overrides.txt", "".join(f"{redact_text(override)}\n" for override in self._overrides))
+
+    def _identity(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """The record, with the values that it replaces and those of the config under `earlier`."""
+        before = _read_json(self.folder / IDENTITY) or {}
+        replaced = {name: before[name] for name in differing(before, identity) if name in before}
+        if not self._recorded and (config := _changed(self.folder, self._config)):
+            replaced["config"] = config
+        earlier = [*before.get("earlier", []), *([{"until": self._time, **replaced}] if replaced else [])]
+        return {**before, **identity, "earlier": earlier}
+
+    def _code(self) -> list[dict[str, Any]]:
+        """The states of the code that the run was started with, each with the times of its starts."""
+        states, now = _read_json(self.folder / "code.json") or [], redact(code_state())
+        states = states if isinstance(states, list) else [states]
+        if not states or {**states[-1], "starts": None} != {**now, "starts": None}:
+            states.append({"starts": [], **now})
+        states[-1]["starts"].append(self._time)
+        return states
+
+    def _write(self, name: str, value: Any) -> None:
+        write_text(self.folder / name, json.dumps(redact(value), indent=1) + "\n")
+
+
+def prepare_run(cfg: DictConfig) -> Start:
+    """Check that the run can start in its folder, `cfg.run.dir`; nothing is written. An existing folder is locked.
 
     Raises:
         ConfigError: the folder belongs to a run with another config.
@@ -57,30 +122,49 @@ def prepare_run(cfg: DictConfig) -> Path:
     """
     folder = Path(cfg.run.dir)
     config: Any = redact(OmegaConf.to_container(cfg, resolve=True))
-    exists = (folder / "config.yaml").is_file()
+    exists, complete = (folder / "config.yaml").is_file(), False
     if exists:
         _lock(folder)
-    if cfg.run.fresh:
-        # A requeued job repeats its command line, and must resume the run that it started.
-        if _rank() == 0 and int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
-            _rename_old(folder)
-    elif exists:
+    identity = _read_json(folder / IDENTITY) or {}
+    # A requeued job repeats its command line, and must resume the run that it started.
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0 and identity.get("job") == _job()
+    fresh = cfg.run.fresh and not requeued
+    if exists and not fresh:
         previous: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
         _check_same_run(folder, previous, config, stage_of(cfg))
         end = ("max_steps", "max_epochs")
-        if _rank() == 0 and any(previous["trainer"][key] != config["trainer"][key] for key in end):
-            (folder / DONE).unlink(missing_ok=True)
-    if _rank() > 0:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder)
+        complete = finished(folder) and all(previous["trainer"][key] == config["trainer"][key] for key in end)
     overrides: Any = []
     if HydraConfig.initialized():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    write_text(folder / "overrides.txt", "".join(f"{redact_text(override)}\n" for override in overrides))
-    write_text(folder / "code.json", json.dumps(redact(code_state()), indent=1) + "\n")
-    return folder
+    known = None if fresh else identity.get("run")
+    return Start(folder, complete, known or (uuid.uuid4().hex if rank() == 0 else None), config, overrides, fresh)
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a file of ours, None if there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); restore it, or start over with run.fresh=true.") from None
+
+
+def _changed(folder: Path, config: Any) -> dict[str, Any]:
+    """The leaves of the folder's config that `config` replaces, with their values in the folder."""
+    if not (folder / "config.yaml").is_file():
+        return {}
+    old, new = dict(_leaves(OmegaConf.to_container(load_run_config(folder)), "")), dict(_leaves(config, ""))
+    return {key: value for key, value in old.items() if new.get(key) != value}
 
 
 def _rename_old(folder: Path) -> None:
@@ -95,7 +179,7 @@ def _rename_old(folder: Path) -> None:
 
 def _lock(folder: Path) -> None:
     """Keep other processes from training the run until this one ends; the ranks after the first need no lock."""
-    if _rank() == 0:
+    if rank() == 0:
         _LOCKS.append(claim(folder / LOCK, "is training"))
 
 
@@ -159,36 +243,6 @@ def load_run_config(folder: str | Path) -> DictConfig:
     return cfg
 
 
-def code_state() -> dict[str, Any]:
-    """Return the commit, the uncommitted diff, the names of untracked files and the versions of packages."""
-    state: dict[str, Any] = {"versions": {"python": platform.python_version()}}
-    for package in PACKAGES:
-        try:
-            state["versions"][package] = version(package)
-        except PackageNotFoundError:
-            state["versions"][package] = None
-    state["commit"] = _git("rev-parse", "HEAD")
-    state["diff"] = _git("diff", "HEAD", "--", ".") if state["commit"] else None
-    new = _git("ls-files", "--others", "--exclude-standard")
-    state["new_files"] = new.splitlines() if new else []
-    return state
-
-
-def _git(*command: str) -> str | None:
-    """The output of a git command in mmlab's own repository; None if there is none or git fails."""
-    assert mmlab.__file__ is not None
-    root = Path(mmlab.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, text=True, errors="replace", timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def _check_same_run(folder: Path, previous: Any, config: Any, stage: type | None) -> None:
     """Refuse a config that describes another run than the one in the folder."""
     old, new = dict(_leaves(previous, "")), dict(_leaves(config, ""))
@@ -208,7 +262,3 @@ def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{where}.{key}".lstrip("."))
     else:
         yield where, node
-
-
-def _rank() -> int:
-    return max(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))

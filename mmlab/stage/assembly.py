@@ -1,6 +1,7 @@
 """From a config, or a finished run, to a stage, its data and its model."""
 
 import inspect
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
 from mmlab.data.module import ShardDataModule
 from mmlab.model.activation_checkpointing import checkpoint_activations
+from mmlab.runs.ranks import rank
+from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.stage.stage import Stage
-from mmlab.training.artifacts import fill_parts
+from mmlab.training.artifacts import fill_parts, random_parts
 
 
 def build_stage(cfg: DictConfig) -> Any:
     """Build the model, the optimizer and the stage around them, then fill the model's parts.
+
+    The stage's `sources` is the artifact that each part was filled from. Its `kept` names the parts with frozen weights
+    that are random: nothing could restore them, so they are saved with what is trained.
 
     Raises:
         ConfigError: parts that cannot be built or filled, or that do not fit.
@@ -30,9 +36,16 @@ def build_stage(cfg: DictConfig) -> Any:
     if cfg.trainer.gradient_checkpointing:
         checkpoint_activations(model)
     stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
-    artifacts = fill_parts(model, runs)
+    stage.sources = artifacts = fill_parts(model, runs)
+    stage.kept = random_parts(model, artifacts)
     if isinstance(stage, Stage):
         stage.on_filled(artifacts)
+    for name in stage.kept if rank() == 0 else ():
+        print(
+            f"WARNING: '{name}' has frozen weights that are random: no run in stage.init_from has it, and model.{name} "
+            "starts from no pretrained weights. They are saved with the run.",
+            file=sys.stderr,
+        )
     return stage
 
 
@@ -49,14 +62,16 @@ def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:
 def restore(folder: Path) -> tuple[Any, DictConfig]:
     """Return (the trained model in eval mode, the run's config).
 
-    Its parts are filled from the runs that this one started from, then from its own artifacts.
+    Its parts are filled from the runs that this one started from, then from its own artifacts. What the config refers
+    to is found from any working folder, see `mmlab.runs.references`.
 
     Raises:
         ConfigError: the run has not finished, or a run that it started from is gone.
     """
     cfg = load_run_config(folder)
+    locate_files(cfg, folder)
     model = build(cfg.model)
-    fill_parts(model, [*(find_run(run, cfg.run.root) for run in cfg.stage.init_from), folder])
+    fill_parts(model, [*starting_runs(cfg, folder), folder])
     return model.eval(), cfg
 
 

@@ -16,7 +16,7 @@ from mmlab.training.trainable import set_modes, set_trainable
 class Stage(LightningModule):
     """Trains some parts of a model, the others frozen; validates the EMA of its weights, if the run keeps one.
 
-    A checkpoint holds the trained weights; frozen parts are filled again from where they came.
+    A checkpoint holds the trained weights; frozen parts are filled again from where they came, unless they are random.
 
     Args:
         config: settings.
@@ -25,6 +25,8 @@ class Stage(LightningModule):
 
     Attributes:
         frozen: names of the parts in which nothing is trained.
+        sources: the artifact that each part was filled from; set when the parts are filled, as `kept`.
+        kept: names of the parts with random frozen weights, which checkpoints and artifacts hold, too.
 
     Raises:
         ConfigError: unknown parts, or none.
@@ -39,6 +41,8 @@ class Stage(LightningModule):
         self.optim = optim
         self.frozen = set_trainable(model, config.trainable)
         self.strict_loading = False
+        self.sources: Mapping[str, Path] = {}
+        self.kept: list[str] = []
 
     def on_filled(self, artifacts: Mapping[str, Path]) -> None:
         """Check the model, once its parts have their weights.
@@ -63,10 +67,11 @@ class Stage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parts = tuple(f"model.{part}." for part in self.frozen)
+        kept = tuple(f"model.{part}." for part in self.kept)
         weights = self.model.named_parameters(remove_duplicate=False)
         fixed = {f"model.{name}" for name, weight in weights if not weight.requires_grad}
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()
-            if not (name in fixed or name.startswith(parts))
+            if name.startswith(kept) or not (name in fixed or name.startswith(parts))
         }

@@ -1,7 +1,6 @@
 """Train parts of a model and save them."""
 
 import signal
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -20,15 +19,15 @@ def train(cfg: DictConfig) -> None:
     """
     from mmlab.runs.check import check
     from mmlab.runs.ranks import check_devices
-    from mmlab.runs.run import finished, prepare_run
+    from mmlab.runs.run import prepare_run
 
     check(cfg)
-    if cfg.run.fresh or not finished(Path(cfg.run.dir)):  # a complete run needs no devices
-        check_devices(cfg.trainer)
-    folder = prepare_run(cfg)
-    if finished(folder):
+    start = prepare_run(cfg)
+    folder = start.folder
+    if start.complete:
         print(f"{cfg.run.name} is complete: {folder} (run.fresh=true trains it again, beside it)")
         return
+    check_devices(cfg.trainer)  # not for a complete run
 
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -40,21 +39,26 @@ def train(cfg: DictConfig) -> None:
     from mmlab.runs.run import finish
     from mmlab.stage.assembly import build_data, build_stage
     from mmlab.training.artifacts import describe_frozen, save_parts
+    from mmlab.training.run_identity import RunIdentity, identity_of
     from mmlab.training.trainable import count_parameters
     from mmlab.training.trainer import build_trainer, fit
 
     lightning.seed_everything(cfg.seed, verbose=False)
     stage = build_stage(cfg)
-    frozen = describe_frozen(stage.model, cfg.stage.trainable)
+    saved = [*cfg.stage.trainable, *stage.kept]
+    frozen = describe_frozen(stage.model, saved)
     data = build_data(cfg, stage)
     steps = data.plan(cfg.trainer.max_steps, cfg.trainer.max_epochs)
     for part, count in count_parameters(stage.model).items():
         print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks.insert(0, RunIdentity(start, identity_of(start, cfg, stage, data, frozen)))
+    start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
     metrics = fit(trainer, stage, data)
     if trainer.is_global_zero:
-        written = save_parts(stage.model, cfg.stage.trainable, folder / "artifacts", {"run": cfg.run.name}, frozen)
+        card = {"run": cfg.run.name, "steps": steps}
+        written = save_parts(stage.model, saved, folder / "artifacts", card, frozen)
         finish(folder, {"steps": steps, **metrics})
         print(f"{cfg.run.name}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
         print(f"trained parts: {', '.join(str(path) for path in written)}")

@@ -109,7 +109,9 @@ def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, cap
     with pytest.raises(ConfigError, match="no GPU that torch can use"):
         train(cfg)
     assert not Path("runs").exists()
-    finish(prepare_run(cfg), {})
+    start = prepare_run(cfg)
+    start.open()
+    finish(start.folder, {})
     train(cfg)
     assert "is complete" in capsys.readouterr().out
 

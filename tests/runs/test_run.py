@@ -28,12 +28,21 @@ def conf(tmp_path, monkeypatch):
 
 
 def prepare(conf: Path, *overrides: str) -> Path:
-    return prepare_run(compose("train", [RECIPE, *overrides], conf))
+    """Start a run, as if something was trained."""
+    return started(compose("train", [RECIPE, *overrides], conf))
+
+
+def started(cfg) -> Path:
+    start = prepare_run(cfg)
+    if not start.complete:
+        start.open()
+        start.record({})
+    return start.folder
 
 
 def test_the_config_is_read_back_unchanged(conf):
     cfg = compose("train", [RECIPE, "optim.lr=1e-5", "+optim.part_lr.connector=1e-4"], conf)
-    back = load_run_config(prepare_run(cfg))
+    back = load_run_config(started(cfg))
     assert OmegaConf.to_container(back, resolve=True) == OmegaConf.to_container(cfg, resolve=True)
     assert [OmegaConf.get_type(node) for node in (back, back.model.vision, back.model.connector)] == [
         TrainConfig,
@@ -43,13 +52,14 @@ def test_the_config_is_read_back_unchanged(conf):
 
 
 def test_overrides_and_code_are_written(conf):
-    hydra_verb("train", prepare_run, ["--config-path", str(conf), RECIPE, "seed=${trainer.max_steps}"])
+    hydra_verb("train", started, ["--config-path", str(conf), RECIPE, "seed=${trainer.max_steps}"])
     (folder,) = Path("runs").iterdir()
     assert (folder / "overrides.txt").read_text().splitlines() == [RECIPE, "seed=${trainer.max_steps}"]
-    state = json.loads((folder / "code.json").read_text())
-    assert {"commit", "diff", "new_files", "versions"} == set(state) and state["versions"]["torch"]
+    (state,) = json.loads((folder / "code.json").read_text())
+    assert {"starts", "commit", "diff", "new_files", "versions"} == set(state) and state["versions"]["torch"]
     assert "${" not in (folder / "config.yaml").read_text()
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "code.json", "config.yaml", "overrides.txt"]
+    names = [".lock", "code.json", "config.yaml", "identity.json", "overrides.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_no_secret_is_written_to_the_folder(conf, monkeypatch):
@@ -62,7 +72,7 @@ def test_no_secret_is_written_to_the_folder(conf, monkeypatch):
         "+model.language.architecture.api_key=plainly",
         "model.language.tokenizer=keep/tokenizer",
     ]
-    hydra_verb("train", prepare_run, ["--config-path", str(conf), RECIPE, *overrides])
+    hydra_verb("train", started, ["--config-path", str(conf), RECIPE, *overrides])
     (folder,) = Path("runs").iterdir()
     text = "".join(path.read_text() for path in folder.iterdir())
     assert secret not in text and "hunter2" not in text and "plainly" not in text
@@ -105,7 +115,7 @@ def test_the_micro_batch_of_compared_samples_cannot_change(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
 
     def prepare(recipe: str, *overrides: str) -> Path:
-        return prepare_run(compose("train", [f"experiment=llava/{recipe}", f"run.name={recipe}", *overrides]))
+        return started(compose("train", [f"experiment=llava/{recipe}", f"run.name={recipe}", *overrides]))
 
     for recipe in ("align_tiny", "vision_tiny"):
         prepare(recipe)

@@ -9,16 +9,18 @@ from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
 from mmlab.config.errors import RunError, UserError
-from mmlab.runs.run import finish, finished, prepare_run
+from mmlab.runs.run import finish, prepare_run
 
 RECIPE = "experiment=llava/align_tiny"
 
 
 def train(cfg: DictConfig) -> None:
     """Finish with the learning rate as loss; 0.5 fails, seed 7 waits for a signal, each start writes a line."""
-    folder = prepare_run(cfg)
-    if finished(folder):
+    start = prepare_run(cfg)
+    folder = start.folder
+    if start.complete:
         return
+    start.open()
     with Path("started.txt").open("a") as file:
         file.write(f"{cfg.run.name} {cfg.run.sweep} {cfg.optim.lr:g}\n")
     if Path("broken").exists() and cfg.optim.lr == 0.5:

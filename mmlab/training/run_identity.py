@@ -1,0 +1,124 @@
+"""The identity of a run in its checkpoints: stored in each, compared when one is resumed from."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mmlab.runs.code import commit, source_hash, versions
+from mmlab.runs.identity import compare
+from mmlab.runs.references import tokenizer_folder
+from mmlab.runs.run import Start
+from mmlab.training.trainable import parts_of
+from mmlab.weights import content_hash
+
+PROBE = "What's in the picture?  Two red CIRCLES, 3.14159 \u00d7 \u732b \U0001f600\n\n\tUSER: def f(x): return x</s>"
+"""A text with words, digits, spaces and scripts that tokenizers treat in different ways."""
+
+
+class RunIdentity(Callback):
+    """Stores in each checkpoint what the run depends on, and compares that record when the run resumes from one.
+
+    Once a start trains, it is recorded in the run's folder, with copies of the model's tokenizers.
+
+    Args:
+        start: of the run.
+        identity: the record, see `mmlab.runs.identity`.
+
+    Raises:
+        RunError: the checkpoint depends on something else than this start.
+    """
+
+    def __init__(self, start: Start, identity: Mapping[str, Any]):
+        self.start, self.identity = start, dict(identity)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["identity"] = self.identity
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for warning in compare(checkpoint.get("identity"), self.identity, str(trainer.ckpt_path)):
+            if trainer.is_global_zero:
+                print(f"WARNING: {warning}", file=sys.stderr, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start.record(self.identity)
+        if trainer.is_global_zero:
+            keep_tokenizers(pl_module.model, self.start.folder)  # type: ignore[arg-type]
+
+
+def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run depends on; called before a trainer casts the weights to its precision.
+
+    Args:
+        start: of the run.
+        cfg: its config.
+        stage: built; `sources` is the artifact that each part was filled from, `kept` names parts that are saved whole.
+        data: the data module.
+        frozen: frozen part → facts with its `content_hash`, see `describe_frozen`.
+    """
+    tokenizers = tokenizers_of(stage.model)
+    own_template = OmegaConf.select(cfg, "stage.prompt.template") == "tokenizer"
+    templates = {name: tokenizer.chat_template for name, tokenizer in tokenizers.items()}
+    return {
+        "run": start.run_id,
+        "name": cfg.run.name,
+        "cwd": os.getcwd(),
+        "seed": cfg.seed,
+        "frozen": {name: facts["content_hash"] for name, facts in frozen.items()}
+        | _partly_frozen(stage.model, [*frozen, *stage.kept]),
+        "sources": {name: str(path) for name, path in stage.sources.items()},
+        "tokenizers": {name: _tokenizer_hash(tokenizer) for name, tokenizer in tokenizers.items()},
+        "template": _hash(templates) if own_template else None,
+        "date": OmegaConf.select(cfg, "stage.prompt.date"),
+        "train": data.sources,
+        "val": {source.name: source.index.hash for source in data.val_sources},
+        "commit": commit(),
+        "code": source_hash(),
+        "versions": versions(),
+    }
+
+
+def tokenizers_of(model: nn.Module) -> dict[str, Any]:
+    """Module in the model, such as `language` → its tokenizer; the model itself is the empty name."""
+    modules = ((name, getattr(module, "tokenizer", None)) for name, module in model.named_modules())
+    return {name: tokenizer for name, tokenizer in modules if hasattr(tokenizer, "save_pretrained")}
+
+
+def keep_tokenizers(model: nn.Module, folder: Path) -> None:
+    """Copy the model's tokenizers into a run's folder, where `mmlab.runs.references` finds them; existing ones stay."""
+    for name, tokenizer in tokenizers_of(model).items():
+        target = tokenizer_folder(folder, name)
+        if not target.exists():
+            draft = target.with_name(f".{target.name}.{os.getpid()}")
+            tokenizer.save_pretrained(draft)
+            draft.rename(target)
+
+
+def _partly_frozen(model: nn.Module, others: Sequence[str]) -> dict[str, str]:
+    """Part of which only some weights are trained → hash of the rest, which no checkpoint holds; without `others`."""
+    hashes = {}
+    for name, part in parts_of(model).items():
+        fixed = {key: weight for key, weight in part.named_parameters() if not weight.requires_grad}
+        if fixed and name not in others:
+            holder = nn.Module()
+            for key, weight in fixed.items():
+                holder.register_buffer(key.replace(".", "/"), weight.detach())
+            hashes[name] = content_hash(holder)
+    return hashes
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of the vocabulary, the special tokens, and the ids of a text: it survives another version of the library."""
+    return _hash([sorted(tokenizer.get_vocab().items()), tokenizer.all_special_ids, tokenizer(PROBE)["input_ids"]])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
