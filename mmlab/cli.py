@@ -76,7 +76,7 @@ def complete(argv: list[str]) -> int:
     if not space:
         print(" ".join(name for name in verbs() if name.startswith(verb)))
         return 0
-    from mmlab.config.compose import conf_dir
+    from mmlab.config.folders import conf_dir
 
     if verb not in verbs() or not (conf_dir() / f"{verb}.yaml").is_file():
         return 0

@@ -17,10 +17,10 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-import mmlab
 from mmlab.config.errors import ConfigError, UserError
 from mmlab.config.explain import groups_of
 from mmlab.config.flags import parse, parser
+from mmlab.config.folders import conf_dir, local_conf_dir
 from mmlab.config.loader import CheckedLoader
 from mmlab.config.multirun import Multirun, run_in_turn
 from mmlab.config.schemas import register
@@ -173,23 +173,3 @@ def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> s
             "your own options (./conf is added automatically), --hydra-help lists all flags.",
         ]
     )
-
-
-def conf_dir() -> Path:
-    """Return the folder with `train.yaml` and the config groups.
-
-    Raises:
-        ConfigError: the installation is incomplete.
-    """
-    assert mmlab.__file__ is not None
-    package = Path(mmlab.__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise ConfigError(f"The config folder of mmlab is in neither {package} nor its parent; install the package again.")
-
-
-def local_conf_dir() -> Path | None:
-    """Return `./conf`, the user's own options, if it exists and is not the shipped folder."""
-    local = Path("conf").resolve()
-    return local if local.is_dir() and local != conf_dir() else None

@@ -9,9 +9,11 @@ from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mmlab.config.build import allowed_prefixes
 from mmlab.config.errors import ConfigError
 from mmlab.config.explain import COMPOSITION_ERRORS, explain, no_choice
 from mmlab.config.fields import check_fields, missing_values, schema_fields
+from mmlab.config.hydra_keys import check_hydra, check_search_path
 from mmlab.config.schemas import attach
 
 
@@ -44,6 +46,7 @@ class CheckedLoader(ConfigLoaderImpl):
             run_mode, validate_sweep_overrides = RunMode.MULTIRUN, False
         try:
             cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+            check_hydra(cfg, overrides, allowed_prefixes())
             if config_name is not None:
                 attach(cfg)
         except COMPOSITION_ERRORS as error:
@@ -82,6 +85,16 @@ class CheckedLoader(ConfigLoaderImpl):
             # Hydra's own method would copy all schemas, for a search path that cannot have changed.
             return self.repository.get_group_options(group, kind)
         return super().get_group_options(group, kind, config_name, overrides)
+
+    def _process_config_searchpath(self, config_name: str | None, parsed_overrides: Any, repo: Any) -> None:
+        # Hydra opens these folders, and imports packages, before there is a config to check.
+        page = repo.load_config(config_path=config_name) if config_name is not None else None
+        if page is not None and OmegaConf.is_dict(page.config):
+            check_search_path(OmegaConf.select(page.config, "hydra.searchpath"))
+        for override in parsed_overrides:
+            if override.get_key_element() == "hydra.searchpath":
+                check_search_path(override.value())
+        super()._process_config_searchpath(config_name, parsed_overrides, repo)
 
     def _require_values(self, cfg: DictConfig) -> None:
         missing = missing_values(cfg)

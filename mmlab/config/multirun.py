@@ -1,7 +1,7 @@
 """A command line with `-m`: the points of its grid and the config of each."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mmlab.config.build import VARIABLE, allowed_prefixes
 from mmlab.config.errors import ConfigError, RunError, UserError
 
-# Hydra instantiates its sweeper and launcher itself, so their targets are checked here.
-PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.", "optuna.samplers.", "optuna.storages.")
 # Hydra's own keys that concern the sweep and not its points.
 SWEEP_KEYS = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode")
 
@@ -45,20 +42,11 @@ class Multirun:
         loader: composes the points.
         cfg: the config that the points have in common, including Hydra's own node.
         flags: `--config-dir …` and the like, for the command line of a point.
-
-    Raises:
-        ConfigError: a sweeper or launcher that is not allowed.
     """
 
     loader: ConfigLoader
     cfg: DictConfig
     flags: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        # Hydra would instantiate them unchecked.
-        hydra: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
-        for kind in ("sweeper", "launcher"):
-            _check_plugins(hydra[kind], f"hydra.{kind}")
 
     def plugin(self, kind: str) -> str:
         """Return the class name of `hydra/<kind>=…`, such as BasicSweeper or JoblibLauncher."""
@@ -147,19 +135,3 @@ def run_in_turn(multirun: Multirun, task: Callable[[DictConfig], Any]) -> None:
             print(f"mmlab: {' '.join(str(error).split())}", file=sys.stderr)
     if failures:
         raise RunError(f"{failures} of {len(configs)} points failed.")
-
-
-def _check_plugins(node: Any, where: str) -> None:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_" and not str(value).startswith((*PLUGINS, *allowed_prefixes())):
-                raise ConfigError(
-                    f"'{where}._target_' '{value}' is not allowed; it must be a plugin of Hydra or a sampler of "
-                    f"Optuna. Allow a package of your own with {VARIABLE}=<package>."
-                )
-            if key == "custom_search_space" and value and not str(value).startswith(allowed_prefixes()):
-                raise ConfigError(f"'{where}.{key}' '{value}' is not allowed; allow its package with {VARIABLE}=….")
-            _check_plugins(value, f"{where}.{key}")
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            _check_plugins(value, f"{where}.{i}")
