@@ -36,7 +36,7 @@ class VisionEncoderConfig(PretrainedPartConfig):
 @dataclass
 class LanguageModelConfig(PretrainedTextConfig):
     _target_: str = "mmlab.model.language.LanguageModel"
-    attention: str = "sdpa"  # transformers' attention implementation
+    attention: str = "sdpa"  # transformers' attention implementation; sdpa is eager for models that do not have it
 
 
 @dataclass

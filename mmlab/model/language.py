@@ -1,14 +1,18 @@
 """Causal language models. Legend: B rows, T tokens, D width, S supervised positions, V vocabulary."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.causal_models import attention_of, causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
+from mmlab.model.packed_rows import masks, separate, takes_masks
 from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
 
 
@@ -29,11 +33,17 @@ class LanguageModel(nn.Module):
         self.tokenizer: Any = None if on_meta() else load_tokenizer(config.tokenizer or config.source)
         defaults = {} if self.tokenizer is None else _token_fields(self.tokenizer)
         causal = read_config(config, "language", **defaults)
-        self.causal: Any = build_model(AutoModelForCausalLM, causal, config, attn_implementation=config.attention)
+        attention = attention_of(causal_class(causal), config.attention)
+        try:
+            self.causal: Any = build_model(AutoModelForCausalLM, causal, config, attn_implementation=attention)
+        except (ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"model.language cannot be built with attention={attention}: {reason}") from error
         if self.tokenizer is not None and len(self.tokenizer) > self.config.vocab_size:
             raise ConfigError(
                 f"The tokenizer has {len(self.tokenizer)} tokens, the language model only {self.config.vocab_size}."
             )
+        self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.causal).forward).parameters
 
     @property
     def config(self) -> Any:
@@ -58,26 +68,36 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Return logits `[S, V]` at the S positions where `keep_BT` is true, row by row.
 
-        The output layer runs only on those. If no row is packed, plain causal attention attends to the same tokens
-        (padding is on the right), and the attention kernel needs no mask.
+        The output layer runs only on those, where the model can do so. If no row is packed, plain causal attention
+        attends to the same tokens (padding is on the right), and the attention kernel needs no mask.
         """
-        if packed:
-            mask = additive(visible(segment_ids_BT, context_ids_BT), embeds_BTD.dtype)
-            packing = {"attention_mask": mask, "position_ids": position_ids_BT}
-        else:
-            packing = {}
-        out = self.causal(inputs_embeds=embeds_BTD, logits_to_keep=keep_BT, use_cache=False, **packing)
-        return out.logits
+        options: dict[str, Any] = {"use_cache": False}
+        if packed and takes_masks(self.config):
+            mask = masks(self.config, segment_ids_BT, context_ids_BT, position_ids_BT, embeds_BTD.dtype)
+            options |= {"attention_mask": mask, "position_ids": position_ids_BT}
+        elif packed:
+            embeds_BTD, keep_BT = separate(embeds_BTD, keep_BT, segment_ids_BT, context_ids_BT)
+        if self._keeps_logits:
+            return self.causal(inputs_embeds=embeds_BTD, logits_to_keep=keep_BT, **options).logits
+        return self.causal(inputs_embeds=embeds_BTD, **options).logits[keep_BT]
 
     @torch.no_grad()
     def generate(self, embeds_BTD: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
-        """Continue left-padded rows with the KV cache; returns new token ids `[B, new]`."""
-        return self.causal.generate(
-            inputs_embeds=embeds_BTD,
-            attention_mask=mask_BT,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **options,
-        )
+        """Continue left-padded rows with the KV cache; returns new token ids `[B, new]`, padded on the right.
+
+        Models that padding would disturb continue rows of equal length together, without padding.
+        """
+        pad = self.tokenizer.pad_token_id
+        if pads_left(self.config):
+            return self.causal.generate(inputs_embeds=embeds_BTD, attention_mask=mask_BT, pad_token_id=pad, **options)
+        rows: dict[int, Tensor] = {}
+        lengths = mask_BT.sum(1).tolist()
+        for length in sorted(set(lengths)):
+            same = [row for row, other in enumerate(lengths) if other == length]
+            embeds, mask = embeds_BTD[same, -length:], mask_BT[same, -length:]
+            new = self.causal.generate(inputs_embeds=embeds, attention_mask=mask, pad_token_id=pad, **options)
+            rows |= dict(zip(same, new, strict=True))
+        return pad_sequence([rows[row] for row in range(len(rows))], batch_first=True, padding_value=pad)
 
     def save(self, folder: Path) -> None:
         """Write weights, config and tokenizer as a transformers folder."""
@@ -104,32 +124,6 @@ def _token_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     return {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
-
-
-def visible(segment_ids_BT: Tensor, context_ids_BT: Tensor) -> Tensor:
-    """Return the bool `[B, T, T]` attention mask of packed rows: query i attends to key j.
-
-    A token attends to earlier tokens of its own segment and of its context segment (an image that several questions
-    share); padding (segment 0) takes no part.
-
-    Args:
-        segment_ids_BT: int64 `[B, T]`, 0 = padding.
-        context_ids_BT: int64 `[B, T]`, 0 = no context.
-    """
-    length = segment_ids_BT.shape[1]
-    query, key = segment_ids_BT[:, :, None], segment_ids_BT[:, None, :]
-    context = context_ids_BT[:, :, None]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids_BT.device).tril()
-    return causal & (key > 0) & ((key == query) | (key == context))
-
-
-def additive(mask_BTT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a bool mask to the `[B, 1, T, T]` term that every transformers model adds to its scores.
-
-    Masked scores get the lowest finite number: minus infinity would make the softmax of a padding row NaN.
-    """
-    bias = torch.zeros(mask_BTT.shape, dtype=dtype, device=mask_BTT.device)
-    return bias.masked_fill_(~mask_BTT, torch.finfo(dtype).min)[:, None]
 
 
 class LanguageOnly(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -31,19 +32,19 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
     Args:
         settings: `architecture` is the whole config when `init` is `random`; else `source` has it.
         part: name of the part, for messages.
-        **defaults: fields that `architecture` may leave out.
+        **defaults: fields that `architecture` may leave out; those that this model does not have are ignored.
 
     Raises:
         ConfigError: the source cannot be read, asks for remote code, or the architecture is incomplete.
     """
     if settings.init == "random" or on_meta():
-        return _from_architecture({**defaults, **settings.architecture}, part)
+        return _from_architecture(settings.architecture, defaults, part)
     source = require_source(settings, part)
     refuse_code(source)
     verify_files(Path(source).expanduser(), weights=False)
     try:
         return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise _unreadable(source, part, error) from error
 
 
@@ -57,26 +58,33 @@ def require_source(settings: PretrainedPartConfig, part: str) -> str:
 
 
 def _unreadable(source: str, part: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0]
+    lines = str(error).strip().splitlines()
+    # The first line of an invalid config says only which check failed.
+    reason = lines[-1].strip() if isinstance(error, StrictDataclassError) else lines[0]
     return ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}")
 
 
-def _from_architecture(architecture: dict[str, Any], part: str) -> PretrainedConfig:
+def _from_architecture(architecture: dict[str, Any], defaults: dict[str, Any], part: str) -> PretrainedConfig:
     fields = dict(architecture)
-    model_type = fields.pop("model_type", None)
+    model_type = fields.pop("model_type", defaults.get("model_type"))
     if model_type is None:
         raise ConfigError(f"model.{part}.init=random needs model.{part}.architecture.model_type.")
     try:
-        config = AutoConfig.for_model(model_type, **fields)
+        default = AutoConfig.for_model(model_type)
     except ValueError as error:
         from transformers import CONFIG_MAPPING
 
         hint = nearest(model_type, CONFIG_MAPPING)
         raise ConfigError(f"transformers has no model_type '{model_type}' (model.{part}).{hint}") from error
-    names = {*type(config)().to_dict(), *config.attribute_map}
+    names = {*default.to_dict(), *default.attribute_map}
     for name in sorted(set(fields) - names):
         raise ConfigError(f"model.{part}.architecture has no field '{name}' for {model_type}.{nearest(name, names)}")
-    return config
+    fields = {name: value for name, value in defaults.items() if name in names - {"model_type"}} | fields
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"model.{part}.architecture does not fit {model_type}: {reason}") from error
 
 
 def on_meta() -> bool:
