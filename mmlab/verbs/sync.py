@@ -4,11 +4,13 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.runs.child import PYTHON, environment
 from mmlab.runs.run import find_run
 
 if TYPE_CHECKING:
@@ -85,11 +87,11 @@ def push(segment: "Segment") -> str | None:
     from mmlab.runs.redact import redact_text
 
     # The mode that kept the run offline would prevent the upload.
-    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
-    folder = segment.file.parent.resolve()
-    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
-    # In the run's folder, because wandb writes its own logs to `wandb/` in the working folder.
-    done = subprocess.run(command, env=env, cwd=folder.parent.parent, capture_output=True, text=True, errors="replace")
+    env = {name: value for name, value in environment().items() if name != "WANDB_MODE"}
+    command = [*PYTHON, "-m", "wandb", "sync", str(segment.file.parent.resolve())]
+    # In a new folder: wandb writes its own logs to the working folder, and an empty entry of PYTHONPATH means it.
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(command, env=env, cwd=empty, capture_output=True, text=True, errors="replace")
     if segment.synced:
         return None
     lines = [line.removeprefix("wandb: ").strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -27,7 +27,7 @@ def pushed(monkeypatch) -> list[str]:
 
     def run(command, env, **options):
         folder = Path(command[-1])
-        assert command[1:4] == ["-m", "wandb", "sync"] and "WANDB_MODE" not in env
+        assert command[1:5] == ["-P", "-m", "wandb", "sync"] and "WANDB_MODE" not in env
         calls.append("/".join(folder.parts[-3:]))
         if (folder / "broken").exists():
             return SimpleNamespace(stdout="", stderr="wandb: ERROR no such entity\nwandb: bye\n", returncode=0)

@@ -15,6 +15,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus
 
 from mmlab.config.errors import UserError
+from mmlab.runs.child import SAFE_PATH
 from mmlab.runs.sweep.points import Point
 
 JOBS = "jobs.json"
@@ -73,6 +74,7 @@ class Jobs:
             (point.overrides, "hydra.sweep.dir", number, point.name, Singleton.get_state())
             for number, point in enumerate(points)
         ]
+        os.environ |= SAFE_PATH  # jobs start in this process's environment and folder
         return executor.map_array(self.launcher, *zip(*calls, strict=True))
 
     def _queued(self, points: Sequence[Point]) -> dict[Point, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from signal import Signals
@@ -13,12 +12,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from mmlab.config.errors import ConfigError, RunError, UserError, nearest
+from mmlab.runs.child import PYTHON
 from mmlab.runs.sweep.jobs import Jobs
 from mmlab.runs.sweep.local import Processes
 from mmlab.runs.sweep.points import Point, Points
 from mmlab.runs.sweep.sweep_table import Row, SweepTable, aligned
 
-TRAIN = (sys.executable, "-m", "mmlab.cli", "train")
+TRAIN = (*PYTHON, "-m", "mmlab.cli", "train")
 
 
 class StoppedError(UserError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
+from mmlab.runs.child import environment
 from mmlab.runs.run import finished
 from mmlab.runs.sweep.points import Point
 
@@ -82,7 +83,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT if log else None,
-                env={**os.environ, **share},
+                env=environment(**share),
                 process_group=0,
             )
             self._running.append(process)
