@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from mmlab.config.disk_errors import disk_error
 from mmlab.config.errors import ConfigError, UserError, nearest
 
 VERBS = Path(__file__).parent / "verbs"
@@ -27,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mmlab: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (fault := disk_error(error)) is None:
+            raise
+        print(f"mmlab: {fault}", file=sys.stderr)
+        return fault.exit_code
 
 
 def dispatch(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mmlab.config.disk_errors import disk_error
 from mmlab.config.errors import ConfigError, UserError
 from mmlab.config.explain import groups_of
 from mmlab.config.flags import parse, parser
@@ -134,6 +135,10 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: Namespace, sweep: Swe
         except UserError as error:
             failures.append(error)
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        except Exception as error:
+            if (fault := disk_error(error)) is None:
+                raise
+            failures.append(fault)
 
     hydra.run(config_name=config_name, task_function=job, overrides=overrides)
     if failures:

@@ -1,12 +1,20 @@
 """Locks, atomic writes and checks of files and folders."""
 
 import fcntl
+import json
 import os
 import platform
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.disk_errors import refusal
+from mmlab.config.errors import ConfigError, RunError, UserError
+
+DRAFT = ".draft-"
 
 
 def claim(path: Path, doing: str) -> TextIO:
@@ -19,9 +27,11 @@ def claim(path: Path, doing: str) -> TextIO:
         doing: what the owner does with the file's folder, for the error, such as "is training".
 
     Raises:
-        RunError: another process holds the lock.
+        RunError: another process holds the lock, or the file cannot be created.
     """
-    file = path.open("a+", encoding="utf-8")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -31,9 +41,10 @@ def claim(path: Path, doing: str) -> TextIO:
         raise RunError(f"{owner} {doing} {path.parent}; wait for it, or stop it.") from None
     except OSError:
         return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
+    with suppress(OSError):  # on a full disk the lock still holds
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
     return file
 
 
@@ -48,17 +59,77 @@ def no_file(folder: Path) -> Path:
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: a killed process leaves the old or the new text."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise one sentence if the disk does not let the block write `path`.
+
+    Raises:
+        RunError: the disk is full or read-only, or a permission is missing.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None or isinstance(error, UserError):
+            raise
+        raise RunError(f"{path} cannot be written: {reason}; everything saved earlier is unchanged.") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    number = os.open(folder, os.O_RDONLY)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a draft beside `path`, a file or a folder to be written, which takes its place when the block ends.
+
+    It is synced to the disk first. A killed process, an error or a full disk leaves `path` as it was.
+
+    Raises:
+        RunError: the disk is full or read-only, or a permission is missing.
+    """
+    draft = path.with_name(f"{DRAFT}{os.getpid()}-{threading.get_ident()}-{path.name}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            files = [file for file in draft.rglob("*") if file.is_file()] if draft.is_dir() else [draft]
+            for each in [*files, *{file.parent for file in files if file != draft}]:
+                _sync(each)
+            if draft.is_dir() and path.is_dir():
+                path.rename(old := draft.with_name(f"{draft.name}.old"))
+                draft.rename(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                draft.replace(path)
+            sync_folder(path.parent)
+        finally:
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str | bytes) -> None:
+    """Replace a file atomically: a killed process leaves the old or the new text.
+
+    Raises:
+        RunError: the disk is full or read-only, or a permission is missing.
+    """
+    with replacing(path) as draft:
+        draft.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def write_json(path: Path, content: Any, indent: int = 1, ascii: bool = True) -> None:
+    """Like `write_text`, for a JSON file."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=ascii) + "\n")
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    _sync(folder)
