@@ -14,12 +14,13 @@ import mmlab
 assert mmlab.__file__ is not None
 ROOT = Path(mmlab.__file__).parent
 
-BOTTOM = {"config", "runs", "keyed", "weights"}
+BOTTOM = {"config", "runs", "keyed", "weights", "class_names"}
 MIDDLE = {"data", "model", "diffusion", "training"}
 TOP = {"stage", "evaluate", "report", "curate", "export"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "keyed": set(),
+    "class_names": set(),
     "weights": {"config"},
     "runs": {"config"},
     **dict.fromkeys(MIDDLE, BOTTOM),

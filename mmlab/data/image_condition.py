@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmlab.class_names import class_index
 from mmlab.config.errors import nearest
 from mmlab.data.conversation import pad_id
 from mmlab.data.dialogues import caption_of
@@ -30,7 +31,7 @@ class Conditioning:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         max_length: int = 0,
     ):
-        self.labels = None if labels is None else {str(name): i for i, name in enumerate(labels)}
+        self.labels = None if labels is None else [str(name) for name in labels]
         self.tokenizer = tokenizer
         self.max_length = max_length
 
@@ -61,23 +62,17 @@ class Conditioning:
             counters |= {"tokens": int(mask.sum()), "truncated": int(cut)}
         return values, counters
 
-    def _label(self, sample: Sample, labels: dict[str, int]) -> int:
-        """The class's number: its name is looked up first, so that a class named "7" need not be the seventh."""
+    def _label(self, sample: Sample, labels: Sequence[str]) -> int:
+        """The class's number, see `class_index`."""
         name: Any = sample.record.get("class")
         if name is None and "cls" in sample.members:
             name = sample.members["cls"].decode(errors="replace").strip()
         if name is None:
             raise SampleError("no-class", "The record has no class, and there is no .cls member.")
-        if str(name) in labels:
-            return labels[str(name)]
         try:
-            number = int(name)
-        except (TypeError, ValueError):
-            number = -1
-        if not 0 <= number < len(labels):
-            hint = nearest(str(name), labels)
-            raise SampleError("no-class", f"The class {name!r} is not one of the model's {len(labels)} classes.{hint}")
-        return number
+            return class_index(name, labels)
+        except ValueError as error:
+            raise SampleError("no-class", f"{error}{nearest(str(name), labels)}") from error
 
 
 def _fixed_length(tokenizer: "PreTrainedTokenizerBase", text: str, max_length: int) -> tuple[Tensor, Tensor, bool]:

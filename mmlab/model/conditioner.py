@@ -8,19 +8,25 @@ Legend: B images, T tokens, D width.
 """
 
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForTextEncoding, PretrainedConfig
 
+from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
 from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
+from mmlab.weights import fill
 
+CLASSES, WEIGHTS = "classes.json", "model.safetensors"
 Condition = dict[str, Tensor]
 
 
@@ -102,13 +108,12 @@ class ClassCondition(Conditioner):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def index(self, name: str | int) -> int:
-        """Return the index of a class for its name (looked up first) or its index; raises ConfigError otherwise."""
-        if str(name) in self.names:
-            return self.names.index(str(name))
-        if str(name).isdecimal() and int(name) < len(self.names):
-            return int(name)
-        few = f" Classes: {', '.join(self.names)}." if len(self.names) <= 12 else ""
-        raise ConfigError(f"There is no class '{name}'.{nearest(str(name), self.names)}{few}")
+        """Return the index of a class, see `class_index`; raises ConfigError if there is no such class."""
+        try:
+            return class_index(name, self.names)
+        except ValueError as error:
+            few = f" Classes: {', '.join(self.names)}." if len(self.names) <= 12 else ""
+            raise ConfigError(f"There is no class '{name}'.{nearest(str(name), self.names)}{few}") from error
 
     def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
         """`batch["labels"]`: int64 `[B]`."""
@@ -120,6 +125,41 @@ class ClassCondition(Conditioner):
 
     def null(self, count: int, device: torch.device | str) -> Condition:
         return self({"labels": torch.full((count,), len(self.names), device=device)})
+
+    def save(self, folder: Path) -> None:
+        """Write the embeddings, and the names that they belong to."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CLASSES).write_text(json.dumps(self.names, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+
+    def load(self, folder: Path) -> None:
+        """Fill the embeddings from a folder of `save`.
+
+        Raises:
+            ConfigError: embeddings of other classes, or of the same classes in another order.
+        """
+        try:
+            names = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"{folder} does not hold the embeddings of classes: {error}.") from error
+        if names != self.names:
+            raise ConfigError(f"{folder} was trained with other classes: {_difference(names, self.names)}.")
+        fill(self, weights, folder)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a denoiser or a prior that was trained with these classes depends on, apart from the weights."""
+        return {"classes": self.names}
+
+
+def _difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Say how two lists of classes differ, and how to get the first one."""
+    if len(theirs) <= 12:
+        return f"set model.conditioner.classes=[{','.join(theirs)}], in this order, not [{','.join(ours)}]"
+    if len(theirs) != len(ours):
+        return f"it has {len(theirs)} classes, and model.conditioner.classes {len(ours)}"
+    n = next(n for n, (their, our) in enumerate(zip(theirs, ours, strict=True)) if their != our)
+    return f"its class {n}, counted from 0, is '{theirs[n]}', and in model.conditioner.classes '{ours[n]}'"
 
 
 class TextCondition(Conditioner):

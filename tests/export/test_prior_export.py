@@ -79,7 +79,7 @@ def test_a_class_that_it_does_not_know(tmp_path):
     export_prior(prior_model("class"), sampling(), 16, tmp_path / "out")
     pipeline = load(tmp_path / "out")
     for name in ("sqare", len(NAMES), -1):
-        with pytest.raises(ValueError, match=f"There is no class {name!r}; the classes are circle, square, star"):
+        with pytest.raises(ValueError, match=f"There is no class '{name}'; the classes are circle, square, star"):
             pipeline([name])
     assert torch.equal(pipeline.codes(torch.tensor([2, 0])), pipeline.codes([NAMES[2], "0"]))
 

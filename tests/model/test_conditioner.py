@@ -101,6 +101,27 @@ def test_class_names():
             classes(wrong, 4)
 
 
+def test_embeddings_are_loaded_for_the_classes_that_they_were_trained_with(tmp_path):
+    names = ["cat", "dog", "cow"]
+    trained, many = classes(names, 8), classes(40, 8)
+    trained.save(tmp_path / "a")
+    many.save(tmp_path / "many")
+    same = classes(names, 8)
+    same.load(tmp_path / "a")
+    assert torch.equal(same.embedding.weight, trained.embedding.weight) and trained.describe() == {"classes": names}
+    with pytest.raises(ConfigError, match=r"other classes: set .*\.classes=\[cat,dog,cow\], in this order"):
+        classes(["dog", "cat", "cow"], 8).load(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"set .*=\[cat,dog,cow\], in this order, not \[0,1,2\]"):
+        classes(3, 8).load(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"it has 40 classes, and model\.conditioner\.classes 41"):
+        classes(41, 8).load(tmp_path / "many")
+    with pytest.raises(ConfigError, match=r"its class 1, counted from 0, is '1', and in .* '2'"):
+        classes([0, 2, 1, *range(3, 40)], 8).load(tmp_path / "many")
+    (tmp_path / "a" / "classes.json").unlink()
+    with pytest.raises(ConfigError, match=r"does not hold the embeddings of classes: .*classes\.json"):
+        classes(names, 8).load(tmp_path / "a")
+
+
 @pytest.mark.parametrize("kind", SIZES)
 @torch.no_grad()
 def test_text_is_what_transformers_computes(tokenizer_folder, kind):
