@@ -152,6 +152,10 @@ class Sampler:
         for name in self.own.keys() - inspect.signature(SAMPLERS[config.name]).parameters.keys():
             raise ConfigError(f"sampler {config.name} has no {name}.")
 
+    def check(self, process: NoiseProcess) -> None:
+        """Raise ConfigError if the sampler cannot walk the process, before there are weights."""
+        process.grid(self.config.steps, self.config.spacing)
+
     def __call__(
         self,
         model: Callable[..., Tensor],

@@ -1,4 +1,4 @@
-"""Images from an exported prior over codes. This file needs only torch, diffusers and transformers.
+"""Images from an exported prior over codes. The exported file needs only torch, diffusers and transformers.
 
     from loader import Pipeline
     images = Pipeline("folder")(["cat", "dog"], guidance=2, top_k=100, seed=0)
@@ -21,6 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
+
+from mmlab.class_names import class_index
 
 
 class Pipeline:
@@ -62,11 +64,8 @@ class Pipeline:
         self,
         conditions: Sequence[Any] | Tensor | None = None,
         count: int = 1,
-        guidance: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
         seed: int = 0,
+        **settings: Any,
     ) -> Tensor:
         """Sample the codes of images, int64 `[B, side, side]`.
 
@@ -74,12 +73,15 @@ class Pipeline:
             conditions: for each image its class (name or number), its text, or its map (`[B, 3, S, S]` in [-1, 1]);
                 None for an unconditional model.
             count: number of images of an unconditional model.
-            guidance: 1 is the conditional model.
-            temperature: 0 takes the likeliest codes.
-            top_k: sample among the k likeliest codes.
-            top_p: sample among the likeliest codes that together reach this probability.
             seed: of all images together.
+            **settings: in place of the run's own, which are `sampler` in the card: `guidance` (1 is the conditional
+                model), `temperature` (0 takes the likeliest codes), `top_k` (sample among the k likeliest codes) and
+                `top_p` (among the likeliest codes that together reach this probability).
         """
+        if unknown := settings.keys() - self.card["sampler"].keys():
+            raise TypeError(f"There is no setting {min(unknown)}; the settings are {', '.join(self.card['sampler'])}.")
+        chosen = {**self.card["sampler"], **settings}
+        guidance = chosen["guidance"]
         side, book = self.card["side"], self.card["codes"]
         batch = count if conditions is None else len(conditions)
         front, mask = self.front(conditions, batch, null=False)
@@ -99,7 +101,7 @@ class Pipeline:
             if guidance != 1:
                 conditional, null = logits.chunk(2)
                 logits = null + guidance * (conditional - null)
-            code = _choose(logits, temperature, top_k, top_p, drawn)
+            code = _choose(logits, chosen["temperature"], chosen["top_k"], chosen["top_p"], drawn)
             codes.append(code)
             tokens = {"input_ids": (torch.cat([code, code]) if guidance != 1 else code)[:, None]}
         return torch.stack(codes, 1).view(batch, side, side)
@@ -119,7 +121,7 @@ class Pipeline:
             if conditions is None:
                 raise ValueError(f"This model needs a class for each image, one of {', '.join(names)}.")
             classes = conditions.tolist() if isinstance(conditions, Tensor) else conditions
-            numbers = [nothing if null else _number(one, names) for one in classes]
+            numbers = [nothing if null else class_index(one, names) for one in classes]
             rows = torch.tensor(numbers)[:, None] + first
             return embed(rows if self.card["start"] is None else self._with_start(rows)), None
         if reads == "map":
@@ -140,15 +142,6 @@ class Pipeline:
 
     def _with_start(self, rows_BP: Tensor) -> Tensor:
         return F.pad(rows_BP, (0, 1), value=self.card["start"])
-
-
-def _number(one: str | int, names: list[str]) -> int:
-    """Return the number of a class for its name (looked up first) or its number."""
-    if str(one) in names:
-        return names.index(str(one))
-    if not str(one).isdecimal() or int(one) >= len(names):
-        raise ValueError(f"There is no class {one!r}; the classes are {', '.join(names)}.")
-    return int(one)
 
 
 def _choose(

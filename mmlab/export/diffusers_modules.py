@@ -9,10 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.flow import FlowMatching
-from mmlab.diffusion.guidance import Clip
-from mmlab.diffusion.process import Diffusion, NoiseProcess
-from mmlab.diffusion.schedule import BETAS
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
 from mmlab.model.conditioner import ClassCondition, Conditioner
 from mmlab.model.denoiser import UNet
@@ -210,66 +206,3 @@ def _dit_block(block: Block, time: nn.Sequential, table: Tensor, prefix: str) ->
 def named(layer: nn.Module, name: str) -> dict[str, Tensor]:
     """Return a layer's weights as `<name>.weight` and `<name>.bias`."""
     return {f"{name}.{key}": value for key, value in layer.state_dict().items()}
-
-
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-TARGETS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
-
-
-def scheduler(process: NoiseProcess, clip: Clip | None = None) -> Any:
-    """Return a DDIM scheduler, which samples as `ddim` does, or Euler's for flow matching, as `euler`.
-
-    DDIM's steps equal ours if their number divides T; otherwise diffusers jumps to other timesteps than those that it
-    visits next. With a clip they equal ours if `step` gets `use_clipped_model_output=True`: our noise is made
-    consistent with the clipped x_0.
-
-    Args:
-        process: of the trained model.
-        clip: bounds on the predicted clean sample.
-
-    Raises:
-        ConfigError: flow matching that predicts x_0, a user's own process, or a clip that diffusers does not have.
-    """
-    if isinstance(process, Diffusion):
-        return _ddim(process, clip)
-    if isinstance(process, FlowMatching) and process.target == "v":
-        if clip is not None:
-            raise ConfigError("diffusers' scheduler for flow matching cannot clip, but this run has a sampler.clip.")
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
-        return FlowMatchEulerDiscreteScheduler(shift=process.config.shift)
-    kind = f"{type(process).__name__} with target={process.target}"
-    raise ConfigError(f"diffusers has no scheduler for {kind}, only for Diffusion and for FlowMatching with target=v.")
-
-
-def _ddim(process: Diffusion, clip: Clip | None) -> Any:
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    settings: dict[str, Any] = {
-        "num_train_timesteps": process.config.timesteps,
-        "beta_schedule": SCHEDULES[process.config.schedule],
-        "prediction_type": TARGETS[process.target],
-        "rescale_betas_zero_snr": process.config.zero_terminal_snr,
-        "timestep_spacing": "trailing",
-        **_clipping(clip),
-        "set_alpha_to_one": True,
-        "steps_offset": 1,  # unused with trailing spacing, but StableDiffusionPipeline warns about 0
-    }
-    if own := BETAS.get(process.config.schedule):
-        start, end = process.config.beta_start or own[0], process.config.beta_end or own[1]
-        settings |= {"beta_start": start, "beta_end": end}
-    return DDIMScheduler(**settings)
-
-
-def _clipping(clip: Clip | None) -> dict[str, Any]:
-    if clip is None:
-        return {"clip_sample": False}
-    if clip.percentile is None:
-        return {"clip_sample": True, "clip_sample_range": clip.limit}
-    if clip.limit != 1:
-        raise ConfigError(
-            f"diffusers' dynamic thresholding has the limit 1, but this run has sampler.clip.limit={clip.limit:g}."
-        )
-    # Our quantile has no upper bound; diffusers' default of 1 would make this a static clip.
-    ratio = {"dynamic_thresholding_ratio": clip.percentile, "sample_max_value": 1e9}
-    return {"clip_sample": False, "thresholding": True, **ratio}

@@ -1,8 +1,9 @@
 """A diffusers pipeline for models that diffusers has none for: classes or no condition, on latents or on pixels.
 
-This file is copied into exported folders as `pipeline.py`; it needs only torch and diffusers.
+This file is copied into exported folders as `pipeline.py`, which needs only torch and diffusers.
 
     pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+    pipe(classes=["cat", "dog"]).images  # with the run's steps and guidance
     pipe(classes=["cat", "dog"], guidance_scale=2.0).images
     pipe(count=4).images  # of an unconditional model, or of no class
 """
@@ -21,6 +22,8 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 
+from mmlab.class_names import class_index
+
 
 class LatentDiffusionPipeline(DiffusionPipeline):
     """Samples from noise, with classifier-free guidance if there are classes.
@@ -32,18 +35,31 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         classes: names of the classes, in the order of their numbers; none for an unconditional model.
         null_class: the number for no class.
         latents_mean, latents_std: per channel, of raw latents; None if the vae takes normalized ones.
+        defaults: of the arguments of a call.
     """
 
     _optional_components = ["vae"]
     model_cpu_offload_seq = "denoiser->vae"
 
     def __init__(
-        self, denoiser, scheduler, vae=None, classes=None, null_class=None, latents_mean=None, latents_std=None
+        self,
+        denoiser,
+        scheduler,
+        vae=None,
+        classes=None,
+        null_class=None,
+        latents_mean=None,
+        latents_std=None,
+        defaults=None,
     ):
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae)
         self.register_to_config(
-            classes=classes, null_class=null_class, latents_mean=latents_mean, latents_std=latents_std
+            classes=classes,
+            null_class=null_class,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            defaults=defaults,
         )
 
     @torch.no_grad()
@@ -51,25 +67,40 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self,
         classes=None,
         count=1,
-        guidance_scale=1.0,
-        num_inference_steps=50,
+        guidance_scale=None,
+        num_inference_steps=None,
         generator=None,
         latents=None,
         output_type="pil",
         return_dict=True,
+        guidance_rescale=None,
+        guidance_interval=None,
+        eta=None,
     ):
-        """Generate images.
+        """Generate images. None as guidance, steps or eta is the run's own.
 
         Args:
-            classes: names or numbers, one image each.
+            classes: names, one image each, or positions where no name is a number.
             count: number of images of no class, if `classes` is None.
             guidance_scale: 1 is the conditional model.
-            num_inference_steps: a divisor of the scheduler's timesteps.
+            num_inference_steps: a divisor of the scheduler's timesteps, if it is DDIM's.
             generator: for the noise.
             latents: the noise itself, `[B, C, h, w]`.
             output_type: `pil`, `np` or `pt` (in 0 … 1).
             return_dict: False returns a tuple.
+            guidance_rescale: share of the guided prediction that gets the conditional one's deviation.
+            guidance_interval: lowest and highest time at which to guide.
+            eta: of DDIM: 0 adds no noise, 1 as much as DDPM.
         """
+        given = {
+            "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
+            "guidance_interval": guidance_interval,
+            "num_inference_steps": num_inference_steps,
+            "eta": eta,
+        }
+        defaults = self.config["defaults"] or {}
+        settings = {name: defaults[name] if value is None else value for name, value in given.items()}
         numbers = self._numbers(classes, count)
         config, size = self.denoiser.config, self.denoiser.config.sample_size
         if latents is None:
@@ -77,11 +108,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator, self._execution_device, self.denoiser.dtype)
         labels = torch.tensor(numbers, device=latents.device) if self.config["classes"] else None
         # The noise is made consistent with the clipped image, so that both still add up to the latents.
-        options: Any = {"use_clipped_model_output": True} if isinstance(self.scheduler, DDIMScheduler) else {}
+        options: Any = {}
+        if isinstance(self.scheduler, DDIMScheduler):
+            options = {"use_clipped_model_output": True, "eta": settings["eta"], "generator": generator}
         bar: Any = self.progress_bar
         step: Any = self.scheduler.step
-        for t in bar(self._timesteps(num_inference_steps, latents.device)):
-            prediction = self._guided(latents, t, labels, guidance_scale)
+        for t in bar(self._timesteps(settings["num_inference_steps"], latents.device)):
+            prediction = self._guided(latents, t, labels, settings)
             latents = step(prediction, t, latents, **options).prev_sample
         images = self._decode(latents).cpu()
         if output_type != "pt":
@@ -90,12 +123,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
 
     def _numbers(self, classes, count):
-        names = self.config["classes"] or []
-        for name in classes or []:
-            if name not in names and name not in range(len(names)):
-                raise ValueError(f"There is no class {name!r}; classes: {', '.join(names)}.")
-        numbers = [name if isinstance(name, int) else names.index(name) for name in classes or []]
-        return numbers if classes is not None else [self.config["null_class"]] * count
+        if classes is None:
+            return [self.config["null_class"]] * count
+        return [class_index(name, self.config["classes"] or []) for name in classes]
 
     def _timesteps(self, steps, device):
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
@@ -104,12 +134,18 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             self.scheduler.set_timesteps(steps, device=device)
         return self.scheduler.timesteps
 
-    def _guided(self, x, t, classes, scale):
-        if classes is None or scale == 1:
+    def _guided(self, x, t, classes, settings):
+        scale, rescale, interval = (settings[f"guidance_{name}"] for name in ("scale", "rescale", "interval"))
+        outside = interval is not None and not interval[0] <= float(t) <= interval[1]
+        if classes is None or scale == 1 or outside:
             return self._predict(x, t, classes)
         null = torch.full_like(classes, self.config["null_class"])
         conditional, without = self._predict(torch.cat([x, x]), t, torch.cat([classes, null])).chunk(2)
-        return without + scale * (conditional - without)
+        mixed = without + scale * (conditional - without)
+        if not rescale:
+            return mixed
+        ratio = (conditional.flatten(1).std(1) / mixed.flatten(1).std(1)).view(-1, 1, 1, 1)
+        return rescale * ratio * mixed + (1 - rescale) * mixed
 
     def _predict(self, x, t, classes):
         t = t.expand(len(x))

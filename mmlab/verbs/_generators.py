@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
+from mmlab.config.schemas import schema_of
 from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
 from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator
@@ -17,6 +18,8 @@ SAMPLERS = {"noise": SamplerConfig, "codes": CodeSamplerConfig}
 MODELS = {"noise": "diffusion model", "codes": "code prior"}
 SETTINGS = ("steps", "guidance", "temperature", "top_k", "top_p")
 """Keys of the command line that replace a sampler's own settings."""
+OWN = ("eta", "variance")
+"""Settings of single samplers, which another sampler does not take over."""
 
 
 def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
@@ -33,9 +36,8 @@ def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **setting
     # A user's own stage does not state how it draws.
     own = "codes" if trained.process is None else "noise"
     source: str = getattr(OmegaConf.get_type(trained.stage), "draws_from", None) or own
-    node = trained.sampler if chosen is None else chosen
-    config = SAMPLERS[source]() if node is None else OmegaConf.to_object(node)
     name = trained.run.name
+    config = _sampler_config(trained.sampler, chosen, SAMPLERS[source])
     if isinstance(config, dict):  # a user's own sampler
         if changed := [key for key, value in settings.items() if value is not None]:
             raise ConfigError(f"{changed[0]} does not apply to {config['_target_']}; set sampler.<key>=… instead.")
@@ -61,6 +63,35 @@ def run_sampler(trained: DictConfig, chosen: DictConfig | None = None, **setting
     return build(config), about
 
 
+def _sampler_config(own: DictConfig | None, chosen: DictConfig | None, default: type) -> Any:
+    """Return a run's sampler settings with those of a chosen sampler in their place; a dict of a user's own sampler.
+
+    Args:
+        own: the run's sampler, or None.
+        chosen: what `DrawConfig` keeps of another sampler, or None.
+        default: settings of the run's kind of sampler.
+    """
+    node: Any = OmegaConf.structured(default) if own is None else own
+    if chosen is None:
+        return OmegaConf.to_object(node)
+    kind: Any = schema_of(chosen._target_)
+    if kind is None or not issubclass(kind, default):
+        return OmegaConf.to_object(chosen if kind is None else OmegaConf.merge(OmegaConf.structured(kind), chosen))
+    if OmegaConf.get_type(node) is dict:  # the run has a user's own sampler
+        node = OmegaConf.structured(default)
+    same = node.get("name") == chosen.get("name")
+    settings: Any = OmegaConf.structured(kind)
+    for key, value in node.items():
+        if same or key not in OWN:
+            settings[key] = value
+    for key, value in chosen.items():
+        if key == "guidance" and default is SamplerConfig:
+            settings[key] = OmegaConf.merge(settings[key], value)
+        else:  # a clip is replaced as a whole
+            settings[key] = value
+    return OmegaConf.to_object(settings)
+
+
 def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, dict[str, Any]]:
     """Return (process or None, sampler, the sampler's settings for records) for a run and a command line.
 
@@ -70,7 +101,7 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
     sampler, about = run_sampler(trained, cfg.sampler, **{key: cfg[key] for key in SETTINGS})
     process = None if trained.process is None else build(trained.process)
     if process is not None and isinstance(sampler, Sampler):
-        process.grid(sampler.config.steps, sampler.config.spacing)
+        sampler.check(process)
     return process, sampler, about
 
 

@@ -1,12 +1,13 @@
 """Settings of the verbs: the root config of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
-from mmlab.config.fields import Settings, choice, number, section
+from mmlab.config.fields import Settings, check_fields, choice, number, section
+from mmlab.data.config import ShardsConfig
 from mmlab.evaluate.config import METRICS
 from mmlab.runs.config import RunConfig, SweepConfig
 from mmlab.runs.naming import name_run
@@ -39,18 +40,44 @@ class EvalDataConfig(Settings):
     path: str = MISSING  # folder of shards
     blind_from: str | None = None  # training shards; their most frequent answers are the baseline that ignores images
     train_from: str | None = None  # training images, for the linear code of the same size and for nearest neighbors
+    # Share of a set's samples that may be unusable; those are left out of the scores.
+    bad_budget: float = number(ShardsConfig.bad_budget, at_least=0, at_most=1)
 
 
 @dataclass
 class DrawConfig(Settings):
     """Sampling from a generative model; settings for another kind of model are refused."""
 
-    sampler: Any = section("sampler", default=None)  # None: the run's
+    # None: the run's. Of another one, only its option's own settings and those of the command line replace the run's.
+    sampler: Any = section("sampler", default=None)
     guidance: float | None = number(None, at_least=0)  # scale; None: the sampler's, as in all fields below
     steps: int | None = number(None, above=0)  # of a diffusion sampler
     temperature: float | None = number(None, at_least=0)  # of a code prior, as the next two
     top_k: int | None = number(None, above=0)
     top_p: float | None = number(None, above=0, at_most=1)
+
+    @staticmethod
+    def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Keep of the sampler what was chosen: its option's settings that are not defaults, and the command line's."""
+        schema = OmegaConf.get_type(node.sampler)
+        if node.sampler is None or schema is dict:
+            return
+        check_fields(node)  # while its keys are known
+        keys = {override.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".") for override in overrides}
+        node.sampler = _chosen(node.sampler, OmegaConf.structured(schema), "sampler", keys)
+
+
+def _chosen(node: Any, defaults: Any, where: str, keys: Set[str]) -> dict[str, Any]:
+    """Return the values that are not defaults, or that `keys` of the command line name."""
+    chosen: dict[str, Any] = {}
+    for key in node:
+        value, default, name = node[key], defaults[key], f"{where}.{key}"
+        if key == "guidance" and name not in keys and OmegaConf.is_dict(value):
+            if inner := _chosen(value, default, name, keys):
+                chosen[key] = inner
+        elif key in ("_target_", "name") or value != default or any(f"{k}.".startswith(f"{name}.") for k in keys):
+            chosen[key] = value
+    return chosen
 
 
 @dataclass
@@ -60,6 +87,8 @@ class EvalConfig(DrawConfig):
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     template: str | None = None  # chat template; None: the one of training
     types: list[str] = field(default_factory=list)  # question types; empty: all
+    # What precedes a dialogue's later questions: the right answers to the earlier ones, or the model's own.
+    history: str = choice("right", "own")
     describe: bool | None = None  # ask for descriptions instead of answers; None: true if trained only on captions
     # None: exact match for answers; for descriptions only their incoherence.
     metric: str | None = choice(*METRICS, default=None)
@@ -84,6 +113,8 @@ class ScoreConfig(Settings):
     references: str = MISSING  # the correct answers in the data set's own layout, such as problems.json
     splits: str | None = None  # ScienceQA's pid_splits.json; None: the one beside the problems
     split: str = "test"  # of ScienceQA
+    # Share of the predictions, and of the references, that may be unusable.
+    bad_budget: float = number(ShardsConfig.bad_budget, at_least=0, at_most=1)
     out: str | None = None  # folder for scores.json and scored.jsonl; None: only print
 
 
@@ -130,7 +161,7 @@ class ChatConfig(Settings):
 
 
 @dataclass
-class ExportConfig(Settings):
+class ExportConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"  # folder of all runs
     to: str = choice("diffusers")

@@ -14,18 +14,21 @@ def export(cfg: DictConfig) -> None:
 
     A code prior is written as diffusers' VQModel and transformers' GPT-2, with a loader.
 
+    The pipeline has the run's sampler; give another one if diffusers does not have it.
+
     mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
+    mmlab export run=ldm/class_tiny sampler=ddim sampler.spacing=trailing steps=50 guidance=3
     """
     from pathlib import Path
 
-    from mmlab.config.build import build
     from mmlab.config.errors import ConfigError
     from mmlab.export.diffusion_export import export_first_stage, export_pipeline
     from mmlab.export.prior_export import export_prior
+    from mmlab.export.schedulers import scheduler
     from mmlab.runs.disk import no_file
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import kind_of, restore
-    from mmlab.verbs._generators import run_sampler
+    from mmlab.verbs._generators import generator_settings
 
     folder = find_run(cfg.run, cfg.root)
     out = no_file(Path(cfg.out or folder / "export" / cfg.to))
@@ -36,12 +39,15 @@ def export(cfg: DictConfig) -> None:
         raise ConfigError(
             f"{folder} cannot be exported; diffusers takes runs of stage=autoencoder, latent_diffusion and code_prior."
         )
-    model, trained = restore(folder)
     if kind == "reconstructs":
-        print(export_first_stage(model.first_stage, out))
+        print(export_first_stage(restore(folder)[0].first_stage, out))
         return
-    sampler, _ = run_sampler(trained)
-    if trained.process is None:
+    trained = load_run_config(folder)
+    process, sampler, _ = generator_settings(cfg, trained)
+    if process is not None:
+        scheduler(process, sampler)  # refused before weights are loaded
+    model, _ = restore(folder)
+    if process is None:
         print(export_prior(model, sampler, trained.data.size, out))
     else:
-        print(export_pipeline(model, build(trained.process), trained.data.size, out, sampler.clip))
+        print(export_pipeline(model, process, trained.data.size, out, sampler))

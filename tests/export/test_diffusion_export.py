@@ -20,6 +20,7 @@ from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.export.diffusion_export import export_first_stage, export_pipeline
+from mmlab.export.schedulers import scheduler
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
 from mmlab.model.conditioner import ClassCondition, Condition, Conditioner, NoCondition, TextCondition
 from mmlab.model.config import (
@@ -53,6 +54,10 @@ def flow(**settings: Any) -> FlowMatching:
 
 def clipping(**settings: Any) -> Clip:
     return Clip(ClipConfig(**settings))
+
+
+def sampling(clip: Clip | None = None, **settings: Any) -> Sampler:
+    return Sampler(SamplerConfig(**{"name": "ddim", "steps": STEPS, **settings}), clip)
 
 
 LDM = partial(diffusion, **SCALED)
@@ -134,8 +139,9 @@ def load(kind: Any, folder: Path, **options: Any) -> Any:
 @torch.no_grad()
 def test_text_is_stable_diffusion(tokenizer_folder, tmp_path, scale):
     built, process = model(kl(), bert(tokenizer_folder)), LDM()
-    line = export_pipeline(built, process, SIZE, tmp_path / "out")
-    assert line == f'StableDiffusionPipeline.from_pretrained("{tmp_path / "out"}")'
+    line = export_pipeline(built, process, SIZE, tmp_path / "out", sampling())
+    told = f"call it with num_inference_steps={STEPS}, guidance_scale=1.0, as the run samples"
+    assert line == f'StableDiffusionPipeline.from_pretrained("{tmp_path / "out"}")  # {told}'
     pipeline = load(StableDiffusionPipeline, tmp_path / "out")
     conditioner = built.conditioner
     assert isinstance(conditioner, TextCondition)
@@ -150,7 +156,7 @@ def test_text_is_stable_diffusion(tokenizer_folder, tmp_path, scale):
 @torch.no_grad()
 def test_classes_with_a_transformer_are_dit(tmp_path, scale):
     built, process = (model(kl(), classes(), "dit"), diffusion(schedule="linear", target="v"))
-    assert export_pipeline(built, process, SIZE, tmp_path).startswith("DiTPipeline")
+    assert export_pipeline(built, process, SIZE, tmp_path, sampling()).startswith("DiTPipeline")
     pipeline = load(DiTPipeline, tmp_path)
     numbers = pipeline.get_label_ids(["red fox", "cat"])
     ours = pictures(built, process, built.conditioner({"labels": torch.tensor([2, 0])}), scale, 2)
@@ -163,7 +169,7 @@ def test_classes_with_a_transformer_are_dit(tmp_path, scale):
 @torch.no_grad()
 def test_pixels_without_a_condition_are_ddim(tmp_path, settings):
     built, process = model(Identity(), NoCondition()), diffusion(**settings, target="v")
-    assert export_pipeline(built, process, SIZE, tmp_path).startswith("DDIMPipeline")
+    assert export_pipeline(built, process, SIZE, tmp_path, sampling()).startswith("DDIMPipeline")
     pipeline = load(DDIMPipeline, tmp_path)
     assert pipeline.unet.config.sample_size == SIZE
     options = {"batch_size": 2, "num_inference_steps": STEPS, "output_type": "np"}
@@ -178,8 +184,8 @@ CLIPS = {"fixed": clipping(limit=0.7), "dynamic": clipping(percentile=0.8)}
 @torch.no_grad()
 def test_ddim_of_pixels_clips_as_the_run_does(tmp_path, kind):
     built, process, clip = model(Identity(), NoCondition()), diffusion(schedule="linear"), CLIPS[kind]
-    line = export_pipeline(built, process, SIZE, tmp_path, clip)
-    assert line.startswith("DDIMPipeline") and line.endswith("use_clipped_model_output=True, as our sampler does")
+    line = export_pipeline(built, process, SIZE, tmp_path, sampling(clip))
+    assert line.startswith("DDIMPipeline") and line.endswith("use_clipped_model_output=True, as the run samples")
     pipeline = eval(line, {"DDIMPipeline": DDIMPipeline})
     pipeline.set_progress_bar_config(disable=True)
     ours = pictures(built, process, {}, 1.0, 2, clip)
@@ -197,7 +203,7 @@ def test_our_pipeline_clips_as_the_run_does(tmp_path, case, kind):
     conditioner = classes(32 if pixels else 12)
     built = model(Identity(), conditioner) if pixels else model(kl(), conditioner, "dit")
     process, clip = diffusion(schedule="linear"), CLIPS[kind]
-    assert export_pipeline(built, process, SIZE, tmp_path, clip).startswith("DiffusionPipeline")
+    assert export_pipeline(built, process, SIZE, tmp_path, sampling(clip)).startswith("DiffusionPipeline")
     pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
     given = built.conditioner({"labels": torch.tensor([2, 0])})
     ours = pictures(built, process, given, 2.5, 2, clip)
@@ -223,7 +229,7 @@ def test_classes_go_with_our_pipeline(tmp_path, case):
     first_stage, conditioner, kind, make = OURS[case]
     torch.manual_seed(0)
     built, process = model(first_stage(), conditioner(), kind), make()
-    line = export_pipeline(built, process, SIZE, tmp_path)
+    line = export_pipeline(built, process, SIZE, tmp_path, sampling())
     assert line == f'DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)'
     pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
     assert type(pipeline).__name__ == "LatentDiffusionPipeline" and "mmlab" not in type(pipeline).__module__
@@ -237,14 +243,14 @@ def test_classes_go_with_our_pipeline(tmp_path, case):
     none = pictures(built, process, built.conditioner.null(2, "cpu"), 1.0, 2)
     same(pipeline(count=2, generator=torch.Generator().manual_seed(7), **options).images, none)
     assert (none - ours).abs().amax((1, 2, 3)).min() > 1e-3
-    with pytest.raises(ValueError, match="no class 'fox'; classes: cat, dog, red fox"):
+    with pytest.raises(ValueError, match="no class 'fox'; the classes are cat, dog, red fox"):
         pipeline(["fox"])
 
 
 @torch.no_grad()
 def test_no_condition_in_latents_goes_with_our_pipeline(tmp_path):
     built, process = model(kl(), NoCondition()), LDM()
-    export_pipeline(built, process, SIZE, tmp_path)
+    export_pipeline(built, process, SIZE, tmp_path, sampling())
     pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
     images = pipeline(latents=noise(built, 2), count=2, num_inference_steps=STEPS, output_type="pt").images
     same(images, pictures(built, process, {}, 1.0, 2))
@@ -285,7 +291,7 @@ def test_an_autoencoder_without_1x1_convolutions_gets_them(tmp_path):
 def test_the_exported_model_is_a_copy(tmp_path):
     built = model(kl(), classes())
     before = {name: value.clone() for name, value in built.state_dict().items()}
-    export_pipeline(built, LDM(), SIZE, tmp_path)
+    export_pipeline(built, LDM(), SIZE, tmp_path, sampling())
     assert all(torch.equal(value, before[name]) for name, value in built.state_dict().items())
     denoiser = built.denoiser
     assert isinstance(denoiser, UNet) and denoiser.unet.config["class_embed_type"] == "identity"
@@ -294,7 +300,7 @@ def test_the_exported_model_is_a_copy(tmp_path):
 def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
     def refused(built: DiffusionModel, process: NoiseProcess, says: str) -> None:
         with pytest.raises(ConfigError, match=says):
-            export_pipeline(built, process, SIZE, tmp_path / "out")
+            export_pipeline(built, process, SIZE, tmp_path / "out", sampling())
         assert not (tmp_path / "out").exists()
 
     refused(model(kl(), bert(tokenizer_folder, hide_padding=True)), LDM(), "hide_padding=true")
@@ -313,7 +319,92 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
         ),
     ):
         with pytest.raises(ConfigError, match=says):
-            export_pipeline(built, process, SIZE, tmp_path / "out", clip)
+            export_pipeline(built, process, SIZE, tmp_path / "out", sampling(clip))
         assert not (tmp_path / "out").exists()
+    refused_settings: list[tuple[dict[str, Any], str]] = [
+        ({"spacing": "leading"}, "with sampler.spacing=leading; export with sampler=ddim and set .*=trailing"),
+        ({"guidance": GuidanceConfig(2.0, [0, 500])}, "with sampler.guidance.interval; export with"),
+        ({"guidance": GuidanceConfig(0.5)}, "with sampler.guidance.scale=0.5; export with"),
+    ]
+    for settings, says in refused_settings:
+        with pytest.raises(ConfigError, match=says):
+            text = model(kl(), bert(tokenizer_folder))
+            export_pipeline(text, LDM(), SIZE, tmp_path / "out", sampling(**settings))
     with pytest.raises(ConfigError, match="pixel space"):
         export_first_stage(Identity(), tmp_path / "out")
+
+
+RUNS = {
+    "leading": (diffusion, {"spacing": "leading"}),
+    "leading, v": (partial(diffusion, target="v"), {"spacing": "leading", "guidance": GuidanceConfig(2.0)}),
+    "rescaled guidance": (partial(diffusion, target="x0"), {"guidance": GuidanceConfig(3.0, rescale=0.7)}),
+    "guidance in an interval": (LDM, {"guidance": GuidanceConfig(3.0, interval=[300, 700])}),
+    "less than the condition": (LDM, {"guidance": GuidanceConfig(0.5)}),
+    "noise": (LDM, {"eta": 0.6}),
+    "ddpm": (partial(diffusion, target="v", zero_terminal_snr=True, **SCALED), {"name": "ddpm"}),
+    "euler": (partial(diffusion, schedule="cosine", target="v"), {"name": "euler"}),
+    "dpmpp_2m": (LDM, {"name": "dpmpp_2m", "steps": 7, "guidance": GuidanceConfig(2.0)}),
+    "dpmpp_2m, x0": (partial(diffusion, target="x0"), {"name": "dpmpp_2m"}),
+    "flow in an interval": (partial(flow, shift=3.0), {"guidance": GuidanceConfig(2.0, interval=[100, 800])}),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+@torch.no_grad()
+def test_a_call_without_settings_samples_as_the_run_does(tmp_path, case):
+    make, settings = RUNS[case]
+    built, process, sampler = model(Identity(), classes(32)), make(), sampling(**settings)
+    export_pipeline(built, process, SIZE, tmp_path, sampler)
+    pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
+    given, null = built.conditioner({"labels": torch.tensor([2, 0])}), built.conditioner.null(2, "cpu")
+    rng = torch.Generator().manual_seed(3)
+    latents = sampler(built, process, noise(built, 2), condition=given, null=null, rng=rng)
+    options = {"generator": torch.Generator().manual_seed(3), "latents": noise(built, 2), "output_type": "pt"}
+    theirs, ours = pipeline(["red fox", "cat"], **options).images, (latents / 2 + 0.5).clamp(0, 1)
+    assert ours.std() > 0.05 and (theirs - ours).abs().max() < 1 / 255
+    other = sampling(name="heun", steps=sampler.config.steps)(built, process, noise(built, 2), condition=given)
+    assert ((other / 2 + 0.5).clamp(0, 1) - ours).abs().max() > 4 / 255
+
+
+@torch.no_grad()
+def test_a_transformer_whose_classes_are_numbers_is_not_dit(tmp_path):
+    conditioner = ClassCondition(ClassConditionConfig(classes=[3, 5, 7], width=12))
+    export_pipeline(model(kl(), conditioner, "dit"), LDM(), SIZE, tmp_path, sampling())
+    pipeline = load(DiffusionPipeline, tmp_path, trust_remote_code=True)
+    options = {"output_type": "pt", "num_inference_steps": 1}
+    (five, same_five), (seven, _) = (
+        pipeline(asked, generator=torch.Generator().manual_seed(7), **options).images for asked in ([5, "5"], [7, 7])
+    )
+    assert same_five.shape == five.shape and not torch.equal(five, seven)
+    assert pipeline._numbers([5, "7"], 1) == [1, 2]
+    with pytest.raises(ValueError, match="There is no class '1'; the classes are 3, 5, 7"):
+        pipeline([1])
+
+
+@pytest.mark.parametrize(
+    ("process", "settings", "says"),
+    [
+        (diffusion, {"spacing": "linspace"}, r"does not fit spacing=linspace; .* sampler.spacing=trailing steps=5"),
+        (diffusion, {"steps": 7}, r"does not fit 7 steps; export with sampler=ddim .* steps=8"),
+        (diffusion, {"name": "heun"}, r"does not take the steps of sampler heun; export with another one"),
+        (diffusion, {"name": "ddpm", "variance": "forward"}, r"sampler ddpm with variance=forward"),
+        (
+            diffusion,
+            {"name": "dpmpp_2m", "spacing": "leading"},
+            r"sampler dpmpp_2m with spacing=leading",
+        ),
+        (
+            partial(diffusion, target="v", zero_terminal_snr=True),
+            {"name": "dpmpp_2m"},
+            r"dpmpp_2m with zero_terminal_snr=true",
+        ),
+        (diffusion, {"name": "dpmpp_2m", "clip": clipping()}, r"cannot clip to a fixed range"),
+        (flow, {"name": "heun"}, r"the sampler is heun; export with sampler=euler"),
+        (flow, {"eta": 1.0}, r"the sampler is ddim with eta=1"),
+        (partial(diffusion, schedule="cosine", timesteps=20), {"steps": 50}, r"steps=50 must lie in 1 … 20"),
+    ],
+)
+def test_a_sampler_that_diffusers_does_not_have_is_refused(process, settings, says):
+    settings = dict(settings)
+    with pytest.raises(ConfigError, match=says):
+        scheduler(process(), sampling(settings.pop("clip", None), **settings))

@@ -46,7 +46,8 @@ def test_a_first_stage(work, monkeypatch, capsys):
 @torch.no_grad()
 def test_a_diffusion_model_with_the_statistics_of_the_run_it_started_from(work, monkeypatch, capsys):
     code, line, err = export(work, monkeypatch, capsys, "run=denoiser")
-    assert (code, line) == (0, 'DiTPipeline.from_pretrained("runs/denoiser/export/diffusers")'), err
+    told = "call it with num_inference_steps=2, guidance_scale=1.0, as the run samples"
+    assert (code, line) == (0, f'DiTPipeline.from_pretrained("runs/denoiser/export/diffusers")  # {told}'), err
     pipeline = eval(line, {"DiTPipeline": diffusers.DiTPipeline})
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.transformer.config.sample_size == 4

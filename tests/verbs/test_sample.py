@@ -10,6 +10,9 @@ from PIL import Image
 
 from mmlab import cli
 from mmlab.config.build import build
+from mmlab.config.compose import compose
+from mmlab.config.errors import ConfigError
+from mmlab.diffusion.config import ClipConfig, GuidanceConfig, SamplerConfig
 from mmlab.evaluate.pictures import sample_files
 from mmlab.evaluate.pictures.generators import picture_generator
 from mmlab.stage.assembly import restore
@@ -17,6 +20,8 @@ from mmlab.training.artifacts import save_parts
 from mmlab.verbs._generators import run_sampler
 from tests.evaluate.tiny_scores import CLASSES, contrastive_run, diffusion_run, first_stage_run
 from tests.stage.tiny_diffusion import NAMES
+
+DRAWS = ("model=diffusion", "model/denoiser=unet_tiny", "data=emoji", "stage=latent_diffusion", "process=cosine_v")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +134,33 @@ def test_steps_and_guidance_win_over_the_sampler_s_own(work, monkeypatch, capsys
     one = drawn(work, monkeypatch, capsys, "steps", "run=class", "count=1", "steps=1")["0000.png"]
     strong = drawn(work, monkeypatch, capsys, "guidance", "run=class", "count=1", "guidance=9")["0000.png"]
     assert min(apart(one, base), apart(strong, base), apart(one, strong)) > 2
+
+
+def test_another_sampler_keeps_the_run_s_guidance_and_clip(work):
+    own = ["sampler.guidance={scale: 3, rescale: 0.5}", "sampler.spacing=linspace", "sampler/clip=pixels"]
+    own += ["sampler.clip.limit=2", "sampler.eta=0.5", "sampler.steps=7"]
+    trained = compose("train", [*DRAWS, "sampler=ddim", *own])
+
+    def settings(*overrides: str) -> SamplerConfig:
+        chosen = compose("sample", ["run=class", *overrides])
+        return run_sampler(trained, chosen.sampler, steps=chosen.steps)[0].config
+
+    def differ(*overrides: str) -> dict[str, object]:
+        return {key: value for key, value in vars(settings(*overrides)).items() if value != vars(settings())[key]}
+
+    assert settings().clip.limit == 2 and differ() == {}
+    assert differ("sampler=euler") == {"name": "euler", "eta": None}
+    assert differ("sampler=ddim") == {}
+    assert differ("sampler=dpmpp_2m") == {"name": "dpmpp_2m", "steps": 20, "eta": None}
+    assert differ("sampler=dpmpp_2m", "steps=7") == {"name": "dpmpp_2m", "eta": None}
+    assert differ("sampler=ddim", "sampler.eta=0", "sampler.spacing=trailing") == {"eta": 0, "spacing": "trailing"}
+    assert differ("sampler=ddim", "sampler.clip=null", "sampler.steps=50") == {"clip": None, "steps": 50}
+    assert differ("sampler=ddim", "sampler/clip=pixels") == {"clip": ClipConfig()}
+    assert differ("sampler=ddim", "sampler.guidance.scale=1") == {"guidance": GuidanceConfig(1, rescale=0.5)}
+    with pytest.raises(ConfigError, match=r"no key 'sampler\.stps'"):
+        settings("sampler=ddim", "+sampler.stps=3")
+    with pytest.raises(ConfigError, match=r"sampler\.steps.* above 0"):
+        settings("sampler=ddim", "sampler.steps=0")
 
 
 def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
