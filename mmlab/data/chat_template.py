@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.sample_types import SampleError
-from mmlab.data.turns import Dialogue, Rendered, tokenizer_name
+from mmlab.data.turns import Dialogue, NoSystem, Rendered, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,8 @@ class ChatTemplate:
     template's own, and then each text takes the place of its mark. The result must equal what the tokenizer
     renders itself.
     """
+
+    has_system = True  # which ones have is known when one is rendered
 
     def stop(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The special token that follows an answer, usually the tokenizer's end of text.
@@ -74,6 +76,8 @@ class ChatTemplate:
         try:
             text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except TemplateError as error:
+            if system:  # without one it has been rendered before, see `stop`
+                raise NoSystem from error
             raise ConfigError(f"The chat template of {tokenizer_name(tokenizer)} failed: {error}.") from error
         return text
 

@@ -27,7 +27,8 @@ class Prompt(Settings):
     # nothing.
     pictures: str = choice("tokens", "text", "scattered", "none")
     supervise: str = choice("answers", "all")  # answers and their stops, or every token of text
-    system: str | None = None  # system message; None: the template's own, empty: none
+    # System message; None: the conversation's own, or else the template's; empty: none.
+    system: str | None = None
     # Part of a record that is used. auto: the first of questions, conversations and caption that it has; every: all of
     # them.
     turns: str = choice("auto", "every", "conversations", "questions", "caption")
@@ -40,9 +41,9 @@ class Prompt(Settings):
         from mmlab.data.templates import template_named
 
         super().__post_init__()
-        template_named(self.template)
-        if self.template == "plain" and self.system:
-            raise ConfigError("prompt.template=plain has no place for prompt.system; leave it out.")
+        template = template_named(self.template)
+        if self.system and not template.has_system:
+            raise ConfigError(f"prompt.template={self.template} has no place for prompt.system; leave it out.")
         if self.template == "plain" and self.pictures == "text":
             raise ConfigError(
                 "prompt.template=plain with prompt.pictures=text would show the caption that the model has to write; "

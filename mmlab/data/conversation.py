@@ -10,7 +10,7 @@ from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import template_named
-from mmlab.data.turns import Dialogue, Rendered, shows_image, tokenizer_name
+from mmlab.data.turns import Dialogue, NoSystem, Rendered, shows_image, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,16 +47,29 @@ class Segment:
 def render(dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", answer: bool = True) -> Rendered:
     """The dialogue as text; with `answer` False it ends with a question, and the text ends where the model speaks.
 
+    The dialogue's own system message is used unless the prompt has one.
+
     Raises:
         ConfigError: the tokenizer lacks a token or chat template that the prompt's template needs.
-        SampleError: `order` for turns that do not alternate, `template` if a chat template changes them.
+        SampleError: `order` for turns that do not alternate, `template` if a chat template changes them, `system` if
+            the template has no place for the dialogue's system message.
     """
     roles = [turn.role for turn in dialogue]
     if not roles or roles != (["human", "gpt"] * len(roles))[: len(roles)] or (roles[-1] == "gpt") != answer:
         raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
     image = prompt.pictures in ("tokens", "scattered") and shows_image(dialogue)
     template = template_named(prompt.template)
-    return template.render(dialogue, tokenizer, system=prompt.system, image=image, answer=answer)
+    own = dialogue[0].system if prompt.system is None else None
+    try:
+        rendered = template.render(dialogue, tokenizer, system=own or prompt.system, image=image, answer=answer)
+    except NoSystem:
+        if own is None:
+            raise
+        rendered = Rendered()
+    if own is not None and own not in rendered.text:  # some chat templates drop it
+        message = f"prompt.template={prompt.template} has no place for the conversation's system message; leave it out"
+        raise SampleError("system", f"{message} with prompt.system=''.")
+    return rendered
 
 
 def encode(

@@ -1,9 +1,13 @@
 """From a record in the shards' canonical form to dialogues."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from mmlab.data.config import Prompt
+from mmlab.data.formats import check_record
 from mmlab.data.sample_types import SampleError
 from mmlab.data.turns import IMAGE, Dialogue, Turn
 from mmlab.keyed import choose
@@ -101,6 +105,28 @@ def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture:
     ]
 
 
+@cache
+def _every(turns: str) -> Prompt:
+    return Prompt(turns=turns)
+
+
+def check_sample(record: dict[str, Any], parts: Sequence[str], picture: bool) -> dict[str, Any]:
+    """Return a record if training can use it, whatever the prompt; converters check what they write with this.
+
+    Args:
+        record: canonical record.
+        parts: of it that must be usable: `conversations`, `questions`, `caption`.
+        picture: whether the sample has an image.
+
+    Raises:
+        SampleError: as `check_record` and `conversations_of`.
+    """
+    check_record(record)
+    for part in parts:
+        conversations_of(record, _every(part), 0, picture)
+    return record
+
+
 def _kinds(record: dict[str, Any], turns: str, seed: int) -> list[str]:
     """The parts of the record to use, in order."""
     if turns not in ("auto", "every"):
@@ -161,7 +187,7 @@ def _opened(dialogue: Dialogue, opening: str, joint: str) -> Dialogue:
     question = dialogue[0].text
     if not opening:
         return dialogue
-    return [Turn("human", opening + joint + question if question else opening), *dialogue[1:]]
+    return [replace(dialogue[0], text=opening + joint + question if question else opening), *dialogue[1:]]
 
 
 def _list(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -191,24 +217,26 @@ def _last_answer(record: dict[str, Any], form: str) -> str:
     return last
 
 
+def used_turns(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns of a conversation that are used, perhaps with one from `system` first.
+
+    As in LLaVA's code (`preprocess_v1`), an answer before the first question is skipped. A last question without an
+    answer has nothing to learn, and is left out.
+    """
+    system = list(items[:1]) if items and items[0].get("from") == "system" else []
+    turns = list(items[len(system) :])
+    if turns and turns[0].get("from") == "gpt":
+        turns = turns[1:]
+    if len(turns) > 1 and turns[-1].get("from") == "human":
+        turns = turns[:-1]
+    return system + turns
+
+
 def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dialogue]:
     """(whether the turns mark an image, the turns without the marker)."""
-    dialogue: Dialogue = []
-    for i, item in enumerate(items):
-        role, text = item.get("from"), item.get("value")
-        if role not in ("human", "gpt"):
-            raise SampleError("role", f"A turn is from {role!r}; turns are from 'human' and 'gpt'.")
-        if role != ("human", "gpt")[i % 2]:
-            raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
-        if role == "gpt" and not (isinstance(text, str) and text.strip()):
-            raise SampleError("empty-answer", "An answer is empty or not text.")
-        if not isinstance(text, str):
-            raise SampleError("empty-question", "A question is not text.")
-        dialogue.append(Turn(role, text))
-    if len(dialogue) < 2:
-        raise SampleError("no-answer", "The conversation has no gpt turn.")
-    if dialogue[-1].role == "human":
-        raise SampleError("order", "The conversation's last question has no answer.")
+    items = used_turns(items)
+    system = _system(items[0]) if items and items[0].get("from") == "system" else None
+    dialogue = _alternating(items[1:] if items and items[0].get("from") == "system" else items)
     count = 0
     for i in range(0, len(dialogue), 2):
         text, markers = _without_markers(dialogue[i].text)
@@ -222,7 +250,37 @@ def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dia
         raise SampleError("pictures", f"The conversation marks {count} images; only one is supported.")
     if any(turn.role == "human" and not turn.text.strip() for turn in dialogue[2:]):
         raise SampleError("empty-question", "A later question is empty.")
+    dialogue[0] = replace(dialogue[0], system=system)
     return bool(count), dialogue
+
+
+def _alternating(items: list[dict[str, Any]]) -> Dialogue:
+    """The turns of a conversation without a system message, each as in the record."""
+    dialogue: Dialogue = []
+    for i, item in enumerate(items):
+        role, text = item.get("from"), item.get("value")
+        if role not in ("human", "gpt"):
+            raise SampleError("role", f"A turn is from {role!r}; turns are from 'human' and 'gpt'.")
+        if role != ("human", "gpt")[i % 2]:
+            raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
+        if role == "gpt" and not (isinstance(text, str) and text.strip()):
+            raise SampleError("empty-answer", "An answer is empty or not text.")
+        if not isinstance(text, str):
+            raise SampleError("empty-question", "A question is not text.")
+        dialogue.append(Turn(role, text))
+    if len(dialogue) < 2:
+        raise SampleError("no-answer", "The conversation has no question with an answer.")
+    if dialogue[-1].role == "human":
+        raise SampleError("order", "The conversation's last question has no answer.")
+    return dialogue
+
+
+def _system(item: dict[str, Any]) -> str | None:
+    """The text of a system turn; None for an empty one."""
+    text = item.get("value")
+    if not isinstance(text, str):
+        raise SampleError("role", "A system message is not text.")
+    return text.strip() or None
 
 
 def _without_markers(text: str) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmlab.config.errors import ConfigError
 from mmlab.config.fields import check_value
 from mmlab.data.chat_template import ChatTemplate
-from mmlab.data.turns import IMAGE, Dialogue, Rendered, tokenizer_name
+from mmlab.data.turns import IMAGE, Dialogue, NoSystem, Rendered, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,11 @@ class Template:
     before: str = ""
     behind: str | None = None
 
+    @property
+    def has_system(self) -> bool:
+        """Whether there is a place for a system message."""
+        return "{system}" in self.head
+
     def stop(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The string at which generation stops.
 
@@ -79,6 +84,8 @@ class Template:
         """See `render`."""
         rendered, stop = Rendered(), self.stop(tokenizer)
         message = self.system if system is None else system
+        if message and not self.has_system:
+            raise NoSystem
         bos = tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else ""
         rendered.say(self.head.replace("{system}", message) if message else self.bare)
         for i, turn in enumerate(dialogue):

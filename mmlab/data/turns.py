@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from mmlab.config.errors import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -13,13 +15,21 @@ IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """What one side says; the first turn may have a system message before it."""
 
     role: Literal["human", "gpt"]
     text: str
+    system: str | None = None
 
 
 Dialogue = list[Turn]
+
+
+class NoSystem(ConfigError):
+    """A template has no place for a system message."""
+
+    def __init__(self):
+        super().__init__("The prompt's template has no place for a system message; leave prompt.system out.")
 
 
 @dataclass

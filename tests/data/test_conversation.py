@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -238,6 +239,33 @@ def test_the_chat_template_is_the_tokenizers_own(tokenizer: str, case: str, syst
     assert render(dialogue, prompt, fast).text == fast.apply_chat_template(messages, tokenize=False)
     opened = fast.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     assert render(dialogue[:-1], prompt, fast, answer=False).text == opened
+
+
+def test_a_conversation_has_its_own_system_message() -> None:
+    dialogue = [Turn("human", "Q", system="Be brief."), Turn("gpt", "A")]
+    assert render(dialogue, Prompt("v1"), llama_2()).text == "Be brief. USER: Q ASSISTANT: A</s>"
+    assert render(dialogue, Prompt("v1", system=""), llama_2()).text == "USER: Q ASSISTANT: A</s>"
+    assert render(dialogue, Prompt("v1", system="S"), llama_2()).text == "S USER: Q ASSISTANT: A</s>"
+    longer = [*dialogue, Turn("human", "R"), Turn("gpt", "long " * 50)]
+    kept = encode(longer, Prompt("v1"), llama_2(), None, max_length=60)
+    assert kept == replace(encode(dialogue, Prompt("v1"), llama_2(), None), turns_dropped=1)
+    assert render(dialogue, Prompt("tokenizer"), gpt_2()).text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    for template in ("minigpt4", "tokenizer"):  # the tiny Llama's chat template drops it without a word
+        with pytest.raises(SampleError, match=rf"{template} has no place .* prompt\.system=''") as caught:
+            render(dialogue, Prompt(template), llama_2())
+        assert caught.value.reason == "system"
+        assert render(dialogue, Prompt(template, system=""), llama_2()) == render(
+            [replace(dialogue[0], system=None), dialogue[1]], Prompt(template), llama_2()
+        )
+    strict = copy.deepcopy(gpt_2())
+    strict.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + str(strict.chat_template)
+    )
+    with pytest.raises(SampleError, match="tokenizer has no place"):
+        render(dialogue, Prompt("tokenizer"), strict)
+    with pytest.raises(ConfigError, match=r"leave prompt\.system out"):
+        render(dialogue, Prompt("tokenizer", system="S"), strict)
 
 
 def test_stops() -> None:

@@ -1,5 +1,7 @@
 """Records become the dialogues that a prompt asks for, or a named error."""
 
+from dataclasses import replace
+
 import pytest
 
 from mmlab.config.errors import ConfigError
@@ -105,14 +107,34 @@ def reason(record: dict, prompt: Prompt | None = None, picture: bool = True) -> 
     return error.value.reason
 
 
+def turns(*texts: str) -> dict:
+    return {"conversations": [dict(zip(("from", "value"), text.split(" ", 1), strict=True)) for text in texts]}
+
+
+def test_what_surrounds_the_questions_and_answers() -> None:
+    inner = "human <image>\nq", "gpt a", "human r", "gpt b"
+    (dialogue,) = conversations_of(turns(*inner), Prompt(), 0)
+    assert [(turn.role, turn.text) for turn in dialogue] == [
+        *(("human", "<image>\nq"), ("gpt", "a")),
+        *(("human", "r"), ("gpt", "b")),
+    ]
+    assert conversations_of(turns("gpt hi", *inner, "human bye"), Prompt(), 0) == [dialogue]
+    told = turns("system Be brief. ", "gpt hi", *inner, "human bye")
+    assert conversations_of(told, Prompt(), 0) == [[replace(dialogue[0], system="Be brief."), *dialogue[1:]]]
+    assert pairs(told, Prompt("plain")) == [("<image>", "b")]
+    assert conversations_of(turns("system  ", *inner), Prompt(), 0) == [dialogue]
+
+
 def test_malformed_records_are_errors() -> None:
     assert reason({}) == "no-caption"
     assert reason({"caption": " "}, Prompt("plain")) == "no-caption"
     assert reason(talk("q")) == "no-answer"
     assert reason(talk("q", " ")) == "empty-answer"
-    assert reason(talk("q", "a", "q")) == "order"
-    assert reason({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}) == "order"
-    assert reason({"conversations": [{"from": "system", "value": "a"}]}) == "role"
+    assert reason(turns("gpt a", "human q")) == reason(turns("system a")) == reason(turns("gpt a")) == "no-answer"
+    assert reason(turns("human q", "human q", "gpt a")) == reason(turns("gpt a", "gpt a", "human q")) == "order"
+    assert reason(turns("human q", "gpt a", "human q", "human q")) == "order"
+    assert reason(turns("human q", "system s", "gpt a")) == reason(turns("user q", "assistant a")) == "role"
+    assert reason({"conversations": [{"from": "system", "value": 5}, *talk("q", "a")["conversations"]]}) == "role"
     assert reason({"conversations": "text"}) == "turns"
     assert reason({"questions": [{"question": "q", "answer": ""}]}) == "empty-answer"
     assert reason({"questions": [{"question": None, "answer": "a"}]}) == "empty-question"
@@ -135,7 +157,8 @@ def test_config_errors() -> None:
     ):
         with pytest.raises(ConfigError, match=f"{wrong}' cannot be '{near}x'. Did you mean '{near}'"):
             Prompt(**{wrong: near + "x"})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"no place for prompt\.system"):
-        Prompt("plain", system="Be brief.")
+    for template in ("plain", "minigpt4", "minigpt4_llama_2"):
+        with pytest.raises(ConfigError, match=rf"{template} has no place for prompt\.system"):
+            Prompt(template, system="Be brief.")
     with pytest.raises(ConfigError, match="pictures=none"):
         Prompt("plain", pictures="text")
