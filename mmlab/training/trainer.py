@@ -1,8 +1,11 @@
 """Lightning's Trainer from the `trainer` section; only differences from its defaults are passed."""
 
+import json
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from mmlab.config.errors import ConfigError
 from mmlab.runs.ranks import under_srun, world_size
+from mmlab.runs.run import DONE
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
+from mmlab.training.checkpoint_io import steps as checkpoint_steps
 from mmlab.training.config import HardwareConfig
 from mmlab.training.step_loop import StepFitLoop
 
@@ -87,6 +93,28 @@ def build_trainer(
         trainer.limit_val_batches = options["limit_val_batches"]
     StepFitLoop(trainer, cfg.val_every)
     return trainer
+
+
+def check_end(run: Path, callbacks: Sequence[Callback], end: int) -> None:
+    """Check that a run may end after `end` optimizer steps: weights of fewer steps than it was trained for are gone.
+
+    Args:
+        run: its folder, which may not exist yet.
+        callbacks: built callbacks.
+        end: optimizer steps of the whole run.
+
+    Raises:
+        ConfigError: it was trained for more.
+    """
+    folders = [callback.folder for callback in callbacks if isinstance(callback, Checkpoints)]
+    trained = [step for folder in folders for step in checkpoint_steps(folder)]
+    with suppress(FileNotFoundError):
+        trained.append(json.loads((run / DONE).read_text())["steps"])
+    if trained and end < max(trained):
+        raise ConfigError(
+            f"{run} contains a run that was trained for {max(trained)} steps and cannot end after {end}; raise "
+            "trainer.max_steps or max_epochs, or give another run.name."
+        )
 
 
 def environment() -> ClusterEnvironment | None:

@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> None:
     from mmlab.training.artifacts import describe_frozen, save_parts
     from mmlab.training.run_identity import RunIdentity, identity_of
     from mmlab.training.trainable import count_parameters
-    from mmlab.training.trainer import build_trainer, fit
+    from mmlab.training.trainer import build_trainer, check_end, fit
 
     lightning.seed_everything(cfg.seed, verbose=False)
     stage = build_stage(cfg)
@@ -52,6 +52,8 @@ def train(cfg: DictConfig) -> None:
     for part, count in count_parameters(stage.model).items():
         print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
+    if not cfg.run.fresh:
+        check_end(folder, callbacks, steps)
     callbacks.insert(0, RunIdentity(start, identity_of(start, cfg, stage, data, frozen)))
     start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)

@@ -10,6 +10,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from torch import nn
 
 from mmlab.config.compose import compose
+from mmlab.config.errors import ConfigError
 from mmlab.data.module import ShardDataModule
 from mmlab.training import trainer as ours
 from mmlab.training.checkpoint import Checkpoints
@@ -152,6 +153,19 @@ def test_an_error_is_not_an_interrupt(tmp_path, data):
     with pytest.raises(SystemExit) as stop:
         ours.fit(trainer_for(data, tmp_path), Exits(), data)
     assert stop.value.code == 3
+
+
+@pytest.mark.parametrize(("saved", "done"), [([20, 30], None), ([], 30), ([20], 30)])
+def test_an_end_that_has_passed_is_refused(tmp_path, saved, done):
+    callbacks = [Checkpoints(CheckpointsConfig(folder=str(tmp_path / "checkpoints")))]
+    ours.check_end(tmp_path / "new", callbacks, 1)
+    for step in saved:
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    if done:
+        (tmp_path / "done.json").write_text(f'{{"steps": {done}, "train/loss": NaN}}')
+    ours.check_end(tmp_path, callbacks, 30)
+    with pytest.raises(ConfigError, match="was trained for 30 steps and cannot end after 29; raise"):
+        ours.check_end(tmp_path, callbacks, 29)
 
 
 TASK = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
