@@ -1,10 +1,11 @@
-"""The weights of a module: filled strictly, identified by a hash, and verified in the folder that has them."""
+"""The weights of a module: filled strictly, finite, identified by a hash, and verified in the folder that has them."""
 
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
 
     Raises:
         ConfigError: other names or shapes.
+        RunError: values that are not finite.
     """
     own = module.state_dict()
     for key in sorted(weights.keys() | own.keys()):
@@ -43,6 +45,34 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
     if assign:
         weights = {key: tensor.to(own[key].dtype) for key, tensor in weights.items()}
     module.load_state_dict(weights, assign=assign)
+    require_finite(module, source)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether there is neither NaN nor infinity in tensors of one device: a bool there, so nothing is synchronized."""
+    values = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if not values:
+        return torch.tensor(True)
+    if values[0].is_cuda:  # a few kernels for all of them; on a CPU it would be the slower way
+        extremes: Sequence[Tensor] = torch._foreach_norm(values, math.inf)  # type: ignore[attr-defined]
+    else:
+        extremes = [extreme for value in values for extreme in value.aminmax()]
+    return torch.stack([extreme.float() for extreme in extremes]).isfinite().all()
+
+
+def values_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and stored buffers that must be finite: all but masks, which are buffers with minus infinity."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    state = module.state_dict()
+    return {name: value for name, value in state.items() if name in parameters or not value.isneginf().any()}
+
+
+def require_finite(module: nn.Module, source: str | Path) -> None:
+    """Raise RunError that names the first weight of a module with NaN or infinity, and where it comes from."""
+    values = values_of(module)
+    if not all_finite(list(values.values())):
+        name = next(name for name, tensor in values.items() if not all_finite([tensor]))
+        raise RunError(f"{source} has NaN or infinity in {name}, so it computes nothing: train or download it again.")
 
 
 def content_hash(module: nn.Module) -> str:

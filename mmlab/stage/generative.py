@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.errors import ConfigError
 from mmlab.data.image_condition import Conditioning
 from mmlab.stage.config import StageConfig
 from mmlab.stage.latents import with_seeds_on_host
@@ -72,9 +72,3 @@ class GenerativeStage(Stage):
         loss = self.train_means.finish(self.trainer.world_size)[0]["loss"]
         self.log("train/loss", loss, prog_bar=True)
         super().on_before_optimizer_step(optimizer)
-        # Checked only where it is logged: reading it synchronizes the device.
-        step = self.trainer.global_step + 1
-        if step % self.trainer.log_every_n_steps == 0 and not loss.isfinite():  # type: ignore[attr-defined]
-            raise RunError(
-                f"The loss is {float(loss)} at step {step}; lower optim.lr, or set trainer.gradient_clip_val."
-            )

@@ -15,7 +15,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.runs.ranks import rank
 from mmlab.runs.run import finished
 from mmlab.training.trainable import HasUnused, parts_of
-from mmlab.weights import CARD, content_hash, file_hashes, fill, verify_files
+from mmlab.weights import CARD, content_hash, file_hashes, fill, require_finite, verify_files
+from mmlab.runs.disk import DRAFT, replacing
 
 WEIGHTS = "model.safetensors"
 
@@ -72,22 +73,28 @@ def save_parts(
 
     Returns:
         The folders written.
+
+    Raises:
+        RunError: weights or statistics that are not finite, or a disk that is full; nothing is written.
     """
     parts = parts_of(model)
+    for name in trained:
+        part = name.split(".")[0]
+        require_finite(parts[part], f"The trained part {part}")
     written = []
     for name in dict.fromkeys(name.split(".")[0] for name in trained):
-        part, draft = parts[name], folder / f".{name}.{os.getpid()}"
-        for old in folder.glob(f".{name}.*"):  # of killed processes
+        part = parts[name]
+        for old in folder.glob(f"{DRAFT}*-{name}*"):  # of killed processes
             shutil.rmtree(old)
-        draft.mkdir(parents=True)
-        if isinstance(part, SavesItself):
-            part.save(draft)
-        else:
-            save_file({key: value.contiguous() for key, value in part.state_dict().items()}, draft / WEIGHTS)
-        facts = {"part": name, "class": type(part).__name__, **card, **describe(part), "against": against}
-        write_card(draft, {**facts, "shapes": {key: list(value.shape) for key, value in part.state_dict().items()}})
-        shutil.rmtree(folder / name, ignore_errors=True)
-        written.append(draft.rename(folder / name))
+        with replacing(folder / name) as draft:
+            draft.mkdir()
+            if isinstance(part, SavesItself):
+                part.save(draft)
+            else:
+                save_file({key: value.contiguous() for key, value in part.state_dict().items()}, draft / WEIGHTS)
+            facts = {"part": name, "class": type(part).__name__, **card, **describe(part), "against": against}
+            write_card(draft, {**facts, "shapes": {key: list(value.shape) for key, value in part.state_dict().items()}})
+        written.append(folder / name)
     return written
 
 

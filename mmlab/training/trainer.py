@@ -26,6 +26,7 @@ from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.checkpoint_io import steps as checkpoint_steps
 from mmlab.training.config import HardwareConfig
+from mmlab.training.finite import FiniteGuard
 from mmlab.training.step_loop import StepFitLoop
 
 
@@ -83,7 +84,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=logger or False,
-        callbacks=callbacks,
+        callbacks=[FiniteGuard(), *callbacks],
         plugins=plugins,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         **options,

@@ -121,8 +121,6 @@ HEALTHY = {"loss": 3.0, "kl": 20.0, "logits_real": 0.3, "logits_fake": -2.0}
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"loss": float("nan")}, "step 7: train/loss is nan"),
-        ({"discriminator": float("inf")}, "train/discriminator is inf"),
         ({"kl": 2e4}, "20,000|2e\\+04 nats per latent value"),
         ({"logits_fake": -1e6}, "the discriminator's mean logits_fake is -1e\\+06"),
         ({"logits_real": 1e6}, "the discriminator's mean logits_real"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.errors import ConfigError
 from mmlab.data.config import ImageDataConfig
 from mmlab.keyed import normal
 from mmlab.model.autoencoder import AutoencoderModel
@@ -163,7 +163,7 @@ def test_reconstructions_improve(root, tmp_path, kind, options):
     module = stage(kind, lr=4e-3, adversarial_start=30, **options)
     data = data_of(module, root)
     start = copy.deepcopy(module.model.first_stage)
-    metrics = train(module, data, tmp_path, 40, val_check_interval=40)
+    metrics = train(module, data, tmp_path, 40)
     x = torch.cat([to_signed(b["pixel_values"]) for b in data.spread(5)])
     with torch.no_grad():
         before = psnr(start.decode(start.encode(x).mean).clamp(-1, 1), x).mean().item()
@@ -175,7 +175,7 @@ def test_reconstructions_improve(root, tmp_path, kind, options):
 def test_validation_is_one_mean_over_all_pictures(root, tmp_path, kind):
     module = stage(kind, kl_weight=1.0, perceptual_weight=0.7)
     data = data_of(module, root, micro_batch=4)  # five pictures: batches of four and one
-    metrics = train(module, data, tmp_path, 2, val_check_interval=4)
+    metrics = train(module, data, tmp_path, 2)
     loader = data.val_dataloader()
     assert not isinstance(loader, list)
     whole = list(loader)
@@ -261,17 +261,6 @@ def test_what_the_stage_does_not_do_is_refused():
         alone.model.perceptual = LPIPS(LPIPSConfig())
     with pytest.raises(ConfigError, match=r"LPIPS's 16; .*, or model/perceptual=stand_in, which takes 8\.$"):
         alone.collate(ImageDataConfig(size=12))
-
-
-def test_a_loss_that_is_not_finite_stops_before_it_is_applied(root, tmp_path):
-    module = stage()
-    with torch.no_grad():
-        module.model.first_stage.last_layer[0, 0, 0, 0] = float("nan")
-    other = module.model.first_stage.vae.encoder.conv_in.weight  # type: ignore[union-attr]
-    before = other.detach().clone()
-    with pytest.raises(RunError, match="step 1: train/loss is nan"):
-        train(module, data_of(module, root), tmp_path, 2)
-    assert torch.equal(other, before)
 
 
 def test_it_says_once_what_its_perceptual_distance_is(root, tmp_path, capsys):

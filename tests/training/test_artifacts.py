@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
 
@@ -13,7 +14,7 @@ from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
-from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts
+from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts, write_card
 from mmlab.weights import CARD, content_hash
 from tests.model import tiny
 
@@ -301,3 +302,24 @@ def test_frozen_parts_are_known_by_the_weights_that_were_read(tmp_path, tokenize
     save_parts(model.to(torch.bfloat16), ["connector"], tmp_path / "run" / "artifacts", {}, frozen)
     fill_parts(tiny.vlm(tokenizer_folder), [tmp_path / "run"])
     assert frozen["vision"] != describe_frozen(model, ["connector"])["vision"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, value):
+    def model(second: float = 0.0) -> nn.ModuleDict:
+        parts = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.BatchNorm1d(2)})
+        parts["second"].running_var[1] = second  # type: ignore[index]
+        parts["second"].register_buffer("mask", torch.full((2,), -torch.inf))
+        return parts
+
+    with pytest.raises(RunError, match="The trained part second has NaN or infinity in running_var"):
+        save(model(value), ["first", "second"], tmp_path / "run")
+    assert not (tmp_path / "run" / "artifacts").exists(), "nor is any other part"
+    run = save(model(), ["first", "second"], tmp_path / "run")
+    fill_parts(model(), [run])
+    folder = run / "artifacts" / "second"
+    save_file(model(value)["second"].state_dict(), folder / "model.safetensors")
+    card = json.loads((folder / CARD).read_text())
+    write_card(folder, card)  # put there by hand
+    with pytest.raises(RunError, match="artifacts/second has NaN or infinity in running_var"):
+        fill_parts(model(), [run])
