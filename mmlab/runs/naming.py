@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.multirun import canonical, is_sweep
+from mmlab.runs.finished_runs import only_run_of, recipe_of
 
 # Keys that affect how or where a run is executed or when it is stopped, but not its result.
 EXECUTION = (
@@ -91,15 +93,18 @@ def sweep_name(choices: Mapping[str, str | None], overrides: Sequence[str], stag
 def predecessor(name: str, swapped: Sequence[str], root: Path) -> str:
     """Return the run that a recipe's name in `stage.init_from` refers to: that recipe with the same swapped options.
 
-    The earlier recipe may lack some of the groups, so the existing run with the most of `swapped` is taken; `name`
-    itself if there is none.
+    The earlier recipe may lack some of the groups, so the existing run with the most of `swapped` is taken. Without
+    one, it is the run of that name, or else the only complete run of the recipe.
     """
     bare = name.replace("/", "-")
     for count in range(len(swapped), 0, -1):
         for some in combinations(swapped, count):
             if (root / "-".join([bare, *some]) / "config.yaml").is_file():
                 return "-".join([bare, *some])
-    return name
+    if any((folder / "config.yaml").is_file() for folder in (Path(name), root / name, root / bare)):
+        return name
+    only = only_run_of(name, root)
+    return name if only is None else only.name
 
 
 def _chosen(choices: Mapping[str, str | None]) -> list[str | None]:
@@ -140,7 +145,22 @@ def name_run(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequ
     """
     if cfg.run.name is None:
         cfg.run.name = run_name(choices, overrides, stage_of(cfg))
+    runs = OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False)
+    if not runs:
+        return
     overridden = any(override.lstrip("+").startswith("stage.init_from") for override in overrides)
-    if not overridden and OmegaConf.select(cfg, "stage.init_from", throw_on_missing=False):
-        swapped, _ = _changes(choices, overrides, stage_of(cfg))
-        cfg.stage.init_from = [predecessor(run, swapped, Path(cfg.run.root)) for run in cfg.stage.init_from]
+    swapped = [] if overridden else _changes(choices, overrides, stage_of(cfg))[0]
+    root, before = Path(cfg.run.root), [] if cfg.run.fresh else _earlier_choice(Path(cfg.run.dir))
+    for i, run in enumerate(runs):
+        if i < len(before) and recipe_of(root / before[i].replace("/", "-")) == run:
+            runs[i] = before[i]  # a run goes on with those that it started from, even if there are more by now
+        else:
+            runs[i] = predecessor(run, swapped, root)
+
+
+def _earlier_choice(folder: Path) -> list[str]:
+    """The runs that the run in a folder started from; empty if there is no run, or one that cannot be read."""
+    try:
+        return list(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["stage"]["init_from"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return []

@@ -21,12 +21,12 @@ from mmlab.config.fields import check_fields
 from mmlab.config.schemas import attach, schemas, targets
 from mmlab.runs.code import code_state
 from mmlab.runs.disk import claim, write_text
+from mmlab.runs.finished_runs import DONE, OVERRIDES, finished, only_run_of
 from mmlab.runs.identity import differing
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.ranks import rank
 from mmlab.runs.redact import redact, redact_text
 
-DONE = "done.json"
 IDENTITY = "identity.json"
 LOCK = ".lock"
 _LOCKS: list[TextIO] = []  # kept open until the process ends: closing a file releases its lock
@@ -89,7 +89,7 @@ class Start:
         self._recorded = True
         self._write("code.json", self._code())
         write_text(self.folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
-        write_text(self.folder / "overrides.txt", "".join(f"{redact_text(override)}\n" for override in self._overrides))
+        write_text(self.folder / OVERRIDES, "".join(f"{redact_text(override)}\n" for override in self._overrides))
 
     def _identity(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """The record, with the values that it replaces and those of the config under `earlier`."""
@@ -188,16 +188,12 @@ def finish(folder: Path, metrics: dict[str, Any]) -> None:
     write_text(folder / DONE, json.dumps(redact(metrics), indent=1) + "\n")
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in this folder is complete."""
-    return (folder / DONE).is_file()
-
-
 def find_run(name: str, root: str | Path) -> Path:
     """Return the folder of a run.
 
     Args:
-        name: the folder itself, the run's name in `root`, or its recipe (`llava/align_tiny`).
+        name: the folder itself, the run's name in `root`, or its recipe (`llava/align_tiny`), also if an override
+            gave the run another name and it is the only complete run of that recipe.
         root: the folder of all runs.
 
     Raises:
@@ -206,6 +202,8 @@ def find_run(name: str, root: str | Path) -> Path:
     for folder in (Path(name), Path(root, name), Path(root, name.replace("/", "-"))):
         if (folder / "config.yaml").is_file():
             return folder
+    if (only := only_run_of(name, Path(root))) is not None:
+        return only
     names = [path.parent.name for path in Path(root).glob("*/config.yaml")]
     listed = f" Runs there: {', '.join(sorted(names)[:8])}." if names else ""
     raise ConfigError(f"There is no run '{name}' in {root}.{nearest(name.replace('/', '-'), names)}{listed}")
