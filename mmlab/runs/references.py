@@ -67,23 +67,25 @@ def _tokenizer(where: str, value: str | None, cfg: DictConfig, folder: Path) -> 
 
 
 def _run(name: str, cfg: DictConfig, folder: Path) -> Path:
-    names = [name, name.replace("/", "-")]
-    if Path(name).is_absolute() or Path(name).is_relative_to(cfg.run.root):
-        names.append(Path(name).name)  # it may have been moved with this run
-    for place in (folder.parent, *(origin / cfg.run.root for origin in _origins(cfg, folder))):
-        for candidate in names:
-            if (place / candidate / "config.yaml").is_file():
-                return place / candidate
-    return find_run(name, cfg.run.root)
+    places = [folder.parent, *(origin / cfg.run.root for origin in _origins(cfg, folder))]
+    candidates = [place / each for place in places for each in (name, name.replace("/", "-"))]
+    candidates[:0] = _moved(name, cfg, folder)
+    return next((path for path in candidates if (path / "config.yaml").is_file()), None) or find_run(name, cfg.run.root)
 
 
 def _file(value: str, cfg: DictConfig, folder: Path) -> Path | None:
     """Where a path of the config is now, None if nowhere or if it is relative to the working folder of today."""
     path = Path(value).expanduser()
-    places = [origin / path for origin in _origins(cfg, folder)]
-    if path.is_relative_to(cfg.run.root):  # in another run, which may have been moved with this one
-        places.insert(0, folder.parent / path.relative_to(cfg.run.root))
+    places = [*_moved(path, cfg, folder), *(origin / path for origin in _origins(cfg, folder))]
     return next((place for place in places if place.exists()), None)
+
+
+def _moved(path: str | Path, cfg: DictConfig, folder: Path) -> list[Path]:
+    """Where a path in the folder of all runs is now, beside this run; empty for any other path."""
+    for origin in (Path(), *_origins(cfg, folder)):
+        if (origin / path).is_relative_to(origin / cfg.run.root):
+            return [folder.parent / (origin / path).relative_to(origin / cfg.run.root)]
+    return []
 
 
 def _origins(cfg: DictConfig, folder: Path) -> Iterator[Path]:
