@@ -69,7 +69,7 @@ class Start:
         self.folder.mkdir(parents=True, exist_ok=True)
         _lock(self.folder)
         if not (self.folder / "config.yaml").is_file():
-            self.record({"run": self.run_id, "job": _job()})
+            self.record({"run": self.run_id, "job": _job(), "cwd": os.getcwd()})
 
     def record(self, identity: Mapping[str, Any]) -> None:
         """Record what trains from now on: config, overrides, code, and what the run depends on. Only rank 0 writes.

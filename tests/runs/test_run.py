@@ -142,17 +142,64 @@ def test_a_fresh_run_renames_the_old_one(conf, monkeypatch):
     assert finished(prepare(conf))
     assert not finished(prepare(conf, "run.fresh=true"))
     assert finished(Path(f"{folder}.1"))
-    # A requeued job repeats its command line, and must resume.
+    # A requeued job repeats its command line, and must resume the run that it started.
     finish(folder, {"loss": 2.0})
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert finished(prepare(conf, "run.fresh=true"))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not finished(prepare(conf, "run.fresh=true")), "another job's run is not resumed"
 
 
 @pytest.mark.parametrize("end", ["trainer.max_steps=9", "trainer.max_epochs=2"])
 def test_a_run_with_a_new_end_is_not_complete(conf, end):
     folder = prepare(conf, "run.name=mine")
     finish(folder, {})
-    assert not finished(prepare(conf, "run.name=mine", end))
+    start = prepare_run(compose("train", [RECIPE, "run.name=mine", end], conf))
+    assert not start.complete
+    start.open()
+    assert finished(folder), "nothing has been trained towards the new end"
+    start.record({})
+    assert not finished(folder)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name != ".lock"}
+
+
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("change", ["trainer.val_every=3", "trainer.devices=2", "callbacks.progress=null"])
+def test_values_that_never_ran_are_not_written(conf, done, change):
+    folder = prepare(conf, "run.name=mine")
+    if done:
+        finish(folder, {"steps": 4})
+    before = contents(folder)
+    start = prepare_run(compose("train", [RECIPE, "run.name=mine", change], conf))
+    assert start.complete == done
+    start.open()
+    assert contents(folder) == before
+
+
+def test_a_start_that_trains_keeps_what_ran_before(conf, monkeypatch):
+    folder = prepare(conf, "run.name=mine")
+    monkeypatch.setattr("mmlab.runs.run.code_state", lambda: {"commit": "other"})
+    start = prepare_run(compose("train", [RECIPE, "run.name=mine", "trainer.val_every=3"], conf))
+    start.open()
+    start.record({"val": {"val": "a"}})
+    start.record({"val": {"val": "b"}})
+    assert "val_every: 3" in (folder / "config.yaml").read_text()
+    first, second = json.loads((folder / "code.json").read_text())
+    assert first["versions"]["torch"] and second["commit"] == "other" and len(second["starts"]) == 1
+    config, val = json.loads((folder / "identity.json").read_text())["earlier"]
+    assert config["config"] == {"trainer.val_every": None} and val["val"] == {"val": "a"}
+
+
+def test_the_id_of_a_run_stays_until_it_starts_over(conf):
+    def start(*overrides: str):
+        start = prepare_run(compose("train", [RECIPE, *overrides], conf))
+        start.open()
+        return start
+
+    assert start().run_id == start().run_id != start("run.fresh=true").run_id
 
 
 def test_only_rank_0_writes(conf, monkeypatch):
