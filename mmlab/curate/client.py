@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from mmlab.config.errors import RunError
 from mmlab.curate.config import LLMConfig
 from mmlab.curate.journal import Row, write_whole
+from mmlab.runs.disk import to_json
 
 Message = Mapping[str, str]
 """`role` (system, user or assistant) and `content`, as in the chat-completions protocol."""
@@ -141,7 +142,7 @@ class Client:
             "messages": [dict(message) for message in messages],
             "settings": self.backend.settings,
         }
-        name = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+        name = hashlib.sha256(to_json(question, sort_keys=True).encode()).hexdigest()
         with self._lock:
             turn = self._requests.setdefault(name, threading.Lock())
         with turn:
@@ -203,7 +204,7 @@ class Client:
             fault.spent = fault.spent and replace(fault.spent, hash=name)
             raise
         record = {**question, "reply": asdict(reply)}
-        write_whole(self._file(name), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_whole(self._file(name), to_json(record, ensure_ascii=False, indent=1) + "\n")
         return reply
 
     def _stored(self, name: str, question: dict[str, Any]) -> Reply | None:

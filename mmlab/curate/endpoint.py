@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from mmlab.config.errors import ConfigError
 from mmlab.curate.client import UNUSABLE, Message, NoReply, Refused, Reply
 from mmlab.curate.config import EndpointConfig
+from mmlab.runs.disk import to_json
 from mmlab.runs.redact import HIDDEN, redact_text
 
 LONGEST_WAIT = 600.0  # seconds; a longer Retry-After is shortened to this
@@ -83,7 +84,7 @@ class Endpoint:
             Refused: the endpoint rejects every prompt.
         """
         stop = stop or threading.Event()
-        body = json.dumps({"model": self.model, "messages": list(messages), **self.settings}).encode()
+        body = to_json({"model": self.model, "messages": list(messages), **self.settings}).encode()
         faults: list[TransientFault] = []
         while len(faults) < self.config.attempts:
             self._pace.wait(stop)

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.data.progress_bar import progress
 from mmlab.runs import disk
+from mmlab.runs.disk import to_json
 
 Row = dict[str, Any]
 Step = Callable[[Sequence[Row]], Iterable[Row]]
@@ -149,7 +150,7 @@ def open_journal(out: Path, name: str, settings: Row) -> Journal:
         ConfigError: it was written with other settings.
     """
     journal = Journal(journal_of(out, name))
-    now = json.loads(json.dumps(settings))
+    now = json.loads(to_json(settings))
     if not journal.rows:
         with closing(journal):
             journal.append({"settings": now})
@@ -270,7 +271,7 @@ def _difference(key: str, before: Any, now: Any) -> tuple[str, str, str]:
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return _difference(f"{key}.{name}", before.get(name), now.get(name))
-    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in (before, now)]
+    texts = [value if isinstance(value, str) else to_json(value, ensure_ascii=False) for value in (before, now)]
     same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
     return key, _excerpt(texts[0], same), _excerpt(texts[1], same)
 

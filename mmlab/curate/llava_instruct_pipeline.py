@@ -21,6 +21,7 @@ from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.data.sources.coco import coco
 from mmlab.data.turns import IMAGE
 from mmlab.keyed import draw
+from mmlab.runs.disk import to_json
 
 ENTRIES = "llava_instruct.json"
 
@@ -62,7 +63,7 @@ def curate(
         written = _write(config, index, out, rows)
         data = {**(counted or {}), "samples": len(index), "without_context": questions.without_context}
         report = instruct_report(out, list(prompts), config.llm, data, written)
-        write_whole(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_whole(out / REPORT, to_json(report, indent=1, ensure_ascii=False) + "\n")
     if not rows:
         losses = [(number, reason) for name in LOSSES for reason, number in report["total"][name].items()]
         reasons = ", ".join(f"{reason} {number}" for number, reason in sorted(losses, key=lambda loss: -loss[0])[:5])
@@ -84,13 +85,13 @@ def open_images(data: InstructDataConfig, out: Path, quiet: bool = False) -> tup
         return ShardIndex.open(data.path), {}
     files = {name: getattr(data, name) for name in ("images", "captions", "instances", "table", "missing_budget")}
     identity = {name: value if name == "missing_budget" else _content(value) for name, value in files.items()}
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    name = hashlib.sha256(to_json(identity, sort_keys=True).encode()).hexdigest()[:12]
     root, counts_file = out / f"pictures-{name}", out / f"pictures-{name}.json"
     with exclusive(out):
         if counts_file.exists():  # it is written last
             return ShardIndex.open(root), json.loads(counts_file.read_text(encoding="utf-8"))
         index, counts = write_shards(coco(**files), root, overwrite=True, quiet=quiet)
-        write_whole(counts_file, json.dumps(counts) + "\n")
+        write_whole(counts_file, to_json(counts) + "\n")
         return index, counts
 
 
@@ -130,7 +131,7 @@ def _steps(
 
 
 def _hash(examples: Sequence[Example]) -> str:
-    return hashlib.sha256(json.dumps(examples).encode()).hexdigest()[:12]
+    return hashlib.sha256(to_json(examples).encode()).hexdigest()[:12]
 
 
 def _write(config: CurateLLaVAInstructConfig, index: ShardIndex, out: Path, rows: Sequence[Row]) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _write(config: CurateLLaVAInstructConfig, index: ShardIndex, out: Path, rows
                 members: Members = dict(index.read(row["sample"], IMAGE_EXTENSIONS))
                 writer.write(row["key"], {**members, "json": {**entries[row["key"]], "provenance": provenance}})
         written["hash"] = writer.index.hash
-    write_whole(out / ENTRIES, json.dumps(list(entries.values()), ensure_ascii=False, indent=1) + "\n")
+    write_whole(out / ENTRIES, to_json(list(entries.values()), ensure_ascii=False, indent=1) + "\n")
     return written
 
 

@@ -31,6 +31,7 @@ from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.keyed import draw
+from mmlab.runs.disk import to_json
 
 DATA = "data.json"
 
@@ -72,7 +73,7 @@ def curate(
         waits = config.review == "all" and len(decisions) < len(items)
         written = None if waits else _write(config, index, out, items, decisions)
         report = minigpt4_report(out, config.llm, written)
-        write_whole(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_whole(out / REPORT, to_json(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 
@@ -104,7 +105,7 @@ def _steps(
     settings = {"data": index.hash, "samples": config.samples, "seed": config.seed, "chosen": len(chosen)}
     settings |= {**identity, "instruction": config.instruction}
     open_journal(out, "described", settings)  # refuses other images before the review would show them
-    data = json.dumps({"data": str(index.root)}) + "\n"
+    data = to_json({"data": str(index.root)}) + "\n"
     if not (out / DATA).exists() or (out / DATA).read_text(encoding="utf-8") != data:
         write_whole(out / DATA, data)
 

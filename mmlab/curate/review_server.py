@@ -25,6 +25,7 @@ from mmlab.curate.minigpt4_pipeline import reviewed_images
 from mmlab.data.formats import IMAGE_EXTENSIONS
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import SampleError
+from mmlab.runs.disk import to_json
 
 LONGEST_BODY = 1 << 20  # bytes
 TYPES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
@@ -151,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, data, TYPES[extension])
 
     def _respond(self, status: int, body: dict[str, Any]) -> None:
-        self._send(status, json.dumps(body).encode(), "application/json")
+        self._send(status, to_json(body).encode(), "application/json")
 
     def _send(self, status: int, data: bytes, kind: str) -> None:
         self.send_response(status)

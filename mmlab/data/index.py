@@ -16,6 +16,7 @@ from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
 from mmlab.data.sample_types import SampleError
 from mmlab.data.scan import ScanNotes, ShardScan, list_shards, local_folder, scan_shards
+from mmlab.runs.disk import to_json
 
 INDEX_NAME = "index.npz"
 _VERSION = 1
@@ -277,7 +278,7 @@ def _write(index: ShardIndex) -> None:
         "shards": np.array(index.shards),
         "type_names": np.array(index.type_names),
         "keys": np.char.encode(index.keys, "utf-8"),
-        "notes": np.array(json.dumps(vars(index.notes))),
+        "notes": np.array(to_json(vars(index.notes))),
         **{name: getattr(index, name) for name in _ARRAYS},
         **vars(index.members),
     }

@@ -20,6 +20,7 @@ from mmlab.data.turns import Turn
 from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.questions import Question, read_picture
 from mmlab.model.vlm import VisionLanguageModel
+from mmlab.runs.disk import to_json
 
 
 class Answerer:
@@ -116,7 +117,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self.path = path
-        self._head = json.dumps(about, sort_keys=True)
+        self._head = to_json(about, sort_keys=True)
         self.answers = self._read()
 
     def add(self, answers: Mapping[int, Any]) -> None:
@@ -126,7 +127,7 @@ class AnswerFile:
             self.path.write_text(self._head + "\n", encoding="utf-8")
         self.answers |= answers
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps([n, answer]) + "\n" for n, answer in answers.items())
+            file.writelines(to_json([n, answer]) + "\n" for n, answer in answers.items())
             file.flush()
             os.fsync(file.fileno())
 

@@ -16,6 +16,7 @@ from mmlab.model.conditioner import ClassCondition, TextCondition
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.dit import DiT
 from mmlab.model.first_stage import FirstStage, Identity
+from mmlab.runs.disk import to_json
 
 INDEX = "model_index.json"
 OURS = "mmlab.export.latent_pipeline"
@@ -188,4 +189,4 @@ def _code(module: str) -> str:
 
 def _edit_index(out: Path, **entries: Any) -> None:
     index = json.loads((out / INDEX).read_text())
-    (out / INDEX).write_text(json.dumps({**index, **entries}, indent=2) + "\n")
+    (out / INDEX).write_text(to_json({**index, **entries}, indent=2) + "\n")

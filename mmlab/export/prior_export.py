@@ -3,7 +3,6 @@
 Legend: K codes, V tokens of the vocabulary, D width.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from mmlab.model.code_gpt import Block, CodeGPT
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.conditioner import ClassCondition, TextCondition
+from mmlab.runs.disk import to_json
 
 CONTEXT = "context.safetensors"
 LOADER = "mmlab.export.code_pipeline"
@@ -72,7 +72,7 @@ def export_prior(model: CodePriorModel, sampler: CodeSampler, size: int, out: Pa
         assert prior.context is not None
         save_file({name: value.contiguous() for name, value in prior.context.state_dict().items()}, out / CONTEXT)
         card |= conditioner.describe()
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (out / "card.json").write_text(to_json(card, indent=2) + "\n", encoding="utf-8")
     copy_code(LOADER, out / "loader.py")
     return f'Pipeline("{out}")  # from {out}/loader.py'
 

@@ -24,6 +24,7 @@ from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
 from mmlab.model.pretrained import on_meta, require_source
 from mmlab.model.quantizer import Quantizer
+from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
 LOGVAR = (-30.0, 20.0)
@@ -189,7 +190,7 @@ class VQAutoencoder(Autoencoder):
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`, statistics and codebook included."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(self._config(), indent=2) + "\n")
+        (folder / CONFIG).write_text(to_json(self._config(), indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
 
     def load_pretrained(self) -> None:

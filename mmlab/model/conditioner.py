@@ -24,6 +24,7 @@ from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
 from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
+from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
 CLASSES, WEIGHTS = "classes.json", "model.safetensors"
@@ -129,7 +130,7 @@ class ClassCondition(Conditioner):
     def save(self, folder: Path) -> None:
         """Write the embeddings, and the names that they belong to."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CLASSES).write_text(json.dumps(self.names, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / CLASSES).write_text(to_json(self.names, ensure_ascii=False) + "\n", encoding="utf-8")
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
 
     def load(self, folder: Path) -> None:

@@ -3,7 +3,6 @@
 Legend: N images, P tokens per image, V vision width, Q queries, T text tokens, D the Q-Former's width.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import QFormerConfig
 from mmlab.model.pretrained import read_config, read_tensors, require_source
+from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
 # Names of its tensors in BLIP-2 checkpoints; there the norm is the vision encoder's last one.
@@ -106,7 +106,7 @@ class QFormer(nn.Module):
         """Write weights under BLIP-2's names and the Q-Former's config: a folder that `source` can name."""
         weights = {_foreign(name): tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        (folder / "config.json").write_text(to_json(self.config.to_dict(), indent=2) + "\n")
 
     def load_pretrained(self) -> None:
         """Fill the weights from the source of the settings; raises ConfigError when they do not fit."""

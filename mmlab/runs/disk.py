@@ -2,11 +2,12 @@
 
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -84,6 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or read-only, or a permission is missing.
     """
+    path = Path(os.path.abspath(path))
     draft = path.with_name(f"{DRAFT}{os.getpid()}-{threading.get_ident()}-{path.name}")
     with writing(path):
         try:
@@ -118,8 +120,31 @@ def write_text(path: Path, text: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any, indent: int = 1, ascii: bool = True) -> None:
-    """Like `write_text`, for a JSON file."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=ascii) + "\n")
+    """Like `write_text`, for a JSON file; see `to_json`."""
+    write_text(path, to_json(content, indent=indent, ensure_ascii=ascii) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Like `write_text`, with one JSON value per line."""
+    write_text(path, "".join(f"{to_json(row)}\n" for row in rows))
+
+
+def to_json(content: Any, **options: Any) -> str:
+    """Return JSON that every reader takes: NaN and infinity, which JSON does not have, become null.
+
+    Args:
+        content: plain data.
+        **options: of `json.dumps`.
+    """
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Names of runs and sweeps, derived from the command line: the same command is the same run."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.multirun import canonical, is_sweep
+from mmlab.runs.disk import to_json
 from mmlab.runs.finished_runs import only_run_of, recipe_of
 
 # Keys that affect how or where a run is executed or when it is stopped, but not its result.
@@ -114,7 +114,7 @@ def _chosen(choices: Mapping[str, str | None]) -> list[str | None]:
 
 
 def _digest(values: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(sorted(values.items())).encode()).hexdigest()[:8]
+    return hashlib.sha256(to_json(sorted(values.items())).encode()).hexdigest()[:8]
 
 
 def _changes(

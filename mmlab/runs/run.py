@@ -20,7 +20,7 @@ from mmlab.config.explain import explain_key
 from mmlab.config.fields import check_fields
 from mmlab.config.schemas import attach, schemas, targets
 from mmlab.runs.code import code_state
-from mmlab.runs.disk import claim, write_text
+from mmlab.runs.disk import claim, write_json, write_text
 from mmlab.runs.finished_runs import DONE, OVERRIDES, finished, only_run_of
 from mmlab.runs.identity import differing
 from mmlab.runs.naming import is_execution, stage_of
@@ -110,7 +110,7 @@ class Start:
         return states
 
     def _write(self, name: str, value: Any) -> None:
-        write_text(self.folder / name, json.dumps(redact(value), indent=1) + "\n")
+        write_json(self.folder / name, redact(value))
 
 
 def prepare_run(cfg: DictConfig) -> Start:
@@ -185,7 +185,7 @@ def _lock(folder: Path) -> None:
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
     """Mark a run as complete, with its last metrics; called after everything else is written."""
-    write_text(folder / DONE, json.dumps(redact(metrics), indent=1) + "\n")
+    write_json(folder / DONE, redact(metrics))
 
 
 def find_run(name: str, root: str | Path) -> Path:

@@ -1,7 +1,6 @@
 """What a run leaves behind: one folder per trained part, with a card, from which the next stage starts."""
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.runs.disk import DRAFT, replacing, to_json
 from mmlab.runs.ranks import rank
 from mmlab.runs.run import finished
 from mmlab.training.trainable import HasUnused, parts_of
 from mmlab.weights import CARD, content_hash, file_hashes, fill, require_finite, verify_files
-from mmlab.runs.disk import DRAFT, replacing
 
 WEIGHTS = "model.safetensors"
 
@@ -100,7 +99,7 @@ def save_parts(
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
     """Write the card of a part whose files are complete: `facts`, and the hash of every file."""
-    (folder / CARD).write_text(json.dumps({**facts, "files": file_hashes(folder)}, indent=2) + "\n")
+    (folder / CARD).write_text(to_json({**facts, "files": file_hashes(folder)}, indent=2) + "\n")
 
 
 def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:

@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mmlab.config.errors import RunError
-from mmlab.runs.disk import sync_folder
+from mmlab.runs.disk import sync_folder, to_json
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ def write(state: Mapping[str, Any], folder: Path) -> None:
         _sync(raw)
     manifest = {"format": 1, "torch": str(torch.__version__), "files": {STATE: file.facts()}}
     with (folder / MANIFEST).open("wb") as raw:
-        raw.write(json.dumps(manifest, indent=1).encode() + b"\n")
+        raw.write(to_json(manifest, indent=1).encode() + b"\n")
         _sync(raw)
     sync_folder(folder)
 

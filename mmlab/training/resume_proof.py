@@ -11,6 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from mmlab.runs.disk import to_json
 from mmlab.training.config import BatchLogConfig
 
 # Two runs have their own names and ids, and their speed is never the same.
@@ -71,7 +72,7 @@ class BatchLog(Callback):
         self.config = config
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        line = json.dumps({"step": trainer.global_step + 1, "micro": batch_idx, "keys": batch["keys"]})
+        line = to_json({"step": trainer.global_step + 1, "micro": batch_idx, "keys": batch["keys"]})
         # Unbuffered: a kill leaves whole lines.
         with Path(self.config.folder, f"batches-{trainer.global_rank}.jsonl").open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")

@@ -1,7 +1,6 @@
 """The identity of a run in its checkpoints: stored in each, compared when one is resumed from."""
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mmlab.runs.code import commit, source_hash, versions
+from mmlab.runs.disk import to_json
 from mmlab.runs.identity import compare
 from mmlab.runs.references import tokenizer_folder
 from mmlab.runs.run import Start
@@ -121,4 +121,4 @@ def _tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return hashlib.sha256(to_json(value).encode()).hexdigest()

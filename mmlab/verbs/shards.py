@@ -1,12 +1,12 @@
 """`mmlab shards`: make, check and inspect the shards that training reads."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.runs.disk import to_json
 from mmlab.verbs._shard_build import Parser, add, add_build, add_drawing, add_encode, existing, positive
 
 # torch, Pillow and transformers are imported by the commands that need them, so that `--help` is fast.
@@ -47,7 +47,7 @@ def _stats(args: argparse.Namespace) -> None:
 
     summary = stats(ShardIndex.open(args.root))
     if args.json:
-        print(json.dumps(summary))
+        print(to_json(summary))
         return
     for name, value in summary.items():
         if isinstance(value, dict):

@@ -1,5 +1,6 @@
 """Files are replaced atomically, and a disk that refuses gives one sentence, whichever library wrote."""
 
+import ast
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from mmlab import cli
 from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import RunError
+from mmlab.runs import disk
 from mmlab.runs.disk import DRAFT, replacing, write_json, write_text, writing
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -93,3 +95,27 @@ def test_no_traceback_for_a_write_that_nobody_expected_to_fail(monkeypatch, caps
     assert cli.main(["train"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("mmlab: /there/file cannot be used: ")
+
+
+def test_json_has_no_nan(tmp_path):
+    content = {"val/loss": float("nan"), "rows": [(1.5, float("-inf"))], "steps": 3, "name": "NaN"}
+    write_json(tmp_path / "done.json", content)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    read = json.loads((tmp_path / "done.json").read_text(), parse_constant=refuse)
+    assert read == {"val/loss": None, "rows": [[1.5, None]], "steps": 3, "name": "NaN"}
+
+
+def test_all_json_is_made_by_one_function():
+    """`json.dumps` alone would write NaN, which other readers refuse."""
+    root = Path(disk.__file__).parent.parent
+    calls = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dump", "json.dumps")
+        if not any(keyword.arg == "allow_nan" for keyword in node.keywords)
+    ]
+    assert calls == []

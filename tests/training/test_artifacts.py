@@ -14,6 +14,7 @@ from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
+from mmlab.runs.disk import DRAFT
 from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts, write_card
 from mmlab.weights import CARD, content_hash
 from tests.model import tiny
@@ -287,7 +288,7 @@ def test_artifacts_are_replaced_as_a_whole(tmp_path):
     model = nn.ModuleDict({"head": nn.Linear(2, 2)})
     folder = save(model, ["head"], tmp_path / "run") / "artifacts"
     (folder / "head" / "shard-2.safetensors").touch()
-    (folder / ".head.1").mkdir()  # of a killed process
+    (folder / f"{DRAFT}1-head").mkdir()  # of a killed process
     save(different(model), ["head"], tmp_path / "run")
     assert sorted(path.name for path in folder.iterdir()) == ["head"]
     assert sorted(path.name for path in (folder / "head").iterdir()) == [CARD, "model.safetensors"]
