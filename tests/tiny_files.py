@@ -14,6 +14,12 @@ def png(width=8, height=6, color="red") -> bytes:
     return file.getvalue()
 
 
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
 def bomb() -> bytes:
     """A JPEG of a few hundred bytes whose header claims 30000 x 30000 pixels."""
     file = io.BytesIO()

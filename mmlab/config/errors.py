@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -33,3 +34,29 @@ def nearest(name: str, options: Iterable[str]) -> str:
 def closest(name: str, options: Iterable[str]) -> str | None:
     """Return the option with the spelling closest to `name`, None if none is close."""
     return next(iter(get_close_matches(name, list(options), n=1, cutoff=0.5)), None)
+
+
+def existing_file(path: str | Path, error: type[UserError] = DataError) -> Path:
+    """Return the path of a file; raise `error` with the closest name if there is none, or if it is a folder."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        names = sorted(other.name for other in file.iterdir() if other.is_file())[:3]
+        raise error(f"{path} is a folder; give a file{', such as ' + ', '.join(names) + ' in it' if names else ''}.")
+    if not file.is_file():
+        raise error(f"there is no file {path}.{_sibling(file)}")
+    return file
+
+
+def existing_folder(path: str | Path, error: type[UserError] = DataError) -> Path:
+    """Return the path of a folder; raise `error` with the closest name if there is none, or if it is a file."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise error(f"{path} is a file; give a folder.")
+    if not folder.is_dir():
+        raise error(f"there is no folder {path}.{_sibling(folder)}")
+    return folder
+
+
+def _sibling(path: Path) -> str:
+    """A question about the name in the same folder that is closest to a path that does not exist."""
+    return nearest(path.name, [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else [])

@@ -90,7 +90,8 @@ def open_images(data: InstructDataConfig, out: Path, quiet: bool = False) -> tup
     with exclusive(out):
         if counts_file.exists():  # it is written last
             return ShardIndex.open(root), json.loads(counts_file.read_text(encoding="utf-8"))
-        index, counts = write_shards(coco(**files), root, overwrite=True, quiet=quiet)
+        index, tally = write_shards(coco(**files), root, overwrite=True, quiet=quiet)
+        counts = tally.counts()
         write_whole(counts_file, to_json(counts) + "\n")
         return index, counts
 

@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.config.errors import ConfigError, DataError, existing_folder, nearest
 from mmlab.curate.client import Message
 from mmlab.curate.config import CurateLLaVAInstructConfig
 from mmlab.curate.journal import Row
@@ -19,6 +19,7 @@ from mmlab.curate.llava_instruct_steps import Malformed, parse_reply
 from mmlab.data.formats import RESPONSE_TYPES, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import SampleError
+from mmlab.data.sources.files import read_text
 from mmlab.keyed import draw
 
 _CONTEXT, _REPLY = "_caps.txt", "_conv.txt"
@@ -167,7 +168,7 @@ def _line(box: Any) -> str:
 
 
 def _subfolder(folder: Path, kind: str) -> Path:
-    place = folder / kind
+    place = existing_folder(folder, ConfigError) / kind
     if not place.is_dir():
         siblings = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
         raise ConfigError(f"There is no folder {place} with examples.{nearest(kind, siblings)}")
@@ -176,11 +177,9 @@ def _subfolder(folder: Path, kind: str) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise ConfigError(f"There is no file {path}.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+        text = read_text(path).strip()
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if not text:
         raise ConfigError(f"{path} is empty.")
     return text

@@ -4,6 +4,8 @@ torch is imported where a tensor is made, so that `mmlab shards` reads headers w
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,16 +44,23 @@ def decode_image(data: bytes, spec: ImageSpec) -> "Tensor":
     """
     import torch
 
-    try:
+    with decoding(data):
         image = load_rgb(data)
-    except TooManyPixels as error:
+    return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), spec)
+
+
+@contextmanager
+def decoding(data: bytes) -> Iterator[None]:
+    """Around decoding an image: what goes wrong is a SampleError `pixels` or `decode`."""
+    try:
+        yield
+    except (TooManyPixels, Image.DecompressionBombError) as error:
         raise SampleError("pixels", str(error)) from None
-    except MemoryError:
-        raise  # the cap bounds what an image can take, so it is not the image's fault
+    except (SampleError, MemoryError):
+        raise  # the cap bounds what an image can take, so a lack of memory is not the image's fault
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
         reason = f"unreadable image ({len(data)} bytes): {error or type(error).__name__}"
         raise SampleError("decode", reason) from None
-    return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), spec)
 
 
 def resize(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
@@ -123,6 +132,12 @@ def open_image(data: bytes) -> ImageFile:
     return _OPENERS[kind](io.BytesIO(data))
 
 
+def check_size(width: int, height: int) -> None:
+    """Raise TooManyPixels for an image that is never decoded."""
+    if width * height > PIXEL_CAP or max(width, height) > SIDE_CAP:
+        raise TooManyPixels(f"{width} x {height} pixels are more than the cap of {PIXEL_CAP / 1e6:.0f} million")
+
+
 def load_rgb(data: bytes) -> Image.Image:
     """Decode an image to RGB: its first frame, rotated as its EXIF data state, on a white background.
 
@@ -134,9 +149,7 @@ def load_rgb(data: bytes) -> Image.Image:
         image: Image.Image = open_image(data)
     except Image.DecompressionBombError as error:  # the WebP plugin has a check of its own
         raise TooManyPixels(str(error)) from None
-    width, height = image.size
-    if width * height > PIXEL_CAP or max(width, height) > SIDE_CAP:
-        raise TooManyPixels(f"{width} x {height} pixels are more than the cap of {PIXEL_CAP / 1e6:.0f} million")
+    check_size(*image.size)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and "transparency" not in image.info:

@@ -15,9 +15,10 @@ from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PIXEL_CAP, Members,
 from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
 from mmlab.data.progress_bar import progress
 from mmlab.data.scan import scan_shards
+from mmlab.data.tally import Tally
 
-Samples = Generator[tuple[str, Members], None, dict[str, int]]
-"""A converter: it yields (key, members) and returns its counts."""
+Samples = Generator[tuple[str, Members], None, Tally]
+"""A converter: it yields (key, members) of each row that can be trained on, and returns the counts of all rows."""
 
 
 class ShardWriter:
@@ -114,17 +115,24 @@ def write_shards(
     overwrite: bool = False,
     total: int | None = None,
     quiet: bool = False,
-) -> tuple[ShardIndex, dict[str, int]]:
-    """Write the samples of a converter; return the new index and the converter's counts."""
-    counts: dict[str, int] = {}
+) -> tuple[ShardIndex, Tally]:
+    """Write the samples of a converter; return the new index and the converter's counts.
+
+    Raises:
+        DataError: what the converter and `ShardWriter` raise, or no row is left.
+    """
+    tally = Tally()
 
     def counted():
-        counts.update((yield from samples))
+        nonlocal tally
+        tally = yield from samples
 
     with ShardWriter(root, max_samples, overwrite, quiet) as writer:
         for key, members in progress(counted(), "writing samples", total, quiet):
             writer.write(key, members)
-    return writer.index, counts
+        if tally.rows and not tally.written:
+            raise DataError(f"none of {tally.rows} rows can be used: {'; '.join(tally.lines())}")
+    return writer.index, tally
 
 
 def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardIndex:

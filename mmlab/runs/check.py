@@ -8,10 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import check_targets
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.runs.index_files import has_index
 from mmlab.runs.ranks import accumulation, check_tasks, world_size
 from mmlab.runs.run import find_run
 
-INDEX = "index.npz"
 SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
 """`draws_from` of a stage → an option of conf/sampler that fits it."""
 
@@ -153,8 +153,10 @@ def check_shards(folder: Path, where: str, made_by: str) -> None:
     Raises:
         ConfigError: no folder, no shards, or shards without an index.
     """
-    if (folder / INDEX).is_file():
+    if has_index(folder):
         return
+    if folder.is_file():
+        raise ConfigError(f"'{where}': {folder} is a file; give the folder of the shards.")
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         hint = nearest(folder.name, siblings)

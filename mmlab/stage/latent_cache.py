@@ -16,6 +16,7 @@ from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.shard_files import Samples
+from mmlab.data.tally import Tally
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.first_stage import FirstStage, to_signed
 from mmlab.runs.run import load_run_config
@@ -89,7 +90,7 @@ def latents(
         missing_budget: share of the samples whose image may be missing or unreadable.
 
     Returns:
-        Counts: `samples`, `unreadable` (left out).
+        A row for each sample; left out: `unreadable`.
 
     Raises:
         DataError: more unreadable images than the budget allows.
@@ -130,7 +131,7 @@ def codes(
         map_stage: encodes the images' maps, as `map_codes`; None leaves them out.
 
     Returns:
-        Counts: `samples`, `unreadable` (left out).
+        A row for each sample; left out: `unreadable`.
 
     Raises:
         ConfigError: a first stage without a codebook.
@@ -167,8 +168,8 @@ def _encoded(
         encode: encodes a batch; the rest as for `latents`.
     """
     made_by = {field: content_hash(stage) for field, stage in stages.items()}
-    counts = {"samples": 0, "unreadable": 0}
-    samples = _readable(index, spec, counts, int(missing_budget * len(index)), maps=MAP_STAGE in stages)
+    tally = Tally()
+    samples = _readable(index, spec, tally, int(missing_budget * len(index)), maps=MAP_STAGE in stages)
     while rows := list(islice(samples, batch_size)):
         tensors: dict[str, Tensor] = {}
         for n, (field, stage) in enumerate(stages.items()):
@@ -182,19 +183,19 @@ def _encoded(
             record = {**parse_record(members), **made_by, ENCODED_AS: spec.form}
             data = save({name: value[n].contiguous() for name, value in tensors.items()})
             yield key, {**own, "json": record, LATENTS: data}
-            counts["samples"] += 1
-    return counts
+            tally.written += 1
+    return tally
 
 
 def _readable(
-    index: ShardIndex, spec: ImageSpec, counts: dict[str, int], allowed: int, maps: bool
+    index: ShardIndex, spec: ImageSpec, tally: Tally, allowed: int, maps: bool
 ) -> Iterator[tuple[str, dict[str, bytes], list[Tensor]]]:
     """Yield (key, members, uint8 `[3, S, S]` of the image, and with `maps` of its map) of each readable sample.
 
     Args:
         index: open shards with images.
         spec: how images are decoded.
-        counts: in which `unreadable` ones are counted.
+        tally: counts the others as `unreadable`.
         allowed: how many of them there may be.
         maps: whether the map is needed, too.
 
@@ -210,10 +211,10 @@ def _readable(
             parse_record(members)
             images = [decode_image(data, spec), *([map_of(members, spec)] if maps else [])]
         except (SampleError, ValueError, RecursionError) as error:
-            counts["unreadable"] += 1
-            if counts["unreadable"] > allowed:
+            tally.leave_out("unreadable", f"sample {key}: {error}")
+            if (lost := tally.left_out["unreadable"]) > allowed:
                 raise DataError(
-                    f"{index.root}: sample {key} cannot be encoded ({error}); {counts['unreadable']} are lost and the"
+                    f"{index.root}: sample {key} cannot be encoded ({error}); {lost} are lost and the"
                     f" missing budget allows {allowed}."
                 ) from error
             continue

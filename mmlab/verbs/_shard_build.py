@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError, existing_file, existing_folder, nearest
 from mmlab.data.formats import RESPONSE_TYPES
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
@@ -58,6 +58,16 @@ def existing(path: str) -> str:
     raise ConfigError(f"there is no {path}.{nearest(str(place), siblings)}")
 
 
+def folder(path: str) -> str:
+    """The type of an argument that is a folder; ConfigError if it does not exist, or is a file."""
+    return str(existing_folder(path, ConfigError))
+
+
+def file(path: str) -> str:
+    """The type of an argument that is a file; ConfigError if it does not exist, or is a folder."""
+    return str(existing_file(path, ConfigError))
+
+
 def add_drawing(add: Add) -> None:
     """Add the arguments of everything that draws shapes."""
     add("--seed", type=int, default=0, help="(%(default)s)")
@@ -78,7 +88,7 @@ def _add_fields(add: Add) -> None:
 
 
 def _add_budget(add: Add, share: float = 0.0) -> None:
-    help_budget = "share of images that may be missing (%(default)s)"
+    help_budget = "share of images that may be missing or unsupported (%(default)s)"
     add("--missing-budget", type=float, default=share, metavar="SHARE", help=help_budget)
 
 
@@ -124,55 +134,55 @@ def _instructions(add: Add) -> None:
 
 @source("mmlab.data.sources.easy_vqa.easy_vqa", "the easy-VQA data set")
 def _easy_vqa(add: Add) -> None:
-    add("root", metavar="data", type=existing, help="folder that contains easy_vqa/data")
+    add("root", metavar="data", type=folder, help="folder that contains easy_vqa/data")
     add("--split", default="train", choices=("train", "val", "test"), help="(%(default)s)")
     add("--held-out", type=int, default=0, metavar="N", help="every Nth train image belongs to val")
 
 
-@source("mmlab.data.sources.llava_json.llava_json", "LLaVA's JSON list of conversations and its images")
+@source("mmlab.data.sources.llava_json.llava_json", "LLaVA's conversations (a JSON list or lines) and their images")
 def _llava_json(add: Add) -> None:
-    add("path", metavar="json", type=existing, help="such as llava_instruct_150k.json")
-    add("images", type=existing, help="folder of the entries' images")
+    add("path", metavar="json", type=file, help="such as llava_instruct_150k.json")
+    add("images", type=folder, help="folder of the entries' images")
     add("--type", dest="kind", help="response type of entries without one, such as conversation")
     _add_budget(add)
 
 
 @source("mmlab.data.sources.coco.coco", "images with COCO's captions and boxes")
 def _coco(add: Add) -> None:
-    add("images", type=existing, help="image folder")
-    add("--captions", type=existing, metavar="JSON", help="such as captions_train2017.json")
-    add("--instances", type=existing, metavar="JSON", help="such as instances_train2017.json")
-    add("--table", type=existing, metavar="JSONL", help="captions and boxes of one image per line, instead of both")
+    add("images", type=folder, help="image folder")
+    add("--captions", type=file, metavar="JSON", help="such as captions_train2017.json")
+    add("--instances", type=file, metavar="JSON", help="such as instances_train2017.json")
+    add("--table", type=file, metavar="JSONL", help="captions and boxes of one image per line, instead of both")
     _add_budget(add)
 
 
 @source("mmlab.data.sources.scienceqa.scienceqa", "ScienceQA in its official layout, in LLaVA's single-turn form")
 def _scienceqa(add: Add) -> None:
     help_root = "folder with problems.json, pid_splits.json and, if there are images, images/<split>"
-    add("root", metavar="data", type=existing, help=help_root)
+    add("root", metavar="data", type=folder, help=help_root)
     add("--split", default="train", help="train, val, test, minival, … (%(default)s)")
     forms = ("QCM-LEA", "QCM-ALE")
     add("--form", default=forms[0], choices=forms, help="reasoning first, or answer first: QCM-ALE")
-    add("--captions", type=existing, metavar="JSON", help="captions of the images, for the context")
+    add("--captions", type=file, metavar="JSON", help="captions of the images, for the context")
     _add_budget(add, 1.0)  # a problem whose image is missing is kept as text
 
 
 @source("mmlab.data.sources.captions.captions", "images with captions in .txt files next to them, or in a table")
 def _captions(add: Add) -> None:
-    add("images", type=existing, help="image folder")
-    help_table = ".csv, .tsv or .jsonl; without it, x.txt is the caption of x.jpg"
-    add("--captions", dest="table", type=existing, metavar="TABLE", help=help_table)
+    add("images", type=folder, help="image folder")
+    help_table = ".csv, .tsv, .json or .jsonl; without it, x.txt is the caption of x.jpg"
+    add("--captions", dest="table", type=file, metavar="TABLE", help=help_table)
     add("--caption-field", help="the table's column of captions")
     _add_fields(add)
 
 
 @source("mmlab.data.sources.image_folder.images", "images with classes: a subfolder per class, or a table")
 def _images(add: Add) -> None:
-    add("root", metavar="images", type=existing, help="image folder")
-    help_labels = ".csv, .tsv or .jsonl; without it, subfolders are classes"
-    add("--labels", type=existing, metavar="TABLE", help=help_labels)
+    add("root", metavar="images", type=folder, help="image folder")
+    help_labels = ".csv, .tsv, .json or .jsonl; without it, subfolders are classes"
+    add("--labels", type=file, metavar="TABLE", help=help_labels)
     help_maps = "folder with a PNG of the same path for each image, such as a segmentation"
-    add("--maps", type=existing, metavar="DIR", help=help_maps)
+    add("--maps", type=folder, metavar="DIR", help=help_maps)
     _add_fields(add)
 
 
@@ -198,10 +208,13 @@ def _write(args: argparse.Namespace, samples: Any, total: int | None) -> None:
     from mmlab.data.shard_files import write_shards
 
     start = time.monotonic()
-    index, counts = write_shards(samples, args.out, args.shard_samples, args.overwrite, total=total)
-    listed = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
+    index, tally = write_shards(samples, args.out, args.shard_samples, args.overwrite, total=total)
+    listed = "".join(f", {name.replace('_', ' ')} {count}" for name, count in tally.details.items())
     seconds = time.monotonic() - start
-    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, {seconds:.1f} s ({listed})")
+    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, {seconds:.1f} s{listed}")
+    print(f"rows {tally.rows} = written {tally.written} + left out {tally.left_out.total()}")
+    for line in tally.lines():
+        print(f"left out: {line}")
 
 
 def add_encode(commands) -> None:

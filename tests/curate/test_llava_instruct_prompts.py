@@ -112,7 +112,7 @@ def test_examples_are_sorted_by_name(folder):
             lambda place: (place / "000_conv.txt").write_text("A cat."),
             r"000_conv.txt does not have the form of its type \(text without a label\)",
         ),
-        (lambda place: (place / "000_conv.txt").write_bytes(b"\xff"), "cannot be read"),
+        (lambda place: (place / "000_conv.txt").write_bytes(b"\xff"), "line 1, is not UTF-8"),
         (lambda place: [path.unlink() for path in place.glob("0*")], "contains no example"),
         (lambda place: place.rename(place.with_name("conversations")), "Did you mean 'conversations'"),
     ],
@@ -142,7 +142,7 @@ def test_prompts_of_the_types_with_samples(folder):
 
 def test_missing_prompts_are_named(folder):
     (folder / "detail_description" / "system_message.txt").unlink()
-    with pytest.raises(ConfigError, match=r"There is no file .*system_message\.txt"):
+    with pytest.raises(ConfigError, match=r"there is no file .*system_message\.txt"):
         load_prompts(config(examples=str(folder)))
     with pytest.raises(ConfigError, match=r"prompts\.detail_description=null is read from a folder with examples"):
         load_prompts(config())

@@ -10,7 +10,9 @@ from webdataset.compat import WebDataset
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.index import ShardIndex
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples, ShardWriter, stats, verify, write_shards
+from mmlab.data.tally import Tally
 from tests.tiny_files import bomb, png, write_tar
 
 
@@ -108,13 +110,22 @@ def test_a_killed_build_leaves_no_set(tmp_path):
 
 
 def test_write_shards_returns_the_converters_counts(tmp_path):
-    def converter() -> Samples:
-        yield "a", {"txt": "x"}
-        yield "b", {"txt": "y"}
-        return {"samples": 2, "missing": 1}
+    def converter(texts: list[str]) -> Samples:
+        tally = Tally("letters")
+        for text in texts:
+            with tally.row(f"row {text}"):
+                if not text.islower():
+                    raise SampleError("upper", "It is upper case.")
+                tally.details["letters"] += 1
+                yield text, {"txt": text}
+        return tally
 
-    index, counts = write_shards(converter(), tmp_path / "set", quiet=True)
-    assert len(index) == 2 and counts == {"samples": 2, "missing": 1}
+    index, tally = write_shards(converter(["a", "B", "c"]), tmp_path / "set", quiet=True)
+    assert len(index) == 2 and tally.counts() == {"rows": 3, "samples": 2, "upper": 1, "letters": 2}
+    assert tally.lines() == ["upper 1, such as row B: It is upper case."]
+    with pytest.raises(DataError, match="none of 2 rows can be used: upper 2, such as row A: It is upper case"):
+        write_shards(converter(["A", "B"]), tmp_path / "none", quiet=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_verify_finds_a_flipped_byte_and_names_the_sample(tmp_path):

@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="neither JSON nor JSON lines"):
         read_predictions(tmp_path / "answers.json")
     (tmp_path / "answers.json").write_bytes(b'{"1": "\xff"}')
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="line 1, is not UTF-8"):
         read_predictions(tmp_path / "answers.json")
     with pytest.raises(DataError, match=r"Did you mean 'answers\.json'"):
         read_predictions(tmp_path / "answer.json")

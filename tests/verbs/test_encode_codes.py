@@ -36,10 +36,8 @@ def read(root: Path) -> list[tuple[dict, dict[str, torch.Tensor]]]:
 @torch.no_grad()
 def test_a_cache_is_the_codes_of_each_picture_and_its_mirror_image(tmp_path, batch_size):
     index, stage, maps = make_maps(tmp_path, 5), tiny.vq().eval(), tiny.vq(codes=9).eval()
-    _, counts = write_shards(
-        codes(stage, index, SPEC, True, batch_size, map_stage=maps), tmp_path / "codes", quiet=True
-    )
-    assert counts == {"samples": 5, "unreadable": 0}
+    _, tally = write_shards(codes(stage, index, SPEC, True, batch_size, map_stage=maps), tmp_path / "codes", quiet=True)
+    assert tally.counts() == {"rows": 5, "samples": 5}
     for i, (record, stored) in enumerate(read(tmp_path / "codes")):
         original = index.read(i)
         assert set(stored) == {"codes", "codes_flipped", "map_codes", "map_codes_flipped"}
@@ -69,10 +67,10 @@ def test_pictures_without_a_map_are_lost_only_where_maps_are_asked_for(tmp_path)
         writer.write("whole", {"png": png(SIZE, SIZE), "map.png": png(SIZE, SIZE)})
         writer.write("alone", {"png": png(SIZE, SIZE)})
     stage = tiny.vq().eval()
-    _, counts = write_shards(codes(stage, writer.index, SPEC), tmp_path / "codes", quiet=True)
-    assert counts == {"samples": 2, "unreadable": 0}
+    _, tally = write_shards(codes(stage, writer.index, SPEC), tmp_path / "codes", quiet=True)
+    assert tally.counts() == {"rows": 2, "samples": 2}
     both = codes(stage, writer.index, SPEC, missing_budget=0.5, map_stage=stage)
-    assert write_shards(both, tmp_path / "both", quiet=True)[1] == {"samples": 1, "unreadable": 1}
+    assert write_shards(both, tmp_path / "both", quiet=True)[1].counts() == {"rows": 2, "samples": 1, "unreadable": 1}
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,14 @@ def first_stage() -> TinyFirstStage:
 
 def encode(index, out, stage=None, **options):
     made, counts = write_shards(latents(stage or first_stage(), index, SPEC, **options), out, 5, quiet=True)
-    return {str(key): made.read(i) for i, key in enumerate(made.keys)}, counts
+    return {str(key): made.read(i) for i, key in enumerate(made.keys)}, counts.counts()
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_a_cache_is_the_posterior_of_each_picture(tmp_path, batch_size):
     index = make_pictures(tmp_path, 7)
     found, counts = encode(index, tmp_path / "latents", batch_size=batch_size)
-    assert counts == {"samples": 7, "unreadable": 0} and list(found) == [str(key) for key in index.keys]
+    assert counts == {"rows": 7, "samples": 7} and list(found) == [str(key) for key in index.keys]
     for i, members in enumerate(found.values()):
         original = index.read(i)
         with torch.no_grad():
@@ -106,7 +106,7 @@ def test_unreadable_pictures_are_counted_within_the_budget(tmp_path):
         encode(writer.index, tmp_path / "strict")
     assert not (tmp_path / "strict").exists()
     found, counts = encode(writer.index, tmp_path / "latents", missing_budget=0.5)
-    assert list(found) == ["good", "last"] and counts == {"samples": 2, "unreadable": 2}
+    assert list(found) == ["good", "last"] and counts == {"rows": 4, "samples": 2, "unreadable": 2}
 
 
 def test_a_latent_that_the_type_does_not_hold(tmp_path):

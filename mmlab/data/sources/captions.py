@@ -5,22 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import DataError
-from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker
+from mmlab.data.dialogues import check_sample
+from mmlab.data.formats import KeyMaker
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples
-from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, optional_column, rows
+from mmlab.data.sources.files import read_text
+from mmlab.data.sources.pictures import ImageFolder, pictures_of
+from mmlab.data.sources.tables import CLASS_FIELDS, IMAGE_FIELDS, Row, class_of, column, optional_column, rows
+from mmlab.data.tally import Tally
 
 _CAPTION_FIELDS = ("caption", "text", "title")
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image: where the data set names it, its path in the folder, its caption (or empty) and its class."""
+    """An image: where the data set names it, its path in the folder, its caption, and the row with its class."""
 
     where: str
-    name: str
-    caption: str
-    kind: str | int | None = None
+    name: Any
+    caption: Any
+    row: Row
+    class_column: str | None = None
 
 
 def captions(
@@ -35,57 +40,57 @@ def captions(
 
     Args:
         images: the image folder. Without a table, the caption of each `x.jpg` is in `x.txt` beside it.
-        table: a `.csv`, `.tsv` or `.jsonl` file; each row has an image's path (in `images`) and a caption, and
-            makes one sample.
+        table: a `.csv`, `.tsv`, `.jsonl` or `.json` file; each row has an image's path (in `images`) and a caption,
+            and makes one sample. MiniGPT-4's `filter_cap.json` is one, with ids for paths.
         image_field: the column of the path; None: the first of `image`, `file`, `filename`, `path`, …
         caption_field: the column of the caption; None: `caption`, `text` or `title`.
         class_field: the column of the class, a name or a number; None: `class` or `label`, if there is one.
         missing_budget: share of the rows whose image may be missing or unsupported.
 
     Returns:
-        Counts: `samples`, `missing` (no such image), `unsupported` (not JPEG, PNG or WebP), `without_caption`
-        (skipped).
+        A row for each row of the table, or for each file of the folder that is no caption. Left out: `no-caption`, and
+        what `ImageFolder.read`, `rows`, `class_of` and `pictures_of` name.
 
     Raises:
-        DataError: no such folder or table, a malformed row (with its number), or more losses than the budget allows.
+        DataError: no such folder or table, another encoding, quotation marks that do not match (with the line), or more
+            lost images than the budget allows.
     """
+    tally = Tally()
     if table is None:
-        entries = list(_side_files(Path(images)))
+        entries = list(_side_files(Path(images), tally))
     else:
-        entries = list(_table(Path(table), image_field, caption_field, class_field))
-    folder = ImageFolder(images, missing_budget, len(entries))
+        entries = list(_table(Path(table), tally, image_field, caption_field, class_field))
+    folder = ImageFolder(images, missing_budget, len(entries), tally)
     keys = KeyMaker()
-    counts = {"samples": 0, "without_caption": 0}
     for entry in entries:
-        if not entry.caption:
-            counts["without_caption"] += 1
-        elif (picture := folder.read(entry.name, entry.where)) is not None:
-            counts["samples"] += 1
-            extension, data = picture
-            record: dict[str, Any] = {"id": entry.name, "caption": entry.caption}
-            if entry.kind is not None:
-                record["class"] = entry.kind
-            yield keys(str(Path(entry.name).with_suffix(""))), {extension: data, "json": record}
-    return {**counts, "missing": folder.missing, "unsupported": folder.unsupported}
+        with tally.row(entry.where):
+            if not isinstance(entry.caption, str) or not entry.caption.strip():
+                raise SampleError("no-caption", "It has no caption.")
+            picture = folder.read(entry.name, entry.where)
+            record: dict[str, Any] = {"id": picture.name, "caption": entry.caption.strip()}
+            if (kind := class_of(entry.row, entry.class_column)) is not None:
+                record["class"] = kind
+            check_sample(record, ["caption"], True)
+            yield keys(str(Path(picture.name).with_suffix(""))), {picture.extension: picture.data, "json": record}
+    return tally
 
 
-def _side_files(folder: Path) -> Iterator[_Entry]:
+def _side_files(folder: Path, tally: Tally) -> Iterator[_Entry]:
     """Every image; the caption of one without a text file is empty."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
-            text = path.with_suffix(".txt")
-            caption = text.read_text("utf-8").strip() if text.is_file() else ""
-            yield _Entry(str(path), str(path.relative_to(folder)), caption)
+    texts: dict[Path, Path] = {}
+    for path in list(pictures_of(folder, tally, texts)):
+        text = texts.get(path.with_suffix(""))
+        yield _Entry(str(path), str(path.relative_to(folder)), "" if text is None else read_text(text), {})
 
 
-def _table(path: Path, image_field: str | None, caption_field: str | None, class_field: str | None) -> Iterator[_Entry]:
+def _table(
+    path: Path, tally: Tally, image_field: str | None, caption_field: str | None, class_field: str | None
+) -> Iterator[_Entry]:
     """Every row of a table."""
     image = caption = kind = None
-    for where, row in rows(path):
+    for where, row in rows(path, tally):
         if image is None or caption is None:
             image = column(row, image_field, IMAGE_FIELDS, where)
             caption = column(row, caption_field, _CAPTION_FIELDS, where)
         kind = kind or optional_column(row, class_field, CLASS_FIELDS, where)
-        if not isinstance(row.get(image), str) or not isinstance(row.get(caption), (str, type(None))):
-            raise DataError(f"{where}: '{image}' and '{caption}' must be text.")
-        yield _Entry(where, row[image], (row.get(caption) or "").strip(), class_of(row, kind, where))
+        yield _Entry(where, row.get(image), row.get(caption), row, kind)

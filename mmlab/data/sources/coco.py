@@ -1,15 +1,19 @@
 """COCO's format: captions and boxes in JSON files or in a table, and a folder with the images."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.dialogues import check_sample
 from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples
-from mmlab.data.sources.files import ImageFolder, load_json, rows
+from mmlab.data.sources.files import load_json
+from mmlab.data.sources.pictures import ImageFolder, as_text
+from mmlab.data.sources.tables import rows
+from mmlab.data.tally import Tally
 
 _SLACK = 0.01  # how far a box may extend beyond its image; annotators' boxes often do by a pixel
 
@@ -43,11 +47,12 @@ def coco(
         instances: such as instances_train2017.json.
         table: a `.jsonl` file in place of both; each line has the `image`, `captions` and `instances` (`category`, and
             `bbox` as fractions of width and height) of one image.
-        missing_budget: share of the images that may be missing or unsupported (not JPEG, PNG or WebP).
+        missing_budget: share of the images that may be missing or unsupported.
 
     Returns:
-        Counts: `samples`, `captions`, `boxes`; boxes of these images that are skipped, `crowds` (around groups) and
-        `flat` (without area); `without_text` (images with neither captions nor boxes), `missing`, `unsupported`.
+        A row for each image; `captions`, `boxes`, and boxes of these images that are skipped, `crowds` (around groups)
+        and `flat` (without area). Left out: `without text` (neither captions nor boxes), and what
+        `ImageFolder.read` and `rows` name.
 
     Raises:
         ConfigError: no file, or both a table and JSON files.
@@ -56,26 +61,24 @@ def coco(
     """
     if (table is None) == (captions is None and instances is None):
         raise ConfigError("give captions, instances or both as COCO's JSON files, or a table instead.")
-    counts: Counter[str] = Counter(dict.fromkeys(("samples", "captions", "boxes", "without_text", "crowds", "flat"), 0))
-    pictures = _table(Path(table)) if table else _annotations(captions, instances)
-    folder = None if images is None else ImageFolder(images, missing_budget, len(pictures))
-    keys = KeyMaker()
+    tally, keys = Tally("captions", "boxes", "crowds", "flat"), KeyMaker()
+    pictures = _table(Path(table), tally) if table else _annotations(captions, instances)
+    folder = None if images is None else ImageFolder(images, missing_budget, len(pictures), tally)
     for picture in pictures:
-        if not picture.captions and not picture.boxes:
-            counts["without_text"] += 1
-            continue
-        data = folder.read(picture.name, picture.where) if folder else ("", b"")
-        if data is None:
-            continue
-        record: dict[str, Any] = {"id": Path(picture.name).stem, "image": picture.name}
-        record |= {"captions": picture.captions} if picture.captions else {}
-        record |= {"boxes": picture.boxes} if picture.boxes else {}
-        members: Members = {"json": record}
-        counts.update(samples=1, captions=len(picture.captions), boxes=len(picture.boxes))
-        counts.update(crowds=picture.crowds, flat=picture.flat)
-        yield keys(str(Path(picture.name).with_suffix(""))), {data[0]: data[1], **members} if folder else members
-    lost = {"missing": folder.missing, "unsupported": folder.unsupported} if folder else {}
-    return {**counts, **lost}
+        with tally.row(picture.where):
+            if not picture.captions and not picture.boxes:
+                raise SampleError("without text", "It has neither captions nor boxes.")
+            read = folder.read(picture.name, picture.where) if folder else None
+            name = as_text(picture.name) if read is None else read.name
+            record: dict[str, Any] = {"id": Path(name).stem, "image": name}
+            record |= {"captions": picture.captions} if picture.captions else {}
+            record |= {"boxes": picture.boxes} if picture.boxes else {}
+            check_sample(record, ["caption"] if picture.captions else [], read is not None)
+            members: Members = {"json": record} if read is None else {read.extension: read.data, "json": record}
+            tally.details.update(captions=len(picture.captions), boxes=len(picture.boxes))
+            tally.details.update(crowds=picture.crowds, flat=picture.flat)
+            yield keys(str(Path(name).with_suffix(""))), members
+    return tally
 
 
 def _annotations(captions: Any, instances: Any) -> list[_Picture]:
@@ -114,9 +117,9 @@ def _list_pictures(entries: list[Any], path: str, pictures: dict[Any, _Picture])
         picture.width, picture.height = (entry.get(side) or 0 for side in ("width", "height"))
 
 
-def _table(path: Path) -> list[_Picture]:
+def _table(path: Path, tally: Tally) -> list[_Picture]:
     pictures = []
-    for where, row in rows(path):
+    for where, row in rows(path, tally):
         name = row.get("image")
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: 'image' must name an image.{nearest('image', map(str, row))}")

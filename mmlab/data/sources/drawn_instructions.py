@@ -10,6 +10,7 @@ from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.shard_files import Samples
 from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 from mmlab.data.sources.shapes import article, caption
+from mmlab.data.tally import Tally
 
 DESCRIBE = ("Describe the picture in detail.", "What is in the picture? Tell me everything.", "Explain what you see.")
 _CORNERS = {"circle": 0, "square": 4, "triangle": 3, "diamond": 4, "star": 10, "cross": 12}
@@ -40,7 +41,7 @@ def instructions(
         kinds: the shapes that occur.
 
     Returns:
-        Counts: `samples`, `questions`.
+        A row for each scene; `questions`.
 
     Raises:
         ConfigError: an option out of range, an unknown type or shape.
@@ -53,18 +54,19 @@ def instructions(
         for name in names:
             if name not in options:
                 raise ConfigError(f"{what} can be {', '.join(options)}, not '{name}'.{nearest(name, options)}")
-    counts = {"samples": 0, "questions": 0}
+    tally = Tally("questions")
     for i in range(count):
         kind = types[i % len(types)]
-        rng = random.Random(f"{seed}/{split}/{i}")
-        scene = place(rng, 1, kinds)
-        png = io.BytesIO()
-        draw(scene, size, rng).save(png, "PNG")
-        record = _record(f"{split}-{kind}-{i:07d}", scene[0], kind, rng)
-        counts["samples"] += 1
-        counts["questions"] += len(record["questions"])
-        yield record["id"], {"png": png.getvalue(), "json": record}
-    return counts
+        name = f"{split}-{kind}-{i:07d}"
+        with tally.row(name):
+            rng = random.Random(f"{seed}/{split}/{i}")
+            scene = place(rng, 1, kinds)
+            png = io.BytesIO()
+            draw(scene, size, rng).save(png, "PNG")
+            record = _record(name, scene[0], kind, rng)
+            tally.details["questions"] += len(record["questions"])
+            yield name, {"png": png.getvalue(), "json": record}
+    return tally
 
 
 def _record(name: str, shape: Shape, kind: str, rng: random.Random) -> dict[str, Any]:

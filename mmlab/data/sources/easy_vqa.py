@@ -1,11 +1,15 @@
 """easy-VQA: 64 px images of one colored shape each, with yes/no and open questions."""
 
-import json
 import re
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.dialogues import check_sample
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples
+from mmlab.data.sources.files import load_json
+from mmlab.data.sources.pictures import ImageFolder
+from mmlab.data.tally import Tally
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -21,37 +25,38 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
         held_out: every n-th training image belongs to `val`; 0 holds none out.
 
     Returns:
-        Counts: `samples`, `questions`, `partial_caption` (the questions imply only color or only shape),
-        `without_caption` (they imply neither).
+        A row for each image with questions; `questions`, `partial_caption` (they imply only color or only shape),
+        `without_caption` (they imply neither). Left out: `other split`, and what `ImageFolder.read` names.
 
     Raises:
         ConfigError: an unknown split, or `val` with nothing held out.
-        DataError: no such data, a malformed question, questions that contradict each other, a missing
-            image.
+        DataError: no such data, a malformed question, questions that contradict each other, a missing image.
     """
     if split not in SPLITS:
         raise ConfigError(f"easy-VQA has no split '{split}'.{nearest(split, SPLITS)} Options: {', '.join(SPLITS)}.")
     if split == "val" and held_out < 2:
         raise ConfigError("easy-VQA has no val split of its own; hold one out, for example with --held-out 20.")
     folder = _folder(Path(root)) / ("test" if split == "test" else "train")
-    counts: dict[str, int] = dict.fromkeys(("samples", "questions", "partial_caption", "without_caption"), 0)
-    for number, questions in sorted(_load_questions(folder).items()):
-        if split != "test" and held_out > 1 and (number % held_out == 0) != (split == "val"):
-            continue
-        picture = folder / "images" / f"{number}.png"
-        if not picture.is_file():
-            raise DataError(f"{folder / 'questions.json'} asks about image {number}, but there is no {picture}.")
-        color, shape = implied_by(questions, f"{folder / 'questions.json'}, image {number}")
-        name = f"{split}-{number:05d}"
-        record = {"id": name, "questions": questions}
-        if color or shape:
-            record["caption"] = " ".join(filter(None, ("a", color, shape or "shape")))
-        counts["samples"] += 1
-        counts["questions"] += len(questions)
-        counts["partial_caption"] += (color is None) != (shape is None)
-        counts["without_caption"] += color is None and shape is None
-        yield name, {"png": picture.read_bytes(), "json": record}
-    return counts
+    tally = Tally("questions", "partial_caption", "without_caption")
+    pictures = _load_questions(folder)
+    images = ImageFolder(folder / "images", 0, len(pictures), tally)
+    for number, questions in sorted(pictures.items()):
+        where = f"{folder / 'questions.json'}, image {number}"
+        with tally.row(where):
+            if split != "test" and held_out > 1 and (number % held_out == 0) != (split == "val"):
+                raise SampleError("other split", f"With --held-out {held_out} it is not of the split {split}.")
+            picture = images.read(f"{number}.png", where)
+            color, shape = implied_by(questions, where)
+            name = f"{split}-{number:05d}"
+            record = {"id": name, "questions": questions}
+            if color or shape:
+                record["caption"] = " ".join(filter(None, ("a", color, shape or "shape")))
+            check_sample(record, ["questions"], True)
+            tally.details["questions"] += len(questions)
+            tally.details["partial_caption"] += (color is None) != (shape is None)
+            tally.details["without_caption"] += color is None and shape is None
+            yield name, {picture.extension: picture.data, "json": record}
+    return tally
 
 
 def implied_by(questions: list[dict[str, str]], where: str = "") -> tuple[str | None, str | None]:
@@ -90,10 +95,9 @@ def _folder(root: Path) -> Path:
 def _load_questions(folder: Path) -> dict[int, list[dict[str, str]]]:
     """Image number → its questions, in the file's order."""
     path = folder / "questions.json"
-    try:
-        entries = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
+    entries = load_json(path)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of [question, answer, image number].")
     pictures: dict[int, list[dict[str, str]]] = {}
     for number, entry in enumerate(entries):
         match entry:

@@ -1,157 +1,131 @@
-"""Files of foreign data sets: image folders, JSON files and tables."""
+"""Text files of foreign data sets: their encoding, JSON and JSON lines."""
 
-import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import DataError, nearest
-from mmlab.data.formats import image_kind
+from mmlab.config.errors import DataError, existing_file
+from mmlab.data.tally import Tally
 
 
-class ImageFolder:
-    """Reads the images that a data set names.
+def encoding_of(data: bytes) -> str:
+    """The encoding that the first bytes of a text imply: UTF-16 or UTF-32, or else UTF-8 with or without a mark."""
+    encoding = json.detect_encoding(data[:4])
+    return "utf-8-sig" if encoding == "utf-8" else encoding
 
-    Attributes:
-        missing: images that were not there.
-        unsupported: images that are neither JPEG nor PNG nor WebP, by their contents.
+
+def lines(path: Path, newline: str | None = None) -> Iterator[str]:
+    """The lines of a text file, each with its end; `newline` as for `open`.
+
+    Raises:
+        DataError: no such file, it cannot be read, or another encoding (with the line).
     """
-
-    def __init__(self, root: str | Path, missing_budget: float, total: int):
-        """
-        Args:
-            root: the folder.
-            missing_budget: share of the `total` images that may be missing or unsupported.
-            total: number of images that the data set names.
-
-        Raises:
-            DataError: there is no such folder.
-        """
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise DataError(f"there is no image folder {self.root}.")
-        self.missing = self.unsupported = 0
-        self._allowed = int(missing_budget * total)
-
-    def read(self, name: Any, where: str) -> tuple[str, bytes] | None:
-        """Return extension and bytes of an image, or None (and count it) if it is missing or unsupported.
-
-        Raises:
-            DataError: naming `where`, for a path outside the folder, or more losses than the budget allows.
-        """
-        if not isinstance(name, str):
-            raise DataError(f"{where}: an image is named by one path, not {type(name).__name__}.")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"{where}: image '{name}' points outside {self.root}.")
-        try:
-            data = (self.root / name).read_bytes()
-        except (OSError, ValueError):
-            self.missing += 1
-            return self._lose(f"{where}: image '{name}' is not in {self.root}")
-        kind = image_kind(data)
-        if kind is None:
-            self.unsupported += 1
-            return self._lose(f"{where}: image '{name}' is neither JPEG nor PNG nor WebP")
-        return kind, data
-
-    def _lose(self, why: str) -> None:
-        lost = self.missing + self.unsupported
-        if lost > self._allowed:
-            raise DataError(f"{why} (missing or unsupported: {lost}, allowed: {self._allowed}).")
-
-
-def existing(path: Path) -> Path:
-    """The path of a file; raises DataError with the closest name in its folder if there is no such file."""
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}.{nearest(path.name, siblings)}")
-    return path
+    existing_file(path)
+    try:
+        with open(path, "rb") as file:
+            encoding = encoding_of(file.read(4))
+        with open(path, encoding=encoding, newline=newline) as file:
+            yield from file
+    except UnicodeError:
+        raise _encoding_error(path) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def load_json(path: Path) -> Any:
-    """The contents of a JSON file.
+    """The contents of a JSON file; in UTF-8, UTF-16 or UTF-32.
 
     Raises:
         DataError: there is no such file, it cannot be read, or it is not JSON.
     """
+    data = _bytes(path)
     try:
-        return json.loads(existing(path).read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        return json.loads(data)
+    except UnicodeError:
+        raise _encoding_error(path) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}.") from None
 
 
-IMAGE_FIELDS = ("image", "file", "filename", "file_name", "image_path", "path")
-CLASS_FIELDS = ("class", "label")
+def load_entries(path: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
+    """(where, entry) of each entry of a JSON list, of its `annotations` if it is an object, or of JSON lines.
 
+    A line that is not JSON is left out.
 
-def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of each row of a `.csv`, `.tsv` or `.jsonl` file; `where` names file and line.
-
-    Raises:
-        DataError: no such file, another kind of file, or a line that is not a JSON object.
-    """
-    existing(path)
-    if path.suffix not in (".csv", ".tsv", ".jsonl"):
-        raise DataError(f"{path}: a table is a .csv, .tsv or .jsonl file, not '{path.suffix}'.")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if path.suffix != ".jsonl":
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            yield from ((f"{path}, line {reader.line_num}", row) for row in reader)
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object.")
-            yield f"{path}, line {number}", row
-
-
-def column(row: dict[str, Any], chosen: str | None, usual: Sequence[str], where: str) -> str:
-    """The column `chosen`, or else the first of the `usual` ones that the table has.
+    Args:
+        path: the file; its content decides, not its name.
+        tally: counts what is left out.
 
     Raises:
-        DataError: the table has none of them.
+        DataError: as `load_json`, or it holds none of these.
     """
-    if (name := optional_column(row, chosen, usual, where)) is not None:
-        return name
-    raise DataError(
-        f"{where}: none of the columns {', '.join(usual)}; there are {_names(row)}.{nearest(usual[0], map(str, row))}"
-    )
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        yield from _json_lines(path, tally)
+        return
+    try:
+        content = load_json(path)
+    except DataError:
+        if not _begins_with_an_object(path):
+            raise
+        yield from _json_lines(path, tally)
+        return
+    if isinstance(content, dict) and "images" not in content:
+        content = content.get("annotations", content)
+    if not isinstance(content, list):
+        coco = isinstance(content, dict) and "images" in content and "annotations" in content
+        hint = " Files of COCO are read by `mmlab shards build coco`." if coco else ""
+        raise DataError(f"{path} holds neither a JSON list of entries nor JSON lines.{hint}")
+    for number, entry in enumerate(content):
+        yield f"{path}, entry {number}", entry
 
 
-def optional_column(row: dict[str, Any], chosen: str | None, usual: Sequence[str], where: str) -> str | None:
-    """As `column`, but None if none is chosen and the table has no usual one.
-
-    Raises:
-        DataError: the table does not have the `chosen` one.
-    """
-    if chosen is None:
-        return next((name for name in usual if name in row), None)
-    if chosen not in row:
-        raise DataError(f"{where}: no column '{chosen}'; there are {_names(row)}.{nearest(chosen, map(str, row))}")
-    return chosen
+def _begins_with_an_object(path: Path) -> bool:
+    """Whether the first line of a file that is not JSON as a whole is an object: JSON lines under another name."""
+    try:
+        return isinstance(json.loads(next((line for line in lines(path) if line.strip()), "")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-def class_of(row: dict[str, Any], name: str | None, where: str) -> str | int | None:
-    """A row's class, a name or a number; None without such a column or value.
+def _json_lines(path: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines(path, "\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            tally.leave_out("json", f"{where}: The line is not JSON: {error}.")
+            continue
+        yield where, entry
 
-    Raises:
-        DataError: a value of another kind.
-    """
-    value = None if name is None else row.get(name)
-    if isinstance(value, str):
-        return value.strip() or None
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise DataError(f"{where}: '{name}' must be a class's name or number, not {value!r}.")
+
+def read_text(path: Path) -> str:
+    """The text of a whole file, as `lines` reads it."""
+    return "".join(lines(path))
 
 
-def _names(row: dict[str, Any]) -> str:
-    return ", ".join(str(name) for name in row)
+def _bytes(path: Path) -> bytes:
+    try:
+        return existing_file(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _encoding_error(path: Path) -> DataError:
+    """What is wrong with the encoding of a file, and in which line."""
+    data = _bytes(path)
+    encoding = encoding_of(data)
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        if encoding != "utf-8-sig":
+            said = f"the {encoding.upper()} that its first bytes imply"
+            return DataError(f"{path}, line {number}, is not {said}: {error.reason}.")
+        return DataError(
+            f"{path}, line {number}, is not UTF-8: byte 0x{data[error.start]:02X}. If it is Latin-1 (Windows-1252), "
+            f"convert it: iconv -f WINDOWS-1252 -t UTF-8."
+        )
+    return DataError(f"{path} changed while it was read.")

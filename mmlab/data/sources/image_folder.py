@@ -5,9 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import IMAGE_EXTENSIONS, MAP, KeyMaker, Members
+from mmlab.data.dialogues import check_sample
+from mmlab.data.formats import MAP, KeyMaker, Members
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples
-from mmlab.data.sources.files import CLASS_FIELDS, IMAGE_FIELDS, ImageFolder, class_of, column, rows
+from mmlab.data.sources.pictures import ImageFolder, pictures_of
+from mmlab.data.sources.tables import CLASS_FIELDS, IMAGE_FIELDS, Row, class_of, column, rows
+from mmlab.data.tally import Tally
+
+_Entry = tuple[str, Any, Row, str]
+"""Where the data set names an image, its path in the folder, and the row and column of its class."""
 
 
 def images(
@@ -23,69 +30,64 @@ def images(
     Args:
         root: the image folder. Without a table, an image's class is the first subfolder that it is in
             (`root/<class>/…/x.jpg`, the layout of torchvision's ImageFolder); images directly in `root` have none.
-        labels: a `.csv`, `.tsv` or `.jsonl` file; each row has an image's path (in `root`) and its class. Only the
-            images that it names are read.
+        labels: a `.csv`, `.tsv`, `.jsonl` or `.json` file; each row has an image's path (in `root`) and its class.
+            Only the images that it names are read.
         image_field: the column of the path; None: the first of `image`, `file`, `filename`, `path`, …
         class_field: the column of the class, a name or a number; None: `class` or `label`.
         missing_budget: share of the images that may be missing or unsupported, or whose map may be.
         maps: a folder with a PNG of the same path for each image, such as its segmentation; it becomes `map.png`.
 
     Returns:
-        Counts: `samples`, `classes`, `without_class`, `missing` (no such image), `unsupported` (not JPEG, PNG or
-        WebP).
+        A row for each row of the table, or for each file of the folder; `classes` and `without_class` of those that are
+        written. Left out: `map` (not a PNG), and what `ImageFolder.read`, `rows`, `class_of` and `pictures_of` name.
 
     Raises:
         ConfigError: columns are named without a table.
-        DataError: no such folder or table, a malformed row (with its number), no image, or more losses than the
-            budget allows.
+        DataError: no such folder or table, another encoding, quotation marks that do not match (with the line), no
+            image, or more lost images than the budget allows.
     """
     if labels is None and (image_field or class_field):
         raise ConfigError(f"the column '{image_field or class_field}' is named without a table; give --labels TABLE.")
-    entries = list(_folders(Path(root)) if labels is None else _table(Path(labels), image_field, class_field))
-    folder = ImageFolder(root, missing_budget, len(entries))
-    if not entries:
-        raise DataError(f"{labels or root} has no images ({', '.join(IMAGE_EXTENSIONS)}).")
-    map_folder = None if maps is None else ImageFolder(maps, missing_budget, len(entries))
-    keys, classes = KeyMaker(), set()
-    counts = {"samples": 0, "without_class": 0}
-    for where, name, kind in entries:
-        picture = folder.read(name, where)
-        members: Members = {} if picture is None else {picture[0]: picture[1]}
-        if picture is not None and map_folder is not None:
-            drawn = map_folder.read(str(Path(name).with_suffix(".png")), where)
-            if drawn is not None and drawn[0] != "png":
-                raise DataError(f"{where}: the contents of its map are {drawn[0]}; maps are PNG, which is lossless.")
-            members = {} if drawn is None else {**members, MAP: drawn[1]}
-        if not members:
-            continue
-        counts["samples"] += 1
-        record: dict[str, Any] = {"id": name}
-        if kind is None:
-            counts["without_class"] += 1
-        else:
-            record["class"] = kind
+    tally, keys, classes = Tally("without_class", "classes"), KeyMaker(), set()
+    table = None if labels is None else _table(Path(labels), tally, image_field, class_field)
+    entries = list(_folders(Path(root), tally) if table is None else table)
+    folder = ImageFolder(root, missing_budget, len(entries), tally)
+    if not entries and not tally.rows:
+        raise DataError(f"{labels or root} has no images.")
+    map_folder = None if maps is None else ImageFolder(maps, missing_budget, len(entries), tally)
+    for where, name, row, column_of_class in entries:
+        with tally.row(where):
+            picture = folder.read(name, where)
+            members: Members = {picture.extension: picture.data}
+            plain = Path(picture.name).with_suffix("")
+            if map_folder is not None:
+                drawn = map_folder.read(str(plain.with_suffix(".png")), where)
+                if drawn.extension != "png":
+                    raise SampleError("map", f"The contents of its map are {drawn.extension}; maps are PNG.")
+                members[MAP] = drawn.data
+            record: dict[str, Any] = {"id": picture.name}
+            kind = class_of(row, column_of_class)
+            if kind is not None:
+                record["class"] = kind
+            check_sample(record, (), True)
+            tally.details["without_class"] += kind is None
             classes.add(kind)
-        yield keys(str(Path(name).with_suffix(""))), {**members, "json": record}
-    lost = [folder] if map_folder is None else [folder, map_folder]
-    missing, unsupported = sum(one.missing for one in lost), sum(one.unsupported for one in lost)
-    return {**counts, "classes": len(classes), "missing": missing, "unsupported": unsupported}
+            yield keys(str(plain)), {**members, "json": record}
+    tally.details["classes"] = len(classes - {None})
+    return tally
 
 
-def _folders(root: Path) -> Iterator[tuple[str, str, str | int | None]]:
-    """(where, path from the folder, class) of each image."""
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
-            name = path.relative_to(root)
-            yield str(path), str(name), name.parts[0] if len(name.parts) > 1 else None
+def _folders(root: Path, tally: Tally) -> Iterator[_Entry]:
+    """Each image, with its first subfolder as the row of its class."""
+    for path in pictures_of(root, tally):
+        name = path.relative_to(root)
+        yield str(path), str(name), {"class": name.parts[0] if len(name.parts) > 1 else None}, "class"
 
 
-def _table(path: Path, image_field: str | None, class_field: str | None) -> Iterator[tuple[str, str, str | int | None]]:
-    """(where, path from the folder, class) of each row."""
+def _table(path: Path, tally: Tally, image_field: str | None, class_field: str | None) -> Iterator[_Entry]:
     image = kind = None
-    for where, row in rows(path):
+    for where, row in rows(path, tally):
         if image is None or kind is None:
             image = column(row, image_field, IMAGE_FIELDS, where)
             kind = column(row, class_field, CLASS_FIELDS, where)
-        if not isinstance(row.get(image), str):
-            raise DataError(f"{where}: '{image}' must be text.")
-        yield where, row[image], class_of(row, kind, where)
+        yield where, row.get(image), row, kind

@@ -3,74 +3,67 @@
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import DataError, nearest
+from mmlab.data.dialogues import check_sample, used_turns
 from mmlab.data.formats import KeyMaker, Members, record_type
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples
-from mmlab.data.sources.files import ImageFolder, load_json
-
-_ROLES = ("human", "gpt", "system")
+from mmlab.data.sources.files import load_entries
+from mmlab.data.sources.pictures import ImageFolder
+from mmlab.data.tally import Tally
+from mmlab.data.turns import IMAGE
 
 
 def llava_json(path: str | Path, images: str | Path, missing_budget: float = 0.0, kind: str | None = None) -> Samples:
     """Read `[{"id", "image", "conversations": [{"from", "value"}, …]}, …]`; entries without `image` are only text.
 
-    The record keeps an entry's `type`, its response type.
+    The record keeps an entry's `type`, its response type, and the turns that `used_turns` returns.
 
     Args:
-        path: the JSON file.
-        images: the folder that the entries' `image` paths start from.
-        missing_budget: share of the entries whose image may be missing or unsupported (not JPEG, PNG or WebP); such
-            entries are skipped and counted.
+        path: the file: a JSON list, or JSON lines.
+        images: the folder that the entries' `image` paths start from; an absolute path must lie in it.
+        missing_budget: share of the entries whose image may be missing or unsupported; such entries are left out.
         kind: response type of the entries without one, such as `conversation` for conversation_58k.json.
 
     Returns:
-        Counts: `samples`, `text_only`, `missing`, `unsupported`, `renamed` (an id that was used before).
+        A row for each entry; `text_only`, `renamed` (an id that was used before), `turns_skipped`, `system_messages`,
+        and `images_without_marker`, which are shown first, of those that are written. Left out: what training could
+        not use (`turns`, `role`, `order`, `empty-answer`, `no-answer`, `no-picture`, …, see `conversations_of`), and
+        what `ImageFolder.read` names.
 
     Raises:
-        DataError: a file of another format, a malformed entry (with its position), or more losses than the budget
-            allows.
+        DataError: a file of another format or encoding, or more lost images than the budget allows.
     """
-    entries = _load(Path(path))
-    folder = ImageFolder(images, missing_budget, len(entries))
-    keys = KeyMaker()
-    counts = {"samples": 0, "text_only": 0}
-    for number, entry in enumerate(entries):
-        where = f"{path}, entry {number}"
-        conversations = _conversation(entry, where)
-        name = str(number) if entry.get("id") is None else str(entry["id"])
-        record: dict[str, Any] = {"id": name, "conversations": conversations}
-        if named := record_type(entry) or kind:
-            record["type"] = named
-        members: Members = {"json": record}
-        if entry.get("image"):
-            picture = folder.read(entry["image"], where)
-            if picture is None:
-                continue
-            members[picture[0]] = picture[1]
-        else:
-            counts["text_only"] += 1
-        counts["samples"] += 1
-        yield keys(name), members
-    return {**counts, "missing": folder.missing, "unsupported": folder.unsupported, "renamed": keys.repeats}
+    tally, keys = Tally("text_only", "renamed", "turns_skipped", "system_messages", "images_without_marker"), KeyMaker()
+    entries = list(load_entries(Path(path), tally))
+    folder = ImageFolder(images, missing_budget, len(entries), tally)
+    for number, (where, entry) in enumerate(entries):
+        with tally.row(where):
+            turns = _turns(entry)
+            name = str(number) if entry.get("id") is None else str(entry["id"])
+            record: dict[str, Any] = {"id": name, "conversations": turns}
+            if named := record_type(entry) or kind:
+                record["type"] = named
+            pictured = entry.get("image") not in (None, "", [])
+            check_sample(record, ["conversations"], pictured)
+            used = record["conversations"] = used_turns(turns)
+            members: Members = {"json": record}
+            if pictured:
+                picture = folder.read(entry["image"], where)
+                members[picture.extension] = picture.data
+            tally.details["text_only"] += not pictured
+            tally.details["turns_skipped"] += len(turns) - len(used)
+            tally.details["system_messages"] += used[0]["from"] == "system"
+            marked = any(IMAGE in turn["value"] for turn in used if turn["from"] == "human")
+            tally.details["images_without_marker"] += pictured and not marked
+            key = keys(name)
+            tally.details["renamed"] = keys.repeats
+            yield key, members
+    return tally
 
 
-def _load(path: Path) -> list[Any]:
-    entries = load_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} does not have LLaVA's format: a non-empty JSON list of conversations is expected.")
-    return entries
-
-
-def _conversation(entry: Any, where: str) -> list[dict[str, str]]:
-    """The turns of an entry, with only their two fields; raises DataError for a malformed entry."""
+def _turns(entry: Any) -> list[dict[str, Any]]:
+    """The turns of an entry, with only their two fields."""
     turns = entry.get("conversations") if isinstance(entry, dict) else None
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f'{where}: expected an object with a non-empty list "conversations".')
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(field), str) for field in ("from", "value")):
-            raise DataError(f'{where}, turn {number}: expected {{"from": text, "value": text}}.')
-        if turn["from"] not in _ROLES:
-            hint = nearest(turn["from"], _ROLES)
-            options = ", ".join(_ROLES)
-            raise DataError(f"{where}, turn {number}: '{turn['from']}' is not a speaker.{hint} Options: {options}.")
-    return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise SampleError("turns", 'Expected an object with "conversations", a list of {"from": text, "value": text}.')
+    return [{"from": turn.get("from"), "value": turn.get("value")} for turn in turns]

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.dialogues import check_sample
 from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import Samples
-from mmlab.data.sources.files import ImageFolder, load_json
+from mmlab.data.sources.files import load_json
+from mmlab.data.sources.pictures import ImageFolder
+from mmlab.data.tally import Tally
 from mmlab.data.turns import IMAGE
 
 LETTERS = "ABCDE"
@@ -164,7 +168,7 @@ def scienceqa(
 ) -> Samples:
     """Read the official layout: `problems.json`, `pid_splits.json`, and images in `images/<split>/<id>/<file>`.
 
-    A problem whose image is missing or unsupported (not JPEG, PNG or WebP) becomes text alone, and is counted.
+    A problem whose image is missing, unsupported or broken becomes text alone, and is counted.
 
     Args:
         root: the folder of these.
@@ -174,8 +178,9 @@ def scienceqa(
         missing_budget: share of the split's images that may be missing or unsupported.
 
     Returns:
-        Counts: `samples`, `with_picture`, `text_only` (problems without an image), `missing`, `unsupported`, and
-        `captioned` with captions.
+        A row for each problem of the split; `with_picture`, `text_only` (problems without an image),
+        what `ImageFolder.read` names (problems without their image), and with captions `captioned`. Left out: what
+        training could not use, see `conversations_of`.
 
     Raises:
         ConfigError: an unknown form.
@@ -188,25 +193,27 @@ def scienceqa(
     problems = load_split(splits if splits.exists() else None, split, load_problems(root / PROBLEMS))
     added = {} if captions is None else _captions(Path(captions))
     pictured = sum(problem.image is not None for problem in problems)
-    folder = _folder(root / "images", missing_budget, pictured)
-    keys = KeyMaker()
-    counts = {"samples": 0, "with_picture": 0, "text_only": len(problems) - pictured}
+    tally, keys = Tally("with_picture", "text_only", "missing"), KeyMaker()
+    folder = _folder(root / "images", missing_budget, pictured, tally)
     for problem in problems:
         where = f"{root / PROBLEMS}, problem {problem.id}"
-        name = f"{problem.split or split}/{problem.id}/{problem.image}"
-        picture = folder.read(name, where) if folder and problem.image else None
-        counts["samples"] += 1
-        counts["with_picture"] += picture is not None
-        members: Members = {} if picture is None else {picture[0]: picture[1]}
-        yield (
-            keys(problem.id),
-            members | {"json": record(problem, form, added.get(problem.id, ""), picture is not None)},
-        )
-    counts["missing"] = folder.missing if folder else pictured
-    counts["unsupported"] = folder.unsupported if folder else 0
-    if captions is not None:
-        counts["captioned"] = sum(problem.id in added for problem in problems)
-    return counts
+        with tally.row(where):
+            members: Members = {}
+            state = "missing" if problem.image else "text_only"
+            if problem.image and folder is not None:
+                try:
+                    picture = folder.read(f"{problem.split or split}/{problem.id}/{problem.image}", where)
+                    members[picture.extension] = picture.data
+                    state = "with_picture"
+                except SampleError as error:  # the problem stays, as text
+                    state = error.reason
+            entry = record(problem, form, added.get(problem.id, ""), bool(members))
+            check_sample(entry, ["conversations"], bool(members))
+            tally.details[state] += 1
+            if captions is not None:
+                tally.details["captioned"] += problem.id in added
+            yield keys(problem.id), members | {"json": entry}
+    return tally
 
 
 def record(problem: Problem, form: str, caption: str = "", picture: bool = True) -> dict[str, Any]:
@@ -244,10 +251,10 @@ def _tidied(text: str) -> str:
     return text.replace("BECAUSE:", "").strip() if text.endswith("BECAUSE:") else text
 
 
-def _folder(path: Path, missing_budget: float, pictured: int) -> ImageFolder | None:
+def _folder(path: Path, missing_budget: float, pictured: int, tally: Tally) -> ImageFolder | None:
     """The images, or None if there are none and the budget allows that."""
     if path.is_dir():
-        return ImageFolder(path, missing_budget, pictured)
+        return ImageFolder(path, missing_budget, pictured, tally)
     if pictured > int(missing_budget * pictured):
         raise DataError(f"there is no image folder {path}, but {pictured} problems are about an image.")
     return None

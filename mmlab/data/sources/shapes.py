@@ -14,6 +14,7 @@ from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import Members
 from mmlab.data.shard_files import Samples
 from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
+from mmlab.data.tally import Tally
 
 Question = dict[str, str]
 
@@ -39,7 +40,7 @@ def shapes(
         kinds: the shapes that occur in scenes and questions.
 
     Returns:
-        Counts: `samples`, `objects`, `questions`.
+        A row for each scene; `objects`, `questions`.
 
     Raises:
         ConfigError: an option out of range.
@@ -51,16 +52,14 @@ def shapes(
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"kinds can be {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
-    counts: dict[str, int] = dict.fromkeys(("samples", "objects", "questions"), 0)
+    tally = Tally("objects", "questions")
     for i in range(count):
-        members, scene, questions = _sample(
-            f"{split}-{i:07d}", f"{seed}/{split}/{i}", size, min_objects, max_objects, kinds
-        )
-        counts["samples"] += 1
-        counts["objects"] += len(scene)
-        counts["questions"] += len(questions)
-        yield f"{split}-{i:07d}", members
-    return counts
+        name = f"{split}-{i:07d}"
+        with tally.row(name):
+            members, scene, questions = _sample(name, f"{seed}/{split}/{i}", size, min_objects, max_objects, kinds)
+            tally.details.update(objects=len(scene), questions=len(questions))
+            yield name, members
+    return tally
 
 
 def _sample(

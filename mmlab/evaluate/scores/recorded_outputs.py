@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.sources.files import existing
+from mmlab.data.sources.files import read_text
 from mmlab.data.sources.scienceqa import PROBLEMS, SPLITS, load_problems, load_split
 from mmlab.evaluate.scores.scienceqa_score import reference_of
 from mmlab.evaluate.scores.score_table import Reference, texts_of
@@ -116,9 +116,9 @@ def load(path: Path) -> Any:
     """A JSON file, or the list of a file of JSON lines.
 
     Raises:
-        DataError: there is no such file, or it is neither.
+        DataError: there is no such file, it is neither, or has another encoding.
     """
-    text = _text(existing(path))
+    text = read_text(path)
     try:
         loaded = json.loads(text)
     except (ValueError, RecursionError) as first:
@@ -129,13 +129,6 @@ def load(path: Path) -> Any:
     if not isinstance(loaded, dict | list):
         raise DataError(f"{path} must hold an object or a list, not a {type(loaded).__name__}.")
     return [loaded] if isinstance(loaded, dict) and _is_line(loaded) else loaded
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
 
 
 def _is_line(entry: dict[str, Any]) -> bool:
@@ -215,7 +208,7 @@ def _mme_lines(folder: Path, least: int) -> Iterable[tuple[tuple[str, str, str, 
     if not files:
         raise DataError(f"{folder} has no <task>.txt files, as a folder of MME does; name a file, not a folder.")
     for file in files:
-        for number, line in enumerate(_text(file).rstrip("\n").split("\n"), 1):
+        for number, line in enumerate(read_text(file).rstrip("\n").split("\n"), 1):
             cells = line.split("\t")
             if len(cells) < least:
                 raise DataError(f"{file}, line {number}: expected {least} cells separated by tabs, not {len(cells)}.")

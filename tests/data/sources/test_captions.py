@@ -18,8 +18,8 @@ def images(tmp_path):
 
 
 def build(tmp_path, *arguments, **options):
-    index, counts = write_shards(captions(*arguments, **options), tmp_path / "out", quiet=True)
-    return {str(key): json.loads(index.read(i)["json"])["caption"] for i, key in enumerate(index.keys)}, counts
+    index, tally = write_shards(captions(*arguments, **options), tmp_path / "out", quiet=True)
+    return {str(key): json.loads(index.read(i)["json"])["caption"] for i, key in enumerate(index.keys)}, tally.counts()
 
 
 def test_side_files(images, tmp_path):
@@ -27,7 +27,7 @@ def test_side_files(images, tmp_path):
     (images / "sub" / "a.txt").write_text("zwölf", "utf-8")
     texts, counts = build(tmp_path, images)
     assert texts == {"a": "one", "sub_a": "zwölf"}
-    assert counts == {"samples": 2, "without_caption": 1, "missing": 0, "unsupported": 0}
+    assert counts == {"rows": 3, "samples": 2, "no-caption": 1}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_tables(images, tmp_path, name, text):
     (tmp_path / name).write_text(text, "utf-8")
     texts, counts = build(tmp_path, images, tmp_path / name)
     assert texts == {"a": "one, two", "a-1": "other"}
-    assert counts["without_caption"] == 1
+    assert counts == {"rows": 3, "samples": 2, "no-caption": 1}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_columns_can_be_named(images, tmp_path):
         ("t.csv", "image,words\na.png,x\n", {}, "none of the columns caption"),
         ("t.csv", "image,caption\nzz.png,x\n", {}, r"line 2: image 'zz\.png' is not in"),
         ("t.csv", "image,caption\n../a.png,x\n", {}, "points outside"),
-        ("t.jsonl", '{"image": "a.png", "caption": "x"}\n[1]\n', {}, "line 2: not a JSON object"),
-        ("t.jsonl", '{"image": "a.png", "caption": 5}', {}, "must be text"),
+        ("t.jsonl", '{"image": "a.png", "caption": ""}\n[1]\n', {}, "line 2: not a JSON object"),
+        ("t.jsonl", '{"image": "a.png", "caption": 5}', {}, "no-caption 1, such as .*line 1: It has no caption"),
         ("t.parquet", "", {}, "not '.parquet'"),
     ],
 )

@@ -41,8 +41,9 @@ def make(tmp_path):
             path.write_text(content if isinstance(content, str) else json.dumps(content))
             files[name] = path
         samples = coco(folder if pictures else None, **files, missing_budget=missing_budget)
-        index, counts = write_shards(samples, tmp_path / "out", overwrite=True, quiet=True)
-        return {str(key): json.loads(index.read(i)["json"]) for i, key in enumerate(index.keys)}, index, counts
+        index, tally = write_shards(samples, tmp_path / "out", overwrite=True, quiet=True)
+        records = {str(key): json.loads(index.read(i)["json"]) for i, key in enumerate(index.keys)}
+        return records, index, tally.counts()
 
     return build
 
@@ -59,8 +60,8 @@ def test_captions_and_boxes_meet_by_the_image(make):
     }
     assert index.read(0)["png"] == png()
     assert counts == {
-        **{"samples": 2, "captions": 2, "boxes": 2, "without_text": 1, "crowds": 1, "flat": 1},
-        **{"missing": 0, "unsupported": 0},
+        **{"rows": 3, "samples": 2, "without text": 1},
+        **{"captions": 2, "boxes": 2, "crowds": 1, "flat": 1},
     }
 
 
@@ -83,7 +84,7 @@ def test_a_table_holds_both(make):
     records, _, counts = make(pictures=False, table="\n".join(map(json.dumps, lines)))
     boxes = [{"category": "cat", "box": [0.0, 0.1, 0.2, 1.0]}]
     assert records == {"a_7": {"id": "7", "image": "a/7.jpg", "captions": ["x"], "boxes": boxes}}
-    assert counts["without_text"] == 1
+    assert counts["without text"] == 1
 
 
 def test_missing_images_have_a_budget(make, tmp_path):

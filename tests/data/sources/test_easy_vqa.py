@@ -33,8 +33,8 @@ def keys(raw, *arguments) -> list[str]:
 
 
 def test_an_image_with_its_questions_is_a_sample(raw, tmp_path):
-    index, counts = write_shards(easy_vqa(raw), tmp_path / "out", quiet=True)
-    assert counts == {"samples": 4, "questions": 6, "partial_caption": 2, "without_caption": 1}
+    index, tally = write_shards(easy_vqa(raw), tmp_path / "out", quiet=True)
+    assert tally.counts() == {"rows": 4, "samples": 4, "questions": 6, "partial_caption": 2, "without_caption": 1}
     records = [json.loads(index.read(i)["json"]) for i in range(4)]
     assert [record.get("caption") for record in records] == [
         "a blue circle",
@@ -89,7 +89,7 @@ def test_colors_and_shapes_that_a_question_implies(question, answer, implied):
         ),
         ([["what?", "maybe", 0]], "entry 0: answer 'maybe'"),
         ([["what?", "yes"]], "entry 0: expected"),
-        ([["what shape is present?", "circle", 9]], "asks about image 9"),
+        ([["what shape is present?", "circle", 9]], "image 9: image '9.png' is not in"),
     ],
 )
 def test_faults_are_errors(raw, questions, message):

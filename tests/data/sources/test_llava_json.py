@@ -5,15 +5,18 @@ import pytest
 from mmlab.config.errors import DataError
 from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.llava_json import llava_json
-from tests.tiny_files import png
+from tests.tiny_files import jpeg, png
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]
+SAID = [{"from": "human", "value": "What is this?"}, {"from": "gpt", "value": "A cat."}]
+MORE = [{"from": "human", "value": "Really?"}, {"from": "gpt", "value": "Yes."}]
 
 
 @pytest.fixture
 def make(tmp_path):
     (tmp_path / "images" / "00").mkdir(parents=True)
     (tmp_path / "images" / "00" / "a.jpg").write_bytes(png())  # a PNG in all but name
+    (tmp_path / "images" / "7.jpg").write_bytes(jpeg())
     (tmp_path / "images" / "page.jpg").write_bytes(b"<html>404")
 
     def build(entries, **options):
@@ -29,19 +32,24 @@ def make(tmp_path):
 def test_images_texts_and_repeated_ids(make):
     entries = [
         {"id": "GCC/01.x", "image": "00/a.jpg", "conversations": TURNS},
-        {"id": "GCC/01.x", "image": "00/a.jpg", "conversations": TURNS * 2},
-        {"id": 7, "conversations": TURNS[1:], "model": "left out"},
+        {"id": "GCC/01.x", "image": "00/a.jpg", "conversations": TURNS + MORE},
+        {"id": 7, "conversations": SAID, "model": "left out"},
+        {"image": "00/a.jpg", "conversations": SAID},
     ]
-    index, counts = make(entries)
-    assert index.keys.tolist() == ["GCC_01_x", "GCC_01_x-1", "7"]
-    assert counts == {"samples": 3, "text_only": 1, "missing": 0, "unsupported": 0, "renamed": 1}
+    index, tally = make(entries)
+    assert index.keys.tolist() == ["GCC_01_x", "GCC_01_x-1", "7", "3"]
+    assert tally.rows == tally.written == 4
+    assert tally.details == {
+        **{"text_only": 1, "renamed": 1, "turns_skipped": 0, "system_messages": 0},
+        **{"images_without_marker": 1},
+    }
     assert index.read(0)["png"] == png()
-    assert json.loads(index.read(1)["json"]) == {"id": "GCC/01.x", "conversations": TURNS * 2}
+    assert json.loads(index.read(1)["json"]) == {"id": "GCC/01.x", "conversations": TURNS + MORE}
     assert index.extensions(2) == ["json"]
 
 
 def test_the_response_type_comes_from_the_entry_or_the_option(make):
-    entries = [{"id": "a", "conversations": TURNS}, {"id": "b", "type": "detail_description", "conversations": TURNS}]
+    entries = [{"id": "a", "conversations": SAID}, {"id": "b", "type": "detail_description", "conversations": SAID}]
     index, _ = make(entries, kind="conversation")
     assert [index.type_of(i) for i in range(2)] == ["conversation", "detail_description"]
     assert json.loads(index.read(0)["json"])["type"] == "conversation"
@@ -51,37 +59,74 @@ def test_the_response_type_comes_from_the_entry_or_the_option(make):
 
 def test_missing_images_are_counted_within_the_budget(make):
     good = {"id": "a", "image": "00/a.jpg", "conversations": TURNS}
-    entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, good]
-    index, counts = make(entries, missing_budget=0.5)
-    assert len(index) == 2 and counts["missing"] == 1 and counts["unsupported"] == 1
+    entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, {**good, "image": "../a.jpg"}]
+    index, tally = make(entries, missing_budget=0.75)
+    assert len(index) == 1 and tally.left_out == {"missing": 1, "unsupported": 1, "outside": 1}
     with pytest.raises(DataError, match=r"entry 2: image 'page\.jpg' is neither.*unsupported: 2, allowed: 1"):
         make(entries, missing_budget=0.3)
     with pytest.raises(DataError, match=r"entry 1: image '00/b\.jpg' is not in"):
         make(entries)
 
 
+def test_forms_of_an_image(make, tmp_path):
+    here = str(tmp_path / "images" / "00" / "a.jpg")
+    forms = ["00/a.jpg", ["00/a.jpg"], here, "./00/../00/a.jpg", 7, "7", None, "", []]
+    entries = [{"image": image, "conversations": TURNS if image else SAID} for image in forms]
+    index, tally = make(entries)
+    stored = [set(index.extensions(i)) - {"json"} for i in range(9)]
+    assert stored == [{"png"}] * 4 + [{"jpg"}] * 2 + [set()] * 3
+    several = [{"image": image, "conversations": TURNS} for image in (["7.jpg", "7.jpg"], {"path": "7.jpg"}, True)]
+    _, tally = make([*entries, *several])
+    assert tally.rows == 12 and tally.left_out == {"pictures": 1, "no-image": 2}
+
+
+def test_json_lines_under_any_name(make):
+    lines = [json.dumps({"id": n, "conversations": SAID}) for n in range(3)]
+    index, tally = make("\n".join([lines[0], "", lines[1], "{", lines[2]]))
+    assert index.keys.tolist() == ["0", "1", "2"]
+    assert tally.rows == 4 and "line 4: The line is not JSON" in tally.examples["json"]
+
+
+def test_turns_are_checked_as_in_training(make):
+    system, human, gpt = ({"from": role, "value": role} for role in ("system", "human", "gpt"))
+    conversations = [
+        [system, gpt, *TURNS, human],
+        [human, human, gpt],
+        [{"from": "user", "value": "q"}, gpt],
+        [human, {"from": "gpt", "value": " "}],
+        [human, {"from": "gpt"}],
+        [gpt],
+        [human],
+        [],
+        None,
+        ["text"],
+        [*TURNS, *TURNS],
+        [human, {"from": "gpt", "value": "\ud83d"}],
+    ]
+    entries: list = [{"image": "7.jpg", "conversations": turns} for turns in conversations]
+    index, tally = make([*entries, {"conversations": TURNS}, "text"])
+    assert json.loads(index.read(0)["json"])["conversations"] == [system, *TURNS]
+    assert (tally.rows, tally.written, tally.details["turns_skipped"]) == (14, 1, 2)
+    assert tally.left_out == {
+        **{"order": 1, "role": 1, "empty-answer": 2, "no-answer": 2, "turns": 4},
+        **{"pictures": 1, "unicode": 1, "no-picture": 1},
+    }
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
         ("{", "is not JSON"),
-        ({"a": 1}, "does not have LLaVA's format"),
-        ([], "does not have LLaVA's format"),
-        ([{"id": "a", "conversations": TURNS}, "text"], "entry 1: expected an object"),
-        ([{"id": "a"}], "entry 0: expected an object with a non-empty list"),
-        ([{"id": "a", "conversations": [{"from": "human"}]}], "entry 0, turn 0: expected"),
-        (
-            [{"id": "a", "conversations": [{"from": "gtp", "value": "x"}]}],
-            "'gtp' is not a speaker.*mean 'gpt'",
-        ),
-        (
-            [{"id": "a", "image": ["x", "y"], "conversations": TURNS}],
-            "an image is named by one path",
-        ),
-        ([{"id": "a", "image": "../secret.png", "conversations": TURNS}], "points outside"),
-        ([{"id": "a", "image": "/etc/passwd", "conversations": TURNS}], "points outside"),
+        ({"a": 1}, "neither a JSON list of entries nor JSON lines"),
+        ({"images": [], "annotations": []}, "`mmlab shards build coco`"),
+        ([], "no samples"),
+        (["text"], "turns 1, such as .*entry 0: Expected an object"),
+        ([{"conversations": [{"from": "gtp", "value": "x"}]}], "entry 0: A turn is from 'gtp'"),
+        ([{"image": "../secret.png", "conversations": TURNS}], "points outside"),
+        ([{"image": "/etc/passwd", "conversations": TURNS}], "points outside"),
     ],
 )
-def test_malformed_entries_are_errors(make, tmp_path, entries, message):
+def test_malformed_files_are_errors(make, tmp_path, entries, message):
     with pytest.raises(DataError, match=message):
         make(entries)
     assert not (tmp_path / "out").exists()
@@ -91,3 +136,5 @@ def test_missing_file_has_a_hint(tmp_path):
     (tmp_path / "chat.json").write_text("[]")
     with pytest.raises(DataError, match=r"Did you mean 'chat\.json'"):
         next(llava_json(tmp_path / "chatt.json", tmp_path))
+    with pytest.raises(DataError, match=r"is a folder; give a file, such as chat\.json in it"):
+        next(llava_json(tmp_path, tmp_path))

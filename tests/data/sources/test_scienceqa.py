@@ -85,13 +85,13 @@ def test_captions_are_in_the_context(build, tmp_path):
     table = tmp_path / "captions.json"
     table.write_text(json.dumps({"captions": {"1": "a window", "9": "unused"}}))
     problems = {"1": problem(hint="Look."), "2": problem(), "3": problem(hint="Look.")}
-    index, counts = build(problems, split="test", captions=table)
+    index, tally = build(problems, split="test", captions=table)
     assert [turns(index, n)[0].split("\n")[1] for n in range(3)] == [
         "Context: Look. a window",
         "Context: N/A",
         "Context: Look.",
     ]
-    assert counts["captioned"] == 1
+    assert tally.details["captioned"] == 1
     table.write_text(json.dumps({"1": "a pane"}))
     assert "Context: Look. a pane" in turns(build(problems, split="test", captions=table)[0], 0)[0]
     table.write_text("[]")
@@ -111,8 +111,11 @@ def test_images_that_are_missing_leave_text_and_are_counted(build, tmp_path):
     options = {"split": "test"}
     build(problems, **options)
     page.write_bytes(b"<html>404")
-    index, counts = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "again", quiet=True)
-    assert counts == {"samples": 4, "with_picture": 1, "text_only": 1, "missing": 1, "unsupported": 1}
+    index, tally = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "again", quiet=True)
+    assert tally.counts() == {
+        **{"rows": 4, "samples": 4},
+        **{"with_picture": 1, "text_only": 1, "missing": 1, "unsupported": 1},
+    }
     marked = ["<image>" in turns(index, n)[0] for n in range(4)]
     assert marked == [True, False, False, False]
     assert json.loads(index.read(1)["json"])["reference"]["types"] == ["NAT", "IMG", "G1-6"], (
@@ -124,8 +127,8 @@ def test_images_that_are_missing_leave_text_and_are_counted(build, tmp_path):
 
 def test_without_any_image_folder_everything_is_text(build):
     problems = {"1": problem(image="gone.png"), "2": problem()}
-    index, counts = build(problems, split="test")
-    assert counts == {"samples": 2, "with_picture": 0, "text_only": 1, "missing": 1, "unsupported": 0}
+    index, tally = build(problems, split="test")
+    assert tally.counts() == {"rows": 2, "samples": 2, "with_picture": 0, "text_only": 1, "missing": 1}
     assert index.extensions(0) == ["json"]
     with pytest.raises(DataError, match=r"there is no image folder .*, but 1 problems"):
         build(problems, split="test", missing_budget=0)
@@ -165,7 +168,6 @@ def test_without_a_file_of_splits_the_problems_state_theirs(tmp_path):
         ({"subject": "natural sciences"}, "subject 'natural sciences' .* Did you mean 'natural science'"),
         ({"subject": None}, "subject None"),
         ({"grade": "grade13"}, "grade 'grade13' is not one of"),
-        ({"image": "../../../secret.png"}, "points outside"),
     ],
 )
 def test_malformed_problems_are_errors(tmp_path, changes, message):
@@ -176,6 +178,15 @@ def test_malformed_problems_are_errors(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         write_shards(scienceqa(root, "test"), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_outside_the_folder_is_not_read(tmp_path):
+    root = write_problems(tmp_path, {"1": problem(image="../../../secret.png")})
+    (root / "images").mkdir(exist_ok=True)
+    index, tally = write_shards(scienceqa(root, "test"), tmp_path / "out", quiet=True)
+    assert index.extensions(0) == ["json"] and tally.details["outside"] == 1
+    with pytest.raises(DataError, match="points outside"):
+        write_shards(scienceqa(root, "test", missing_budget=0), tmp_path / "strict", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +234,8 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
     test = load_split(tmp_path / "raw" / "pid_splits.json", "test", problems)
     assert {column for one in test for column in one.columns} == set(COLUMNS)
     assert {one.answer for one in problems.values()} == {0, 1, 2, 3}
-    _, counts = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "out", quiet=True)
-    assert counts == {"samples": 20, "with_picture": 10, "text_only": 10, "missing": 0, "unsupported": 0}
+    _, tally = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "out", quiet=True)
+    assert tally.counts() == {"rows": 20, "samples": 20, "with_picture": 10, "text_only": 10, "missing": 0}
     fewer = draw_problems(tmp_path / "again", {"train": 3}, size=16)
     assert fewer["problems"] == 3
     again = load_problems(tmp_path / "again" / "problems.json")
