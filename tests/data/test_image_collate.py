@@ -75,33 +75,38 @@ def test_half_of_the_images_are_mirrored_by_their_seeds():
 
 
 @pytest.mark.parametrize(
-    ("record", "members", "label"),
+    ("record", "members", "names", "label"),
     [
-        ({"class": "square"}, {}, 1),
-        ({"class": 0}, {}, 0),
-        ({"class": 7}, {}, 2),  # the name comes before the number
-        ({}, {"cls": b"1\n"}, 1),
-        ({}, {"cls": b"circle"}, 0),
-        ({"class": "circle"}, {"cls": b"1"}, 0),
+        ({"class": "square"}, {}, NAMES, 1),
+        ({"class": 7}, {}, NAMES, 2),
+        ({}, {"cls": b"circle"}, NAMES, 0),
+        ({"class": "circle"}, {"cls": b"square"}, NAMES, 0),
+        ({"class": 0}, {}, ["circle", "square"], 0),  # words: the place in the list
+        ({}, {"cls": b"1\n"}, ["circle", "square"], 1),
+        ({"class": 3}, {}, [3, 5, 7], 0),
     ],
 )
-def test_a_class_comes_from_the_record_or_the_cls_member(record, members, label):
-    batch = one(images_of(NAMES), sample(record, **members))
+def test_a_class_comes_from_the_record_or_the_cls_member(record, members, names, label):
+    batch = one(images_of(names), sample(record, **members))
     assert batch["labels"].tolist() == [label] and batch["labels"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
-    ("record", "says"),
+    ("record", "names", "says"),
     [
-        ({}, "no class"),
-        ({"class": "squar"}, "Did you mean 'square'"),
-        ({"class": 3}, "not one of the model's 3"),
-        ({"class": -1}, "not one of the model's 3"),
+        ({}, NAMES, "no class"),
+        ({"class": "squar"}, NAMES, "Did you mean 'square'"),
+        ({"class": 3}, ["circle", "square"], "There is no class"),
+        ({"class": -1}, ["circle", "square"], "There is no class"),
+        ({"class": True}, ["circle", "square"], "There is no class"),
+        ({"class": "1_0"}, list("abcdefghijkl"), "There is no class"),
+        ({"class": 1}, [3, 5, 7], "There is no class .1"),  # not the second of them, 5
+        ({"class": 0}, NAMES, "There is no class .0"),  # one name is a number
     ],
 )
-def test_a_class_that_is_missing_or_unknown(record, says):
+def test_a_class_that_is_missing_or_unknown(record, names, says):
     with pytest.raises(SampleError, match=says) as caught:
-        images_of(NAMES).prepare(sample(record))
+        images_of(names).prepare(sample(record))
     assert caught.value.reason == "no-class"
 
 
@@ -196,7 +201,7 @@ def sources(tmp_path_factory):
         for i in range(10):
             png = io.BytesIO()
             Image.new("RGB", (8, 6), (20 * i, 0, 0)).save(png, "PNG")
-            label: Any = {"json": {"class": NAMES[i % 3]}} if i % 2 else {"cls": str(i % 3)}
+            label: Any = {"json": {"class": NAMES[i % 3]}} if i % 2 else {"cls": NAMES[i % 3]}
             pictures.write(f"k{i}", {"png": png.getvalue(), **label})
     with ShardWriter(root / "latents" / "s", 4, quiet=True) as latents:
         for i in range(10):
