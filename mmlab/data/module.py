@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.batch_loader import LocalLoader
 from mmlab.data.config import ShardsConfig
 from mmlab.data.mixture import Source, by_type, open_sources
 from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
+from mmlab.runs.identity import compare
 from mmlab.runs.ranks import accumulation
 
 FIXED = ("global_batch", "seed", "block_shards", "balance")
@@ -109,7 +110,7 @@ class ShardDataModule(L.LightningDataModule):
 
         Raises:
             ConfigError: seed, global batch, block size or balance are not the checkpoint's.
-            DataError: a source was added, removed, reweighted, reordered or rebuilt with other contents.
+            RunError: a source was added, removed, reweighted, reordered or rebuilt with other contents.
         """
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return
@@ -120,7 +121,7 @@ class ShardDataModule(L.LightningDataModule):
                     f"the checkpoint was made with data.{name}={then}, this run has {now}:"
                     f" the order of samples would change; keep {then} or start a new run."
                 )
-        _check_sources(state_dict["sources"], self.sources)
+        compare({"train": state_dict["sources"]}, {"train": self.sources}, "the checkpoint")
         self._base, self._mark = state_dict["position"], None
 
     def setup(self, stage: str) -> None:
@@ -227,14 +228,6 @@ class ShardDataModule(L.LightningDataModule):
             done = self._base // self.config.global_batch * micro_per_step
             current.ready = current.started = current.processed = done
             current.completed = current.processed - unfinished
-
-
-def _check_sources(then: dict[str, str], now: dict[str, str]) -> None:
-    if list(then.items()) == list(now.items()):
-        return
-    changed = [name for name in then if now.get(name) != then[name]] + [name for name in now if name not in then]
-    what = f"source '{changed[0]}' is not" if changed else "the order of the sources is not"
-    raise DataError(f"{what} what it was when the checkpoint was made: the order of samples would change.")
 
 
 class ImageTextData(ShardDataModule):

@@ -33,11 +33,12 @@ class FolderCheckpointIO(CheckpointIO):
     """Writes and reads checkpoint folders; Lightning calls it on the first rank only.
 
     A full or failing disk does not end the training: the fault is printed and kept in `fault`, and earlier checkpoints
-    are not touched.
+    are not touched. `check` is called with each checkpoint and its path before anything is restored from it.
     """
 
     def __init__(self):
         self.fault: str | None = None
+        self.check: Callable[[Mapping[str, Any], Path], None] = lambda checkpoint, path: None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
@@ -57,7 +58,9 @@ class FolderCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of `newest_whole`; objects are never unpickled, whatever `weights_only` is."""
-        return read(Path(path), map_location)
+        checkpoint = read(Path(path), map_location)
+        self.check(checkpoint, Path(path))
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         remove(Path(path))

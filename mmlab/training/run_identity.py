@@ -15,8 +15,10 @@ from torch import nn
 from mmlab.runs.code import commit, source_hash, versions
 from mmlab.runs.disk import to_json
 from mmlab.runs.identity import compare
+from mmlab.runs.ranks import rank
 from mmlab.runs.references import tokenizer_folder
 from mmlab.runs.run import Start
+from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.trainable import parts_of
 from mmlab.weights import content_hash
 
@@ -40,12 +42,16 @@ class RunIdentity(Callback):
     def __init__(self, start: Start, identity: Mapping[str, Any]):
         self.start, self.identity = start, dict(identity)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(reader := trainer.strategy.checkpoint_io, FolderCheckpointIO):
+            reader.check = self._compare  # before weights are restored, which may be of another shape
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["identity"] = self.identity
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for warning in compare(checkpoint.get("identity"), self.identity, str(trainer.ckpt_path)):
-            if trainer.is_global_zero:
+    def _compare(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        for warning in compare(checkpoint.get("identity"), self.identity, str(path)):
+            if rank() == 0:
                 print(f"WARNING: {warning}", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -272,13 +272,13 @@ def test_other_shards_are_refused(root):
     data = module_of(root)
     state = data.state_dict()
     weighted = [SourceConfig(str(root / name), weight=weight) for name, weight in (("a", 1.0), ("b", 2.0))]
-    with pytest.raises(DataError, match="source 'a' is not what it was"):
+    with pytest.raises(RunError, match="another training source 'a': the order of samples would change"):
         module_of(root, train=weighted).load_state_dict(state)
-    with pytest.raises(DataError, match="order of the sources"):
+    with pytest.raises(RunError, match="another order of the training sources"):
         module_of(root, train=sources(root / "b", root / "a")).load_state_dict(state)
     make_shards(root / "new" / "b", 9)
     new = module_of(root, train=sources(root / "a", root / "new" / "b"))
-    with pytest.raises(DataError, match="source 'b' is not what it was"):
+    with pytest.raises(RunError, match="another training source 'b'"):
         new.load_state_dict(state)
 
 
