@@ -141,9 +141,14 @@ class ShardDataModule(L.LightningDataModule):
     def val_dataloader(self) -> LocalLoader | list[LocalLoader]:
         return self._pass(self.val_sources) if self.config.val else []
 
-    def spread(self, count: int) -> LocalLoader:
-        """One pass over about `count` samples, spread evenly over the validation sources, or else the training ones."""
-        sources = self.val_sources if self.config.val else self.train_sources
+    def spread(self, count: int, training: bool = False) -> LocalLoader:
+        """One pass over about `count` samples, spread evenly over the validation sources, or else the training ones.
+
+        Args:
+            count: of samples.
+            training: whether they are training samples also where there are validation sources.
+        """
+        sources = self.val_sources if self.config.val and not training else self.train_sources
         return self._pass(sources, max(1, sum(map(len, sources)) // count))
 
     def _pass(self, sources: list[Source], every: int = 1) -> LocalLoader:

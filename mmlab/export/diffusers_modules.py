@@ -31,7 +31,12 @@ def autoencoder(first_stage: FirstStage) -> Any:
     if isinstance(first_stage, Identity):
         return None
     if isinstance(first_stage, KLAutoencoder):
-        return folded_autoencoder(first_stage.vae, first_stage.latent_mean, first_stage.latent_std)
+        folded = folded_autoencoder(first_stage.vae, first_stage.latent_mean, first_stage.latent_std)
+        if first_stage.measured:
+            # No pipeline changes latents for it, and as a first stage of ours it is known to be measured.
+            channels = first_stage.channels
+            folded.register_to_config(latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
+        return folded
     if isinstance(first_stage, VQAutoencoder):
         return _vq_model(first_stage)
     raise ConfigError(f"diffusers has no class for {type(first_stage).__name__}.")

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.quantizer import Quantized, cast_all_but
+from mmlab.weights import finite
+
+STATISTICS = ("latent_mean", "latent_std", "statistics_known")
+"""Buffers of a first stage with the statistics of its latents."""
 
 
 def to_signed(pixels: Tensor) -> Tensor:
@@ -22,8 +26,8 @@ def to_signed(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Round pixels in about [-1, 1] to the nearest uint8, of any shape."""
-    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """Round pixels in about [-1, 1] to the nearest uint8, of any shape; raises RunError if they are not finite."""
+    return ((finite(pixels, "The model's images have").float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

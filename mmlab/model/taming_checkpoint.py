@@ -21,6 +21,7 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.config import GumbelQuantizerConfig, VectorQuantizerConfig, VQAutoencoderConfig
+from mmlab.model.first_stage import STATISTICS
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.model.quantizer import Quantizer, VectorQuantizer
 from mmlab.weights import fill
@@ -179,7 +180,7 @@ def _layer(name: str, levels: int) -> str:
 
 
 def _is_own(name: str) -> bool:
-    return name in ("latent_mean", "latent_std", "statistics_known", "quantizer.uses", "quantizer.temperature")
+    return name in (*STATISTICS, "quantizer.uses", "quantizer.temperature")
 
 
 @contextmanager

@@ -26,14 +26,12 @@ from mmlab.stage.autoencoder_loss import (
     refuse_code_collapse,
 )
 from mmlab.stage.config import AutoencoderTrainingConfig
-from mmlab.stage.latents import LatentMoments, keyed_sample, with_seeds_on_host
+from mmlab.stage.latents import STATISTICS_PICTURES, LatentMoments, keyed_sample, measure_latents, with_seeds_on_host
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
 from mmlab.training.optim import AdamW
 
 LEARNS = ("first_stage", "discriminator")
-STATISTICS_PICTURES = 4096
-"""Images that the latents' statistics are measured on: a channel's mean is then known to 2 % of its deviation."""
 
 
 class AutoencoderTraining(Stage):
@@ -187,15 +185,8 @@ class AutoencoderTraining(Stage):
         if self.trainer.is_global_zero:
             print(f"perceptual distance: {self.model.perceptual.label}")
 
-    @torch.no_grad()
     def on_fit_end(self) -> None:
         """Measure the latents of the final weights, also in a run that was killed just before and resumed."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        device, first_stage = self.trainer.strategy.root_device, self.model.first_stage
-        first_stage.to(device).eval()
-        moments = LatentMoments()
-        for batch in data.spread(STATISTICS_PICTURES):
-            x = to_signed(batch["pixel_values"].to(device))
-            moments.add(self.latents(x, batch["seeds"].tolist())[1])
-        statistics = moments.finish(self.trainer.world_size, device)
-        first_stage.set_statistics(statistics.mean, statistics.std)
+        batches, device = data.spread(STATISTICS_PICTURES), self.trainer.strategy.root_device
+        measure_latents(self.model.first_stage, batches, self.trainer.world_size, device)

@@ -21,7 +21,7 @@ from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.first_stage import FirstStage, to_signed
 from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore
-from mmlab.weights import content_hash
+from mmlab.weights import content_hash, finite
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 KEPT = ("json", "txt", "cls")
@@ -51,7 +51,10 @@ def first_stage_of(folder: Path, measured: bool = True) -> tuple[FirstStage, Ima
     if first_stage.factor == 1:
         raise ConfigError(f"The first stage of {folder} is the identity: its latents are the images themselves.")
     if measured and not first_stage.measured:
-        raise ConfigError(f"The latent statistics of {folder} were not measured; finish its training first.")
+        raise ConfigError(
+            f"The latent statistics of {folder} were not measured; encode with a finished run of stage=autoencoder or"
+            " stage=latent_diffusion."
+        )
     return first_stage, ImageSpec(cfg.data.size, cfg.data.aspect)
 
 
@@ -144,7 +147,9 @@ def codes(
 
     def encode(field: str, stage: Any, pixels_B3SS: Tensor) -> dict[str, Tensor]:
         dtype = torch.uint16 if stage.quantizer.codes <= SMALL else torch.uint32
-        return {"codes" if field == FIRST_STAGE else "map_codes": stage.codes(to_signed(pixels_B3SS)).cpu().to(dtype)}
+        latents = finite(stage.encode(to_signed(pixels_B3SS)).mean, "The first stage's latents have")
+        indices = stage.quantizer.indices(latents)
+        return {"codes" if field == FIRST_STAGE else "map_codes": indices.cpu().to(dtype)}
 
     return _encoded(stages, encode, index, spec, flip, batch_size, missing_budget)
 

@@ -16,10 +16,10 @@ from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.keyed import uniform
 from mmlab.model.denoiser import DiffusionModel
-from mmlab.model.first_stage import Posterior, to_signed
+from mmlab.model.first_stage import STATISTICS, Posterior, to_signed
 from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.generative import GenerativeStage
-from mmlab.stage.latents import keyed_sample
+from mmlab.stage.latents import STATISTICS_PICTURES, keyed_sample, measure_latents
 from mmlab.training.optim import AdamW
 from mmlab.weights import content_hash
 
@@ -40,6 +40,9 @@ class LatentDiffusion(GenerativeStage):
 
     Raises:
         ConfigError: unknown parts, a first stage to train, or a loss that the process does not weight.
+
+    The statistics of latents that no earlier run has measured are measured from training images before the first step;
+    checkpoints hold them, and the run's artifacts the first stage with them.
     """
 
     model: DiffusionModel
@@ -61,11 +64,13 @@ class LatentDiffusion(GenerativeStage):
 
     def on_filled(self, artifacts: Mapping[str, Path]) -> None:
         super().on_filled(artifacts)
-        if not self.model.first_stage.measured:
+        if "first_stage" in self.kept and not self.model.first_stage.measured:
             raise ConfigError(
-                "The latent statistics of the first stage were not measured, so its latents cannot be normalized: name"
-                " the run that trained it in stage.init_from, or set model.first_stage.source."
+                "The first stage is untrained, so its latents are meaningless: name the run that trained it in"
+                " stage.init_from, or set model.first_stage.source."
             )
+        if not self.model.first_stage.measured:
+            self.completed = ["first_stage"]
 
     def collate(self, data: ImageDataConfig) -> ImageCollate | LatentCollate:
         """Return the collate function.
@@ -82,9 +87,32 @@ class LatentDiffusion(GenerativeStage):
                 f" {reduction}; take a multiple of {first_stage.factor * reduction}."
             )
         if data.latents:
+            if self.completed:
+                raise ConfigError(
+                    "The first stage's latent statistics are not known, and are measured from images: train with"
+                    " data.latents=false, or name in stage.init_from the run that encoded the latents."
+                )
             shape = (first_stage.channels, side, side)
             return LatentCollate(data, content_hash(first_stage), shape, self.conditioning())
         return ImageCollate(data, self.conditioning())
+
+    def on_fit_start(self) -> None:
+        """Measure latents whose statistics no earlier run has stored; a resumed run has its own."""
+        if self.model.first_stage.measured:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches, device = data.spread(STATISTICS_PICTURES, training=True), self.trainer.strategy.root_device
+        measure_latents(self.model.first_stage, batches, self.trainer.world_size, device)
+        if self.trainer.is_global_zero:
+            first_stage = self.model.first_stage
+            rows = zip(first_stage.latent_mean.tolist(), first_stage.latent_std.tolist(), strict=True)
+            print(f"latent statistics, measured: {', '.join(f'{mean:.3g} ± {std:.3g}' for mean, std in rows)}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        statistics = {f"model.first_stage.{name}" for name in STATISTICS if self.completed}
+        measured = {name: value for name, value in checkpoint["state_dict"].items() if name in statistics}
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"] |= measured
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Any]) -> Tensor:

@@ -27,6 +27,7 @@ class Stage(LightningModule):
         frozen: names of the parts in which nothing is trained.
         sources: the artifact that each part was filled from; set when the parts are filled, as `kept`.
         kept: names of the parts with random frozen weights, which checkpoints and artifacts hold, too.
+        completed: names of the frozen parts that the stage measures something of; artifacts hold them, too.
 
     Raises:
         ConfigError: unknown parts, or none.
@@ -43,6 +44,7 @@ class Stage(LightningModule):
         self.strict_loading = False
         self.sources: Mapping[str, Path] = {}
         self.kept: list[str] = []
+        self.completed: list[str] = []
 
     def on_filled(self, artifacts: Mapping[str, Path]) -> None:
         """Check the model, once its parts have their weights.

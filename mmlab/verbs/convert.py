@@ -39,6 +39,7 @@ def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
     from omegaconf import OmegaConf
 
     from mmlab.model.taming_checkpoint import from_taming, read_taming, settings_of
+    from mmlab.runs.disk import replacing
     from mmlab.training.artifacts import write_card
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
@@ -49,12 +50,12 @@ def convert(checkpoint: Path, out: Path, legacy: bool) -> None:
         siblings = [str(path) for path in checkpoint.parent.glob("*")] if checkpoint.parent.is_dir() else []
         raise ConfigError(f"There is no file {checkpoint}.{nearest(str(checkpoint), siblings)}")
     model = from_taming(read_taming(checkpoint), checkpoint, legacy)
-    model.save(out)
-    write_card(out, {"part": "first_stage", "class": type(model).__name__})
+    with replacing(out) as draft:
+        model.save(draft)
+        write_card(draft, {"part": "first_stage", "class": type(model).__name__})
     settings = {**settings_of(model), "source": str(out)}
-    print(
-        f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; its latent statistics are not measured yet"
-    )
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{out}: {count:,} parameters; stage=latent_diffusion will measure its latents")
     print(OmegaConf.to_yaml({"model": {"first_stage": settings}}).rstrip())
 
 

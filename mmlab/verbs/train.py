@@ -38,9 +38,9 @@ def train(cfg: DictConfig) -> None:
     from mmlab.config.build import build
     from mmlab.runs.run import finish
     from mmlab.stage.assembly import build_data, build_stage
-    from mmlab.training.artifacts import describe_frozen, save_parts
+    from mmlab.training.artifacts import describe, describe_frozen, save_parts
     from mmlab.training.run_identity import RunIdentity, identity_of
-    from mmlab.training.trainable import count_parameters
+    from mmlab.training.trainable import count_parameters, parts_of
     from mmlab.training.trainer import build_trainer, check_end, fit
 
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -60,7 +60,8 @@ def train(cfg: DictConfig) -> None:
     metrics = fit(trainer, stage, data)
     if trainer.is_global_zero:
         card = {"run": cfg.run.name, "steps": steps}
-        written = save_parts(stage.model, saved, folder / "artifacts", card, frozen)
+        against = {**frozen, **{name: describe(parts_of(stage.model)[name]) for name in stage.completed}}
+        written = save_parts(stage.model, [*saved, *stage.completed], folder / "artifacts", card, against)
         finish(folder, {"steps": steps, **metrics})
         print(f"{cfg.run.name}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
         print(f"trained parts: {', '.join(str(path) for path in written)}")

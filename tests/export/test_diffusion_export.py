@@ -11,6 +11,7 @@ from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
@@ -38,6 +39,7 @@ from mmlab.model.first_stage import FirstStage, Identity
 from mmlab.model.quantizer import VectorQuantizer
 
 SIZE, STEPS = 16, 5
+NAME = "diffusion_pytorch_model.safetensors"
 NAMES = ["cat", "dog", "red fox"]
 AUTOENCODER = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 UNET = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
@@ -264,7 +266,8 @@ def test_statistics_are_folded_into_the_autoencoder(tmp_path):
     export_first_stage(first_stage, tmp_path)
     vae = load(AutoencoderKL, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["scaling_factor"] == 1 and not config.get("latents_mean") and not config.get("shift_factor")
+    assert config["scaling_factor"] == 1 and not config.get("shift_factor")
+    assert (config["latents_mean"], config["latents_std"]) == ([0] * 4, [1] * 4)
     ours, theirs = first_stage.encode(x), vae.encode(x).latent_dist
     torch.testing.assert_close(theirs.mean, first_stage.normalized(ours.mean), rtol=1e-4, atol=1e-5)
     assert ours.logvar is not None
@@ -272,6 +275,17 @@ def test_statistics_are_folded_into_the_autoencoder(tmp_path):
     torch.testing.assert_close(theirs.std, (0.5 * ours.logvar).exp() / std, rtol=1e-4, atol=1e-5)
     latents = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(vae.decode(latents).sample, first_stage.decode(first_stage.raw(latents)))
+
+
+def test_an_exported_autoencoder_is_a_first_stage_of_measured_latents(tmp_path):
+    export_first_stage(kl(), tmp_path / "a")
+    again = KLAutoencoder(KLAutoencoderConfig(source=str(tmp_path / "a")))
+    again.load_pretrained()
+    assert again.measured and (again.latent_mean.tolist(), again.latent_std.tolist()) == ([0] * 4, [1] * 4)
+    again.save(tmp_path / "saved")
+    export_first_stage(again, tmp_path / "b")
+    weights = {folder: load_file(tmp_path / folder / NAME) for folder in ("a", "saved", "b")}
+    assert all(torch.equal(value, weights[folder][name]) for name, value in weights["a"].items() for folder in weights)
 
 
 @torch.no_grad()

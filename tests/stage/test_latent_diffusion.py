@@ -169,6 +169,7 @@ def test_a_checkpoint_holds_what_learns(pictures):
 
 def test_statistics_that_no_run_has_stored_are_measured_once(pictures, monkeypatch):
     def unmeasured() -> Any:
+        torch.manual_seed(0)
         stage = diffusion_stage(diffusion_model(TinyFirstStage(measured=False)))
         assert stage.completed == ["first_stage"]
         return stage
