@@ -75,6 +75,16 @@ def require_finite(module: nn.Module, source: str | Path) -> None:
         raise RunError(f"{source} has NaN or infinity in {name}, so it computes nothing: train or download it again.")
 
 
+def finite(values: Tensor, what: str) -> Tensor:
+    """Return what a model has computed; raises RunError if there is NaN or infinity in it, which `what` then names."""
+    if not all_finite([values]):
+        raise RunError(
+            f"{what} NaN or infinity, so there is no result: compute with trainer.precision=32-true, or train the "
+            "model again with a lower optim.lr."
+        )
+    return values
+
+
 def content_hash(module: nn.Module) -> str:
     """SHA-256 over the names, shapes and all values of a module's state dict.
 

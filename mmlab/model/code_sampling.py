@@ -10,6 +10,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.code_gpt import Cache, CodeGPT
 from mmlab.model.conditioner import Condition
 from mmlab.model.config import CodeSamplerConfig
+from mmlab.weights import finite
 
 OnRow = Callable[[int, Tensor], None]
 """Called after each row with its number, from 1, and the codes int64 `[B, H, W]`, whose later rows are not set yet."""
@@ -83,6 +84,7 @@ def sample_codes(
 
     Raises:
         ConfigError: images smaller than those that the prior was trained on.
+        RunError: logits that are not finite.
     """
     _, height, width = drawn_BHW.shape
     if min(height, width) < prior.side:
@@ -149,7 +151,7 @@ class _Sampling:
         return {**self.rows, "context": context[:, top : top + side, left : left + side].flatten(1, 2)}
 
     def _choose(self, hidden_BD: Tensor, drawn_B: Tensor) -> Tensor:
-        logits = self.prior.logits(hidden_BD).float()
+        logits = finite(self.prior.logits(hidden_BD), "The prior's logits have").float()
         if self.guided:
             conditional, null = logits.chunk(2)
             logits = null + self.sampler.config.guidance * (conditional - null)

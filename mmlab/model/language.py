@@ -1,6 +1,8 @@
 """Causal language models. Legend: B rows, T tokens, D width, S supervised positions, V vocabulary."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mmlab.model.causal_models import attention_of, causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.packed_rows import masks, separate, takes_masks
 from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
+from mmlab.weights import finite
 
 
 class LanguageModel(nn.Module):
@@ -86,7 +89,14 @@ class LanguageModel(nn.Module):
         """Continue left-padded rows with the KV cache; returns new token ids `[B, new]`, padded on the right.
 
         Models that padding would disturb continue rows of equal length together, without padding.
+
+        Raises:
+            RunError: logits that are not finite, of which any token would be the answer.
         """
+        with self._finite_logits():
+            return self._generate(embeds_BTD, mask_BT, **options)
+
+    def _generate(self, embeds_BTD: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         pad = self.tokenizer.pad_token_id
         if pads_left(self.config):
             return self.causal.generate(inputs_embeds=embeds_BTD, attention_mask=mask_BT, pad_token_id=pad, **options)
@@ -98,6 +108,18 @@ class LanguageModel(nn.Module):
             new = self.causal.generate(inputs_embeds=embeds, attention_mask=mask, pad_token_id=pad, **options)
             rows |= dict(zip(same, new, strict=True))
         return pad_sequence([rows[row] for row in range(len(rows))], batch_first=True, padding_value=pad)
+
+    @contextmanager
+    def _finite_logits(self) -> Iterator[None]:
+        """Note the highest logit of each step, and raise RunError afterwards if one is not finite."""
+        highest: list[Tensor] = []
+        note = self.causal.register_forward_hook(lambda *call: highest.append(call[-1].logits[:, -1].amax(-1)))
+        try:
+            yield
+        finally:
+            note.remove()
+        if highest:
+            finite(torch.cat(highest), "The language model's logits have")
 
     def save(self, folder: Path) -> None:
         """Write weights, config and tokenizer as a transformers folder."""

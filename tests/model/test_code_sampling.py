@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.code_sampling import CodeSampler, sample_codes
+from mmlab.model.config import CodeSamplerConfig
 from tests.model.tiny_priors import CODES, KINDS, SIDE, conditions, prior_model, sampling
 
 
@@ -153,3 +154,12 @@ def test_what_cannot_be_is_refused(make, says):
 
 def test_the_book_is_as_large_as_the_first_stage_says():
     assert prior_model("none", codes=23).prior.head.out_features == 23 != CODES
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_logits_that_are_not_finite_are_refused(sliding):
+    prior = prior_model("none").prior.eval()
+    with torch.no_grad():
+        prior.head.weight.fill_(3e38)
+    with pytest.raises(RunError, match="The prior's logits have NaN or infinity"):
+        sample_codes(prior, CodeSampler(CodeSamplerConfig()), torch.rand(1, 4, 4), {}, {}, sliding=sliding)

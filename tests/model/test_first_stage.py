@@ -79,3 +79,11 @@ def test_a_dead_channel_is_refused(std):
     with pytest.raises(RunError, match="channel 1 of the latents"):
         stage.set_statistics(torch.zeros(3), torch.tensor([1.0, std, 1.0]))
     assert not stage.measured
+
+
+def test_images_that_are_not_finite_are_refused():
+    pixels = torch.zeros(2, 3, 4, 4)
+    assert to_uint8(pixels).unique().tolist() == [128]
+    pixels[1, 2, 3, 3] = torch.nan
+    with pytest.raises(RunError, match="The model's images have NaN or infinity, so there is no result"):
+        to_uint8(pixels)

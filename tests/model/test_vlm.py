@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from mmlab.config.errors import RunError
 from tests.model import tiny
 
 PATCHES = 4
@@ -162,3 +163,14 @@ def test_generate_continues_as_full_forward_says(tokenizer_folder):
         eos_token_id=None,
     )
     assert new.tolist() == expected
+
+
+@pytest.mark.parametrize("tongue", ["llama", "gpt2"])
+def test_logits_that_are_not_finite_make_no_answer(tokenizer_folder, tongue):
+    language = tiny.vlm(tokenizer_folder, tongue=tongue).language.eval()
+    embeds, mask = language.embed(torch.tensor([[5, 6, 7]])), torch.ones(1, 3, dtype=torch.int64)
+    language.generate(embeds, mask, max_new_tokens=2, do_sample=False)
+    with torch.no_grad():
+        language.causal.get_output_embeddings().weight.fill_(3e38)
+    with pytest.raises(RunError, match="The language model's logits have NaN or infinity"):
+        language.generate(embeds, mask, max_new_tokens=2, do_sample=False)
