@@ -1,10 +1,13 @@
 """The chat template that comes with a tokenizer, with the spans of characters that the model learns to say."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.clock import DATE, fix_clock
 from mmlab.data.sample_types import SampleError
 from mmlab.data.turns import Dialogue, NoSystem, Rendered, tokenizer_name
 
@@ -12,15 +15,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")
+
+
+@dataclass(frozen=True)
 class ChatTemplate:
     """The template that comes with the tokenizer (`tokenizer.apply_chat_template`).
+
+    It has no input but the texts and `date`, an ISO date or date and time: a run must write the same prompts on every
+    day and machine.
 
     Each text is first replaced with a mark that no template changes: what lies between the marks is the
     template's own, and then each text takes the place of its mark. The result must equal what the tokenizer
     renders itself.
     """
 
-    has_system = True  # which ones have is known when one is rendered
+    date: str = DATE
+    has_system: ClassVar[bool] = True  # which ones have is known when one is rendered
 
     def stop(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The special token that follows an answer, usually the tokenizer's end of text.
@@ -73,8 +84,16 @@ class ChatTemplate:
             raise ConfigError(
                 f"The tokenizer {tokenizer_name(tokenizer)} has no chat template; choose another prompt.template."
             )
+        template = str(tokenizer.get_chat_template())
+        if found := _RANDOM.search(template):
+            raise ConfigError(
+                f"The chat template of {tokenizer_name(tokenizer)} uses '{found[0]}', so it writes another prompt each "
+                "time; choose another prompt.template."
+            )
         try:
-            text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            text: Any = tokenizer.apply_chat_template(
+                messages, chat_template=fix_clock(template, self.date), tokenize=False, add_generation_prompt=prompt
+            )
         except TemplateError as error:
             if system:  # without one it has been rendered before, see `stop`
                 raise NoSystem from error

@@ -7,6 +7,7 @@ from omegaconf import II, MISSING
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.fields import Settings, choice, number
+from mmlab.data.clock import DATE, moment_of
 
 FLOOR = 10
 """Replaced samples that never stop a run, so that a bad one among the first does not."""
@@ -29,6 +30,8 @@ class Prompt(Settings):
     supervise: str = choice("answers", "all")  # answers and their stops, or every token of text
     # System message; None: the conversation's own, or else the template's; empty: none.
     system: str | None = None
+    # The date that the tokenizer's chat template is told where it asks for today's: a run has one, whenever it resumes.
+    date: str = DATE
     # Part of a record that is used. auto: the first of questions, conversations and caption that it has; every: all of
     # them.
     turns: str = choice("auto", "every", "conversations", "questions", "caption")
@@ -41,6 +44,7 @@ class Prompt(Settings):
         from mmlab.data.templates import template_named
 
         super().__post_init__()
+        moment_of(self.date)
         template = template_named(self.template)
         if self.system and not template.has_system:
             raise ConfigError(f"prompt.template={self.template} has no place for prompt.system; leave it out.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
+from mmlab.data.chat_template import ChatTemplate
 from mmlab.data.config import Prompt
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import template_named
@@ -59,6 +60,8 @@ def render(dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBa
         raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
     image = prompt.pictures in ("tokens", "scattered") and shows_image(dialogue)
     template = template_named(prompt.template)
+    if isinstance(template, ChatTemplate):
+        template = ChatTemplate(prompt.date)
     own = dialogue[0].system if prompt.system is None else None
     try:
         rendered = template.render(dialogue, tokenizer, system=own or prompt.system, image=image, answer=answer)

@@ -268,6 +268,25 @@ def test_a_conversation_has_its_own_system_message() -> None:
         render(dialogue, Prompt("tokenizer", system="S"), strict)
 
 
+def test_a_chat_template_has_no_clock_of_its_own() -> None:
+    fast = copy.deepcopy(gpt_2())
+    date = "{{ strftime_now('%d %b %Y, %A, %-d/%m %p %c %%d %s') }}"
+    fast.chat_template = date + "<|im_end|>" + str(fast.chat_template)
+    texts = {
+        day: render([Turn("human", "Q"), Turn("gpt", "A")], Prompt("tokenizer", date=day), fast).text.split("<|")[0]
+        for day in (Prompt.date, "2025-03-04T13:05")
+    }
+    assert texts == {
+        "2024-07-26": "26 Jul 2024, Friday, 26/07 AM Fri Jul 26 00:00:00 2024 %d 1721952000",
+        "2025-03-04T13:05": "04 Mar 2025, Tuesday, 4/03 PM Tue Mar  4 13:05:00 2025 %d 1741093500",
+    }
+    with pytest.raises(ConfigError, match=r"prompt\.date=today is not a date such as 2024-07-26"):
+        Prompt("tokenizer", date="today")
+    fast.chat_template = "{{ ['Hi', 'Hello'] | random }}" + str(gpt_2().chat_template)
+    with pytest.raises(ConfigError, match="random', so it writes another prompt each time"):
+        TEMPLATES["tokenizer"].stop(fast)
+
+
 def test_stops() -> None:
     stops = {name: template.stop(llama_2()) for name, template in TEMPLATES.items()}
     assert stops == {
