@@ -28,9 +28,10 @@ class DataReportCallback(L.Callback):
         self._limits = config.budget, config.floor
         self.train, self.validation = DataReport(*self._limits), DataReport(*self._limits)
         self._step = 0
+        self._started = False
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self._step = trainer.global_step
+        self._step, self._started = trainer.global_step, True
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.train.add(batch)
@@ -56,7 +57,8 @@ class DataReportCallback(L.Callback):
         self._write(trainer, everyone=True)
 
     def on_exception(self, trainer, pl_module, exception) -> None:
-        self._write(trainer, everyone=False)
+        if self._started:  # the counts of the checkpoint are restored; before that there is nothing to report
+            self._write(trainer, everyone=False)
 
     def state_dict(self) -> dict[str, Any]:
         # Lightning collects the state of every rank and saves the first one's, which has to hold the sums.
