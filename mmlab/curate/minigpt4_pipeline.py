@@ -174,7 +174,7 @@ def reviewed_images(out: Path) -> ShardIndex:
     try:
         root = json.loads((out / DATA).read_text(encoding="utf-8"))["data"]
         settings = read_rows(journal_of(out, "described"))[0]["settings"]
-    except (FileNotFoundError, IndexError):
+    except (FileNotFoundError, NotADirectoryError, IndexError):
         raise ConfigError(f"There is no curation in {out}; `mmlab curate minigpt4 out={out} …` starts one.") from None
     index = ShardIndex.open(root)
     if index.hash != settings["data"]:

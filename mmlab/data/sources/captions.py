@@ -59,7 +59,7 @@ def captions(
     if table is None:
         entries = list(_side_files(Path(images), tally))
     else:
-        entries = list(_table(Path(table), tally, image_field, caption_field, class_field))
+        entries = list(_table(Path(table), tally, Path(images), image_field, caption_field, class_field))
     folder = ImageFolder(images, missing_budget, len(entries), tally)
     keys = KeyMaker()
     for entry in entries:
@@ -84,11 +84,16 @@ def _side_files(folder: Path, tally: Tally) -> Iterator[_Entry]:
 
 
 def _table(
-    path: Path, tally: Tally, image_field: str | None, caption_field: str | None, class_field: str | None
+    path: Path,
+    tally: Tally,
+    images: Path,
+    image_field: str | None,
+    caption_field: str | None,
+    class_field: str | None,
 ) -> Iterator[_Entry]:
     """Every row of a table."""
     image = caption = kind = None
-    for where, row in rows(path, tally):
+    for where, row in rows(path, tally, images):
         if image is None or caption is None:
             image = column(row, image_field, IMAGE_FIELDS, where)
             caption = column(row, caption_field, _CAPTION_FIELDS, where)

@@ -49,7 +49,7 @@ def images(
     if labels is None and (image_field or class_field):
         raise ConfigError(f"the column '{image_field or class_field}' is named without a table; give --labels TABLE.")
     tally, keys, classes = Tally("without_class", "classes"), KeyMaker(), set()
-    table = None if labels is None else _table(Path(labels), tally, image_field, class_field)
+    table = None if labels is None else _table(Path(labels), tally, Path(root), image_field, class_field)
     entries = list(_folders(Path(root), tally) if table is None else table)
     folder = ImageFolder(root, missing_budget, len(entries), tally)
     if not entries and not tally.rows:
@@ -84,9 +84,11 @@ def _folders(root: Path, tally: Tally) -> Iterator[_Entry]:
         yield str(path), str(name), {"class": name.parts[0] if len(name.parts) > 1 else None}, "class"
 
 
-def _table(path: Path, tally: Tally, image_field: str | None, class_field: str | None) -> Iterator[_Entry]:
+def _table(
+    path: Path, tally: Tally, images: Path, image_field: str | None, class_field: str | None
+) -> Iterator[_Entry]:
     image = kind = None
-    for where, row in rows(path, tally):
+    for where, row in rows(path, tally, images):
         if image is None or kind is None:
             image = column(row, image_field, IMAGE_FIELDS, where)
             kind = column(row, class_field, CLASS_FIELDS, where)

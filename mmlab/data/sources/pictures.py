@@ -17,12 +17,12 @@ from mmlab.data.images import check_size, decoding, load_rgb
 from mmlab.data.sample_types import SampleError
 from mmlab.data.tally import Tally
 
-_READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+READ_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 _UNREAD = (
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".ico", ".svg", ".psd", ".tga", ".exr", ".hdr", ".apng"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".eps"),
 )
-PICTURE_SUFFIXES = frozenset(_READ + _UNREAD)
+PICTURE_SUFFIXES = frozenset(READ_SUFFIXES + _UNREAD)
 """Endings of the names of images, whether they are read or not."""
 
 _CONVERTED = (
@@ -113,7 +113,7 @@ class ImageFolder:
         path = self.root / name
         try:
             if not path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
-                named = (path.with_name(path.name + suffix) for suffix in _READ)
+                named = (path.with_name(path.name + suffix) for suffix in READ_SUFFIXES)
                 path = next((one for one in named if one.is_file()), path)
             if path.is_file():
                 return path.read_bytes()
@@ -188,12 +188,12 @@ def pictures_of(root: Path, tally: Tally, texts: dict[Path, Path] | None = None)
         texts: is filled with the `.txt` of each image without its suffix; these files are not left out.
     """
     files = files_of(existing_folder(root))
-    images = {path.with_suffix("") for path in files if path.suffix.lower() in _READ}
+    images = {path.with_suffix("") for path in files if path.suffix.lower() in READ_SUFFIXES}
     for path in files:
         suffix, where = path.suffix.lower(), as_text(str(path))
         if any(part.startswith(".") for part in path.relative_to(root).parts):
             tally.leave_out("hidden", f"{where}: Its name begins with a dot.")
-        elif suffix in _READ:
+        elif suffix in READ_SUFFIXES:
             yield path
         elif suffix in _UNREAD:
             tally.leave_out(f"unsupported {suffix}", f"{where}: Convert it to JPEG or PNG.")

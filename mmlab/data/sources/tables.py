@@ -5,6 +5,7 @@ depends on the format alone: in a `.tsv` it is text, as in Conceptual Captions; 
 """
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from mmlab.config.errors import DataError, existing_file, nearest
 from mmlab.data.sample_types import SampleError
 from mmlab.data.sources.files import lines, load_entries
-from mmlab.data.sources.pictures import PICTURE_SUFFIXES
+from mmlab.data.sources.pictures import PICTURE_SUFFIXES, READ_SUFFIXES
 from mmlab.data.tally import Tally
 
 IMAGE_FIELDS = ("image", "file", "filename", "file_name", "image_path", "path", "image_id")
@@ -23,16 +24,17 @@ _LONGEST = 1 << 24  # characters of a field; more of them are a quotation mark t
 Row = dict[str, Any]
 
 
-def rows(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:
+def rows(path: Path, tally: Tally, images: Path | None = None) -> Iterator[tuple[str, Row]]:
     """(where, row) of each row of a `.csv`, `.tsv`, `.jsonl` or `.json` file; `where` names file and line.
 
     Args:
         path: the table, in UTF-8, UTF-16 or UTF-32.
         tally: counts the rows that are left out: `fields` (another number than the header has), `nul`, `json`.
+        images: folder of the images that the rows name, which helps to find quotation marks that do not match.
 
     Raises:
-        DataError: no such file, another kind of file or encoding, a column twice, or quotation marks of a `.csv` that
-            do not match (all that follows could be misread).
+        DataError: no such file, another kind of file or encoding, no row, a column twice, or quotation marks of a
+            `.csv` that do not match (all that follows could be misread).
     """
     existing_file(path)
     suffix = path.suffix.lower()
@@ -45,20 +47,36 @@ def rows(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:
         return
     if suffix not in (".csv", ".tsv"):
         raise DataError(f"{path}: a table is a .csv, .tsv, .jsonl or .json file, not '{path.suffix}'.")
-    header: list[str] = []
-    for number, fields in _csv(path, tally) if suffix == ".csv" else _tsv(path):
+    table = _csv(path, tally, images) if suffix == ".csv" else _tsv(path)
+    header = _header(next(table, (1, [])), path)
+    number = None
+    for number, fields in table:
         where = f"{path}, line {number}"
-        if not header:
-            header = [name.strip() for name in fields]
-            if twice := next((name for name in header if name and header.count(name) > 1), None):
-                raise DataError(f"{where}: the column '{twice}' is there twice.")
-        elif any("\0" in field for field in fields):
+        if any("\0" in field for field in fields):
             tally.leave_out("nul", f"{where}: A field has a NUL character.")
         elif len(fields) != len(header):
             hint = " A comma in a text needs quotation marks around the field." if suffix == ".csv" else ""
             tally.leave_out("fields", f"{where}: It has {len(fields)} fields, the header {len(header)}.{hint}")
         else:
             yield where, dict(zip(header, fields, strict=True))
+    if number is None:
+        raise DataError(f"{path} has no row below its header: {', '.join(header)}.")
+
+
+def _header(line: tuple[int, list[str]], path: Path) -> list[str]:
+    """The names of the columns."""
+    number, fields = line
+    header = [name.strip() for name in fields]
+    if not header:
+        raise DataError(f"{path} is empty.")
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise DataError(f"{path}, line {number}: the column '{twice}' is there twice.")
+    between = "commas" if path.suffix.lower() == ".csv" else "tabs"
+    if len(header) == 1 and any(mark in header[0] for mark in ",;\t|"):
+        raise DataError(
+            f"{path}, line {number}: '{header[0]}' is one column; {between} separate those of a {path.suffix}."
+        )
+    return header
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -68,7 +86,7 @@ def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split("\t")
 
 
-def _csv(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
+def _csv(path: Path, tally: Tally, images: Path | None) -> Iterator[tuple[int, list[str]]]:
     """(first line, fields) of each row that is not empty; a field in quotation marks may have several lines."""
     csv.field_size_limit(_LONGEST)
     raw: list[str] = []
@@ -92,18 +110,25 @@ def _csv(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
                 'written "…""…".'
             ) from None
         if len(raw) > 1:
-            _check_one_row(raw, len(fields), f"{path}, lines {first} to {reader.line_num}")
+            _check_one_row(raw, len(fields), images, f"{path}, lines {first} to {reader.line_num}")
             tally.details["rows_of_several_lines"] += 1
         if fields:
             yield first, fields
 
 
-def _check_one_row(raw: Sequence[str], width: int, where: str) -> None:
+def _check_one_row(raw: Sequence[str], width: int, images: Path | None, where: str) -> None:
     """Raise DataError if each line of a row would be a row that names an image: a quotation mark is not closed."""
+
+    def names_image(field: str) -> bool:
+        name = field.strip('" ')
+        if PurePath(name).suffix.lower() in PICTURE_SUFFIXES:
+            return True
+        files = () if images is None or not name else (Path(images, name + ending) for ending in READ_SUFFIXES)
+        return any(os.path.isfile(file) for file in files)
+
     alone = [line.rstrip("\r\n").split(",") for line in raw]
     if all(len(fields) == width for fields in alone) and any(
-        all(PurePath(field.strip('" ')).suffix.lower() in PICTURE_SUFFIXES for field in column)
-        for column in zip(*alone, strict=True)
+        all(map(names_image, values)) for values in zip(*alone, strict=True)
     ):
         raise DataError(
             f"{where}: by their quotation marks they are one row, but each names an image; "

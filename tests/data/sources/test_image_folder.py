@@ -65,7 +65,7 @@ def test_numbers_stay_numbers_and_columns_can_be_named(folder, tmp_path):
         ("t.csv", "image,kind\ncat/a.png,x\n", {}, "none of the columns class, label; there are image, kind"),
         ("t.csv", "image,class\nzz.png,x\n", {}, r"line 2: image 'zz\.png' is not in"),
         ("t.csv", "image,class\n../a.png,x\n", {}, "points outside"),
-        ("t.csv", "image,class\n", {}, "has no images"),
+        ("t.csv", "image,class\n", {}, "has no row below its header: image, class"),
         ("t.jsonl", '{"image": "cat/a.png", "class": ["x"]}', {}, r"line 1: 'class' must be a class's name or number"),
         ("t.jsonl", '{"image": 5.5, "class": "x"}', {}, "named by one path, not 5.5"),
         ("t.txt", "", {}, "not '.txt'"),

@@ -42,6 +42,15 @@ def test_quotation_marks_of_a_csv_that_do_not_match_are_errors(tmp_path, text, m
         read(tmp_path / "t.csv", f"image,caption\n{text}")
 
 
+def test_a_row_of_several_lines_is_compared_with_the_images(tmp_path):
+    text = 'caption,image\n"a red half,1\nfourth",4\n'
+    assert read(tmp_path / "t.csv", text)[0] == [["a red half,1\nfourth", "4"]]
+    for name in ("1.jpg", "4.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="lines 2 to 3: by their quotation marks they are one row, but each names"):
+        list(rows(tmp_path / "t.csv", Tally(), tmp_path))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_rows_that_do_not_fit_the_header_are_counted(tmp_path, suffix):
     lines = ["image,caption", "1,a", "2,b,c", "3", "4,d\0", "5,e"]
@@ -72,9 +81,15 @@ def test_other_encodings_are_named(tmp_path):
 def test_other_files_are_errors(tmp_path):
     with pytest.raises(DataError, match="column 'image' is there twice"):
         read(tmp_path / "t.csv", "image, image\n1,2\n")
+    with pytest.raises(DataError, match=r"'image;caption' is one column; commas separate those of a \.csv"):
+        read(tmp_path / "t.csv", "image;caption\n1;2\n")
+    with pytest.raises(DataError, match=r"t\.tsv is empty"):
+        read(tmp_path / "t.tsv", "\n")
+    with pytest.raises(DataError, match=r"no row below its header: 1\.jpg, a"):
+        read(tmp_path / "t.tsv", "1.jpg\ta\n")
     with pytest.raises(DataError, match=r"a table is a \.csv, \.tsv, \.jsonl or \.json file, not '\.xlsx'"):
         read(tmp_path / "t.xlsx", "")
-    with pytest.raises(DataError, match=r"is a folder; give a file, such as t\.csv, t\.xlsx in it"):
+    with pytest.raises(DataError, match=r"is a folder; give a file, such as t\.csv, t\.tsv, t\.xlsx in it"):
         list(rows(tmp_path, Tally()))
 
 
