@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import Any, NoReturn
 
 from mmlab.config.errors import DataError, UserError
 from mmlab.data.config import FLOOR, ShardsConfig
@@ -83,7 +83,7 @@ class BadSamples:
                 f"{self.root}: {self} of {self.total:,}, which is more than bad_budget={self.budget:g} allows."
             )
 
-    def refuse_all(self, what: str) -> None:
+    def refuse_all(self, what: str) -> NoReturn:
         """Raise DataError because nothing is left; `what` is a plural, such as `images`."""
         raise DataError(f"{self.root} has no {what} that can be used{f': {self}' if self.errors else ''}.")
 

@@ -1,12 +1,12 @@
 """Answers of an evaluation, their scores, and files of them: predictions, a grid of images, the worst answers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import ImageSpec
@@ -15,6 +15,7 @@ from mmlab.evaluate.questions import BlindAnswers, Question, read_picture
 from mmlab.evaluate.scores.score_table import Scorer, Scores, show
 from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
 from mmlab.report.html_cases import Case, cases_page
+from mmlab.runs.disk import write_lines
 
 
 def predict(
@@ -23,28 +24,34 @@ def predict(
     questions: Sequence[Question],
     batch_size: int,
     saved: AnswerFile | None = None,
-) -> list[str]:
-    """An answer to each question, with a progress bar.
+    bad: BadSamples | None = None,
+    own: bool = False,
+) -> list[str | None]:
+    """An answer to each question, None where its sample cannot be used; with a progress bar.
 
     Args:
         answerer: the model.
         index: the questions' shards.
         questions: any number of questions.
-        batch_size: questions at a time.
+        batch_size, bad, own: as for `answer_questions`.
         saved: answers of an earlier start, which are not computed again; new ones are added batch by batch.
     """
     predictions = {} if saved is None else dict(saved.answers)
-    left = [n for n in range(len(questions)) if n not in predictions]
-    answers = answer_questions(answerer, index, [questions[n] for n in left], batch_size)
+    answers = answer_questions(answerer, index, questions, batch_size, bad, predictions, own)
     batch: dict[int, str] = {}
-    for at, answer in progress(answers, "answering questions", len(left)):
-        batch[left[at]] = answer
-        if len(batch) == batch_size or len(predictions) + len(batch) == len(questions):
-            predictions |= batch
-            if saved is not None:
-                saved.add(batch)
+    for n, answer in progress(answers, "answering questions", len(questions) - len(predictions)):
+        batch[n] = answer
+        if len(batch) == batch_size:
+            predictions |= _save(batch, saved)
             batch = {}
-    return [predictions[n] for n in range(len(questions))]
+    predictions |= _save(batch, saved)
+    return [predictions.get(n) for n in range(len(questions))]
+
+
+def _save(batch: dict[int, str], saved: AnswerFile | None) -> dict[int, str]:
+    if saved is not None and batch:
+        saved.add(batch)
+    return batch
 
 
 def answer_scores(
@@ -67,19 +74,22 @@ def write_predictions(
     folder: Path, questions: Sequence[Question], predictions: Sequence[str], each: Sequence[float]
 ) -> None:
     """Write `predictions.jsonl`, one line per question, into the folder, which is created."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for question, prediction, score in zip(questions, predictions, each, strict=True):
-            row = {
+    write_lines(
+        folder / "predictions.jsonl",
+        (
+            {
                 "key": question.key,
                 "type": question.type,
+                **({"turn": len(question.earlier)} if question.earlier else {}),
                 "question": question.text,
                 "answer": question.answer,
                 "prediction": prediction,
                 "right": score >= 1,
                 "score": score,
             }
-            lines.write(json.dumps(row) + "\n")
+            for question, prediction, score in zip(questions, predictions, each, strict=True)
+        ),
+    )
 
 
 GRID_SIDE = 224
@@ -138,11 +148,7 @@ def worst(each: Sequence[float], count: int) -> list[int]:
 def worst_page(
     index: ShardIndex, questions: Sequence[Question], predictions: Sequence[str], scores: Scores, count: int = 48
 ) -> str:
-    """The worst `count` answers as HTML: image, question, answer and right answers.
-
-    Raises:
-        DataError: an image that cannot be read.
-    """
+    """The worst `count` answers as HTML: image, question, answer and right answers."""
     spec = ImageSpec(PAGE_SIDE)
     chosen = worst(scores.each, count)
     cases = [

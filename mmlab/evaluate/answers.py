@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import Prompt
-from mmlab.data.conversation import chat_prompt, pad_id
+from mmlab.data.conversation import Segment, chat_prompt, check_vocabulary, pad_id
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
@@ -20,7 +22,7 @@ from mmlab.data.turns import Turn
 from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.questions import Question, read_picture
 from mmlab.model.vlm import VisionLanguageModel
-from mmlab.runs.disk import to_json
+from mmlab.runs.disk import to_json, write_text, writing
 
 
 class Answerer:
@@ -59,7 +61,16 @@ class Answerer:
 
     def replies(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[tuple[str, bool]]:
         """The answers, and whether each one was finished rather than cut off at `max_new_tokens`."""
-        prompts = [chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec) for dialogue in dialogues]
+        return self.complete([self.tokens(dialogue) for dialogue in dialogues], pictures)
+
+    def tokens(self, dialogue: list[Turn]) -> Segment:
+        """The prompt of a dialogue that ends with a question; raises SampleError if its texts make none."""
+        prompt = chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec)
+        check_vocabulary(prompt.input_ids, self.model.language.vocabulary, self.tokenizer)
+        return prompt
+
+    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Tensor | None]) -> list[tuple[str, bool]]:
+        """As `replies`, to prompts that are tokens."""
         # Padded on the left, because generation continues at the right edge of every row.
         rows = [torch.tensor(one.input_ids, dtype=torch.int64) for one in prompts]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad_id(self.tokenizer), padding_side="left")
@@ -84,22 +95,95 @@ class Answerer:
         # A row that was cut off has neither, and no padding.
         return self.tokenizer.eos_token_id in ids.tolist() or self.stop in str(self.tokenizer.decode(ids))
 
-    def ask(self, question: str, picture: Tensor | None) -> list[Turn]:
-        """A dialogue of one question, with the image in front of it."""
-        record = {"questions": [{"question": question, "answer": "?"}]}
-        return conversations_of(record, self.prompt, 0, picture is not None)[0][:1]
+    def ask(
+        self,
+        question: str,
+        picture: Tensor | None,
+        earlier: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+    ) -> list[Turn]:
+        """A dialogue that ends with a question, with the image in front of its first one.
+
+        Args:
+            question: the last question.
+            picture: the image, or None.
+            earlier: the questions and answers before it.
+            system: the dialogue's own system message; None: the prompt's.
+
+        Raises:
+            SampleError: a first question that is empty and not about an image.
+        """
+        questions = [*(text for text, _ in earlier), question]
+        turns = [{"from": "human", "value": questions[0]}, {"from": "gpt", "value": "?"}]
+        record = {"conversations": [{"from": "system", "value": system}] * (system is not None) + turns}
+        prompt = replace(self.prompt, turns="conversations")
+        dialogue = conversations_of(record, prompt, 0, picture is not None)[0][:1]
+        for (_, answer), later in zip(earlier, questions[1:], strict=True):
+            dialogue += [Turn("gpt", answer), Turn("human", later)]
+        return dialogue
 
 
 def answer_questions(
-    answerer: Answerer, index: ShardIndex, questions: Sequence[Question], batch_size: int
+    answerer: Answerer,
+    index: ShardIndex,
+    questions: Sequence[Question],
+    batch_size: int,
+    bad: BadSamples | None = None,
+    done: Mapping[int, str] | None = None,
+    own: bool = False,
 ) -> Iterator[tuple[int, str]]:
-    """Yield (place in `questions`, answer); questions of similar length are answered together."""
-    order = sorted(range(len(questions)), key=lambda n: (len(questions[n].text), questions[n].sample))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        pictures = [read_picture(index, questions[n].sample, answerer.spec) for n in batch]
-        dialogues = [answerer.ask(questions[n].text, p) for n, p in zip(batch, pictures, strict=True)]
-        yield from zip(batch, answerer(dialogues, pictures), strict=True)
+    """Yield (place in `questions`, answer); questions of similar length are answered together.
+
+    Args:
+        answerer: the model.
+        index: the questions' shards.
+        questions: with all questions of a dialogue beside each other, in order.
+        batch_size: questions at a time.
+        bad: where samples are counted whose image or text cannot be used; their questions are left out.
+        done: answers of an earlier start, which are not computed again.
+        own: put the model's own answers before the later questions of a dialogue, instead of the right ones.
+
+    Raises:
+        DataError: more bad samples than the budget allows.
+    """
+    bad = BadSamples(index.root, len(index)) if bad is None else bad
+    answers = dict(done or {})
+    for order in _rounds(questions, own):
+        left = [n for n in order if n not in answers]
+        for start in range(0, len(left), batch_size):
+            batch, prompts, pictures = [], [], []
+            for n in left[start : start + batch_size]:
+                question = questions[n]
+                with bad.left_out(question.key):
+                    picture = read_picture(index, question.sample, answerer.spec)
+                    earlier = _with_own(question, n, answers) if own else question.earlier
+                    prompt = answerer.tokens(answerer.ask(question.text, picture, earlier, question.system))
+                    batch.append(n)
+                    prompts.append(prompt)
+                    pictures.append(picture)
+            if batch:
+                texts = [text for text, _ in answerer.complete(prompts, pictures)]
+                answers.update(zip(batch, texts, strict=True))
+                yield from zip(batch, texts, strict=True)
+
+
+def _rounds(questions: Sequence[Question], own: bool) -> list[list[int]]:
+    """Places of questions in the order in which they are asked; with `own`, earlier turns in earlier rounds."""
+    rounds: dict[int, list[int]] = {}
+    for n, question in enumerate(questions):
+        rounds.setdefault(len(question.earlier) if own else 0, []).append(n)
+
+    def length(n: int) -> tuple[int, int]:
+        question = questions[n]
+        return len(question.text) + sum(len(text) for pair in question.earlier for text in pair), question.sample
+
+    return [sorted(rounds[turn], key=length) for turn in sorted(rounds)]
+
+
+def _with_own(question: Question, n: int, answers: Mapping[int, str]) -> list[tuple[str, str]]:
+    """The earlier questions of a dialogue with the model's answers; they are the places just before `n`."""
+    first = n - len(question.earlier)
+    return [(text, answers[first + turn]) for turn, (text, _) in enumerate(question.earlier)]
 
 
 class AnswerFile:
@@ -123,10 +207,9 @@ class AnswerFile:
     def add(self, answers: Mapping[int, Any]) -> None:
         """Save answers, and wait until they are on the disk."""
         if not self.answers:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(self._head + "\n", encoding="utf-8")
+            write_text(self.path, self._head + "\n")
         self.answers |= answers
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(to_json([n, answer]) + "\n" for n, answer in answers.items())
             file.flush()
             os.fsync(file.fileno())
@@ -144,5 +227,5 @@ class AnswerFile:
         if not lines or lines[0] != self._head:
             return {}
         if len(whole) < len(data):
-            self.path.write_text(whole, encoding="utf-8")
+            write_text(self.path, whole)
         return dict(map(json.loads, lines[1:]))

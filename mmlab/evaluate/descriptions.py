@@ -1,6 +1,5 @@
 """Descriptions of images by a trained model, and how coherent they are."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,11 @@ from textwrap import shorten
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
-from mmlab.config.errors import DataError
 from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.progress_bar import progress
-from mmlab.data.sample_types import ImageSpec
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.turns import IMAGE
 from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.pictures.picture_set import PictureSet
@@ -20,6 +19,7 @@ from mmlab.evaluate.questions import Question, read_picture
 from mmlab.evaluate.scores.incoherence import faults_of, finished, incoherence, words_of
 from mmlab.evaluate.scores.scorers import matches
 from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
+from mmlab.runs.disk import write_lines
 
 SIDE = 224
 LETTERS = 300  # of a description on the sheet; the file has all of them
@@ -51,7 +51,7 @@ class Description:
 def describe(
     answerer: Answerer, pictures: PictureSet, batch_size: int, saved: AnswerFile | None = None
 ) -> list[Description]:
-    """A description of each image, in order.
+    """A description of each image that can be used, in order; others are counted in `pictures.bad`.
 
     Args:
         answerer: a model whose prompt asks for captions.
@@ -60,30 +60,33 @@ def describe(
         saved: descriptions of an earlier start, and whether each ended; new ones are added batch by batch.
 
     Raises:
-        DataError: a sample without a readable image or record.
+        DataError: no image can be used, or more are bad than the budget allows.
     """
     descriptions: list[Description] = []
     starts = range(0, len(pictures), batch_size)
     for start in progress(starts, "describing images", len(starts)):
-        places = range(start, min(start + batch_size, len(pictures)))
-        records = [pictures.sample(n).record for n in places]
-        captions = [caption_of(record, n, answerer.prompt.captions) for n, record in zip(places, records, strict=True)]
-        # Captions as stored, whatever form of them a run learned: runs that are asked the same are judged the same.
-        asks = answerer.prompt.template != "plain"
-        whole = [asks and finished(caption_of(record, n) or "") for n, record in zip(places, records, strict=True)]
+        rows: list[tuple[int, Tensor, dict[str, Any]]] = []
+        for n in range(start, min(start + batch_size, len(pictures))):
+            with pictures.bad.left_out(pictures.key(n)):
+                rows.append((n, pictures.picture(n), pictures.sample(n).record))
         # The request does not depend on the caption, which an image need not have.
-        requests = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n in places]
+        requests = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n, _, _ in rows]
         earlier = {} if saved is None else saved.answers
-        if earlier.keys() >= set(places):
-            replies = [earlier[n] for n in places]
+        if earlier.keys() >= {n for n, _, _ in rows}:
+            replies = [earlier[n] for n, _, _ in rows]
         else:
-            replies = answerer.replies(requests, [pictures.picture(n) for n in places])
+            replies = answerer.replies(requests, [picture for _, picture, _ in rows])
             if saved is not None:
-                saved.add(dict(zip(places, replies, strict=True)))
-        rows = zip(places, captions, whole, requests, replies, strict=True)
-        for n, caption, sentence, dialogue, (text, ended) in rows:
+                saved.add({n: reply for (n, _, _), reply in zip(rows, replies, strict=True)})
+        for (n, _, record), dialogue, (text, ended) in zip(rows, requests, replies, strict=True):
             question = dialogue[0].text.removeprefix(IMAGE).strip()
+            caption = caption_of(record, n, answerer.prompt.captions)
+            # The caption as stored, whatever form of it a run learned: runs that are asked the same are judged the
+            # same.
+            sentence = answerer.prompt.template != "plain" and finished(caption_of(record, n) or "")
             descriptions.append(Description(n, pictures.key(n), question, text, ended, caption, sentence))
+    if not descriptions:
+        pictures.bad.refuse_all("images")
     return descriptions
 
 
@@ -111,13 +114,21 @@ def description_scores(descriptions: Sequence[Description], faults: Sequence[Seq
     return {**incoherence(faults), "words": words, "sentences": in_sentences(descriptions), **exact}
 
 
-def caption_questions(pictures: PictureSet) -> list[Question]:
-    """Each image as a question, of which all captions of its sample are right answers.
+def caption_questions(pictures: PictureSet) -> dict[int, Question]:
+    """Place → the image as a question, of which all captions of its sample are right answers.
+
+    Images without a caption are counted in `pictures.bad`.
 
     Raises:
-        DataError: a sample without a caption.
+        DataError: no image has a caption, or fewer have one than the budget asks for.
     """
-    return [_caption_question(pictures, n) for n in range(len(pictures))]
+    questions: dict[int, Question] = {}
+    for n in range(len(pictures)):
+        with pictures.bad.left_out(pictures.key(n)):
+            questions[n] = _caption_question(pictures, n)
+    if not questions:
+        pictures.bad.refuse_all("captions")
+    return questions
 
 
 def _caption_question(pictures: PictureSet, n: int) -> Question:
@@ -126,17 +137,17 @@ def _caption_question(pictures: PictureSet, n: int) -> Question:
     texts = several if isinstance(several, list) else [caption_of(sample.record, n)]
     texts = [text for text in texts if isinstance(text, str) and text.strip()]
     if not texts:
-        raise DataError(f"{sample.source}: sample {sample.key} has no caption to compare its description with.")
+        raise SampleError("no-caption", "It has no caption to compare its description with.")
     return Question(pictures.places[n], sample.key, "", texts[0], "caption", tuple(texts))
 
 
 def write_descriptions(folder: Path, descriptions: Sequence[Description], faults: Sequence[Sequence[str]]) -> None:
     """Write `descriptions.jsonl`, one line per image, into the folder, which is created."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "descriptions.jsonl").open("w", encoding="utf-8") as lines:
-        for one, wrong in zip(descriptions, faults, strict=True):
-            row = {"key": one.key, "question": one.question, "description": one.text, "caption": one.caption}
-            lines.write(json.dumps({**row, "ended": one.ended, "faults": list(wrong)}) + "\n")
+    rows = []
+    for one, wrong in zip(descriptions, faults, strict=True):
+        row = {"key": one.key, "question": one.question, "description": one.text, "caption": one.caption}
+        rows.append({**row, "ended": one.ended, "faults": list(wrong)})
+    write_lines(folder / "descriptions.jsonl", rows)
 
 
 def description_sheet(

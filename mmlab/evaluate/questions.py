@@ -1,16 +1,22 @@
 """Questions with right answers, read from shards."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.config import Prompt
+from mmlab.data.dialogues import conversations_of
+from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record, record_type
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.turns import IMAGE
 from mmlab.evaluate.scores.score_table import Reference, texts_of
+
+_PROMPTS = {part: Prompt(turns=part) for part in ("questions", "conversations")}
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Question:
         answers: all right answers, if there are several, or if they differ from what a model learns to say.
         types: the types, if it has several.
         choices: number of letters to choose from.
+        earlier: the questions and right answers before it in its dialogue.
+        system: the dialogue's own system message, if it has one.
     """
 
     sample: int
@@ -35,6 +43,8 @@ class Question:
     answers: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     choices: int = 0
+    earlier: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
 
     @property
     def reference(self) -> Reference:
@@ -42,31 +52,41 @@ class Question:
         return Reference(self.key, self.answers or (self.answer,), self.types or (self.type,), self.key, self.choices)
 
 
-def read_questions(index: ShardIndex, types: Sequence[str] = (), limit: int | None = None) -> list[Question]:
+def read_questions(
+    index: ShardIndex, types: Sequence[str] = (), limit: int | None = None, bad: BadSamples | None = None
+) -> list[Question]:
     """The questions of a set of shards in their order.
 
-    Every one of a sample's `questions` counts; of a dialogue only its first question, as type `conversation`. A
-    question may have `answers`, `types` and `choices` besides its answer; for a dialogue they are in the record's
-    `reference`.
+    They are what training would learn to answer: every one of a sample's `questions`, or else every question of its
+    dialogue. The type of a question is its own, or else that of the record, or else `question` or `conversation`. A
+    question may have `answers`, `types` and `choices` besides its answer; for the first question of a dialogue they
+    are in the record's `reference`.
 
     Args:
         index: open shards.
         types: question types to read; empty: all.
         limit: at most this many.
+        bad: where samples are counted whose questions training would refuse.
 
     Raises:
-        DataError: there is no question (of these types).
+        DataError: there is no question (of these types), or there are more bad samples than the budget allows.
     """
+    bad = BadSamples(index.root, len(index)) if bad is None else bad
     questions: list[Question] = []
     seen: set[str] = set()
     for i in range(len(index)):
-        for question in _questions(i, str(index.keys[i]), index):
+        asked: list[Question] = []
+        with bad.left_out(str(index.keys[i])):
+            asked = _questions(index, i)
+        for question in asked:
             kinds = question.types or (question.type,)
             seen.update(kinds)
             if not types or not set(types).isdisjoint(kinds):
                 questions.append(question)
         if limit is not None and len(questions) >= limit:
             return questions[:limit]
+    if not questions and bad:
+        bad.refuse_all("questions")
     if not questions:
         wrong = [name for name in types if name not in seen]
         has = (
@@ -78,45 +98,50 @@ def read_questions(index: ShardIndex, types: Sequence[str] = (), limit: int | No
     return questions
 
 
-def _questions(i: int, key: str, index: ShardIndex) -> Iterator[Question]:
-    try:
-        record = parse_record(index.read(i, ("json", "txt")))
-    except (SampleError, ValueError) as error:
-        raise DataError(f"{index.root}: the record of sample {key} cannot be read: {error}") from error
-    try:
-        yield from _asked(i, key, record)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{index.root}: sample {key} has a malformed question or reference: {error!r}.") from error
-
-
-def _asked(i: int, key: str, record: dict[str, Any]) -> Iterator[Question]:
-    turns = record.get("conversations") or []
-    if record.get("questions"):
-        for item in record["questions"]:
-            kind = item.get("type", "question")
-            yield Question(i, key, item["question"], item["answer"], kind, *_reference(item))
-    elif len(turns) > 1:
-        text = turns[0]["value"].replace("<image>", "").strip()
-        yield Question(i, key, text, turns[1]["value"], "conversation", *_reference(record.get("reference") or {}))
+def _questions(index: ShardIndex, i: int) -> list[Question]:
+    """The questions of sample `i`; raises SampleError for a record that training would refuse."""
+    record = parse_record(index.read(i, ("json", "txt")))
+    picture = any(name in IMAGE_EXTENSIONS for name in index.extensions(i))
+    part = next((part for part in _PROMPTS if record.get(part)), None)
+    if part is None:
+        return []
+    dialogues = conversations_of(record, _PROMPTS[part], 0, picture)
+    key, kind = str(index.keys[i]), record_type(record)
+    if part == "questions":
+        return [
+            Question(i, key, one["question"], one["answer"], record_type(one) or kind or "question", *_reference(one))
+            for one in record["questions"]
+        ]
+    (dialogue,) = dialogues
+    texts = [turn.text for turn in dialogue]
+    texts[0] = texts[0].removeprefix(IMAGE).strip() if picture else texts[0].strip()
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    system, reference = dialogue[0].system, _reference(record.get("reference") or {})
+    questions = []
+    for n, (text, answer) in enumerate(pairs):
+        own = reference if n == 0 else ((), (), 0)
+        earlier = tuple(pairs[:n])
+        questions.append(Question(i, key, text, answer, kind or "conversation", *own, earlier=earlier, system=system))
+    return questions
 
 
 def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """The `answers`, `types` and `choices` of a question or a record's reference."""
-    return texts_of(item, "answers"), texts_of(item, "types"), int(item.get("choices", 0))
+    try:
+        return texts_of(item, "answers"), texts_of(item, "types"), int(item.get("choices", 0))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SampleError("reference", f"The reference of a question is malformed: {error}.") from error
 
 
 def read_picture(index: ShardIndex, i: int, spec: ImageSpec):
     """Sample i's image as uint8 `[3, H, W]`, or None if it has none.
 
     Raises:
-        DataError: the image cannot be decoded.
+        SampleError: the image cannot be decoded.
     """
-    try:
-        members = index.read(i, IMAGE_EXTENSIONS)
-        data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-        return None if data is None else decode_image(data, spec)
-    except SampleError as error:
-        raise DataError(f"{index.root}: the image of sample {index.keys[i]} cannot be read: {error}") from error
+    members = index.read(i, IMAGE_EXTENSIONS)
+    data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+    return None if data is None else decode_image(data, spec)
 
 
 class BlindAnswers:

@@ -1,6 +1,5 @@
 """The four scorings of `mmlab eval`: of answers, descriptions, reconstructions and samples."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate import descriptions as described
@@ -19,11 +19,12 @@ from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.pictures.reconstructions import reconstruction_sheet, score_reconstructions
 from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
 from mmlab.evaluate.pictures.sample_scores import score_samples
-from mmlab.evaluate.questions import read_questions
+from mmlab.evaluate.questions import Question, read_questions
 from mmlab.evaluate.scores.caption_scores import captions
 from mmlab.evaluate.scores.scienceqa_score import result_layout
 from mmlab.evaluate.scores.score_table import table, write_scores
-from mmlab.evaluate.scores.scorers import scorer_named
+from mmlab.evaluate.scores.scorers import scorable, scorer_named
+from mmlab.runs.disk import replacing, write_json, write_text
 from mmlab.stage.assembly import description_prompt, restore, run_prompt
 from mmlab.training.artifacts import content_hashes
 from mmlab.training.config import HardwareConfig
@@ -39,39 +40,68 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     """Ask a vision-language model questions whose answers are known; the same command resumes a killed evaluation."""
     metric = cfg.metric or "exact"
     scorer, index = scorer_named(metric), ShardIndex.open(cfg.data.path)
-    questions = read_questions(index, cfg.types, cfg.limit)
-    blind = None if cfg.data.blind_from is None else read_questions(ShardIndex.open(cfg.data.blind_from))
-    references = [question.reference for question in questions]
-    scorer([None] * len(questions), references)  # refuses references that it cannot score
+    bad = BadSamples(index.root, len(index), cfg.data.bad_budget)
+    questions = read_questions(index, cfg.types, cfg.limit, bad)
+    blind, blind_bad = blind_questions(cfg)
+    asked = {question.sample for question in questions}
+    without = 0 if cfg.limit else len(index) - len(asked) - len(bad)
+    questions = [questions[n] for n in scorable(scorer, [question.reference for question in questions], bad)]
     prompt = run_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
     answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
     settings = {**asdict(prompt), "max_new_tokens": longest}
-    settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit}
+    settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit, "history": cfg.history}
     unfinished = AnswerFile(out / "answers.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
-    predictions = predict(answerer, index, questions, cfg.batch_size, unfinished)
+    replies = predict(answerer, index, questions, cfg.batch_size, unfinished, bad, cfg.history == "own")
+    answered = [(question, text) for question, text in zip(questions, replies, strict=True) if text is not None]
+    if not answered:
+        bad.refuse_all("questions")
+    questions, predictions = [question for question, _ in answered], [text for _, text in answered]
     scores, summary = answer_scores(scorer, questions, predictions, blind)
-    write_scores(out, {"metric": metric, **summary})
+    left_out = {"bad_samples": bad.as_json(), "samples_without_question": without}
+    if blind_bad:
+        left_out["bad_samples_of_blind_from"] = blind_bad.as_json()
+    write_scores(out, {"metric": metric, **summary, **left_out})
     write_predictions(out, questions, predictions, scores.each)
     if metric == "scienceqa":
-        layout = result_layout(predictions, references)
-        (out / "results.json").write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
-    draw_grid(index, questions, predictions, scores, summary.get("blind")).save(out / "grid.png")
-    (out / "worst.html").write_text(worst_page(index, questions, predictions, scores), encoding="utf-8")
+        layout = result_layout(predictions, [question.reference for question in questions])
+        write_json(out / "results.json", layout, indent=2)
+    with replacing(out / "grid.png") as draft:
+        draw_grid(index, questions, predictions, scores, summary.get("blind")).save(draft)
+    write_text(out / "worst.html", worst_page(index, questions, predictions, scores))
     unfinished.remove()
     print(table(summary, scores.main))
+    if without:
+        print(f"{without:,} of {len(index):,} samples have no question{' of these types' * bool(cfg.types)}")
+    print_bad(bad, blind_bad)
     print(f"pictures with answers: {out / 'grid.png'}; the worst: {out / 'worst.html'}")
+
+
+def blind_questions(cfg: DictConfig) -> tuple[list[Question] | None, BadSamples | None]:
+    """The questions of the training set for the baseline that ignores images, and its samples that are left out."""
+    if cfg.data.blind_from is None:
+        return None, None
+    index = ShardIndex.open(cfg.data.blind_from)
+    bad = BadSamples(index.root, len(index), cfg.data.bad_budget)
+    return read_questions(index, bad=bad), bad
+
+
+def print_bad(*sets: BadSamples | None) -> None:
+    """Print a line about each set of shards with samples that are left out."""
+    for bad in sets:
+        if bad:
+            print(f"{bad.root}: {bad}")
 
 
 def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
     """Ask a vision-language model for descriptions and count the incoherent ones; the same command resumes it."""
     prompt = description_prompt(trained, cfg.template)
     # Read before the model is loaded, so that a wrong path or a missing caption costs no time.
-    pictures = PictureSet(cfg.data.path, ImageSpec(1), cfg.limit)
-    questions = described.caption_questions(pictures) if cfg.metric == "captions" else []
+    pictures = PictureSet(cfg.data.path, ImageSpec(1), cfg.limit, cfg.data.bad_budget)
+    questions = described.caption_questions(pictures) if cfg.metric == "captions" else {}
     longest = cfg.max_new_tokens or DESCRIPTION_TOKENS
     answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
-    pictures = PictureSet(cfg.data.path, answerer.spec, cfg.limit)
+    pictures.spec = answerer.spec
     about = {"template": prompt.template, "max_new_tokens": longest}
     settings = {**asdict(prompt), **about, "data": pictures.index.hash, "limit": cfg.limit}
     unfinished = AnswerFile(out / "descriptions.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
@@ -80,14 +110,15 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
     scores = described.description_scores(replies, verdicts)
     described.write_descriptions(out, replies, verdicts)
     if questions:
-        texts = [reply.text for reply in replies]
-        caption_scores = captions(texts, [question.reference for question in questions])
+        pairs = [(questions[reply.place], reply.text) for reply in replies if reply.place in questions]
+        asked, texts = [question for question, _ in pairs], [text for _, text in pairs]
+        caption_scores = captions(texts, [question.reference for question in asked])
         scores |= {name: value for name, value in caption_scores.all.items() if name not in ("questions", "words")}
-        page = worst_page(pictures.index, questions, texts, caption_scores)
-        (out / "worst.html").write_text(page, encoding="utf-8")
+        page = worst_page(pictures.index, asked, texts, caption_scores)
+        write_text(out / "worst.html", page)
     unfinished.remove()
     sheets = {"grid": described.description_sheet(pictures, replies, verdicts, scores)}
-    report({"run": folder.name, **scores, **about}, sheets, out)
+    report({"run": folder.name, **scores, **about}, sheets, out, pictures.bad)
 
 
 def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
@@ -96,7 +127,7 @@ def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: P
     model = restore_for_pictures(cfg, folder, inputs)
     scores = score_reconstructions(model, inputs.pictures, inputs.network, inputs.train, cfg.batch_size)
     sheets = {"reconstructions": reconstruction_sheet(model.first_stage, inputs.pictures)}
-    report({"run": folder.name, **scores}, sheets, out)
+    report({"run": folder.name, **scores}, sheets, out, inputs.pictures.bad, inputs.train_bad)
 
 
 def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
@@ -121,7 +152,8 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     scores, sheets = score_samples(
         generator, inputs.network, inputs.pictures, inputs.train, cfg.samples, cfg.batch_size, cfg.seed, rejection
     )
-    report({"run": folder.name, **scores, **about, "seed": cfg.seed}, sheets, out)
+    scores = {"run": folder.name, **scores, **about, "seed": cfg.seed}
+    report(scores, sheets, out, inputs.pictures.bad, inputs.train_bad)
 
 
 SCORINGS = {
@@ -155,12 +187,17 @@ class PictureInputs(NamedTuple):
     train: PictureSet | None
     network: FeatureNetwork | None
 
+    @property
+    def train_bad(self) -> BadSamples | None:
+        return None if self.train is None else self.train.bad
+
 
 def picture_inputs(cfg: DictConfig, trained: DictConfig) -> PictureInputs:
     """Open shards and network, before the model is loaded: a wrong name then costs no time."""
     spec = ImageSpec(trained.data.size, trained.data.aspect)
-    pictures = PictureSet(cfg.data.path, spec, cfg.limit)
-    train = None if cfg.data.train_from is None else PictureSet(cfg.data.train_from, spec)
+    budget, train_from = cfg.data.bad_budget, cfg.data.train_from
+    pictures = PictureSet(cfg.data.path, spec, cfg.limit, budget)
+    train = None if train_from is None else PictureSet(train_from, spec, budget=budget)
     network = None if cfg.features is None else feature_network(cfg.features, cfg.root)
     return PictureInputs(pictures, train, network)
 
@@ -173,11 +210,13 @@ def restore_for_pictures(cfg: DictConfig, folder: Path, inputs: PictureInputs) -
     return model
 
 
-def report(scores: dict, sheets: dict, out: Path) -> None:
-    """Write scores and sheets, and print the numbers, one on each line."""
-    write_scores(out, scores)
+def report(scores: dict, sheets: dict, out: Path, bad: BadSamples, train_bad: BadSamples | None = None) -> None:
+    """Write scores and sheets, and print the numbers, one on each line, and the samples that were left out."""
+    train_counts = {"bad_samples_of_train_from": train_bad.as_json()} if train_bad else {}
+    write_scores(out, {**scores, "bad_samples": bad.as_json(), **train_counts})
     for name, sheet in sheets.items():
-        sheet.save(out / f"{name}.png")
+        with replacing(out / f"{name}.png") as draft:
+            sheet.save(draft)
     groups = {name: scores.get(name) or {} for name in ("neighbours", "rejection")}
     rows = {**scores, **{f"{group}_{name}": value for group, rows in groups.items() for name, value in rows.items()}}
     for name, value in rows.items():
@@ -190,4 +229,5 @@ def report(scores: dict, sheets: dict, out: Path) -> None:
     for group in (scores, groups["rejection"]):
         if group.get("caution"):
             print(group["caution"])
+    print_bad(bad, train_bad)
     print(f"pictures: {', '.join(str(out / f'{name}.png') for name in sheets)}")

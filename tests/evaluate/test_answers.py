@@ -5,7 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import Prompt
+from mmlab.data.conversation import encode
+from mmlab.data.dialogues import conversations_of
+from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
@@ -173,21 +177,24 @@ def test_answers_that_depend_on_anything_else_are_discarded(tmp_path):
 class Repeats:
     """Answers each question with its own text, and is killed after some batches."""
 
-    spec = None
+    spec = ImageSpec(8)
 
     def __init__(self, batches: int):
         self.batches = batches
         self.asked: list[str] = []
 
-    def ask(self, question, picture):
-        return question
+    def ask(self, question, picture, earlier=(), system=None):
+        return "".join(f"{text} {answer} " for text, answer in earlier) + question
 
-    def __call__(self, dialogues, pictures):
+    def tokens(self, dialogue):
+        return dialogue
+
+    def complete(self, prompts, pictures):
         if self.batches == 0:
             raise KeyboardInterrupt
         self.batches -= 1
-        self.asked += dialogues
-        return [f"{text}!" for text in dialogues]
+        self.asked += prompts
+        return [(f"{text}!", True) for text in prompts]
 
 
 def test_saved_answers_are_not_computed_again(tmp_path):
@@ -203,3 +210,64 @@ def test_saved_answers_are_not_computed_again(tmp_path):
     assert len(first.asked) == 4 and sorted(first.asked + second.asked) == [f"number {n}?" for n in range(7)]
     third = Repeats(0)
     assert predict(third, index, questions, 2, AnswerFile(path, ABOUT)) == predictions  # type: ignore[arg-type]
+
+
+def test_a_bad_image_costs_only_its_own_questions(untrained, tmp_path):
+    _, model = untrained
+    asked = [[{"question": text, "answer": "1"} for text in (f"number {n}?", "x?")] for n in range(4)]
+    records = [{"questions": questions} for questions in asked]
+    index = make_records(tmp_path / "shards", records, [png(), png()[:40], png(), None])
+    questions, bad = read_questions(index), BadSamples("shards", 4)
+    answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=2)
+    for saved in (AnswerFile(tmp_path / "answers.jsonl", ABOUT), AnswerFile(tmp_path / "answers.jsonl", ABOUT)):
+        predictions = predict(answerer, index, questions, 3, saved, bad)
+        assert [text is None for text in predictions] == [False] * 2 + [True] * 2 + [False] * 4
+        assert bad.reasons == {"decode": 1} and list(bad.errors) == ["s0001"]
+    assert sorted(AnswerFile(tmp_path / "answers.jsonl", ABOUT).answers) == [0, 1, 4, 5, 6, 7]
+
+
+TALK = [("what is it?", "a star"), ("is it red?", "no"), ("is it big?", "yes")]
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """Two dialogues of several turns, one of which has a system message of its own."""
+    turns = [{"from": role, "value": text} for pair in TALK for role, text in zip(("human", "gpt"), pair, strict=True)]
+    first = [{**turns[0], "value": "<image>\n" + TALK[0][0]}, *turns[1:]]
+    records = [{"conversations": first}, {"conversations": [{"from": "system", "value": "Be brief."}, *turns[:4]]}]
+    return make_records(tmp_path / "talks", records, [png(), None])
+
+
+def test_later_questions_follow_the_right_answers_or_the_model_s_own(talks):
+    questions = read_questions(talks)
+    asked = ["what is it?", "what is it? a star is it red?", "what is it? a star is it red? no is it big?"]
+    for size in (1, 2, 9):
+        model = Repeats(9)
+        predictions = predict(model, talks, questions, size)  # type: ignore[arg-type]
+        assert predictions == [f"{text}!" for text in asked + asked[:2]]
+        own = predict(Repeats(9), talks, questions, size, own=True)  # type: ignore[arg-type]
+        second = "what is it? what is it?! is it red?"
+        third = f"{second} {second}! is it big?"
+        assert own == ["what is it?!", f"{second}!", f"{third}!", "what is it?!", f"{second}!"]
+
+
+def test_own_answers_resume(talks, tmp_path):
+    questions, path = read_questions(talks), tmp_path / "answers.jsonl"
+    whole = predict(Repeats(9), talks, questions, 2, own=True)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        predict(Repeats(2), talks, questions, 2, AnswerFile(path, ABOUT), own=True)  # type: ignore[arg-type]
+    assert predict(Repeats(9), talks, questions, 2, AnswerFile(path, ABOUT), own=True) == whole  # type: ignore[arg-type]
+
+
+def test_a_question_is_asked_as_it_was_trained(untrained, talks):
+    """The prompt of a dialogue's last question is the training sequence up to its answer."""
+    _, model = untrained
+    prompt = Prompt("v1", turns="conversations")
+    answerer, questions = Answerer(model, prompt, "stretch"), read_questions(talks)
+    for question in (questions[2], questions[4]):
+        picture = read_picture(talks, question.sample, answerer.spec)
+        record = parse_record(talks.read(question.sample, ("json",)))
+        (dialogue,) = conversations_of(record, prompt, 0, picture is not None)
+        trained = encode(dialogue, prompt, answerer.tokenizer, answerer.spec).input_ids
+        asked = answerer.tokens(answerer.ask(question.text, picture, question.earlier, question.system)).input_ids
+        assert trained[: len(asked)] == asked and len(asked) < len(trained)

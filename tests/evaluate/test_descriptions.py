@@ -150,13 +150,26 @@ def test_saved_descriptions_are_not_computed_again(shards, tmp_path):
 
 def test_all_captions_of_an_image_are_right(tmp_path):
     make_records(tmp_path / "told", [{"captions": ["A dog.", " ", "A pet."]}, {"caption": "A cat."}], [png()] * 2)
-    assert caption_questions(pictures(tmp_path / "told")) == [
-        Question(0, "s0000", "", "A dog.", "caption", ("A dog.", "A pet.")),
-        Question(1, "s0001", "", "A cat.", "caption", ("A cat.",)),
-    ]
+    assert caption_questions(pictures(tmp_path / "told")) == {
+        0: Question(0, "s0000", "", "A dog.", "caption", ("A dog.", "A pet.")),
+        1: Question(1, "s0001", "", "A cat.", "caption", ("A cat.",)),
+    }
     make_records(tmp_path / "untold", [{"id": "1"}], [png()])
-    with pytest.raises(DataError, match="sample s0000 has no caption to compare its description with"):
+    with pytest.raises(DataError, match=r"has no captions that can be used: .* 's0000': It has no caption to compare"):
         caption_questions(pictures(tmp_path / "untold"))
+
+
+def test_images_that_cannot_be_used_are_left_out(tmp_path, tokenizer_folder):
+    records = [{"caption": "A dog."}, {"caption": "A cat."}, {"id": "1"}, {"caption": "A cow."}]
+    index = make_records(tmp_path / "some", records, [png(), png()[:40], png(), None])
+    some = pictures(index.root)
+    assert list(caption_questions(some)) == [0, 1, 3]
+    answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, "stretch", max_new_tokens=2)
+    replies = describe(answerer, some, 2, AnswerFile(tmp_path / "saved", {}))
+    assert [(reply.place, reply.key) for reply in replies] == [(0, "s0000"), (2, "s0002")]
+    assert some.bad.reasons == {"no-caption": 1, "decode": 1, "no-picture": 1}
+    again = pictures(index.root)
+    assert describe(answerer, again, 2, AnswerFile(tmp_path / "saved", {})) == replies
 
 
 @torch.no_grad()

@@ -1,8 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
 from mmlab.config.errors import DataError
-from mmlab.data.sample_types import ImageSpec
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.shard_files import ShardWriter
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture, read_questions
 from mmlab.evaluate.scores.score_table import Reference
 from tests.tiny_files import png
@@ -39,6 +43,7 @@ def test_questions_come_in_their_order(index):
         Question(0, "s0000", "what color is it?", "red", "color"),
         Question(0, "s0000", "how many are there?", "1", "count"),
         Question(1, "s0001", "what is it?", "a star", "conversation"),
+        Question(1, "s0001", "is it red?", "no", "conversation", earlier=(("what is it?", "a star"),)),
         Question(3, "s0003", "is it blue?", "yes", "question"),
     ]
 
@@ -47,7 +52,44 @@ def test_types_and_limit(index):
     assert [q.answer for q in read_questions(index, ["count", "question"])] == ["1", "yes"]
     assert [q.answer for q in read_questions(index, limit=1)] == ["red"]
     assert [q.answer for q in read_questions(index, ["count"], limit=1)] == ["1"]
-    assert len(read_questions(index, limit=99)) == 4
+    assert len(read_questions(index, limit=99)) == 5
+
+
+ASKED = {"question": "c?", "answer": "d"}
+
+
+def test_the_type_of_a_record(tmp_path):
+    turns = [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": "2"}]
+    records = [
+        {"conversations": turns * 2, "type": "count"},
+        {
+            "questions": [{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d", "type": "own"}],
+            "type": "count",
+        },
+        {"conversations": turns},
+    ]
+    index = make_records(tmp_path / "test", records, [None] * 3)
+    assert [question.type for question in read_questions(index)] == ["count"] * 3 + ["own", "conversation"]
+    assert len(read_questions(index, ["count"])) == 3 and len(read_questions(index, ["conversation"])) == 1
+
+
+def test_turns_are_those_that_training_uses(tmp_path):
+    turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "it"}]
+    brief = {"from": "system", "value": "Be brief."}
+    records = [
+        {"conversations": [brief, *turns, *turns]},
+        {"conversations": [turns[1], *turns, turns[0]]},
+        {"conversations": [turns[0], *turns]},
+        {"conversations": [turns[0], {"from": "gpt", "value": " "}]},
+    ]
+    index = make_records(tmp_path / "test", records, [None] * 4)
+    bad = BadSamples("test", 4)
+    assert read_questions(index, bad=bad) == [
+        Question(0, "s0000", "what?", "it", "conversation", system="Be brief."),
+        Question(0, "s0000", "what?", "it", "conversation", earlier=(("what?", "it"),), system="Be brief."),
+        Question(1, "s0001", "what?", "it", "conversation"),
+    ]
+    assert bad.reasons == {"order": 1, "empty-answer": 1}
 
 
 def test_an_unknown_type_suggests_the_nearest(index, tmp_path):
@@ -66,7 +108,7 @@ def test_references(tmp_path):
         {"questions": [{"question": "what?", "answer": "red", "answers": ["red", "pink"], "type": "color"}]},
         {"questions": [{"question": "how?", "answer": "so"}]},
     ]
-    index = make_records(tmp_path / "test", records, [None] * 3)
+    index = make_records(tmp_path / "test", records, [png(), None, None])
     questions = read_questions(index)
     assert [question.reference for question in questions] == [
         Reference("s0000", ("B",), ("NAT", "IMG"), "s0000", 3),
@@ -77,19 +119,37 @@ def test_references(tmp_path):
     assert [question.key for question in read_questions(index, ["IMG"])] == ["s0000"]
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"questions": [{"question": "what?"}]},
-        {"questions": ["what?"]},
-        {"conversations": [{"from": "human"}, {"from": "gpt", "value": "x"}]},
-        {"conversations": [{"value": "q"}, {"value": "x"}], "reference": {"choices": "many"}},
-        {"questions": [{"question": "what?", "answer": "red", "answers": "red"}]},
-    ],
-)
-def test_a_malformed_question_names_its_sample(tmp_path, record):
-    index = make_records(tmp_path / "test", [record], [None])
-    with pytest.raises(DataError, match="sample s0000 has a malformed question or reference"):
+MALFORMED: list[tuple[Any, str]] = [
+    ({"questions": [{"question": "what?"}]}, "empty-answer"),
+    ({"questions": [{"question": "what?", "answer": 2}]}, "empty-answer"),
+    ({"questions": ["what?"]}, "turns"),
+    ({"conversations": [{"from": "human"}, {"from": "gpt", "value": "x"}]}, "empty-question"),
+    ({"conversations": [{"value": "q"}, {"value": "x"}]}, "role"),
+    ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}, "no-picture"),
+    ({"questions": [{"question": "what?", "answer": "red", "choices": "many"}]}, "reference"),
+    ({"questions": [{"question": "what?", "answer": "red", "answers": "red"}]}, "reference"),
+    (b'{"caption": "\\ud83d"}', "unicode"),
+    (b"{", "json"),
+]
+
+
+def test_samples_with_malformed_questions_are_left_out(tmp_path):
+    with ShardWriter(tmp_path / "test", quiet=True) as writer:
+        for n, (record, _) in enumerate(MALFORMED):
+            writer.write(f"s{n}", {"json": record})
+        writer.write("good", {"json": RECORDS[3]})
+    bad = BadSamples("test", 11)
+    assert [question.key for question in read_questions(writer.index, bad=bad)] == ["good"]
+    assert {key: error.reason for key, error in bad.errors.items()} == {
+        f"s{n}": reason for n, (_, reason) in enumerate(MALFORMED)
+    }
+    with pytest.raises(DataError, match=r"11 samples cannot be used .* of 11, which is more than bad_budget=0"):
+        bad.add("one more", SampleError("json", "x"))
+
+
+def test_nothing_but_malformed_questions(tmp_path):
+    index = make_records(tmp_path / "test", [{"questions": [{"question": "what?"}]}], [None])
+    with pytest.raises(DataError, match=r"has no questions that can be used: .*\(empty-answer 1\), such as 's0000'"):
         read_questions(index)
 
 
@@ -99,9 +159,9 @@ def test_pictures(index):
     assert read_picture(index, 3, ImageSpec(16)) is None
 
 
-def test_a_broken_picture_or_record_names_its_sample(tmp_path):
+def test_a_broken_picture(tmp_path):
     broken = make_records(tmp_path / "broken", [RECORDS[0]], [png()[:40]])
-    with pytest.raises(DataError, match="image of sample s0000 cannot be read"):
+    with pytest.raises(SampleError, match="unreadable image"):
         read_picture(broken, 0, ImageSpec(16))
 
 

@@ -21,6 +21,7 @@ from mmlab.model.first_stage import to_signed
 from mmlab.model.quantizer import usage
 from tests.evaluate.tiny_scores import SIDE, Quadrants, Unshuffle, make_noise
 from tests.model import tiny_autoencoders as tiny
+from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 
 SPEC = ImageSpec(SIDE, "crop")
@@ -109,8 +110,20 @@ def test_a_set_of_pictures(sets, tmp_path):
     assert [len(batch) for batch in some.batches(4, "x")] == [4, 4, 2]
     assert torch.equal(torch.cat(list(some.batches(4, "x")))[9], some.picture(9))
     make_records(tmp_path / "texts", [{"caption": "no picture"}], [None])
-    with pytest.raises(DataError, match="has no image; scores need the images"):
-        PictureSet(tmp_path / "texts", SPEC).picture(0)
+    texts = PictureSet(tmp_path / "texts", SPEC)
+    with pytest.raises(DataError, match=r"no images that can be used: .* has no image; scores need the images"):
+        list(texts.batches(4, "x"))
+    with pytest.raises(DataError, match="no images that can be used"):
+        texts.first()
+
+
+def test_images_that_cannot_be_decoded_are_left_out(tmp_path):
+    files = [png(), png(color="blue")[:40], png(color="green")]
+    some = PictureSet(make_records(tmp_path / "some", [{}] * 3, files).root, SPEC)
+    batches = list(some.batches(1, "x"))
+    assert [len(batch) for batch in batches] == [1, 1] and [some.key(n) for n in range(len(some))] == ["s0000", "s0002"]
+    assert torch.equal(batches[1][0], some.picture(1)) and torch.equal(batches[0][0], some.first())
+    assert some.bad.reasons == {"decode": 1} and "s0001" in some.bad.errors
 
 
 @torch.no_grad()

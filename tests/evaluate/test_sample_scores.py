@@ -132,12 +132,17 @@ def test_conditions_are_taken_from_images_in_turn(root, tokenizer_folder):
     assert torch.equal(inputs["input_ids"], text.tokenize(names)["input_ids"])
 
 
-def test_a_map_that_cannot_be_decoded_is_named(tmp_path):
+def test_a_map_that_cannot_be_decoded_is_left_out(tmp_path):
     with ShardWriter(tmp_path / "maps", quiet=True) as writer:
         writer.write("broken", {"png": png(SIDE, SIDE), "map.png": b"no picture"})
-    borrowed = PictureConditions(prior_model("map"), PictureSet(tmp_path / "maps", SPEC), 1)
-    with pytest.raises(DataError, match="maps: the map of sample broken cannot be used"):
-        borrowed(0, 1)
+    with pytest.raises(DataError, match=r"maps has no maps that can be used: 1 sample .* 'broken'"):
+        PictureConditions(prior_model("map"), PictureSet(tmp_path / "maps", SPEC), 1)
+    with ShardWriter(tmp_path / "more", quiet=True) as writer:
+        writer.write("broken", {"png": png(SIDE, SIDE), "map.png": b"no picture"})
+        writer.write("whole", {"png": png(SIDE, SIDE), "map.png": png(SIDE, SIDE)})
+    pictures = PictureSet(tmp_path / "more", SPEC)
+    assert len(PictureConditions(prior_model("map"), pictures, 2)(0, 2)[0]["map_pixels"]) == 2
+    assert pictures.bad.reasons == {"decode": 1}
 
 
 def test_conditions_that_the_model_does_not_know(root):
@@ -146,5 +151,5 @@ def test_conditions_that_the_model_does_not_know(root):
         return PictureConditions(diffusion_model(conditioner=conditioner), PictureSet(root / "val", SPEC, 6), 6)
 
     assert set(conditions("star")(0, 6)[1]) == {"star"}
-    with pytest.raises(DataError, match=r"has no condition for the model; its last sample: The class"):
+    with pytest.raises(DataError, match=r"has no condition for the model; its last sample: There is no class"):
         conditions("squarre")

@@ -140,14 +140,13 @@ def test_other_models_show_nothing(root):
 
 
 def test_an_unreadable_sample_is_left_out(root, tmp_path, monkeypatch):
-    from mmlab.config.errors import DataError
     from mmlab.evaluate.callbacks import sample_sheets
 
     read = sample_sheets.read_picture
 
     def fails_first(index, i, spec):
         if i == 0:
-            raise DataError("broken")
+            raise TypeError("broken")
         return read(index, i, spec)
 
     monkeypatch.setattr(sample_sheets, "read_picture", fails_first)

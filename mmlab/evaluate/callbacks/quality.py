@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.bad_samples import BadSamples
 from mmlab.data.conversation import asking
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
@@ -87,7 +89,8 @@ class AnswerQuality(Quality):
             )
         self.prompt = asking(module.config.prompt, self.config.template)
         self.index = ShardIndex.open(self.config.questions)
-        self.questions = read_questions(self.index, self.config.types, self.config.limit)
+        self.bad = BadSamples(self.index.root, len(self.index))
+        self.questions = read_questions(self.index, self.config.types, self.config.limit, self.bad)
         self.references = [question.reference for question in self.questions]
         self.scorer([None] * len(self.questions), self.references)
 
@@ -95,8 +98,14 @@ class AnswerQuality(Quality):
         aspect = trainer.datamodule.collate.image.aspect  # type: ignore[attr-defined]
         answerer = Answerer(module.model, self.prompt, aspect, self.config.max_new_tokens)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            answers = dict(answer_questions(answerer, self.index, self.questions, self.config.batch_size))
-        scores = self.scorer([answers[n] for n in range(len(self.questions))], self.references)
+            batch_size = self.config.batch_size
+            answers = dict(answer_questions(answerer, self.index, self.questions, batch_size, self.bad))
+        if self.bad:
+            rank_zero_warn(f"callbacks.{self.name}: {self.bad}")
+        places = sorted(answers)
+        if not places:
+            self.bad.refuse_all("questions")
+        scores = self.scorer([answers[n] for n in places], [self.references[n] for n in places])
         rows = {scores.main: scores.all} | {f"{scores.main}/{name}": row for name, row in scores.types.items()}
         return {name: value for name, row in rows.items() if (value := row.get(scores.main)) is not None}
 
@@ -128,7 +137,7 @@ class SampleQuality(Quality):
         size = trainer.datamodule.config.size  # type: ignore[attr-defined]
         self.pictures = PictureSet(self.config.pictures, ImageSpec(size, self.config.aspect))
         network = feature_network(self.config.features, self.config.root).to(trainer.strategy.root_device)
-        network(self.pictures.picture(0)[None])
+        network(self.pictures.first()[None])
         self.network = network
         self.conditions = PictureConditions(module.model, self.pictures, self.config.samples)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import DataError
+from mmlab.data.bad_samples import sample_errors
 from mmlab.data.cache_collate import stored_tensors
 from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.formats import LATENTS, MAP, parse_record
@@ -37,6 +37,7 @@ from mmlab.model.fidelity import psnr
 from mmlab.model.first_stage import to_signed
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.report.contact_sheet import BAD, GOOD, as_picture, contact_sheet
+from mmlab.runs.disk import replacing
 from mmlab.training.ema import averaged
 
 NAME = "val/samples"
@@ -111,8 +112,8 @@ class Samples(L.Callback, ABC):
             title=f"step {step:,}",
         )
         path = Path(trainer.default_root_dir, "samples", f"step-{step}.png")
-        path.parent.mkdir(exist_ok=True)
-        sheet.save(path)
+        with replacing(path) as draft:
+            sheet.save(draft)
         pictures = [None if card.picture is None else as_picture(card.picture) for card in cards]
         rows = [[picture, *card.cells.values()] for picture, card in zip(pictures, cards, strict=True)]
         for logger in trainer.loggers:
@@ -157,7 +158,7 @@ def spread(data: ShardDataModule, count: int, read: Callable[[int, ShardIndex, i
     chosen = np.linspace(0, len(places) - 1, count).round().astype(int) if places else []
     values: list[T | None] = []
     for n, place in enumerate(np.unique(chosen)):
-        with suppress(SampleError, DataError, ValueError, KeyError):  # validation counts and reports them
+        with suppress(SampleError), sample_errors():  # validation counts and reports them
             values.append(read(n, *places[place]))
     return [value for value in values if value is not None]
 

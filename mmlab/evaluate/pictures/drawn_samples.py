@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import DataError
+from mmlab.data.bad_samples import sample_errors
 from mmlab.data.formats import MAP
 from mmlab.data.image_collate import map_of
 from mmlab.data.image_condition import Conditioning
@@ -37,40 +38,47 @@ class PictureConditions:
         classes = conditioner.names if conditioner.reads == "class" else None
         text = conditioner.reads == "text"
         read = Conditioning(classes, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
-        rows: list[tuple[int, dict[str, Tensor], str]] = []  # place in the set, inputs of the conditioner, label
+        # Place in the index, inputs of the conditioner, and label of each.
+        rows: list[tuple[int, dict[str, Tensor], str]] = []
         fault = ""
-        for n in range(len(pictures)):
-            sample = pictures.sample(n)
+        for n, place in enumerate(pictures.places):
             try:
-                if self.maps and MAP not in sample.members:
-                    raise SampleError("no-map", f"The sample has no {MAP}.")
-                inputs, _ = read(sample)
+                with sample_errors():
+                    sample = pictures.sample(n)
+                    if self.maps and MAP not in sample.members:
+                        raise SampleError("no-map", f"The sample has no {MAP}.")
+                    inputs, _ = read(sample)
             except SampleError as error:
                 fault = str(error)
                 continue
             caption = str(sample.record.get("caption") or "") if text else ""
-            rows.append((n, inputs, caption if classes is None else classes[int(inputs["labels"])]))
+            rows.append((place, inputs, caption if classes is None else classes[int(inputs["labels"])]))
         if not rows:
             raise DataError(f"{pictures.index.root} has no condition for the model; its last sample: {fault}")
         # Shards are often sorted by class: the first images would be of one.
-        self.rows = [rows[n * len(rows) // count if count < len(rows) else n % len(rows)] for n in range(count)]
+        chosen = [n * len(rows) // count if count < len(rows) else n % len(rows) for n in range(count)]
+        self.rows = [self._with_map(rows, n) if self.maps else rows[n] for n in chosen]
 
     def __call__(self, start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
         """(inputs of the conditioner, labels) of the samples `start` … `stop` - 1."""
         places, inputs, labels = zip(*self.rows[start:stop], strict=True)
         fields = {name: torch.stack([row[name] for row in inputs]) for name in inputs[0]}
         if self.maps:
-            # Maps are read when they are needed: those of a large set would not fit in memory.
-            fields["map_pixels"] = torch.stack([self._map(n) for n in places])
+            # Maps are read again when they are needed: those of a large set would not fit in memory.
+            fields["map_pixels"] = torch.stack([self._map(place) for place in places])
         return fields, list(labels)
 
-    def _map(self, n: int) -> Tensor:
-        """The n-th image's map, uint8 `[3, S, S]`; raises DataError if it cannot be decoded."""
-        try:
-            return map_of(self.pictures.sample(n).members, self.pictures.spec)
-        except SampleError as error:
-            where = f"{self.pictures.index.root}: the map of sample {self.pictures.key(n)}"
-            raise DataError(f"{where} cannot be used: {error}") from error
+    def _with_map(self, rows: list[Any], n: int) -> Any:
+        """The n-th row, or the next one after it whose map can be decoded; raises DataError if there is none."""
+        for row in [*rows[n:], *rows[:n]]:
+            with self.pictures.bad.left_out(str(self.pictures.index.keys[row[0]])):
+                self._map(row[0])
+                return row
+        self.pictures.bad.refuse_all("maps")
+
+    def _map(self, place: int) -> Tensor:
+        """The map of the image at a place of the index, uint8 `[3, S, S]`; raises what `map_of` raises."""
+        return map_of(self.pictures.index.read(place, (MAP,)), self.pictures.spec)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlab.config.errors import DataError
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.config import ShardsConfig
 from mmlab.data.formats import MAP, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
@@ -23,27 +24,43 @@ class PictureSet:
         path: folder of shards.
         spec: how images are decoded.
         limit: at most this many; None: all.
+        budget: share of the images that may be unusable; those are left out.
+
+    Attributes:
+        places: places of the images in the index; `batches` removes those that cannot be decoded.
+        bad: the samples that are left out.
 
     Raises:
         DataError: no such shards.
     """
 
-    def __init__(self, path: str | Path, spec: ImageSpec, limit: int | None = None):
+    def __init__(
+        self, path: str | Path, spec: ImageSpec, limit: int | None = None, budget: float = ShardsConfig.bad_budget
+    ):
         self.index = ShardIndex.open(path)
         self.spec = spec
         count = min(limit or len(self.index), len(self.index))
         self.places = np.unique(np.linspace(0, len(self.index) - 1, count).round().astype(int)).tolist()
+        self.bad = BadSamples(self.index.root, len(self.places), budget)
 
     def __len__(self) -> int:
         return len(self.places)
 
     def picture(self, n: int) -> Tensor:
-        """The n-th image, uint8 `[3, S, S]`; raises DataError if the sample has none."""
-        picture = read_picture(self.index, self.places[n], self.spec)
+        """The n-th image, uint8 `[3, S, S]`; raises SampleError if the sample has none that can be decoded."""
+        return self._picture(self.places[n])
+
+    def first(self) -> Tensor:
+        """The first image that can be decoded; raises DataError if there is none."""
+        for place in self.places:
+            with self.bad.left_out(str(self.index.keys[place])):
+                return self._picture(place)
+        self.bad.refuse_all("images")
+
+    def _picture(self, place: int) -> Tensor:
+        picture = read_picture(self.index, place, self.spec)
         if picture is None:
-            raise DataError(
-                f"{self.index.root}: sample {self.key(n)} has no image; scores need the images, not their latents."
-            )
+            raise SampleError("no-picture", "It has no image; scores need the images, not their latents.")
         return picture
 
     def key(self, n: int) -> str:
@@ -54,19 +71,31 @@ class PictureSet:
         """The n-th sample without its image, as a collate receives it; its seed is n.
 
         Raises:
-            DataError: its record cannot be read.
+            SampleError: its record cannot be used.
         """
-        try:
-            members = self.index.read(self.places[n], ("json", "txt", "cls", MAP))
-            record = parse_record(members)
-        except (SampleError, ValueError, RecursionError) as error:
-            raise DataError(f"{self.index.root}: the record of sample {self.key(n)} cannot be read: {error}") from error
-        return Sample(self.key(n), self.index.root.name, record, None, n, members)
+        members = self.index.read(self.places[n], ("json", "txt", "cls", MAP))
+        return Sample(self.key(n), self.index.root.name, parse_record(members), None, n, members)
 
     def batches(self, size: int, label: str) -> Iterator[Tensor]:
-        """All images, uint8 `[B, 3, S, S]`, B ≤ size, with a progress bar called `label`."""
-        for start in progress(range(0, len(self), size), label, -(-len(self) // size)):
-            yield torch.stack([self.picture(n) for n in range(start, min(start + size, len(self)))])
+        """All images, uint8 `[B, 3, S, S]`, B ≤ size, with a progress bar called `label`.
+
+        Afterwards the n-th image of the set is the n-th one that was yielded.
+
+        Raises:
+            DataError: no image can be decoded, or more are bad than the budget allows.
+        """
+        places, decoded = self.places, []
+        for start in progress(range(0, len(places), size), label, -(-len(places) // size)):
+            pixels = []
+            for place in places[start : start + size]:
+                with self.bad.left_out(str(self.index.keys[place])):
+                    pixels.append(self._picture(place))
+                    decoded.append(place)
+            if pixels:
+                yield torch.stack(pixels)
+        self.places = decoded
+        if not decoded:
+            self.bad.refuse_all("images")
 
     def describe(self) -> dict[str, Any]:
         """Path, number and format of the images, and the hash of the shards' index."""

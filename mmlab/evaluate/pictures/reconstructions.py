@@ -112,6 +112,7 @@ def linear_scores(pictures: PictureSet, train: PictureSet, values: int, batch_si
         room = f"{LINEAR_BYTES / 2**30:.2g} GiB hold {fits} of {size} px"
         return {"linear_left_out": f"a linear code of {values} numbers needs more than {values} images, but {room}"}
     chosen = PictureSet(train.index.root, train.spec, min(len(train), fits))
+    chosen.bad = train.bad
     code = LinearCode(torch.cat(list(chosen.batches(batch_size, "reading training images"))), values)
     decibels = [
         psnr(to_signed(batch), to_signed(code(batch))).clamp(max=EQUAL)
@@ -127,7 +128,7 @@ def linear_scores(pictures: PictureSet, train: PictureSet, values: int, batch_si
 def reconstruction_sheet(first_stage: FirstStage, pictures: PictureSet, cells: int = 24) -> Image.Image:
     """Images spread over the set, each with its reconstruction on the right."""
     shown = PictureSet(pictures.index.root, pictures.spec, min(cells, len(pictures)))
-    originals = torch.stack([shown.picture(n) for n in range(len(shown))])
+    originals = torch.cat(list(shown.batches(cells, "reading images")))
     back = reconstruct(first_stage, originals)
     decibels = psnr(to_signed(originals), to_signed(back)).clamp(max=EQUAL).tolist()
     return contact_sheet(

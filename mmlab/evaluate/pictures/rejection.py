@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import DataError
+from mmlab.data.bad_samples import sample_errors
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.sample_types import Sample, SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import DrawnSamples
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, features_of
@@ -53,13 +54,16 @@ class ClassProbe:
     ):
         self.network, self.names, self.batch_size = network, list(names), batch_size
         labels_N = labels_of(train, names)
+        labels = dict(zip(train.places, labels_N, strict=True))
         for label, name in enumerate(names):
             if not (labels_N == label).any():
                 raise DataError(
                     f"{train.index.root} has no image of the class '{name}', so a classifier cannot learn it."
                 )
+        features_NF = features_of(train, network, batch_size).features.double()
+        labels_N = torch.stack([labels[place] for place in train.places])  # of the images that could be decoded
         labeled = labels_N >= 0
-        features_NF = features_of(train, network, batch_size).features.double()[labeled]
+        features_NF = features_NF[labeled]
         labels_N = labels_N[labeled]
         means_KF = torch.stack([features_NF[labels_N == label].mean(0) for label in range(len(names))])
         centered = features_NF - means_KF[labels_N]
@@ -75,8 +79,8 @@ class ClassProbe:
 
     def accuracy(self, pictures: PictureSet) -> float:
         """Share of real images that it classifies correctly, of those that have one of its classes."""
-        labels_N = labels_of(pictures, self.names)
         predicted_N = torch.cat([self(batch).argmax(1) for batch in pictures.batches(self.batch_size, "classifying")])
+        labels_N = labels_of(pictures, self.names)
         return float((predicted_N == labels_N)[labels_N >= 0].double().mean())
 
 
@@ -167,11 +171,12 @@ def of_all_codes(generator: PictureGenerator) -> CodeGenerator | None:
 def labels_of(pictures: PictureSet, names: Sequence[str]) -> Tensor:
     """The number of each image's class, int64 `[N]`; -1 if it has none of these."""
     read = Conditioning(names)
-    return torch.tensor([_label(read, pictures.sample(n)) for n in range(len(pictures))])
+    return torch.tensor([_label(read, pictures, n) for n in range(len(pictures))])
 
 
-def _label(read: Conditioning, sample: Sample) -> int:
+def _label(read: Conditioning, pictures: PictureSet, n: int) -> int:
     try:
-        return int(read(sample)[0]["labels"])
+        with sample_errors():
+            return int(read(pictures.sample(n))[0]["labels"])
     except SampleError:
         return -1

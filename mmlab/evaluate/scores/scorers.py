@@ -4,6 +4,9 @@ import importlib
 import re
 from collections.abc import Sequence
 
+from mmlab.config.errors import DataError
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.sample_types import SampleError
 from mmlab.evaluate.config import SCORERS
 from mmlab.evaluate.scores.score_table import Reference, Row, Scorer, Scores, rows_of, share
 
@@ -12,6 +15,41 @@ def scorer_named(name: str) -> Scorer:
     """The scorer of a metric, one of `METRICS`."""
     module, _, function = SCORERS[name].rpartition(".")
     return getattr(importlib.import_module(module), function)
+
+
+def scorable(scorer: Scorer, references: Sequence[Reference], bad: BadSamples) -> list[int]:
+    """Places of the references that a scorer can score, alone or with the others about their image.
+
+    Args:
+        scorer: raises DataError for a reference that it cannot score.
+        references: at least one.
+        bad: where the others are counted.
+
+    Raises:
+        DataError: it can score none of them, or fewer than the budget allows.
+    """
+    try:
+        scorer([None] * len(references), references)
+        return list(range(len(references)))
+    except DataError as error:
+        whole = error
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for n, reference in enumerate(references):
+        groups.setdefault((*reference.types, reference.picture), []).append(n)
+    errors: dict[int, DataError] = {}
+    for group in groups.values():
+        for places in [[n] for n in group] + [group]:
+            try:
+                scorer([None] * len(places), [references[n] for n in places])
+            except DataError as error:
+                errors |= {n: error for n in places if len(places) == 1}
+            else:
+                errors = {n: error for n, error in errors.items() if n not in places}
+    if len(errors) == len(references):
+        raise whole
+    for n, error in errors.items():
+        bad.add(references[n].key, SampleError("reference", str(error)))
+    return [n for n in range(len(references)) if n not in errors]
 
 
 def normalized(answer: str) -> str:
