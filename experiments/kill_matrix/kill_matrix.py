@@ -1,8 +1,8 @@
-"""SIGKILL a run that checkpoints every step at random moments: kill_matrix.py OUT [KILLS].
+"""SIGKILL a run that checkpoints every step and validates every other one: kill_matrix.py OUT [KILLS].
 
 Each start is a fork of this process, with all imports done, and is killed after a random time. After each kill the
 newest checkpoint must be complete and at most one step behind, and at most one partial checkpoint may be left. At the
-end the run must be bitwise equal to an uninterrupted run. The last line is one JSON object.
+end the run must be bitwise equal to an uninterrupted run, with all its metrics. The last line is one JSON object.
 """
 
 import json
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import transformers.models.siglip.modeling_siglip  # noqa: F401  imported before the forks, which then start fast
 
@@ -20,16 +21,18 @@ import mmlab.stage.contrastive
 import mmlab.training.trainer  # noqa: F401
 from mmlab import cli
 from mmlab.training.checkpoint_io import newest_whole, read, steps
-from mmlab.training.resume_proof import difference, read_batches
+from mmlab.training.resume_proof import SPEED, difference, read_batches, results
 
 RECIPE = [
     "experiment=llava/vision_tiny",
     "data.global_batch=4",
     "data.micro_batch=2",
     "data.workers=0",
-    "data.val=[]",
+    "data.val=[{path:train,name:val}]",
     "trainer=cpu",
-    "logger=none",
+    "trainer.val_every=2",
+    "trainer.log_every_n_steps=1",
+    "logger=csv",
     "model.vision.architecture.num_hidden_layers=1",
     "callbacks.checkpoint.every_n_steps=1",
     "+callbacks.batch_log._target_=mmlab.training.resume_proof.BatchLog",
@@ -40,7 +43,7 @@ RECIPE = [
 LENGTH = 1_000_000
 
 
-def main(out: Path, kills: int = 200) -> int:
+def main(out: Path, kills: int = 100) -> int:
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
     other = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
@@ -48,7 +51,9 @@ def main(out: Path, kills: int = 200) -> int:
     cli.main(["shards", "tokenizer", "data/shapes/train", "--out", "data/shapes/tokenizer", "--vocab-size", "320"])
     run = Path("killed")
     random.seed(0)
-    figures = {"kills": 0, "in_a_save": 0, "before_training": 0, "most_steps_lost": 0, "most_drafts": 0}
+    figures: dict[str, Any] = dict.fromkeys(
+        ("kills", "in_a_save", "before_training", "before_a_validation", "most_steps_lost", "most_drafts"), 0
+    )
     began, startup = time.monotonic(), time_to_train()
     while figures["kills"] < kills:
         before = max(steps(run / "checkpoints"), default=0)
@@ -71,6 +76,9 @@ def main(out: Path, kills: int = 200) -> int:
         assert saved >= before, (saved, before)
         figures["in_a_save"] += drafts
         figures["before_training"] += saved == before
+        # Saved, and its validation was due and had not ended.
+        validated = any(name.startswith("val/") for step, name in values(run) if step == saved)
+        figures["before_a_validation"] += saved > 0 and saved % 2 == 0 and not validated
         # The step in progress is lost; a finished step may be lost while it is being saved.
         figures["most_steps_lost"] = max(figures["most_steps_lost"], trained - saved)
         figures["most_drafts"] = max(figures["most_drafts"], drafts)
@@ -81,17 +89,27 @@ def main(out: Path, kills: int = 200) -> int:
         assert status == 0, f"{folder} failed: see {out / folder / 'output.log'}"
     batches, differing = read_batches(run)
     same = not differing and batches == read_batches(Path("straight"))[0]
-    states = [read(folder / "checkpoints" / f"step-{length}") for folder in (run, Path("straight"))]
+    straight = Path("straight")
+    last, other = (read(folder / "checkpoints" / f"step-{length}") for folder in (run, straight))
+    a, b = values(run), values(straight)
     figures |= {
         "steps": length,
         "same_batches": same,
-        "difference": difference(*states),
+        "values": len(b),
+        "values_differing": sum(a.get(place) != b.get(place) for place in a.keys() | b.keys()),
+        "difference": difference(last, other) or difference(results(run), results(straight)),
         "left_over": sorted(path.name for path in (run / "checkpoints").iterdir()),
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
     print(json.dumps(figures))
     good = same and figures["difference"] is None and figures["most_steps_lost"] <= 1 and figures["most_drafts"] <= 1
     return 0 if good else 1
+
+
+def values(run: Path) -> dict[tuple[int, str], str]:
+    """Return (step, name) → value of the metrics of a run, without its speed."""
+    rows = results(run)["metrics.csv"].items()
+    return {(step, name): value for step, row in rows for name, value in row.items() if not name.startswith(SPEED)}
 
 
 def time_to_train() -> float:
@@ -116,7 +134,7 @@ def start(run: Path, length: int, tmpdir: Path) -> int:
     log = os.open(run / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # The schedule must not depend on where the run ends.
+    # Learning rates must not depend on where the run ends.
     last = [f"trainer.max_steps={length}", "optim.schedule=constant", "optim.warmup_ratio=0"]
     os._exit(cli.main(["train", *RECIPE, *last, f"run.dir={run}", f"+callbacks.batch_log.folder={run}"]))
 

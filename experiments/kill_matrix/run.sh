@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run killed 200 times at random moments: experiments/kill_matrix/run.sh DATA OUT
+# A run killed 100 times at random moments: experiments/kill_matrix/run.sh DATA OUT
 # The data is generated; DATA is not read. The last line holds the results as one JSON object.
 set -euo pipefail
 source "$(dirname "$0")/../begin.sh"

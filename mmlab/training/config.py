@@ -38,7 +38,7 @@ class TrainerConfig(HardwareConfig):
     max_epochs: float | None = number(None, above=0)
     gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep only their inputs
     gradient_clip_val: float | None = number(None, above=0)  # norm over all parameters; None: no clipping
-    val_every: int | None = number(None, above=0)  # optimizer steps; None: at the end only
+    val_every: int | None = number(None, above=0)  # optimizer steps; the end is validated too, and alone with None
     limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation
     log_every_n_steps: int = number(10, above=0)  # optimizer steps
     deterministic: bool = False  # use only deterministic algorithms, at the cost of speed
@@ -123,3 +123,4 @@ class BatchLogConfig(Settings):
     _target_: str = "mmlab.training.resume_proof.BatchLog"
     folder: str = "${run.dir}"
     kill_at: int | None = number(None, above=0)  # optimizer step that begins with SIGKILL
+    kill_in_validation: int | None = number(None, above=0)  # optimizer step whose validation begins with SIGKILL

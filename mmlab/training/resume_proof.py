@@ -13,9 +13,11 @@ from lightning.pytorch.callbacks import Callback
 
 from mmlab.runs.disk import to_json
 from mmlab.training.config import BatchLogConfig
+from mmlab.training.csv_log import FILE_NAME, read_table
 
-# Two runs have their own names and ids, and their speed is never the same.
-NOT_COMPARED = (".callbacks.Checkpoints.metrics.perf/", ".identity.run", ".identity.name")
+# Two runs have their own names and ids …
+NOT_COMPARED = (".identity.run", ".identity.name")
+SPEED = "perf/"  # … and their speed is never the same.
 
 
 def difference(a: Any, b: Any, where: str = "") -> str | None:
@@ -23,16 +25,14 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
 
     Tensors must have the same dtype, shape and bits; NaN equals NaN.
     """
-    if where.startswith(NOT_COMPARED):
-        return None
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return _tensors(a, b, where)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        missing = [key for key in {**a, **b} if key not in a or key not in b]
-        missing = [key for key in missing if not f"{where}.{key}".startswith(NOT_COMPARED)]
+        keys = [key for key in {**a, **b} if f"{where}.{key}" not in NOT_COMPARED and not str(key).startswith(SPEED)]
+        missing = [key for key in keys if key not in a or key not in b]
         if missing:
             return f"{where.lstrip('.')}: only one of them has {missing[0]!r}"
-        pairs = [(key, a[key], b[key]) for key in a if key in b]
+        pairs = [(key, a[key], b[key]) for key in keys]
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
         if len(a) != len(b):
             return f"{where.lstrip('.')}: {len(a)} items and {len(b)}"
@@ -61,8 +61,8 @@ class BatchLog(Callback):
     """Appends a line of JSON per micro-batch to `<folder>/batches-<rank>.jsonl`: its step and its samples' keys.
 
     A run that was killed and resumed writes the steps since its last checkpoint twice; they must be equal. With
-    `kill_at`, a step begins with SIGKILL to the whole process group (ranks and data workers too), as when a node
-    fails: only for runs in a session of their own.
+    `kill_at` or `kill_in_validation`, a step or its validation begins with SIGKILL to the whole process group (ranks
+    and data workers too), as when a node fails: only for runs in a session of their own.
 
     Args:
         config: settings.
@@ -78,6 +78,18 @@ class BatchLog(Callback):
             file.write(line.encode() + b"\n")
         if trainer.global_step + 1 == self.config.kill_at:
             os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.global_step == self.config.kill_in_validation:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def results(run: Path) -> dict[str, Any]:
+    """What the files in a run's folder say about it: table of metrics, data report and last metrics, by file."""
+    files: dict[str, Any] = {FILE_NAME: read_table(run / FILE_NAME)}
+    for name in ("data_report.json", "done.json"):
+        files[name] = json.loads((run / name).read_text()) if (run / name).is_file() else None
+    return files
 
 
 def read_batches(folder: Path) -> tuple[dict[int, list[str]], list[str]]:

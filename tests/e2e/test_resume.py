@@ -1,6 +1,7 @@
 """Killed and resumed runs are bit-identical to uninterrupted ones, and the comparison finds differences."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ TINY = [
     "data.micro_batch=2",
     "data.workers=1",
     "data.max_length=128",
-    "data.val=[]",
+    "data.val=[{path:train,name:val}]",
     "trainer=cpu",
     "callbacks.samples=null",
     "model.language.architecture.num_hidden_layers=1",
@@ -35,14 +36,14 @@ def proof(tmp_path_factory) -> tuple[Path, str]:
         assert cli.main(["shards", "build", "shapes", "data/shapes/train", "--count", "24"]) == 0
         assert cli.main(["shards", "tokenizer", "data/shapes/train", "--out", "data/shapes/tokenizer"]) == 0
         command = [sys.executable, "-m", "mmlab.cli", "resume-check", *TINY]
-        options = ["--steps", "7", "--every", "3", "--kill-at", "5", "--out", "proof"]
+        options = ["--steps", "7", "--every", "3", "--val-every", "2", "--kill-at", "6v", "5", "7v", "--out", "proof"]
         done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "proof", done.stdout
 
 
 def test_a_killed_run_is_identical(proof):
-    assert proof[1].splitlines()[-1] == "identical: 7 steps, killed at 5"
+    assert proof[1].splitlines()[-1] == "identical: 7 steps, killed at 5, 6v, 7v"
     lines = (proof[0] / "killed" / "batches-0.jsonl").read_text().splitlines()
     assert len(lines) > 14, "the step after the checkpoint was trained twice"
 
@@ -71,6 +72,35 @@ def test_a_difference_is_named(proof, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "before", "after", "names"),
+    [
+        ("metrics.csv", "\n6,", "\n6,1", "metrics.csv.6."),
+        ("data_report.json", '"seen": 24', '"seen": 8', "data_report.json.validation.seen: 24 and 8"),
+        ("done.json", '"steps": 7', '"steps": 6', "done.json.steps: 7 and 6"),
+    ],
+)
+def test_a_differing_result_is_named(proof, tmp_path, file, before, after, names):
+    straight, other = proof[0] / "straight", tmp_path / "other"
+    shutil.copytree(proof[0] / "killed", other)
+    text = (other / file).read_text()
+    assert before in text
+    (other / file).write_text(text.replace(before, after))
+    assert names in (compare(straight, other) or "")
+    (other / file).unlink()
+    assert file in (compare(straight, other) or "")
+
+
+def test_an_end_that_has_passed_is_refused_before_anything_is_written(proof, monkeypatch, capsys):
+    monkeypatch.chdir(proof[0].parent)
+    run = Path("proof", "straight")
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    before = [path.read_bytes() for path in files]
+    assert cli.main(["train", *TINY, f"run.dir={run}", "trainer.max_steps=5"]) == 2
+    assert "was trained for 7 steps and cannot end after 5" in capsys.readouterr().err
+    assert [path.read_bytes() for path in files] == before and not list(run.rglob("step-5*"))
+
+
+@pytest.mark.parametrize(
     ("killed", "message"),
     [
         ([(1, "a"), (2, "b")], "step 3 was trained on ['c'] and on None"),
@@ -92,11 +122,13 @@ def test_a_run_that_cannot_start_reports_its_error(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert cli.main(["resume-check", "experiment=llava/language_tny"]) == 2
     assert "language_tiny" in capsys.readouterr().err
-    assert cli.main(["resume-check", *TINY, "--kill-at", "99"]) == 2
+    for kill, says in (("99", "between 1 and --steps=12"), ("-v", "such as 3 or 8v"), ("7v", "no validation follows")):
+        assert cli.main(["resume-check", *TINY, f"--kill-at={kill}"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_a_short_kill_matrix(tmp_path):
-    """experiments/kill_matrix/run.sh is the long version with 200 kills."""
+    """experiments/kill_matrix/run.sh is the long version with 100 kills."""
     done = subprocess.run([sys.executable, str(MATRIX), str(tmp_path / "out"), "5"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
