@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from mmlab.config.errors import RunError
 from mmlab.curate.config import LLMConfig
-from mmlab.curate.journal import Row, write_whole
-from mmlab.runs.disk import to_json
+from mmlab.curate.journal import Row
+from mmlab.runs.disk import to_json, write_text
 
 Message = Mapping[str, str]
 """`role` (system, user or assistant) and `content`, as in the chat-completions protocol."""
@@ -204,7 +204,7 @@ class Client:
             fault.spent = fault.spent and replace(fault.spent, hash=name)
             raise
         record = {**question, "reply": asdict(reply)}
-        write_whole(self._file(name), to_json(record, ensure_ascii=False, indent=1) + "\n")
+        write_text(self._file(name), to_json(record, ensure_ascii=False, indent=1) + "\n")
         return reply
 
     def _stored(self, name: str, question: dict[str, Any]) -> Reply | None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,21 +63,24 @@ class Journal:
             if self._fd is None:
                 self._fd = self._open()
             try:
-                written = 0
-                while written < len(line):
-                    written += os.write(self._fd, line[written:])
-                os.fsync(self._fd)
-            except OSError as error:
-                os.ftruncate(self._fd, self._size)
-                raise RunError(f"{self.path} cannot be written: {error.strerror}.") from None
+                with disk.writing(self.path):
+                    written = 0
+                    while written < len(line):
+                        written += os.write(self._fd, line[written:])
+                    os.fsync(self._fd)
+            except (OSError, RunError):
+                with suppress(OSError):
+                    os.ftruncate(self._fd, self._size)
+                raise
             self._size += len(line)
             self.rows.append(row)
 
     def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(fd, self._size)
-        disk.sync_folder(self.path.parent)
+        with disk.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(fd, self._size)
+            disk.sync_folder(self.path.parent)
         return fd
 
     def close(self) -> None:
@@ -213,26 +216,6 @@ def by_key(rows: Iterable[Row]) -> dict[str, Row]:
     return first
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file that exists completely or not at all, whenever the process is killed.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        disk.sync_folder(path.parent)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror}.") from None
-
-
 def claim(path: Path, doing: str) -> TextIO:
     """Lock `path` until the returned file is closed or the process ends, in whatever way.
 
@@ -244,7 +227,7 @@ def claim(path: Path, doing: str) -> TextIO:
         ConfigError: a file is in the folder's place.
         RunError: another process has the lock.
     """
-    disk.no_file(path.parent).mkdir(parents=True, exist_ok=True)
+    disk.no_file(path.parent)
     return disk.claim(path, doing)
 
 
@@ -257,7 +240,7 @@ def exclusive(out: Path) -> Iterator[None]:
         RunError: another process curates into it.
     """
     with closing(claim(out / ".lock", "curates into")):
-        for path in [*out.glob("*.tmp-*"), *out.glob("*.old-*"), *out.glob(".*.json.*")]:
+        for path in [*out.glob("*.tmp-*"), *out.glob("*.old-*"), *out.glob(f"{disk.DRAFT}*")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -11,7 +11,7 @@ from typing import Any
 from mmlab.config.errors import DataError
 from mmlab.curate.client import Client, Message
 from mmlab.curate.config import CurateLLaVAInstructConfig, InstructDataConfig
-from mmlab.curate.journal import REPORT, SHARDS, Row, Steps, by_key, exclusive, step_rows, write_whole
+from mmlab.curate.journal import REPORT, SHARDS, Row, Steps, by_key, exclusive, step_rows
 from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt, Questions, draw_questions
 from mmlab.curate.llava_instruct_steps import parse, request, sift
 from mmlab.curate.report import LOSSES, instruct_report
@@ -21,7 +21,7 @@ from mmlab.data.shard_files import ShardWriter, write_shards
 from mmlab.data.sources.coco import coco
 from mmlab.data.turns import IMAGE
 from mmlab.keyed import draw
-from mmlab.runs.disk import to_json
+from mmlab.runs.disk import to_json, write_text
 
 ENTRIES = "llava_instruct.json"
 
@@ -63,7 +63,7 @@ def curate(
         written = _write(config, index, out, rows)
         data = {**(counted or {}), "samples": len(index), "without_context": questions.without_context}
         report = instruct_report(out, list(prompts), config.llm, data, written)
-        write_whole(out / REPORT, to_json(report, indent=1, ensure_ascii=False) + "\n")
+        write_text(out / REPORT, to_json(report, indent=1, ensure_ascii=False) + "\n")
     if not rows:
         losses = [(number, reason) for name in LOSSES for reason, number in report["total"][name].items()]
         reasons = ", ".join(f"{reason} {number}" for number, reason in sorted(losses, key=lambda loss: -loss[0])[:5])
@@ -92,7 +92,7 @@ def open_images(data: InstructDataConfig, out: Path, quiet: bool = False) -> tup
             return ShardIndex.open(root), json.loads(counts_file.read_text(encoding="utf-8"))
         index, tally = write_shards(coco(**files), root, overwrite=True, quiet=quiet)
         counts = tally.counts()
-        write_whole(counts_file, to_json(counts) + "\n")
+        write_text(counts_file, to_json(counts) + "\n")
         return index, counts
 
 
@@ -152,7 +152,7 @@ def _write(config: CurateLLaVAInstructConfig, index: ShardIndex, out: Path, rows
                 members: Members = dict(index.read(row["sample"], IMAGE_EXTENSIONS))
                 writer.write(row["key"], {**members, "json": {**entries[row["key"]], "provenance": provenance}})
         written["hash"] = writer.index.hash
-    write_whole(out / ENTRIES, to_json(list(entries.values()), ensure_ascii=False, indent=1) + "\n")
+    write_text(out / ENTRIES, to_json(list(entries.values()), ensure_ascii=False, indent=1) + "\n")
     return written
 
 

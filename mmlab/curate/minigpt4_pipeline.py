@@ -23,7 +23,6 @@ from mmlab.curate.journal import (
     open_journal,
     read_rows,
     step_rows,
-    write_whole,
 )
 from mmlab.curate.minigpt4_steps import Describer, continue_short, describe, repair, sift
 from mmlab.curate.report import minigpt4_report
@@ -31,7 +30,7 @@ from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.keyed import draw
-from mmlab.runs.disk import to_json
+from mmlab.runs.disk import to_json, write_text
 
 DATA = "data.json"
 
@@ -73,7 +72,7 @@ def curate(
         waits = config.review == "all" and len(decisions) < len(items)
         written = None if waits else _write(config, index, out, items, decisions)
         report = minigpt4_report(out, config.llm, written)
-        write_whole(out / REPORT, to_json(report, indent=1, ensure_ascii=False) + "\n")
+        write_text(out / REPORT, to_json(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 
@@ -107,7 +106,7 @@ def _steps(
     open_journal(out, "described", settings)  # refuses other images before the review would show them
     data = to_json({"data": str(index.root)}) + "\n"
     if not (out / DATA).exists() or (out / DATA).read_text(encoding="utf-8") != data:
-        write_whole(out / DATA, data)
+        write_text(out / DATA, data)
 
     def describe_batch(rows: Sequence[Row]):
         return describe(rows, describer(), index, config.instruction)

@@ -1,10 +1,7 @@
 """Sums of the counters and bad samples of batches; no heavy import, since every worker process keeps one."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError
@@ -76,11 +73,3 @@ class DataReport:
             types.update({name.removeprefix("type/"): n for name, n in counts.items() if name.startswith("type/")})
         shares = {name: {"seen": n, "share": n / total} for name, n in sorted(types.items())}
         return {"seen": total, "sources": sources, "types": shares, "bad": self.bad, "bad_left_out": self.bad_left_out}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    beside.replace(path)

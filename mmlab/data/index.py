@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ import numpy as np
 
 from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
+from mmlab.data.index_arrays import check_arrays, read_arrays, write_arrays
 from mmlab.data.sample_types import SampleError
 from mmlab.data.scan import ScanNotes, ShardScan, list_shards, local_folder, scan_shards
 from mmlab.runs.disk import to_json
+from mmlab.runs.index_files import index_files
 
-INDEX_NAME = "index.npz"
 _VERSION = 1
 _ARRAYS = ("shard_sizes", "samples_per_shard", "image_sizes", "text_lengths", "type_codes")
 _MOST_TYPES = 256
@@ -73,12 +73,19 @@ class ShardIndex:
                 resized.
         """
         folder = local_folder(root)
-        path = folder / INDEX_NAME
-        if not path.exists():
-            raise DataError(f"{folder} has no index; {_BUILD} {folder}`.")
+        faults: list[DataError] = []
+        for path in index_files(folder):
+            try:
+                if path.is_file():
+                    return cls._read(folder, path)
+            except DataError as error:
+                faults.append(error)
+        raise faults[0] if faults else DataError(f"{folder} has no index; {_BUILD} {folder}`.")
+
+    @classmethod
+    def _read(cls, folder: Path, path: Path) -> "ShardIndex":
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            arrays = read_arrays(path)
             if int(arrays.pop("version")) != _VERSION:
                 raise ValueError("another version")
             index = cls(
@@ -91,7 +98,10 @@ class ShardIndex:
                 members=Members(**{name: arrays.pop(name) for name in Members.__dataclass_fields__}),
                 **{name: arrays.pop(name) for name in _ARRAYS},
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            check_arrays(index)
+        except DataError as error:
+            raise DataError(f"{str(error).rstrip('.')}; {_BUILD} {folder}`.") from None
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"{path} cannot be read ({error}); {_BUILD} {folder}`.") from None
         index._check_fresh()
         return index
@@ -183,7 +193,9 @@ class _OpenFile:
             os.close(self.fd)
 
 
-def build_index(root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False) -> ShardIndex:
+def build_index(
+    root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False, elsewhere: bool = True
+) -> ShardIndex:
     """Read and verify every shard of a folder, and write its index atomically.
 
     Args:
@@ -191,8 +203,10 @@ def build_index(root: str | Path, required: Iterable[str] = (), workers: int = 1
         required: members that each sample must have; `jpg|png` requires one of them.
         workers: processes that read shards in parallel.
         quiet: show no progress.
+        elsewhere: write the index of a read-only folder into the user's cache, where `ShardIndex.open` finds it.
 
     Raises:
+        RunError: the index cannot be written.
         DataError: no shard, whatever `scan_shard` raises, or a key in two shards.
     """
     folder = local_folder(root)
@@ -200,7 +214,7 @@ def build_index(root: str | Path, required: Iterable[str] = (), workers: int = 1
     if not shards:
         raise DataError(f"{folder} holds no .tar files.")
     index = _merge(folder, shards, scan_shards(shards, tuple(required), workers, quiet))
-    _write(index)
+    write_arrays(folder, _arrays(index), elsewhere)
     return index
 
 
@@ -268,11 +282,9 @@ def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: li
     return digest.hexdigest()
 
 
-def _write(index: ShardIndex) -> None:
-    """Write the index under another name and rename it, so that it is never incomplete."""
-    path = index.root / INDEX_NAME
-    beside = path.with_name(f".{INDEX_NAME}.tmp-{os.getpid()}")
-    arrays = {
+def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
+    """What an index is written as."""
+    return {
         "version": np.array(_VERSION),
         "hash": np.array(index.hash),
         "shards": np.array(index.shards),
@@ -282,13 +294,3 @@ def _write(index: ShardIndex) -> None:
         **{name: getattr(index, name) for name in _ARRAYS},
         **vars(index.members),
     }
-    try:
-        with open(beside, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise DataError(f"the index {path} cannot be written: {error.strerror}.") from None
-    finally:
-        beside.unlink(missing_ok=True)

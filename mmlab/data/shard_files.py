@@ -12,10 +12,12 @@ import numpy as np
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
-from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
+from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.progress_bar import progress
 from mmlab.data.scan import scan_shards
 from mmlab.data.tally import Tally
+from mmlab.runs.disk import writing
+from mmlab.runs.index_files import INDEX_NAME
 
 Samples = Generator[tuple[str, Members], None, Tally]
 """A converter: it yields (key, members) of each row that can be trained on, and returns the counts of all rows."""
@@ -58,7 +60,8 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         if self._building.exists():
             shutil.rmtree(self._building)
-        self._building.mkdir(parents=True)
+        with writing(self.root):
+            self._building.mkdir(parents=True)
         return self
 
     def write(self, key: str, members: Members) -> None:
@@ -77,13 +80,15 @@ class ShardWriter:
         if len(self._keys) % self.max_samples == 0:
             self._next_shard()
         self._keys.add(key)
-        self._tar.write({"__key__": key, **{name: _encode(value) for name, value in members.items()}})
+        with writing(self.root):
+            self._tar.write({"__key__": key, **{name: _encode(value) for name, value in members.items()}})
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            self._shard.close()
-            if kind is None:
-                self._finish()
+            with writing(self.root):
+                self._shard.close()
+                if kind is None:
+                    self._finish()
         finally:
             shutil.rmtree(self._building, ignore_errors=True)
 
@@ -99,7 +104,7 @@ class ShardWriter:
     def _finish(self) -> None:
         if not self._keys:
             raise DataError(f"there are no samples to write to {self.root}.")
-        build_index(self._building, quiet=self.quiet)
+        build_index(self._building, quiet=self.quiet, elsewhere=False)
         old = self.root.with_name(f"{self.root.name}.old-{os.getpid()}")
         if self.root.exists():
             self.root.rename(old)

@@ -12,6 +12,7 @@ from mmlab.data.bad_samples import BadSamples
 from mmlab.data.formats import parse_record, record_texts
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
+from mmlab.runs.disk import writing
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()
@@ -73,7 +74,8 @@ def train_tokenizer(
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
-    fast.save_pretrained(out)
+    with writing(Path(out)):
+        fast.save_pretrained(out)
     return fast
 
 

@@ -10,6 +10,7 @@ from lightning import LightningModule
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from mmlab.runs.disk import write_text, writing
 from mmlab.training.config import CSVLogConfig
 
 FILE_NAME = "metrics.csv"
@@ -112,15 +113,12 @@ class CSVLog(Logger):
                 self._write_all()  # without the incomplete line of a killed process
 
     def _write_all(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{FILE_NAME}")
         lines = [self._line({name: name for name in self.columns}), *map(self._line_of, self.rows)]
         self._last_at = sum(map(len, lines[:-1]))
-        beside.write_bytes(b"".join(lines))
-        beside.replace(self.path)
+        write_text(self.path, b"".join(lines))
 
     def _write_last(self, append: bool) -> None:
-        with self.path.open("r+b") as file:
+        with writing(self.path), self.path.open("r+b") as file:
             if append:
                 self._last_at = file.seek(0, io.SEEK_END)
             else:

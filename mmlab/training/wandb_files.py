@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmlab.runs.disk import write_text
+
 HEADER = b":W&B\xe1\xbe\x00"
 BLOCK = 32768
 PIECE = struct.Struct("<IHB")  # checksum of kind and data, length of the data, kind
@@ -94,9 +96,7 @@ def keep_steps(file: Path, steps: Collection[int]) -> None:
         record = _parse(data)
         if record.WhichOneof("record_type") != "history" or record.history.step.num in steps:
             records.append(data)
-    beside = file.with_suffix(".cut")
-    beside.write_bytes(write_records(records))
-    beside.replace(file)
+    write_text(file, write_records(records))
 
 
 def read_records(file: Path) -> Iterator[bytes]:

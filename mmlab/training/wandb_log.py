@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from PIL import Image
 
 from mmlab.config.errors import ConfigError
+from mmlab.runs.disk import write_text
 from mmlab.runs.redact import redact, redact_text
 from mmlab.training.config import CSVLogConfig, WandbLogConfig
 from mmlab.training.csv_log import CSVLog, values_of
@@ -231,9 +232,7 @@ def run_id(folder: Path, name: str) -> str:
     file = folder / ID_FILE
     if not file.is_file():
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:100]
-        draft = file.with_name(f".{ID_FILE}")
-        draft.write_text(f"{slug}-{os.urandom(3).hex()}\n")
-        draft.replace(file)
+        write_text(file, f"{slug}-{os.urandom(3).hex()}\n")
     return file.read_text().strip()
 
 

@@ -25,7 +25,7 @@ def export(cfg: DictConfig) -> None:
     from mmlab.export.diffusion_export import export_first_stage, export_pipeline
     from mmlab.export.prior_export import export_prior
     from mmlab.export.schedulers import scheduler
-    from mmlab.runs.disk import no_file
+    from mmlab.runs.disk import no_file, replacing
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import kind_of, restore
     from mmlab.verbs._generators import generator_settings
@@ -40,14 +40,19 @@ def export(cfg: DictConfig) -> None:
             f"{folder} cannot be exported; diffusers takes runs of stage=autoencoder, latent_diffusion and code_prior."
         )
     if kind == "reconstructs":
-        print(export_first_stage(restore(folder)[0].first_stage, out))
+        first_stage = restore(folder)[0].first_stage
+        with replacing(out) as draft:
+            line = export_first_stage(first_stage, draft)
+        print(line.replace(str(draft), str(out)))
         return
     trained = load_run_config(folder)
     process, sampler, _ = generator_settings(cfg, trained)
     if process is not None:
         scheduler(process, sampler)  # refused before weights are loaded
     model, _ = restore(folder)
-    if process is None:
-        print(export_prior(model, sampler, trained.data.size, out))
-    else:
-        print(export_pipeline(model, process, trained.data.size, out, sampler))
+    with replacing(out) as draft:
+        if process is None:
+            line = export_prior(model, sampler, trained.data.size, draft)
+        else:
+            line = export_pipeline(model, process, trained.data.size, draft, sampler)
+    print(line.replace(str(draft), str(out)))

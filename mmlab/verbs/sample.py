@@ -33,6 +33,7 @@ def sample(cfg: DictConfig) -> None:
     from mmlab.data.sample_types import ImageSpec
     from mmlab.evaluate.pictures.generators import conditions
     from mmlab.evaluate.pictures.sample_files import draw_files
+    from mmlab.runs.disk import write_json
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import kind_of, restore
     from mmlab.training.trainer import place
@@ -64,7 +65,7 @@ def sample(cfg: DictConfig) -> None:
     files = draw_files(generator, inputs, words, cfg.seed, out, cfg.batch_size, cfg.strip, title)
     pictures = [{"file": file, "seed": cfg.seed + n, "condition": words[n]} for n, file in enumerate(files)]
     record = {"run": folder.name, **about, "settings": settings, "pictures": pictures}
-    (out / "samples.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "samples.json", record, indent=2, ascii=False)
     print(f"pictures: {out / 'grid.png'}{f', {out}/strip.png' if cfg.strip else ''}")
 
 

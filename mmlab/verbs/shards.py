@@ -58,12 +58,14 @@ def _stats(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     from mmlab.data.index import ShardIndex
     from mmlab.report.shard_sheet import sample_sheet
+    from mmlab.runs.disk import replacing
 
     out = Path(args.out)
     if out.suffix != ".png" or not out.parent.is_dir():
         raise ConfigError(f"--out must be a .png in an existing folder, not {out}.")
     index = ShardIndex.open(args.root)
-    sample_sheet(index, args.number, args.columns).save(out)
+    with replacing(out) as draft:
+        sample_sheet(index, args.number, args.columns).save(draft)
     print(f"{out}: {min(args.number, len(index))} of {len(index)} samples of {index.root}")
 
 

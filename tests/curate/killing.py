@@ -64,7 +64,8 @@ def at_sync(number: int) -> Kill:
 
         def killing(fd: int) -> None:
             nonlocal count
-            draft = os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).startswith(".")
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            draft = os.path.basename(path).startswith(".") or ".tmp-" in path
             count += not draft
             if count == number and not draft:
                 dying.set()

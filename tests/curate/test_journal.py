@@ -9,7 +9,8 @@ import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.curate import journal
-from mmlab.curate.journal import Journal, Steps, claim, open_journal, read_rows, step_rows, write_whole
+from mmlab.curate.journal import Journal, Steps, claim, open_journal, read_rows, step_rows
+from mmlab.runs.disk import write_text
 
 ROWS = [{"key": "a", "text": "one\ntwo"}, {"key": "b", "text": "“ü”"}]
 
@@ -51,7 +52,7 @@ def test_a_full_disk_keeps_earlier_rows(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(journal.os, "write", half)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="the disk is full"):
         rows.append({"key": "c", "t": ""})
     monkeypatch.undo()
     rows.append(ROWS[1])
@@ -59,14 +60,14 @@ def test_a_full_disk_keeps_earlier_rows(tmp_path, monkeypatch):
 
 
 def test_a_file_is_complete_or_unchanged(tmp_path, monkeypatch):
-    write_whole(tmp_path / "f" / "x.json", "old")
+    write_text(tmp_path / "f" / "x.json", "old")
 
     def full(fd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(journal.os, "fsync", full)
-    with pytest.raises(RunError, match="No space left"):
-        write_whole(tmp_path / "f" / "x.json", "new")
+    with pytest.raises(RunError, match="the disk is full"):
+        write_text(tmp_path / "f" / "x.json", "new")
     assert [path.read_text() for path in (tmp_path / "f").iterdir()] == ["old"]
 
 

@@ -135,14 +135,14 @@ def test_killed_while_a_file_is_written(tmp_path, server, work, name):
         sync = os.fsync
 
         def killing(fd: int) -> None:
-            if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).startswith(f".{name}."):
+            if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).endswith(f"-{name}"):
                 die()
             sync(fd)
 
         journal.os.fsync = killing  # pyright: ignore[reportAttributeAccessIssue]
 
     assert not in_a_process(lambda: work.run(server, out), sabotage)
-    assert not (out / name).exists() and list(out.glob(f".{name}.*")), "a draft, and not the file"
+    assert not (out / name).exists() and list(out.glob(f".draft-*-{name}")), "a draft, and not the file"
     assert in_a_process(lambda: work.run(server, out))
     work.assert_same(out)
 

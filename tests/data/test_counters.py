@@ -3,7 +3,8 @@ import json
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.data.counters import DataReport, write_json
+from mmlab.data.counters import DataReport
+from mmlab.runs.disk import write_json
 
 
 def batch(source: str = "a", seen: int = 4, bad: int = 0, **counters: int) -> dict:

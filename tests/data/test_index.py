@@ -1,17 +1,21 @@
+import io
 import json
 import multiprocessing
 import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmlab.config.errors import DataError
-from mmlab.data.index import INDEX_NAME, ShardIndex, build_index
+from mmlab.config.errors import DataError, RunError
+from mmlab.data import index_arrays
+from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import stats
+from mmlab.runs.index_files import INDEX_NAME
 from tests.tiny_files import bomb, png, write_tar
 
 
@@ -280,3 +284,67 @@ def test_many_shards_do_not_use_up_the_descriptors(tmp_path):
         index.read(i)
     if before:
         assert len(os.listdir("/proc/self/fd")) - before <= 64
+
+
+@pytest.fixture
+def small(root) -> ShardIndex:
+    return build_index(root, quiet=True)
+
+
+def as_npz(path, **headers):
+    """An index file whose arrays state other shapes than they have."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if headers.pop("deflated", False) else 0) as archive:
+        for name, (descr, shape) in headers.items():
+            member = io.BytesIO()
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            archive.writestr(f"{name}.npy", member.getvalue() + b"\0" * 64)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"version": ("<i8", (1 << 60,))},
+        {"version": ("<i8", (1 << 40, 1 << 40))},
+        {"version": ("|S4000000000", (1 << 30,))},
+        {"version": ("|O", (8,))},
+        {"version": ("<i8", (-(1 << 40),))},
+        {"version": ("<i8", (8,)), "deflated": True},
+    ],
+    ids=["long", "overflow", "wide", "object", "negative", "compressed"],
+)
+def test_an_index_that_states_huge_arrays_is_a_data_error(small, headers):
+    as_npz(small.root / INDEX_NAME, **headers)
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.open(small.root)
+
+
+@pytest.mark.parametrize("name", ["length", "offset", "first", "extension", "type_codes"])
+@pytest.mark.parametrize("value", [-1, 1 << 55])
+def test_an_index_that_names_places_outside_its_shards_is_a_data_error(small, name, value):
+    with np.load(small.root / INDEX_NAME) as file:
+        arrays = dict(file)
+    arrays[name][-1] = 255 if arrays[name].itemsize == 1 else value
+    np.savez(small.root / INDEX_NAME, **arrays)
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.open(small.root)
+
+
+def test_the_index_of_a_read_only_folder_is_in_the_cache(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MMLAB_INDEX_DIR", str(tmp_path / "cache"))
+    (small.root / INDEX_NAME).unlink()
+    replacing = index_arrays.replacing
+
+    def read_only(path):
+        if path.parent == small.root:
+            raise RunError("read-only")
+        return replacing(path)
+
+    monkeypatch.setattr(index_arrays, "replacing", read_only)
+    index = build_index(small.root, quiet=True)
+    assert not (small.root / INDEX_NAME).exists() and f"written to {tmp_path}/cache/" in capsys.readouterr().err
+    assert ShardIndex.open(small.root).hash == index.hash == small.hash
+    (small.root / INDEX_NAME).write_bytes(b"of another time")
+    assert ShardIndex.open(small.root).hash == index.hash
+    with pytest.raises(RunError):
+        build_index(small.root, quiet=True, elsewhere=False)

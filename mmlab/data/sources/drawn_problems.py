@@ -1,6 +1,5 @@
 """Synthetic problems in ScienceQA's layout, about drawn scenes, to try the whole pipeline without its data."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 from mmlab.data.sources.scienceqa import LETTERS, PROBLEMS, SPLITS
+from mmlab.runs.disk import write_json, writing
 
 NAMES = ("Ann", "Ben", "Eve", "Max", "Mia", "Tom")
 
@@ -65,14 +65,14 @@ def write_problems(
             problem, scene = _problem(rng, content, kinds, own_letters)
             if problem["image"]:
                 folder = root / "images" / split / name
-                folder.mkdir(parents=True)
-                draw(scene, size, rng).save(folder / "image.png")
+                with writing(folder):
+                    folder.mkdir(parents=True)
+                    draw(scene, size, rng).save(folder / "image.png")
                 pictures += 1
             problems[name] = {**problem, "split": split}
             splits.setdefault(split, []).append(name)
-    root.mkdir(parents=True, exist_ok=True)
     for file, value in ((PROBLEMS, problems), (SPLITS, splits)):
-        (root / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        write_json(root / file, value)
     return {"problems": len(problems), "pictures": pictures}
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from mmlab.data.counters import DataReport, write_json
+from mmlab.data.counters import DataReport
 from mmlab.evaluate.config import DataReportCallbackConfig
+from mmlab.runs.disk import write_json
 
 FILE_NAME = "data_report.json"
 

@@ -9,6 +9,7 @@ from mmlab.data.progress_bar import progress
 from mmlab.diffusion.walk import Step, Trajectory
 from mmlab.evaluate.pictures.generators import PictureGenerator, ranges
 from mmlab.report.contact_sheet import as_picture, contact_sheet
+from mmlab.runs.disk import replacing
 
 GRID = 64
 """Most images on a grid."""
@@ -59,21 +60,23 @@ def draw_files(
 
         seeds = list(range(seed + start, seed + stop))
         pictures = generator({name: values[start:stop] for name, values in inputs.items()}, seeds, on_step)
-        out.mkdir(parents=True, exist_ok=True)
         for name, picture in zip(names[start:stop], pictures, strict=True):
-            as_picture(picture).save(out / name)
+            with replacing(out / name) as draft:
+                as_picture(picture).save(draft)
         shown += pictures[: max(0, GRID - start)]
         if start < strip:
             columns = [generator.start_label, *(f"step {number} of {steps}" for number in trajectory.numbers)]
             rows += intermediate(generator, seeds[: strip - start], trajectory, pictures)
     across = 4 if len(shown) <= 16 else 8
-    sheet(shown, labels[:GRID], numbers[:GRID], across, title, generator.size).save(out / "grid.png")
+    with replacing(out / "grid.png") as draft:
+        sheet(shown, labels[:GRID], numbers[:GRID], across, title, generator.size).save(draft)
     if rows:
         first = [f"{number}\n{label}".strip() for number, label in zip(numbers, labels, strict=True)]
         texts = [text if n == 0 else "" for text, row in zip(first, rows, strict=False) for n in range(len(row))]
         title = f"{title}: {generator.strip_title}"
         flat = [picture for row in rows for picture in row]
-        sheet(flat, texts, columns * len(rows), len(columns), title, generator.size).save(out / "strip.png")
+        with replacing(out / "strip.png") as draft:
+            sheet(flat, texts, columns * len(rows), len(columns), title, generator.size).save(draft)
     return names
 
 

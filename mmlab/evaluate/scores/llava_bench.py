@@ -4,7 +4,6 @@ The judge reads a textual description of the image, the question, and both answe
 a mark from 1 to 10. A model's score is its share of the baseline's marks (Visual Instruction Tuning, section 5.1).
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from mmlab.config.errors import DataError, nearest
 from mmlab.evaluate.scores.recorded_outputs import load, read_predictions
 from mmlab.evaluate.scores.score_table import Reference, Row, Scores, rows_of
+from mmlab.runs.disk import write_lines
 
 SYSTEM = "You compare answers to questions about pictures. You are strict, fair and brief."
 INSTRUCTION = """The context above tells what is in a picture that the user saw: sentences about it and, where there are any, its objects with their boxes as left, top, right, bottom in shares of its width and height. Mark both answers to the user's question from 1 to 10 by how helpful, relevant, accurate and detailed they are; their order must not count. Write the two marks alone on the first line, that of Assistant 1 first and a space between them, and your reasons below."""  # noqa: E501
@@ -155,10 +155,13 @@ def write_marks(
     path: Path, questions: Sequence[BenchQuestion], reviews: Sequence[Review], marks: Sequence[Marks | None]
 ) -> None:
     """Write a line for each question: marks, review, or the reason why there is none."""
-    with path.open("w", encoding="utf-8") as lines:
-        for question, (text, fault), pair in zip(questions, reviews, marks, strict=True):
-            row = {"key": question.key, "category": question.category, "marks": pair, "review": text, "fault": fault}
-            lines.write(json.dumps(row) + "\n")
+    write_lines(
+        path,
+        (
+            {"key": question.key, "category": question.category, "marks": pair, "review": text, "fault": fault}
+            for question, (text, fault), pair in zip(questions, reviews, marks, strict=True)
+        ),
+    )
 
 
 def _lines(path: str | Path) -> list[Any]:

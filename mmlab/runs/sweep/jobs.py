@@ -16,6 +16,7 @@ from hydra.core.utils import JobStatus
 
 from mmlab.config.errors import UserError
 from mmlab.runs.child import SAFE_PATH
+from mmlab.runs.disk import write_json
 from mmlab.runs.sweep.points import Point
 
 JOBS = "jobs.json"
@@ -47,7 +48,7 @@ class Jobs:
         new = [point for point in points if point not in jobs]
         jobs |= dict(zip(new, self._submit(new), strict=True)) if new else {}
         submitted = self._submitted() | {point.name: [job.job_id, job.num_tasks] for point, job in jobs.items()}
-        self.file.write_text(json.dumps(submitted, indent=1) + "\n")
+        write_json(self.file, submitted)
         for point, job in jobs.items():
             print(f"job {job.job_id}: {point.name}: {point}", flush=True)
         self._wait(jobs)
