@@ -49,6 +49,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """The type of an argument that is a share: 0 to 1."""
+    try:
+        if 0 <= (number := float(text)) <= 1:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"it must be a share from 0 to 1, not {text}")
+
+
 def existing(path: str) -> str:
     """The type of an argument that is a path; ConfigError with the closest name if it does not exist."""
     place = Path(path).expanduser()
@@ -87,9 +97,9 @@ def _add_fields(add: Add) -> None:
     _add_budget(add)
 
 
-def _add_budget(add: Add, share: float = 0.0) -> None:
+def _add_budget(add: Add, default: float = 0.0) -> None:
     help_budget = "share of images that may be missing or unsupported (%(default)s)"
-    add("--missing-budget", type=float, default=share, metavar="SHARE", help=help_budget)
+    add("--missing-budget", type=share, default=default, metavar="SHARE", help=help_budget)
 
 
 def _add_destination(add: Add) -> None:

@@ -81,6 +81,9 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
         ("show drawn --columns 0", "--columns: it must be a whole number of at least 1, not 0"),
         ("tokenizer drawn --out tok --vocab-size 3", "at least 259"),
+        ("build images drawn out --missing-budget nan", "--missing-budget: it must be a share from 0 to 1, not nan"),
+        ("build images drawn/index.npz out", "drawn/index.npz is a file; give a folder."),
+        ("build llava_json drawn drawn out", "drawn is a folder; give a file, such as index.npz, shard-000000.tar"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(drawn, capsys, command, message):
