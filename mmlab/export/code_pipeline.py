@@ -24,6 +24,8 @@ from transformers import GPT2LMHeadModel
 
 from mmlab.class_names import class_index
 
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
 
 class Pipeline:
     """Generates images.
@@ -44,8 +46,8 @@ class Pipeline:
             from safetensors.torch import load_file
             from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-            self.text_encoder: Any = AutoModelForTextEncoding.from_pretrained(folder / "text_encoder").eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "text_encoder")
+            self.text_encoder: Any = AutoModelForTextEncoding.from_pretrained(folder / "text_encoder", **NO_CODE).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "text_encoder", **NO_CODE)
             self.context = load_file(folder / "context.safetensors")
 
     @torch.no_grad()

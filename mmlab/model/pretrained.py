@@ -22,7 +22,10 @@ from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import PretrainedPartConfig
 from mmlab.weights import fill, verify_files
 
-# Keys of a checkpoint's config with which transformers would run code from the checkpoint.
+# Never run code from a checkpoint, nor ask on the terminal whether to.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+# Keys of a checkpoint's configs with which transformers would run code from the checkpoint.
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 
 
@@ -43,7 +46,7 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
     refuse_code(source)
     verify_files(Path(source).expanduser(), weights=False)
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, **NO_CODE)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise _unreadable(source, part, error) from error
 
@@ -58,10 +61,16 @@ def require_source(settings: PretrainedPartConfig, part: str) -> str:
 
 
 def _unreadable(source: str, part: str, error: Exception) -> ConfigError:
-    lines = str(error).strip().splitlines()
+    return ConfigError(f"model.{part}.source={source} cannot be loaded: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Return what a user can act on in a message of transformers, on one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs code from the checkpoint, which is not run."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     # The first line of an invalid config says only which check failed.
-    reason = lines[-1].strip() if isinstance(error, StrictDataclassError) else lines[0]
-    return ConfigError(f"model.{part}.source={source} cannot be loaded: {reason}")
+    return lines[-1].strip() if isinstance(error, StrictDataclassError) else lines[0]
 
 
 def _from_architecture(architecture: dict[str, Any], defaults: dict[str, Any], part: str) -> PretrainedConfig:
@@ -92,14 +101,20 @@ def on_meta() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def refuse_code(source: str) -> None:
-    """Raise ConfigError when a local folder's config.json asks transformers to run code of its own."""
-    path = Path(source) / "config.json"
-    if not path.is_file():
-        return
-    fields = json.loads(path.read_text())
-    if keys := [key for key in CODE_KEYS if key in fields]:
-        raise ConfigError(f"{path} has '{keys[0]}', which would run code from the checkpoint; remove it to load it.")
+def refuse_code(source: str | Path) -> None:
+    """Raise ConfigError when a config in a local folder asks transformers to run code of the checkpoint."""
+    for path in (Path(source).expanduser() / name for name in CONFIGS):
+        if not path.is_file():
+            continue
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}.") from error
+        if keys := [key for key in CODE_KEYS if key in fields]:
+            raise ConfigError(
+                f"{path} has '{keys[0]}', which asks to run code from the checkpoint. Such code is never run; remove "
+                "the key to load the checkpoint without it."
+            )
 
 
 def build_model(auto: Any, config: PretrainedConfig, settings: PretrainedPartConfig, **options: Any) -> PreTrainedModel:
@@ -126,6 +141,7 @@ def load_pretrained(model: PreTrainedModel, settings: PretrainedPartConfig, part
     if settings.init == "pretrained":
         source = require_source(settings, part)
         try:
+            refuse_code(source)
             _fill_from(model, source, model.config, **options)
         except (OSError, ValueError) as error:
             raise _unreadable(source, part, error) from error
@@ -142,7 +158,8 @@ def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
     Raises:
         ConfigError: another architecture, or other names or shapes.
     """
-    config = AutoConfig.from_pretrained(folder)
+    refuse_code(folder)
+    config = AutoConfig.from_pretrained(folder, **NO_CODE)
     if config.model_type != model.config.model_type:
         raise ConfigError(
             f"{folder} does not fit the model: it is a {config.model_type}, not a {model.config.model_type}."
@@ -153,7 +170,7 @@ def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
 def _fill_from(model: Any, source: str | Path, config: PretrainedConfig, **options: Any) -> None:
     """Read a transformers checkpoint (safetensors only) as fp32; a model on the meta device takes its tensors over."""
     quieten()
-    options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **options}
+    options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **NO_CODE, **options}
     with torch.device("cpu"):
         stored, info = type(model).from_pretrained(source, output_loading_info=True, **options)
     if missing := [*sorted(info["missing_keys"]), *(key[0] for key in info["mismatched_keys"])]:
@@ -207,6 +224,32 @@ def quieten() -> None:
         logging.disable_progress_bar()
 
 
+def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, vocabulary: int, part: str) -> None:
+    """Accept a tokenizer with a few tokens more than the model: texts with such a token are refused one by one.
+
+    A padding token among them is replaced, as padding is never attended to.
+
+    Raises:
+        ConfigError: more than a tenth of the tokens have no embedding, or one that begins or ends every text.
+    """
+    excess = len(tokenizer) - vocabulary
+    if excess * 10 > len(tokenizer):
+        raise ConfigError(
+            f"model.{part}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; set "
+            f"model.{part}.tokenizer to the model's own."
+        )
+    padding: Any = tokenizer.pad_token_id
+    if excess > 0 and padding is not None and padding >= vocabulary:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    for name in ("bos", "eos", "pad", "unk"):
+        number, token = getattr(tokenizer, f"{name}_token_id"), getattr(tokenizer, f"{name}_token")
+        if isinstance(number, int) and number >= vocabulary:
+            raise ConfigError(
+                f"model.{part}: the model has {vocabulary} tokens, and no embedding of the tokenizer's {name}_token "
+                f"'{token}'."
+            )
+
+
 def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast:
     """Load a fast tokenizer; a missing pad token becomes the end token (padding is never attended to).
 
@@ -222,10 +265,9 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
     refuse_code(source)
     verify_files(Path(source).expanduser(), weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"The tokenizer {source} cannot be loaded: {reason}") from error
+        raise ConfigError(f"The tokenizer {source} cannot be loaded: {_reason(error)}") from error
     if not tokenizer.is_fast:
         raise ConfigError(f"The tokenizer {source} is not a fast one; labels need its character offsets.")
     if tokenizer.pad_token_id is None:

@@ -1,12 +1,16 @@
 """Parts with pretrained weights are built without them, and filled afterwards."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
+import mmlab
 from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.config import KLAutoencoderConfig, LanguageModelConfig, VisionEncoderConfig
@@ -76,3 +80,51 @@ def test_random_parts_keep_their_weights():
     before = {name: weight.clone() for name, weight in part.state_dict().items()}
     tiny.pretrained(part)
     assert all(torch.equal(weight, before[name]) for name, weight in part.state_dict().items())
+
+
+def test_a_tokenizer_may_have_a_few_tokens_without_embedding(tokenizer_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.add_tokens(["<picture>"])
+    tokenizer.save_pretrained(tmp_path)
+
+    def model(vocabulary: int) -> LanguageModel:
+        fields = {**tiny.LANGUAGE["llama"], "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        fields |= {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+        return LanguageModel(LanguageModelConfig(init="random", architecture=fields, tokenizer=str(tmp_path)))
+
+    assert model(size).tokenizer.pad_token == "</s>"  # padding is never attended to
+    assert model(size).vocabulary == model(size + 2).vocabulary - 2 == size
+    assert model(size + 2).tokenizer.pad_token == "<padding>"
+    assert model(size + 64).vocabulary == size + 64
+    with pytest.raises(
+        ConfigError, match=rf"has {size + 2} tokens, the model only 100; set model\.language\.tokenizer"
+    ):
+        model(100)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_checkpoint_is_not_run_nor_asked_about(tmp_path, tokenizer_folder, monkeypatch, name):
+    _, part = parts(tmp_path, tokenizer_folder)["language"]
+    path = tmp_path / "language" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    (path.parent / "evil.py").write_text("raise SystemExit('run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    for load in (
+        part.load_pretrained,
+        lambda: part.load(path.parent),
+        lambda: LanguageModel(LanguageModelConfig(source=str(path.parent))),
+    ):
+        with pytest.raises(ConfigError, match=rf"{name} has 'auto_map'.* Such code is never run"):
+            load()
+
+
+def test_every_auto_class_is_told_not_to_run_code():
+    calls = [
+        (path.name, line)
+        for path in Path(mmlab.__file__).parent.rglob("*.py")
+        for line in re.findall(r"\bAuto\w+\.from_pretrained\(.*", path.read_text(encoding="utf-8"))
+    ]
+    assert [call for call in calls if "NO_CODE" not in call[1] and "AutoencoderKL" not in call[1]] == []
+    assert len(calls) >= 5
