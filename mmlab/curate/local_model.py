@@ -11,7 +11,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.curate.client import Message, Reply
 from mmlab.curate.config import LocalModelConfig
 from mmlab.data.config import Prompt
-from mmlab.data.conversation import chat_prompt
+from mmlab.data.conversation import chat_prompt, check_vocabulary
+from mmlab.data.sample_types import SampleError
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
 from mmlab.model.config import LanguageModelConfig
@@ -51,7 +52,7 @@ class LocalModel:
         There is one attempt, so `stop` has no effect.
 
         Raises:
-            ConfigError: a message of another role.
+            ConfigError: a message of another role, or with a token that the model does not have.
         """
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
         turns = messages[1:] if messages[0]["role"] == "system" else messages
@@ -60,7 +61,12 @@ class LocalModel:
         dialogue = [Turn(ROLES[turn["role"]], turn["content"]) for turn in turns]  # type: ignore[arg-type]
         tokenizer = self.language.tokenizer
         prompt = Prompt(self.settings["template"], pictures="none", system=system)
-        ids = torch.tensor([chat_prompt(dialogue, prompt, tokenizer, None).input_ids])
+        tokens = chat_prompt(dialogue, prompt, tokenizer, None).input_ids
+        try:
+            check_vocabulary(tokens, self.language.vocabulary, tokenizer)
+        except SampleError as error:
+            raise ConfigError(str(error)) from error
+        ids = torch.tensor([tokens])
         ids = ids.to(next(self.language.parameters()).device)
         new = self.language.generate(self.language.embed(ids), torch.ones_like(ids), **self.options)[0]
         decoded = str(tokenizer.decode(new, skip_special_tokens=self.stop == tokenizer.eos_token))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import ImageTextDataConfig, Prompt
-from mmlab.data.conversation import Segment, check_tokenizer, encode, pad_id
+from mmlab.data.conversation import Segment, check_tokenizer, check_vocabulary, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of, conversations_of
 from mmlab.data.packing import Group, first_fit, lay_out, split
 from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
@@ -33,6 +33,7 @@ class ChatCollate:
         prompt: how records become text.
         tokenizer: a fast tokenizer.
         image: how images are decoded and the places that each takes; None for a language model alone.
+        vocabulary: tokens that the model has, if the tokenizer may have more.
 
     Raises:
         ConfigError: a tokenizer or lengths with which no sample could be used.
@@ -46,12 +47,14 @@ class ChatCollate:
         prompt: Prompt,
         tokenizer: "PreTrainedTokenizerBase",
         image: ImageSpec | None,
+        vocabulary: int | None = None,
     ):
         check_tokenizer(tokenizer)
         template_named(prompt.template).stop(tokenizer)
         self.config = config
         self.prompt = prompt
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
         self.image = image if prompt.pictures == "tokens" else None
         scattered = ImageSpec(0, tokens=prompt.places) if prompt.pictures == "scattered" else None
         self.spec = self.image or scattered
@@ -66,8 +69,8 @@ class ChatCollate:
         """Tokenize one sample.
 
         Raises:
-            SampleError: see `conversations_of` and `encode`; `too-long` if no dialogue fits; `no-caption` if a caption
-                that is to be scattered has no token.
+            SampleError: see `conversations_of`, `encode` and `check_vocabulary`; `too-long` if no dialogue fits;
+                `no-caption` if a caption that is to be scattered has no token.
         """
         length = self.config.max_length
         picture = self.image is not None and sample.image is not None
@@ -85,6 +88,8 @@ class ChatCollate:
         has_image = any(segment.image_starts for segment in segments)
         if self.prompt.pictures == "scattered":
             segments = [self._scatter(segment, sample) for segment in segments]
+        for segment in segments:
+            check_vocabulary(segment.input_ids, self.vocabulary, self.tokenizer)
         image = sample.image if has_image else None
         groups = split(*_share(segments), length, image, f"{sample.shards}/{sample.key}")
         laid_out = [segment for group in groups for segment in group.segments]
@@ -117,6 +122,7 @@ class ChatCollate:
         ids = list(segment.input_ids)
         random = stream(sample.seed, "scatter")
         share, vocabulary = 0.1 + 0.9 * random.random(), len(self.tokenizer)
+        vocabulary = min(vocabulary, self.vocabulary or vocabulary)
         for start in segment.image_starts:
             for place in range(start, start + self.prompt.places):
                 ids[place] = random.choice(caption) if random.random() < share else random.randrange(vocabulary)

@@ -1,6 +1,7 @@
 """From a dialogue to text, and from text to token ids with labels."""
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -179,6 +180,13 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
             f"The tokenizer {tokenizer_name(tokenizer)} is not a fast one and has no character offsets, "
             "which labels need; load its fast version."
         )
+
+
+def check_vocabulary(ids: Iterable[int], vocabulary: int | None, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise SampleError `vocabulary` for a token that a model with so many tokens has no embedding of."""
+    if vocabulary is not None and (largest := max(ids, default=0)) >= vocabulary:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise SampleError("vocabulary", f"The model has {vocabulary} tokens, and '{token}' is not one of them.")
 
 
 def leading_bos(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -15,7 +15,15 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.causal_models import attention_of, causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.packed_rows import masks, separate, takes_masks
-from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
+from mmlab.model.pretrained import (
+    build_model,
+    fit_tokenizer,
+    load_pretrained,
+    load_tokenizer,
+    load_weights,
+    on_meta,
+    read_config,
+)
 from mmlab.weights import finite
 
 
@@ -42,15 +50,18 @@ class LanguageModel(nn.Module):
         except (ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"model.language cannot be built with attention={attention}: {reason}") from error
-        if self.tokenizer is not None and len(self.tokenizer) > self.config.vocab_size:
-            raise ConfigError(
-                f"The tokenizer has {len(self.tokenizer)} tokens, the language model only {self.config.vocab_size}."
-            )
+        if self.tokenizer is not None:
+            fit_tokenizer(self.tokenizer, self.vocabulary, "language")
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.causal).forward).parameters
 
     @property
     def config(self) -> Any:
         return self.causal.config
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens with an embedding; the tokenizer may have fewer, or a few more."""
+        return self.config.vocab_size
 
     @property
     def width(self) -> int:
@@ -136,7 +147,7 @@ class LanguageModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return what a connector that was trained with this model depends on, apart from its weights."""
-        return {"vocabulary": self.config.vocab_size}
+        return {"vocabulary": self.vocabulary}
 
 
 def _token_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

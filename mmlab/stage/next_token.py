@@ -48,7 +48,8 @@ class NextTokenStage(Stage):
         """
         if data.augment:
             raise ConfigError("data.augment=true crops images that questions are about; use it with stage=contrastive.")
-        return ChatCollate(data, self.config.prompt, self.model.language.tokenizer, self.image(data.aspect))
+        language, prompt = self.model.language, self.config.prompt
+        return ChatCollate(data, prompt, language.tokenizer, self.image(data.aspect), language.vocabulary)
 
     def image(self, aspect: str) -> ImageSpec | None:
         """How images are decoded; None does not read them."""

@@ -205,6 +205,12 @@ def reason(one: Sample, **options) -> str:
 
 def test_unusable_samples_are_errors() -> None:
     assert reason(sample("a", talk("Q", "no " * 100)), max_length=40) == "too-long"
+    few = ChatCollate(ImageTextDataConfig(), PROMPT, llama_2(), SPEC, vocabulary=len(llama_2()) - 1)
+    few.prepare(sample("a", talk("Q", "A")))
+    last = llama_2().convert_ids_to_tokens(len(llama_2()) - 1)
+    with pytest.raises(SampleError, match=r"and '.+' is not one of them") as caught:
+        few.prepare(sample("a", talk("Q", f"A {last}")))
+    assert caught.value.reason == "vocabulary"
     assert reason(sample("a", questions(2, words=100)), max_length=40) == "too-long"
     assert reason(sample("a", {})) == "no-caption"
     assert reason(sample("a", talk("<image>\nQ", "a"), image=False)) == "no-picture"
