@@ -7,11 +7,11 @@ Legend: K codes, D width of a code.
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.config import GumbelQuantizerConfig, VectorQuantizerConfig, VQAutoencoderConfig
 from mmlab.model.first_stage import STATISTICS
+from mmlab.model.foreign_checkpoint import Foreign, ForeignCheckpoint, StoredTensor
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.model.quantizer import Quantizer, VectorQuantizer
 from mmlab.weights import fill
@@ -31,43 +32,60 @@ PREFIX = "first_stage_model."
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-"""Classes that Lightning's old checkpoints name; none of their code is run, or needed."""
+EMA_DECAY = 0.99
+"""Of EMAVectorQuantizer; its checkpoints do not hold it."""
 
 
 def read_taming(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of an autoencoder in a checkpoint, under their original names, as fp32.
 
     Args:
-        path: a `.ckpt` of Lightning, of which only tensors and plain data are read and no code is run; or the same
-            weights as `.safetensors`.
+        path: a `.ckpt` of Lightning, of which only the tensors are read and no code is run, whatever it holds beside
+            them; or the same weights as `.safetensors`.
 
     Raises:
-        ConfigError: no such file, more than plain data, or no VQ autoencoder in it.
+        ConfigError: no such file, a file of another kind, or no VQ autoencoder in it.
     """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            stored: Any = load_file(path)
-        else:
-            with _names_that_run_nothing():
-                stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored, checkpoint = _opened(path)
+        if isinstance(stored, Foreign):
+            raise ConfigError(
+                f"{path} holds a {type(stored).__module__}.{type(stored).__name__}, not a dict of weights; save its"
+                " state_dict."
+            )
+        weights = stored.get("state_dict", stored) if isinstance(stored, Mapping) else {}
+        weights = {name: value for name, value in weights.items() if isinstance(value, Tensor | StoredTensor)}
+        prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
+        named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        wanted: Any = {name: value for name, value in named.items() if name.startswith(PARTS)}
+        if not any(name.startswith("quantize.") for name in wanted):
+            contents = ", ".join(sorted({name.split(".")[0] for name in weights})[:6]) or "no weights"
+            raise ConfigError(
+                f"{path} has no VQ autoencoder of taming-transformers or latent diffusion; it contains {contents}."
+            )
+        tensors = wanted if checkpoint is None else checkpoint.tensors(wanted)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a checkpoint of tensors: {error}.") from error
     except (UnpicklingError, EOFError) as error:
         # torch's own message suggests running it nevertheless.
-        raise ConfigError(f"{path} is not a checkpoint of only tensors and plain data.") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        of = f"; in torch's format before 1.6 it names {named[1]}, so save it again with a later torch" if named else ""
+        raise ConfigError(f"{path} is not a checkpoint of only tensors and plain data{of}.") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{path} cannot be read as a checkpoint of tensors and plain data: {reason}") from error
-    weights = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
-    named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    tensors = {name: value.float() for name, value in named.items() if name.startswith(PARTS)}
-    if not any(name.startswith("quantize.") for name in tensors):
-        contents = ", ".join(sorted({name.split(".")[0] for name in weights})[:6]) or "no weights"
-        raise ConfigError(
-            f"{path} has no VQ autoencoder of taming-transformers or latent diffusion; it contains {contents}."
-        )
-    return tensors
+        raise ConfigError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+    return {name: value.float() for name, value in tensors.items()}
+
+
+def _opened(path: Path) -> tuple[Any, ForeignCheckpoint | None]:
+    """Return what a file holds, and the file itself if its tensors are still to be read."""
+    if path.suffix == ".safetensors":
+        return load_file(path), None
+    if not is_zipfile(path):  # torch before 1.6
+        return torch.load(path, map_location="cpu", weights_only=True), None
+    checkpoint = ForeignCheckpoint(path)
+    return checkpoint.content, checkpoint
 
 
 def from_taming(weights: Mapping[str, Tensor], source: str | Path, legacy: bool = True) -> VQAutoencoder:
@@ -124,12 +142,25 @@ def _count(weights: Mapping[str, Tensor], before: str) -> int:
 
 
 def quantizer_of(weights: Mapping[str, Tensor], legacy: bool = True) -> Quantizer:
-    """Build a codebook of the checkpoint's kind and size: nearest codes, or VQGAN's Gumbel softmax."""
-    if "quantize.proj.weight" in weights:
+    """Build a codebook of the checkpoint's kind and size: nearest codes, if need be with averages, or Gumbel softmax.
+
+    Raises:
+        ConfigError: a quantizer of another kind.
+    """
+    names = {name.removeprefix("quantize.") for name in weights if name.startswith("quantize.")}
+    if names == {"embed.weight", "proj.weight", "proj.bias"}:
         codes, width = weights["quantize.embed.weight"].shape
         return GumbelQuantizer(GumbelQuantizerConfig(codes=codes, width=width))
+    averages = {"embedding.cluster_size", "embedding.embed_avg"}
+    if names - averages != {"embedding.weight"}:
+        raise ConfigError(
+            f"The quantizer has the weights {', '.join(sorted(names)[:6])}; taming-transformers' VectorQuantizer,"
+            " EMAVectorQuantizer and GumbelQuantize, without remap, can be converted."
+        )
     codes, width = weights["quantize.embedding.weight"].shape
-    return VectorQuantizer(VectorQuantizerConfig(codes=codes, width=width, normalize=False, legacy=legacy))
+    ema = EMA_DECAY if averages <= names else None
+    config = VectorQuantizerConfig(codes=codes, width=width, normalize=False, legacy=legacy and ema is None, ema=ema)
+    return VectorQuantizer(config)
 
 
 def settings_of(model: VQAutoencoder) -> dict[str, Any]:
@@ -140,6 +171,10 @@ def settings_of(model: VQAutoencoder) -> dict[str, Any]:
 def _renamed(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield our name of each weight, and the weight: attention's 1x1 convolutions are linear layers here."""
     levels = len(architecture_of(weights)["block_out_channels"])
+    if "quantize.embedding.cluster_size" in weights:
+        # Their sums are not used: released code forgot to update them in place.
+        uses, book = weights["quantize.embedding.cluster_size"].clamp(min=1e-5), weights["quantize.embedding.weight"]
+        yield from (("quantizer.ema_uses", uses), ("quantizer.ema_sums", uses[:, None] * book))
     whole = {
         "quantize.embedding.weight": "quantizer.codebook",
         "quantize.embed.weight": "quantizer.codebook",
@@ -147,6 +182,8 @@ def _renamed(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         "quantize.proj.bias": "quantizer.logits.bias",
     }
     for name, value in weights.items():
+        if name in ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg"):
+            continue
         ours = whole.get(name) or _layer(name, levels)
         linear = ".attentions." in ours and value.ndim == 4
         yield ours, value[:, :, 0, 0] if linear else value
@@ -181,11 +218,3 @@ def _layer(name: str, levels: int) -> str:
 
 def _is_own(name: str) -> bool:
     return name in (*STATISTICS, "quantizer.uses", "quantizer.temperature")
-
-
-@contextmanager
-def _names_that_run_nothing() -> Iterator[None]:
-    """Let a checkpoint name `HARMLESS` classes, each replaced by an empty one."""
-    stand_ins: Any = [(type(name.rpartition(".")[2], (), {}), name) for name in HARMLESS]
-    with torch.serialization.safe_globals(stand_ins):
-        yield

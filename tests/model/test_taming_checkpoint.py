@@ -5,10 +5,14 @@ The reference below reads that layout as it stands: names, shapes and order are 
 
 import sys
 import types
+from collections import OrderedDict, defaultdict
+from datetime import datetime
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +24,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.model.quantizer import VectorQuantizer
-from mmlab.model.taming_checkpoint import from_taming, read_taming
+from mmlab.model.taming_checkpoint import from_taming, read_taming, settings_of
 
 CH, MULT, BLOCKS, ATTENTION, Z, WIDTH, CODES = 32, (1, 2), 1, (False, True), 8, 4, 12
 """Two levels: f 2; attention at the second one."""
@@ -174,6 +178,51 @@ def test_the_command_and_the_config_that_it_prints(tmp_path, monkeypatch, capsys
     assert torch.equal(model.codes(x), indices)
 
 
+class Namespace(dict):
+    """Hyper-parameters as Lightning keeps them."""
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+@torch.no_grad()
+def test_whatever_lies_beside_the_weights_is_not_run(tmp_path, monkeypatch):
+    weights, x, _, indices, _ = reference()
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.create({"model": {"target": "taming.models.vqgan.VQModel", "params": {"ddconfig": [1, 2]}}})
+    beside = {
+        "hyper_parameters": Namespace(lr=np.float64(0.1), config=config),
+        "callbacks": {types.SimpleNamespace: {"best": np.float32(1), "seen": {1, 2}, "of": defaultdict(list, a=[1])}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "path": tmp_path, "shape": torch.Size([2])}],
+        "trap": [Trap()],
+        "bound": tmp_path.joinpath,
+        "date": datetime(2020, 1, 1),
+    }
+    state = OrderedDict({name: torch.nn.Parameter(value) for name, value in weights.items()})
+    for protocol in (2, 4):
+        torch.save({**beside, "state_dict": state}, tmp_path / "full.ckpt", pickle_protocol=protocol)
+        read = read_taming(tmp_path / "full.ckpt")
+        assert not (tmp_path / "ran").exists()
+        assert all(torch.equal(value, weights[name]) for name, value in read.items()) and read.keys() == weights.keys()
+    assert torch.equal(from_taming(read, "it").eval().codes(x), indices)
+
+
+@torch.no_grad()
+def test_a_codebook_of_averages(tmp_path):
+    weights, x, _, indices, pixels = reference()
+    averages = {"cluster_size": torch.arange(float(CODES)), "embed_avg": torch.zeros(CODES, WIDTH)}
+    weights = {**weights, **{f"quantize.embedding.{name}": value for name, value in averages.items()}}
+    model = from_taming(weights, "it")
+    assert isinstance(model.quantizer, VectorQuantizer) and model.quantizer.config.ema == 0.99
+    assert torch.equal(model.eval().codes(x), indices)
+    torch.testing.assert_close(model.decode_codes(indices), pixels, rtol=1e-4, atol=1e-4)
+    again = model.quantizer.ema_sums / model.quantizer.ema_uses[:, None]
+    torch.testing.assert_close(again, model.quantizer.codebook, rtol=1e-5, atol=1e-6)
+    assert settings_of(model)["quantizer"]["legacy"] is False
+
+
 def test_what_it_is_not(tmp_path, capsys):
     weights = reference()[0]
     torch.save({"state_dict": {"model.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
@@ -182,9 +231,27 @@ def test_what_it_is_not(tmp_path, capsys):
     (tmp_path / "empty.ckpt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"empty\.ckpt is not a checkpoint of only tensors and plain data\.$"):
         read_taming(tmp_path / "empty.ckpt")
-    torch.save({"state_dict": weights, "hyper_parameters": types.SimpleNamespace()}, tmp_path / "code.ckpt")
-    with pytest.raises(ConfigError, match=r"code\.ckpt is not a checkpoint of only tensors and plain data\.$"):
-        read_taming(tmp_path / "code.ckpt")
+    torch.save(types.SimpleNamespace(weights=weights), tmp_path / "object.ckpt")
+    with pytest.raises(ConfigError, match=r"object\.ckpt holds a types\.SimpleNamespace, not a dict of weights"):
+        read_taming(tmp_path / "object.ckpt")
+    torch.save({"state_dict": weights}, tmp_path / "cut.ckpt")
+    whole = (tmp_path / "cut.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"cut\.ckpt is not a checkpoint of|cut\.ckpt cannot be read"):
+        read_taming(tmp_path / "cut.ckpt")
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save({"state_dict": dict(weights)}, tmp_path / "old.ckpt", **old)
+    assert read_taming(tmp_path / "old.ckpt").keys() == weights.keys()
+    torch.save({"state_dict": weights}, tmp_path / "older.ckpt", **old)
+    with pytest.raises(
+        ConfigError, match=r"before 1\.6 it names tests\.model\.\w+\.Weights, so save"
+    ):
+        read_taming(tmp_path / "older.ckpt")
+    with pytest.raises(ConfigError, match=r"quantizer has the weights embedding\.weight, used; taming"):
+        from_taming({**weights, "quantize.used": torch.arange(3)}, "it")
+    with pytest.raises(ConfigError, match=r"quantizer has the weights layers\.0\.codebook; .* can be converted"):
+        others = {name: value for name, value in weights.items() if not name.startswith("quantize.")}
+        from_taming({**others, "quantize.layers.0.codebook": torch.zeros(3, 4)}, "it")
     with pytest.raises(ConfigError, match=r"not a VQ autoencoder of a known layout: .*encoder\.down\.0\.strange"):
         from_taming({**weights, "encoder.down.0.strange.weight": torch.zeros(1)}, "it")
     with pytest.raises(ConfigError, match=r"known layout: 'encoder\.down\.0' is missing or unknown"):
