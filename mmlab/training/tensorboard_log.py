@@ -44,8 +44,11 @@ class TensorBoardLog(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add values to a step; see `CSVLog.log_metrics`."""
         self.csv.log_metrics(metrics, step)
-        self._begin(self.csv.last_step)
-        super().log_metrics(values_of(metrics), self.csv.last_step)
+        done = self.csv.last_step
+        # The first step of a file replaces all that earlier files have of it.
+        row = metrics if "purge_step" in self._kwargs else self.csv.rows.get(done, {})
+        self._begin(done)
+        super().log_metrics(values_of(row), done)
 
     @rank_zero_only
     def log_pictures(

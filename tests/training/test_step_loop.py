@@ -38,7 +38,8 @@ class Line(L.LightningModule):
         self.log("val/loss", (self.line(x) - x).square().mean(), batch_size=len(x))
 
     def configure_optimizers(self) -> Any:
-        config = AdamWConfig(lr=0.1, schedule=self.schedule, warmup_ratio=0.25, min_lr=0.01)
+        warmup = 0.0 if self.schedule == "constant" else 0.25
+        config = AdamWConfig(lr=0.1, schedule=self.schedule, warmup_ratio=warmup, min_lr=0.01)
         return AdamW(config).build(self, self.trainer.max_steps)
 
 
@@ -125,6 +126,17 @@ def test_an_extended_run_validates_as_if_its_end_had_not_changed(root, tmp_path,
     assert validated(tmp_path) == steps
 
 
+@pytest.mark.parametrize("ends", [[4, 8], [5, 8], [3, 4, 8]])
+def test_an_extended_run_is_the_run_that_had_this_end_from_the_beginning(root, tmp_path, ends):
+    for end in ends:
+        train(root, tmp_path / "extended", end)
+    train(root, tmp_path / "straight", 8)
+    extended, straight = (
+        checkpoint_io.read(tmp_path / name / "checkpoints" / "step-8") for name in ("extended", "straight")
+    )
+    assert difference(extended, straight) is None
+
+
 def test_the_row_of_an_earlier_end_stays_when_validation_changes(root, tmp_path):
     train(root, tmp_path, 4)
     before = table(tmp_path)
@@ -142,8 +154,14 @@ def test_the_schedule_survives_a_sanity_check_and_other_ranks(root, tmp_path):
 
 
 def test_overfitting_has_the_same_schedule(root, tmp_path):
-    train(root, tmp_path, 5, overfit_batches=2, limit_val_batches=3)
-    assert validated(tmp_path) == [2, 4, 5]
+    overfit: Any = {"overfit_batches": 2, "limit_val_batches": 3}
+    train(root, tmp_path / "straight", 7, **overfit)
+    with pytest.raises(Kill):
+        train(root, tmp_path / "killed", 7, KillAt("validation", 4), **overfit)
+    train(root, tmp_path / "killed", 5, **overfit)
+    train(root, tmp_path / "killed", 7, **overfit)
+    assert validated(tmp_path / "straight") == [2, 4, 6, 7] and validated(tmp_path / "killed") == [2, 4, 5, 6, 7]
+    assert table(tmp_path / "straight")[7] == table(tmp_path / "killed")[7]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

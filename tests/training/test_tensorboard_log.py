@@ -63,6 +63,14 @@ def test_a_restart_replaces_what_is_trained_again(tmp_path):
     assert scalars(tmp_path, "train/loss") == {1: 0, 2: 1, 3: 2, 4: 30, 5: 40, 6: 50, 7: 60, 8: 70}
 
 
+def test_a_repeated_validation_leaves_the_other_values_of_its_step(tmp_path):
+    for values in ({"train/loss": 2.0}, {"val/loss": 3.0}):
+        log = logger(tmp_path)
+        log.log_metrics({"epoch": 0, **values}, 0)
+        log.finalize("failed")
+    assert scalars(tmp_path, "train/loss") == {1: 2.0} and scalars(tmp_path, "val/loss") == {1: 3.0}
+
+
 def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr("mmlab.training.tensorboard_log.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"logger=tensorboard needs a package: pip install 'mmlab\[tensorboard\]'\."):
