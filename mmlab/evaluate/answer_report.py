@@ -12,6 +12,7 @@ from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
 from mmlab.evaluate.questions import BlindAnswers, Question, read_picture
+from mmlab.evaluate.scores.constant_reply import beside, with_baselines
 from mmlab.evaluate.scores.score_table import Scorer, Scores, show
 from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
 from mmlab.report.html_cases import Case, cases_page
@@ -60,10 +61,11 @@ def answer_scores(
     predictions: Sequence[str],
     blind: Sequence[Question] | None = None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """The scores, and the same as JSON; with questions of a training set also those of `BlindAnswers`, as `blind`."""
+    """The scores, and as JSON with their baselines: `with_baselines`, and with training questions `BlindAnswers`."""
     references = [question.reference for question in questions]
     scores = scorer(predictions, references)
-    table = scores.as_json()
+    training = None if blind is None else [question.reference for question in blind]
+    table = {**scores.as_json(), **with_baselines(scorer, predictions, references, training)}
     if blind is not None:
         guess = BlindAnswers(blind)
         table["blind"] = scorer([guess(question) for question in questions], references).as_json()
@@ -100,7 +102,7 @@ def draw_grid(
     questions: Sequence[Question],
     predictions: Sequence[str],
     scores: Scores,
-    blind: dict[str, Any] | None = None,
+    summary: dict[str, Any],
     cells: int = 24,
 ) -> Image.Image:
     """A contact sheet of questions spread evenly over the set, green if the answer is entirely right, else red.
@@ -110,7 +112,7 @@ def draw_grid(
         questions: all questions.
         predictions: an answer to each.
         scores: scores of the predictions.
-        blind: the first row of the scores of `BlindAnswers`, for the title.
+        summary: the scores as JSON, with their baselines, for the title.
         cells: about this many questions are shown.
     """
     step = max(1, len(questions) // cells)
@@ -120,8 +122,7 @@ def draw_grid(
     right = [scores.each[n] >= 1 for n in chosen]
     texts = [_text(questions[n], predictions[n], ok) for n, ok in zip(chosen, right, strict=True)]
     title = f"{show(scores.main, scores.all[scores.main])} of {len(questions):,} questions"
-    if blind is not None:
-        title += f" (blind: {show(scores.main, blind[scores.main])})"
+    title += f" ({beside(scores.main, summary)})"
     return contact_sheet(pictures, texts, columns=6, colors=[GOOD if ok else BAD for ok in right], title=title)
 
 
@@ -146,9 +147,14 @@ def worst(each: Sequence[float], count: int) -> list[int]:
 
 
 def worst_page(
-    index: ShardIndex, questions: Sequence[Question], predictions: Sequence[str], scores: Scores, count: int = 48
+    index: ShardIndex,
+    questions: Sequence[Question],
+    predictions: Sequence[str],
+    scores: Scores,
+    summary: dict[str, Any],
+    count: int = 48,
 ) -> str:
-    """The worst `count` answers as HTML: image, question, answer and right answers."""
+    """The worst `count` answers as HTML: image, question, answer and right answers; `summary` as for `draw_grid`."""
     spec = ImageSpec(PAGE_SIDE)
     chosen = worst(scores.each, count)
     cases = [
@@ -165,4 +171,5 @@ def worst_page(
     ]
     missed = sum(score < 1 for score in scores.each)
     whole = f"{scores.main.replace('_', ' ')} {show(scores.main, scores.all[scores.main])}"
-    return cases_page(f"{whole} of {len(questions):,} questions; {len(chosen)} of {missed:,} not entirely right", cases)
+    title = f"{whole} of {len(questions):,} questions ({beside(scores.main, summary)})"
+    return cases_page(f"{title}; {len(chosen)} of {missed:,} not entirely right", cases)

@@ -16,6 +16,7 @@ from mmlab.data.turns import IMAGE
 from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question, read_picture
+from mmlab.evaluate.scores.constant_reply import beside, variety
 from mmlab.evaluate.scores.incoherence import faults_of, finished, incoherence, words_of
 from mmlab.evaluate.scores.scorers import matches
 from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
@@ -23,6 +24,7 @@ from mmlab.runs.disk import write_lines
 
 SIDE = 224
 LETTERS = 300  # of a description on the sheet; the file has all of them
+MOST = 0.5  # share of the images above which equal descriptions cannot be about them
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,14 @@ def description_scores(descriptions: Sequence[Description], faults: Sequence[Seq
     """Shares of incoherent descriptions, mean length, and the share of descriptions that equal the caption.
 
     Returns:
-        The scores of `incoherence`, with `words`, `sentences` (see `in_sentences`), and `exact` if there are captions.
+        The scores of `incoherence`, with `words`, `sentences` (see `in_sentences`), `exact` if there are captions, and
+        `replies`, see `variety`.
     """
     equal = [matches(one.text, one.caption) for one in descriptions if one.caption is not None]
     words = sum(len(words_of(one.text)) for one in descriptions) / len(descriptions)
+    replies = {"replies": variety([one.text for one in descriptions])}
     exact = {"exact": sum(equal) / len(equal)} if equal else {}
-    return {**incoherence(faults), "words": words, "sentences": in_sentences(descriptions), **exact}
+    return {**incoherence(faults), "words": words, "sentences": in_sentences(descriptions), **exact, **replies}
 
 
 def caption_questions(pictures: PictureSet) -> dict[int, Question]:
@@ -157,12 +161,22 @@ def description_sheet(
     scores: dict[str, Any],
     cells: int = 24,
 ) -> Image.Image:
-    """Images spread evenly over the set with their descriptions: green if coherent, else red, with the faults."""
+    """Images spread evenly over the set with their descriptions: green if coherent, else red, with the faults.
+
+    A description that most images have is red, too: it does not depend on the image.
+    """
+    replies = scores["replies"]
+    stuck = replies["commonest"] if replies["commonest_share"] > MOST and len(descriptions) > 1 else None
+    faults = [
+        [*found, *(["said of most images"] if stuck is not None and matches(one.text, stuck) else [])]
+        for one, found in zip(descriptions, faults, strict=True)
+    ]
     chosen = range(0, len(descriptions), max(1, len(descriptions) // cells))[:cells]
     spec = ImageSpec(SIDE)
     shown = [read_picture(pictures.index, pictures.places[descriptions[n].place], spec) for n in chosen]
     texts = [shorten(descriptions[n].text or "(nothing)", LETTERS, placeholder=" …") for n in chosen]
     texts = [f"{text}\n{', '.join(faults[n]) or 'coherent'}" for n, text in zip(chosen, texts, strict=True)]
     colors = [BAD if faults[n] else GOOD for n in chosen]
-    title = f"{scores['incoherent']:.1%} of {scores['descriptions']:,} descriptions are incoherent"
+    title = f"{scores['incoherent']:.1%} of {scores['descriptions']:,} descriptions are incoherent; "
+    title += beside("cider_d", {"questions": len(descriptions), **scores})
     return contact_sheet(shown, texts, columns=6, colors=colors, title=title)

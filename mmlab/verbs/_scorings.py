@@ -21,6 +21,7 @@ from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
 from mmlab.evaluate.pictures.sample_scores import score_samples
 from mmlab.evaluate.questions import Question, read_questions
 from mmlab.evaluate.scores.caption_scores import captions
+from mmlab.evaluate.scores.constant_reply import variety_line, with_baselines
 from mmlab.evaluate.scores.scienceqa_score import result_layout
 from mmlab.evaluate.scores.score_table import table, write_scores
 from mmlab.evaluate.scores.scorers import scorable, scorer_named
@@ -67,10 +68,11 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
         layout = result_layout(predictions, [question.reference for question in questions])
         write_json(out / "results.json", layout, indent=2)
     with replacing(out / "grid.png") as draft:
-        draw_grid(index, questions, predictions, scores, summary.get("blind")).save(draft)
-    write_text(out / "worst.html", worst_page(index, questions, predictions, scores))
+        draw_grid(index, questions, predictions, scores, summary).save(draft)
+    write_text(out / "worst.html", worst_page(index, questions, predictions, scores, summary))
     unfinished.remove()
     print(table(summary, scores.main))
+    print(variety_line(summary["replies"], len(questions)))
     if without:
         print(f"{without:,} of {len(index):,} samples have no question{' of these types' * bool(cfg.types)}")
     print_bad(bad, blind_bad)
@@ -114,7 +116,8 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
         asked, texts = [question for question, _ in pairs], [text for _, text in pairs]
         caption_scores = captions(texts, [question.reference for question in asked])
         scores |= {name: value for name, value in caption_scores.all.items() if name not in ("questions", "words")}
-        page = worst_page(pictures.index, asked, texts, caption_scores)
+        scores |= with_baselines(captions, texts, [question.reference for question in asked])
+        page = worst_page(pictures.index, asked, texts, caption_scores, {**caption_scores.all, **scores})
         write_text(out / "worst.html", page)
     unfinished.remove()
     sheets = {"grid": described.description_sheet(pictures, replies, verdicts, scores)}
@@ -222,6 +225,10 @@ def report(scores: dict, sheets: dict, out: Path, bad: BadSamples, train_bad: Ba
     for name, value in rows.items():
         if isinstance(value, int | float):
             print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
+    if constant := scores.get("constant"):
+        print(f"the best constant caption has CIDEr-D {constant['cider_d']:.4g}: {constant['reply']!r}")
+    if replies := scores.get("replies"):
+        print(variety_line(replies, scores["descriptions"]))
     if features := scores.get("features"):
         print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
     if reason := scores.get("linear_left_out"):

@@ -1,6 +1,5 @@
 """Score recorded outputs of any model: ScienceQA, VQAv2, GQA, POPE, MME, captions, exact match."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ def score(cfg: DictConfig) -> None:
     and a text, as a list or as lines. References are the data set's own file, or lines of {key, answers, types,
     picture, choices}. A question without a prediction counts as wrong.
     """
+    from mmlab.evaluate.scores.constant_reply import variety_line, with_baselines
     from mmlab.evaluate.scores.recorded_outputs import read_predictions, read_references
     from mmlab.evaluate.scores.scienceqa_score import differences
     from mmlab.evaluate.scores.score_table import table
@@ -43,8 +43,10 @@ def score(cfg: DictConfig) -> None:
     predictions = recorded.aligned(references)
     scores = scorer(predictions, references)
     missing = sum(text is None for text in predictions)
-    summary = {"metric": cfg.metric, **scores.as_json(), "missing": missing}
-    print(table(scores.as_json(), scores.main))
+    summary = {"metric": cfg.metric, **scores.as_json(), **with_baselines(scorer, predictions, references)}
+    print(table(summary, scores.main))
+    print(variety_line(summary["replies"], len(references)))
+    summary["missing"] = missing
     if missing:
         print(f"{missing:,} of {len(references):,} questions have no prediction")
     if unused := len(recorded.texts) - (len(references) - missing):
@@ -61,15 +63,18 @@ def write(out: Path, summary: dict, references: list, predictions: list, scores)
     """Write scores.json, scored.jsonl with a line per question, and for ScienceQA results.json in LLaVA's layout."""
     from mmlab.evaluate.scores.scienceqa_score import result_layout
     from mmlab.evaluate.scores.score_table import write_scores
+    from mmlab.runs.disk import write_json, write_lines
 
     write_scores(out, summary)
-    with (out / "scored.jsonl").open("w", encoding="utf-8") as lines:
-        for reference, prediction, each in zip(references, predictions, scores.each, strict=True):
-            row = {"key": reference.key, "prediction": prediction, "answers": reference.answers, "score": each}
-            lines.write(json.dumps(row) + "\n")
+    write_lines(
+        out / "scored.jsonl",
+        (
+            {"key": reference.key, "prediction": prediction, "answers": reference.answers, "score": each}
+            for reference, prediction, each in zip(references, predictions, scores.each, strict=True)
+        ),
+    )
     if summary["metric"] == "scienceqa":
-        layout = json.dumps(result_layout(predictions, references), indent=2)
-        (out / "results.json").write_text(layout + "\n", encoding="utf-8")
+        write_json(out / "results.json", result_layout(predictions, references), indent=2)
     print(f"scores: {out / 'scores.json'}")
 
 
@@ -85,6 +90,7 @@ def llava_bench(cfg: DictConfig) -> None:
     from mmlab.curate.client import Client, NoReply
     from mmlab.data.progress_bar import progress
     from mmlab.evaluate.scores import llava_bench as bench
+    from mmlab.evaluate.scores.constant_reply import variety, variety_line
     from mmlab.evaluate.scores.recorded_outputs import read_predictions
     from mmlab.evaluate.scores.score_table import table, write_scores
     from mmlab.runs.disk import no_file
@@ -93,7 +99,8 @@ def llava_bench(cfg: DictConfig) -> None:
     out = no_file(Path(config.out))
     questions = bench.read_bench(config.questions, config.contexts, config.baseline)
     rules = {} if config.rules is None else bench.read_rules(config.rules)
-    messages = bench.judge_questions(questions, read_predictions(config.predictions).texts, rules)
+    answers = read_predictions(config.predictions).texts
+    messages = bench.judge_questions(questions, answers, rules)
     judge = Client(config.llm, build(config.llm), out / "replies")
     rows = [{"key": f"question {n}", "place": n} for n in range(len(messages))]
     replies: list[Any] = [None] * len(rows)
@@ -104,10 +111,12 @@ def llava_bench(cfg: DictConfig) -> None:
     reviews = [("", reply.reason) if isinstance(reply, NoReply) else (reply.text, "") for reply in replies]
     marks = [bench.marks_of(text) for text, _ in reviews]
     scores = bench.bench_scores(questions, marks)
-    summary = {"metric": "llava_bench", "judge": judge.backend.model, "unanswered": len(failed)}
+    varied = variety([answers[question.key] for question in questions])
+    summary = {"metric": "llava_bench", "replies": varied, "judge": judge.backend.model, "unanswered": len(failed)}
     write_scores(out, {**summary, **scores.as_json()})
     bench.write_marks(out / "marks.jsonl", questions, reviews, marks)
     print(table(scores.as_json(), scores.main))
+    print(variety_line(varied, len(questions)))
     stored = sum(reply.stored for reply in failed)
     if len(failed) > stored:
         print(f"{len(failed) - stored:,} questions got no reply; the same command retries them")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mmlab.evaluate.answer_report import draw_grid, worst, worst_page
+from mmlab.evaluate.answer_report import answer_scores, draw_grid, worst, worst_page
 from mmlab.evaluate.questions import read_questions
 from mmlab.evaluate.scores.scorers import exact
 from mmlab.report.contact_sheet import BAD, GOOD
@@ -29,9 +29,8 @@ def index(tmp_path_factory):
 
 def grid(index, predictions, **options) -> Image.Image:
     questions = read_questions(index)
-    references = [question.reference for question in questions]
-    blind = exact(["0"] * len(questions), references).as_json()
-    return draw_grid(index, questions, predictions, exact(predictions, references), blind, **options)
+    scores, summary = answer_scores(exact, questions, predictions, questions)
+    return draw_grid(index, questions, predictions, scores, summary, **options)
 
 
 def test_right_is_green_and_wrong_is_red(index):
@@ -62,9 +61,10 @@ def test_the_page(tmp_path):
     index = make_records(tmp_path / "shards", records, [png(), None, png()])
     questions = read_questions(index)
     predictions = ["<script>alert(1)</script>", "", "yes"]
-    scores = exact(predictions, [question.reference for question in questions])
-    page = worst_page(index, questions, predictions, scores)
-    assert "accuracy 33.33% of 3 questions; 2 of 2 not entirely right" in page
+    scores, summary = answer_scores(exact, questions, predictions)
+    page = worst_page(index, questions, predictions, scores, summary)
+    assert "accuracy 33.33% of 3 questions (constant: 33.33%; 3 distinct replies to 3 questions; 33.3% are " in page
+    assert "); 2 of 2 not entirely right" in page
     assert page.count("<article") == 2 and "is it?" not in page
     assert "what is &lt;b&gt;it&lt;/b&gt;?" in page and "red &amp; blue" in page and "(nothing)" in page
     assert "<script" not in page and "http" not in page, "the page runs nothing and loads nothing"

@@ -82,6 +82,7 @@ def test_finished_descriptions_are_coherent(tokenizer_folder, shards, prompt, te
         "words": 3,
         "sentences": prompt is ASKED,
         "exact": 1,
+        "replies": {"distinct": 1, "commonest": text, "commonest_share": 1},
     }
 
 
@@ -182,3 +183,11 @@ def test_the_end_of_text_token_finishes_a_description(tokenizer_folder):
         ids = tokenizer(said, add_special_tokens=False)["input_ids"]
         model.generate = lambda *args, ids=ids, **options: torch.tensor([ids])  # type: ignore[method-assign]
         assert answerer.replies([[Turn("human", "what?")]], [None]) == [("a star", ended)]
+
+
+def test_one_description_for_all_images_is_seen_on_the_sheet(shards):
+    said = [Description(n, f"k{n}", "q", "A dog runs.", True, "A dog runs.", True) for n in range(4)]
+    scores = description_scores(said, judge(said))
+    assert scores["incoherent"] == 0 and scores["replies"]["commonest_share"] == 1
+    sheet = np.asarray(description_sheet(pictures(shards), said, judge(said), scores))
+    assert (sheet == ImageColor.getrgb(BAD)).all(-1).any() and not (sheet == ImageColor.getrgb(GOOD)).all(-1).any()

@@ -40,7 +40,13 @@ def test_recorded_outputs_of_scienceqa(mmlab, work):
     out = mmlab(f"score scienceqa predictions=out.json {files} split=test out=scores")
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:10]}
     assert list(rows) == ["all", "NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"]
-    assert rows["all"] == ["3", "33.33%", "1", "1", "1"] and rows["IMG"] == ["1", "100.00%", "1", "0", "0"]
+    assert rows["all"] == ["3", "33.33%", "1", "1", "1", "66.67%"] and rows["IMG"][:5] == [
+        "1",
+        "100.00%",
+        "1",
+        "0",
+        "0",
+    ]
     assert "1 of 3 questions have no prediction" in out and "1 predictions belong to none of the questions" in out
     assert "recorded indices: 2 compared, 1 differ, 0 with a letter" in out
     scores = json.loads((work / "scores" / "scores.json").read_text())
@@ -61,9 +67,10 @@ def test_another_metric(mmlab, work):
         '{"question_id": 1, "label": "yes"}\n{"question_id": 2, "label": "yes"}\n'
     )
     out = mmlab("score metric=pope predictions=answers.jsonl references=coco_pope_random.json")
-    head, first, second = (line.split() for line in out.splitlines())
-    assert head == ["questions", "accuracy", "precision", "recall", "f1", "yes", "share", "neither"]
-    assert first == ["all", "2", "50.00%", "100.00%", "50.00%", "66.67%", "50.00%", "0"] and second[0] == "random"
+    head, first, second, varied = (line.split() for line in out.splitlines())
+    assert head == ["questions", "accuracy", "precision", "recall", "f1", "yes", "share", "neither", "constant"]
+    assert first == ["all", "2", "50.00%", "100.00%", "50.00%", "66.67%", "50.00%", "0", "100.00%"]
+    assert second[0] == "random" and " ".join(varied) == "2 distinct replies to 2 questions; 50.0% are 'Yes'"
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """The table that every scorer makes of predictions and references."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mmlab.runs.disk import write_json
 
 Row = dict[str, float | int | None]
 """The numbers of one row of a table by their names; None if undefined, such as a share of nothing."""
 
 POINTS = ("cider_d", "score", "perception", "cognition", "relative", "mark", "baseline_mark", "words")
 """Numbers that are not shares."""
+BASELINES = ("blind", "constant")
+"""Scores of replies without images: the commonest answer to each question in training, and one reply to all."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,21 @@ def share(part: float, whole: int) -> float | None:
 
 
 def table(scores: dict[str, Any], main: str = "accuracy") -> str:
-    """Scores as a text table, a row for each type; with `scores["blind"]`, a last column has its main number."""
-    blind = scores.get("blind")
-    rows = [("all", scores, blind)]
-    rows += [(name, row, blind and blind["types"].get(name)) for name, row in scores["types"].items()]
+    """Scores as a text table, a row for each type.
+
+    `BASELINES` among the scores are last columns with their main number.
+    """
+    baselines = {name: scores[name] for name in BASELINES if scores.get(name)}
+    rows = [("all", scores, list(baselines.values()))]
+    for name, row in scores["types"].items():
+        rows.append((name, row, [baseline["types"].get(name, {}) for baseline in baselines.values()]))
     columns = [name for name in _columns(scores) if name != "questions"]
     width = max(14, *(len(name) + 2 for name, *_ in rows))
     head = f"{'':<{width}}{'questions':>10}" + "".join(f"{_head(name):>{_width(name)}}" for name in columns)
-    lines = [head + (f"{'blind':>10}" if blind else "")]
-    for name, row, without in rows:
+    lines = [head + "".join(f"{name:>10}" for name in baselines)]
+    for name, row, others in rows:
         cells = "".join(f"{show(column, row.get(column)):>{_width(column)}}" for column in columns)
-        tail = f"{show(main, without[main]):>10}" if without else ""
+        tail = "".join(f"{show(main, other.get(main)):>10}" for other in others)
         lines.append(f"{name:<{width}}{row['questions']:>10,}{cells}{tail}")
     return "\n".join(lines)
 
@@ -130,7 +137,6 @@ def _width(name: str) -> int:
 
 def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
     """Write `scores.json` into the folder, which is created, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "scores.json"
-    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_json(path, scores, indent=2)
     return path
