@@ -24,10 +24,11 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from mmlab.config.errors import ConfigError
+from mmlab.curate import deadline
 from mmlab.curate.client import UNUSABLE, Message, NoReply, Refused, Reply
 from mmlab.curate.config import EndpointConfig
 from mmlab.runs.disk import to_json
-from mmlab.runs.redact import HIDDEN, redact_text
+from mmlab.runs.redact import hide, redact_text
 
 LONGEST_WAIT = 600.0  # seconds; a longer Retry-After is shortened to this
 LONGEST_BODY = 8 << 20  # bytes
@@ -70,7 +71,7 @@ class Endpoint:
         self._pace = Pace(config.requests_per_minute)
         # Requests to this machine, and the key with them, must not pass through a proxy.
         direct = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(config.url).hostname or "") else []
-        self._opener = urllib.request.build_opener(_NoRedirect, *direct)
+        self._opener = urllib.request.build_opener(_NoRedirect, *deadline.handlers(), *direct)
 
     def complete(self, messages: Sequence[Message], stop: threading.Event | None = None) -> Reply:
         """Request a reply, with retries; if the last attempt is empty, the reply has `finish="empty"`.
@@ -135,10 +136,20 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(f"{self._url}/chat/completions", body, headers, method="POST")
-        deadline = time.monotonic() + self.config.timeout
+
+        def send(cut: deadline.Cut) -> str:
+            request.cut = cut  # type: ignore[attr-defined]
+            return self._send(request)
+
+        try:
+            return deadline.call(send, self.config.timeout)
+        except TimeoutError:
+            raise TransientFault("timeout") from None
+
+    def _send(self, request: urllib.request.Request) -> str:
         try:
             with self._opener.open(request, timeout=self.config.timeout) as response:
-                return self._clean(_read(response, deadline))
+                return self._clean(_read(response))
         except urllib.error.HTTPError as error:
             with error:
                 self._status(error)
@@ -157,7 +168,7 @@ class Endpoint:
         if code in (408, 409, 425, 429) or code >= 500:
             raise TransientFault(str(code), _seconds(error.headers.get("Retry-After")))
         try:
-            body = self._clean(_read(error, time.monotonic() + 5.0))
+            body = self._clean(_read(error))
         except (OSError, http.client.HTTPException, TransientFault):
             body = ""
         sentence = f"{self._url} returned {code}{_complaint(body)}."
@@ -188,9 +199,9 @@ class Endpoint:
         return Reply(text, _encodable(finish), *usage, model=_encodable(model))
 
     def _clean(self, data: bytes) -> str:
-        """Decode a body and hide the key, which an endpoint may echo."""
+        """Decode a body and hide the key, which an endpoint may echo in any spelling that JSON or a URL allows."""
         text = data.decode("utf-8", "replace")
-        return text.replace(self._key, HIDDEN) if self._key and len(self._key) >= SHORTEST_KEY else text
+        return hide(text, [self._key]) if self._key and len(self._key) >= SHORTEST_KEY else text
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -229,15 +240,13 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _read(response: Any, deadline: float) -> bytes:
-    """Read a body until a time on the monotonic clock; the socket's timeout alone never ends a slow trickle."""
+def _read(response: Any) -> bytes:
+    """Read a body, up to a size that no reply has."""
     data = b""
     while piece := response.read1(1 << 16):
         data += piece
         if len(data) > LONGEST_BODY:
             raise TransientFault("garbage")
-        if time.monotonic() > deadline:
-            raise TransientFault("timeout")
     return data
 
 

@@ -11,6 +11,17 @@ from typing import Any
 Script = Callable[[str, int], str]
 """(prompt, number of earlier requests with it) → what happens: `ok`, a status, or a name in `serve` or `_say`."""
 
+DRIPS = {
+    "drip": (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n", b" "),
+    "drip a status": (b"", b"H"),
+    "drip a header": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "drip headers": (b"HTTP/1.1 200 OK\r\n", b"X: x\r\n"),
+    "drip 100": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "drip a chunk size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    "drip an error": (b"HTTP/1.1 400 Bad\r\nContent-Length: 900\r\n\r\n", b" "),
+}
+"""Replies that never end: how they begin, and what is sent every 0.05 s."""
+
 
 def always(*acts: str) -> Script:
     """The acts in turn for each prompt; the last one repeats."""
@@ -99,8 +110,8 @@ class ScriptedEndpoint:
             self.released.wait(20)
         elif act == "drop":
             request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{")
-        elif act == "drip":
-            self._drip(request)
+        elif act in DRIPS:
+            self._drip(request, *DRIPS[act])
         elif act.isdigit():
             self._send(request, int(act), json.dumps({"error": {"message": f"scripted {act}\nhere"}}), self.extra)
         elif act == "garbage":
@@ -122,10 +133,10 @@ class ScriptedEndpoint:
             self.tokens += sum(usage.values())
         self._send(request, 200, json.dumps({"model": body["model"] + "-0613", "choices": [choice], "usage": usage}))
 
-    def _drip(self, request: BaseHTTPRequestHandler) -> None:
-        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+    def _drip(self, request: BaseHTTPRequestHandler, start: bytes, piece: bytes) -> None:
+        request.wfile.write(start)
         while not self.released.wait(0.05):
-            request.wfile.write(b" ")
+            request.wfile.write(piece)
             request.wfile.flush()
 
     def _send(

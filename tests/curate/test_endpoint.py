@@ -1,10 +1,14 @@
 """Faults of an endpoint, which are retried or reported at once; its key; its rate limit."""
 
+import contextlib
+import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 
@@ -13,7 +17,7 @@ from mmlab.curate import endpoint as endpoint_module
 from mmlab.curate.client import NoReply, Refused
 from mmlab.curate.config import EndpointConfig
 from mmlab.curate.endpoint import Endpoint, Pace, _seconds
-from tests.curate.scripted_endpoint import ScriptedEndpoint, always, user
+from tests.curate.scripted_endpoint import DRIPS, ScriptedEndpoint, always, user
 
 KEY = "sk-very-secret-1234"
 
@@ -260,3 +264,44 @@ def test_stop_ends_a_wait(clock):
     assert starts(pace, clock, 1) == [0]
     clock.stops_at = 103.0
     assert starts(pace, clock, 1) == [3]
+
+
+@pytest.mark.parametrize("act", sorted(DRIPS))
+def test_a_call_ends_at_its_deadline_whatever_drips(act):
+    start, threads = time.monotonic(), threading.active_count()
+    with ScriptedEndpoint(always(act)) as server:
+        with pytest.raises(NoReply, match=r"timeout|returned 400"):
+            endpoint(server, attempts=1, timeout=0.5).complete(user("hi"))
+        assert time.monotonic() - start < 3
+        end = time.monotonic() + 5
+        while any("run" in thread.name for thread in threading.enumerate()) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert time.monotonic() < end, f"{threading.active_count()} threads, {threads} before"
+
+
+def test_a_handshake_that_drips_ends_at_the_deadline(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with contextlib.suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 kB
+                while True:
+                    time.sleep(0.05)
+                    connection.sendall(b"\x00")
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with pytest.raises(NoReply, match="timeout"):
+            Endpoint(EndpointConfig(url=url, model="m", attempts=1, timeout=0.5, variable=None)).complete(user("hi"))
+        assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("spell", [json.dumps, quote, lambda key: "".join(f"\\u{ord(c):04X}" for c in key)])
+def test_an_echoed_key_is_hidden_in_any_spelling(spell, monkeypatch):
+    key = 'sk-slash/and"quote%0123456789'
+    monkeypatch.setenv("LLM_FOR_TESTS", key)
+    with ScriptedEndpoint(answer=lambda prompt: f"your key is {spell(key)}") as server:
+        text = endpoint(server).complete(user("hi")).text
+    assert "<redacted>" in text and "0123456789" not in text and "\\u0073" not in text
