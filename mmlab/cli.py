@@ -16,6 +16,9 @@ VERBS = Path(__file__).parent / "verbs"
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 success, 1 a failed run or bad data, 2 a config error."""
     argv = sys.argv[1:] if argv is None else argv
+    if not sys.stderr.isatty():
+        # In a log each refresh of a library's progress bar is a line; tqdm reads this when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         return dispatch(argv)
     except UserError as error:

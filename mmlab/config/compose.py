@@ -1,7 +1,8 @@
 """From a command line to a config: Hydra, run by the verbs, with our checks and errors."""
 
+import re
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -162,19 +164,35 @@ def _remove_if_empty(folder: Path) -> None:
 def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> str:
     loader = hydra.config_loader
     cfg = loader.load_configuration(config_name, overrides, RunMode.RUN)
+    chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    groups = [(group, loader.get_group_options(group)) for group in sorted(groups_of(loader))]
-    lines = [f"  {group}: {', '.join(options)}" for group, options in groups if options]
+    lines = _groups(loader, chosen)
     return "\n".join(
         [
             f"mmlab {config_name.replace('_', ' ', 1)} [flags] [group=option] [key=value]",
             (task.__doc__ or "").strip(),
-            "\nConfig groups (group=option)",
-            *lines,
+            *(["\nConfig groups (group=option)", *lines] if lines else []),
             "\nConfig (key=value; ??? marks required values)",
             OmegaConf.to_yaml(cfg).rstrip(),
             "\nFlags: --cfg job shows the composed config, -m sweeps over a=1,2, --config-dir DIR adds",
             "your own options (./conf is added automatically), --hydra-help lists all flags.",
         ]
     )
+
+
+def _groups(loader: ConfigLoader, chosen: Iterable[str]) -> list[str]:
+    """A line for each config group that the command has, with its options; subfolders are options of their group.
+
+    Args:
+        loader: of the config.
+        chosen: the groups in its defaults lists, as Hydra names them.
+    """
+    tops = {re.split("[/@]", group)[0] for group in chosen}
+    lines, shown = [], set()
+    for group in sorted(groups_of(loader)):
+        options = [option for option in loader.get_group_options(group) if f"{group}/{option}" not in shown]
+        if group.split("/")[0] in tops and options:
+            lines.append(f"  {group}: {', '.join(options)}")
+            shown |= {f"{group}/{option}" for option in options}
+    return lines
