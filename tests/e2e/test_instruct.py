@@ -112,7 +112,7 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
             2,
             "read from a folder with examples; set examples=…",
         ),
-        (("llm.model=m", "data.path=x", "examples=shot"), 2, "There is no folder shot/conversation with examples."),
+        (("llm.model=m", "data.path=x", "examples=shot"), 2, "there is no folder shot. Did you mean 'shots'?"),
         (("data.path=x",), 2, "'llm.model' has no value"),
         (("llm.model=m", "data.path=x", "llm.url=http://box/v1"), 2, "would be sent unencrypted to box"),
     ],

@@ -88,8 +88,14 @@ def give(monkeypatch, command: str) -> int:
     words = [rest if word == "…" else word for word in words]
     stop_behind(monkeypatch, argparse.ArgumentParser, "parse_args")
     stop_behind(monkeypatch, shards, "_parse")
-    for module in (shards, _shard_build):
-        monkeypatch.setattr(module, "existing", str)  # the pages name files that are not here
+    # The pages name files that are not here.
+    for module, kind in (
+        (shards, "existing"),
+        (_shard_build, "existing"),
+        (_shard_build, "file"),
+        (_shard_build, "folder"),
+    ):
+        monkeypatch.setattr(module, kind, str)
     if verb in cli.verbs():
         module = importlib.import_module(f"mmlab.verbs.{verb.replace('-', '_')}")
         monkeypatch.setattr(module, "hydra_verb", compose_only, raising=False)
