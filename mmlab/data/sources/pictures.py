@@ -91,8 +91,8 @@ class ImageFolder:
             if error.reason in ("missing", "outside") or error.reason.startswith("unsupported"):
                 self.lost += 1
                 if self.lost > self._allowed:
-                    counts = f"missing or unsupported: {self.lost}, allowed: {self._allowed}"
-                    raise DataError(f"{where}: {error} ({counts}; see --missing-budget).") from None
+                    counts = f"missing or unsupported: {self.lost}, the missing budget allows {self._allowed}"
+                    raise DataError(f"{where}: {error} ({counts}).") from None
             raise
         return Picture(as_text(inside), extension, data)
 

@@ -102,7 +102,7 @@ def test_maps_have_the_paths_of_their_images(folder, tmp_path):
         (maps / name).parent.mkdir(parents=True, exist_ok=True)
         (maps / name).write_bytes(png(3, 2))
     with pytest.raises(
-        DataError, match=r"image 'loose\.png' is not in .*maps \(missing or unsupported: 1, allowed: 0; "
+        DataError, match=r"image 'loose\.png' is not in .*maps \(missing or unsupported: 1, the missing budget allows 0"
     ):
         build(tmp_path, folder, maps=maps)
     records, counts = build(tmp_path, folder, maps=maps, missing_budget=0.25)

@@ -62,7 +62,7 @@ def test_missing_images_are_counted_within_the_budget(make):
     entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, {**good, "image": "../a.jpg"}]
     index, tally = make(entries, missing_budget=0.75)
     assert len(index) == 1 and tally.left_out == {"missing": 1, "unsupported": 1, "outside": 1}
-    with pytest.raises(DataError, match=r"entry 2: image 'page\.jpg' is neither.*unsupported: 2, allowed: 1"):
+    with pytest.raises(DataError, match=r"entry 2: image 'page\.jpg' is neither.*unsupported: 2, the missing budget allows 1"):
         make(entries, missing_budget=0.3)
     with pytest.raises(DataError, match=r"entry 1: image '00/b\.jpg' is not in"):
         make(entries)

@@ -112,7 +112,7 @@ def test_the_budget_of_lost_images(tmp_path):
     folder = ImageFolder(tmp_path, 0.5, 2, Tally())
     with pytest.raises(SampleError, match=r"'a\.jpg' is not in"):
         folder.read("a.jpg", "row 1")
-    with pytest.raises(DataError, match=r"row 2: image 'b\.jpg' .*unsupported: 2, allowed: 1; see --missing-budget"):
+    with pytest.raises(DataError, match=r"row 2: image 'b\.jpg' .*unsupported: 2, the missing budget allows 1"):
         folder.read("b.jpg", "row 2")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is a file; give a folder"):
