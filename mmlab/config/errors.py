@@ -1,5 +1,6 @@
 """Errors that the user can act on: one sentence and an exit code, no traceback."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,10 +40,10 @@ def closest(name: str, options: Iterable[str]) -> str | None:
 def existing_file(path: str | Path, error: type[UserError] = DataError) -> Path:
     """Return the path of a file; raise `error` with the closest name if there is none, or if it is a folder."""
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):
         names = sorted(other.name for other in file.iterdir() if other.is_file())[:3]
         raise error(f"{path} is a folder; give a file{', such as ' + ', '.join(names) + ' in it' if names else ''}.")
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path's, false for a name that is too long
         raise error(f"there is no file {path}.{_sibling(file)}")
     return file
 
@@ -50,13 +51,13 @@ def existing_file(path: str | Path, error: type[UserError] = DataError) -> Path:
 def existing_folder(path: str | Path, error: type[UserError] = DataError) -> Path:
     """Return the path of a folder; raise `error` with the closest name if there is none, or if it is a file."""
     folder = Path(path).expanduser()
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise error(f"{path} is a file; give a folder.")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise error(f"there is no folder {path}.{_sibling(folder)}")
     return folder
 
 
 def _sibling(path: Path) -> str:
     """A question about the name in the same folder that is closest to a path that does not exist."""
-    return nearest(path.name, [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else [])
+    return nearest(path.name, [other.name for other in path.parent.iterdir()] if os.path.isdir(path.parent) else [])

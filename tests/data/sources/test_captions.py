@@ -30,6 +30,16 @@ def test_side_files(images, tmp_path):
     assert counts == {"rows": 3, "samples": 2, "no-caption": 1}
 
 
+def test_encodings_and_names_of_side_files(images, tmp_path):
+    (images / "a.txt").write_text("größe", "utf-8-sig")
+    (images / "b.TXT").write_text("größe", "utf-16")
+    texts, counts = build(tmp_path, images)
+    assert texts == {"a": "größe", "b": "größe"} and counts["no-caption"] == 1
+    (images / "sub" / "a.txt").write_text("one\ngröße", "latin-1")
+    with pytest.raises(DataError, match=r"sub/a\.txt, line 2, is not UTF-8: byte 0xF6\. If it is Latin-1"):
+        build(tmp_path, images)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
