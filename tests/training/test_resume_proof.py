@@ -12,6 +12,7 @@ SAME = {
     "loss": math.nan,
     "loops": [{"done": True}, (1, "two")],
     "weights": torch.tensor([1.0, math.nan]),
+    "identity": {"run": "a"},
     "callbacks": {"Checkpoints": {"metrics": {"perf/samples_per_s": 1.0, "train/loss": 2.0}}},
 }
 
@@ -21,6 +22,7 @@ def test_what_is_the_same_does_not_differ():
     assert difference(SAME, again) is None
     faster = {"Checkpoints": {"metrics": {"perf/data_wait": 0.5, "train/loss": 2.0}}}
     assert difference(SAME, {**again, "callbacks": faster}) is None, "no two runs are equally fast"
+    assert difference(SAME, {**again, "identity": {"run": "b", "commit": "c"}}) is None, "two runs have their own ids"
 
 
 @pytest.mark.parametrize(
