@@ -37,7 +37,7 @@ def test_encodings_and_names_of_side_files(images, tmp_path):
     assert texts == {"a": "größe", "b": "größe"} and counts["no-caption"] == 1
     (images / "sub" / "a.txt").write_text("one\ngröße", "latin-1")
     with pytest.raises(DataError, match=r"sub/a\.txt, line 2, is not UTF-8: byte 0xF6\. If it is Latin-1"):
-        build(tmp_path, images)
+        list(captions(images))
 
 
 @pytest.mark.parametrize(

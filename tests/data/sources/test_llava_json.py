@@ -62,9 +62,7 @@ def test_missing_images_are_counted_within_the_budget(make):
     entries = [good, {**good, "image": "00/b.jpg"}, {**good, "image": "page.jpg"}, {**good, "image": "../a.jpg"}]
     index, tally = make(entries, missing_budget=0.75)
     assert len(index) == 1 and tally.left_out == {"missing": 1, "unsupported": 1, "outside": 1}
-    with pytest.raises(
-        DataError, match=r"entry 2: image 'page\.jpg' is neither.*unsupported: 2, the missing budget allows 1"
-    ):
+    with pytest.raises(DataError, match=r"entry 2: image 'page\.jpg' is neither.*: 2, the missing budget allows 1"):
         make(entries, missing_budget=0.3)
     with pytest.raises(DataError, match=r"entry 1: image '00/b\.jpg' is not in"):
         make(entries)
@@ -138,7 +136,7 @@ def test_missing_file_has_a_hint(tmp_path):
     (tmp_path / "chat.json").write_text("[]")
     with pytest.raises(DataError, match=r"Did you mean 'chat\.json'"):
         next(llava_json(tmp_path / "chatt.json", tmp_path))
-    with pytest.raises(DataError, match="there is no file x*"):
+    with pytest.raises(DataError, match="there is no file xxx"):
         next(llava_json("x" * 5000, tmp_path))
     with pytest.raises(DataError, match=r"is a folder; give a file, such as chat\.json in it"):
         next(llava_json(tmp_path, tmp_path))
