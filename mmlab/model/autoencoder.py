@@ -230,7 +230,7 @@ class AutoencoderModel(nn.Module):
 
     Args:
         first_stage: encodes and decodes.
-        discriminator: learns to tell its reconstructions from images.
+        discriminator: learns to tell its reconstructions from images; None if the loss has none.
         perceptual: a distance of images, `(x, y)` in [-1, 1] → `[B]`, with its `label` and the side of the `smallest`
             image that it takes; never trained.
 
@@ -238,7 +238,7 @@ class AutoencoderModel(nn.Module):
         ConfigError: a first stage without weights.
     """
 
-    def __init__(self, first_stage: nn.Module, discriminator: PatchDiscriminator, perceptual: nn.Module):
+    def __init__(self, first_stage: nn.Module, discriminator: PatchDiscriminator | None, perceptual: nn.Module):
         super().__init__()
         if not isinstance(first_stage, Autoencoder):
             raise ConfigError(
@@ -246,5 +246,5 @@ class AutoencoderModel(nn.Module):
                 "as model/first_stage=kl_tiny."
             )
         self.first_stage: Autoencoder = first_stage
-        self.discriminator = discriminator
+        self.discriminator: Any = discriminator
         self.perceptual = perceptual

@@ -180,7 +180,7 @@ class AutoencoderModelConfig(Settings):
     parts: ClassVar[tuple[str, ...]] = ("first_stage", "discriminator", "perceptual")
     _target_: str = "mmlab.model.autoencoder.AutoencoderModel"
     first_stage: Any = section("model/first_stage")
-    discriminator: Any = section("model/discriminator")
+    discriminator: Any = section("model/discriminator", default=None)  # None: the loss has none
     perceptual: Any = section("model/perceptual")
 
 

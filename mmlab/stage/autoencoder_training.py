@@ -59,10 +59,16 @@ class AutoencoderTraining(Stage):
 
     def __init__(self, config: AutoencoderTrainingConfig, model: AutoencoderModel, optim: AdamW):
         super().__init__(config, model, optim)
-        if set(config.trainable) != set(LEARNS):
+        learns = LEARNS if model.discriminator is not None else LEARNS[:1]
+        if set(config.trainable) != set(learns):
             raise ConfigError(
-                f"stage=autoencoder trains {' and '.join(LEARNS)}, so stage.trainable must be [{', '.join(LEARNS)}]; "
-                "stage.adversarial_weight=0 leaves the discriminator untrained."
+                f"stage=autoencoder trains {' and '.join(learns)}, so stage.trainable must be [{', '.join(learns)}]; "
+                "stage.adversarial_weight=0 leaves the discriminator out."
+            )
+        if config.adversarial_weight and model.discriminator is None:
+            raise ConfigError(
+                f"stage.adversarial_weight={config.adversarial_weight:g} needs a discriminator; set it to 0, or choose"
+                " model/discriminator=patch."
             )
         self.train_means, self.val_means = Means(), Means()
         self.val_latents, self.val_codes = LatentMoments(), torch.zeros(0)
@@ -81,7 +87,8 @@ class AutoencoderTraining(Stage):
         if data.latents:
             raise ConfigError("stage=autoencoder learns from images; data.latents=true does not apply.")
         self.model.first_stage.side(size)
-        smallest = self.model.discriminator.smallest
+        discriminator: Any = self.model.discriminator
+        smallest = 0 if discriminator is None else discriminator.smallest
         if self.config.adversarial_weight and size < smallest:
             raise ConfigError(
                 f"data.size={size} is less than the discriminator's {smallest}; give model.discriminator fewer layers."
@@ -119,14 +126,15 @@ class AutoencoderTraining(Stage):
         made, _, terms = self.reconstruct(x, batch["seeds"])
         loss = terms.reconstruction + terms.penalty
         logged = {"loss": loss, **terms.logged}
+        discriminator: Any = self.model.discriminator
         if self.waiting:
-            if self.trainer.world_size > 1:
+            if self.trainer.world_size > 1 and discriminator is not None:
                 # DDP needs a gradient of every weight; these zeros are removed before the optimizer step.
-                loss = loss + 0 * torch.stack([p.sum() for p in self.model.discriminator.parameters()]).sum()
+                loss = loss + 0 * torch.stack([p.sum() for p in discriminator.parameters()]).sum()
         else:
-            generator = generator_loss(self.model.discriminator, made.pixels)
+            generator = generator_loss(discriminator, made.pixels)
             weight = adaptive_weight(terms.reconstruction, generator, self.model.first_stage.last_layer)
-            real, fake = self.model.discriminator(x), self.model.discriminator(made.pixels.detach())
+            real, fake = discriminator(x), discriminator(made.pixels.detach())
             hinge = hinge_loss(real, fake)
             loss = loss + self.config.adversarial_weight * weight * generator + hinge
             logged |= {"adaptive_weight": weight, "discriminator": hinge}
@@ -139,7 +147,7 @@ class AutoencoderTraining(Stage):
         means, _ = self.train_means.finish(self.trainer.world_size)
         values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         refuse_blow_up(values, self.trainer.global_step + 1)
-        if self.waiting:
+        if self.waiting and self.model.discriminator is not None:
             for parameter in self.model.discriminator.parameters():
                 parameter.grad = None
         self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=1)

@@ -1,9 +1,10 @@
 """Settings of the stages (conf/stage): which parts are trained, from which runs they start, and the loss."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from mmlab.config.fields import Settings, choice, number
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig, Prompt
@@ -79,8 +80,17 @@ class AutoencoderTrainingConfig(StageConfig):
     perceptual_weight: float = number(1.0, at_least=0)
     kl_weight: float = number(1e-6, at_least=0)
     codebook_weight: float = number(1.0, at_least=0)
-    adversarial_weight: float = number(0.5, at_least=0)  # times the adaptive weight; 0: no discriminator
+    adversarial_weight: float | None = number(0.5, at_least=0)  # times the adaptive weight; 0 or null: no discriminator
     adversarial_start: int = number(50001, at_least=0)  # optimizer steps before the discriminator runs
+
+    @staticmethod
+    def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Leave the discriminator out of the model if the loss does not have it."""
+        model: Any = node._get_parent().get("model")
+        if node.adversarial_weight or not OmegaConf.is_dict(model) or OmegaConf.is_missing(node, "trainable"):
+            return
+        node.adversarial_weight, model.discriminator = 0.0, None
+        node.trainable = [name for name in node.trainable if name.split(".")[0] != "discriminator"]
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import ImageDataConfig
 from mmlab.keyed import normal
@@ -19,9 +20,12 @@ from mmlab.model.fidelity import psnr, ssim
 from mmlab.model.first_stage import Identity, to_signed
 from mmlab.model.perceptual import LPIPS, StandIn
 from mmlab.model.quantizer import usage
+from mmlab.runs.check import check_trainable
+from mmlab.stage.assembly import build_stage
 from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.stage.config import AutoencoderTrainingConfig
 from mmlab.training.artifacts import fill_parts, save_parts
+from mmlab.training.trainable import parts_of
 from tests.stage.tiny_adversarial import PARTS, data_of, model, stage, train
 from tests.stage.tiny_stage import fit, make_stage
 from tests.tiny_shapes import make_shapes
@@ -275,3 +279,26 @@ def test_weights_may_be_bf16_throughout(root, tmp_path, kind):
     metrics = train(module, data_of(module, root), tmp_path, 2, precision="bf16-true")
     assert {p.dtype for p in module.model.discriminator.parameters()} == {torch.bfloat16}
     assert metrics["val/psnr"] > 0
+
+
+@pytest.mark.parametrize("weight", ["stage.adversarial_weight=0", "stage.adversarial_weight=null"])
+def test_a_loss_without_a_discriminator_leaves_it_out(weight):
+    cfg = compose("train", ["experiment=ldm/first_stage_kl_tiny", weight])
+    assert (cfg.stage.trainable, cfg.stage.adversarial_weight) == (["first_stage"], 0)
+    module = build_stage(cfg)
+    assert set(parts_of(module.model)) == {"first_stage", "perceptual"}
+    check_trainable(cfg)
+
+
+def test_without_a_discriminator_the_autoencoder_learns_the_same(root, tmp_path):
+    with_one = stage(adversarial_weight=0)
+    train(with_one, data_of(with_one, root), tmp_path / "a", 2)
+    built = model()
+    built.discriminator = None
+    settings = {**vars(with_one.config), "trainable": ["first_stage"]}
+    without = make_stage(AutoencoderTrainingConfig(**settings), built, optim=with_one.optim)
+    train(without, data_of(without, root), tmp_path / "b", 2)
+    for name, value in without.model.first_stage.state_dict().items():
+        assert torch.equal(value, with_one.model.first_stage.state_dict()[name]), name
+    with pytest.raises(ConfigError, match=r"adversarial_weight=0\.5 needs a discriminator; set it to 0, or choose"):
+        make_stage(AutoencoderTrainingConfig(**{**settings, "adversarial_weight": 0.5}), built)

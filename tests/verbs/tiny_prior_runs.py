@@ -17,16 +17,14 @@ FIRST = ["model/first_stage=vq_tiny", f"model.first_stage.architecture={VQ}", "m
 def vq_run(root: Path, name: str = "vq", seed: int = 0) -> Path:
     """A run of stage=autoencoder on pictures of 16 px: 4 x 4 codes of a book of 16."""
     overrides = ["model=autoencoder", "model/discriminator=patch_tiny", "data=emoji", "stage=autoencoder"]
-    folder = make_run(
-        root, name, [*overrides, *FIRST, "data.size=16", "stage.adversarial_weight=0"], ["first_stage", "discriminator"]
-    )
+    folder = make_run(root, name, [*overrides, *FIRST, "data.size=16", "stage.adversarial_weight=0"], ["first_stage"])
     if seed:
         model, _ = restore(folder)
         torch.manual_seed(seed)
         with torch.no_grad():
             for weight in model.first_stage.parameters():
                 weight.add_(0.3 * torch.randn_like(weight))
-        save_parts(model, ["first_stage", "discriminator"], folder / "artifacts", {"run": name}, {})
+        save_parts(model, ["first_stage"], folder / "artifacts", {"run": name}, {})
     return folder
 
 
