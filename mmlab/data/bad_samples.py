@@ -50,13 +50,14 @@ class BadSamples:
         root: the shards' folder, for messages.
         total: number of their samples.
         budget: share of them that may be bad; `FLOOR` of them always may.
+        unit: what they are called.
 
     Attributes:
         errors: key → what is wrong with the sample.
     """
 
-    def __init__(self, root: str | Path, total: int, budget: float = ShardsConfig.bad_budget):
-        self.root, self.total, self.budget = root, total, budget
+    def __init__(self, root: str | Path, total: int, budget: float = ShardsConfig.bad_budget, unit: str = "sample"):
+        self.root, self.total, self.budget, self.unit = root, total, budget, unit
         self.errors: dict[str, SampleError] = {}
 
     def __len__(self) -> int:
@@ -97,7 +98,7 @@ class BadSamples:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
         first = next(iter(self.reasons))
         key, error = next((key, error) for key, error in self.errors.items() if error.reason == first)
-        number = f"{len(self):,} samples" if len(self) > 1 else "1 sample"
+        number = f"{len(self):,} {self.unit}{'s' * (len(self) > 1)}"
         return f"{number} cannot be used ({reasons}), such as {key!r}: {str(error).rstrip('.')}"
 
     def as_json(self) -> dict[str, Any]:
@@ -106,4 +107,4 @@ class BadSamples:
             {"key": key, "reason": error.reason, "message": str(error)}
             for key, error in list(self.errors.items())[:_LISTED]
         ]
-        return {"samples": len(self), "reasons": self.reasons, "listed": listed}
+        return {f"{self.unit}s": len(self), "reasons": self.reasons, "listed": listed}

@@ -7,7 +7,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from mmlab.config.errors import DataError
 from mmlab.data.config import ImageDataConfig
 from mmlab.data.formats import ENCODED_AS, FIRST_STAGE, LATENTS, MAP_STAGE
 from mmlab.data.image_collate import conditioned, mirrored, stack
@@ -51,15 +50,17 @@ class CacheCollate:
         """Read one sample.
 
         Raises:
-            SampleError: `latents` for a damaged member, and what `Conditioning` raises.
-            DataError: a cache of another kind, first stage, image size, aspect or shape, or without mirrored images.
+            SampleError: `latents` for a damaged member, or for a cache of another kind, first stage, image size, aspect
+                or shape, or without mirrored images; and what `Conditioning` raises.
         """
         where = f"source '{sample.source}'"
         self._check_record(sample, where)
         stored = stored_tensors(sample.members[LATENTS])
         held = "codes" if "codes" in stored else "latents" if "mean" in stored else self.kind
         if held != self.kind:
-            raise DataError(f"{where} holds {held}, not {self.kind}; encode the images with --as {self.kind}.")
+            raise SampleError(
+                "latents", f"{where} holds {held}, not {self.kind}; encode the images with --as {self.kind}."
+            )
         suffix = "_flipped" if self.flip and mirrored(sample.seed) else ""
         values: dict[str, Tensor] = {}
         for name in (*self.names, *(name for name in self.optional if name in stored)):
@@ -67,11 +68,11 @@ class CacheCollate:
                 raise SampleError("latents", f"It has no {name}.")
             if self.flip and f"{name}_flipped" not in stored:
                 missing = f"{where} holds no {self.kind} of mirrored images"
-                raise DataError(f"{missing}; encode with --flip, or set data.flip=false.")
+                raise SampleError("latents", f"{missing}; encode with --flip, or set data.flip=false.")
             values[name] = stored[name + suffix].to(self.dtype)
             if tuple(values[name].shape) != self.shape:
                 shapes = f"{list(values[name].shape)}, but the first stage makes {list(self.shape)}"
-                raise DataError(f"'{name}' of {where} has the shape {shapes}: {AGAIN}.")
+                raise SampleError("latents", f"'{name}' of {where} has the shape {shapes}: {AGAIN}.")
         return conditioned(sample, values, self.conditioning)
 
     def batch(self, contents: list[dict[str, Tensor]]) -> dict[str, Any]:
@@ -79,22 +80,24 @@ class CacheCollate:
         return stack(contents)
 
     def _check_record(self, sample: Sample, where: str) -> None:
-        """Raise DataError unless the cache holds what this run would make of the image itself."""
+        """Raise SampleError unless the cache holds what this run would make of the image itself."""
         if LATENTS not in sample.members:
             absent = f"{where} holds no {self.kind}"
-            raise DataError(f"{absent}; make them with `mmlab shards encode`, or set data.latents=false.")
+            raise SampleError("latents", f"{absent}; make them with `mmlab shards encode`, or set data.latents=false.")
         for field, value in self.made_by.items():
             stated = sample.record.get(field)
             if stated == value:
                 continue
             if field == ENCODED_AS:
-                raise DataError(
+                raise SampleError(
+                    "latents",
                     f"the images of {where} were encoded with {stated}, but this run has {value}: set what they have,"
-                    f" or {AGAIN}."
+                    f" or {AGAIN}.",
                 )
-            raise DataError(
+            raise SampleError(
+                "latents",
                 f"the {self.kind} of {where} were made by the {field.replace('_', ' ')} {stated}, but this model's is"
-                f" {value}: {AGAIN}."
+                f" {value}: {AGAIN}.",
             )
 
 

@@ -40,13 +40,13 @@ class ImageCollate:
         """Read one sample.
 
         Raises:
-            SampleError: `no-picture`, `no-map`, and what `Conditioning` and `decode_image` raise.
-            DataError: the shards hold latents or codes.
+            SampleError: `no-picture`, also for latents or codes, `no-map`, and what `Conditioning` and `decode_image`
+                raise.
         """
         if sample.image is None:
             if FIRST_STAGE in sample.record:
                 where = f"source '{sample.source}'"
-                raise DataError(f"{where} holds latents or codes, not images; set data.latents=true.")
+                raise SampleError("no-picture", f"{where} holds latents or codes, not images; set data.latents=true.")
             raise SampleError("no-picture", "The sample has no image.")
         values = {"pixel_values": sample.image}
         if self.maps:
@@ -75,5 +75,7 @@ def conditioned(sample: Sample, values: dict[str, Tensor], conditioning: Conditi
 
 
 def stack(contents: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch of the values of samples."""
+    """One batch of the values of samples; raises DataError if some have values that others lack, such as `logvar`."""
+    if some := {name for content in contents for name in content.keys() ^ contents[0].keys()}:
+        raise DataError(f"some samples of a batch have {', '.join(sorted(some))} and others do not; encode them alike.")
     return {name: torch.stack([content[name] for content in contents]) for name in contents[0]}

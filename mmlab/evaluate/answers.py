@@ -16,7 +16,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.conversation import Segment, chat_prompt, check_vocabulary, pad_id
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample_types import ImageSpec
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
 from mmlab.evaluate.config import AnswerQualityConfig
@@ -137,7 +137,7 @@ def answer_questions(
     Args:
         answerer: the model.
         index: the questions' shards.
-        questions: with all questions of a dialogue beside each other, in order.
+        questions: any number of questions.
         batch_size: questions at a time.
         bad: where samples are counted whose image or text cannot be used; their questions are left out.
         done: answers of an earlier start, which are not computed again.
@@ -148,6 +148,7 @@ def answer_questions(
     """
     bad = BadSamples(index.root, len(index)) if bad is None else bad
     answers = dict(done or {})
+    places = {(question.sample, len(question.earlier)): n for n, question in enumerate(questions)}
     for order in _rounds(questions, own):
         left = [n for n in order if n not in answers]
         for start in range(0, len(left), batch_size):
@@ -156,7 +157,7 @@ def answer_questions(
                 question = questions[n]
                 with bad.left_out(question.key):
                     picture = read_picture(index, question.sample, answerer.spec)
-                    earlier = _with_own(question, n, answers) if own else question.earlier
+                    earlier = _with_own(question, places, answers) if own else question.earlier
                     prompt = answerer.tokens(answerer.ask(question.text, picture, earlier, question.system))
                     batch.append(n)
                     prompts.append(prompt)
@@ -180,10 +181,23 @@ def _rounds(questions: Sequence[Question], own: bool) -> list[list[int]]:
     return [sorted(rounds[turn], key=length) for turn in sorted(rounds)]
 
 
-def _with_own(question: Question, n: int, answers: Mapping[int, str]) -> list[tuple[str, str]]:
-    """The earlier questions of a dialogue with the model's answers; they are the places just before `n`."""
-    first = n - len(question.earlier)
-    return [(text, answers[first + turn]) for turn, (text, _) in enumerate(question.earlier)]
+def _with_own(
+    question: Question, places: Mapping[tuple[int, int], int], answers: Mapping[int, str]
+) -> list[tuple[str, str]]:
+    """The earlier questions of a dialogue with the model's answers.
+
+    Args:
+        question: one of the dialogue's questions.
+        places: (sample, turn) → place of a question among those that are asked.
+        answers: place → answer.
+    """
+    earlier = []
+    for turn, (text, _) in enumerate(question.earlier):
+        answer = answers.get(places.get((question.sample, turn), -1))
+        if answer is None:
+            raise SampleError("history", "An earlier question of its dialogue has no answer of the model.")
+        earlier.append((text, answer))
+    return earlier
 
 
 class AnswerFile:

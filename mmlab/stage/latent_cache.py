@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError, DataError, RunError
+from mmlab.data.bad_samples import sample_errors
 from mmlab.data.formats import ENCODED_AS, FIRST_STAGE, IMAGE_EXTENSIONS, LATENTS, MAP, MAP_STAGE, parse_record
 from mmlab.data.image_collate import map_of
 from mmlab.data.images import decode_image
@@ -209,13 +210,14 @@ def _readable(
     """
     for i, key in enumerate(index.keys):
         try:
-            members = index.read(i, (*IMAGE_EXTENSIONS, *KEPT, *((MAP,) if maps else ())))
-            data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-            if data is None:
-                raise SampleError("no-picture", "it has no image")
-            parse_record(members)
-            images = [decode_image(data, spec), *([map_of(members, spec)] if maps else [])]
-        except (SampleError, ValueError, RecursionError) as error:
+            with sample_errors():
+                members = index.read(i, (*IMAGE_EXTENSIONS, *KEPT, *((MAP,) if maps else ())))
+                data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+                if data is None:
+                    raise SampleError("no-picture", "it has no image")
+                parse_record(members)
+                images = [decode_image(data, spec), *([map_of(members, spec)] if maps else [])]
+        except SampleError as error:
             tally.leave_out("unreadable", f"sample {key}: {error}")
             if (lost := tally.left_out["unreadable"]) > allowed:
                 raise DataError(

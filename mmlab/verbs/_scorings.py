@@ -57,7 +57,9 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     answered = [(question, text) for question, text in zip(questions, replies, strict=True) if text is not None]
     if not answered:
         bad.refuse_all("questions")
-    questions, predictions = [question for question, _ in answered], [text for _, text in answered]
+    # Again, because some scores need all questions about an image.
+    places = scorable(scorer, [question.reference for question, _ in answered], bad)
+    questions, predictions = [answered[n][0] for n in places], [answered[n][1] for n in places]
     scores, summary = answer_scores(scorer, questions, predictions, blind)
     left_out = {"bad_samples": bad.as_json(), "samples_without_question": without}
     if blind_bad:

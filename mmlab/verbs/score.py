@@ -27,19 +27,24 @@ def score(cfg: DictConfig) -> None:
 
     Predictions are LLaVA's result file ({outputs: {id: text}, results: {id: index}}), {id: text}, or objects with an id
     and a text, as a list or as lines. References are the data set's own file, or lines of {key, answers, types,
-    picture, choices}. A question without a prediction counts as wrong.
+    picture, choices}. A question without a usable prediction counts as wrong; a question
+    without a usable right answer is left out.
     """
+    from mmlab.data.bad_samples import BadSamples
     from mmlab.evaluate.scores.constant_reply import variety_line, with_baselines
     from mmlab.evaluate.scores.recorded_outputs import read_predictions, read_references
     from mmlab.evaluate.scores.scienceqa_score import differences
     from mmlab.evaluate.scores.score_table import table
-    from mmlab.evaluate.scores.scorers import scorer_named
+    from mmlab.evaluate.scores.scorers import scorable, scorer_named
     from mmlab.runs.disk import no_file
 
     scorer = scorer_named(cfg.metric)
     out = None if cfg.out is None else no_file(Path(cfg.out))
-    references = read_references(cfg.metric, cfg.references, cfg.splits, cfg.split)
-    recorded = read_predictions(cfg.predictions)
+    bad = BadSamples(cfg.references, 0, cfg.bad_budget, "question")
+    bad_predictions = BadSamples(cfg.predictions, 0, cfg.bad_budget, "prediction")
+    references = read_references(cfg.metric, cfg.references, cfg.splits, cfg.split, bad)
+    references = [references[n] for n in scorable(scorer, references, bad)]
+    recorded = read_predictions(cfg.predictions, bad_predictions)
     predictions = recorded.aligned(references)
     scores = scorer(predictions, references)
     missing = sum(text is None for text in predictions)
@@ -47,8 +52,11 @@ def score(cfg: DictConfig) -> None:
     print(table(summary, scores.main))
     print(variety_line(summary["replies"], len(references)))
     summary["missing"] = missing
+    summary |= {"bad_questions": bad.as_json(), "bad_predictions": bad_predictions.as_json()}
     if missing:
         print(f"{missing:,} of {len(references):,} questions have no prediction")
+    for one in filter(len, (bad, bad_predictions)):
+        print(f"{one.root}: {one}")
     if unused := len(recorded.texts) - (len(references) - missing):
         print(f"{unused:,} predictions belong to none of the questions")
     if cfg.metric == "scienceqa" and recorded.indices:

@@ -16,7 +16,7 @@ from mmlab.data.cache_collate import LatentCollate
 from mmlab.data.config import ImageDataConfig
 from mmlab.data.conversation import pad_id
 from mmlab.data.formats import ENCODED_AS, FIRST_STAGE
-from mmlab.data.image_collate import ImageCollate, mirrored
+from mmlab.data.image_collate import ImageCollate, mirrored, stack
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.mixture import Source
 from mmlab.data.reader import GlobalBatches, LocalBatches
@@ -115,7 +115,7 @@ def test_an_image_without_conditions_needs_no_class_and_no_caption():
     assert images_of().prepare(sample({})).counters == {"pictures": 1}
     with pytest.raises(SampleError, match="no image"):
         images_of().prepare(Sample("k", "s", {}, None, 0))
-    with pytest.raises(DataError, match=r"data\.latents=true"):
+    with pytest.raises(SampleError, match=r"data\.latents=true"):
         images_of().prepare(latent())
 
 
@@ -176,7 +176,7 @@ def test_latents_are_mirrored_as_the_images_are(dtype):
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(one_sample, flip, says):
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(SampleError, match=says):
         latents_of(flip=flip).prepare(one_sample)
 
 
@@ -249,3 +249,10 @@ def test_latents_have_the_seeds_and_classes_of_the_images(sources):
         assert [batch[name] for batch in pictures] == [batch[name] for batch in latents]
     with pytest.raises(DataError, match=r"the first stage abc, but this model's is stale"):
         joined(sources[1], latents_of("stale"), 8, 1)
+
+
+def test_a_batch_of_latents_of_which_some_lack_the_variance_is_refused():
+    both, one = ({name: torch.zeros(1) for name in names} for names in (("mean", "logvar"), ("mean",)))
+    for contents in ([both, one], [one, both]):
+        with pytest.raises(DataError, match="some samples of a batch have logvar and others do not"):
+            stack(contents)

@@ -34,8 +34,8 @@ def logged(stage: Any) -> dict[str, float]:
 
 def test_it_equals_a_later_evaluation_and_does_not_change_training(root, tmp_path, monkeypatch):
     asked = []
-    replies = Answerer.replies
-    monkeypatch.setattr(Answerer, "replies", lambda *args: asked.append(args[0].prompt) or replies(*args))
+    complete = Answerer.complete
+    monkeypatch.setattr(Answerer, "complete", lambda *args: asked.append(args[0].prompt) or complete(*args))
     scored, plain = Watch(), Watch()
     quality = quality_of(root, max_new_tokens=3, batch_size=9)
     stage = train(root, tmp_path, stage_of(root), scored, quality)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.bad_samples import BadSamples
 from mmlab.evaluate.scores.recorded_outputs import Recorded, read_predictions, read_references
 from mmlab.evaluate.scores.score_table import Reference
 from tests.tiny_problems import problem, write_problems
@@ -66,13 +67,13 @@ def test_recorded_indices(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"outputs": {"1": 2}}, "the prediction for 1 must be a text, not int"),
+        ({"outputs": {"1": 2}}, "such as '1': The prediction must be a text, not int"),
         ({"outputs": ["B"]}, "has no predictions"),
         ({"outputs": {"1": "B"}, "results": {"1": "B"}}, "the index recorded for 1 must be an integer, not 'B'"),
         ({}, "has no predictions"),
         ([{"id": 1, "text": "B"}, {"id": 1, "text": "C"}], "two predictions for 1"),
-        ([{"id": 1}], "entry 0: expected an object with an id"),
-        (["B"], "entry 0: expected"),
+        ([{"id": 1}], "'entry 0': Expected an object with an id"),
+        (["B"], "'entry 0': Expected"),
     ],
 )
 def test_other_predictions_are_refused(write, content, message):
@@ -160,7 +161,7 @@ def test_mme(tmp_path):
     assert read_predictions(tmp_path).aligned(references) == ["yes", "No, two."]
     (tmp_path / "count.txt").write_text("a.png\tTwo?\tYes\n")
     assert len(read_references("mme", tmp_path, None, "")) == 1
-    with pytest.raises(DataError, match=r"count\.txt, line 1: expected 4 cells separated by tabs, not 3"):
+    with pytest.raises(DataError, match=r"count\.txt, line 1': Expected 4 cells separated by tabs, not 3"):
         read_predictions(tmp_path)
 
 
@@ -198,8 +199,12 @@ def test_lines_of_our_own(write):
         ("exact", {"1": "boy"}, "has no lines of {key, answers"),
         ("vqa", {"annotations": []}, "has no right answers"),
         ("exact", ({"key": "1", "answers": ["a"]}, {"key": "1", "answers": ["b"]}), "two right answers for 1"),
-        ("vqa", ({"key": "1", "answers": []},), "there is no right answer for 1"),
-        ("vqa", {"annotations": [{"question_id": 1, "answers": []}]}, "there is no right answer for 1"),
+        ("vqa", ({"key": "1", "answers": []},), "such as '1': There is no right answer"),
+        (
+            "vqa",
+            {"annotations": [{"question_id": 1, "answers": []}]},
+            "such as '1': There is no right answer",
+        ),
         ("exact", [{"key": "1", "answers": "red"}], "answers must be a list, not 'red'"),
     ],
 )
@@ -211,3 +216,23 @@ def test_other_references_are_refused(write, metric, content, message):
 def test_splits_are_scienceqa_s(write):
     with pytest.raises(ConfigError, match="metric=vqa has no splits"):
         read_references("vqa", write({}), "pid_splits.json", "test")
+
+
+def test_bad_entries_are_counted(write):
+    good = [{"key": str(n), "answers": ["a"]} for n in range(3)]
+    bad = BadSamples("references", 0, unit="question")
+    lines = (*good, {"key": "x", "answers": "a"}, {"answers": ["a"]}, "?", {"key": "y", "answers": []})
+    assert [one.key for one in read_references("exact", write(lines), None, "", bad)] == ["0", "1", "2"]
+    assert bad.reasons == {"format": 3, "no-answer": 1} and list(bad.errors) == ["entry 3", "entry 4", "entry 5", "y"]
+    bad = BadSamples("predictions", 0, unit="prediction")
+    assert read_predictions(write({"1": "B", "2": None}), bad).texts == {"1": "B"}
+    assert read_predictions(write([{"id": 1, "text": "B"}, {"id": 2}, {"id": 3, "text": 4}]), bad).texts == {"1": "B"}
+    assert str(bad).startswith("3 predictions cannot be used (format 3), such as '2': The prediction must be a text")
+    annotations = {"annotations": [{"image_id": 1, "caption": "a dog"}, {"image_id": 2}]}
+    assert len(read_references("captions", write(annotations), None, "", bad)) == 1
+
+
+def test_more_bad_entries_than_the_budget_allows(write):
+    predictions = {str(n): "B" if n % 2 else None for n in range(30)}
+    with pytest.raises(DataError, match=r"11 predictions cannot be used .* of 30, which is more than bad_budget"):
+        read_predictions(write(predictions))

@@ -20,7 +20,7 @@ from mmlab.evaluate.pictures.fid import compare
 from mmlab.evaluate.pictures.generators import GENERATIVE, stage_generator
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import read_questions
-from mmlab.evaluate.scores.scorers import scorer_named
+from mmlab.evaluate.scores.scorers import scorable, scorer_named
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.training.ema import averaged
 
@@ -91,8 +91,9 @@ class AnswerQuality(Quality):
         self.index = ShardIndex.open(self.config.questions)
         self.bad = BadSamples(self.index.root, len(self.index))
         self.questions = read_questions(self.index, self.config.types, self.config.limit, self.bad)
+        places = scorable(self.scorer, [question.reference for question in self.questions], self.bad)
+        self.questions = [self.questions[n] for n in places]
         self.references = [question.reference for question in self.questions]
-        self.scorer([None] * len(self.questions), self.references)
 
     def scores(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
         aspect = trainer.datamodule.collate.image.aspect  # type: ignore[attr-defined]
@@ -102,9 +103,10 @@ class AnswerQuality(Quality):
             answers = dict(answer_questions(answerer, self.index, self.questions, batch_size, self.bad))
         if self.bad:
             rank_zero_warn(f"callbacks.{self.name}: {self.bad}")
-        places = sorted(answers)
-        if not places:
+        if not answers:
             self.bad.refuse_all("questions")
+        answered = sorted(answers)
+        places = [answered[n] for n in scorable(self.scorer, [self.references[n] for n in answered], self.bad)]
         scores = self.scorer([answers[n] for n in places], [self.references[n] for n in places])
         rows = {scores.main: scores.all} | {f"{scores.main}/{name}": row for name, row in scores.types.items()}
         return {name: value for name, row in rows.items() if (value := row.get(scores.main)) is not None}
