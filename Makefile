@@ -1,8 +1,8 @@
 # make train: train a small LLaVA on questions about synthetic scenes.   make test: lint, types, all tests.
-# Targets install what they need. Prerequisites: make, and Python 3.11, 3.12 or 3.13.
+# Targets install what they need. Prerequisites: make, and Python 3.11 to 3.14.
 
-usable = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+usable = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c '$(usable)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 MMLAB := $(BIN)/mmlab
@@ -15,7 +15,7 @@ SCENES := --max-objects 1 --kinds circle square triangle --overwrite
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is required; set PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is required; set PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
