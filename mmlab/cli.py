@@ -1,6 +1,7 @@
 """The `mmlab` command: `mmlab <verb> …` calls `mmlab.verbs.<verb>.main`. Only a verb imports Hydra or torch."""
 
 import ast
+import contextlib
 import importlib
 import os
 import sys
@@ -9,6 +10,7 @@ from types import ModuleType
 
 from mmlab.config.disk_errors import disk_error
 from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.runs.terminal import show_traceback, shown_safely
 
 VERBS = Path(__file__).parent / "verbs"
 
@@ -19,14 +21,23 @@ def main(argv: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         # In a log each refresh of a library's progress bar is a line; tqdm reads this when it is imported.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.excepthook = show_traceback
+    with shown_safely():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    """Run one verb; print its error, if it is one for the user."""
     try:
-        return dispatch(argv)
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if str(error):
             print(f"mmlab: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `mmlab … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         return 1
     except KeyboardInterrupt:
         print("mmlab: interrupted", file=sys.stderr)
@@ -35,7 +46,15 @@ def main(argv: list[str] | None = None) -> int:
         if (fault := disk_error(error)) is None:
             raise
         print(f"mmlab: {fault}", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is None:
+            _close_output()  # the output itself may lie on the full disk
         return fault.exit_code
+
+
+def _close_output() -> None:
+    """Discard what is left to print, which Python would try to write once more when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def dispatch(argv: list[str]) -> int:

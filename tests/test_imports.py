@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verbs": TOP | MIDDLE | BOTTOM,
     # Only dispatches; a verb is imported by name.
     "cli": BOTTOM,
+    "__main__": {"cli"},
 }
 
 

@@ -3,7 +3,6 @@
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -136,7 +134,6 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: Namespace, sweep: Swe
             task(cfg)
         except UserError as error:
             failures.append(error)
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
             if (fault := disk_error(error)) is None:
                 raise
@@ -151,14 +148,6 @@ def _flags(args: Namespace) -> list[str]:
     """The flags that select the config files."""
     named = {"--config-path": args.config_path, "--config-dir": args.config_dir, "--config-name": args.config_name}
     return [word for flag, value in named.items() if value for word in (flag, str(value))]
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Remove the run's folder, which Hydra creates before the task checks the config, and its parent, if empty."""
-    for empty in (folder, folder.parent):
-        if empty != Path.cwd() and empty.name != "":
-            with suppress(OSError):
-                empty.rmdir()
 
 
 def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.build import check_targets
+from mmlab.config.build import build, check_targets
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.schemas import schema_of
 from mmlab.runs.index_files import has_index
 from mmlab.runs.ranks import accumulation, check_tasks, world_size
+from mmlab.runs.redact import hide_known
 from mmlab.runs.run import find_run
 
 SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
@@ -22,6 +24,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first error found, with a remedy.
     """
+    check_names(cfg.run)
     check_trainable(cfg)
     check_rates(cfg.optim)
     check_process(cfg)
@@ -34,7 +37,15 @@ def check(cfg: DictConfig) -> None:
     for run in OmegaConf.select(cfg, "stage.init_from") or []:
         find_run(run, cfg.run.root)
     check_targets(cfg)
+    check_sampling(cfg)
     check_strategy(cfg.trainer)
+
+
+def check_names(run: DictConfig) -> None:
+    """Check that no name or folder of the run contains a secret; they are shown everywhere."""
+    for key in ("name", "root", "dir", "sweep"):
+        if run[key] and hide_known(run[key]) != run[key]:
+            raise ConfigError(f"run.{key} contains a secret, such as the value of a variable; give another name.")
 
 
 def check_trainable(cfg: DictConfig) -> None:
@@ -94,6 +105,42 @@ def check_process(cfg: DictConfig) -> None:
     if getattr(OmegaConf.get_type(cfg.sampler), "draws_from", source) != source:
         what = f"{cfg.stage._target_} samples from {source}, but this sampler does not"
         raise ConfigError(f"{what}; try sampler={SAMPLER_OPTIONS[source]}.")
+
+
+def check_sampling(cfg: DictConfig) -> None:
+    """Check that the samplers of a run, of its sample sheets and its scores can draw from what it trains.
+
+    Called after the targets are checked, because process and sampler are built.
+
+    Raises:
+        ConfigError: a sampler that does not fit the noise process or the latents, or guidance without a condition.
+    """
+    source = getattr(OmegaConf.get_type(cfg.stage), "draws_from", None)
+    model: Any = cfg.model
+    guidance = OmegaConf.select(cfg, "sampler.guidance" if source == "codes" else "sampler.guidance.scale")
+    if str(OmegaConf.select(model, "conditioner._target_")).endswith(".NoCondition") and guidance not in (None, 1):
+        key = "sampler.guidance" if source == "codes" else "sampler.guidance.scale"
+        raise ConfigError(f"{key}={guidance:g} has no effect on an unconditional model; leave it out.")
+    if source != "noise" or cfg.process is None:
+        return
+    chosen, default = cfg.sampler, schema_of("mmlab.diffusion.samplers.Sampler")
+    assert default is not None
+    sampler: Any = build(OmegaConf.structured(default) if chosen is None else chosen)
+    if not hasattr(sampler, "check"):  # a user's own
+        return
+    process, first_stage = build(cfg.process), str(OmegaConf.select(model, "first_stage._target_"))
+    where = "sampler" if chosen is not None else "sampler, DDIM by default"
+    uses = [(where, None)]
+    uses += [
+        (f"callbacks.{name}", node.steps)
+        for name, node in cfg.callbacks.items()
+        if node is not None and str(node._target_).endswith(".GeneratedSamples")
+    ]
+    for where, steps in uses:
+        try:
+            sampler.check(process, steps, latents=not first_stage.endswith(".Identity"))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
 
 def check_length(cfg: DictConfig) -> None:

@@ -53,21 +53,21 @@ def test_wandb_is_offline_without_a_key(conf, monkeypatch):
     assert compose("train", [RECIPE, "logger=wandb"], conf).logger.offline is True
 
 
-def test_a_task_gets_the_config_and_hydra_creates_no_other_folder(conf, tmp_path):
+def test_a_task_gets_the_config_and_hydra_creates_no_folder(conf, tmp_path):
     seen = []
     code = hydra_verb("train", seen.append, ["--config-path", str(conf), RECIPE, "seed=3"])
     assert code == 0 and seen[0].seed == 3 and "hydra" not in seen[0]
-    folder = tmp_path / seen[0].run.dir
-    assert folder.is_dir() and not list(folder.iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
-def test_a_task_that_fails_raises_its_error_and_leaves_no_empty_folder(conf, tmp_path, capsys):
+@pytest.mark.parametrize("where", ["run.root=new/runs", "run.dir=new/a/b", "run.name=new/c"])
+def test_a_task_that_fails_raises_its_error_and_leaves_no_folder(conf, tmp_path, capsys, where):
     def task(cfg):
         raise RunError("The loss is not a number.")
 
     with pytest.raises(RunError, match="not a number"):
-        hydra_verb("train", task, ["--config-path", str(conf), RECIPE])
-    assert not (tmp_path / "runs").exists()
+        hydra_verb("train", task, ["--config-path", str(conf), RECIPE, where])
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
     assert capsys.readouterr().err == ""
 
 
