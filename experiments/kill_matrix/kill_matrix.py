@@ -117,6 +117,7 @@ def time_to_train() -> float:
     began = time.monotonic()
     child = start(Path("first"), LENGTH, Path.cwd())
     while not read_batches(Path("first"))[0]:
+        assert not ended(child), f"the run ended by itself: see {Path('first/output.log').resolve()}"
         time.sleep(0.01)
     needed = time.monotonic() - began
     os.kill(child, signal.SIGKILL)
