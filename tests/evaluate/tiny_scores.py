@@ -16,6 +16,7 @@ from mmlab.config.compose import compose
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.model.first_stage import FirstStage, Posterior, to_signed
+from mmlab.runs.run import finish
 from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts
 from tests.stage.tiny_diffusion import NAMES, _png
 
@@ -75,6 +76,7 @@ def make_run(root: Path, name: str, overrides: list[str], learns: list[str]) -> 
         model.first_stage.set_statistics(torch.full((4,), 0.1), torch.full((4,), 0.5))
     fill_parts(model, [root / run for run in cfg.stage.init_from])
     save_parts(model, learns, folder / "artifacts", {"run": name}, describe_frozen(model, learns))
+    finish(folder, {"steps": 1})
     return folder
 
 
