@@ -11,6 +11,7 @@ Legend: B images, P tokens in front, K codes, V tokens of the vocabulary.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,9 @@ class Pipeline:
         length = self.card["max_length"]
         texts = [""] * batch if null else list(conditions)
         rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        for text in texts:
+            if len(self.tokenizer(text, verbose=False)["input_ids"]) > length:
+                warnings.warn(f"Only the first {length} tokens are read of the text {text!r}.", stacklevel=2)
         hide = {"attention_mask": rows["attention_mask"]} if self.card["hide_padding"] else {}
         hidden = self.text_encoder(input_ids=rows["input_ids"], **hide).last_hidden_state
         front = torch.cat([F.linear(hidden, self.context["weight"], self.context["bias"]), start], 1)

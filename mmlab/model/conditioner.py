@@ -202,6 +202,13 @@ class TextCondition(Conditioner):
         rows = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **options)
         return {name: rows[name] for name in ("input_ids", "attention_mask")}
 
+    def cut(self, text: str) -> str:
+        """Return the end of a text that `tokenize` leaves out, empty if the whole text fits."""
+        if len(self.tokenizer(text, verbose=False)["input_ids"]) <= self.max_length:
+            return ""
+        options = {"truncation": True, "max_length": self.max_length, "return_offsets_mapping": True}
+        return text[max(end for _, end in self.tokenizer(text, **options)["offset_mapping"]) :].strip()
+
     def forward(self, batch: dict[str, Tensor], drop_B: Tensor | None = None) -> Condition:
         """`batch["input_ids"]` and `batch["attention_mask"]`: `[B, ≤ T]`, padding on the right."""
         ids, mask = self._padded(batch["input_ids"], batch["attention_mask"])

@@ -1,6 +1,7 @@
 """Draw images with a trained generative model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,29 @@ def sample(cfg: DictConfig) -> None:
     model, _ = restore(folder)
     generator = generator_of(place(model, cfg.trainer), trained, process, sampler, cfg.size)
     inputs, words = conditions(generator.model.conditioner, requests, cfg.count, spec)
+    cut = warn_of_cuts(generator.model.conditioner, words)
     title = f"{cfg.run}: {', '.join(f'{name} {value}' for name, value in about.items() if value is not None)}"
     files = draw_files(generator, inputs, words, cfg.seed, out, cfg.batch_size, cfg.strip, title)
     pictures = [{"file": file, "seed": cfg.seed + n, "condition": words[n]} for n, file in enumerate(files)]
+    pictures = [picture | ({"cut": cut[picture["condition"]]} if cut else {}) for picture in pictures]
     record = {"run": folder.name, **about, "settings": settings, "pictures": pictures}
     write_json(out / "samples.json", record, indent=2, ascii=False)
     print(f"pictures: {out / 'grid.png'}{f', {out}/strip.png' if cfg.strip else ''}")
+
+
+def warn_of_cuts(conditioner: Any, words: list[str]) -> dict[str, str]:
+    """Print what the text encoder does not read of each text; return it by text, or nothing if all is read."""
+    if conditioner.reads != "text":
+        return {}
+    cut = {text: conditioner.cut(text) for text in dict.fromkeys(words)}
+    for text, rest in cut.items():
+        if rest:
+            print(
+                f"WARNING: the text encoder reads {conditioner.max_length} tokens (model.conditioner.max_length); of "
+                f"{text!r} it does not read {rest!r}.",
+                file=sys.stderr,
+            )
+    return cut if any(cut.values()) else {}
 
 
 def requested(cfg: DictConfig, conditioner: Any) -> list[str | int]:

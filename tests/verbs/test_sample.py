@@ -15,6 +15,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.diffusion.config import ClipConfig, GuidanceConfig, SamplerConfig
 from mmlab.evaluate.pictures import sample_files
 from mmlab.evaluate.pictures.generators import picture_generator
+from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore
 from mmlab.training.artifacts import save_parts
 from mmlab.verbs._generators import run_sampler
@@ -114,6 +115,18 @@ def test_classes_by_name_number_and_list(work, monkeypatch, capsys):
     assert told("list", "label=[star,0]") == ["star", "circle", "star"]
     star, square = (np.array(Image.open(work / name / "0000.png")) for name in ("name", "number"))
     assert apart(star, square) > 2
+
+
+def test_what_the_text_encoder_does_not_read_is_said(work, monkeypatch, capsys):
+    length = load_run_config(work / "runs" / "text").model.conditioner.max_length
+    long = "red " * 2 * length
+    code, _, err = sample(
+        work, monkeypatch, capsys, "run=text", "count=3", f"prompt=['{long}end','{long}stop',blue]", "out=long"
+    )
+    assert code == 0 and f"the text encoder reads {length} tokens" in err
+    assert "red end'" in err and "red stop'" in err and "blue" not in err
+    pictures = json.loads((work / "long" / "samples.json").read_text())["pictures"]
+    assert [picture["cut"][-4:] for picture in pictures[:3]] == [" end", "stop", ""]
 
 
 def test_texts(work, monkeypatch, capsys):

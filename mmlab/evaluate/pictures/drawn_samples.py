@@ -40,17 +40,18 @@ class PictureConditions:
         read = Conditioning(classes, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
         # Place in the index, inputs of the conditioner, and label of each.
         rows: list[tuple[int, dict[str, Tensor], str]] = []
-        fault = ""
+        fault, self.truncated = "", 0
         for n, place in enumerate(pictures.places):
             try:
                 with sample_errors():
                     sample = pictures.sample(n)
                     if self.maps and MAP not in sample.members:
                         raise SampleError("no-map", f"The sample has no {MAP}.")
-                    inputs, _ = read(sample)
+                    inputs, counters = read(sample)
             except SampleError as error:
                 fault = str(error)
                 continue
+            self.truncated += counters.get("truncated", 0)
             caption = str(sample.record.get("caption") or "") if text else ""
             rows.append((place, inputs, caption if classes is None else classes[int(inputs["labels"])]))
         if not rows:

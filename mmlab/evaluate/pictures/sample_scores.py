@@ -41,8 +41,9 @@ def score_samples(
 
     Returns:
         Scores: `fid`, `kid`, `kid_std`; `noise_…` of decoded noise; `train_…` and `neighbours` with `train`;
-        `Rejection.rows` and `rejection` with `rejection`; `samples`, `features`, `pictures`, `caution`. And sheets by
-        name: `samples`, `neighbours`, `accepted`.
+        `Rejection.rows` and `rejection` with `rejection`; `samples`, `features`, `pictures`, `caution`;
+        `truncated_captions` if the text encoder does not read some captions to their end. And sheets by name:
+        `samples`, `neighbours`, `accepted`.
 
     Raises:
         DataError: images that have no condition for the model, or cannot be read.
@@ -70,7 +71,9 @@ def score_samples(
             scores |= {f"train_{name}": value for name, value in compare(trained, real).items()}
         scores["neighbours"] = neighbours(samples.features, trained, unseen)
         sheets["neighbours"] = neighbour_sheet(samples, train, trained, unseen)
-    about = {"features": network.describe(), "pictures": pictures.describe()}
+    about: dict[str, Any] = {"features": network.describe(), "pictures": pictures.describe()}
+    if conditions.truncated:
+        about["truncated_captions"] = conditions.truncated
     return scores | {"samples": count, **about, "caution": caution(samples.features, real)}, sheets
 
 
