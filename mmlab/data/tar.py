@@ -154,7 +154,7 @@ def _header_at(fd: int, path: Path, at: int) -> _Header | None:
         raw = prefix + b"/" + raw
     name, target = _text(raw), _text(block[157:257].split(b"\0", 1)[0])
     kind = "0" if block[156] in (0, ord("7")) else chr(block[156])  # "7" was a file in one piece on its disk
-    if kind == "0" and name.endswith("/"):
+    if block[156] == 0 and name.endswith("/"):
         kind = _DIRECTORY  # before ustar, a directory was a file whose name ends in a slash
     return _Header(kind, name, 0 if kind in _EMPTY else size, target)
 

@@ -131,3 +131,9 @@ def test_links_and_devices_are_refused(tmp_path, kind):
     path = write_tar(tmp_path / "a.tar", {"a.txt": b""}, type=kind, linkname="/etc/passwd")
     with pytest.raises(DataError, match="not a regular file"):
         read_all(path)
+
+
+def test_a_file_whose_name_ends_in_a_slash(tmp_path):
+    """It is a directory only where tar had no type for these."""
+    path = write_tar(tmp_path / "a.tar", {"a.txt/": b"x" * 600, "b.txt": b"y"})
+    assert read_all(path) == {"a.txt/": b"x" * 600, "b.txt": b"y"}
