@@ -42,8 +42,8 @@ def build_stage(cfg: DictConfig) -> Any:
         stage.on_filled(artifacts)
     for name in stage.kept if rank() == 0 else ():
         print(
-            f"WARNING: '{name}' has frozen weights that are random: no run in stage.init_from has it, and model.{name} "
-            "starts from no pretrained weights. They are saved with the run.",
+            f"WARNING: '{name}' is frozen with the random weights that it was built with: no run in stage.init_from "
+            f"has it, and model.{name} names no pretrained weights. They are saved with the run.",
             file=sys.stderr,
         )
     return stage
