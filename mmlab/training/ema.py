@@ -13,6 +13,7 @@ from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.training.config import EMAConfig
 from mmlab.training.step_callback import StepCallback
 from mmlab.training.trainable import parts_of
+from mmlab.weights import all_finite
 
 WARM_UP = 10
 
@@ -30,7 +31,7 @@ class EMA(StepCallback):
 
     Raises:
         ConfigError: parts that are not trained, or a strategy that shards the weights.
-        RunError: a checkpoint with the average of other weights.
+        RunError: a checkpoint with the average of other weights, or with one that is not finite.
     """
 
     def __init__(self, config: EMAConfig):
@@ -69,6 +70,8 @@ class EMA(StepCallback):
         self.average = {
             name: stored[name].detach().to(weight.device, torch.float32, copy=True) for name, weight in weights.items()
         }
+        if not all_finite(list(self.average.values())):
+            raise RunError(f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to go on.")
         self._weights, self._loaded, self._depth = weights, None, 0
         _AVERAGES[model] = self
 

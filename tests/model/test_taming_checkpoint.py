@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mmlab import cli
 from mmlab.config.build import build
 from mmlab.config.compose import compose
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.model.quantizer import VectorQuantizer
@@ -176,6 +176,10 @@ def test_the_command_and_the_config_that_it_prints(tmp_path, monkeypatch, capsys
     model.load_pretrained()
     assert isinstance(model, VQAutoencoder) and model.quantizer.config.legacy and not model.untrained
     assert torch.equal(model.codes(x), indices)
+    verify_files(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="config.json has changed"):
+        verify_files(tmp_path / "out")
 
 
 class Namespace(dict):
@@ -243,9 +247,7 @@ def test_what_it_is_not(tmp_path, capsys):
     torch.save({"state_dict": dict(weights)}, tmp_path / "old.ckpt", **old)
     assert read_taming(tmp_path / "old.ckpt").keys() == weights.keys()
     torch.save({"state_dict": weights}, tmp_path / "older.ckpt", **old)
-    with pytest.raises(
-        ConfigError, match=r"before 1\.6 it names tests\.model\.\w+\.Weights, so save"
-    ):
+    with pytest.raises(ConfigError, match=r"before 1\.6 it names tests\.model\.\w+\.Weights, so save"):
         read_taming(tmp_path / "older.ckpt")
     with pytest.raises(ConfigError, match=r"quantizer has the weights embedding\.weight, used; taming"):
         from_taming({**weights, "quantize.used": torch.arange(3)}, "it")

@@ -214,3 +214,13 @@ def test_the_average_of_other_weights_is_refused(root, tmp_path):
         train(root, tmp_path, KillAt("start", 11), EMA(EMAConfig(decay=DECAY)))
     with pytest.raises(RunError, match=r"averages other weights than this run, such as eye\.bias"):
         train(root, tmp_path, EMA(EMAConfig(decay=DECAY, parts=["ear"])))
+
+
+def test_an_average_that_is_not_finite_is_refused(root, tmp_path):
+    train(root, tmp_path, EMA(EMAConfig(decay=DECAY)))
+    newest = tmp_path / "checkpoints" / f"step-{STEPS}"
+    state = checkpoint_io.read(newest)
+    state["callbacks"]["EMA"]["average"]["eye.bias"][0] = torch.nan
+    checkpoint_io.write(state, newest)
+    with pytest.raises(RunError, match=f"step-{STEPS} has NaN or infinity in the average; remove it to go on"):
+        train(root, tmp_path, EMA(EMAConfig(decay=DECAY)))
