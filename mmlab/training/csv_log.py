@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +108,17 @@ class CSVLog(Logger):
         """Read the table of an earlier start, once."""
         if not self._opened:
             self._opened = True
-            self.rows = read_table(self.path)
+            self.rows = read_table(self.path, self._keep_damaged)
             names = dict.fromkeys(name for row in self.rows.values() for name in row)
             self.columns += names
             if self.rows:
                 self._write_all()  # without the incomplete line of a killed process
+
+    def _keep_damaged(self, fault: str) -> None:
+        kept = self.path.with_name(f"{self.path.name}.damaged")
+        with writing(kept):
+            shutil.copyfile(self.path, kept)
+        print(f"WARNING: {self.path} is damaged: {fault}; as it was, it is kept in {kept}.", file=sys.stderr)
 
     def _write_all(self) -> None:
         lines = [self._line({name: name for name in self.columns}), *map(self._line_of, self.rows)]
@@ -140,15 +148,31 @@ def values_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if name != "epoch"}
 
 
-def read_table(path: str | Path) -> dict[int, dict[str, str]]:
+def read_table(path: str | Path, warn: Callable[[str], None] = lambda fault: None) -> dict[int, dict[str, str]]:
     """Return a table's rows by step, in order, without empty cells; none without a file.
 
-    The incomplete last line of a killed process is left out.
+    The incomplete last line of a killed process is left out, and so are lines that are no rows of the table.
+
+    Args:
+        path: of the table.
+        warn: called with what is wrong if there are such lines.
     """
     path = Path(path)
-    text = path.read_text() if path.is_file() else ""
-    whole = text[: text.rfind("\n") + 1]
+    text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    columns = next(csv.reader(lines[:1]), [STEP])
     rows: dict[int, dict[str, str]] = {}
-    for row in csv.DictReader(io.StringIO(whole)):
-        rows[int(row[STEP])] = {name: value for name, value in row.items() if value and name != STEP}
+    left_out = 0
+    for line in lines[1:]:
+        try:
+            row = dict(zip(columns, next(csv.reader([line])), strict=True))
+            step = int(row.pop(STEP))
+            for value in filter(None, row.values()):
+                float(value)
+        except (ValueError, KeyError, StopIteration, csv.Error):
+            left_out += 1
+            continue
+        rows[step] = {name: value for name, value in row.items() if value}
+    if left_out:
+        warn(f"{left_out} of {len(lines) - 1} rows cannot be read and are left out")
     return rows

@@ -91,7 +91,7 @@ def requested(cfg: DictConfig, conditioner: Any) -> list[str | int]:
     """The conditions to draw: classes, texts or maps; empty for all classes in turn, or for an unconditional model.
 
     Raises:
-        ConfigError: the model takes another kind of condition, needs one, or does not have the class.
+        ConfigError: the model takes another kind of condition, needs one, or does not have the class; or an empty list.
     """
     from mmlab.config.errors import ConfigError
 
@@ -105,6 +105,9 @@ def requested(cfg: DictConfig, conditioner: Any) -> list[str | int]:
     if key != "label" and cfg[key] is None:
         raise ConfigError(f"{cfg.run} is {conditioner.reads}-conditional; set {key}=…")
     requests = [] if cfg[key] is None else list(cfg[key]) if OmegaConf.is_list(cfg[key]) else [cfg[key]]
+    if cfg[key] is not None and not (requests and all(isinstance(one, str | int | float) for one in requests)):
+        kind = {"label": "a class", "prompt": "a text", "map": "a file"}[key]
+        raise ConfigError(f"{key}={cfg[key]} must be {kind}, or a list of at least one.")
     for name in requests if key == "label" else []:
         conditioner.index(name)
     return requests

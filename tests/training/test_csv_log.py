@@ -83,3 +83,24 @@ def test_the_row_that_a_run_resumes_from_only_gains_values(tmp_path):
     trainer.global_step = 5
     log.log_metrics({"a": 7.0}, 4)
     assert lines(tmp_path)[3:] == ["5,7.0,"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "steps"),
+    [
+        (b"2,0.5", b"2,0.\xff", [1, 3]),
+        (b"2,0.5", b"\xff\xfe", [1, 3]),
+        (b"2,0.5", b"2,0.5,7", [1, 3]),
+        (b"2,0.5", b"2\x00,0.5", [1, 3]),
+        (b"2,0.5", b"", [1, 3]),
+        (b"step", b"st\xffp", []),
+    ],
+)
+def test_a_damaged_table_does_not_block_a_resume(tmp_path, capsys, old, new, steps):
+    path, whole = tmp_path / "metrics.csv", b"step,loss\n1,0.75\n2,0.5\n3,0.25\n"
+    path.write_bytes(whole.replace(old, new))
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
+    log.add({"loss": 0.125}, 4)
+    assert list(read_table(path)) == [*steps, 4]
+    assert "metrics.csv.damaged" in capsys.readouterr().err
+    assert (tmp_path / "metrics.csv.damaged").read_bytes() == whole.replace(old, new)
