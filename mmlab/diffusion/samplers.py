@@ -152,9 +152,28 @@ class Sampler:
         for name in self.own.keys() - inspect.signature(SAMPLERS[config.name]).parameters.keys():
             raise ConfigError(f"sampler {config.name} has no {name}.")
 
-    def check(self, process: NoiseProcess) -> None:
-        """Raise ConfigError if the sampler cannot walk the process, before there are weights."""
-        process.grid(self.config.steps, self.config.spacing)
+    def check(self, process: NoiseProcess, steps: int | None = None, latents: bool = False) -> None:
+        """Check that the sampler can walk a process, before there are weights.
+
+        Args:
+            process: of the model.
+            steps: as many at most.
+            latents: whether it draws latents, which have no bounds, not pixels.
+
+        Raises:
+            ConfigError: a number of steps, a spacing, a target or a clip that does not fit.
+        """
+        first = process.grid(min(self.config.steps, steps or self.config.steps), self.config.spacing)[0]
+        if self.clip is None and process.target == "epsilon" and first.alpha < 1e-3:
+            raise ConfigError(
+                f"process.target=epsilon leaves the image undetermined in the first step, where alpha is"
+                f" {first.alpha:.2g}; set process.target=v, or clip pixels with sampler/clip=pixels."
+            )
+        if self.clip is not None and latents and self.clip.limit <= 1:
+            raise ConfigError(
+                f"sampler.clip.limit={self.clip.limit:g} is for pixels; latents have a standard deviation of 1 and no"
+                " bounds, so leave out the clip (sampler.clip=null)."
+            )
 
     def __call__(
         self,

@@ -101,7 +101,7 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
     sampler, about = run_sampler(trained, cfg.sampler, **{key: cfg[key] for key in SETTINGS})
     process = None if trained.process is None else build(trained.process)
     if process is not None and isinstance(sampler, Sampler):
-        sampler.check(process)
+        sampler.check(process, latents=not str(trained.model.first_stage._target_).endswith(".Identity"))
     return process, sampler, about
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
-from mmlab.runs.check import check, check_local_files, check_sources, looks_local
+from mmlab.runs.check import check, check_local_files, check_sampling, check_sources, looks_local
 from mmlab.runs.run import finish, prepare_run
 from mmlab.verbs.train import train
 from tests.config.tiny_conf import write_conf
@@ -171,3 +171,44 @@ def test_names_that_look_local(tmp_path, monkeypatch):
 
 def test_architectures_are_not_searched_for_paths():
     check_local_files(OmegaConf.create({"language": {"architecture": {"source": "/nowhere"}, "tokenizer": None}}))
+
+
+DRAWS = ("model=diffusion", "model/denoiser=unet_tiny", "data=emoji", "stage=latent_diffusion", "trainer.max_steps=1")
+SHORT = ("process=cosine_v", "process.timesteps=20")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sampler=ddim", *SHORT], r"^sampler: steps=50 must lie in 1 … 20, the number of timesteps\.$"),
+        (SHORT, r"^sampler, DDIM by default: steps=50 must lie in 1 … 20"),
+        (["sampler=ddpm", "process=cosine_v", "process.timesteps=100"], r"steps=1000 must lie in 1 … 100"),
+        (["sampler=ddim", "process=zero_snr_v", "sampler.spacing=leading"], r"spacing=leading with 50 steps starts at"),
+        (["sampler=ddim", "process=zero_snr_v", "process.target=epsilon"], r"zero_terminal_snr=true needs target=v"),
+        (["sampler=ddim", "process=flow", "sampler.spacing=linspace"], r"flow matching takes spacing=trailing"),
+        (["sampler=ddim", "process=cosine_v", "process.target=epsilon"], r"epsilon leaves the image undetermined"),
+        (
+            ["sampler=ddim", "process=ddpm", "sampler/clip=pixels", "model/first_stage=kl_tiny"],
+            r"is for pixels; latents",
+        ),
+        (["sampler=ddim", "process=ddpm", "sampler.guidance.scale=3"], r"scale=3 has no effect on an unconditional"),
+    ],
+)
+def test_a_sampler_that_cannot_draw_what_is_trained_is_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        check_sampling(compose("train", [*DRAWS, *overrides]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["process=ddpm"],
+        ["process=flow", "sampler=euler"],
+        ["process=ddpm", "sampler=ddim", "sampler/clip=pixels"],
+        ["process=cosine_v", "process.target=epsilon", "sampler=ddim", "sampler/clip=pixels"],
+        ["process=ddpm", "sampler=ddim", "model/first_stage=kl_tiny", "sampler/clip=pixels", "sampler.clip.limit=4"],
+        [*SHORT, "sampler=ddim", "sampler.steps=20"],
+    ],
+)
+def test_samplers_that_fit(overrides):
+    check_sampling(compose("train", [*DRAWS, *overrides]))

@@ -138,6 +138,11 @@ class SampleQuality(Quality):
             )
         size = trainer.datamodule.config.size  # type: ignore[attr-defined]
         self.pictures = PictureSet(self.config.pictures, ImageSpec(size, self.config.aspect))
+        if len(self.pictures) < 2:
+            raise ConfigError(
+                f"callbacks.sample_quality.pictures={self.config.pictures} has {len(self.pictures)} image, and FID"
+                " compares two or more."
+            )
         network = feature_network(self.config.features, self.config.root).to(trainer.strategy.root_device)
         network(self.pictures.first()[None])
         self.network = network
