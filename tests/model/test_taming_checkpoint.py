@@ -25,6 +25,7 @@ from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.gumbel_quantizer import GumbelQuantizer
 from mmlab.model.quantizer import VectorQuantizer
 from mmlab.model.taming_checkpoint import from_taming, read_taming, settings_of
+from mmlab.weights import verify_files
 
 CH, MULT, BLOCKS, ATTENTION, Z, WIDTH, CODES = 32, (1, 2), 1, (False, True), 8, 4, 12
 """Two levels: f 2; attention at the second one."""
@@ -178,7 +179,7 @@ def test_the_command_and_the_config_that_it_prints(tmp_path, monkeypatch, capsys
     assert torch.equal(model.codes(x), indices)
     verify_files(tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="config.json has changed"):
+    with pytest.raises(RunError, match=r"config\.json has changed"):
         verify_files(tmp_path / "out")
 
 
