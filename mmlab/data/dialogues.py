@@ -100,7 +100,7 @@ def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture:
         return [_opened([Turn("human", ""), Turn("gpt", caption)], IMAGE if shown else "", "")]
     return [
         _place(dialogue, record, prompt, seed, picture, marked, kind != "conversations")
-        for kind in _kinds(record, prompt.turns, seed)
+        for kind in kinds_of(record, prompt.turns, seed)
         for marked, dialogue in _dialogues(kind, record, prompt, seed, picture)
     ]
 
@@ -127,7 +127,7 @@ def check_sample(record: dict[str, Any], parts: Sequence[str], picture: bool) ->
     return record
 
 
-def _kinds(record: dict[str, Any], turns: str, seed: int) -> list[str]:
+def kinds_of(record: dict[str, Any], turns: str, seed: int) -> list[str]:
     """The parts of the record to use, in order."""
     if turns not in ("auto", "every"):
         return [turns]

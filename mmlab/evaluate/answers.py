@@ -21,6 +21,7 @@ from mmlab.data.templates import template_named
 from mmlab.data.turns import Turn
 from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.questions import Question, read_picture
+from mmlab.model.language import LanguageOnly
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.runs.disk import to_json, write_text, writing
 
@@ -38,7 +39,7 @@ class Answerer:
 
     def __init__(
         self,
-        model: VisionLanguageModel,
+        model: VisionLanguageModel | LanguageOnly,
         prompt: Prompt,
         aspect: str,
         max_new_tokens: int = AnswerQualityConfig.max_new_tokens,
@@ -47,7 +48,9 @@ class Answerer:
         self.model = model
         self.prompt = prompt
         self.tokenizer = model.language.tokenizer
-        self.spec = ImageSpec(model.vision.image_size, aspect, model.tokens_per_image)
+        self.spec = ImageSpec(0, aspect)
+        if isinstance(model, VisionLanguageModel):
+            self.spec = ImageSpec(model.vision.image_size, aspect, model.tokens_per_image)
         self.stop = template_named(prompt.template).stop(self.tokenizer)
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:

@@ -169,3 +169,11 @@ class LanguageOnly(nn.Module):
     def __init__(self, language: LanguageModel):
         super().__init__()
         self.language = language
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids_BT: Tensor, mask_BT: Tensor, pixels_N3HW: Tensor, image_positions_N2: Tensor, **options: Any
+    ) -> Tensor:
+        """Answer left-padded prompts without images, see `VisionLanguageModel.generate`."""
+        assert len(pixels_N3HW) == 0
+        return self.language.generate(self.language.embed(input_ids_BT), mask_BT, **options)

@@ -102,7 +102,7 @@ def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
     Raises:
         ConfigError: a template without questions.
     """
-    return asking(_trained_prompt(cfg), template)
+    return asking(trained_prompt(cfg), template)
 
 
 def description_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
@@ -111,9 +111,10 @@ def description_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
     Raises:
         ConfigError: an unknown template.
     """
-    prompt = replace(_trained_prompt(cfg), pictures="tokens", turns="caption")
+    prompt = replace(trained_prompt(cfg), pictures="tokens", turns="caption")
     return replace(prompt, template=template) if template else prompt
 
 
-def _trained_prompt(cfg: DictConfig) -> Prompt:
+def trained_prompt(cfg: DictConfig) -> Prompt:
+    """Return the prompt that a run was trained with."""
     return Prompt(**OmegaConf.to_container(cfg.stage.prompt, resolve=True))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The four scorings of `mmlab eval`: of answers, descriptions, reconstructions and samples."""
+"""The scorings of `mmlab eval`: of answers, descriptions, texts, reconstructions and samples."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.bad_samples import BadSamples
+from mmlab.data.config import ImageTextDataConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate import descriptions as described
@@ -26,7 +27,8 @@ from mmlab.evaluate.scores.scienceqa_score import result_layout
 from mmlab.evaluate.scores.score_table import table, write_scores
 from mmlab.evaluate.scores.scorers import scorable, scorer_named
 from mmlab.runs.disk import replacing, write_json, write_text
-from mmlab.stage.assembly import description_prompt, restore, run_prompt
+from mmlab.stage.assembly import description_prompt, restore, run_prompt, trained_prompt
+from mmlab.stage.perplexity import perplexities
 from mmlab.training.artifacts import content_hashes
 from mmlab.training.config import HardwareConfig
 from mmlab.training.trainer import place
@@ -126,6 +128,19 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
     report({"run": folder.name, **scores, **about}, sheets, out, pictures.bad)
 
 
+def score_texts(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
+    """Measure how well a language model predicts the answers, in the form of its training."""
+    index = ShardIndex.open(cfg.data.path)
+    bad = BadSamples(index.root, len(index), cfg.data.bad_budget)
+    data = ImageTextDataConfig(max_length=trained.data.max_length)
+    model = place(restore(folder)[0], cfg.trainer)
+    what = (trained_prompt(trained), index, bad, cfg.types, cfg.limit, cfg.batch_size)
+    scores = perplexities(model.language, data, *what)
+    write_scores(out, {"metric": "perplexity", **scores, "bad_samples": bad.as_json()})
+    print(table(scores, "perplexity"))
+    print_bad(bad)
+
+
 def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
     """Encode and decode images with a first stage."""
     inputs = picture_inputs(cfg, trained)
@@ -164,6 +179,7 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
 SCORINGS = {
     "answers": score_answers,
     "describes": score_descriptions,
+    "writes": score_texts,
     "reconstructs": score_first_stage,
     "draws": score_generator,
 }

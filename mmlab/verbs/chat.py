@@ -13,19 +13,26 @@ def main(argv: list[str]) -> int:
 
 
 def chat(cfg: DictConfig) -> None:
-    """Answer one question, or read questions from the terminal until an empty line.
+    """Answer one question, or read questions from the terminal until an empty line; image=… is optional.
 
     mmlab chat run=llava-finetune_tiny image=photo.jpg question="what color is the circle?"
     """
     from mmlab.data.images import decode_image
     from mmlab.data.sample_types import SampleError
     from mmlab.evaluate.answers import Answerer
-    from mmlab.runs.run import find_run
-    from mmlab.stage.assembly import restore, run_prompt
+    from mmlab.runs.run import find_run, load_run_config
+    from mmlab.stage.assembly import kind_of, restore, run_prompt
     from mmlab.training.trainer import place
 
-    data = None if cfg.image is None else read_image_file(cfg.image)  # before the model, which takes long to load
-    model, trained = restore(find_run(cfg.run, cfg.root))
+    # Before the model, which takes long to load.
+    data = None if cfg.image is None else read_image_file(cfg.image)
+    folder = find_run(cfg.run, cfg.root)
+    kind = kind_of(load_run_config(folder))
+    if kind not in ("answers", "describes", "writes"):
+        raise ConfigError(f"{cfg.run} does not write text; chat with a run of a language or vision-language model.")
+    if kind == "writes" and data is not None:
+        raise ConfigError(f"{cfg.run} is a language model and sees no images; leave out image.")
+    model, trained = restore(folder)
     prompt, limits = run_prompt(trained, cfg.template), (cfg.max_new_tokens, cfg.temperature)
     answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, *limits)
     try:
@@ -33,13 +40,26 @@ def chat(cfg: DictConfig) -> None:
     except SampleError as error:
         raise ConfigError(f"{cfg.image} cannot be read as an image: {error}") from error
     if cfg.question is not None:
-        print(answerer([answerer.ask(cfg.question, picture)], [picture])[0])
+        try:
+            print(reply(answerer, answerer.ask(cfg.question, picture), picture))
+        except SampleError as error:
+            raise ConfigError(f"The question cannot be asked: {error}") from error
         return
     talk(answerer, picture)
 
 
+def reply(answerer, dialogue, picture) -> str:
+    """Return the answer to a dialogue; raises SampleError if its texts cannot become a prompt."""
+    from mmlab.data.bad_samples import sample_errors
+
+    with sample_errors():
+        prompt = answerer.tokens(dialogue)
+    return answerer.complete([prompt], [picture])[0][0]
+
+
 def talk(answerer, picture) -> None:
     """Read questions from the terminal; earlier turns stay part of the dialogue."""
+    from mmlab.data.sample_types import SampleError
     from mmlab.data.turns import Turn
 
     dialogue: list[Turn] = []
@@ -50,9 +70,13 @@ def talk(answerer, picture) -> None:
             return
         if not question:
             return
-        dialogue += [Turn("human", question)] if dialogue else answerer.ask(question, picture)
-        answer = answerer([dialogue], [picture])[0]
-        dialogue.append(Turn("gpt", answer))
+        asked = [*dialogue, Turn("human", question)] if dialogue else answerer.ask(question, picture)
+        try:
+            answer = reply(answerer, asked, picture)
+        except SampleError as error:
+            print(f"The question cannot be asked: {error}")
+            continue
+        dialogue = [*asked, Turn("gpt", answer)]
         print(answer)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.compose import hydra_verb
 
@@ -25,6 +25,8 @@ def evaluate(cfg: DictConfig) -> None:
     metric=captions also BLEU, ROUGE-L and CIDEr-D. template=minigpt4 uses the prompt of MiniGPT-4's stage 2.
     describe=false (or types, or data.blind_from) asks the questions in the data instead.
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
+    A language model: the perplexity of the answers, per type.
+      mmlab eval run=llava-language_tiny data.path=data/shapes/test
     A model that reconstructs images: PSNR, SSIM, rFID. data.train_from is training data for a PCA baseline.
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     A model that draws images: FID, KID. data.train_from is training data in which to look for copies. candidates=4
@@ -51,7 +53,7 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
     """
     from mmlab.config.errors import ConfigError
 
-    if kind in ("reconstructs", "draws"):
+    if kind in ("reconstructs", "draws", "writes"):
         return kind
     if kind not in ("answers", "describes"):
         raise ConfigError(f"{cfg.run} neither answers questions nor makes images; there is nothing to score.")
@@ -71,6 +73,10 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
     """
     from mmlab.config.errors import ConfigError
 
+    if kind == "writes":
+        refused = ("metric", "describe", "template", "max_new_tokens", "data.blind_from")
+        if keys := [key for key in refused if OmegaConf.select(cfg, key) is not None]:
+            raise ConfigError(f"{cfg.run} is a language model, whose score is its perplexity; leave out {keys[0]}.")
     if cfg.metric is not None and kind in ("draws", "reconstructs"):
         raise ConfigError(f"metric={cfg.metric} applies to answers and descriptions; {cfg.run} makes pictures.")
     if cfg.metric is not None and (cfg.metric == "captions") != (kind == "describes"):

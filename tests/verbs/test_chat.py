@@ -1,9 +1,20 @@
-"""`mmlab chat` with an image that it cannot read."""
+"""`mmlab chat` with an image that it cannot read, and with a language model, which `mmlab eval` scores too."""
+
+import json
+import math
 
 import pytest
+import torch
 
+from mmlab import cli
 from mmlab.config.errors import ConfigError
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import encode
+from mmlab.data.shard_files import ShardWriter
+from mmlab.data.turns import Turn
+from mmlab.stage.assembly import restore
 from mmlab.verbs.chat import read_image_file
+from tests.evaluate.tiny_scores import make_run
 
 
 def test_a_wrong_path_names_the_nearest_file(tmp_path, monkeypatch):
@@ -21,3 +32,54 @@ def test_a_wrong_path_names_the_nearest_file(tmp_path, monkeypatch):
             read_image_file(path)
         assert str(error.value) == sentence
     assert read_image_file("photos/cat.jpg") == b"cat"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tokenizer_folder):
+    """A folder with a language model's run, and shards of questions."""
+    root = tmp_path_factory.mktemp("work")
+    language = ["model=language_only", "model/language=llama_tiny", f"model.language.tokenizer={tokenizer_folder}"]
+    stage = ["data=shapes", "stage=language_pretraining", "stage.prompt.template=v1", "stage.prompt.pictures=none"]
+    make_run(root / "runs", "tongue", [*language, *stage], ["language"])
+    with ShardWriter(root / "asked", quiet=True) as writer:
+        for i, (question, answer, kind) in enumerate((("red?", "yes", "yesno"), ("color?", "red", "color"))):
+            item = {"question": question, "answer": answer, "type": kind}
+            writer.write(f"{i}", {"json": {"questions": [item], "caption": "red"}})
+    return root
+
+
+def run(work, monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    monkeypatch.chdir(work)
+    code = cli.main([*argv, "trainer.accelerator=cpu"])
+    return code, *capsys.readouterr()
+
+
+def test_a_language_model_answers_and_has_a_perplexity(work, monkeypatch, capsys):
+    code, out, err = run(work, monkeypatch, capsys, "chat", "run=tongue", "question=hello", "max_new_tokens=3")
+    assert (code, len(out.splitlines())) == (0, 1), err
+    code, out, err = run(work, monkeypatch, capsys, "eval", "run=tongue", "data.path=asked", "batch_size=1")
+    assert code == 0, err
+    scores = json.loads((work / "runs" / "tongue" / "eval" / "asked" / "scores.json").read_text())
+    language = restore(work / "runs" / "tongue")[0].language
+    dialogue = [Turn("human", "color?"), Turn("gpt", "red")]
+    segment = encode(dialogue, Prompt("v1", pictures="none"), language.tokenizer, None)
+    ids = torch.tensor([segment.input_ids])
+    with torch.no_grad():
+        losses = language.causal(ids).logits[0, :-1].log_softmax(-1)
+    learned = [n for n, label in enumerate(segment.labels) if label >= 0]
+    loss = -sum(float(losses[n - 1, segment.labels[n]]) for n in learned) / len(learned)
+    assert scores["types"]["color"] == pytest.approx(
+        {"questions": 1, "perplexity": math.exp(loss), "loss": loss, "tokens": len(learned)}, rel=1e-5
+    )
+    assert scores["questions"] == 2 and set(scores["types"]) == {"color", "yesno"}
+
+
+def test_what_a_language_model_cannot_do_is_one_sentence(work, monkeypatch, capsys):
+    (work / "a.png").write_bytes(b"")
+    for argv, sentence in {
+        ("chat", "run=tongue", "image=a.png", "question=hi"): "tongue is a language model and sees no images",
+        ("eval", "run=tongue", "data.path=asked", "metric=vqa"): "is its perplexity; leave out metric",
+        ("eval", "run=tongue", "data.path=asked", "types=[count]"): "no texts of type count",
+    }.items():
+        code, _, err = run(work, monkeypatch, capsys, *argv)
+        assert code != 0 and sentence in err and "Traceback" not in err

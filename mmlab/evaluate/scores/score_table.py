@@ -10,7 +10,10 @@ from mmlab.runs.disk import write_json
 Row = dict[str, float | int | None]
 """The numbers of one row of a table by their names; None if undefined, such as a share of nothing."""
 
-POINTS = ("cider_d", "score", "perception", "cognition", "relative", "mark", "baseline_mark", "words")
+POINTS = (
+    *("cider_d", "score", "perception", "cognition", "relative", "mark", "baseline_mark", "words"),
+    *("perplexity", "loss"),
+)
 """Numbers that are not shares."""
 BASELINES = ("blind", "constant")
 """Scores of replies without images: the commonest answer to each question in training, and one reply to all."""

@@ -1,0 +1,124 @@
+"""How well a language model predicts the answers in shards. Legend: S supervised positions."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.collate import ChatCollate
+from mmlab.data.config import ImageTextDataConfig, Prompt
+from mmlab.data.dialogues import kinds_of
+from mmlab.data.formats import parse_record, record_type
+from mmlab.data.index import ShardIndex
+from mmlab.data.packing import Group
+from mmlab.data.progress_bar import progress
+from mmlab.data.sample_types import Sample
+from mmlab.model.language import LanguageModel
+from mmlab.stage.token_loss import supervised
+
+
+@torch.no_grad()
+def perplexities(
+    language: LanguageModel,
+    data: ImageTextDataConfig,
+    prompt: Prompt,
+    index: ShardIndex,
+    bad: BadSamples,
+    types: Sequence[str] = (),
+    limit: int | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Predict every supervised token of the shards in the form of the training.
+
+    Args:
+        language: in eval mode, on its device.
+        data: its longest row.
+        prompt: of the training.
+        index: the shards.
+        bad: counts samples that cannot be used.
+        types: types of questions and records to read; empty: all.
+        limit: at most this many samples.
+        batch_size: texts that are predicted together.
+
+    Returns:
+        `questions` (number of texts), `perplexity` (e to the mean loss of a token), `loss`, `tokens`, and as `types`
+        the same for each type.
+
+    Raises:
+        DataError: no sample can be used, or none is of these types.
+    """
+    collates = {
+        part: ChatCollate(data, replace(prompt, turns=part), language.tokenizer, None, language.vocabulary)
+        for part in ("questions", "conversations", "caption")
+    }
+    rows: dict[str, _Row] = defaultdict(_Row)
+    waiting: list[tuple[str, list[Group]]] = []
+    count = min(limit or len(index), len(index))
+    for i in progress(range(count), "predicting texts", count):
+        key = str(index.keys[i])
+        with bad.left_out(key):
+            record = parse_record(index.read(i, ("json", "txt")))
+            waiting += [
+                (kind, collates[part].prepare(Sample(key, str(index.root), one, None, i)).content)
+                for kind, part, one in _parts(record, prompt, i)
+                if not types or kind in types
+            ]
+        if len(waiting) >= batch_size or (waiting and i == count - 1):
+            _add(rows, waiting, language, collates["caption"])
+            waiting = []
+    if not rows:
+        bad.refuse_all("texts" + f" of type {', '.join(types)}" * bool(types))
+    whole = _Row()
+    for row in rows.values():
+        whole.add(row.loss, row.tokens, row.texts)
+    return {**whole.as_json(), "types": {kind: rows[kind].as_json() for kind in sorted(rows)}}
+
+
+def _parts(record: dict[str, Any], prompt: Prompt, seed: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(type, part of the record, the record with no other question) of each question, dialogue or caption."""
+    for part in ["caption"] if prompt.template == "plain" else kinds_of(record, prompt.turns, seed):
+        if part == "questions":
+            for question in record.get("questions") or [{}]:
+                yield str(question.get("type", "question")), part, {**record, "questions": [question]}
+        else:
+            yield "caption" if part == "caption" else record_type(record) or "conversation", part, record
+
+
+def _add(
+    rows: dict[str, "_Row"], texts: list[tuple[str, list[Group]]], language: LanguageModel, collate: ChatCollate
+) -> None:
+    """Add the losses of texts to the rows of their types."""
+    batch = collate.batch([groups for _, groups in texts])
+    kinds = [kind for kind, groups in texts for _ in groups]  # of each row
+    device = next(language.parameters()).device
+    names = ("input_ids", "segment_ids", "context_ids", "position_ids", "labels")
+    ids, segments, contexts, positions, labels = (batch[name].to(device) for name in names)
+    keep, targets = supervised(labels, segments)
+    packed = bool((batch["segment_ids"] > 1).any())
+    logits_SV = language(language.embed(ids), keep, segments, contexts, positions, packed)
+    losses = F.cross_entropy(logits_SV.float(), targets, reduction="none").tolist()
+    for row, loss in zip(keep.nonzero()[:, 0].tolist(), losses, strict=True):
+        rows[kinds[row]].add(loss, 1, 0)
+    for kind, _ in texts:
+        rows[kind].texts += 1
+
+
+@dataclass
+class _Row:
+    """Sums over texts."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    texts: int = 0
+
+    def add(self, loss: float, tokens: int, texts: int) -> None:
+        self.loss, self.tokens, self.texts = self.loss + loss, self.tokens + tokens, self.texts + texts
+
+    def as_json(self) -> dict[str, float | int]:
+        mean = self.loss / max(self.tokens, 1)
+        return {"questions": self.texts, "perplexity": math.exp(min(mean, 700)), "loss": mean, "tokens": self.tokens}
