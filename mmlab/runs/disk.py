@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -74,6 +75,16 @@ def writing(path: Path) -> Iterator[None]:
         if reason is None or isinstance(error, UserError):
             raise
         raise RunError(f"{path} cannot be written: {reason}; everything saved earlier is unchanged.") from error
+
+
+@contextmanager
+def writing_later(path: Path) -> Iterator[None]:
+    """Only warn if the disk does not let the block write a file that is written again later: training goes on."""
+    try:
+        with writing(path):
+            yield
+    except RunError as error:
+        print(f"WARNING: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lightning import LightningModule
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
-from mmlab.runs.disk import write_text, writing
+from mmlab.runs.disk import write_text, writing, writing_later
 from mmlab.training.config import CSVLogConfig
 
 FILE_NAME = "metrics.csv"
@@ -36,6 +36,7 @@ class CSVLog(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         self._module: LightningModule | None = None
         self._opened = False
+        self._behind = False  # the disk was full, and the file lacks rows
         self._last_at = 0  # where the last row begins in the file
 
     @property
@@ -94,10 +95,14 @@ class CSVLog(Logger):
         self.columns += new
         append = bool(self.rows) and self.last_step < step
         self.rows.setdefault(step, {}).update(values)
-        if ahead or new or not self.path.exists():
-            self._write_all()
-        else:
-            self._write_last(append)
+        rewrite = bool(ahead or new or self._behind or not self.path.exists())
+        self._behind = True
+        with writing_later(self.path):
+            if rewrite:
+                self._write_all()
+            else:
+                self._write_last(append)
+            self._behind = False
 
     @property
     def last_step(self) -> int:

@@ -1,5 +1,6 @@
 """The table of a run's metrics."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,3 +105,16 @@ def test_a_damaged_table_does_not_block_a_resume(tmp_path, capsys, old, new, ste
     assert list(read_table(path)) == [*steps, 4]
     assert "metrics.csv.damaged" in capsys.readouterr().err
     assert (tmp_path / "metrics.csv.damaged").read_bytes() == whole.replace(old, new)
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, capsys, monkeypatch):
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
+    log.add({"loss": 0.75}, 1)
+    with monkeypatch.context() as patch:
+        for name in ("_write_last", "_write_all"):
+            patch.setattr(log, name, lambda *_: Path("/dev/full").write_text("x"))
+        log.add({"loss": 0.5}, 2)
+        log.add({"loss": 0.5, "other": 1.0}, 3)
+    assert capsys.readouterr().err.count("metrics.csv cannot be written: the disk is full") == 2
+    log.add({"loss": 0.25}, 4)
+    assert list(read_table(tmp_path / "metrics.csv")) == [1, 2, 3, 4]

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from mmlab.data.counters import DataReport
 from mmlab.evaluate.config import DataReportCallbackConfig
-from mmlab.runs.disk import write_json
+from mmlab.runs.disk import write_json, writing_later
 
 FILE_NAME = "data_report.json"
 
@@ -75,7 +75,9 @@ class DataReportCallback(L.Callback):
         if trainer.is_global_zero:
             ranks = trainer.world_size if everyone else 1
             report = {"ranks": ranks, "train": train.summary(), "validation": validation.summary()}
-            write_json(Path(trainer.default_root_dir) / FILE_NAME, report)
+            file = Path(trainer.default_root_dir) / FILE_NAME
+            with writing_later(file):
+                write_json(file, report)
 
 
 def _several_ranks() -> bool:

@@ -37,7 +37,7 @@ from mmlab.model.fidelity import psnr
 from mmlab.model.first_stage import to_signed
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.report.contact_sheet import BAD, GOOD, as_picture, contact_sheet
-from mmlab.runs.disk import replacing
+from mmlab.runs.disk import replacing, writing_later
 from mmlab.training.ema import averaged
 
 NAME = "val/samples"
@@ -112,7 +112,7 @@ class Samples(L.Callback, ABC):
             title=f"step {step:,}",
         )
         path = Path(trainer.default_root_dir, "samples", f"step-{step}.png")
-        with replacing(path) as draft:
+        with writing_later(path), replacing(path) as draft:
             sheet.save(draft)
         pictures = [None if card.picture is None else as_picture(card.picture) for card in cards]
         rows = [[picture, *card.cells.values()] for picture, card in zip(pictures, cards, strict=True)]
