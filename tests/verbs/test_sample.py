@@ -121,11 +121,11 @@ def test_what_the_text_encoder_does_not_read_is_said(work, monkeypatch, capsys):
     length = load_run_config(work / "runs" / "text").model.conditioner.max_length
     long = "red " * 2 * length
     code, _, err = sample(
-        work, monkeypatch, capsys, "run=text", "count=3", f"prompt=['{long}end','{long}stop',blue]", "out=long"
+        work, monkeypatch, capsys, "run=text", "count=3", f"prompt=['{long}end','{long}stop',blue]", "out=cut"
     )
     assert code == 0 and f"the text encoder reads {length} tokens" in err
     assert "red end'" in err and "red stop'" in err and "blue" not in err
-    pictures = json.loads((work / "long" / "samples.json").read_text())["pictures"]
+    pictures = json.loads((work / "cut" / "samples.json").read_text())["pictures"]
     assert [picture["cut"][-4:] for picture in pictures[:3]] == [" end", "stop", ""]
 
 
