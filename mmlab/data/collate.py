@@ -158,6 +158,7 @@ class PairCollate:
         tokenizer: of the text encoder; its special tokens are added, unless there is a `frame`.
         image: how images are decoded.
         frame: ids that begin and end a caption, in place of the tokenizer's special tokens; a cut one has both.
+        vocabulary: tokens that the text encoder has, if the tokenizer may have more.
     """
 
     members: tuple[str, ...] = ()
@@ -168,17 +169,19 @@ class PairCollate:
         tokenizer: "PreTrainedTokenizerBase",
         image: ImageSpec,
         frame: tuple[int, int] | None = None,
+        vocabulary: int | None = None,
     ):
         self.config = config
         self.tokenizer = tokenizer
         self.image: ImageSpec | None = image
         self.frame = frame
+        self.vocabulary = vocabulary
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tokenize the caption; of several, the one drawn by the sample's seed.
 
         Raises:
-            SampleError: `no-caption` or `no-picture`.
+            SampleError: `no-caption` or `no-picture`; see `check_vocabulary`.
         """
         caption = caption_of(sample.record, sample.seed)
         if caption is None:
@@ -186,6 +189,7 @@ class PairCollate:
         if sample.image is None:
             raise SampleError("no-picture", "The sample has no image.")
         ids, cut = self._tokens(caption)
+        check_vocabulary(ids, self.vocabulary, self.tokenizer)
         image = _crop(sample.image, sample.seed) if self.config.augment else sample.image
         return Prepared((image, ids), {"truncated": int(cut), "tokens": len(ids), "pictures": 1})
 

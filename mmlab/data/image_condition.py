@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmlab.class_names import class_index
 from mmlab.config.errors import nearest
-from mmlab.data.conversation import pad_id
+from mmlab.data.conversation import check_vocabulary, pad_id
 from mmlab.data.dialogues import caption_of
 from mmlab.data.sample_types import Sample, SampleError
 
@@ -23,6 +23,7 @@ class Conditioning:
         labels: names of the classes in the order of their numbers; None reads no class.
         tokenizer: of the captions; None reads none.
         max_length: tokens of every caption, which is padded or cut to them, as in CLIP and LDM.
+        vocabulary: tokens that the text encoder has, if the tokenizer may have more.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Conditioning:
         labels: Sequence[str] | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         max_length: int = 0,
+        vocabulary: int | None = None,
     ):
         self.labels = None if labels is None else [str(name) for name in labels]
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.vocabulary = vocabulary
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -47,7 +50,7 @@ class Conditioning:
             Tensors of one row each, by their name in the batch; and counters for the data report.
 
         Raises:
-            SampleError: `no-class` where the class is missing or unknown, `no-caption`.
+            SampleError: `no-class` where the class is missing or unknown, `no-caption`; see `check_vocabulary`.
         """
         values: dict[str, Tensor] = {}
         counters: dict[str, int] = {}
@@ -58,6 +61,7 @@ class Conditioning:
             if caption is None:
                 raise SampleError("no-caption", "The record has no caption.")
             ids, mask, cut = _fixed_length(self.tokenizer, caption, self.max_length)
+            check_vocabulary(ids.tolist(), self.vocabulary, self.tokenizer)
             values |= {"input_ids": ids, "attention_mask": mask}
             counters |= {"tokens": int(mask.sum()), "truncated": int(cut)}
         return values, counters

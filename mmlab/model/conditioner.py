@@ -23,7 +23,15 @@ from transformers import AutoModelForTextEncoding, PretrainedConfig
 from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
-from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, load_weights, on_meta, read_config
+from mmlab.model.pretrained import (
+    build_model,
+    fit_tokenizer,
+    load_pretrained,
+    load_tokenizer,
+    load_weights,
+    on_meta,
+    read_config,
+)
 from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
@@ -194,12 +202,20 @@ class TextCondition(Conditioner):
         self.max_length, self.dropout, self.hide_padding = config.max_length, config.dropout, config.hide_padding
         self.untrained = config.init == "random"
         self.context_width, self.context_length = encoder.hidden_size, config.max_length
+        self.vocabulary: int = encoder.vocab_size
         self._check(encoder)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return token ids and attention mask of texts, int64 `[B, T]`, cut and padded to `max_length`."""
+        """Return token ids and attention mask of texts, int64 `[B, T]`, cut and padded to `max_length`.
+
+        Raises:
+            ConfigError: a text with a token that the encoder has no embedding of.
+        """
         options = {"padding": "max_length", "truncation": True, "max_length": self.max_length}
         rows = self.tokenizer(list(texts), return_tensors="pt", return_attention_mask=True, **options)
+        if (largest := int(rows["input_ids"].max())) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise ConfigError(f"The text encoder has {self.vocabulary} tokens, and '{token}' is not one of them.")
         return {name: rows[name] for name in ("input_ids", "attention_mask")}
 
     def cut(self, text: str) -> str:
@@ -258,10 +274,8 @@ class TextCondition(Conditioner):
             raise ConfigError(
                 f"model.conditioner.max_length={self.max_length}, but the text encoder has {positions} positions."
             )
-        if self.tokenizer is not None and len(self.tokenizer) > config.vocab_size:
-            raise ConfigError(
-                f"The tokenizer has {len(self.tokenizer)} tokens, the text encoder only {config.vocab_size}."
-            )
+        if self.tokenizer is not None:
+            fit_tokenizer(self.tokenizer, config.vocab_size, "conditioner")
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
-from mmlab.model.pretrained import build_model, load_pretrained, load_tokenizer, read_config
+from mmlab.model.pretrained import build_model, fit_tokenizer, load_pretrained, load_tokenizer, read_config
 from mmlab.model.vision import VisionEncoder
 
 
@@ -25,6 +25,8 @@ class TextEncoder(nn.Module):
         self.tokenizer = load_tokenizer(config.tokenizer or config.source)
         whole = read_config(config, "text", vocab_size=len(self.tokenizer))
         self.config = getattr(whole, "text_config", whole)
+        self.vocabulary: int = self.config.vocab_size
+        fit_tokenizer(self.tokenizer, self.vocabulary, "text")
         self.tower = build_model(AutoModel, self.config, config)
 
     def load_pretrained(self) -> None:

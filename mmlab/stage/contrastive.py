@@ -30,7 +30,8 @@ class ContrastivePretraining(Stage):
         """
         if data.pack:
             raise ConfigError("stage=contrastive compares whole images and captions; data.pack=true does not apply.")
-        return PairCollate(data, self.model.text.tokenizer, ImageSpec(self.model.vision.image_size, data.aspect))
+        text, image = self.model.text, ImageSpec(self.model.vision.image_size, data.aspect)
+        return PairCollate(data, text.tokenizer, image, vocabulary=text.vocabulary)
 
     def similarities(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Return (logits `[B, B]` of image i against text j, bool `[B, B]` whether they match)."""

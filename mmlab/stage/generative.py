@@ -57,7 +57,7 @@ class GenerativeStage(Stage):
         if conditioner.reads == "class":
             return Conditioning(conditioner.names)
         if conditioner.reads == "text":
-            return Conditioning(None, conditioner.tokenizer, conditioner.max_length)
+            return Conditioning(None, conditioner.tokenizer, conditioner.max_length, conditioner.vocabulary)
         return Conditioning()
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.conversation import Segment, encode
 from mmlab.data.dialogues import conversations_of
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.sample_types import ImageSpec, Sample, SampleError
 from tests.tiny_tokenizers import TOKENIZERS, llama_2, llama_3, wordpiece
 
@@ -312,6 +313,19 @@ def test_a_pairs_caption_is_drawn_by_the_seed() -> None:
         drawn[seed] = tuple(collate.prepare(one).content[1])
         assert tuple(collate.prepare(one).content[1]) == drawn[seed]
     assert len(set(drawn.values())) == 3
+
+
+def test_a_caption_with_a_token_that_the_encoder_lacks_is_an_error() -> None:
+    size = len(llama_2()) - 1
+    last = str(llama_2().convert_ids_to_tokens(size))
+    few = PairCollate(ImageTextDataConfig(), llama_2(), SPEC, vocabulary=size)
+    few.prepare(sample("a", {"caption": "red"}))
+    drawn = Conditioning(None, llama_2(), 16, size)
+    drawn(sample("a", {"caption": "red"}))
+    for read in (few.prepare, drawn):
+        with pytest.raises(SampleError) as caught:
+            read(sample("a", {"caption": last}))
+        assert caught.value.reason == "vocabulary"
 
 
 def test_pairs_without_caption_or_image_are_errors() -> None:

@@ -200,6 +200,18 @@ def test_mistakes_are_one_sentence(tokenizer_folder):
         text(tokenizer_folder, max_length=99)
     with pytest.raises(ConfigError, match=r"13 tokens are longer than model\.conditioner\.max_length=12"):
         text(tokenizer_folder)({"input_ids": torch.ones(1, 13).long(), "attention_mask": torch.ones(1, 13).long()})
-    with pytest.raises(ConfigError, match="293 tokens, the text encoder only 90"):
+    with pytest.raises(ConfigError, match="293 tokens, the model only 90"):
         architecture = {"model_type": "bert", **SIZES["bert"], "vocab_size": 90}
         TextCondition(TextConditionConfig(init="random", architecture=architecture, tokenizer=str(tokenizer_folder)))
+
+
+def test_a_text_with_a_token_that_the_encoder_lacks_is_refused(tokenizer_folder):
+    architecture = {"model_type": "bert", **SIZES["bert"], "vocab_size": 292}
+    config = TextConditionConfig(
+        init="random", architecture=architecture, tokenizer=str(tokenizer_folder), max_length=8
+    )
+    conditioner = TextCondition(config)
+    last = conditioner.tokenizer.convert_ids_to_tokens(292).replace("Ġ", " ")
+    assert conditioner(conditioner.tokenize(["!"]))["context"].shape[1] == 8
+    with pytest.raises(ConfigError, match=r"has 292 tokens, and '.+' is not one of them"):
+        conditioner.tokenize([last])

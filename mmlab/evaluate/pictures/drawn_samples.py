@@ -37,7 +37,8 @@ class PictureConditions:
         self.pictures, self.maps = pictures, conditioner.reads == "map"
         classes = conditioner.names if conditioner.reads == "class" else None
         text = conditioner.reads == "text"
-        read = Conditioning(classes, *((conditioner.tokenizer, conditioner.max_length) if text else ()))
+        words = (conditioner.tokenizer, conditioner.max_length, conditioner.vocabulary) if text else ()
+        read = Conditioning(classes, *words)
         # Place in the index, inputs of the conditioner, and label of each.
         rows: list[tuple[int, dict[str, Tensor], str]] = []
         fault, self.truncated = "", 0
