@@ -1,10 +1,10 @@
 """The clock of chat templates: a fixed moment, so that a prompt does not depend on the day, place or language."""
 
-import json
 from datetime import UTC, datetime
 from string import ascii_letters
 
 from mmlab.config.errors import ConfigError
+from mmlab.runs.disk import to_json
 
 DATE = "2024-07-26"
 """The default of `prompt.date`."""
@@ -27,7 +27,7 @@ def fix_clock(template: str, date: str) -> str:
     """
     if "strftime_now" not in template:
         return template
-    steps = "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _texts(date).items())
+    steps = "".join(f" | replace({to_json(code)}, {to_json(text)})" for code, text in _texts(date).items())
     # The empty expression keeps a line break at the start of the template.
     return "{% macro strftime_now(format) %}{{ format" + steps + " }}{% endmacro %}{{ '' }}" + template
 

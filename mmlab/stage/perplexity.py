@@ -20,6 +20,7 @@ from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import Sample
 from mmlab.model.language import LanguageModel
 from mmlab.stage.token_loss import supervised
+from mmlab.weights import finite
 
 
 @torch.no_grad()
@@ -51,6 +52,7 @@ def perplexities(
 
     Raises:
         DataError: no sample can be used, or none is of these types.
+        RunError: losses that are not finite.
     """
     collates = {
         part: ChatCollate(data, replace(prompt, turns=part), language.tokenizer, None, language.vocabulary)
@@ -101,7 +103,8 @@ def _add(
     keep, targets = supervised(labels, segments)
     packed = bool((batch["segment_ids"] > 1).any())
     logits_SV = language(language.embed(ids), keep, segments, contexts, positions, packed)
-    losses = F.cross_entropy(logits_SV.float(), targets, reduction="none").tolist()
+    losses_S = F.cross_entropy(logits_SV.float(), targets, reduction="none")
+    losses = finite(losses_S, "The language model's losses have").tolist()
     for row, loss in zip(keep.nonzero()[:, 0].tolist(), losses, strict=True):
         rows[kinds[row]].add(loss, 1, 0)
     for kind, _ in texts:
