@@ -79,8 +79,8 @@ def _ddim(process: Diffusion, sampler: Sampler) -> Any:
 
     config, timesteps = sampler.config, process.config.timesteps
     spacing: Any = config.spacing
-    if config.name == "heun" or sampler.own.get("variance") == "forward":
-        what = "sampler heun" if config.name == "heun" else "sampler ddpm with variance=forward"
+    if config.name not in ("ddim", "euler", "ddpm") or sampler.own.get("variance") == "forward":
+        what = f"sampler {config.name}{' with variance=forward' if config.name == 'ddpm' else ''}"
         raise ConfigError(f"diffusers does not take the steps of {what}; {ADVICE}.")
     if spacing == "linspace" or timesteps % config.steps:
         what = f"{config.steps} steps" if timesteps % config.steps else "spacing=linspace"
