@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import DataError, RunError
 from mmlab.data.formats import EXTENSIONS
 from mmlab.runs.disk import replacing
@@ -37,8 +38,7 @@ def write_arrays(folder: Path, arrays: dict[str, Any], elsewhere: bool) -> Path:
             _write(other, arrays)
         except RunError:
             raise error from None
-        reason = str(error.__cause__ or error)
-        print(f"mmlab: the index of {folder} was written to {other}: {reason}", file=sys.stderr)
+        print(f"the index of {folder} is in {other}: {refusal(error) or error}", file=sys.stderr)
         return other
 
 
