@@ -58,8 +58,8 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
     "write",
     [
         lambda path: Path(path).write_text("x" * 100000),
-        lambda path: np.savez(Path(path).open("wb"), a=np.zeros(100000)),
-        lambda path: np.zeros(100000).tofile(Path(path).open("wb")),
+        lambda path: np.savez(Path(path).open("wb"), a=np.zeros(100000)),  # noqa: SIM115
+        lambda path: np.zeros(100000).tofile(Path(path).open("wb")),  # noqa: SIM115
         lambda path: torch.save({"a": torch.zeros(100000)}, path),
         lambda path: Image.new("RGB", (900, 900)).save(path, "PNG"),
         lambda path: Image.effect_noise((900, 900), 90).save(path, "JPEG"),
