@@ -42,10 +42,11 @@ _TOKENS = re.compile(
     r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})(?![A-Za-z0-9])"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
+# A name is read from its start only: from every word in it, a long line would take hours.
 _NAME = r"[\w.-]*(?:key|token|secret|passw(?:or)?d|passphrase|pass|pat|credentials?)"
 _ASSIGNED = re.compile(
-    rf"""(?im)(\b(?P<name>{_NAME})["']?\]?\s*[:=]\s*[rfb]?(?P<quote>["']))(?P<quoted>[^"'\n]+)(?=(?P=quote))"""
-    rf"""|(^[ +-]?\s*(?:export\s+)?(?P<variable>[A-Z][A-Z0-9_]*)\s*[:=]\s*)(?P<plain>[^\s"'(){{}}\[\],]+)\s*$"""
+    rf"""(?im)((?<![\w.-])(?P<name>{_NAME})["']?\]?\s*[:=]\s*[rfb]?(?P<quote>["']))(?P<quoted>[^"'\n]+)(?=(?P=quote))"""
+    rf"""|(^[ +-]?[ \t]*(?:export[ \t]+)?(?P<variable>[A-Z][A-Z0-9_]*)\s*[:=]\s*)(?P<plain>[^\s"'(){{}}\[\],]+)\s*$"""
 )
 
 
@@ -120,7 +121,7 @@ def is_secret_name(key: str) -> bool:
 
 def _without_value(match: re.Match) -> str:
     name, value = match["name"] or match["variable"], match["quoted"] or match["plain"]
-    words = re.split(r"[^a-z]+", name.lower())
+    words = re.split(r"[^a-z]+", name.lower().strip("-."))
     secret = is_secret_name(name) and words != ["key"] if match["name"] else bool(SECRET_VARIABLE.search(name))
     if not secret or not is_secret_value(name, value) or value.isalpha() or value.startswith(("$", HIDDEN)):
         return match[0]

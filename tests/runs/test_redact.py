@@ -1,6 +1,7 @@
 """What is a secret, where it is found, and what is left alone."""
 
 import json
+import time
 from urllib.parse import quote
 
 import pytest
@@ -121,3 +122,18 @@ def test_other_spellings(secret):
         everywhere,
     ):
         assert hide(f"a {text} b", [secret]).replace('"', "").replace("\\", "") == f"a {HIDDEN} b", text
+
+
+@pytest.mark.parametrize(
+    "line", ["1.5-2.3-" * 9000, "a" * 70000, "token " * 10000, "\n" * 70000], ids=lambda line: line[:6]
+)
+def test_a_long_line_takes_no_longer_than_many_short_ones(line):
+    start = time.process_time()
+    assert redact_text(f"diff\n+{line}\n") == f"diff\n+{line}\n"
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("name", ["api_key", "-api_key", "self.api-key", "--api-key", "settings.API_KEY"])
+def test_names_within_longer_ones(name):
+    assert redact_text(f"\n{name} = 'pl4inSecret'\n") == f"\n{name} = '{HIDDEN}'\n"
+    assert redact_text("\n-key = 'pl4inSecret'\n") == "\n-key = 'pl4inSecret'\n"  # such as of a dict
