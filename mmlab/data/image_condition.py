@@ -37,6 +37,7 @@ class Conditioning:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.vocabulary = vocabulary
+        self._numbers: dict[str, int] = {}  # of the classes that occurred: a look-up reads all names
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -73,10 +74,12 @@ class Conditioning:
             name = sample.members["cls"].decode(errors="replace").strip()
         if name is None:
             raise SampleError("no-class", "The record has no class, and there is no .cls member.")
-        try:
-            return class_index(name, labels)
-        except ValueError as error:
-            raise SampleError("no-class", f"{error}{nearest(str(name), labels)}") from error
+        if (text := str(name)) not in self._numbers:
+            try:
+                self._numbers[text] = class_index(text, labels)
+            except ValueError as error:
+                raise SampleError("no-class", f"{error}{nearest(text, labels)}") from error
+        return self._numbers[text]
 
 
 def _fixed_length(tokenizer: "PreTrainedTokenizerBase", text: str, max_length: int) -> tuple[Tensor, Tensor, bool]:

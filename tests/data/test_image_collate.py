@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data import image_condition
 from mmlab.data.cache_collate import LatentCollate
 from mmlab.data.config import ImageDataConfig
 from mmlab.data.conversation import pad_id
@@ -61,6 +63,13 @@ def posterior(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
 
 def one(collate: Any, only: Sample) -> dict[str, Any]:
     return collate.batch([collate.prepare(only).content])
+
+
+def test_a_class_is_looked_up_once(monkeypatch):
+    read, calls = Conditioning(NAMES[:2]), []
+    monkeypatch.setattr(image_condition, "class_index", lambda *call: calls.append(call) or class_index(*call))
+    labels = [int(read(sample({}, cls=data))[0]["labels"]) for data in (b"1\n", b"square", b"1") * 2]
+    assert labels == [1] * 6 and len(calls) == 2
 
 
 def test_half_of_the_images_are_mirrored_by_their_seeds():
