@@ -103,6 +103,13 @@ def test_the_sheet_shows_pairs(sets):
     assert sheet.mode == "RGB" and sheet.width > 1500
 
 
+def test_the_sheet_has_the_budget_of_the_set(tmp_path):
+    files = [png() if n % 2 else png()[:40] for n in range(28)]
+    some = PictureSet(make_records(tmp_path / "some", [{}] * 28, files).root, SPEC, budget=0.6)
+    list(some.batches(4, "x"))
+    assert reconstruction_sheet(Unshuffle(), some, cells=28).width > 1500
+
+
 def test_a_set_of_pictures(sets, tmp_path):
     some = PictureSet(sets[1].index.root, SPEC, 10)
     assert len(some) == 10 and some.places[0] == 0 and some.places[-1] == 259

@@ -127,7 +127,7 @@ def linear_scores(pictures: PictureSet, train: PictureSet, values: int, batch_si
 
 def reconstruction_sheet(first_stage: FirstStage, pictures: PictureSet, cells: int = 24) -> Image.Image:
     """Images spread over the set, each with its reconstruction on the right."""
-    shown = PictureSet(pictures.index.root, pictures.spec, min(cells, len(pictures)))
+    shown = PictureSet(pictures.index.root, pictures.spec, min(cells, len(pictures)), pictures.bad.budget)
     originals = torch.cat(list(shown.batches(cells, "reading images")))
     back = reconstruct(first_stage, originals)
     decibels = psnr(to_signed(originals), to_signed(back)).clamp(max=EQUAL).tolist()
