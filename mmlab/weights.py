@@ -148,9 +148,10 @@ def verify_files(folder: Path, weights: bool = True) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of all files in a folder that a model may be read from."""
+    """Paths of all files in a folder that a model may be read from: neither hidden ones nor the README of a hub."""
     files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path.as_posix() for path in files if path.name != CARD and not path.name.startswith(".")]
+    hidden = {path for path in files if any(name.startswith(".") for name in path.parts)}
+    return [path.as_posix() for path in files if path not in hidden and path.name not in (CARD, "README.md")]
 
 
 def _file_hash(path: Path) -> str:

@@ -1,9 +1,13 @@
 """A hash of weights covers every value, and not how they are stored."""
 
+import json
+
+import pytest
 import torch
 from torch import nn
 
-from mmlab.weights import content_hash
+from mmlab.config.errors import RunError
+from mmlab.weights import CARD, content_hash, file_hashes, verify_files
 
 
 def test_every_value_and_name_counts():
@@ -39,3 +43,15 @@ def test_long_tensors_are_hashed_to_their_end(monkeypatch):
     before = content_hash(module)
     monkeypatch.setattr("mmlab.weights.CHUNK", 10)
     assert content_hash(module) == before
+
+
+def test_what_a_hub_adds_to_a_folder_is_not_part_of_it(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / CARD).write_text(json.dumps({"files": file_hashes(tmp_path)}))
+    for name in ("README.md", ".gitattributes", ".cache/huggingface/download/model.safetensors.metadata"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    verify_files(tmp_path)
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(RunError, match=r"model.bin was added"):
+        verify_files(tmp_path)
