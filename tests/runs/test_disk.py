@@ -77,10 +77,32 @@ def test_the_errors_of_safetensors(tmp_path):
     assert refusal(SafetensorError(str(error.value).replace("os error 2", "os error 28"))) == "the disk is full"
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_file_systems_that_cannot_sync_folders(tmp_path, monkeypatch, sync):
+    synced, fsync = [], os.fsync
+
+    def only_files(number):
+        synced.append(number)
+        if os.path.isdir(f"/proc/self/fd/{number}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with replacing(tmp_path / "part", sync) as draft:
+        draft.mkdir()
+        (draft / "a").touch()
+    assert (tmp_path / "part/a").is_file() and len(synced) == 3 * sync
+
+
 def test_an_error_of_another_kind_is_not_hidden():
     with pytest.raises(ZeroDivisionError), writing("x"):  # type: ignore[arg-type]
         raise ZeroDivisionError
     assert refusal(ValueError("no space for a comma")) is None and refusal(FileNotFoundError(2, "none")) is None
+    try:
+        raise ValueError from None  # after a cache that could not be written, for example
+    except ValueError as error:
+        error.__context__ = FULL
+        assert refusal(error) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

@@ -61,7 +61,7 @@ def draw_files(
         seeds = list(range(seed + start, seed + stop))
         pictures = generator({name: values[start:stop] for name, values in inputs.items()}, seeds, on_step)
         for name, picture in zip(names[start:stop], pictures, strict=True):
-            with replacing(out / name) as draft:
+            with replacing(out / name, sync=False) as draft:
                 as_picture(picture).save(draft)
         shown += pictures[: max(0, GRID - start)]
         if start < strip:
