@@ -20,6 +20,7 @@ class Rule:
         refused: the checkpoint is not resumed from; otherwise a warning says what changes.
         shown: the two values are short enough for the sentence.
         ordered: the order of the items counts, too.
+        known: items that the record does not have are not compared: a later mmlab may have more of them.
     """
 
     noun: str
@@ -27,6 +28,7 @@ class Rule:
     refused: bool = True
     shown: bool = False
     ordered: bool = False
+    known: bool = False
 
 
 RULES = {
@@ -37,6 +39,8 @@ RULES = {
     "template": Rule("chat template", "the prompts would not be those that were trained"),
     "date": Rule("date in the chat template", "the prompts would not be those that were trained", shown=True),
     "train": Rule("training source '{}'", "the order of samples would change", ordered=True),
+    "settings": Rule("{}", "the steps so far were made with that", shown=True, known=True),
+    "training": Rule("{}", "steps before and after it are computed in different ways", refused=False, shown=True),
     "val": Rule("validation source '{}'", "val/ metrics before and after cannot be compared", refused=False),
     "code": Rule("state of the code", "steps before and after it are computed by different code", refused=False),
     "versions": Rule("version of {}", "results may differ in their last digits or more", refused=False, shown=True),
@@ -61,7 +65,7 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: str) 
         return [f"{where} does not record what it depends on, so nothing was compared: an earlier mmlab saved it."]
     warnings = []
     for field, rule in RULES.items():
-        if not _differs(then.get(field), now.get(field), rule):
+        if field not in then or not _differs(then[field], now.get(field), rule):  # an earlier mmlab has fewer fields
             continue
         by = "by" if field == "run" else "with"
         sentence = f"{where} was saved {by} another {_what(field, rule, then, now)}: {rule.effect}"
@@ -78,6 +82,8 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _differs(before: Any, after: Any, rule: Rule) -> bool:
+    if rule.known:
+        after = {item: value for item, value in after.items() if item in before} if before and after else None
     if after is None or before != after:
         return after is not None
     return rule.ordered and list(before) != list(after)

@@ -30,7 +30,8 @@ from mmlab.runs.redact import redact, redact_text
 IDENTITY = "identity.json"
 LOCK = ".lock"
 _LOCKS: list[TextIO] = []  # kept open until the process ends: closing a file releases its lock
-# A run may be resumed with other values of these.
+# A run may be resumed with other values of these; some of them change how its further steps are computed.
+CHANGES_STEPS = ("trainer.precision", "trainer.gradient_clip_val", "trainer.deterministic", "trainer.overfit")
 MAY_CHANGE = ("run", "trainer", "logger", "callbacks", "data.root")
 
 
@@ -42,11 +43,15 @@ class Start:
         folder: of the run.
         complete: the run has reached the end that its config asks for; nothing is left to train.
         run_id: of the run, the same at all of its starts; None on later ranks before the first one has written it.
+        settings: key → value of what the config must have at all starts.
+        training: key → value of what it may change, with which further steps are computed in another way.
     """
 
     folder: Path
     complete: bool
     run_id: str | None
+    settings: dict[str, Any]
+    training: dict[str, Any]
     _config: dict[str, Any]
     _overrides: list[str]
     _fresh: bool
@@ -138,7 +143,11 @@ def prepare_run(cfg: DictConfig) -> Start:
     if HydraConfig.initialized():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     known = None if fresh else identity.get("run")
-    return Start(folder, complete, known or (uuid.uuid4().hex if rank() == 0 else None), config, overrides, fresh)
+    run_id = known or (uuid.uuid4().hex if rank() == 0 else None)
+    leaves, stage = dict(_leaves(config, "")), stage_of(cfg)
+    settings = {key: value for key, value in leaves.items() if not _may_change(key, stage)}
+    training = {key: value for key, value in leaves.items() if _changes_steps(key)}
+    return Start(folder, complete, run_id, settings, training, config, overrides, fresh)
 
 
 def _job() -> str | None:
@@ -245,12 +254,21 @@ def _check_same_run(folder: Path, previous: Any, config: Any, stage: type | None
     """Refuse a config that describes another run than the one in the folder."""
     old, new = dict(_leaves(previous, "")), dict(_leaves(config, ""))
     for key in sorted(old.keys() | new.keys()):
-        free = is_execution(key, stage) or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
-        if not free and old.get(key) != new.get(key):
+        if not _may_change(key, stage) and old.get(key) != new.get(key):
             raise ConfigError(
                 f"{folder} contains a run with {key}={old.get(key)}, not {new.get(key)}; "
                 "give another run.name, or remove the folder."
             )
+
+
+def _may_change(key: str, stage: type | None) -> bool:
+    """Whether a run may be resumed with another value of a key."""
+    return is_execution(key, stage) or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+
+
+def _changes_steps(key: str) -> bool:
+    """Whether a key that may change affects how a step is computed, not only when the run validates, logs or ends."""
+    return key in CHANGES_STEPS or key.startswith("callbacks.ema.")
 
 
 def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from mmlab.runs.references import tokenizer_folder
 from mmlab.runs.run import Start
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.trainable import parts_of
+from mmlab.training.trainer import precision
 from mmlab.weights import content_hash
 
 PROBE = "What's in the picture?  Two red CIRCLES, 3.14159 \u00d7 \u732b \U0001f600\n\n\tUSER: def f(x): return x</s>"
@@ -55,7 +56,8 @@ class RunIdentity(Callback):
                 print(f"WARNING: {warning}", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start.record(self.identity)
+        own = ("settings", "training")  # the run's config.yaml has them
+        self.start.record({name: value for name, value in self.identity.items() if name not in own})
         if trainer.is_global_zero:
             keep_tokenizers(pl_module.model, self.start.folder)  # type: ignore[arg-type]
 
@@ -83,6 +85,8 @@ def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Ma
         "sources": {name: str(path) for name, path in stage.sources.items()},
         "tokenizers": {name: _tokenizer_hash(tokenizer) for name, tokenizer in tokenizers.items()},
         "template": _hash(templates) if own_template else None,
+        "settings": start.settings,
+        "training": {**start.training, "trainer.precision": precision(cfg.trainer.precision, cfg.trainer.accelerator)},
         "date": OmegaConf.select(cfg, "stage.prompt.date"),
         "train": data.sources,
         "val": {source.name: source.index.hash for source in data.val_sources},

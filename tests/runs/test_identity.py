@@ -14,6 +14,8 @@ THEN = {
     "tokenizers": {"language": "c"},
     "template": "d",
     "date": "2026-01-02",
+    "settings": {"optim.lr": 0.1, "data.global_batch": 8},
+    "training": {"trainer.precision": "32-true"},
     "train": {"one": "e", "two": "f"},
     "val": {"one": "g"},
     "code": "h",
@@ -33,6 +35,11 @@ CHANGED = {
     "template": ("z", "another chat template: the prompts would not be"),
     "date": ("2026-01-03", "another date in the chat template (2026-01-02, now 2026-01-03)"),
     "train": ({"one": "e", "two": "z"}, "another training source 'two': the order of samples would change"),
+    "settings": ({"optim.lr": 0.2, "data.global_batch": 8}, "with another optim.lr (0.1, now 0.2): the steps so far"),
+    "training": (
+        {"trainer.precision": "32-true", "callbacks.ema.decay": 0.9},
+        "with another callbacks.ema.decay (None, now 0.9): steps before and after it are computed in different ways.",
+    ),
     "val": ({"one": "z"}, "another validation source 'one': val/ metrics before and after cannot be compared."),
     "code": ("z", "another state of the code: steps before and after it are computed by different code."),
     "versions": ({"torch": "2.10", "numpy": "2.0"}, "another version of torch (2.9, now 2.10): results may differ"),
@@ -56,6 +63,9 @@ def test_a_difference_is_refused_or_said(field):
 def test_the_same_is_accepted():
     assert compare(THEN, dict(THEN), "step-5") == []
     assert compare(THEN, {**THEN, "run": None, "name": "renamed"}, "step-5") == [], "a later rank has no id at first"
+    settings = {**THEN["settings"], "optim.new": 1}
+    assert compare(THEN, {**THEN, "settings": settings}, "step-5") == [], "a later mmlab has more settings"
+    assert compare({"run": THEN["run"]}, THEN, "step-5") == [], "an earlier mmlab recorded fewer fields"
 
 
 @pytest.mark.parametrize(
