@@ -98,7 +98,7 @@ class Start:
 
     def _identity(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """The record, with the values that it replaces and those of the config under `earlier`."""
-        before = _read_json(self.folder / IDENTITY) or {}
+        before = read_json(self.folder / IDENTITY) or {}
         replaced = {name: before[name] for name in differing(before, identity) if name in before}
         if not self._recorded and (config := _changed(self.folder, self._config)):
             replaced["config"] = config
@@ -107,7 +107,7 @@ class Start:
 
     def _code(self) -> list[dict[str, Any]]:
         """The states of the code that the run was started with, each with the times of its starts."""
-        states, now = _read_json(self.folder / "code.json") or [], redact(code_state())
+        states, now = read_json(self.folder / "code.json") or [], redact(code_state())
         states = states if isinstance(states, list) else [states]
         if not states or {**states[-1], "starts": None} != {**now, "starts": None}:
             states.append({"starts": [], **now})
@@ -130,10 +130,11 @@ def prepare_run(cfg: DictConfig) -> Start:
     exists, complete = (folder / "config.yaml").is_file(), False
     if exists:
         _lock(folder)
-    identity = _read_json(folder / IDENTITY) or {}
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    # Not read to start over, which is the remedy for a damaged file.
+    identity = {} if cfg.run.fresh and not requeued else read_json(folder / IDENTITY) or {}
     # A requeued job repeats its command line, and must resume the run that it started.
-    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0 and identity.get("job") == _job()
-    fresh = cfg.run.fresh and not requeued
+    fresh = cfg.run.fresh and not (requeued and identity.get("job") == _job())
     if exists and not fresh:
         previous: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
         _check_same_run(folder, previous, config, stage_of(cfg))
@@ -154,7 +155,7 @@ def _job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """The content of a file of ours, None if there is none.
 
     Raises:

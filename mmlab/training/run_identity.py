@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mmlab.runs.code import commit, source_hash, versions
-from mmlab.runs.disk import to_json
+from mmlab.runs.disk import replacing, to_json
 from mmlab.runs.identity import compare
 from mmlab.runs.ranks import rank
 from mmlab.runs.references import tokenizer_folder
@@ -107,9 +107,8 @@ def keep_tokenizers(model: nn.Module, folder: Path) -> None:
     for name, tokenizer in tokenizers_of(model).items():
         target = tokenizer_folder(folder, name)
         if not target.exists():
-            draft = target.with_name(f".{target.name}.{os.getpid()}")
-            tokenizer.save_pretrained(draft)
-            draft.rename(target)
+            with replacing(target) as draft:
+                tokenizer.save_pretrained(draft)
 
 
 def _partly_frozen(model: nn.Module, others: Sequence[str]) -> dict[str, str]:

@@ -1,11 +1,9 @@
 """Lightning's Trainer from the `trainer` section; only differences from its defaults are passed."""
 
-import json
 import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from mmlab.config.errors import ConfigError
+from mmlab.runs.finished_runs import DONE
 from mmlab.runs.ranks import under_srun, world_size
-from mmlab.runs.run import DONE
+from mmlab.runs.run import read_json
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.checkpoint_io import steps as checkpoint_steps
@@ -106,11 +105,12 @@ def check_end(run: Path, callbacks: Sequence[Callback], end: int) -> None:
 
     Raises:
         ConfigError: it was trained for more.
+        RunError: its record of the last end is damaged.
     """
     folders = [callback.folder for callback in callbacks if isinstance(callback, Checkpoints)]
     trained = [step for folder in folders for step in checkpoint_steps(folder)]
-    with suppress(FileNotFoundError):
-        trained.append(json.loads((run / DONE).read_text())["steps"])
+    if done := read_json(run / DONE):
+        trained.append(done["steps"])
     if trained and end < max(trained):
         raise ConfigError(
             f"{run} contains a run that was trained for {max(trained)} steps and cannot end after {end}; raise "

@@ -202,6 +202,15 @@ def test_the_id_of_a_run_stays_until_it_starts_over(conf):
     assert start().run_id == start().run_id != start("run.fresh=true").run_id
 
 
+def test_a_run_with_a_damaged_record_starts_over(conf):
+    folder = prepare(conf)
+    (folder / "identity.json").write_text("{")
+    with pytest.raises(RunError, match=r"identity.json is damaged .*start over with run.fresh=true"):
+        prepare(conf)
+    prepare(conf, "run.fresh=true")
+    assert json.loads((folder / "identity.json").read_text())["run"]
+
+
 def test_only_rank_0_writes(conf, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not prepare(conf).exists()

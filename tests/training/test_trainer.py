@@ -10,7 +10,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from torch import nn
 
 from mmlab.config.compose import compose
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.module import ShardDataModule
 from mmlab.training import trainer as ours
 from mmlab.training.checkpoint import Checkpoints
@@ -166,6 +166,9 @@ def test_an_end_that_has_passed_is_refused(tmp_path, saved, done):
     ours.check_end(tmp_path, callbacks, 30)
     with pytest.raises(ConfigError, match="was trained for 30 steps and cannot end after 29; raise"):
         ours.check_end(tmp_path, callbacks, 29)
+    (tmp_path / "done.json").write_text('{"steps"')
+    with pytest.raises(RunError, match=r"done.json is damaged"):
+        ours.check_end(tmp_path, callbacks, 30)
 
 
 TASK = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
