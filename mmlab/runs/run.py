@@ -43,6 +43,7 @@ class Start:
         folder: of the run.
         complete: the run has reached the end that its config asks for; nothing is left to train.
         run_id: of the run, the same at all of its starts; None on later ranks before the first one has written it.
+        fresh: the run starts over, whatever its folder contains: later ranks may look before the first one renames it.
         settings: key → value of what the config must have at all starts.
         training: key → value of what it may change, with which further steps are computed in another way.
     """
@@ -50,11 +51,11 @@ class Start:
     folder: Path
     complete: bool
     run_id: str | None
+    fresh: bool
     settings: dict[str, Any]
     training: dict[str, Any]
     _config: dict[str, Any]
     _overrides: list[str]
-    _fresh: bool
     _time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     _recorded: bool = False
 
@@ -69,7 +70,7 @@ class Start:
         """
         if rank() > 0:
             return
-        if self._fresh:
+        if self.fresh:
             _rename_old(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         _lock(self.folder)
@@ -148,7 +149,7 @@ def prepare_run(cfg: DictConfig) -> Start:
     leaves, stage = dict(_leaves(config, "")), stage_of(cfg)
     settings = {key: value for key, value in leaves.items() if not _may_change(key, stage)}
     training = {key: value for key, value in leaves.items() if _changes_steps(key)}
-    return Start(folder, complete, run_id, settings, training, config, overrides, fresh)
+    return Start(folder, complete, run_id, fresh, settings, training, config, overrides)
 
 
 def _job() -> str | None:

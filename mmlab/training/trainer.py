@@ -142,8 +142,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
 
 
-def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
-    """Train from the newest intact checkpoint, or from the start; return the last metrics.
+def fit(trainer: Trainer, stage: Any, data: Any, fresh: bool = False) -> dict[str, float]:
+    """Train from the newest intact checkpoint, or from the start if it is `fresh`; return the last metrics.
 
     Raises:
         RunError: the run has checkpoints, and all are damaged.
@@ -151,7 +151,7 @@ def fit(trainer: Trainer, stage: Any, data: Any) -> dict[str, float]:
         KeyboardInterrupt: the user stopped it at once; Lightning itself would exit the process.
     """
     saving = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
-    newest = saving.newest() if saving else None
+    newest = saving.newest() if saving and not fresh else None
     if newest and trainer.is_global_zero:
         print(f"resuming from {newest}")
     try:

@@ -52,12 +52,12 @@ def train(cfg: DictConfig) -> None:
     for part, count in count_parameters(stage.model).items():
         print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
-    if not cfg.run.fresh:
+    if not start.fresh:
         check_end(folder, callbacks, steps)
     callbacks.insert(0, RunIdentity(start, identity_of(start, cfg, stage, data, frozen)))
     start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
-    metrics = fit(trainer, stage, data)
+    metrics = fit(trainer, stage, data, start.fresh)
     if trainer.is_global_zero:
         card = {"run": cfg.run.name, "steps": steps}
         against = {**frozen, **{name: describe(parts_of(stage.model)[name]) for name in stage.completed}}

@@ -143,6 +143,10 @@ def test_fit_resumes_from_the_last_checkpoint_after_an_interrupt(tmp_path, data,
     assert "resuming from" in capsys.readouterr().out
     assert set(metrics) == {"train/loss"}
     assert sorted({*stopped.steps}) == [0, 1, 2, 3, 4] and sorted({*rest.steps}) == [4, 5]
+    # A later rank may look before the first one has renamed the folder of the earlier run.
+    fresh = Line()
+    ours.fit(trainer_for(data, tmp_path), fresh, data, fresh=True)
+    assert "resuming" not in capsys.readouterr().out and sorted({*fresh.steps}) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_error_is_not_an_interrupt(tmp_path, data):
