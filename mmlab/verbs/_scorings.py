@@ -52,7 +52,8 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     prompt = run_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
     answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
-    settings = {**asdict(prompt), "max_new_tokens": longest}
+    # Answers are saved by the place of their question; which questions there are depends on the metric, too.
+    settings = {**asdict(prompt), "max_new_tokens": longest, "metric": metric}
     settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit, "history": cfg.history}
     unfinished = AnswerFile(out / "answers.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
     replies = predict(answerer, index, questions, cfg.batch_size, unfinished, bad, cfg.history == "own")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from mmlab import cli
+from mmlab.config.errors import RunError
+from mmlab.verbs import _scorings
 from tests.tiny_commands import carry_out
 
 TINY = "{hidden_size:32,intermediate_size:64,num_hidden_layers:2,num_attention_heads:2}"
@@ -44,6 +46,20 @@ def mmlab(work, monkeypatch, capsys):
 EVAL = "eval run=it data.path=data/shapes/problems/test max_new_tokens=3 batch_size=3 trainer.accelerator=cpu"
 
 
+def test_answers_for_another_metric_are_not_resumed(mmlab, monkeypatch):
+    resumed = []
+
+    def stop(answerer, index, questions, batch_size, saved, *rest):
+        resumed.append(len(saved.answers))
+        saved.add({0: "an answer"})
+        raise RunError("stopped")
+
+    monkeypatch.setattr(_scorings, "predict", stop)
+    for metric in ("exact", "exact", "scienceqa"):  # a metric leaves out the questions that it cannot score
+        mmlab(f"{EVAL} metric={metric} out=stopped", 1)
+    assert resumed == [0, 1, 0]
+
+
 def test_generation_and_scores(mmlab):
     out = mmlab(f"{EVAL} metric=scienceqa out=scored data.blind_from=data/shapes/problems/train")
     assert [line.split()[0] for line in out.splitlines()[1:10]] == [
@@ -70,11 +86,11 @@ def test_generation_and_scores(mmlab):
 def test_reasoning_is_not_cut_off_before_its_answer(mmlab, monkeypatch):
     longest = []
 
-    def empty_replies(answerer, dialogues, _):
+    def empty_replies(answerer, prompts, _):
         longest.append(answerer.options["max_new_tokens"])
-        return [("", True)] * len(dialogues)
+        return [("", True)] * len(prompts)
 
-    monkeypatch.setattr("mmlab.evaluate.answers.Answerer.replies", empty_replies)
+    monkeypatch.setattr("mmlab.evaluate.answers.Answerer.complete", empty_replies)
     for metric in ("scienceqa", "exact"):
         mmlab(f"{EVAL.replace('max_new_tokens=3 ', '')} metric={metric} limit=1 out=empty")
     assert longest == [1024, 64]
@@ -84,20 +100,20 @@ def test_a_killed_evaluation_is_resumed(mmlab, monkeypatch):
     from mmlab.evaluate.answers import Answerer
 
     asked = []
-    answer = Answerer.replies
+    answer = Answerer.complete
 
-    def dies(self, dialogues, pictures):
+    def dies(self, prompts, pictures):
         if len(asked) == 3:
             raise KeyboardInterrupt
-        asked.extend(dialogues)
-        return answer(self, dialogues, pictures)
+        asked.extend(prompts)
+        return answer(self, prompts, pictures)
 
-    monkeypatch.setattr(Answerer, "replies", dies)
+    monkeypatch.setattr(Answerer, "complete", dies)
     mmlab(f"{EVAL} out=killed", 130)
     assert not Path("killed/scores.json").exists()
-    monkeypatch.setattr(Answerer, "replies", answer)
+    monkeypatch.setattr(Answerer, "complete", answer)
     asked.clear()
-    monkeypatch.setattr(Answerer, "replies", lambda *args: asked.extend(args[1]) or answer(*args))
+    monkeypatch.setattr(Answerer, "complete", lambda *args: asked.extend(args[1]) or answer(*args))
     mmlab(f"{EVAL} out=killed")
     assert len(asked) == 5, "three of eight were answered before"
     mmlab(f"{EVAL} out=straight")
