@@ -80,7 +80,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing_later(path: Path) -> Iterator[None]:
-    """Only warn if the disk does not let the block write a file that is written again later: training goes on."""
+    """Only warn if the disk does not let the block write a file that is written again later."""
     try:
         with writing(path):
             yield

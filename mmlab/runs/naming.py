@@ -153,7 +153,7 @@ def name_run(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequ
     root, before = Path(cfg.run.root), [] if cfg.run.fresh else _earlier_choice(Path(cfg.run.dir))
     for i, run in enumerate(runs):
         if i < len(before) and recipe_of(root / before[i].replace("/", "-")) == run:
-            runs[i] = before[i]  # a run goes on with those that it started from, even if there are more by now
+            runs[i] = before[i]  # a resumed run keeps those that it started from, even if there are more by now
         else:
             runs[i] = predecessor(run, swapped, root)
 

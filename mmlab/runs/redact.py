@@ -1,6 +1,6 @@
 """Redaction of secrets in what is written, logged and printed.
 
-Secret are
+Secrets are
 - the values of config keys with a secret name (`api_key`, `token`, `password`, …);
 - the values of environment variables with a secret name (`OPENAI_API_KEY`, `DB_PASS`, `MY_PAT`), unless the value is a
   path, a common word or short;

@@ -74,7 +74,7 @@ def _run(name: str, cfg: DictConfig, folder: Path) -> Path:
 
 
 def _file(value: str, cfg: DictConfig, folder: Path) -> Path | None:
-    """Where a path of the config is now, None if nowhere or if it is relative to the working folder of today."""
+    """Where a path of the config is now, None if nowhere or if it is relative to the present working folder."""
     path = Path(value).expanduser()
     places = [*_moved(path, cfg, folder), *(origin / path for origin in _origins(cfg, folder))]
     return next((place for place in places if place.exists()), None)

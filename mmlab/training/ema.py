@@ -71,7 +71,10 @@ class EMA(StepCallback):
             name: stored[name].detach().to(weight.device, torch.float32, copy=True) for name, weight in weights.items()
         }
         if not all_finite(list(self.average.values())):
-            raise RunError(f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to go on.")
+            raise RunError(
+                f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to resume from an "
+                "earlier one."
+            )
         self._weights, self._loaded, self._depth = weights, None, 0
         _AVERAGES[model] = self
 

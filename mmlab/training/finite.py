@@ -43,8 +43,12 @@ class FiniteGuard(StepCallback):
         self._first = torch.zeros(len(self._places), dtype=torch.int64, device=device)  # 0: always finite
         for name, finite in zip(self._parts, self._weights_finite(device), strict=True):
             if not finite:
-                start = f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "start of the run"
-                raise RunError(f"The {start} has NaN or infinity in the weights of {name}; remove it to go on.")
+                if trainer.ckpt_path is None:
+                    raise RunError(f"The run would start with NaN or infinity in the weights of {name}.")
+                raise RunError(
+                    f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the weights of {name}; remove it to resume "
+                    "from an earlier one."
+                )
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

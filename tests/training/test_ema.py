@@ -222,5 +222,5 @@ def test_an_average_that_is_not_finite_is_refused(root, tmp_path):
     state = checkpoint_io.read(newest)
     state["callbacks"]["EMA"]["average"]["eye.bias"][0] = torch.nan
     checkpoint_io.write(state, newest)
-    with pytest.raises(RunError, match=f"step-{STEPS} has NaN or infinity in the average; remove it to go on"):
+    with pytest.raises(RunError, match=f"step-{STEPS} has NaN or infinity in the average; remove it to resume"):
         train(root, tmp_path, EMA(EMAConfig(decay=DECAY)))
