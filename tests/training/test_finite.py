@@ -122,5 +122,12 @@ def test_a_checkpoint_with_nan_is_named(tmp_path):
     state = checkpoint_io.read(newest)
     state["state_dict"]["model.eye.weight"][0] = torch.nan
     checkpoint_io.write(state, newest)
-    with pytest.raises(RunError, match=r"checkpoint .*step-4 has NaN or infinity in the weights of eye"):
+    with pytest.raises(RunError, match=r"Checkpoint .*step-4 has NaN or infinity in the weights of eye; remove it"):
         train(tmp_path, Poisoned(""))
+
+
+def test_a_start_with_nan_is_refused(tmp_path):
+    stage = Poisoned("")
+    stage.model.get_parameter("eye.weight").data[0] = torch.nan
+    with pytest.raises(RunError, match=r"The run would start with NaN or infinity in the weights of eye\."):
+        train(tmp_path, stage)
