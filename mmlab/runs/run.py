@@ -21,7 +21,7 @@ from mmlab.config.fields import check_fields
 from mmlab.config.schemas import attach, schemas, targets
 from mmlab.runs.code import code_state
 from mmlab.runs.disk import claim, write_json, write_text
-from mmlab.runs.finished_runs import DONE, OVERRIDES, finished, only_run_of
+from mmlab.runs.finished_runs import DONE, OVERRIDES, only_run_of
 from mmlab.runs.identity import differing
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.ranks import rank
@@ -140,7 +140,8 @@ def prepare_run(cfg: DictConfig) -> Start:
         previous: Any = OmegaConf.to_container(load_run_config(folder), resolve=True)
         _check_same_run(folder, previous, config, stage_of(cfg))
         end = ("max_steps", "max_epochs")
-        complete = finished(folder) and all(previous["trainer"][key] == config["trainer"][key] for key in end)
+        same_end = all(previous["trainer"][key] == config["trainer"][key] for key in end)
+        complete = same_end and read_json(folder / DONE) is not None and _has_artifacts(folder, cfg)
     overrides: Any = []
     if HydraConfig.initialized():
         overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -150,6 +151,11 @@ def prepare_run(cfg: DictConfig) -> Start:
     settings = {key: value for key, value in leaves.items() if not _may_change(key, stage)}
     training = {key: value for key, value in leaves.items() if _changes_steps(key)}
     return Start(folder, complete, run_id, fresh, settings, training, config, overrides)
+
+
+def _has_artifacts(folder: Path, cfg: DictConfig) -> bool:
+    """Whether the folder of every trained part is there; without one, a start saves them from the last checkpoint."""
+    return all((folder / "artifacts" / name.split(".")[0]).is_dir() for name in cfg.stage.trainable)
 
 
 def _job() -> str | None:

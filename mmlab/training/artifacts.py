@@ -12,8 +12,8 @@ from torch import nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.runs.disk import DRAFT, replacing, to_json
+from mmlab.runs.finished_runs import finished
 from mmlab.runs.ranks import rank
-from mmlab.runs.run import finished
 from mmlab.training.trainable import HasUnused, parts_of
 from mmlab.weights import CARD, content_hash, file_hashes, fill, require_finite, verify_files
 

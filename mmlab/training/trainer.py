@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 from mmlab.runs.finished_runs import DONE
 from mmlab.runs.ranks import under_srun, world_size
 from mmlab.runs.run import read_json
@@ -98,6 +98,8 @@ def build_trainer(
 def check_end(run: Path, callbacks: Sequence[Callback], end: int) -> None:
     """Check that a run may end after `end` optimizer steps: weights of fewer steps than it was trained for are gone.
 
+    A complete run without checkpoints would start over, and replace what it has.
+
     Args:
         run: its folder, which may not exist yet.
         callbacks: built callbacks.
@@ -105,11 +107,16 @@ def check_end(run: Path, callbacks: Sequence[Callback], end: int) -> None:
 
     Raises:
         ConfigError: it was trained for more.
-        RunError: its record of the last end is damaged.
+        RunError: its record of the last end is damaged, or it is complete and has no checkpoint.
     """
     folders = [callback.folder for callback in callbacks if isinstance(callback, Checkpoints)]
     trained = [step for folder in folders for step in checkpoint_steps(folder)]
     if done := read_json(run / DONE):
+        if not trained:
+            raise RunError(
+                f"{run} was trained for {done['steps']} steps and has no checkpoint to go on from; restore its "
+                "checkpoints, or train it again beside it with run.fresh=true."
+            )
         trained.append(done["steps"])
     if trained and end < max(trained):
         raise ConfigError(

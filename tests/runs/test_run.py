@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from mmlab.config.compose import compose, hydra_verb
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.model.config import MLPConnectorConfig, VisionEncoderConfig
+from mmlab.runs.finished_runs import finished
 from mmlab.runs.redact import HIDDEN, redact, redact_text
-from mmlab.runs.run import find_run, finish, finished, load_run_config, prepare_run
+from mmlab.runs.run import find_run, finish, load_run_config, prepare_run
 from mmlab.verbs.config import TrainConfig
 from tests.config.tiny_conf import write_conf
 
@@ -38,6 +39,11 @@ def started(cfg) -> Path:
         start.open()
         start.record({})
     return start.folder
+
+
+def save_trained(folder: Path) -> None:
+    for name in load_run_config(folder).stage.trainable:
+        (folder / "artifacts" / name.split(".")[0]).mkdir(parents=True)
 
 
 def test_the_config_is_read_back_unchanged(conf):
@@ -138,6 +144,7 @@ def test_a_config_without_a_newer_key_is_resumed_with_its_default(conf):
 
 def test_a_fresh_run_renames_the_old_one(conf, monkeypatch):
     folder = prepare(conf)
+    save_trained(folder)
     finish(folder, {"loss": 1.0})
     assert finished(prepare(conf))
     assert not finished(prepare(conf, "run.fresh=true"))
@@ -162,8 +169,21 @@ def test_a_run_with_a_new_end_is_not_complete(conf, end):
     assert not finished(folder)
 
 
+def test_a_run_is_complete_with_its_artifacts_and_a_readable_record(conf):
+    folder = prepare(conf, "run.name=mine")
+    cfg = compose("train", [RECIPE, "run.name=mine"], conf)
+    finish(folder, {})
+    assert not prepare_run(cfg).complete
+    save_trained(folder)
+    assert prepare_run(cfg).complete
+    (folder / "done.json").write_text("")
+    with pytest.raises(RunError, match=r"done\.json is damaged"):
+        prepare_run(cfg)
+
+
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.name != ".lock"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.name: path.read_text() for path in files}
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -171,6 +191,7 @@ def contents(folder: Path) -> dict[str, str]:
 def test_values_that_never_ran_are_not_written(conf, done, change):
     folder = prepare(conf, "run.name=mine")
     if done:
+        save_trained(folder)
         finish(folder, {"steps": 4})
     before = contents(folder)
     start = prepare_run(compose("train", [RECIPE, "run.name=mine", change], conf))

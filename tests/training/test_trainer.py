@@ -159,7 +159,7 @@ def test_an_error_is_not_an_interrupt(tmp_path, data):
     assert stop.value.code == 3
 
 
-@pytest.mark.parametrize(("saved", "done"), [([20, 30], None), ([], 30), ([20], 30)])
+@pytest.mark.parametrize(("saved", "done"), [([20, 30], None), ([20], 30)])
 def test_an_end_that_has_passed_is_refused(tmp_path, saved, done):
     callbacks = [Checkpoints(CheckpointsConfig(folder=str(tmp_path / "checkpoints")))]
     ours.check_end(tmp_path / "new", callbacks, 1)
@@ -173,6 +173,12 @@ def test_an_end_that_has_passed_is_refused(tmp_path, saved, done):
     (tmp_path / "done.json").write_text('{"steps"')
     with pytest.raises(RunError, match=r"done.json is damaged"):
         ours.check_end(tmp_path, callbacks, 30)
+
+
+def test_a_complete_run_without_checkpoints_is_not_trained_over(tmp_path):
+    (tmp_path / "done.json").write_text('{"steps": 30}')
+    with pytest.raises(RunError, match="was trained for 30 steps and has no checkpoint to go on from; restore"):
+        ours.check_end(tmp_path, [Checkpoints(CheckpointsConfig(folder=str(tmp_path / "checkpoints")))], 40)
 
 
 TASK = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}

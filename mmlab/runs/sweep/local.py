@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 from mmlab.runs.child import environment
-from mmlab.runs.run import finished
+from mmlab.runs.finished_runs import finished
 from mmlab.runs.sweep.points import Point
 
 # SLURM jobs often get one of the last two (--signal) before their time is over.

@@ -1,6 +1,5 @@
 """The points of a sweep: the overrides, the run and the outcome of each."""
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,9 +14,10 @@ from omegaconf import DictConfig, open_dict
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.config.multirun import Multirun
 from mmlab.runs.check import check
+from mmlab.runs.finished_runs import DONE, finished
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.redact import redact_text
-from mmlab.runs.run import DONE, finished
+from mmlab.runs.run import read_json
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ class Point:
     @property
     def metrics(self) -> dict[str, Any]:
         """The last metrics of a complete run: steps, losses, …; otherwise empty."""
-        return json.loads((self.folder / DONE).read_text(encoding="utf-8")) if self.done else {}
+        return (read_json(self.folder / DONE) or {}) if self.done else {}
 
     def __str__(self) -> str:
         return " ".join(f"{key}={value}" for key, value in self.label.items()) or self.name
