@@ -30,11 +30,14 @@ HARMLESS |= {"method", "provider", "backend", "ttl", "parallelism", "layout", "i
 COMMON = {"disabled", "enabled", "required", "optional", "default", "password", "changeme", "development", "production"}
 # Shorter values ("1", "true") occur in ordinary text.
 SHORTEST = 6
+DEEPEST = 15  # backslashes before a character of JSON within JSON within …
 LONG = 12  # characters from which a secret is also found within a longer word
 
-# `user:password@`, of which the user stays, or a long token in its place.
+# All of these read a text in linear time, because endpoints and records write what is redacted.
+# `user:password@`, of which the user stays, or a long token in its place; neither goes past the next URL.
 _USERINFO = re.compile(
-    r"""(?<=://)(?:(?P<user>[^\s/@:'"<>]*:)(?!\d+[/?#])(?P<password>[^\s'"<>,]+)|(?P<token>[^\s/@:'"<>]{12,}))(?=@)"""
+    r"""(?<=://)(?:(?P<user>[^\s/@:'"<>]*:)(?!\d+[/?#])(?P<password>(?:(?!://)[^\s'"<>,])+)"""
+    r"""|(?P<token>[^\s/@:'"<>]{12,}))(?=@)"""
 )
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}"
@@ -133,9 +136,9 @@ def _spellings(secret: str) -> re.Pattern:
     """A pattern of a secret in which each character may be written as in JSON or in a URL."""
     parts = []
     for character in secret:
-        codes = [rf"\\+u{number:04x}" for number in _utf16(character)]
+        codes = [rf"\\{{1,{DEEPEST}}}u{number:04x}" for number in _utf16(character)]
         escaped = "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "replace"))
-        parts.append(rf"(?:\\*{re.escape(character)}|(?i:{''.join(codes)})|(?i:{escaped}))")
+        parts.append(rf"(?:\\{{0,{DEEPEST}}}{re.escape(character)}|(?i:{''.join(codes)})|(?i:{escaped}))")
     if len(secret) >= LONG:
         return re.compile("".join(parts))
     return re.compile(rf"(?<![A-Za-z0-9]){''.join(parts)}(?![A-Za-z0-9])")
