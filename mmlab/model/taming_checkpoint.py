@@ -55,7 +55,7 @@ def read_taming(path: str | Path) -> dict[str, Tensor]:
                 " state_dict."
             )
         weights = stored.get("state_dict", stored) if isinstance(stored, Mapping) else {}
-        weights = {name: value for name, value in weights.items() if isinstance(value, Tensor | StoredTensor)}
+        weights = {str(name): value for name, value in weights.items() if isinstance(value, Tensor | StoredTensor)}
         prefix = PREFIX if any(name.startswith(PREFIX) for name in weights) else ""
         named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         wanted: Any = {name: value for name, value in named.items() if name.startswith(PARTS)}

@@ -233,6 +233,9 @@ def test_what_it_is_not(tmp_path, capsys):
     torch.save({"state_dict": {"model.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match=r"has no VQ autoencoder of .*; it contains model"):
         read_taming(tmp_path / "other.ckpt")
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.ckpt")
+    with pytest.raises(ConfigError, match=r"has no VQ autoencoder of .*; it contains 0"):
+        read_taming(tmp_path / "numbers.ckpt")
     (tmp_path / "empty.ckpt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"empty\.ckpt is not a checkpoint of only tensors and plain data\.$"):
         read_taming(tmp_path / "empty.ckpt")
