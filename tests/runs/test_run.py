@@ -150,6 +150,7 @@ def test_a_fresh_run_renames_the_old_one(conf, monkeypatch):
     assert not finished(prepare(conf, "run.fresh=true"))
     assert finished(Path(f"{folder}.1"))
     # A requeued job repeats its command line, and must resume the run that it started.
+    save_trained(folder)
     finish(folder, {"loss": 2.0})
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert finished(prepare(conf, "run.fresh=true"))

@@ -1,7 +1,6 @@
 """A sweep as a figure: the metric over each swept key, and the tables; over seeds, the means first."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmlab.runs.disk import write_text
+from mmlab.runs.disk import replacing, write_text
 from mmlab.runs.sweep.sweep_table import SEED, SweepTable, aligned
 
 GOOD, BAD = "tab:green", "tab:red"
@@ -29,10 +28,9 @@ def write_sweep(table: SweepTable, folder: Path) -> None:
     write_text(folder / "table.csv", table.csv())
     if table.settings:
         write_text(folder / "means.csv", table.means_csv())
-    draft = folder / f".table.png.{os.getpid()}"
-    # The tight box includes the title and the tables, which lie outside the figure.
-    sweep_figure(table).savefig(draft, format="png", dpi=100, bbox_inches="tight", pad_inches=0.25)
-    draft.replace(folder / "table.png")
+    with replacing(folder / "table.png", sync=False) as draft:
+        # The tight box includes the title and the tables, which lie outside the figure.
+        sweep_figure(table).savefig(draft, format="png", dpi=100, bbox_inches="tight", pad_inches=0.25)
 
 
 def sweep_figure(table: SweepTable) -> Figure:

@@ -1,5 +1,6 @@
 """A sweep's figure: its panels and tables."""
 
+import errno
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mmlab.config.errors import RunError
 from mmlab.runs.sweep.sweep_picture import BAD, FAINT, GOOD, INK, sweep_figure, write_sweep
 from mmlab.runs.sweep.sweep_table import Row, SweepTable
 
@@ -164,3 +166,13 @@ def test_dollar_signs_are_not_parsed_as_math(tmp_path: Path):
     points = [Row({formula: value}, formula, "complete", {formula: 1.0}) for value in (formula, "x")]
     write_sweep(SweepTable(formula, formula, False, points), tmp_path)
     assert (tmp_path / "table.png").exists()
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_picture(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(RunError, match=r"table\.png cannot be written: the disk is full"):
+        write_sweep(SweepTable("t", "val/loss", False, [row(1.0, x="1")]), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv"}
