@@ -111,6 +111,7 @@ def test_a_run_without_its_gpu_is_refused_where_it_starts(conf, monkeypatch, cap
     assert not Path("runs").exists()
     start = prepare_run(cfg)
     start.open()
+    (start.folder / "artifacts/connector").mkdir(parents=True)
     finish(start.folder, {})
     train(cfg)
     assert "is complete" in capsys.readouterr().out
