@@ -171,7 +171,13 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, recipe):
     assert done["steps"] == 2 and 0 < done["train/loss"] < (1e5 if kind.kind == "reconstructs" else 200)
     stage = cfg.stage._target_.rsplit(".", 1)[1]
     artifacts = sorted((tmp_path / "runs" / "it" / "artifacts").iterdir())
-    assert {folder.name for folder in artifacts} == LEARNS.get(stage, set(cfg.stage.trainable))
+    # A frozen part of a stand-in has random weights, which the run has to keep.
+    kept = set(re.findall(r"'(\w+)' is frozen with the random weights", err))
+    learns = LEARNS.get(stage, set(cfg.stage.trainable))
+    if "discriminator" in learns and "discriminator" not in out:
+        assert recipe == "emoji/first_stage", "the loss of other recipes has a discriminator"
+        learns = learns - {"discriminator"}
+    assert {folder.name for folder in artifacts} == learns | kept
     for folder in artifacts:
         weights = [path.stat().st_size for path in folder.glob("*.safetensors")]  # the file's name in diffusers differs
         assert (folder / "card.json").is_file() and weights and min(weights) > 0

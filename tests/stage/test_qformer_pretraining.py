@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmlab.config.errors import ConfigError
 from mmlab.stage.config import QFormerPretrainingConfig
 from mmlab.stage.qformer_pretraining import contrastive_loss, hard_negatives
-from mmlab.training.artifacts import fill_parts, save_parts
+from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, first_batch, fit, make_stage
 from tests.tiny_shapes import make_shapes
@@ -174,7 +174,7 @@ def test_validation_draws_nothing_from_training(root):
 
 def test_its_q_former_goes_to_a_language_model(root, tmp_path):
     stage = build(root)
-    save_parts(stage.model, LEARNS, tmp_path / "run" / "artifacts", {}, {})
+    save_parts(stage.model, LEARNS, tmp_path / "run" / "artifacts", {}, describe_frozen(stage.model, LEARNS))
     model = tiny.minigpt4(root / "tokenizer")
     model.vision = stage.model.vision
     sources = fill_parts(model, [tmp_path / "run"])
