@@ -73,6 +73,8 @@ class CacheCollate:
             if tuple(values[name].shape) != self.shape:
                 shapes = f"{list(values[name].shape)}, but the first stage makes {list(self.shape)}"
                 raise SampleError("latents", f"'{name}' of {where} has the shape {shapes}: {AGAIN}.")
+            if not values[name].isfinite().all():
+                raise SampleError("latents", f"'{name}' of {where} has NaN or infinity: {AGAIN}.")
         return conditioned(sample, values, self.conditioning)
 
     def batch(self, contents: list[dict[str, Tensor]]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ def test_latents_are_mirrored_as_the_images_are(dtype):
         (latent(made_by="stale"), False, "made by the first stage stale, but this model's is abc"),
         (sample({}), False, "holds no latents"),
         (latent({"mean": torch.zeros(2, 3, 3)}), True, "encode with --flip"),
+        (latent({"mean": torch.full((2, 3, 3), torch.inf)}), False, "'mean' of source 's' has NaN or infinity"),
         (latent({"mean": torch.zeros(2, 6, 6)}), False, r"shape \[2, 6, 6\], but the first stage makes \[2, 3, 3\]"),
         (latent({"codes": torch.zeros(3, 3)}), False, "holds codes, not latents; encode the images with --as latents"),
         (
