@@ -65,9 +65,11 @@ class LatentDiffusion(GenerativeStage):
     def on_filled(self, artifacts: Mapping[str, Path]) -> None:
         super().on_filled(artifacts)
         if "first_stage" in self.kept and not self.model.first_stage.measured:
+            random = getattr(self.model.first_stage.settings, "init", "pretrained") == "random"
             raise ConfigError(
                 "The first stage is untrained, so its latents are meaningless: name the run that trained it in"
-                " stage.init_from, or set model.first_stage.source."
+                " stage.init_from, or set model.first_stage.source"
+                f"{' with model.first_stage.init=pretrained' if random else ''}."
             )
         if not self.model.first_stage.measured:
             self.completed = ["first_stage"]

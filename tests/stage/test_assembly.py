@@ -47,7 +47,7 @@ def test_a_users_model_is_of_its_base_s_kind(tmp_path, monkeypatch):
 def test_parts_are_filled_before_they_are_checked(tmp_path):
     overrides = ["experiment=ldm/class_tiny", f"run.root={tmp_path}", "trainer=cpu"]
     cfg = compose("train", [*overrides, "stage.init_from=[]"])
-    with pytest.raises(ConfigError, match="The first stage is untrained, so its latents are meaningless"):
+    with pytest.raises(ConfigError, match=r"set model\.first_stage\.source with model\.first_stage\.init=pre"):
         build_stage(cfg)
     first_stage = build(cfg.model.first_stage)
     std = torch.arange(1.0, 1 + first_stage.channels)
