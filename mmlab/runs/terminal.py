@@ -17,8 +17,10 @@ from mmlab.runs.redact import hide_known
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f\ud800-\udfff]"
 )
-# A progress bar writes these alone or, the carriage return, in front of its line.
+# tqdm writes these alone or, the carriage return, in front of its line.
 _BAR = re.compile("(\x1b\\[A|\n|\r)*")
+# wandb colors its messages, which click writes.
+_COLORED = ("click", "wandb")
 
 
 def escaped(text: str) -> str:
@@ -37,9 +39,11 @@ class Shown:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        lead = _BAR.match(text)
-        start = lead.end() if lead is not None else 0
-        self._stream.write(text[:start] + escaped(hide_known(text[start:])))
+        writer = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        bar = _BAR.match(text) if writer == "tqdm" else None
+        start = bar.end() if bar is not None else 0
+        shown = hide_known(text[start:])
+        self._stream.write(text[:start] + (shown if writer in _COLORED else escaped(shown)))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

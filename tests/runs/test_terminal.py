@@ -3,6 +3,7 @@
 import logging
 import sys
 
+import click
 import pytest
 from tqdm import tqdm
 
@@ -42,6 +43,13 @@ def test_progress_bars_still_move(capsys):
             outer.update()
     text = capsys.readouterr().err
     assert "\rout" in text and "\x1b[A" in text and "\x1b[2J" not in text and "\\x1b[2J" in text
+
+
+def test_wandb_keeps_its_colors_and_records_get_none(capsys):
+    with shown_safely():
+        click.echo("\x1b[34mwandb\x1b[0m: saved", color=True)
+        print("\r\x1b[A\x1b[31mred")
+    assert capsys.readouterr().out == "\x1b[34mwandb\x1b[0m: saved\n\\r\\x1b[A\\x1b[31mred\n"
 
 
 def test_secrets_are_not_printed(monkeypatch, capsys):
