@@ -58,6 +58,8 @@ def rows(path: Path, tally: Tally, images: Path | None = None) -> Iterator[tuple
             hint = " A comma in a text needs quotation marks around the field." if suffix == ".csv" else ""
             tally.leave_out("fields", f"{where}: It has {len(fields)} fields, the header {len(header)}.{hint}")
         else:
+            if suffix == ".tsv" and any(len(field) > 1 and field[0] == field[-1] == '"' for field in fields):
+                tally.details["fields_in_quotation_marks"] += 1  # a program may have quoted them; the marks are kept
             yield where, dict(zip(header, fields, strict=True))
     if number is None:
         raise DataError(f"{path} has no row below its header: {', '.join(header)}.")

@@ -51,6 +51,11 @@ def test_a_row_of_several_lines_is_compared_with_the_images(tmp_path):
         list(rows(tmp_path / "t.csv", Tally(), tmp_path))
 
 
+def test_fields_that_a_program_may_have_quoted_are_counted(tmp_path):
+    _, tally = read(tmp_path / "t.tsv", 'caption\timage\n"a ""red"" box"\t1.jpg\na "box"\t2.jpg\n')
+    assert tally.details["fields_in_quotation_marks"] == 1
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_rows_that_do_not_fit_the_header_are_counted(tmp_path, suffix):
     lines = ["image,caption", "1,a", "2,b,c", "3", "4,d\0", "5,e"]
