@@ -92,7 +92,8 @@ def writing_later(path: Path) -> Iterator[None]:
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a draft beside `path`, a file or a folder to be written, which takes its place when the block ends.
 
-    A killed process, an error or a full disk leaves `path` as it was.
+    A killed process, an error or a full disk leaves `path` as it was. Only a folder takes two renames; a kill between
+    them leaves the earlier folder beside `path`, as a draft that ends in `.old`.
 
     Args:
         path: to be written.
@@ -115,7 +116,11 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
                 sync_folder(folder)
             if draft.is_dir() and path.is_dir():
                 path.rename(old := draft.with_name(f"{draft.name}.old"))
-                draft.rename(path)
+                try:
+                    draft.rename(path)
+                except OSError:
+                    old.rename(path)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 draft.replace(path)
