@@ -19,6 +19,7 @@ from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import fill_parts, random_parts
+from mmlab.training.run_identity import check_tokenizers
 
 
 def build_stage(cfg: DictConfig) -> Any:
@@ -67,11 +68,13 @@ def restore(folder: Path) -> tuple[Any, DictConfig]:
 
     Raises:
         ConfigError: the run has not finished, or a run that it started from is gone.
+        RunError: its tokenizer was replaced.
     """
     cfg = load_run_config(folder)
     locate_files(cfg, folder)
     model = build(cfg.model)
     fill_parts(model, [*starting_runs(cfg, folder), folder])
+    check_tokenizers(model, folder)
     return model.eval(), cfg
 
 

@@ -12,12 +12,13 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mmlab.config.errors import RunError
 from mmlab.runs.code import commit, source_hash, versions
 from mmlab.runs.disk import replacing, to_json
 from mmlab.runs.identity import compare
 from mmlab.runs.ranks import rank
 from mmlab.runs.references import tokenizer_folder
-from mmlab.runs.run import Start
+from mmlab.runs.run import IDENTITY, Start, read_json
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.trainable import parts_of
 from mmlab.training.trainer import precision
@@ -109,6 +110,21 @@ def keep_tokenizers(model: nn.Module, folder: Path) -> None:
         if not target.exists():
             with replacing(target) as draft:
                 tokenizer.save_pretrained(draft)
+
+
+def check_tokenizers(model: nn.Module, folder: Path) -> None:
+    """Compare a restored model's tokenizers with those that its run was trained with.
+
+    Raises:
+        RunError: one gives other tokens; not checked if the run does not record them.
+    """
+    recorded = (read_json(folder / IDENTITY) or {}).get("tokenizers", {})
+    for name, tokenizer in tokenizers_of(model).items():
+        if recorded.get(name, now := _tokenizer_hash(tokenizer)) != now:
+            raise RunError(
+                f"The tokenizer of '{name or 'model'}' is not the one that {folder} was trained with: the same text "
+                f"would be other tokens; restore {tokenizer_folder(folder, name)}."
+            )
 
 
 def _partly_frozen(model: nn.Module, others: Sequence[str]) -> dict[str, str]:

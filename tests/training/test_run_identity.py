@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmlab import cli
+from mmlab.config.errors import RunError
 from mmlab.stage.assembly import restore
 from mmlab.training.run_identity import keep_tokenizers, tokenizers_of
 from tests.tiny_commands import carry_out
@@ -145,6 +146,17 @@ def test_a_moved_run_is_used_from_another_folder(work, tmp_path, monkeypatch):
     there, _ = restore(moved / "second")
     assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters(), strict=True))
     assert there.language.tokenizer.get_vocab() == here.language.tokenizer.get_vocab()
+
+
+def test_a_tokenizer_that_was_replaced_is_refused(work):
+    path = Path("runs/second/tokenizers/language/tokenizer.json")
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    one, other = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="tokenizer of 'language' is not the one that runs/second was trained with"):
+        restore(Path("runs/second"))
 
 
 def test_a_tokenizer_is_kept_once(work, tmp_path):
