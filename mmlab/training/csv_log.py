@@ -113,7 +113,7 @@ class CSVLog(Logger):
         """Read the table of an earlier start, once."""
         if not self._opened:
             self._opened = True
-            self.rows = read_table(self.path, self._keep_damaged)
+            self.rows = dict(sorted(read_table(self.path, self._keep_damaged).items()))  # the last one is the newest
             names = dict.fromkeys(name for row in self.rows.values() for name in row)
             self.columns += names
             if self.rows:

@@ -42,6 +42,14 @@ def test_a_restart_replaces_what_is_trained_again(tmp_path):
     }
 
 
+def test_a_table_in_another_order_keeps_one_row_for_each_step(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,a\n3,2.0\n1,0.0\n2,1.0\n")
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
+    log.log_metrics({"a": 2.5}, 2)
+    log.log_metrics({"a": 3.0}, 3)
+    assert lines(tmp_path) == ["step,a", "1,0.0", "2,1.0", "3,2.5", "4,3.0"]
+
+
 def test_a_line_that_a_kill_left_half_written_is_dropped(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,a,b\n1,1.0,\n2,2.0,5.0\n3,3.")
     log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
