@@ -266,7 +266,7 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
     verify_files(Path(source).expanduser(), weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers has no class of its own for a file that it cannot read
         raise ConfigError(f"The tokenizer {source} cannot be loaded: {_reason(error)}") from error
     if not tokenizer.is_fast:
         raise ConfigError(f"The tokenizer {source} is not a fast one; labels need its character offsets.")

@@ -15,6 +15,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.config import KLAutoencoderConfig, LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
+from mmlab.model.pretrained import load_tokenizer
 from mmlab.model.vision import VisionEncoder
 from tests.model import tiny, tiny_autoencoders
 
@@ -128,3 +129,12 @@ def test_every_auto_class_is_told_not_to_run_code():
     ]
     assert [call for call in calls if "NO_CODE" not in call[1] and "AutoencoderKL" not in call[1]] == []
     assert len(calls) >= 5
+
+
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path):
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}
+    content = {"version": "1.0", "added_tokens": [], "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*out of vocabulary"):
+        load_tokenizer(str(tmp_path))
