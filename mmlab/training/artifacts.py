@@ -176,8 +176,8 @@ def content_hashes(folder: Path) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for path in _artifacts(folder).values():
         card = json.loads((path / CARD).read_text())
-        hashes |= {name: other.get("content_hash") for name, other in card["against"].items()}
-        hashes[card["part"]] = card.get("content_hash")
+        hashes |= {name: other.get("content_hash") for name, other in card.get("against", {}).items()}
+        hashes[path.name] = card.get("content_hash")
     return hashes
 
 

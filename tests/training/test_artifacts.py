@@ -15,7 +15,7 @@ from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
 from mmlab.runs.disk import DRAFT
-from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts, write_card
+from mmlab.training.artifacts import content_hashes, describe_frozen, fill_parts, save_parts, write_card
 from mmlab.weights import CARD, content_hash
 from tests.model import tiny
 
@@ -282,6 +282,13 @@ def test_an_artifact_that_is_a_source_is_verified_too(tmp_path, tokenizer_folder
         (folder / file).write_text((folder / file).read_text() + "\n")
     with pytest.raises(RunError, match=f"{file} has changed"):
         fill_parts(nn.ModuleDict({"language": LanguageModel(LanguageModelConfig(source=str(folder)))}), [])
+
+
+def test_a_card_without_facts_has_no_hashes(tmp_path):
+    card = tmp_path / "artifacts" / "connector" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text("{}")
+    assert content_hashes(tmp_path) == {"connector": None}
 
 
 def test_artifacts_are_replaced_as_a_whole(tmp_path):
