@@ -129,7 +129,7 @@ def prepare_run(cfg: DictConfig) -> Start:
     folder = Path(cfg.run.dir)
     config: Any = redact(OmegaConf.to_container(cfg, resolve=True))
     exists, complete = (folder / "config.yaml").is_file(), False
-    if exists:
+    if exists and os.access(folder, os.W_OK):  # a complete run may lie on a read-only disk
         _lock(folder)
     requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     # Not read to start over, which is the remedy for a damaged file.

@@ -126,7 +126,8 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
         _warn_of_extension(Path(run), artifacts)
         fitting = {name: path for name, path in artifacts.items() if name in parts}
         if not fitting:
-            has = f"it has {', '.join(artifacts)}." if artifacts else "it has no artifacts; has it finished?"
+            none = "it has no artifacts; the same `mmlab train` command completes it."
+            has = f"it has {', '.join(artifacts)}." if artifacts else none
             raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}: {has}")
         sources.update(fitting)
     for name, part in parts.items():

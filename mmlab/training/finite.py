@@ -121,8 +121,8 @@ def _advice(trainer: Trainer) -> str:
     eps = min((group.get("eps", 1.0) for group in groups), default=1.0)
     if trainer.precision == "16-true" and eps < LEAST_HALF:
         return f"in float16 optim.eps={eps:g} is 0, so set optim.eps=1e-4, or train with trainer.precision=bf16-mixed"
-    rate = max((group["lr"] for group in groups), default=0.0)
-    steps = [f"lower optim.lr (the rate is {rate:.3g})", "raise optim.warmup_ratio"]
+    rate = max((group.get("initial_lr", group["lr"]) for group in groups), default=0.0)
+    steps = [f"lower optim.lr (the peak rate is {rate:.3g})", "raise optim.warmup_ratio"]
     if trainer.gradient_clip_val is None:
         steps.append("set trainer.gradient_clip_val=1")
     if str(trainer.precision).startswith("16"):

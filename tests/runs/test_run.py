@@ -182,6 +182,16 @@ def test_a_run_is_complete_with_its_artifacts_and_a_readable_record(conf):
         prepare_run(cfg)
 
 
+def test_a_complete_run_may_lie_on_a_read_only_disk(conf, monkeypatch):
+    folder = prepare(conf, "run.name=mine")
+    save_trained(folder)
+    finish(folder, {})
+    (folder / ".lock").unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert prepare_run(compose("train", [RECIPE, "run.name=mine"], conf)).complete
+    assert not (folder / ".lock").exists()
+
+
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path.name: path.read_text() for path in files}

@@ -226,7 +226,7 @@ def test_a_run_without_artifacts_is_refused(tmp_path, tokenizer_folder):
     model = tiny.vlm(tokenizer_folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ConfigError, match="no artifact for vision, connector, language: it has no artifacts; has it finished"
+        ConfigError, match="no artifact for vision, connector, language: it has no artifacts; the same `mmlab train`"
     ):
         fill_parts(model, [tmp_path / "empty"])
     heads = nn.ModuleDict({"head": nn.Linear(2, 2)})
