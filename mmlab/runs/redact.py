@@ -22,7 +22,7 @@ SECRET_WORDS = {"key", "apikey", "token", "secret", "password", "passwd", "pass"
 SECRET_WORDS |= {"auth", "passphrase", "dsn"}
 # Words of a variable may be joined: MYAPIKEY, GHTOKEN.
 SECRET_VARIABLE = re.compile(
-    r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|(^|_)(PAT|DSN|PW|PWD)(_|$)|DATABASE_URL", re.IGNORECASE
+    r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH(?!OR)|(^|_)(PAT|DSN|PW|PWD)(_|$)|DATABASE_URL", re.IGNORECASE
 )
 # The last word of names whose values are no secrets, though another word is secret: SSH_KEY_DIR, TOKEN_TYPE.
 HARMLESS = {"dir", "path", "file", "folder", "home", "root", "sock", "socket", "type", "mode", "name", "host", "port"}

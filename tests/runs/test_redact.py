@@ -38,6 +38,7 @@ def test_a_word_that_is_a_password(monkeypatch):
         ("TOKEN_TYPE", "bearertoken"),
         ("TOKEN_TTL", "8640000"),
         ("AUTH_PORT", "123456789012"),
+        ("GIT_AUTHOR_EMAIL", "ada@lovelace.org"),
         ("TOKENIZERS_PARALLELISM", "falsefalse"),
         ("KEYBOARD", "german"),
         ("OLDPWD", "/root/there"),
