@@ -31,7 +31,7 @@ def test_a_word_that_is_a_password(monkeypatch):
     [
         ("SSH_KEY_DIR", "/some/path"),
         ("SSH_KEY_DIR", "runs"),
-        ("KEY_STORE", "/work/data/keys"),
+        ("KEY_STORE", "/mnt/data/keys"),
         ("SECRET_KEYS", "~/keys/mine"),
         ("API_KEY", "true"),
         ("API_KEY", "disabled"),
