@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from mmlab.data.bad_samples import sample_errors
 from mmlab.data.sample_types import SampleError
+from mmlab.runs.terminal import escaped
 
 
 class Tally:
@@ -59,13 +60,8 @@ class Tally:
         return {"rows": self.rows, "samples": self.written, **left_out, **self.details}
 
     def lines(self) -> list[str]:
-        """One line for each reason, with its first row; printable."""
-        return [
-            printable(f"{reason} {number}, such as {self.examples[reason]}")
-            for reason, number in sorted(self.left_out.items())
+        """One line for each reason, with its first row and without control characters."""
+        lines = [
+            f"{reason} {number}, such as {self.examples[reason]}" for reason, number in sorted(self.left_out.items())
         ]
-
-
-def printable(text: str) -> str:
-    """A text on one line of a terminal, without control characters and half characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        return [escaped(line).replace("\n", "\\n").replace("\t", "\\t") for line in lines]

@@ -16,7 +16,7 @@ from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.sources.drawn_problems import write_problems
-from mmlab.data.tally import Tally, printable
+from mmlab.data.tally import Tally
 from mmlab.verbs._shard_build import SOURCES
 from mmlab.verbs.shards import main
 from tests.tiny_files import bomb, jpeg, png
@@ -242,4 +242,3 @@ def test_an_example_is_one_line_without_control_characters():
     tally = Tally()
     tally.leave_out("json", "a\x1b[31m\nb\ud83d猫")
     assert tally.lines() == ["json 1, such as a\\x1b[31m\\nb\\ud83d猫"]
-    assert printable("a b") == "a b"
