@@ -13,10 +13,11 @@ from urllib.parse import quote
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.curate import endpoint as endpoint_module
+from mmlab.curate import pace as pace_module
 from mmlab.curate.client import NoReply, Refused
 from mmlab.curate.config import EndpointConfig
-from mmlab.curate.endpoint import Endpoint, Pace, _seconds
+from mmlab.curate.endpoint import Endpoint, _seconds
+from mmlab.curate.pace import Pace
 from tests.curate.scripted_endpoint import DRIPS, ScriptedEndpoint, always, user
 
 KEY = "sk-very-secret-1234"
@@ -226,7 +227,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(endpoint_module, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(pace_module, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
