@@ -41,6 +41,24 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [path.name for path in (tmp_path / "part").rglob("*")] == ["inner", "1"] and not drafts(tmp_path)
 
 
+def test_a_folder_that_cannot_be_exchanged_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "part"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    rename = Path.rename
+
+    def fails(self, target):
+        if (self / "a").read_text() == "new":
+            raise FULL
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(RunError, match="the disk is full"), replacing(folder) as draft:
+        draft.mkdir()
+        (draft / "a").write_text("new")
+    assert (folder / "a").read_text() == "old" and not drafts(tmp_path)
+
+
 def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     sentence = "a.txt cannot be written: the disk is full; everything saved earlier"

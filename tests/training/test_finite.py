@@ -1,6 +1,7 @@
 """NaN and infinity end a run at the step where they arise, before anything is saved, validated or sampled."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ from mmlab.config.errors import RunError
 from mmlab.data.module import ShardDataModule
 from mmlab.stage.config import StageConfig
 from mmlab.stage.stage import Stage
-from mmlab.training import checkpoint_io
+from mmlab.training import checkpoint_io, finite
 from mmlab.training.config import AdamWConfig
 from mmlab.training.finite import FiniteGuard
 from mmlab.training.optim import AdamW
@@ -131,3 +132,11 @@ def test_a_start_with_nan_is_refused(tmp_path):
     stage.model.get_parameter("eye.weight").data[0] = torch.nan
     with pytest.raises(RunError, match=r"The run would start with NaN or infinity in the weights of eye\."):
         train(tmp_path, stage)
+
+
+def test_the_advice_names_the_peak_rate():
+    groups = [{"lr": 0.0, "initial_lr": 1e30}]  # after the last step of a schedule
+    trainer: Any = SimpleNamespace(
+        optimizers=[SimpleNamespace(param_groups=groups)], precision="32-true", gradient_clip_val=1.0
+    )
+    assert "lower optim.lr (the peak rate is 1e+30)" in finite._advice(trainer)
