@@ -40,7 +40,6 @@ class StepFitLoop(_FitLoop):
         super().on_run_start()
         if self.began_at and self.epoch_loop.validation_due:
             self.trainer.validating = True
-            self.epoch_loop.val_loop.restarting = False
             self.epoch_loop.val_loop.run()
             self.trainer.training = True
 
