@@ -31,6 +31,6 @@ def numbers(version: str) -> list[int]:
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS)
 def test_the_lowest_version_is_tested(requirement):
-    name, lowest = re.fullmatch(r"([\w-]+)>=([\d.]+)(,<[\d.]+)?", requirement).group(1, 2)
+    name, lowest = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(,<[\d.]+)?", requirement).group(1, 2)
     assert numbers(pins("constraints-lowest.txt")[name]) == numbers(lowest)
     assert numbers(pins("constraints.txt")[name]) >= numbers(lowest)
