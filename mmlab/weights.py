@@ -94,7 +94,12 @@ def content_hash(module: nn.Module) -> str:
     it is cast. One core hashes about 2 GB/s, in which case 7 billion parameters take 14 s; tensors are shared among
     the cores.
     """
-    state = sorted(module.state_dict().items())
+    return hash_of(module.state_dict())
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict, see `content_hash`."""
+    state = sorted(tensors.items())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = pool.map(_tensor_digest, [tensor for _, tensor in state])
         facts = [f"{name} {list(tensor.shape)} {digest}" for (name, tensor), digest in zip(state, digests, strict=True)]

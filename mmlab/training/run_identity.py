@@ -84,7 +84,7 @@ def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Ma
         "frozen": {name: facts["content_hash"] for name, facts in frozen.items()}
         | _partly_frozen(stage.model, [*frozen, *stage.kept]),
         "sources": {name: str(path) for name, path in stage.sources.items()},
-        "tokenizers": {name: _tokenizer_hash(tokenizer) for name, tokenizer in tokenizers.items()},
+        "tokenizers": tokenizer_hashes(stage.model),
         "template": _hash(templates) if own_template else None,
         "settings": start.settings,
         "training": {**start.training, "trainer.precision": precision(cfg.trainer.precision, cfg.trainer.accelerator)},
@@ -101,6 +101,11 @@ def tokenizers_of(model: nn.Module) -> dict[str, Any]:
     """Module in the model, such as `language` → its tokenizer; the model itself is the empty name."""
     modules = ((name, getattr(module, "tokenizer", None)) for name, module in model.named_modules())
     return {name: tokenizer for name, tokenizer in modules if hasattr(tokenizer, "save_pretrained")}
+
+
+def tokenizer_hashes(model: nn.Module) -> dict[str, str]:
+    """Module in the model → hash of its tokenizer, as a run records it."""
+    return {name: _tokenizer_hash(tokenizer) for name, tokenizer in tokenizers_of(model).items()}
 
 
 def keep_tokenizers(model: nn.Module, folder: Path) -> None:
