@@ -27,10 +27,15 @@ class PretrainedTextConfig(PretrainedPartConfig):
 @dataclass
 class VisionEncoderConfig(PretrainedPartConfig):
     _target_: str = "mmlab.model.vision.VisionEncoder"
-    feature_layer: int = -2  # index into the hidden states: 0 the embeddings, -1 the last layer's output
+    # Index into the hidden states: 0 the embeddings, -1 the last layer's output. None: -2, or the last feature map of a
+    # tower whose layers differ in resolution.
+    feature_layer: int | None = None
     features: str = choice("patch", "cls_patch")  # cls_patch: with the class token in front
-    image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])  # CLIP's, of [0, 1]
-    image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    # Of values in [0, 1]. None: those of the source's preprocessor_config.json, or else CLIP's.
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    # Pixels. None: the tower's own; another size needs a tower that interpolates its position embeddings.
+    image_size: int | None = number(None, above=0)
 
 
 @dataclass

@@ -1,41 +1,100 @@
 """Vision encoders. Legend: N images, P tokens per image, D width, H/W pixels."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, Blip2VisionModel, PretrainedConfig
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import VisionEncoderConfig
-from mmlab.model.pretrained import build_model, load_pretrained, load_weights, read_config, read_tensors, require_source
+from mmlab.model.preprocessing import FILE, pixels_of, read_preprocessor, statistics
+from mmlab.model.pretrained import (
+    build_model,
+    load_pretrained,
+    load_weights,
+    on_meta,
+    read_config,
+    read_tensors,
+    require_source,
+)
+from mmlab.model.vision_layout import inputs_of, layers_of, layout_of, native_size, tokens_of
 from mmlab.weights import fill
 
-# Tokens before the grid (class token, registers), by transformers model_type.
-PREFIX_TOKENS = {
-    "clip_vision_model": lambda config: 1,
-    "siglip_vision_model": lambda config: 0,
-    "dinov2": lambda config: 1,
-    "dinov2_with_registers": lambda config: 1 + config.num_register_tokens,
-    "blip_2_vision_model": lambda config: 1,
-}
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """What a model needs of its part `vision`: an `nn.Module` with these attributes.
+
+    A class of your own package that has them is named in YAML, `_target_: mylab.vision.Encoder`, after
+    `MMLAB_ALLOW_TARGETS=mylab`; the other keys of the page are its keyword arguments. Its constructor draws random
+    weights and reads none, because `mmlab plan` calls it on the meta device. The module normalizes pixels on its own.
+    While it is frozen it is in eval mode, and an image's features must not depend on the other images of a batch.
+
+    It may have more, each for itself, see `mmlab.training.artifacts` and `mmlab.training.trainable`:
+
+    - `load_pretrained()` fills it with weights of its own; without it, and without a run in `stage.init_from` that
+      trained it, its weights count as random, and the run saves them.
+    - `save(folder)`, `load(folder)` and `describe()`, all three: a format of its own. Otherwise its state dict is
+      written as `model.safetensors`. `describe` returns plain values that a connector depends on beside the weights.
+    - `unused()` yields weights that no feature depends on; they are never trained.
+
+    A model that transformers can hold, too (for export), is a subclass of `PreTrainedModel` that your module registers
+    when it is imported (`AutoConfig.register`, `AutoModel.register`), in a subclass of `VisionEncoder`, which finds
+    everything above: `_target_: mylab.vision.Encoder` with `class Encoder(VisionEncoder)` in that module, and the keys
+    of `VisionEncoderConfig`. `forward(pixel_values)` of the model returns tokens or a feature map as
+    `last_hidden_state`.
+    """
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pixels."""
+        ...
+
+    @property
+    def tokens_per_image(self) -> int:
+        """P."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D."""
+        ...
+
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        """Encode uint8 pixels `[N, 3, H, W]` as features `[N, P, D]`, the positions of a grid row by row."""
+        ...
 
 
 class VisionEncoder(nn.Module):
-    """A CLIP, SigLIP, DINOv2 or BLIP-2 vision tower of transformers, read at its hidden layer `feature_layer`.
+    """A vision tower of transformers, read at its hidden layer `feature_layer`.
 
     LLaVA reads the layer before the last one (section 4.1, "before and after the last Transformer layer"; table 8 of
     the paper). The layers after it are kept, because the tower is saved as a whole, but they are neither run nor
-    trained: running them would cost a tower of 4 layers 37 % of its time, one of 24 layers 6 %.
+    trained: running them would cost a tower of 4 layers 37 % of its time, one of 24 layers 6 %. A tower whose layers
+    differ in resolution (Swin, ConvNeXt, EfficientNet) is read at its last feature map.
+
+    Attributes:
+        tower: the transformers model, without the layers that are not run.
+        feature_layer: index into the hidden states; -1 for the last feature map.
+        prefix: number of tokens before the grid (class token, registers), which are left out.
+        keep_class: the first of them is not left out.
+        image_mean, image_std: statistics of values in [0, 1] by which pixels are normalized.
+        image_size: height and width in pixels.
+        tokens_per_image: P.
+        width: D.
 
     Args:
         config: settings.
 
     Raises:
-        ConfigError: unknown architecture, or a feature layer that the tower does not have.
+        ConfigError: a tower that gives neither tokens nor a feature map of an image, or has no such feature layer.
     """
 
     mean: Tensor
@@ -46,80 +105,92 @@ class VisionEncoder(nn.Module):
         self.settings = config
         whole = read_config(config, "vision")
         self.config: PretrainedConfig = getattr(whole, "vision_config", whole)
-        kind = self.config.model_type
-        if kind not in PREFIX_TOKENS:
-            raise ConfigError(f"model.vision: '{kind}' is not supported; use one of {', '.join(PREFIX_TOKENS)}.")
-        self.prefix = PREFIX_TOKENS[kind](self.config)
+        # Of the tower's weights in a checkpoint with more parts; none in one of only the vision encoder.
+        self._stored_prefix = "" if whole is self.config else "vision_model."
+        read = config.init == "pretrained" and not on_meta()
+        self._preprocessor = read_preprocessor(require_source(config, "vision")) if read else {}
+        mean, std = statistics(self._preprocessor)
+        self.image_mean, self.image_std = list(config.image_mean or mean), list(config.image_std or std)
+        native = native_size(self.config) if config.image_size is None else config.image_size
+        self.image_size: int = native or pixels_of(self._preprocessor) or 224
+        self.tower: Any = self._build()
+        self._layers_name = layers_of(self.tower, self.image_size)
+        self.feature_layer, used = self._feature_layer()
+        self.unused_layers = nn.ModuleList(self._layers[used:])
+        del self._layers[used:]
+        layout = layout_of(self.tower, self._read_at, self.image_size)
+        self.prefix, self.width, self._unused = layout.prefix, layout.width, layout.unused
         self.keep_class = config.features == "cls_patch"
         if self.keep_class and not self.prefix:
-            raise ConfigError(f"model.vision.features={config.features} is not available for {kind}; use patch.")
-        # Of the tower's weights in a BLIP-2 checkpoint; none in one of only the vision encoder.
-        self._stored_prefix = "" if whole is self.config else "vision_model."
-        # transformers' AutoModel does not know the vision encoder of BLIP-2.
-        self.tower: Any = (
-            Blip2VisionModel._from_config(self.config, dtype=torch.float32)
-            if kind == "blip_2_vision_model"
-            else build_model(AutoModel, self.config, config)
-        )
-        depth = self.config.num_hidden_layers
-        if not -depth - 1 <= config.feature_layer <= depth:
-            raise ConfigError(f"model.vision.feature_layer={config.feature_layer}, but the tower has {depth} layers.")
-        last = config.feature_layer % (depth + 1)
-        if last == 0:
-            raise ConfigError("model.vision.feature_layer=0 has no transformer layer to read; use 1 or more, or -1.")
-        lists = ((name, m) for name, m in self.tower.named_modules() if isinstance(m, nn.ModuleList))
-        self._layers_name = next(name for name, layers in lists if len(layers) == depth)
-        self.unused_layers = nn.ModuleList(self._layers[last:])
-        del self._layers[last:]
+            raise ConfigError(
+                f"model.vision.features={config.features} is not available for {self.config.model_type}; use patch."
+            )
+        self.tokens_per_image = layout.positions + int(self.keep_class)
         # Non-persistent: they belong to the config, and they must follow the module to its device.
-        self.register_buffer("mean", torch.tensor(list(config.image_mean)).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(list(config.image_std)).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(self.image_mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(self.image_std).view(3, 1, 1) * 255, persistent=False)
+
+    def _build(self) -> Any:
+        """The tower, by transformers' AutoModel; some towers of larger models are not known to it, such as BLIP-2's."""
+        kind, name = self.config.model_type, type(self.config).__name__.removesuffix("Config") + "Model"
+        self._by_auto = type(self.config) in MODEL_MAPPING
+        try:
+            if self._by_auto:
+                return build_model(AutoModel, self.config, self.settings)
+            if not hasattr(transformers, name):
+                raise ConfigError(f"model.vision: transformers has no model of type '{kind}' for images alone.")
+            return getattr(transformers, name)._from_config(self.config, dtype=torch.float32)
+        except ImportError as error:
+            line = str(error).strip().splitlines()[0]
+            raise ConfigError(f"model.vision: '{kind}' cannot be used, because {line}") from error
+
+    def _feature_layer(self) -> tuple[int, int | None]:
+        """Return (the layer that is read, the number of layers that are run); without layers of one shape, None."""
+        layer = self.settings.feature_layer
+        if self._layers_name is None:
+            if layer not in (None, -1):
+                raise ConfigError(
+                    f"model.vision.feature_layer={layer}, but {self.config.model_type} has no layers of one width and "
+                    "resolution; set it to null, which reads the last feature map."
+                )
+            return -1, None
+        depth, layer = len(self._layers), -2 if layer is None else layer
+        if not -depth - 1 <= layer <= depth:
+            raise ConfigError(f"model.vision.feature_layer={layer}, but the tower has {depth} layers.")
+        if layer % (depth + 1) == 0:
+            raise ConfigError("model.vision.feature_layer=0 has no transformer layer to read; use 1 or more, or -1.")
+        return layer, layer % (depth + 1)
 
     @property
     def _layers(self) -> nn.ModuleList:
-        """The tower's transformer layers, without the unused ones."""
-        return self.tower.get_submodule(self._layers_name)
+        """The tower's transformer layers, without the unused ones; none of a tower with stages."""
+        return nn.ModuleList() if self._layers_name is None else self.tower.get_submodule(self._layers_name)
 
     @property
-    def width(self) -> int:
-        return self.config.hidden_size
-
-    @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
-    def tokens_per_image(self) -> int:
-        grid = (self.config.image_size // self.config.patch_size) ** 2
-        return grid + int(self.keep_class)
+    def _read_at(self) -> nn.Module | None:
+        return None if self._layers_name is None else self._layers[-1]
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Encode uint8 pixels `[N, 3, H, W]`, which are normalized here, on the device: features `[N, P, D]`."""
         dtype = next(self.tower.parameters()).dtype
         pixels = ((pixels_N3HW - self.mean) / self.std).to(dtype)
-        outputs: list[Any] = []
-        # A hook reads the layer's own output: towers differ in which norm they apply after the last layer.
-        handle = self._layers[-1].register_forward_hook(lambda module, args, output: outputs.append(output))
-        try:
-            self.tower(pixel_values=pixels)
-        finally:
-            handle.remove()
-        hidden = outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
+        hidden = tokens_of(self.tower, self._read_at, inputs_of(self.tower, pixels), len(pixels))
         return torch.cat([hidden[:, :1], hidden[:, self.prefix :]], 1) if self.keep_class else hidden[:, self.prefix :]
 
     def unused(self) -> Iterator[nn.Parameter]:
         """Yield the weights that no feature depends on: layers after `feature_layer`, what the tower has after its
         layers (a norm, a pooling head), and the token that DINOv2 puts in place of masked patches."""
         yield from self.unused_layers.parameters()
-        run = set(self._layers.parameters())
-        weights = list(self.tower.named_parameters())  # in the order in which the tower uses them
-        last = max(i for i, (_, weight) in enumerate(weights) if weight in run)
-        yield from (weight for i, (name, weight) in enumerate(weights) if i > last or name.endswith("mask_token"))
+        for name, weight in self.tower.named_parameters():
+            if re.sub(r"\.(base_layer|lora_\w+\.\w+)(?=\.)", "", name) in self._unused:
+                yield weight
 
     def save(self, folder: Path) -> None:
         """Write the whole tower, unused layers included, as a transformers folder."""
         with self._whole_tower():
             self.tower.save_pretrained(folder)
+        if self._preprocessor and not (self.settings.image_mean and self.settings.image_std):
+            (folder / FILE).write_text(json.dumps(self._preprocessor, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Fill the whole tower from a transformers folder; raises ConfigError when it does not fit."""
@@ -129,7 +200,7 @@ class VisionEncoder(nn.Module):
     def load_pretrained(self) -> None:
         """Fill the whole tower from the source of the settings; raises ConfigError when it does not fit."""
         with self._whole_tower():
-            if self.config.model_type != "blip_2_vision_model":
+            if self._by_auto:
                 load_pretrained(self.tower, self.settings, "vision")
             elif self.settings.init == "pretrained":
                 source, prefix = require_source(self.settings, "vision"), self._stored_prefix
@@ -138,7 +209,8 @@ class VisionEncoder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return what a connector that was trained with this encoder depends on, apart from its weights."""
-        return {"feature_layer": self.settings.feature_layer, "class_token": self.keep_class}
+        size = {} if self.settings.image_size is None else {"image_size": self.image_size}
+        return {"feature_layer": self.feature_layer, "class_token": self.keep_class, **size}
 
     @contextmanager
     def _whole_tower(self) -> Iterator[None]:

@@ -101,8 +101,8 @@ def test_wrong_architectures_are_refused(tmp_path):
         VisionEncoder(
             VisionEncoderConfig(init="random", architecture={"model_type": "clip_vision_model", "hiden_size": 8})
         )
-    with pytest.raises(ConfigError, match="is not supported"):
-        VisionEncoder(VisionEncoderConfig(init="random", architecture={"model_type": "vit"}))
+    with pytest.raises(ConfigError, match="'bert' cannot be used, because it reads no images"):
+        VisionEncoder(VisionEncoderConfig(init="random", architecture={"model_type": "bert"}))
     (tmp_path / "config.json").write_text('{"model_type": "clip", "auto_map": {"AutoModel": "evil.Evil"}}')
     with pytest.raises(ConfigError, match="auto_map"):
         VisionEncoder(VisionEncoderConfig(source=str(tmp_path)))
