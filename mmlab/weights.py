@@ -6,29 +6,35 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mmlab.config.errors import ConfigError, RunError
 
 CARD = "card.json"
 """File beside the weights of a trained part; `files` in it has the hashes of the others."""
 WEIGHTS = ".safetensors"
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Values that are copied and hashed at a time."""
+_DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Tensor → (its state, digest of its values, or of those that were stored before they were rounded to its dtype)."""
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Fill a module with weights of the same names and shapes, strictly.
 
-    A module on the meta device takes over the tensors; another one copies them. Dtypes and `requires_grad` stay.
+    A module on the meta device takes over the tensors; another one copies them. Dtypes and `requires_grad` stay. A
+    tensor is cast only if the module has another dtype, so tensors that are mapped from a file stay mapped. What is
+    rounded by the cast is hashed before, see `content_hash`.
 
     Args:
         module: the module.
-        weights: tensors by name.
+        weights: tensors by name; a dict is emptied meanwhile, so that each is freed once it is cast.
         source: where they come from, for messages.
 
     Raises:
@@ -41,11 +47,40 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
         needed = list(own[key].shape) if key in own else "nothing"
         if stored != needed:
             raise ConfigError(f"{source} does not fit the model: {key} is {stored} there and {needed} here.")
-    assign = any(tensor.is_meta for tensor in own.values())
-    if assign:
-        weights = {key: tensor.to(own[key].dtype) for key, tensor in weights.items()}
-    module.load_state_dict(weights, assign=assign)
+    if any(tensor.is_meta for tensor in own.values()):
+        _take_over(module, weights if isinstance(weights, dict) else dict(weights))
+    else:
+        module.load_state_dict(weights)
     require_finite(module, source)
+
+
+def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Assign tensors to a module on the meta device, cast to its dtypes, and note the digests of what was rounded."""
+    dtypes = {key: tensor.dtype for key, tensor in module.state_dict().items()}
+    casts: dict[Any, Future[tuple[Tensor, str | None]]] = {}  # weights that are tied have one storage, and stay so
+    places = {}
+    with ThreadPoolExecutor(_workers()) as pool:
+        for key in list(weights):
+            tensor = weights.pop(key)
+            place = places[key] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), dtypes[key])
+            if place not in casts:
+                casts[place] = pool.submit(_cast, tensor, dtypes[key])
+            del tensor
+        done = {place: cast.result() for place, cast in casts.items()}
+    module.load_state_dict({key: done[place][0] for key, place in places.items()}, assign=True)
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        if (digest := done[places[key]][1]) is not None:
+            _DIGESTS[tensor] = (_state(tensor), digest)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, str | None]:
+    """Return (a tensor in a dtype, digest of its values if the cast rounds them)."""
+    exact = torch.promote_types(tensor.dtype, dtype) == dtype
+    return tensor.to(dtype), None if exact else _tensor_digest(tensor)
+
+
+def _workers() -> int:
+    return min(8, os.cpu_count() or 1)
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -85,25 +120,44 @@ def finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def content_hash(module: nn.Module) -> str:
+def content_hash(module: nn.Module, trained: bool = False) -> str:
     """SHA-256 over the names, shapes and all values of a module's state dict.
 
-    It is the identity of weights as they were read. A part may be stored in fewer bits than it is read in, so bf16,
+    It is the identity of weights as they are stored. A part may be stored in fewer bits than it is read in, so bf16,
     fp16 and fp8 values are hashed as the fp32 numbers that they are: the hash does not depend on the device, the memory
-    layout, or a lossless widening. It does depend on rounding: a part that is trained or used in bf16 is hashed before
-    it is cast. One core hashes about 2 GB/s, in which case 7 billion parameters take 14 s; tensors are shared among
-    the cores.
+    layout, or a lossless widening. Nor does it depend on the dtype that `fill` rounds to, which notes what was stored;
+    it does depend on a later rounding. One core hashes about 2 GB/s, in which case 7 billion parameters take 14 s;
+    tensors are shared among the cores, and one that has not changed is not hashed again.
+
+    Args:
+        module: with weights.
+        trained: hash the present values of all tensors: a strategy may have changed them where that cannot be noticed.
     """
-    return hash_of(module.state_dict())
+    return hash_of(module.state_dict(keep_vars=True), trained)
 
 
-def hash_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict, see `content_hash`."""
+def hash_of(tensors: Mapping[str, Tensor], trained: bool = False) -> str:
+    """SHA-256 of a state dict, see `content_hash`; a tensor that is detached counts as another one."""
     state = sorted(tensors.items())
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = pool.map(_tensor_digest, [tensor for _, tensor in state])
-        facts = [f"{name} {list(tensor.shape)} {digest}" for (name, tensor), digest in zip(state, digests, strict=True)]
+    known = [None if trained else _known_digest(tensor) for _, tensor in state]
+    with ThreadPoolExecutor(_workers()) as pool:
+        new = iter(pool.map(_tensor_digest, [tensor for (_, tensor), old in zip(state, known, strict=True) if not old]))
+        digests = [old or next(new) for old in known]
+    for (_, tensor), digest in zip(state, digests, strict=True):
+        _DIGESTS[tensor] = (_state(tensor), digest)
+    facts = [f"{name} {list(tensor.shape)} {digest}" for (name, tensor), digest in zip(state, digests, strict=True)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _known_digest(tensor: Tensor) -> str | None:
+    """The digest of a tensor whose values have not changed since it was taken."""
+    noted = _DIGESTS.get(tensor)
+    return noted[1] if noted and noted[0] == _state(tensor) is not None else None
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...] | None:
+    """What changes with a tensor's values: torch counts writes, except in inference mode."""
+    return None if tensor.is_inference() else (tensor._version, tensor.data_ptr(), tensor.dtype)
 
 
 def _tensor_digest(tensor: Tensor) -> str:

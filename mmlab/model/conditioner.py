@@ -25,13 +25,12 @@ from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
 from mmlab.model.pretrained import (
     build_model,
-    fit_tokenizer,
     load_pretrained,
-    load_tokenizer,
     load_weights,
     on_meta,
     read_config,
 )
+from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
 from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 

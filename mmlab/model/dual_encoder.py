@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
-from mmlab.model.pretrained import build_model, fit_tokenizer, load_pretrained, load_tokenizer, read_config
+from mmlab.model.pretrained import build_model, load_pretrained, read_config
+from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
 from mmlab.model.vision import VisionEncoder
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import ImageTextQFormerConfig
-from mmlab.model.pretrained import load_tokenizer
+from mmlab.model.pretrained_tokenizer import load_tokenizer
 from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import VisionEncoder
 

@@ -17,13 +17,12 @@ from mmlab.model.config import LanguageModelConfig
 from mmlab.model.packed_rows import masks, separate, takes_masks
 from mmlab.model.pretrained import (
     build_model,
-    fit_tokenizer,
     load_pretrained,
-    load_tokenizer,
     load_weights,
     on_meta,
     read_config,
 )
+from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
 from mmlab.weights import finite
 
 

@@ -5,20 +5,22 @@ memory. Exceptions are the vision tower of BLIP-2, the Q-Former, `VQAutoencoder`
 random numbers. `load_pretrained` fills a part afterwards, unless the artifact of a run does.
 """
 
+import io
 import json
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, GgufConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.model.checkpoint_files import read_checkpoint, split_gguf
 from mmlab.model.config import PretrainedPartConfig
 from mmlab.weights import fill, verify_files
 
@@ -27,6 +29,10 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 # Keys of a checkpoint's configs with which transformers would run code from the checkpoint.
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
+
+
+WHOLE = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+"""Dtypes of whole models; fp8 is one of stored weights only."""
 
 
 def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> PretrainedConfig:
@@ -45,8 +51,12 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
     source = require_source(settings, part)
     refuse_code(source)
     verify_files(Path(source).expanduser(), weights=False)
+    folder, gguf = split_gguf(source)
     try:
-        return AutoConfig.from_pretrained(source, **NO_CODE)
+        config = AutoConfig.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}), **NO_CODE)
+        if gguf:
+            vars(config).pop("quantization_config", None)  # its weights are read as plain numbers
+        return config
     except (OSError, ValueError, StrictDataclassError) as error:
         raise _unreadable(source, part, error) from error
 
@@ -61,10 +71,10 @@ def require_source(settings: PretrainedPartConfig, part: str) -> str:
 
 
 def _unreadable(source: str, part: str, error: Exception) -> ConfigError:
-    return ConfigError(f"model.{part}.source={source} cannot be loaded: {_reason(error)}")
+    return ConfigError(f"model.{part}.source={source} cannot be loaded: {reason(error)}")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return what a user can act on in a message of transformers, on one line."""
     if "trust_remote_code" in str(error):
         return "it needs code from the checkpoint, which is not run."
@@ -92,8 +102,8 @@ def _from_architecture(architecture: dict[str, Any], defaults: dict[str, Any], p
     try:
         return AutoConfig.for_model(model_type, **fields)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ConfigError(f"model.{part}.architecture does not fit {model_type}: {reason}") from error
+        why = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"model.{part}.architecture does not fit {model_type}: {why}") from error
 
 
 def on_meta() -> bool:
@@ -103,7 +113,8 @@ def on_meta() -> bool:
 
 def refuse_code(source: str | Path) -> None:
     """Raise ConfigError when a config in a local folder asks transformers to run code of the checkpoint."""
-    for path in (Path(source).expanduser() / name for name in CONFIGS):
+    folder, _ = split_gguf(source)
+    for path in (Path(folder).expanduser() / name for name in CONFIGS):
         if not path.is_file():
             continue
         try:
@@ -152,124 +163,111 @@ def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
 
     Args:
         model: with weights, or on the meta device.
-        folder: with a config and safetensors.
+        folder: with a config and weights.
         **options: arguments that the model's class was built with beside its config.
 
     Raises:
-        ConfigError: another architecture, or other names or shapes.
+        ConfigError: another architecture, other names or shapes, or files that cannot be read.
     """
     refuse_code(folder)
-    config = AutoConfig.from_pretrained(folder, **NO_CODE)
+    try:
+        config = AutoConfig.from_pretrained(folder, **NO_CODE)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"{folder} cannot be loaded: {reason(error)}") from error
     if config.model_type != model.config.model_type:
         raise ConfigError(
             f"{folder} does not fit the model: it is a {config.model_type}, not a {model.config.model_type}."
         )
-    _fill_from(model, folder, config, **options)
+    try:
+        _fill_from(model, folder, config, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} cannot be loaded: {reason(error)}") from error
 
 
 def _fill_from(model: Any, source: str | Path, config: PretrainedConfig, **options: Any) -> None:
-    """Read a transformers checkpoint (safetensors only) as fp32; a model on the meta device takes its tensors over."""
+    """Read a transformers checkpoint; a model on the meta device takes its tensors over, in its own dtypes."""
     quieten()
-    options = {"config": config, "dtype": torch.float32, "use_safetensors": True, **NO_CODE, **options}
-    with torch.device("cpu"):
-        stored, info = type(model).from_pretrained(source, output_loading_info=True, **options)
-    if missing := [*sorted(info["missing_keys"]), *(key[0] for key in info["mismatched_keys"])]:
+    stored, missing = _read_model(type(model), source, config, options)
+    if missing:
         raise ConfigError(
             f"{source} does not fill the model: {len(missing)} weights are missing, such as {missing[0]}."
         )
-    empty = model.device.type == "meta"
-    fill(model, stored.state_dict(), source)
-    if empty:
-        for name, module in stored.named_modules():
-            for buffer in module._non_persistent_buffers_set:
-                setattr(model.get_submodule(name), buffer, getattr(module, buffer))
-        model.tie_weights()
-        if model.can_generate():
-            model.generation_config = stored.generation_config
+    weights = stored.state_dict()
+    if model.device.type != "meta":
+        fill(model, weights, source)
+        return
+    buffers = [
+        (name, buffer, getattr(module, buffer))
+        for name, module in stored.named_modules()
+        for buffer in module._non_persistent_buffers_set
+    ]
+    stored.to_empty(device="meta")  # each tensor can then be freed as soon as it was cast
+    fill(model, weights, source)
+    for name, buffer, value in buffers:
+        owner = model.get_submodule(name)
+        setattr(owner, buffer, value.to(getattr(owner, buffer).dtype))
+    model.tie_weights()
+    if model.can_generate():
+        model.generation_config = _generation_config(source, stored)
+
+
+def _read_model(
+    kind: Any, source: str | Path, config: PretrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return a model of class `kind` with a checkpoint's weights as they are stored, and the weights it lacks.
+
+    transformers renames what it knows under older names, and finds a tower in a checkpoint of several.
+    """
+    options = {"config": config, "output_loading_info": True, **NO_CODE, **options}
+    folder, gguf = split_gguf(source)
+    with torch.device("cpu"):
+        if gguf:
+            options |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+            with (
+                nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+            ):  # its bar is not transformers'
+                stored, info = kind.from_pretrained(folder, **options)
+        else:
+            tensors = read_checkpoint(source)
+            stored, info = kind.from_pretrained(None, state_dict=tensors, dtype=common_dtype(tensors), **options)
+    return stored, [*sorted(info["missing_keys"]), *(key[0] for key in info["mismatched_keys"])]
+
+
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of all floating-point tensors; float32, which holds the values of each, if they have several."""
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes < WHOLE else torch.float32
+
+
+def _generation_config(source: str | Path, stored: PreTrainedModel) -> Any:
+    folder, gguf = split_gguf(source)
+    try:
+        return stored.generation_config if gguf else GenerationConfig.from_pretrained(folder)
+    except OSError:  # it has none, so the model's config says how it generates
+        return stored.generation_config
 
 
 def read_tensors(source: str, prefixes: tuple[str, ...], part: str) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint whose names begin with one of `prefixes`, as fp32.
+    """Read the tensors of a checkpoint whose names begin with one of `prefixes`, as they are stored.
 
     Only the files with such tensors are opened, or downloaded: a Q-Former is a hundredth of its checkpoint.
 
     Args:
-        source: hub name or local folder with safetensors.
+        source: hub name or local folder.
         prefixes: beginnings of names.
         part: name of the part, for messages.
 
     Raises:
-        ConfigError: the source has no safetensors, or they cannot be read.
+        ConfigError: the source has no weights, or they cannot be read.
     """
     quieten()
     try:
-        index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-        if index is None:
-            names = {"model.safetensors"}
-        else:
-            places = json.loads(Path(index).read_text())["weight_map"]
-            names = {file for key, file in places.items() if key.startswith(prefixes)}
-        tensors: dict[str, Tensor] = {}
-        for name in sorted(names):
-            with safe_open(cached_file(source, name), "pt") as file:
-                tensors |= {key: file.get_tensor(key).float() for key in file.offset_keys() if key.startswith(prefixes)}
-    except (OSError, ValueError, SafetensorError) as error:
+        return read_checkpoint(source, prefixes)
+    except (OSError, ValueError) as error:
         raise _unreadable(source, part, error) from error
-    return tensors
 
 
 def quieten() -> None:
     """Show transformers' progress bars in terminals only: elsewhere each would be a line of control characters."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-
-
-def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, vocabulary: int, part: str) -> None:
-    """Accept a tokenizer with a few tokens more than the model: texts with such a token are refused one by one.
-
-    A padding token among them is replaced, as padding is never attended to.
-
-    Raises:
-        ConfigError: more than a tenth of the tokens have no embedding, or one that begins or ends every text.
-    """
-    excess = len(tokenizer) - vocabulary
-    if excess * 10 > len(tokenizer):
-        raise ConfigError(
-            f"model.{part}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; set "
-            f"model.{part}.tokenizer to the model's own."
-        )
-    padding: Any = tokenizer.pad_token_id
-    if excess > 0 and padding is not None and padding >= vocabulary:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    for name in ("bos", "eos", "pad", "unk"):
-        number, token = getattr(tokenizer, f"{name}_token_id"), getattr(tokenizer, f"{name}_token")
-        if isinstance(number, int) and number >= vocabulary:
-            raise ConfigError(
-                f"model.{part}: the model has {vocabulary} tokens, and no embedding of the tokenizer's {name}_token "
-                f"'{token}'."
-            )
-
-
-def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer; a missing pad token becomes the end token (padding is never attended to).
-
-    Args:
-        source: hub name or local folder.
-        part: name of the part that it belongs to, for messages.
-
-    Raises:
-        ConfigError: no source, unreadable, or without character offsets (not a fast tokenizer).
-    """
-    if source is None:
-        raise ConfigError(f"model.{part}.tokenizer is not set; give a hub name or a folder with tokenizer.json.")
-    refuse_code(source)
-    verify_files(Path(source).expanduser(), weights=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
-    except Exception as error:  # tokenizers has no class of its own for a file that it cannot read
-        raise ConfigError(f"The tokenizer {source} cannot be loaded: {_reason(error)}") from error
-    if not tokenizer.is_fast:
-        raise ConfigError(f"The tokenizer {source} is not a fast one; labels need its character offsets.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer

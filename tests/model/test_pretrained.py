@@ -15,7 +15,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.autoencoder import KLAutoencoder
 from mmlab.model.config import KLAutoencoderConfig, LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
-from mmlab.model.pretrained import load_tokenizer
+from mmlab.model.pretrained_tokenizer import load_tokenizer
 from mmlab.model.vision import VisionEncoder
 from tests.model import tiny, tiny_autoencoders
 
