@@ -177,8 +177,10 @@ def _invalid_key(error: Exception, loader: ConfigLoader) -> str | None:
 
 def _unknown_open_key(key: str, node: Any) -> str:
     """The sentence for a key of a section without a dataclass; suggests its keys and the arguments of its class."""
-    if not isinstance(node, DictConfig) or node._is_none() or not node:
+    if not isinstance(node, DictConfig) or node._is_none():
         return f"There is no key '{key}'."
+    if not node:
+        return f"There is no key '{key}' yet; add it with +{key}…"
     keys = list(map(str, node))
     addable = [name for name in _settings_of(node.get("_target_")) if name not in keys]
     section, _, word = key.rpartition(".")

@@ -60,6 +60,11 @@ def section(group: str | None = None, default: Any = MISSING) -> Any:
     return field(**factory, metadata=metadata)  # type: ignore[call-overload]
 
 
+def entries(kind: type) -> Any:
+    """A mapping from names to sections with the keys of the dataclass `kind`, empty by default."""
+    return field(default_factory=dict, metadata={"entries": kind})
+
+
 def unknown_key(path: str, options: list[str]) -> str:
     """Return the error for the key `path`, whose last word is not among `options`."""
     options = sorted(option for option in options if not option.startswith("_"))
@@ -107,6 +112,9 @@ def check_value(where: str, value: Any, rules: Any) -> None:
         group = rules["group"]
         advice = f"is a config group; choose its option with {group}={value}" if group else "is a section"
         raise ConfigError(f"'{where}' {advice}.")
+    for name, entry in value.items() if "entries" in rules else ():
+        if not OmegaConf.is_dict(entry) and not is_dataclass(entry):
+            raise ConfigError(f"'{where}.{name}' is a section with its own keys; give +{where}.{name}.<key>=….")
     if "choices" in rules and value not in rules["choices"]:
         options = ", ".join(rules["choices"])
         raise ConfigError(f"'{where}' cannot be '{value}'.{nearest(str(value), rules['choices'])} Options: {options}.")

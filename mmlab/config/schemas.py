@@ -14,6 +14,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mmlab.config.fields import schema_fields
+
 FOLDERS = Path(__file__).parents[1]
 
 
@@ -52,8 +54,13 @@ def register() -> None:
         store.store(name=name, group="schema", node=kind)
 
 
-def attach(node: DictConfig, where: str = "") -> None:
+def attach(node: DictConfig, where: str = "", entries: type | None = None) -> None:
     """Merge, in place, every part below `node` with a `_target_` of ours into the dataclass of that class.
+
+    Args:
+        node: the config.
+        where: its key.
+        entries: the dataclass of all sections in `node`, if the field has one.
 
     Raises:
         OmegaConfBaseException: a key or value that the dataclass does not accept; its `full_key` begins with `where`.
@@ -62,7 +69,7 @@ def attach(node: DictConfig, where: str = "") -> None:
         part, at = node._get_node(key), f"{where}.{key}".lstrip(".")
         if not isinstance(part, DictConfig) or part._is_none() or part._is_missing() or part._is_interpolation():
             continue
-        kind = schema_of(part._get_node("_target_")._value()) if "_target_" in part else None  # type: ignore[union-attr]
+        kind = schema_of(part._get_node("_target_")._value()) if "_target_" in part else entries  # type: ignore[union-attr]
         if kind is not None and OmegaConf.get_type(part) is dict:
             try:
                 with open_dict(node):
@@ -70,4 +77,5 @@ def attach(node: DictConfig, where: str = "") -> None:
             except OmegaConfBaseException as error:
                 error.full_key = f"{at}.{error.full_key or error.key}"
                 raise
-        attach(node[key], at)
+        rules = schema_fields(node).get(str(key))
+        attach(node[key], at, rules.metadata.get("entries") if rules is not None else None)
