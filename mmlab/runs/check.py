@@ -49,7 +49,7 @@ def check_names(run: DictConfig) -> None:
 
 
 def check_trainable(cfg: DictConfig) -> None:
-    """Check that `stage.trainable` and `optim.part_lr` begin with names of the model's parts."""
+    """Check that `stage.trainable`, `optim.part_lr` and `stage.lora` begin with names of the model's parts."""
     parts = getattr(OmegaConf.get_type(cfg.model), "parts", None)
     if parts is None:  # a user's own model: checked when it is built
         return
@@ -57,6 +57,7 @@ def check_trainable(cfg: DictConfig) -> None:
     named = {
         "stage.trainable": list(cfg.stage.trainable),
         "optim.part_lr": list(cfg.optim.get("part_lr") or {}),
+        "stage.lora": list(cfg.stage.get("lora") or {}),
     }
     if not named["stage.trainable"]:
         raise ConfigError(f"stage.trainable is empty; name the parts to train: {', '.join(parts)}.")

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build, locate
+from mmlab.config.errors import ConfigError
 from mmlab.config.schemas import schema_of
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
@@ -18,7 +20,8 @@ from mmlab.runs.ranks import rank
 from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.stage.stage import Stage
-from mmlab.training.artifacts import fill_parts, random_parts
+from mmlab.training.artifacts import describe_base, fill_parts, random_parts
+from mmlab.training.lora import add_adapters
 from mmlab.training.run_identity import check_tokenizers
 
 
@@ -39,6 +42,8 @@ def build_stage(cfg: DictConfig) -> Any:
     stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
     stage.sources = artifacts = fill_parts(model, runs)
     stage.kept = random_parts(model, artifacts)
+    if adapted := list(cfg.stage.get("lora") or {}):
+        _put_on_adapters(stage, adapted)
     if isinstance(stage, Stage):
         stage.on_filled(artifacts)
     for name in stage.kept if rank() == 0 else ():
@@ -48,6 +53,18 @@ def build_stage(cfg: DictConfig) -> Any:
             file=sys.stderr,
         )
     return stage
+
+
+def _put_on_adapters(stage: Any, names: Sequence[str]) -> None:
+    """Put a fresh adapter on each named part of a filled stage; raises ConfigError for parts that cannot have one."""
+    for name in names:
+        if name in stage.kept:
+            raise ConfigError(
+                f"stage.lora.{name}: the part has random weights, which an adapter cannot make up for; name a run that "
+                f"has it in stage.init_from, or set model.{name}.source, or train it whole."
+            )
+    stage.bases = describe_base(stage.model, names, stage.sources)
+    add_adapters(stage.model, stage.config.lora)
 
 
 def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:

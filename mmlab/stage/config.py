@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING, OmegaConf
 
-from mmlab.config.fields import Settings, choice, number
+from mmlab.config.fields import Settings, choice, entries, number
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig, Prompt
+from mmlab.training.config import LoRAConfig
 
 DISTANCES = ("l1", "l2")
 
@@ -26,6 +27,7 @@ class StageConfig(Settings):
     reads: ClassVar[type | None] = ImageTextDataConfig
     _target_: str = MISSING
     trainable: list[str] = MISSING  # names of the model's parts, or dotted names inside a part
+    lora: dict[str, Any] = entries(LoRAConfig)  # trained parts of which only an adapter is trained, by name
     init_from: list[str] = field(default_factory=list)  # names or folders of earlier runs; of a part, the last one wins
 
 

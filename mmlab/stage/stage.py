@@ -27,6 +27,7 @@ class Stage(LightningModule):
         frozen: names of the parts in which nothing is trained.
         sources: the artifact that each part was filled from; set when the parts are filled, as `kept`.
         kept: names of the parts with random frozen weights, which checkpoints and artifacts hold, too.
+        bases: what each part with an adapter was before it had one; only the adapter is in checkpoints and artifacts.
         completed: names of the frozen parts that the stage measures something of; artifacts hold them, too.
 
     Raises:
@@ -40,10 +41,11 @@ class Stage(LightningModule):
         self.config: Any = config
         self.model = model
         self.optim = optim
-        self.frozen = set_trainable(model, config.trainable)
+        self.frozen = set_trainable(model, config.trainable, config.lora)
         self.strict_loading = False
         self.sources: Mapping[str, Path] = {}
         self.kept: list[str] = []
+        self.bases: Mapping[str, Mapping[str, Any]] = {}
         self.completed: list[str] = []
 
     def on_filled(self, artifacts: Mapping[str, Path]) -> None:
@@ -70,8 +72,11 @@ class Stage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parts = tuple(f"model.{part}." for part in self.frozen)
         kept = tuple(f"model.{part}." for part in self.kept)
-        weights = self.model.named_parameters(remove_duplicate=False)
-        fixed = {f"model.{name}" for name, weight in weights if not weight.requires_grad}
+        adapted = tuple(f"model.{part}." for part in self.bases)
+        weights = {f"model.{name}": p for name, p in self.model.named_parameters(remove_duplicate=False)}
+        fixed = {name for name, weight in weights.items() if not weight.requires_grad}
+        # Beside an adapter there are neither buffers that learn nor the statistics of 4-bit weights.
+        fixed |= {name for name in checkpoint["state_dict"] if name.startswith(adapted) and name not in weights}
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()

@@ -1,19 +1,22 @@
 """What a run leaves behind: one folder per trained part, with a card, from which the next stage starts."""
 
+import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.runs.disk import DRAFT, replacing, to_json
 from mmlab.runs.finished_runs import finished
 from mmlab.runs.ranks import rank
+from mmlab.training.lora import adapter_weights, is_adapter, merge_adapter, save_adapter
 from mmlab.training.trainable import HasUnused, parts_of
 from mmlab.weights import CARD, content_hash, file_hashes, fill, require_finite, verify_files
 
@@ -38,10 +41,38 @@ class StartsPretrained(Protocol):
     def load_pretrained(self) -> None: ...
 
 
+_MERGED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Part with a merged adapter → its identity, from those of its base and its adapter: the sum depends on its dtype."""
+
+
 def describe(module: nn.Module) -> dict[str, Any]:
     """What a part that was trained with `module` depends on."""
-    extra = module.describe() if isinstance(module, SavesItself) else {}
-    return {"content_hash": content_hash(module), **extra}
+    return {"content_hash": _MERGED.get(module) or content_hash(module), **_properties(module)}
+
+
+def _properties(module: nn.Module) -> dict[str, Any]:
+    return module.describe() if isinstance(module, SavesItself) else {}
+
+
+def describe_base(model: nn.Module, names: Iterable[str], sources: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What parts are before they get an adapter, by name.
+
+    Args:
+        model: filled.
+        names: of the parts.
+        sources: the artifact that each part was filled from, as `fill_parts` returns it.
+
+    Returns:
+        Facts with the `content_hash` and the `source`: the artifact or checkpoint with exactly these weights, None if
+        there is none, because an earlier adapter is merged into them.
+    """
+    bases = {}
+    for name in names:
+        part = parts_of(model)[name]
+        own, artifact = getattr(getattr(part, "settings", None), "source", None), sources.get(name)
+        source = own if artifact is None else None if is_adapter(artifact) else str(artifact)
+        bases[name] = {**describe(part), "source": source}
+    return bases
 
 
 def describe_frozen(model: nn.Module, trained: Sequence[str]) -> dict[str, Any]:
@@ -56,7 +87,12 @@ def describe_frozen(model: nn.Module, trained: Sequence[str]) -> dict[str, Any]:
 
 
 def save_parts(
-    model: nn.Module, trained: Sequence[str], folder: Path, card: dict[str, Any], against: dict[str, Any]
+    model: nn.Module,
+    trained: Sequence[str],
+    folder: Path,
+    card: dict[str, Any],
+    against: dict[str, Any],
+    bases: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Path]:
     """Write `folder/<part>/` for every trained part: weights, config, card with the hash of every file.
 
@@ -69,6 +105,8 @@ def save_parts(
         folder: usually `runs/<name>/artifacts`.
         card: facts about the run (name, stage, prompt).
         against: what the other parts are, as `describe_frozen` returns it.
+        bases: what each part with an adapter was before it had one, as `describe_base` returns it. Only the adapter is
+            written, as a folder of peft.
 
     Returns:
         The folders written.
@@ -87,12 +125,20 @@ def save_parts(
             shutil.rmtree(old)
         with replacing(folder / name) as draft:
             draft.mkdir()
-            if isinstance(part, SavesItself):
-                part.save(draft)
+            facts = {"part": name, "class": type(part).__name__, **card}
+            if bases and name in bases:
+                weights: Mapping[str, Tensor] = adapter_weights(part)
+                save_adapter(part, draft, bases[name]["source"])
+                facts |= {"content_hash": merged_hash(bases[name]["content_hash"], weights), "base": dict(bases[name])}
             else:
-                save_file({key: value.contiguous() for key, value in part.state_dict().items()}, draft / WEIGHTS)
-            facts = {"part": name, "class": type(part).__name__, **card, **describe(part), "against": against}
-            write_card(draft, {**facts, "shapes": {key: list(value.shape) for key, value in part.state_dict().items()}})
+                weights = part.state_dict()
+                if isinstance(part, SavesItself):
+                    part.save(draft)
+                else:
+                    save_file({key: value.contiguous() for key, value in weights.items()}, draft / WEIGHTS)
+                facts |= {"content_hash": content_hash(part, trained=True)}
+            shapes = {key: list(value.shape) for key, value in weights.items()}
+            write_card(draft, {**facts, **_properties(part), "against": against, "shapes": shapes})
         written.append(folder / name)
     return written
 
@@ -104,23 +150,25 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
 
 def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
     """Fill the model's parts: from the artifacts of earlier runs, of which a later one wins, or else with the
-    pretrained weights that their settings name. The other parts stay as they were initialized. A run that was extended
-    and has not finished since has the artifacts of its earlier end, which a warning says.
+    pretrained weights that their settings name. Then adapters among the artifacts are merged into the parts, in the
+    order of the runs. The other parts stay as they were initialized. A run that was extended and has not finished since
+    has the artifacts of its earlier end, which a warning says.
 
     Args:
         model: its direct children are the parts.
         runs: run folders that hold `artifacts/<part>/`.
 
     Returns:
-        The artifact that each part was filled from.
+        The artifact that each part was filled from; the last one, if it has adapters.
 
     Raises:
-        ConfigError: a run without a fitting part, weights of other names or shapes, or a part that was trained with
-            frozen parts other than these.
+        ConfigError: a run without a fitting part, weights of other names or shapes, a part that was trained with
+            frozen parts other than these, or an adapter that was trained on other weights.
         RunError: an artifact whose files are not those that were written.
     """
     parts = parts_of(model)
     sources: dict[str, Path] = {}
+    adapters: dict[str, list[Path]] = {}
     for run in runs:
         artifacts = _artifacts(Path(run))
         _warn_of_extension(Path(run), artifacts)
@@ -129,7 +177,12 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
             none = "it has no artifacts; the same `mmlab train` command completes it."
             has = f"it has {', '.join(artifacts)}." if artifacts else none
             raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}: {has}")
-        sources.update(fitting)
+        for name, path in fitting.items():
+            if is_adapter(path):
+                adapters.setdefault(name, []).append(path)
+            else:
+                sources[name] = path
+                adapters.pop(name, None)
     for name, part in parts.items():
         if name in sources:
             _load(part, sources[name])
@@ -140,6 +193,10 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
                 if source is not None:
                     verify_files(Path(source).expanduser())  # it may be an artifact, too
                 module.load_pretrained()
+    for name, paths in adapters.items():
+        for path in paths:
+            _merge(parts[name], name, path)
+            sources[name] = path
     _refuse_strangers(sources, parts)
     return sources
 
@@ -208,6 +265,28 @@ def _load(part: nn.Module, path: Path) -> None:
         fill(part, load_file(path / WEIGHTS), path)
     else:
         raise ConfigError(f"{path} does not fit the model: it has no {WEIGHTS}, so it is not a {type(part).__name__}.")
+
+
+def _merge(part: nn.Module, name: str, path: Path) -> None:
+    """Merge an adapter into the weights that it was trained on."""
+    verify_files(path)
+    card = json.loads((path / CARD).read_text())
+    needed, actual = card["base"]["content_hash"], describe(part)["content_hash"]
+    if needed not in (None, actual):  # unknown for an adapter of another code base
+        raise ConfigError(
+            f"{path} is an adapter of another {name}: the hash of its weights was {needed}, not {actual}. Load the "
+            f"{name} that it was trained on, or train it again."
+        )
+    merge_adapter(part, path)
+    _MERGED[part] = card["content_hash"]
+
+
+def merged_hash(base: str | None, adapter: Mapping[str, Tensor]) -> str:
+    """The identity of weights with an adapter: of the base's hash and the adapter's values."""
+    holder = nn.Module()
+    for key, weight in adapter.items():
+        holder.register_buffer(key.replace(".", "/"), weight.detach())
+    return hashlib.sha256(f"{base} {content_hash(holder)}".encode()).hexdigest()
 
 
 def _refuse_strangers(sources: dict[str, Path], parts: dict[str, nn.Module]) -> None:

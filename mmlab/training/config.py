@@ -22,6 +22,17 @@ class AdamWConfig(Settings):
 
 
 @dataclass
+class LoRAConfig(Settings):
+    """A low-rank adapter (arXiv 2106.09685), the only thing of its part that is trained; defaults of LLaVA-1.5."""
+
+    rank: int = number(128, above=0)
+    alpha: int = number(256, above=0)  # the product of its matrices is multiplied by alpha / rank
+    dropout: float = number(0.05, at_least=0, below=1)  # of its input
+    # Last words of the names of its layers, such as [q_proj, v_proj]; all-linear: every linear layer but the output's.
+    targets: Any = "all-linear"
+
+
+@dataclass
 class HardwareConfig(Settings):
     """Where a trained model runs."""
 

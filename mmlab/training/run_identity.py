@@ -69,7 +69,8 @@ def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Ma
     Args:
         start: of the run.
         cfg: its config.
-        stage: built; `sources` is the artifact that each part was filled from, `kept` names parts that are saved whole.
+        stage: built; `sources` is the artifact that each part was filled from, `kept` names parts that are saved whole,
+            `bases` is what parts with an adapter were before.
         data: the data module.
         frozen: frozen part → facts with its `content_hash`, see `describe_frozen`.
     """
@@ -82,7 +83,8 @@ def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Ma
         "cwd": os.getcwd(),
         "seed": cfg.seed,
         "frozen": {name: facts["content_hash"] for name, facts in frozen.items()}
-        | _partly_frozen(stage.model, [*frozen, *stage.kept]),
+        | {name: base["content_hash"] for name, base in stage.bases.items()}
+        | _partly_frozen(stage.model, [*frozen, *stage.kept, *stage.bases]),
         "sources": {name: str(path) for name, path in stage.sources.items()},
         "tokenizers": tokenizer_hashes(stage.model),
         "template": _hash(templates) if own_template else None,

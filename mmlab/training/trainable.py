@@ -21,18 +21,21 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_children())
 
 
-def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
+def set_trainable(model: nn.Module, trainable: Sequence[str], adapted: Iterable[str] = ()) -> list[str]:
     """Make the named parts trainable, except unused weights, and freeze the rest: no gradient, eval mode.
 
     Args:
         model: its direct children are the parts.
         trainable: names such as `connector`, or dotted names inside a part such as `language.causal.lm_head`.
+        adapted: parts among them of which only an adapter will be trained, see `mmlab.training.lora`; all their own
+            weights are frozen.
 
     Returns:
         The names of the frozen parts.
 
     Raises:
-        ConfigError: a name that is not in the model or whose weights are all unused, or no name at all.
+        ConfigError: a name that is not in the model or whose weights are all unused, or no name at all; a part that is
+            adapted but not trainable.
     """
     parts = parts_of(model)
     for name in trainable:
@@ -53,8 +56,15 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> list[str]:
         parameters = list(model.get_submodule(name).parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             raise ConfigError(f"stage.trainable names '{name}', but no output of the model depends on it.")
+    frozen = [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
+    for name in adapted:
+        if name not in trainable:
+            whole = [part for part in trainable if part in parts]
+            hint = nearest(name, whole) or f" Trained parts: {', '.join(whole) or 'none'}."
+            raise ConfigError(f"stage.lora names '{name}', which is not in stage.trainable.{hint}")
+        parts[name].requires_grad_(False)
     set_modes(model)
-    return [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
+    return frozen
 
 
 def set_modes(model: nn.Module, training: bool = True) -> None:

@@ -1,6 +1,8 @@
 """Print the parameters, the memory and the batches of a run, without allocating anything."""
 
-from omegaconf import DictConfig
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.compose import hydra_verb
 
@@ -22,13 +24,17 @@ def plan(cfg: DictConfig) -> None:
     from mmlab.config.build import build, check_targets
     from mmlab.runs.check import check_trainable
     from mmlab.runs.ranks import accumulation, world_size
+    from mmlab.training.lora import add_adapters
     from mmlab.training.trainable import count_parameters, set_trainable
 
     check_trainable(cfg)
     check_targets(cfg)
     with torch.device("meta"):
         model = build(cfg.model)
-    set_trainable(model, cfg.stage.trainable)
+        set_trainable(model, cfg.stage.trainable, cfg.stage.get("lora") or ())
+        if cfg.stage.get("lora"):
+            lora: Any = OmegaConf.to_object(cfg.stage.lora)
+            add_adapters(model, lora)
     counts = count_parameters(model)
     print(f"{'part':<14}{'trainable':>16}{'frozen':>16}")
     for part, count in counts.items():

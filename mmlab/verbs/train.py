@@ -61,7 +61,8 @@ def train(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         card = {"run": cfg.run.name, "steps": steps}
         against = {**frozen, **{name: describe(parts_of(stage.model)[name]) for name in stage.completed}}
-        written = save_parts(stage.model, [*saved, *stage.completed], folder / "artifacts", card, against)
+        names = [*saved, *stage.completed]
+        written = save_parts(stage.model, names, folder / "artifacts", card, against, stage.bases)
         finish(folder, {"steps": steps, **metrics})
         print(f"{cfg.run.name}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
         print(f"trained parts: {', '.join(str(path) for path in written)}")
