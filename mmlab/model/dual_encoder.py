@@ -10,7 +10,7 @@ from transformers import AutoModel
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
 from mmlab.model.pretrained import build_model, load_pretrained, read_config
 from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
-from mmlab.model.vision import VisionEncoder
+from mmlab.model.vision import ImageEncoder, require_encoder
 
 
 class TextEncoder(nn.Module):
@@ -71,8 +71,9 @@ class DualEncoder(nn.Module):
         text: the text encoder.
     """
 
-    def __init__(self, config: DualEncoderConfig, vision: VisionEncoder, text: TextEncoder):
+    def __init__(self, config: DualEncoderConfig, vision: ImageEncoder, text: TextEncoder):
         super().__init__()
+        require_encoder(vision)
         self.vision = vision
         self.text = text
         self.vision_head = nn.Sequential(nn.LayerNorm(vision.width), nn.Linear(vision.width, config.width))

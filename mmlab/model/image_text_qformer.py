@@ -14,7 +14,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.config import ImageTextQFormerConfig
 from mmlab.model.pretrained_tokenizer import load_tokenizer
 from mmlab.model.qformer import QFormer, visible
-from mmlab.model.vision import VisionEncoder
+from mmlab.model.vision import ImageEncoder, require_encoder
 
 
 class Words(nn.Module):
@@ -83,8 +83,9 @@ class ImageTextQFormer(nn.Module):
         ConfigError: a tokenizer without tokens that begin and end a text.
     """
 
-    def __init__(self, config: ImageTextQFormerConfig, vision: VisionEncoder, qformer: Callable[..., QFormer]):
+    def __init__(self, config: ImageTextQFormerConfig, vision: ImageEncoder, qformer: Callable[..., QFormer]):
         super().__init__()
+        require_encoder(vision)
         self.tokenizer = load_tokenizer(config.tokenizer, "words")
         self.frame = _frame(self.tokenizer)
         self.vision = vision

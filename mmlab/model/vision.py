@@ -72,6 +72,19 @@ class ImageEncoder(Protocol):
         ...
 
 
+def require_encoder(vision: Any) -> None:
+    """Raise ConfigError if a part `vision` lacks what an `ImageEncoder` has."""
+    names = ("image_size", "tokens_per_image", "width")
+    lacks = [f"{name}, a whole number" for name in names if not isinstance(getattr(vision, name, None), int)]
+    if not isinstance(vision, nn.Module):
+        lacks = ["parameters: it is no torch.nn.Module"]
+    if lacks:
+        raise ConfigError(
+            f"model.vision: {type(vision).__name__} is not a vision encoder, because it has no {lacks[0]}; "
+            "mmlab.model.vision.ImageEncoder states what one has."
+        )
+
+
 class VisionEncoder(nn.Module):
     """A vision tower of transformers, read at its hidden layer `feature_layer`.
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmlab.config.errors import ConfigError
 from mmlab.model.language import LanguageModel
 from mmlab.model.qformer import QFormer
-from mmlab.model.vision import VisionEncoder
+from mmlab.model.vision import ImageEncoder, require_encoder
 
 
 class VisionLanguageModel(nn.Module):
@@ -24,16 +25,20 @@ class VisionLanguageModel(nn.Module):
         language: the language model.
         qformer: built with (width of vision features, `text=False`); the image features are then its queries' outputs
             (MiniGPT-4, section 3). None: the vision features.
+
+    Raises:
+        ConfigError: the vision encoder is none, or its features do not have the shape that it states.
     """
 
     def __init__(
         self,
-        vision: VisionEncoder,
+        vision: ImageEncoder,
         connector: Callable[[int, int], nn.Module],
         language: LanguageModel,
         qformer: Callable[..., QFormer] | None = None,
     ):
         super().__init__()
+        require_encoder(vision)
         self.vision = vision
         self.qformer = None if qformer is None else qformer(vision.width, text=False)
         encoder = self.qformer or vision
@@ -47,6 +52,12 @@ class VisionLanguageModel(nn.Module):
             size = self.vision.image_size
             pixels_N3HW = pixels_N3HW.new_zeros(1, 3, size, size)
         features = self.vision(pixels_N3HW)
+        tokens, width = self.vision.tokens_per_image, self.vision.width
+        if features.shape != (len(pixels_N3HW), tokens, width):
+            raise ConfigError(
+                f"model.vision: {type(self.vision).__name__} states tokens_per_image={tokens} and width={width}, but "
+                f"its features of {len(pixels_N3HW)} images are {list(features.shape)}."
+            )
         return features if self.qformer is None else self.qformer(features)
 
     def embed(self, input_ids_BT: Tensor, features_NPE: Tensor, image_positions_N2: Tensor) -> Tensor:

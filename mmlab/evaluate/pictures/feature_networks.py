@@ -18,7 +18,6 @@ from mmlab.config.errors import ConfigError
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.picture_set import PictureSet
-from mmlab.model.vision import VisionEncoder
 from mmlab.runs.references import locate_files
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.training.artifacts import fill_parts
@@ -81,7 +80,7 @@ class RunFeatures:
         ConfigError: the run has no vision encoder.
     """
 
-    vision: VisionEncoder
+    vision: Any  # an ImageEncoder
 
     def __init__(self, folder: Path):
         cfg = load_run_config(folder)
