@@ -6,6 +6,7 @@ them. A write to a tensor copies its page and never changes the file. `pytorch_m
 rebuilds tensors and plain containers only; a file that names anything else is refused, so nothing in it is executed.
 """
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -110,9 +111,9 @@ def _read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     try:
         # Files of torch before 1.6 are not zip archives, and cannot be mapped.
         state = torch.load(path, "cpu", weights_only=True, mmap=is_zipfile(path))
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle raises whatever its opcodes lead to
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(
                 f"{path.name} holds more than tensors: it names {named[1]}, and code of a checkpoint is never run; use "
