@@ -81,10 +81,11 @@ def _file(value: str, cfg: DictConfig, folder: Path) -> Path | None:
 
 
 def _moved(path: str | Path, cfg: DictConfig, folder: Path) -> list[Path]:
-    """Where a path in the folder of all runs is now, beside this run; empty for any other path."""
+    """Where a path in this run's folder, or in the folder of all runs, is now; empty for any other path."""
     for origin in (Path(), *_origins(cfg, folder)):
-        if (origin / path).is_relative_to(origin / cfg.run.root):
-            return [folder.parent / (origin / path).relative_to(origin / cfg.run.root)]
+        for before, now in ((cfg.run.dir, folder), (cfg.run.root, folder.parent)):
+            if (origin / path).is_relative_to(origin / before):
+                return [now / (origin / path).relative_to(origin / before)]
     return []
 
 

@@ -1,0 +1,100 @@
+"""The config of a converted checkpoint of LLaVA."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.compose import compose
+from mmlab.config.errors import ConfigError
+from mmlab.config.folders import conf_dir
+from mmlab.model.config import LanguageModelConfig
+from mmlab.model.llava_checkpoint import LlavaCheckpoint
+from mmlab.runs.check import looks_local
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line adds to a checkpoint.
+
+    Attributes:
+        base: folder or hub name of the language model, where the checkpoint does not hold it.
+        vision: folder or hub name of the vision tower, in place of the one that the checkpoint names.
+        template: of the prompt; None: what the checkpoint's chat template writes, or LLaVA's own.
+        aspect: how images become square; None: as the checkpoint says.
+    """
+
+    base: str | None = None
+    vision: str | None = None
+    template: str | None = None
+    aspect: str | None = None
+
+
+def settings_of(checkpoint: LlavaCheckpoint, choices: Choices, out: Path) -> DictConfig:
+    """Return the run's config, apart from the prompt and what follows from the parts that are written.
+
+    Raises:
+        ConfigError: a vision tower that is not here, or a projector of no known recipe.
+    """
+    cfg: Any = _minigpt4(checkpoint) if checkpoint.layout == "MiniGPT-4's" else _llava(checkpoint, choices)
+    cfg.run.name, cfg.run.root = out.name, str(out.parent)
+    cfg.data.train, cfg.data.val = [], []
+    return cfg
+
+
+def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
+    stage = "align" if checkpoint.kind == "connector" else "finetune"
+    connector = "linear" if "proj.weight" in checkpoint.weights["connector"] else "mlp2x_gelu"
+    page = _page(choices.vision or checkpoint.vision_source)
+    parts = [f"model/vision={page}", f"model/connector={connector}"]
+    cfg: Any = compose("train", ["model=llava", *parts, "data=llava_mix_665k", f"stage={stage}"])
+    vision = cfg.model.vision
+    if page == "pretrained" or reachable(choices.vision or checkpoint.vision_source):
+        vision.source = _tower(checkpoint, choices)
+    vision.feature_layer, vision.features = checkpoint.feature_layer, checkpoint.features
+    for key, value in checkpoint.normalization.items():
+        vision[key] = value
+    base = choices.base or (checkpoint.base if reachable(checkpoint.base) else None)
+    cfg.model.language = OmegaConf.structured(LanguageModelConfig(source=base))
+    cfg.data.aspect = choices.aspect or checkpoint.aspect or "pad"
+    return cfg
+
+
+def _minigpt4(checkpoint: LlavaCheckpoint) -> Any:
+    """The config of the recipe that trains such a projector."""
+    width, features = checkpoint.weights["connector"]["proj.weight"].shape
+    sizes = {4096: "vicuna_7b_stage2", 5120: "vicuna_13b_stage2"}
+    if features != 768 or width not in sizes:
+        raise ConfigError(
+            f"{checkpoint.path} projects {features} values to {width}; of MiniGPT-4, projectors from its Q-Former "
+            "(768) to Vicuna 7B (4096) and 13B (5120) can be converted."
+        )
+    cfg: Any = compose("train", [f"experiment=minigpt4/{sizes[width]}"])
+    cfg.stage.init_from = []
+    return cfg
+
+
+def _page(source: str | None) -> str:
+    """The option of conf/model/vision with a tower of that name; `pretrained` is any other one."""
+    for page in sorted((conf_dir() / "model" / "vision").glob("*.yaml")):
+        named: Any = OmegaConf.load(page)
+        if source is not None and Path(named.get("source") or "").name == Path(source).name:
+            return page.stem
+    return "pretrained"
+
+
+def _tower(checkpoint: LlavaCheckpoint, choices: Choices) -> str | None:
+    """Where the vision tower is; None if only the checkpoint has it."""
+    source = choices.vision or checkpoint.vision_source
+    if source is None or reachable(source):
+        return source
+    raise ConfigError(
+        f"{checkpoint.path} sees with the vision tower {source}, which is not here; give its folder or hub name as "
+        "--vision."
+    )
+
+
+def reachable(source: str | None) -> bool:
+    """Whether a source is a folder that is here, or a name on the hub."""
+    return source is not None and (Path(source).expanduser().is_dir() or ("/" in source and not looks_local(source)))

@@ -1,0 +1,238 @@
+"""LLaVA's layouts give the same logits and words here as in transformers; what cannot be converted is one sentence."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+
+from mmlab import cli
+from mmlab.config.errors import ConfigError
+from mmlab.evaluate.answers import Answerer
+from mmlab.model.llava_layouts import read_llava
+from mmlab.stage.assembly import restore, run_prompt
+from mmlab.weights import content_hash, verify_files
+from tests.model import tiny_llava as tiny
+
+PLACES = (tiny.SIDE // tiny.PATCH) ** 2
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A checkpoint of each layout, all of one model, and the runs that they become."""
+    root = tmp_path_factory.mktemp("llava")
+    model, linear = tiny.tiny_model(), tiny.tiny_model("linear")
+    second = linear.model.multi_modal_projector.linear_2
+    second.weight.data, second.bias.data = torch.eye(len(second.weight)), torch.zeros_like(second.bias)
+    eye, base = tiny.tower(root / "eye", model), tiny.base(root / "base", model)
+    tiny.port(root / "port", model)
+    tiny.port(root / "new_names", model, "new")
+    tiny.port(root / "linear_port", linear)
+    tiny.own(root / "own", model, eye)
+    tiny.own(root / "own_tower", model, "somewhere/clip", with_tower=True)
+    tiny.own(root / "linear", linear, eye)
+    tiny.lora(root / "lora", model, eye, base)
+    tiny.projector(root / "projector", model, eye, base)
+    options = {"own_tower": ["--vision", str(eye)], "merged": ["--base", str(base)]}
+    for name in ("port", "new_names", "linear_port", "own", "own_tower", "linear", "lora", "merged", "projector"):
+        source = root / ("lora" if name == "merged" else name)
+        assert cli.main(["convert", "llava", str(source), str(root / "runs" / name), *options.get(name, [])]) == 0
+    return root
+
+
+def compare(run: Path, reference: Any) -> None:
+    """Compare the logits of a prompt with a picture, and the words that follow it."""
+    model, cfg = restore(run)
+    answerer = Answerer(model, run_prompt(cfg), cfg.data.aspect, max_new_tokens=12)
+    drawn = torch.Generator().manual_seed(0)
+    for question in ("What is in the picture?", "A red square"):
+        picture = torch.randint(256, (3, tiny.SIDE, tiny.SIDE), generator=drawn, dtype=torch.uint8)
+        segment = answerer.tokens(answerer.ask(question, picture))
+        ids, start = torch.tensor([segment.input_ids]), segment.image_starts[0]
+        theirs = ids.clone()
+        theirs[0, start : start + PLACES] = tiny.IMAGE_TOKEN
+        inputs = {"input_ids": theirs, "pixel_values": ((picture / 255 - MEAN) / STD)[None]}
+        inputs["attention_mask"] = torch.ones_like(ids)
+        with torch.no_grad():
+            embeds = model.embed(ids, model.features(picture[None]), torch.tensor([[0, start]]))
+            logits = model.language.causal(inputs_embeds=embeds).logits
+            torch.testing.assert_close(logits, reference(**inputs).logits[..., : tiny.TOKENS], atol=1e-5, rtol=1e-5)
+            words = reference.generate(**inputs, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        words = model.language.tokenizer.decode(words, skip_special_tokens=True).strip()
+        assert answerer.complete([segment], [picture])[0][0] == words and words
+
+
+@pytest.mark.parametrize("name", ["port", "new_names", "own", "own_tower", "linear_port", "linear"])
+def test_it_computes_what_transformers_does(work, name):
+    port = work / ("linear_port" if "linear" in name else "port")
+    reference = LlavaForConditionalGeneration.from_pretrained(port, dtype=torch.float32).eval()
+    compare(work / "runs" / name, reference)
+
+
+@pytest.mark.parametrize("name", ["lora", "merged"])
+def test_a_lora_adds_what_peft_adds(work, name):
+    reference = LlavaForConditionalGeneration.from_pretrained(work / "port", dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, work / "lora").merge_and_unload()
+    if name == "merged":  # written in the dtype of the base
+        peft = peft.half().float()
+    state = reference.state_dict()
+    for key, value in peft.state_dict().items():
+        ours = key.replace("model.", "model.language_model.", 1) if key != "lm_head.weight" else key
+        state[ours][: len(value)] = value
+    reference.load_state_dict(state)
+    compare(work / "runs" / name, reference)
+
+
+def test_the_folder_is_that_of_a_complete_run(work):
+    for name, parts in {
+        "port": "connector language vision",
+        "own": "connector language",
+        "lora": "connector language",
+    }.items():
+        run = work / "runs" / name
+        assert {path.name for path in (run / "artifacts").iterdir()} == set(parts.split())
+        for file in ("config.yaml", "done.json", "identity.json", "code.json", "overrides.txt"):
+            assert (run / file).is_file(), file
+        model = restore(run)[0]
+        for part in parts.split():
+            verify_files(run / "artifacts" / part)
+            card = json.loads((run / "artifacts" / part / "card.json").read_text())
+            assert card["converted_from"] == str(work / name)
+            if name != "lora":
+                assert card["content_hash"] == content_hash(model.get_submodule(part)), part
+    facts = json.loads((work / "runs" / "port" / "artifacts" / "connector" / "card.json").read_text())["against"][
+        "vision"
+    ]
+    assert facts["feature_layer"] == -2 and len(facts["content_hash"]) == 64
+
+
+def test_weights_stay_in_their_dtype_and_the_port_loses_its_rows(work):
+    with safe_open(work / "runs" / "port" / "artifacts" / "language" / "model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.offset_keys()} == {"F16"}
+        assert file.get_slice("lm_head.weight").get_shape()[0] == tiny.TOKENS
+    tokenizers = [restore(work / "runs" / name)[0].language.tokenizer for name in ("port", "own")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab() and len(tokenizers[0]) == tiny.TOKENS
+    assert tokenizers[0].all_special_ids == tokenizers[1].all_special_ids
+
+
+def test_prompt_and_aspect(work):
+    asked = {}
+    for name in ("port", "own", "linear", "projector", "lora"):
+        cfg = restore(work / "runs" / name)[1]
+        asked[name] = (cfg.stage.prompt.template, cfg.stage.prompt.system, cfg.data.aspect)
+    assert asked == {
+        "port": ("v1", "", "crop"),  # as its chat template and its image processor have it
+        "own": ("v1", None, "pad"),
+        "linear": ("v0", None, "pad"),
+        "projector": ("plain", None, "crop"),
+        "lora": ("v1", None, "pad"),
+    }
+
+
+def test_a_renamed_run_still_finds_its_parts(work, tmp_path):
+    run = shutil.copytree(work / "runs" / "port", tmp_path / "elsewhere" / "other")
+    (work / "runs" / "port").rename(work / "gone")
+    try:
+        model, cfg = restore(run)
+    finally:
+        (work / "gone").rename(work / "runs" / "port")
+    assert cfg.model.language.source == str(run / "artifacts" / "language") and model.language.vocabulary == tiny.TOKENS
+
+
+def changed(folder: Path, out: Path, **fields) -> Path:
+    """A copy with other fields in its config."""
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, **fields}))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sentence"),
+    [
+        ("own", {"image_aspect_ratio": "anyres"}, "sees an image as several tiles"),
+        ("own", {"mm_patch_merge_type": "spatial_unpad"}, "sees an image as several tiles"),
+        ("own", {"mm_use_im_start_end": True}, "has images between <im_start> and <im_end>"),
+        ("own", {"mm_resampler_type": "perceiver"}, r"has a resampler \(perceiver\)"),
+        ("own", {"mm_projector_type": "mlp2x_res"}, "a projector of the type 'mlp2x_res'"),
+        ("own", {"quantization_config": {"bits": 4}}, "has quantized weights"),
+        (
+            "own",
+            {"architectures": ["LlavaLlamoForCausalLM"]},
+            r"no causal language model 'llamo'\. Did you mean 'llama'\?",
+        ),
+        ("own", {"architectures": ["LlavaMistralForCausalLM"], "head_dim": 7}, "does not fit|should be"),
+        (
+            "port",
+            {"model_type": "llava_next"},
+            "is a llava_next; it sees an image as several tiles; of transformers' models",
+        ),
+        ("port", {"model_type": "vipllava"}, r"is a vipllava; of transformers' models, `llava`"),
+        ("port", {"vision_feature_layer": [-2, -5]}, r"at the layers \[-2, -5\]"),
+        ("port", {"projector_hidden_act": "relu"}, "the activation 'relu'"),
+        ("base", {}, "is a llama, not a LLaVA checkpoint; name its folder as model.language.source"),
+        ("eye", {}, "is a clip_vision_model, not a LLaVA checkpoint; name its folder as model.vision.source"),
+    ],
+)
+def test_what_cannot_be_converted(work, tmp_path, capsys, name, fields, sentence):
+    folder = changed(work / name, tmp_path / "it", **fields)
+    assert cli.main(["convert", "llava", str(folder), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(sentence, error), error
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".draft*"))
+
+
+def test_what_is_not_complete(work, tmp_path):
+    folder = shutil.copytree(work / "own", tmp_path / "own")
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(ConfigError, match=r"pytorch_model-00002-of-00002\.bin, which is missing"):
+        read_llava(folder)
+    folder = shutil.copytree(work / "lora", tmp_path / "lora")
+    (folder / "non_lora_trainables.bin").unlink()
+    with pytest.raises(ConfigError, match=r"is not complete: it has no non_lora_trainables\.bin"):
+        read_llava(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"not a LLaVA checkpoint: it has no config\.json; it contains nothing"):
+        read_llava(tmp_path / "empty")
+
+
+def test_a_delta_is_refused(work, tmp_path):
+    folder = shutil.copytree(work / "own", tmp_path / "delta")
+    for path in folder.glob("*.bin"):
+        torch.save({name: value * 0.001 for name, value in torch.load(path).items()}, path)
+    with pytest.raises(ConfigError, match=r"holds the differences to its base model"):
+        read_llava(folder)
+
+
+def test_adapters_of_other_kinds(work, tmp_path):
+    for change, reason in (
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias=all"),
+        ({"peft_type": "IA3"}, "peft_type=IA3"),
+    ):
+        folder = shutil.copytree(work / "lora", tmp_path / reason)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, **change}))
+        with pytest.raises(ConfigError, match=f"is an adapter with {reason}"):
+            read_llava(folder)
+
+
+def test_minigpt4(tmp_path, capsys):
+    weights = {"llama_proj.weight": torch.zeros(4096, 768).half(), "llama_proj.bias": torch.ones(4096).half()}
+    torch.save({"model": weights, "optimizer": {"state": {}}, "epoch": 3, "config": Path}, tmp_path / "minigpt4.pth")
+    assert cli.main(["convert", "llava", str(tmp_path / "minigpt4.pth"), str(tmp_path / "run")]) == 0
+    assert "prompt: minigpt4" in capsys.readouterr().out
+    with safe_open(tmp_path / "run" / "artifacts" / "connector" / "model.safetensors", "pt") as file:
+        assert set(file.offset_keys()) == {"proj.weight", "proj.bias"} and file.get_tensor("proj.bias").sum() == 4096
+    torch.save({"model": {"llama_proj.weight": torch.zeros(4096, 5632)}}, tmp_path / "llama2.pth")
+    assert cli.main(["convert", "llava", str(tmp_path / "llama2.pth"), str(tmp_path / "other")]) == 2
+    assert "projects 5632 values to 4096" in capsys.readouterr().err

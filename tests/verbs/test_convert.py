@@ -1,0 +1,120 @@
+"""`mmlab convert`: its command line, and the commands that use a converted LLaVA."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mmlab import cli
+from mmlab.training.artifacts import content_hashes
+from tests.model import tiny_llava as tiny
+from tests.tiny_shapes import make_shapes
+
+CPU = "trainer.accelerator=cpu"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A converted LLaVA in `runs`, and a projector; shards and a picture beside them."""
+    root = tmp_path_factory.mktemp("work")
+    model = tiny.tiny_model()
+    tiny.port(root / "port", model)
+    eye, base = tiny.tower(root / "eye", model), tiny.base(root / "base", model)
+    tiny.projector(root / "projector", model, eye, base)
+    tiny.lora(root / "lora", model, eye, base)
+    make_shapes(root / "shapes")
+    Image.new("RGB", (40, 20), "red").save(root / "photo.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for name in ("port", "projector", "lora"):
+            assert cli.main(["convert", "llava", name, f"runs/{name}"]) == 0
+    return root
+
+
+def test_it_answers_and_is_scored(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    for name in ("port", "lora"):
+        assert cli.main(["chat", f"run={name}", "image=photo.png", "question=what?", "max_new_tokens=4", CPU]) == 0
+        assert capsys.readouterr().out.strip()
+        scored = ["eval", f"run={name}", "data.path=shapes/val", "max_new_tokens=4", f"out={name}_scores", CPU]
+        assert cli.main(scored) == 0
+        assert json.loads((work / f"{name}_scores" / "scores.json").read_text())["questions"] > 0
+
+
+def train(*argv: str) -> int:
+    data = ["data=shapes", "data.root=shapes", "data.global_batch=2", "data.micro_batch=2", "data.max_length=512"]
+    callbacks = ["callbacks.samples=null", "trainer.max_steps=1", CPU]
+    parts = ["model=llava", "model/vision=pretrained", "model/language=vicuna_7b_v15", "stage.prompt.template=v1"]
+    return cli.main(["train", *parts, *data, *callbacks, *argv])
+
+
+def test_training_starts_from_it(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    sources = [f"model.{part}.source=runs/port/artifacts/{part}" for part in ("vision", "language")]
+    assert train("stage=finetune", "stage.init_from=[port]", *sources, "run.name=continued", "optim.lr=1e-2") == 0
+    before, after = content_hashes(work / "runs" / "port"), content_hashes(work / "runs" / "continued")
+    assert before["vision"] == after["vision"] and before["language"] != after["language"]
+    sources = ["model.vision.source=eye", "model.language.source=base"]
+    assert train("stage=finetune", "stage.init_from=[projector]", *sources, "run.name=second") == 0
+    trained = json.loads((work / "runs" / "second" / "identity.json").read_text())
+    assert trained["sources"] == {"connector": "runs/projector/artifacts/connector"}
+    # An adapter is merged into its base, and trained on from there.
+    assert train("stage=finetune", "stage.init_from=[lora]", *sources, "run.name=third") == 0
+    assert json.loads((work / "runs" / "third" / "done.json").read_text())["steps"] == 1
+
+
+def test_a_part_is_checked_against_the_tower_it_was_trained_with(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    tiny.tower(work / "other_eye", tiny.tiny_model(seed=1))
+    sources = ["model.vision.source=other_eye", "model.language.source=base"]
+    assert train("stage=finetune", "stage.init_from=[projector]", *sources, "run.name=wrong") == 2
+    assert "was trained with another vision: its content_hash was" in capsys.readouterr().err
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    (tmp_path / "llava").mkdir()
+    for argv, sentence in (
+        (["lava", "llava", "out"], "mmlab convert knows llava and taming, not 'lava'. Did you mean 'llava'?"),
+        ([], "the following arguments are required: kind; see `mmlab convert --help`."),
+        (["llava", "x"], "the following arguments are required: out; see `mmlab convert --help`."),
+        (["llava", "lava", "out"], "There is no file lava. Did you mean 'llava'?"),
+        (["llava", "llava", "full"], "full is not empty; choose another folder, or remove it."),
+        (["llava", "llava", "out", "--template", "v11"], "'prompt.template' cannot be 'v11'. Did you mean 'v1'?"),
+        (["llava", "llava", "out", "--aspect", "padded"], "invalid choice: 'padded'"),
+    ):
+        assert cli.main(["convert", *argv]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and "Traceback" not in error, error
+    for argv in ([], ["llava"], ["taming"]):
+        assert cli.main(["convert", *argv, "--help"]) == 0
+        assert "usage: mmlab convert" in capsys.readouterr().out
+
+
+def test_a_tower_that_is_not_here(work, tmp_path, capsys):
+    model = tiny.tiny_model()
+    tiny.own(tmp_path / "own", model, "./checkpoints/my-eye")
+    assert cli.main(["convert", "llava", str(tmp_path / "own"), str(tmp_path / "out")]) == 2
+    assert "./checkpoints/my-eye, which is not here; give its folder or hub name as --vision" in capsys.readouterr().err
+    tiny.own(tmp_path / "hub", model, "./checkpoints/clip-vit-large-patch14-336")
+    assert cli.main(["convert", "llava", str(tmp_path / "hub"), str(tmp_path / "run")]) == 0
+    assert "vision: openai/clip-vit-large-patch14-336" in capsys.readouterr().out
+    card = json.loads((tmp_path / "run" / "artifacts" / "language" / "card.json").read_text())
+    assert card["against"]["vision"]["feature_layer"] == -2 and "content_hash" not in card["against"]["vision"]
+
+
+def test_an_adapter_without_its_base(work, tmp_path, capsys):
+    tiny.lora(tmp_path / "lora", tiny.tiny_model(), work / "eye", "./gone")
+    assert cli.main(["convert", "llava", str(tmp_path / "lora"), str(tmp_path / "out")]) == 2
+    assert "is an adapter of ./gone, which is not here; give its base" in capsys.readouterr().err
+    wrong = tiny.base(tmp_path / "base", tiny.tiny_model())
+    state = torch.load(wrong / "pytorch_model-00001-of-00002.bin")
+    state = {name: value[:, :-8] if "q_proj" in name else value for name, value in state.items()}
+    torch.save(state, wrong / "pytorch_model-00001-of-00002.bin")
+    argv = ["convert", "llava", str(tmp_path / "lora"), str(tmp_path / "out"), "--base", str(wrong)]
+    assert cli.main(argv) == 2
+    assert "give the base that the adapter was trained on" in capsys.readouterr().err
