@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from mmlab.config.build import build, locate
 from mmlab.config.errors import ConfigError
@@ -23,6 +25,8 @@ from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import describe_base, fill_parts, random_parts
 from mmlab.training.lora import add_adapters
 from mmlab.training.run_identity import check_tokenizers
+from mmlab.training.trainable import parts_of
+from mmlab.training.trainer import precision
 
 
 def build_stage(cfg: DictConfig) -> Any:
@@ -40,6 +44,8 @@ def build_stage(cfg: DictConfig) -> Any:
     if cfg.trainer.gradient_checkpointing:
         checkpoint_activations(model)
     stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
+    if isinstance(stage, Stage):
+        read_in_bf16(model, stage.rounded(precision(cfg.trainer.precision, cfg.trainer.accelerator)))
     stage.sources = artifacts = fill_parts(model, runs)
     stage.kept = random_parts(model, artifacts)
     if adapted := list(cfg.stage.get("lora") or {}):
@@ -53,6 +59,20 @@ def build_stage(cfg: DictConfig) -> Any:
             file=sys.stderr,
         )
     return stage
+
+
+def read_in_bf16(model: nn.Module, names: Sequence[str]) -> None:
+    """Give the empty weights of some parts the dtype in which they will be read.
+
+    Parts that have weights are cast when training starts.
+    """
+    for module in (module for name in names for module in parts_of(model)[name].modules()):
+        for weight in module.parameters(recurse=False):
+            if weight.is_meta and weight.is_floating_point():
+                weight.data = weight.data.to(torch.bfloat16)
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and buffer.is_floating_point():
+                setattr(module, key, buffer.to(torch.bfloat16))
 
 
 def _put_on_adapters(stage: Any, names: Sequence[str]) -> None:

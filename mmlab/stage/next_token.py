@@ -89,11 +89,20 @@ class NextTokenStage(Stage):
         means, _ = self.val_means.finish(self.trainer.world_size)
         self.log("val/loss", means["loss"], prog_bar=True)
 
+    def rounded(self, precision: str) -> list[str]:
+        fixed = [*self.frozen, *self.config.lora] if "bf16" in precision else []
+        return list(dict.fromkeys([*super().rounded(precision), *fixed]))
+
     def on_fit_start(self) -> None:
-        if "bf16" in str(self.trainer.precision):
-            parts = dict(self.model.named_children())
-            for name in self.frozen:
-                parts[name].to(torch.bfloat16)
+        if "bf16" not in str(self.trainer.precision):
+            return
+        parts = parts_of(self.model)
+        for name in self.frozen:
+            parts[name].to(torch.bfloat16)
+        for name in self.config.lora:
+            for weight in parts[name].parameters():
+                if weight.is_floating_point() and not weight.requires_grad:  # not of the adapter
+                    weight.data = weight.data.to(torch.bfloat16)
 
 
 class LanguagePretraining(NextTokenStage):

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmlab.stage.config import StageConfig
 from mmlab.training.optim import AdamW, log_optimizer
-from mmlab.training.trainable import set_modes, set_trainable
+from mmlab.training.trainable import parts_of, set_modes, set_trainable
 
 
 class Stage(LightningModule):
@@ -47,6 +47,10 @@ class Stage(LightningModule):
         self.kept: list[str] = []
         self.bases: Mapping[str, Mapping[str, Any]] = {}
         self.completed: list[str] = []
+
+    def rounded(self, precision: str) -> list[str]:
+        """Names of the parts whose own weights are used in bf16 at a precision, so that they are read in bf16."""
+        return list(parts_of(self.model)) if precision == "bf16-true" else []
 
     def on_filled(self, artifacts: Mapping[str, Path]) -> None:
         """Check the model, once its parts have their weights.

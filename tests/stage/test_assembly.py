@@ -8,6 +8,8 @@ from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.stage.assembly import build_stage, kind_of
 from mmlab.training.artifacts import save_parts
+from mmlab.weights import content_hash
+from tests.model import tiny
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,37 @@ def test_parts_are_filled_before_they_are_checked(tmp_path):
     (tmp_path / "first" / "config.yaml").write_text("{}")
     stage = build_stage(compose("train", [*overrides, f"stage.init_from=[{tmp_path / 'first'}]"]))
     assert torch.equal(stage.model.first_stage.latent_std, std) and stage.frozen == ["first_stage"]
+
+
+def sources(folder, tokenizer, dtype=torch.float16):
+    """Overrides that start a LLaVA recipe from a vision tower and a language model of a folder, with stored dtype."""
+    for name, part in (("vision", tiny.vision("clip")), ("language", tiny.language(tokenizer))):
+        (folder / name).mkdir()
+        part.to(dtype).save(folder / name)
+    return [
+        f"model.{part}.{key}={value}"
+        for part in ("vision", "language")
+        for key, value in (("init", "pretrained"), ("source", folder / part))
+    ] + [f"model.language.tokenizer={tokenizer}", "trainer=cpu", "stage.init_from=[]"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "rounded"),
+    [
+        ("32-true", "align", set()),
+        ("bf16-mixed", "align", {"vision", "language"}),
+        ("bf16-mixed", "finetune", {"vision"}),
+        ("bf16-true", "finetune", {"vision", "language"}),
+    ],
+)
+def test_weights_are_read_in_the_dtype_in_which_they_are_used(tmp_path, tokenizer_folder, precision, stage, rounded):
+    overrides = [f"experiment=llava/{stage}_tiny", *sources(tmp_path, tokenizer_folder)]
+    model = build_stage(compose("train", [*overrides, f"trainer.precision={precision}"])).model
+    whole = build_stage(compose("train", [*overrides, "trainer.precision=32-true"])).model
+    for name in ("vision", "language"):
+        parts = [each.get_submodule(name) for each in (model, whole)]
+        dtype = torch.bfloat16 if name in rounded else torch.float32
+        assert {weight.dtype for weight in parts[0].parameters()} == {dtype}, name
+        assert all(torch.equal(a, b.to(dtype)) for a, b in zip(*(part.parameters() for part in parts), strict=True))
+        assert content_hash(parts[0]) == content_hash(parts[1]), "a hash is of what was stored"
+        assert content_hash(parts[0], trained=True) != content_hash(parts[1]) or name not in rounded
