@@ -1,6 +1,8 @@
+import json
+
 import pytest
 import torch
-from transformers import AutoModel, Blip2VisionModel, CLIPConfig, CLIPModel
+from transformers import AutoModel, Blip2VisionModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import VisionEncoderConfig
@@ -108,3 +110,96 @@ def test_wrong_architectures_are_refused(tmp_path):
         VisionEncoder(VisionEncoderConfig(source=str(tmp_path)))
     with pytest.raises(ConfigError, match="cannot be loaded"):
         VisionEncoder(VisionEncoderConfig(source=str(tmp_path / "nowhere")))
+
+
+def checkpoint(folder, kind: str = "siglip", **preprocessor) -> str:
+    """A tower's folder with a `preprocessor_config.json`."""
+    tiny.vision(kind).save(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return str(folder)
+
+
+def test_statistics_are_those_of_the_source(tmp_path):
+    source = checkpoint(tmp_path / "a", image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    encoder = VisionEncoder(VisionEncoderConfig(source=source))
+    assert (encoder.image_mean, encoder.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert torch.equal(encoder.std.flatten(), torch.tensor([0.4, 0.5, 0.6]) * 255)
+    tiny.pretrained(encoder).save(tmp_path / "b")
+    again = VisionEncoder(VisionEncoderConfig(source=str(tmp_path / "b")))
+    assert again.image_mean == encoder.image_mean, "an artifact keeps the statistics that it was read with"
+    explicit = VisionEncoder(VisionEncoderConfig(source=source, image_mean=[0.5, 0.5, 0.5]))
+    assert (explicit.image_mean, explicit.image_std) == ([0.5, 0.5, 0.5], [0.4, 0.5, 0.6])
+    unscaled = VisionEncoder(VisionEncoderConfig(source=checkpoint(tmp_path / "c", do_normalize=False)))
+    assert (unscaled.image_mean, unscaled.image_std) == ([0.0] * 3, [1.0] * 3)
+    clip = [0.48145466, 0.4578275, 0.40821073]
+    assert tiny.vision("clip").image_mean == clip
+    assert VisionEncoder(VisionEncoderConfig(source=checkpoint(tmp_path / "d"))).image_mean == clip
+    flipped = checkpoint(tmp_path / "e", do_flip_channel_order=True)
+    with pytest.raises(ConfigError, match=r"preprocessor_config.json: do_flip_channel_order=true \(blue first\)"):
+        VisionEncoder(VisionEncoderConfig(source=flipped))
+
+
+def test_a_tower_without_a_size_takes_that_of_its_image_processor(tmp_path):
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])).save_pretrained(tmp_path)
+    config = VisionEncoderConfig(source=str(tmp_path))
+    assert VisionEncoder(config).image_size == 224
+    for sizes, pixels in [
+        ({"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 64}}, 64),
+        ({"size": {"shortest_edge": 96}}, 96),
+        ({"size": 80}, 80),
+    ]:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
+        encoder = VisionEncoder(config)
+        assert (encoder.image_size, encoder.tokens_per_image) == (pixels, (pixels // 8) ** 2)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov2_registers"])
+def test_another_image_size_interpolates_position_embeddings(kind):
+    torch.manual_seed(0)
+    encoder = tiny.vision(kind, image_size=28, feature_layer=-1).eval()
+    assert (encoder.image_size, encoder.tokens_per_image) == (28, 9)
+    assert encoder.describe()["image_size"] == 28 and "image_size" not in tiny.vision(kind).describe()
+    pixels = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    options = {} if kind.startswith("dino") else {"interpolate_pos_encoding": True}
+    whole = encoder.tower(pixel_values=(pixels - encoder.mean) / encoder.std, output_hidden_states=True, **options)
+    assert torch.allclose(encoder(pixels), whole.hidden_states[-1][:, encoder.prefix :], atol=1e-6)
+
+
+def test_a_size_that_a_tower_does_not_take_is_refused():
+    with pytest.raises(ConfigError, match=r"'aimv2_vision_model' does not encode an image of 32 px: "):
+        fields = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        architecture = {"model_type": "aimv2_vision_model", **fields, "image_size": 16, "patch_size": 8}
+        VisionEncoder(VisionEncoderConfig(init="random", architecture=architecture, image_size=32))
+
+
+def test_stages_have_no_feature_layer():
+    architecture = {"model_type": "resnet", "hidden_sizes": [8, 8], "depths": [1, 1], "embedding_size": 8}
+    with pytest.raises(ConfigError, match="feature_layer=-2, but resnet has no layers of one width and resolution"):
+        VisionEncoder(VisionEncoderConfig(init="random", architecture=architecture, feature_layer=-2))
+
+
+def test_siglip_2_gets_patches_as_its_processor_cuts_them():
+    """Rows of patches; within a patch height, width, channel (`convert_image_to_patches`, which needs torchvision)."""
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    architecture = {"model_type": "siglip2_vision_model", **fields, "num_patches": 16, "patch_size": 8}
+    encoder = VisionEncoder(VisionEncoderConfig(init="random", architecture=architecture, image_size=40)).eval()
+    pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    normal = (pixels - encoder.mean) / encoder.std
+    corners = [(row, column) for row in range(0, 40, 8) for column in range(0, 40, 8)]
+    patches = [normal[:, :, r : r + 8, c : c + 8].permute(0, 2, 3, 1).flatten(1) for r, c in corners]
+    shapes, ones = torch.tensor([[5, 5]] * 2), torch.ones(2, 25, dtype=torch.int32)
+    with encoder._whole_tower():
+        whole = encoder.tower(torch.stack(patches, 1), ones, shapes, output_hidden_states=True)
+    assert torch.allclose(encoder(pixels), whole.hidden_states[-2], atol=1e-5)
+
+
+def test_a_probe_draws_no_random_numbers_and_leaves_the_tower_as_it_was():
+    config = tiny.vision("dinov2").config
+    torch.manual_seed(0)
+    plain, expected = AutoModel.from_config(config), torch.rand(3)
+    torch.manual_seed(0)
+    encoder, drawn = tiny.vision("dinov2"), torch.rand(3)
+    assert torch.equal(drawn, expected) and encoder.tower.training
+    with encoder._whole_tower():
+        state = encoder.tower.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
