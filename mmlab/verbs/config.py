@@ -164,5 +164,6 @@ class ChatConfig(Settings):
 class ExportConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"  # folder of all runs
-    to: str = choice("diffusers")
+    # transformers: runs that write text; diffusers: runs of images. None: the one that the run can be exported to.
+    to: str | None = choice("diffusers", "transformers", default=None)
     out: str | None = None  # None: <run>/export/<to>

@@ -1,8 +1,22 @@
 """Write a trained run as a folder that diffusers and transformers load."""
 
+import sys
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
+from mmlab.config.errors import ConfigError
+from mmlab.verbs.config import DrawConfig
+
+LIBRARIES = {
+    "answers": "transformers",
+    "describes": "transformers",
+    "writes": "transformers",
+    "reconstructs": "diffusers",
+    "draws": "diffusers",
+}
+"""The library for a kind of model."""
 
 
 def main(argv: list[str]) -> int:
@@ -10,49 +24,81 @@ def main(argv: list[str]) -> int:
 
 
 def export(cfg: DictConfig) -> None:
-    """Write a run's first stage, or its whole generative model, for diffusers; print the line that loads it.
+    """Write a run for diffusers or transformers; print the line that loads it.
 
-    A code prior is written as diffusers' VQModel and transformers' GPT-2, with a loader.
+    A LLaVA run becomes a LlavaForConditionalGeneration, a MiniGPT-4 run a Blip2ForConditionalGeneration, with processor
+    and chat template: `transformers serve` answers questions about pictures with the folder.
 
-    The pipeline has the run's sampler; give another one if diffusers does not have it.
+    A first stage becomes diffusers' autoencoder, a diffusion model a pipeline with the run's sampler (give another one
+    if diffusers does not have it), a code prior diffusers' VQModel and transformers' GPT-2, with a loader.
 
+    mmlab export run=llava/finetune_tiny out=finetune_tiny
     mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
     mmlab export run=ldm/class_tiny sampler=ddim sampler.spacing=trailing steps=50 guidance=3
     """
-    from pathlib import Path
-
-    from mmlab.config.errors import ConfigError
-    from mmlab.export.diffusion_export import export_first_stage, export_pipeline
-    from mmlab.export.prior_export import export_prior
-    from mmlab.export.schedulers import scheduler
     from mmlab.runs.disk import no_file, replacing
     from mmlab.runs.run import find_run, load_run_config
-    from mmlab.stage.assembly import kind_of, restore
-    from mmlab.verbs._generators import generator_settings
+    from mmlab.stage.assembly import kind_of
 
     folder = find_run(cfg.run, cfg.root)
-    out = no_file(Path(cfg.out or folder / "export" / cfg.to))
+    kind = kind_of(load_run_config(folder))
+    library = LIBRARIES.get(kind)
+    if library is None:
+        raise ConfigError(
+            f"{folder} cannot be exported; transformers takes runs that write text, diffusers those of "
+            "stage=autoencoder, latent_diffusion and code_prior."
+        )
+    if cfg.to not in (None, library):
+        raise ConfigError(f"{folder} cannot be exported to {cfg.to}; set to={library}.")
+    out = no_file(Path(cfg.out or folder / "export" / library))
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another out, or remove that folder.")
-    kind = kind_of(load_run_config(folder))
-    if kind not in ("reconstructs", "draws"):
-        raise ConfigError(
-            f"{folder} cannot be exported; diffusers takes runs of stage=autoencoder, latent_diffusion and code_prior."
-        )
-    if kind == "reconstructs":
-        first_stage = restore(folder)[0].first_stage
-        with replacing(out) as draft:
-            line = export_first_stage(first_stage, draft)
-        print(line.replace(str(draft), str(out)))
-        return
+    write = {"reconstructs": _first_stage, "draws": _generator}.get(kind, _text)
+    with replacing(out) as draft:
+        line, *differences = write(cfg, folder, kind, draft)
+    print(line.replace(str(draft), str(out)))
+    for difference in differences:
+        print(f"WARNING: in transformers, {difference}", file=sys.stderr)
+
+
+def _first_stage(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[str]:
+    from mmlab.export.diffusion_export import export_first_stage
+    from mmlab.stage.assembly import restore
+
+    return [export_first_stage(restore(folder)[0].first_stage, draft)]
+
+
+def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[str]:
+    from mmlab.export.diffusion_export import export_pipeline
+    from mmlab.export.prior_export import export_prior
+    from mmlab.export.schedulers import scheduler
+    from mmlab.runs.run import load_run_config
+    from mmlab.stage.assembly import restore
+    from mmlab.verbs._generators import generator_settings
+
     trained = load_run_config(folder)
     process, sampler, _ = generator_settings(cfg, trained)
     if process is not None:
         scheduler(process, sampler)  # refused before weights are loaded
     model, _ = restore(folder)
-    with replacing(out) as draft:
-        if process is None:
-            line = export_prior(model, sampler, trained.data.size, draft)
-        else:
-            line = export_pipeline(model, process, trained.data.size, draft, sampler)
-    print(line.replace(str(draft), str(out)))
+    if process is None:
+        return [export_prior(model, sampler, trained.data.size, draft)]
+    return [export_pipeline(model, process, trained.data.size, draft, sampler)]
+
+
+def _text(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[str]:
+    import torch
+
+    from mmlab.export.transformers_export import export_language, export_vision_language
+    from mmlab.stage.assembly import description_prompt, restore, run_prompt
+
+    for key in DrawConfig.__dataclass_fields__:
+        if cfg[key] is not None:
+            raise ConfigError(f"{key} applies only to generative models; {folder} writes text.")
+    model, trained = restore(folder)
+    # Of captions, which have no questions: the picture alone.
+    prompt = (description_prompt if trained.stage.prompt.template == "plain" else run_prompt)(trained)
+    dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(trained.trainer.precision, torch.float32)
+    if kind == "writes":
+        return export_language(model, prompt, dtype, draft)
+    return export_vision_language(model, prompt, trained.data.aspect, dtype, draft)

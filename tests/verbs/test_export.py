@@ -11,14 +11,13 @@ from mmlab.config.build import build
 from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
 from mmlab.stage.assembly import restore
-from tests.evaluate.tiny_scores import diffusion_run, first_stage_run, make_run
+from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run, make_run
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, tokenizer_folder) -> Path:
     root = tmp_path_factory.mktemp("work")
-    language = ["experiment=llava/language_tiny", f"model.language.tokenizer={tokenizer_folder}"]
-    make_run(root / "runs", "language", language, ["language"])
+    contrastive_run(root / "runs", tokenizer_folder)
     first_stage_run(root / "runs")
     diffusion_run(root / "runs")
     return root
@@ -79,9 +78,11 @@ def test_a_model_of_pixels_keeps_the_clip_of_its_sampler(work, monkeypatch, caps
     ("argv", "says"),
     [
         (
-            ["run=language"],
-            "cannot be exported; diffusers takes runs of stage=autoencoder, latent_diffusion and code_prior",
+            ["run=eye"],
+            "runs/eye cannot be exported; transformers takes runs that write text, diffusers those of "
+            "stage=autoencoder, latent_diffusion and code_prior.",
         ),
+        (["run=denoiser", "to=transformers"], "runs/denoiser cannot be exported to transformers; set to=diffusers."),
         (["run=denoisr"], "There is no run 'denoisr' in runs. Did you mean 'denoiser'?"),
         (["run=denoiser", "to=difusers"], "'to' cannot be 'difusers'. Did you mean 'diffusers'?"),
         (["run=denoiser", "out=runs"], "runs is not empty; choose another out"),

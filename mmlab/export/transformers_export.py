@@ -1,0 +1,230 @@
+"""Export of a run that writes text as a folder with which transformers gives the same tokens."""
+
+import copy
+from collections.abc import Collection
+from contextlib import nullcontext
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
+
+from mmlab.config.errors import ConfigError
+from mmlab.data.config import Prompt
+from mmlab.data.images import PAD_COLOR
+from mmlab.data.sample_types import ImageSpec
+from mmlab.data.templates import template_named
+from mmlab.data.turns import IMAGE, tokenizer_name
+from mmlab.export.chat_jinja import LATER, different_ids, exact_template
+from mmlab.export.transformers_modules import add_image_token, blip2, llava
+from mmlab.model.language import LanguageOnly
+from mmlab.model.pretrained import quieten
+from mmlab.model.vlm import VisionLanguageModel
+
+NEW_TOKENS = 256
+"""Longest answer, as `mmlab chat`."""
+
+
+def export_language(model: LanguageOnly, prompt: Prompt, dtype: torch.dtype, out: Path) -> list[str]:
+    """Write a language model with its tokenizer and chat template.
+
+    Args:
+        model: the trained model.
+        prompt: of questions, or of captions.
+        dtype: of the weights.
+        out: the folder.
+
+    Returns:
+        The line that loads it, and what is different in transformers.
+
+    Raises:
+        ConfigError: prompts that transformers tokenizes differently.
+    """
+    causal, tokenizer = model.language.causal.to(dtype), model.language.tokenizer
+    tokenizer.chat_template, later = exact_template(prompt, tokenizer, "", None)
+    ends, notes = end_tokens(tokenizer, prompt)
+    causal.generation_config = generation_config(causal, ends, tokenizer.pad_token_id)
+    quieten()
+    causal.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _check_tokenizer(tokenizer, AutoTokenizer.from_pretrained(out), prompt, None)
+    load = f'AutoModelForCausalLM.from_pretrained("{out}"), AutoTokenizer.from_pretrained("{out}")'
+    return [load, *notes, *_later(later)]
+
+
+def export_vision_language(
+    model: VisionLanguageModel, prompt: Prompt, aspect: str, dtype: torch.dtype, out: Path
+) -> list[str]:
+    """Write a `LlavaForConditionalGeneration`, or a `Blip2ForConditionalGeneration` of a model with a Q-Former.
+
+    Args:
+        model: the trained model, whose modules become parts of what is written.
+        prompt: of questions, or of captions.
+        aspect: how images became square.
+        dtype: of the weights.
+        out: the folder.
+
+    Returns:
+        The line that loads it, and what is different in transformers.
+
+    Raises:
+        ConfigError: a part that transformers' classes cannot hold, or prompts that it tokenizes differently.
+    """
+    model.to(dtype)
+    vision: Any = model.vision
+    causal, tokenizer = model.language.causal, model.language.tokenizer
+    if not hasattr(vision, "tower"):
+        raise ConfigError(
+            f"transformers cannot load the vision encoder {type(vision).__name__}; export needs a subclass of "
+            "VisionEncoder around a PreTrainedModel, see docs/training.md."
+        )
+    size, places = vision.image_size, model.tokens_per_image
+    picture, probe = Image.linear_gradient("L").resize((size, size)).convert("RGB"), [1, 2, 3]
+    ours = _logits(model, probe, torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
+    image_id = add_image_token(tokenizer, causal)
+    processed = image_processor(aspect, size, vision.image_mean, vision.image_std)
+    with vision._whole_tower() if model.qformer is None else nullcontext():
+        exported = (llava if model.qformer is None else blip2)(model, image_id)
+        inputs = processed(picture, return_tensors="pt").to(dtype)
+        _check(ours, exported, torch.tensor([[image_id] * places + probe]), inputs, vision)
+        template, later = exact_template(prompt, tokenizer, IMAGE, ImageSpec(size, aspect, places))
+        ends, notes = end_tokens(tokenizer, prompt)
+        exported.generation_config = generation_config(causal, ends, tokenizer.pad_token_id)
+        strategy = getattr(exported.config, "vision_feature_select_strategy", "full")
+        processor = llava_processor(strategy, processed, tokenizer, places, template)
+        quieten()
+        exported.save_pretrained(out)
+        processor.save_pretrained(out)
+    again = AutoProcessor.from_pretrained(out)
+    again.tokenizer.chat_template = again.chat_template
+    _check_tokenizer(tokenizer, again.tokenizer, prompt, ImageSpec(size, aspect, places))
+    notes += _later(later)
+    if aspect == "pad" and (color := tuple(int(mean * 255) for mean in vision.image_mean)) != PAD_COLOR:
+        notes.append(f"pictures that are not square are padded with the color {color}, not {PAD_COLOR}.")
+    modules = {type(each).__module__ for each in (vision.tower, vision.tower.config)}
+    imports = sorted(f"import {each}; " for each in modules if not each.startswith("transformers."))
+    load = f'{type(exported).__name__}.from_pretrained("{out}"), AutoProcessor.from_pretrained("{out}")'
+    return ["".join(imports) + load, *notes]
+
+
+@torch.no_grad()
+def _logits(model: VisionLanguageModel, probe: list[int], pixels_13HW: torch.Tensor) -> torch.Tensor:
+    """Our logits `[T, vocabulary]` of a picture with token ids behind it."""
+    row = torch.tensor([[0] * model.tokens_per_image + probe])
+    embeds = model.embed(row, model.features(pixels_13HW), torch.tensor([[0, 0]]))
+    return model.language.causal(inputs_embeds=embeds, use_cache=False).logits[0].float()
+
+
+@torch.no_grad()
+def _check(ours: torch.Tensor, exported: Any, ids: torch.Tensor, inputs: Any, vision: Any) -> None:
+    """Raise ConfigError unless the exported model gives our logits `[T, vocabulary]`."""
+    kinds = f"{vision.tower.config.model_type} and {exported.config.text_config.model_type}"
+    name = type(exported).__name__
+    try:
+        theirs = exported(input_ids=ids, **inputs, use_cache=False).logits[0].float()
+    except Exception as error:  # of the tower, which transformers calls in its own way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(
+            f"{name} cannot run a {kinds}: {reason}. The tower must give hidden_states with tokens [N, P, D]."
+        ) from error
+    difference = (ours - theirs[:, : ours.shape[1]]).abs().max() / ours.abs().max()
+    if not difference < (1e-4 if exported.dtype == torch.float32 else 0.02):
+        raise ConfigError(f"{name} computes other logits than this run (by {difference:.1g}) with a {kinds}.")
+
+
+def _check_tokenizer(tokenizer: Any, loaded: Any, prompt: Prompt, spec: ImageSpec | None) -> None:
+    """Raise ConfigError if transformers loads another tokenizer than was written, as for some types of model."""
+    if not set(different_ids(prompt, tokenizer, loaded, loaded.chat_template, spec)) <= LATER:
+        raise ConfigError(
+            f"transformers loads a {type(loaded).__name__} for this type of model, which gives other token ids than "
+            f"the run's tokenizer {tokenizer_name(tokenizer)}; such a run cannot be exported."
+        )
+
+
+def image_processor(aspect: str, size: int, mean: list[float], std: list[float]) -> Any:
+    """Return transformers' image processor that makes images square as `aspect` does.
+
+    Each is the one whose order of steps is ours: `stretch` only resizes, `crop` crops and then resizes, `pad` resizes
+    and then pads. Pillow rounds values otherwise than torch, by at most 2 of 255.
+    """
+    import transformers as library
+
+    square = {"height": size, "width": size}
+    options = {"size": square, "resample": Image.Resampling.BICUBIC, "image_mean": mean, "image_std": std}
+    name, own = {
+        "stretch": ("CLIPImageProcessor", {"do_center_crop": False, "crop_size": square}),
+        "crop": ("PerceiverImageProcessor", {"crop_size": square}),
+        "pad": ("DeepseekVLImageProcessor", {"min_size": 1}),
+    }[aspect]
+    return getattr(library, f"{name}Pil")(**options, **own, do_convert_rgb=True)
+
+
+def llava_processor(strategy: str, images: Any, tokenizer: Any, places: int, template: str) -> Any:
+    """Return a LlavaProcessor: one token for a picture in a text becomes P.
+
+    Also for BLIP-2, whose own processor has no chat template and puts the picture in front of the text.
+
+    Args:
+        strategy: `vision_feature_select_strategy` of the model.
+        images: the image processor.
+        tokenizer: with the picture's token.
+        places: P.
+        template: the chat template.
+    """
+    from transformers import LlavaProcessor
+
+    # P is stated as a grid of patches and a number of further tokens, of which "default" drops one.
+    side, grid = images.size["height"], isqrt(places)
+    patch = side // grid if grid * grid == places and side // (side // grid) == grid else side
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=places - (side // patch) ** 2 + int(strategy == "default"),
+        image_token=IMAGE,
+        chat_template=template,
+    )
+
+
+def generation_config(causal: Any, ends: Collection[int], padding: int) -> GenerationConfig:
+    """Return the settings with which transformers decodes as `mmlab chat`: greedily, until one of the tokens `ends`."""
+    settings = copy.deepcopy(causal.generation_config)
+    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+        setattr(settings, name, None)
+    settings.do_sample, settings.max_new_tokens, settings._from_model_config = False, NEW_TOKENS, False
+    own = settings.eos_token_id
+    settings.eos_token_id = sorted({*([own] if isinstance(own, int) else own or []), *ends})
+    settings.pad_token_id = padding
+    return settings
+
+
+def end_tokens(tokenizer: Any, prompt: Prompt) -> tuple[set[int], list[str]]:
+    """Return (the tokens with which an answer ends, what is different from mmlab).
+
+    mmlab stops where the text contains the template's stop. Where that is not a special token, as LLaVA v0's "###",
+    it can be any token that contains it. (`stop_strings` would break `transformers serve`, which has no tokenizer for
+    them.)
+    """
+    template = template_named(prompt.template)
+    stop = template.stop(tokenizer)
+    ends = {tokenizer.eos_token_id} - {None}
+    if stop == tokenizer.eos_token:
+        return ends, []
+    if stop in tokenizer.get_added_vocab():
+        return {*ends, tokenizer.convert_tokens_to_ids(stop)}, []
+    texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+    ends |= {number for number, text in enumerate(texts) if stop in text}
+    notes = [f"the text of an answer ends with {stop!r}, which mmlab removes."]
+    close = getattr(template, "close", "")
+    last = {tokenizer(word + close + stop, add_special_tokens=False)["input_ids"][-1] for word in ("red", "a.", "1")}
+    for number in sorted(last - ends):
+        notes.append(f"answers also end at the token {texts[number]!r}, the last one of {stop!r}.")
+    return ends | last, notes
+
+
+def _later(wrong: list[str]) -> list[str]:
+    return [f"the prompt has other token ids in {wrong[0]} of a dialogue."] if wrong else []

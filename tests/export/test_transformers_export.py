@@ -1,0 +1,541 @@
+"""Exported runs in transformers: the same pixels, token ids, logits and tokens as in mmlab."""
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from jinja2 import TemplateError
+from PIL import Image, ImageFilter
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from mmlab import cli
+from mmlab.config.errors import ConfigError
+from mmlab.data.config import Prompt
+from mmlab.data.conversation import chat_prompt
+from mmlab.data.images import decode_image
+from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.templates import TEMPLATES
+from mmlab.data.turns import IMAGE, Turn
+from mmlab.evaluate.answers import Answerer
+from mmlab.export.chat_jinja import exact_template
+from mmlab.export.transformers_export import (
+    end_tokens,
+    export_language,
+    export_vision_language,
+    image_processor,
+    llava_processor,
+)
+from mmlab.export.transformers_modules import add_image_token
+from mmlab.model.config import LanguageModelConfig, MLPConnectorConfig, VisionEncoderConfig
+from mmlab.model.connector import LinearConnector, MLPConnector
+from mmlab.model.language import LanguageModel, LanguageOnly
+from mmlab.model.vision import VisionEncoder
+from mmlab.model.vlm import VisionLanguageModel
+from tests.evaluate.tiny_scores import make_run
+from tests.export.tiny_eye import TinyEyeConfig
+from tests.model import tiny
+from tests.tiny_tokenizers import TOKENIZERS
+
+ROOT = Path(__file__).parents[2]
+QUESTION = "What is it?"
+FP32 = torch.float32
+LATER = [Turn("gpt", "A square."), Turn("human", "Who?")]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("tokenizers")
+    for name, make in TOKENIZERS.items():
+        make().save_pretrained(root / name)
+    return {name: root / name for name in TOKENIZERS}
+
+
+def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA").filter(ImageFilter.GaussianBlur(1))
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def png(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def messages(question: str, image: Image.Image | str, *later: Turn) -> list[dict]:
+    name = "url" if isinstance(image, str) else "image"
+    content = [{"type": "image", name: image}, {"type": "text", "text": question}]
+    roles = {"human": "user", "gpt": "assistant"}
+    rest = [{"role": roles[turn.role], "content": [{"type": "text", "text": turn.text}]} for turn in later]
+    return [{"role": "user", "content": content}, *rest]
+
+
+def raw(answerer: Answerer, dialogue: list[Turn], pixels: torch.Tensor) -> tuple[list[int], torch.Tensor, list[int]]:
+    """(ids with -1 for the picture, logits of the row, new tokens) of our model."""
+    model, one = answerer.model, answerer.tokens(dialogue)
+    row, places = torch.tensor([one.input_ids]), torch.tensor([[0, start] for start in one.image_starts])
+    with torch.no_grad():
+        embeds = model.embed(row, model.features(pixels[None]), places)
+        logits = model.language.causal(inputs_embeds=embeds).logits[0]
+        new = model.generate(row, torch.ones_like(row), pixels[None], places, **answerer.options)[0].tolist()
+    ids = list(one.input_ids)
+    for start in one.image_starts:
+        ids[start : one.shared] = [-1] * (one.shared - start)
+    return ids, logits, new
+
+
+CASES = {
+    "clip, linear, llama": (("clip", "llama", "linear", "llama_3"), {}, "stretch", Prompt("v1")),
+    "siglip, mlp, qwen2": (("siglip", "qwen2", "mlp", "gpt_2"), {}, "crop", Prompt("tokenizer", system="Be brief.")),
+    "class token": (("clip", "llama", "mlp", "llama_2"), {"features": "cls_patch"}, "pad", Prompt("llama_2")),
+    "last layer": (("clip", "gpt2", "linear", "gpt_2"), {"feature_layer": -1}, "pad", Prompt("chatml", system="")),
+    "dinov2": (("dinov2", "llama", "linear", "metaspace"), {}, "crop", Prompt("v1", system="Be brief.")),
+    "first layer": (("clip", "llama", "linear", "llama_2"), {"feature_layer": 1}, "crop", Prompt("v0")),
+}
+
+
+def build(tokenizers, eye, tongue, connector, tokenizer, **options) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    joint = {"mlp": partial(MLPConnector, MLPConnectorConfig(depth=2)), "linear": LinearConnector}[connector]
+    vision = tiny.vision(eye, **options)
+    return VisionLanguageModel(vision, joint, tiny.language(tokenizers[tokenizer], tongue)).eval()
+
+
+def compare(model: VisionLanguageModel, prompt: Prompt, aspect: str, out: Path) -> None:
+    """Export, load and compare: ids, pixels, logits and greedy tokens."""
+    answerer = Answerer(model, prompt, aspect, 12)
+    picture = photo(model.vision.image_size, model.vision.image_size)
+    pixels = decode_image(png(picture), answerer.spec)
+    dialogues = [[Turn("human", f"{IMAGE}\n{QUESTION}")], [Turn("human", f"{IMAGE}\n{QUESTION}"), *LATER]]
+    ours = [raw(answerer, dialogue, pixels) for dialogue in dialogues]
+    vocabulary = model.language.vocabulary
+    export_vision_language(model, prompt, aspect, FP32, out)
+    exported, processor = AutoModelForImageTextToText.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
+    image_id = exported.config.image_token_id
+    assert processor.tokenizer.convert_ids_to_tokens(image_id) == IMAGE
+    assert exported.dtype == FP32
+    for (ids, logits, new), later in zip(ours, ([], LATER), strict=True):
+        inputs = processor.apply_chat_template(
+            messages(QUESTION, picture, *later),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert inputs["input_ids"][0].tolist() == [image_id if token == -1 else token for token in ids]
+        with torch.no_grad():
+            theirs = exported(**inputs).logits[0]
+        torch.testing.assert_close(theirs[:, :vocabulary], logits, rtol=1e-5, atol=1e-5)
+        given = {"max_new_tokens": 12} if later else {"generation_config": exported.generation_config}
+        answer = exported.generate(**inputs, **given)[0, len(ids) :].tolist()
+        assert answer[: len(new)] == new and (len(new) == len(answer) if later else len(answer) >= len(new))
+    assert exported.generation_config.max_new_tokens == 256 and not exported.generation_config.do_sample
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_llava_gives_the_same_ids_logits_and_tokens(case, tokenizers, tmp_path):
+    parts, options, aspect, prompt = CASES[case]
+    compare(build(tokenizers, *parts, **options), prompt, aspect, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("template", "tongue"), [("minigpt4", "llama"), ("minigpt4_llama_2", "qwen2")])
+def test_minigpt4_gives_the_same_ids_logits_and_tokens(template, tongue, tokenizers, tmp_path):
+    model = tiny.minigpt4(tokenizers["llama_2"], tongue)
+    with torch.no_grad():
+        nn.init.normal_(model.qformer.norm.weight)
+        nn.init.normal_(model.qformer.norm.bias)
+    compare(model, Prompt(template), "stretch", tmp_path / "out")
+
+
+def _dialogues() -> list[list[Turn]]:
+    shown = [Turn("human", f"{IMAGE}\nÉcris: \n\n- 3 mots"), Turn("gpt", "no. 1 + 1 = 2"), Turn("human", "b c ")]
+    words = [Turn("human", "a b"), Turn("gpt", "Two yellow triangles,"), Turn("human", "* &"), Turn("gpt", "x\n y")]
+    ends = [Turn("human", "Why?", None)]
+    own = [Turn("human", f"{IMAGE}\nWho?", "Speak French.")]
+    return [shown[:1], shown, words[:1], words[:3], [*words, *ends], own]
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "wordpiece"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_prompt_has_the_same_ids(name, template, tokenizers):
+    """With the processor of transformers, for each system message, and for whole dialogues as in training."""
+    images = image_processor("stretch", 16, [0.5] * 3, [0.5] * 3)
+    picture, compared = photo(16, 16), 0
+    for system in (None, "", "Be brief."):
+        if system and template.startswith(("plain", "minigpt4")):
+            continue
+        prompt, spec = Prompt(template, system=system), ImageSpec(16, "stretch", 4)
+        model = tiny.vlm(tokenizers[name])
+        tokenizer, before = model.language.tokenizer, model.language.tokenizer.get_vocab()
+        image_id = add_image_token(tokenizer, model.language.causal)
+        assert tokenizer.get_vocab() == {**before, IMAGE: image_id}
+        text, wrong = exact_template(prompt, tokenizer, IMAGE, spec)
+        assert not wrong
+        processor = llava_processor("full", images, tokenizer, 4, text)
+        for dialogue in [[Turn("human", IMAGE)]] if template == "plain" else _dialogues():
+            shown = dialogue[0].text.startswith(IMAGE)
+            first = dialogue[0].text.removeprefix(IMAGE).removeprefix("\n")
+            asked = messages(first, picture, *dialogue[1:])
+            asked[0]["content"] = asked[0]["content"] if shown else first
+            asked = [{"role": "system", "content": dialogue[0].system}] * bool(dialogue[0].system) + asked
+            try:
+                one = chat_prompt(dialogue, prompt, tokenizer, spec)
+            except (SampleError, ConfigError):
+                with pytest.raises(TemplateError):
+                    processor.apply_chat_template(asked, add_generation_prompt=True)
+                continue
+            theirs = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=True)
+            ours = list(one.input_ids)
+            for start in one.image_starts:
+                ours[start : one.shared] = [image_id] * 4
+            assert theirs[0] == ours, (system, dialogue)
+            compared += 1
+    assert compared >= (1 if template == "plain" else 5)
+
+
+def test_a_chat_that_training_has_no_form_for_is_refused(tokenizers):
+    model = tiny.vlm(tokenizers["llama_3"])
+    add_image_token(model.language.tokenizer, model.language.causal)
+    text, _ = exact_template(Prompt("v1"), model.language.tokenizer, IMAGE, ImageSpec(16, "crop", 4))
+    picture = {"type": "image"}
+    for asked, says in {
+        "order": [{"role": "assistant", "content": "a"}],
+        "pictures": [{"role": "user", "content": [picture, picture]}],
+        "picture later": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": [picture]},
+        ],
+        "sound": [{"role": "user", "content": [{"type": "audio"}]}],
+    }.items():
+        words = {"order": "alternate", "sound": "not audio"}.get(asked, "only one")
+        with pytest.raises(TemplateError, match=words):
+            model.language.tokenizer.apply_chat_template(says, chat_template=text, tokenize=False)
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused(tokenizers):
+    tokenizer = tiny.language(tokenizers["wordpiece"]).tokenizer
+    with pytest.raises(ConfigError, match="have other token ids in transformers, because of what its tokenizer adds"):
+        exact_template(Prompt("v1"), tokenizer, "", None)
+
+
+@pytest.mark.parametrize("aspect", ["stretch", "crop", "pad"])
+def test_an_image_has_the_same_pixels(aspect):
+    """Up to rounding, which differs between Pillow and torch: by 1, and by 2 where bicubic overshoots."""
+    raw = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    for size in (24, 56):
+        processed, spec = image_processor(aspect, size, mean, std), ImageSpec(size, aspect)
+        for width, height in ((size, size), (64, 48), (48, 71), (200, 9), (9, 200), (30, 29), (90, 60)):
+            image = photo(width, height)
+            ours = decode_image(png(image), spec).numpy().astype(int)
+            theirs = processed(image, **raw)["pixel_values"][0]
+            assert theirs.shape == (3, size, size)
+            difference = np.abs(theirs - ours)
+            assert difference.max() <= 2 and difference.mean() < 0.25, (width, height)
+            assert difference.max() == 0 or (width, height) != (size, size)
+        for mode in ("L", "P", "RGBA", "CMYK", "1"):
+            image = photo(size, size, mode)
+            data = io.BytesIO()
+            image.save(data, "JPEG" if mode == "CMYK" else "PNG")
+            opened = Image.open(data)
+            opened.load()
+            theirs = processed(opened, **raw)["pixel_values"][0]
+            assert np.array_equal(theirs, decode_image(data.getvalue(), spec).numpy()), mode
+
+
+def test_a_file_is_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "turned.png").write_bytes(png(photo(40, 24), exif=exif))
+    processed = image_processor("stretch", 24, [0.5] * 3, [0.5] * 3)
+    read = processed.fetch_images(str(tmp_path / "turned.png"))
+    theirs = processed(read, do_rescale=False, do_normalize=False)["pixel_values"][0]
+    ours = decode_image((tmp_path / "turned.png").read_bytes(), ImageSpec(24, "stretch")).numpy()
+    assert np.abs(np.array(theirs) - ours).max() <= 2
+    assert np.abs(theirs - decode_image(png(photo(40, 24)), ImageSpec(24, "stretch")).numpy().astype(int)).max() > 50
+
+
+def test_a_language_model_gives_the_same_ids_and_tokens(tokenizers, tmp_path):
+    torch.manual_seed(0)
+    model = LanguageOnly(tiny.language(tokenizers["llama_2"])).eval()
+    prompt = Prompt("v1", pictures="none")
+    answerer = Answerer(model, prompt, "stretch", 12)
+    asked = [Turn("human", QUESTION), *LATER]
+    one = answerer.tokens(asked)
+    row = torch.tensor([one.input_ids])
+    new = model.language.generate(model.language.embed(row), torch.ones_like(row), **answerer.options)
+    export_language(model, prompt, FP32, tmp_path)
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    talk = [{"role": ("user", "assistant")[i % 2], "content": turn.text} for i, turn in enumerate(asked)]
+    inputs = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [one.input_ids]
+    assert torch.equal(loaded.generate(**inputs, max_new_tokens=12)[:, len(one) :], new)
+    assert loaded.config.vocab_size == model.language.vocabulary and IMAGE not in tokenizer.get_vocab()
+
+
+def test_a_tokenizer_that_transformers_replaces_is_refused(tokenizers, tmp_path):
+    """It builds its own class for this type of model from the vocabulary."""
+    model = LanguageOnly(tiny.language(tokenizers["llama_2"], "qwen2")).eval()
+    with pytest.raises(ConfigError, match="loads a Qwen2Tokenizer for this type of model, which gives other token ids"):
+        export_language(model, Prompt("v1", pictures="none"), FP32, tmp_path)
+
+
+def test_weights_are_stored_in_the_given_dtype(tokenizers, tmp_path):
+    export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), "crop", torch.bfloat16, tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_rows_for_the_picture_token_are_never_chosen(tokenizers, tmp_path):
+    model = tiny.vlm(tokenizers["llama_3"])
+    rows = model.language.vocabulary
+    with torch.no_grad():
+        model.language.causal.lm_head.weight.add_(torch.randn(24))  # so that most logits can be negative
+    export_vision_language(model, Prompt("v1"), "crop", FP32, tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    head = loaded.get_output_embeddings().weight
+    assert len(head) % 64 == 0 and len(head) > rows
+    logits = torch.randn(200, 24) @ head.T
+    assert logits.argmax(1).max() < rows and (logits.amax(1) < 0).any()
+
+
+def test_what_ends_an_answer(tokenizers):
+    """A special token, or any token with the text of the stop; of a stop of several tokens the last one."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizers["gpt_2"])
+    eos, end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert end_tokens(tokenizer, Prompt("chatml")) == ({eos, end}, [])
+    ends, notes = end_tokens(tokenizer, Prompt("plain"))
+    assert ends == {eos} | {i for i in range(eos) if "\n" in tokenizer.decode([i])}
+    assert len(ends) > 2 and notes == ["the text of an answer ends with '\\n', which mmlab removes."]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizers["llama_2"])
+    ends, notes = end_tokens(tokenizer, Prompt("minigpt4"))
+    assert ends == {2, tokenizer.convert_tokens_to_ids("#")}
+    assert notes[1] == "answers also end at the token '#', the last one of '###'."
+
+
+def own_eye(tokenizers, width: int = 12) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    settings = VisionEncoderConfig(
+        init="random",
+        architecture={"model_type": TinyEyeConfig.model_type, "hidden_size": width},
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+    )
+    return VisionLanguageModel(VisionEncoder(settings), LinearConnector, tiny.language(tokenizers["llama_3"])).eval()
+
+
+def test_a_users_own_tower_is_exported(tokenizers, tmp_path):
+    compare(own_eye(tokenizers), Prompt("v1"), "crop", tmp_path / "out")
+    line, *_ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, tmp_path / "again")
+    assert line.startswith("import tests.export.tiny_eye; LlavaForConditionalGeneration.from_pretrained(")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.patch_size, processor.num_additional_image_tokens) == (8, 0)  # 24 px: 3 x 3 tokens
+
+
+class _Gated(nn.Module):
+    def __init__(self, vision_width: int, language_width: int):
+        super().__init__()
+        self.proj = nn.Linear(vision_width, language_width)
+
+    def forward(self, features):
+        return self.proj(features)
+
+
+class _Plain(nn.Module):
+    """A vision encoder of a user's own, without a model of transformers."""
+
+    image_size, tokens_per_image, width = 16, 4, 32
+
+    def forward(self, pixels):
+        return pixels.new_zeros(len(pixels), 4, 32).float()
+
+
+def _with(tokenizers, connector=LinearConnector, vision=None, tongue="llama") -> VisionLanguageModel:
+    torch.manual_seed(0)
+    language = tiny.language(tokenizers["llama_3"], tongue)
+    return VisionLanguageModel(vision or tiny.vision("clip"), connector, language).eval()
+
+
+REFUSED = {
+    "connector": (
+        lambda tok: _with(tok, partial(MLPConnector, MLPConnectorConfig(depth=3))),
+        "cannot hold a MLPConnector of depth 3; it takes model/connector=linear, and model/connector=mlp with depth=2.",
+    ),
+    "own connector": (lambda tok: _with(tok, _Gated), "cannot hold a _Gated; it takes"),
+    "registers": (
+        lambda tok: _with(tok, vision=tiny.vision("dinov2_registers")),
+        "drops one token before the patches, but the tower dinov2_with_registers has 3",
+    ),
+    "own encoder": (
+        lambda tok: _with(tok, vision=_Plain()),
+        "transformers cannot load the vision encoder _Plain; export needs a subclass of VisionEncoder",
+    ),
+    "tower": (
+        lambda tok: _with(tok, vision=tiny.vision("blip2", features="cls_patch")),
+        "LlavaForConditionalGeneration cannot hold a blip_2_vision_model.",
+    ),
+    "q-former": (
+        lambda tok: VisionLanguageModel(
+            tiny.vision("siglip"), LinearConnector, tiny.language(tok["gpt_2"]), tiny.qformer
+        ),
+        "cannot hold a Q-Former that reads a siglip_vision_model without the class token",
+    ),
+    "q-former's connector": (
+        lambda tok: VisionLanguageModel(
+            tiny.vision("blip2", features="cls_patch"), _Gated, tiny.language(tok["gpt_2"]), tiny.qformer
+        ),
+        "cannot hold a _Gated between Q-Former and language model; it takes model/connector=linear.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_classes_cannot_hold_is_refused(case, tokenizers, tmp_path):
+    make, sentence = REFUSED[case]
+    with pytest.raises(ConfigError) as error:
+        export_vision_language(make(tokenizers), Prompt("v1"), "crop", FP32, tmp_path)
+    assert sentence in str(error.value) and "\n" not in str(error.value) and not any(tmp_path.iterdir())
+
+
+def test_a_model_that_transformers_computes_otherwise_is_refused(tokenizers, tmp_path):
+    """Granite divides its logits, which LlavaForConditionalGeneration does not do."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    architecture = {"model_type": "granite", "logits_scaling": 8.0, **size}
+    settings = LanguageModelConfig(init="random", architecture=architecture, tokenizer=str(tokenizers["llama_3"]))
+    model = VisionLanguageModel(tiny.vision("clip"), LinearConnector, LanguageModel(settings)).eval()
+    with pytest.raises(ConfigError, match=r"computes other logits than this run .* with a clip_vision_model and gran"):
+        export_vision_language(model, Prompt("v1"), "crop", FP32, tmp_path)
+
+
+BLOCKED = "import sys; sys.modules['mmlab'] = None; "
+"""Begins a script in which mmlab cannot be imported."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tokenizer_folder) -> Path:
+    """A finished run and its export, and a picture that has to be resized."""
+    root = tmp_path_factory.mktemp("work")
+    small = "hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, num_attention_heads: 2"
+    model = [f"model.vision.architecture={{{small}, image_size: 16}}", f"model.language.architecture={{{small}}}"]
+    tokenizer = f"model.language.tokenizer={tokenizer_folder}"
+    recipe = ["experiment=llava/finetune_tiny", "stage.init_from=[]", "data.aspect=pad"]
+    make_run(root / "runs", "seer", [*recipe, *model, tokenizer], ["vision", "connector", "language"])
+    (root / "photo.png").write_bytes(png(photo(40, 30)))
+    return root
+
+
+def mmlab(work: Path, monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    monkeypatch.chdir(work)
+    code = cli.main(list(argv))
+    out, err = capsys.readouterr()
+    return code, out.strip(), err.strip()
+
+
+@pytest.fixture
+def exported(work, monkeypatch, capsys) -> tuple[Path, str]:
+    """(the exported folder, the words of `mmlab chat`)."""
+    out = work / "out"
+    if not out.exists():
+        code, line, err = mmlab(work, monkeypatch, capsys, "export", "run=seer", "out=out")
+        assert (code, err.splitlines()) == (0, [PAD_NOTE])
+        assert line == 'LlavaForConditionalGeneration.from_pretrained("out"), AutoProcessor.from_pretrained("out")'
+    chat = [
+        "chat",
+        "run=seer",
+        "image=photo.png",
+        f"question='{QUESTION}'",
+        "max_new_tokens=8",
+        "trainer.accelerator=cpu",
+    ]
+    code, words, err = mmlab(work, monkeypatch, capsys, *chat, "trainer.accelerator=cpu")
+    assert code == 0 and words, err
+    return out, words
+
+
+PAD_NOTE = (
+    "WARNING: in transformers, pictures that are not square are padded with the color (127, 127, 127), "
+    "not (122, 116, 104)."
+)
+
+
+def test_without_mmlab_a_pipeline_says_the_same_words(exported, work, tokenizers):
+    """And the printed line is all that loads a user's own tower."""
+    out, words = exported
+    own, *_ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, work / "own")
+    register, _, load = own.rpartition("; ")
+    script = BLOCKED + (
+        "from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline; "
+        "pipe = pipeline('image-text-to-text', model=sys.argv[1]); "
+        "content = [{'type': 'image', 'url': sys.argv[2]}, {'type': 'text', 'text': sys.argv[3]}]; "
+        "chat = [{'role': 'user', 'content': content}]; "
+        "print(pipe(text=chat, return_full_text=False, max_new_tokens=8)[0]['generated_text'].strip()); "
+        f"{register}; print(type(({load})[0].model.vision_tower).__name__)"
+    )
+    argv = [sys.executable, "-c", script, str(out), str(work / "photo.png"), QUESTION]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=work, env=environment)
+    assert (done.returncode, done.stdout) == (0, f"{words}\nTinyEye\n"), done.stderr
+
+
+def test_transformers_serves_the_folder_to_an_openai_client(exported, work):
+    out, words = exported
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = BLOCKED + "from transformers.cli.transformers import main; main()"
+    argv = [sys.executable, "-c", script, "serve", str(out), "--port", str(port), "--device", "cpu"]
+    with (work / "serve.log").open("w") as log:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        server = subprocess.Popen(argv, stdout=log, stderr=log, cwd=work, env=environment)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", server, work / "serve.log")
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        data = base64.b64encode((work / "photo.png").read_bytes()).decode()
+        picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        asked = [{"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}]
+        reply = client.chat.completions.create(model=str(out), messages=asked, max_tokens=8)
+        assert reply.choices[0].message.content.strip() == words
+        streamed = client.chat.completions.create(model=str(out), messages=asked, max_tokens=8, stream=True)
+        assert "".join(part.choices[0].delta.content or "" for part in streamed).strip() == words
+    finally:
+        server.kill()
+        server.wait(30)
+
+
+def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            if httpx.get(url).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["to=diffusers"], "runs/seer cannot be exported to diffusers; set to=transformers."),
+        (["steps=4"], "steps applies only to generative models; runs/seer writes text."),
+        (["sampler=ddim"], "sampler applies only to generative models; runs/seer writes text."),
+    ],
+)
+def test_a_mistake_is_one_sentence(work, monkeypatch, capsys, argv, says):
+    code, _, err = mmlab(work, monkeypatch, capsys, "export", "run=seer", "out=new", *argv)
+    assert (code, err) == (2, f"mmlab: {says}") and not (work / "new").exists()
