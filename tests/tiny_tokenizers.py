@@ -1,5 +1,6 @@
 """Tiny tokenizers of the kinds that language models use, trained on a few sentences."""
 
+import io
 import json
 from functools import cache
 
@@ -145,6 +146,26 @@ def wordpiece() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = WORDPIECE_TEMPLATE
     return fast
+
+
+def sentencepiece_model(size: int = 360) -> bytes:
+    """`tokenizer.model` as Llama's: BPE with bytes for unknown characters, all spaces kept, digits one by one."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        vocab_size=size,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 TOKENIZERS = {make.__name__: make for make in (llama_3, gpt_2, llama_2, metaspace, wordpiece)}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -63,8 +64,9 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
             f"The folder {source} has no tokenizer ({', '.join(FILES)}); set model.{part}.tokenizer to one that has."
         )
     try:
+        pieces = not gguf and _is_sentencepiece_alone(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}), **NO_CODE)
-        if not gguf and isinstance(tokenizer, LlamaTokenizer):
+        if pieces and isinstance(tokenizer, LlamaTokenizer):
             tokenizer = _as_sentencepiece(tokenizer, folder)
     except Exception as error:  # tokenizers has no class of its own for a file that it cannot read
         raise ConfigError(f"The tokenizer {source} cannot be loaded: {reason(error)}") from error
@@ -79,14 +81,25 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
 
 
+def _is_sentencepiece_alone(source: str) -> bool:
+    """Whether a source has `tokenizer.model` and no `tokenizer.json`; ValueError: it is not sentencepiece's."""
+    if find(source, "tokenizer.json") is not None or (path := find(source, "tokenizer.model")) is None:
+        return False
+    try:
+        SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            "its tokenizer.model is damaged, or not one of sentencepiece; give a folder with tokenizer.json."
+        ) from error
+    return True
+
+
 def _as_sentencepiece(tokenizer: LlamaTokenizer, source: str) -> PreTrainedTokenizerFast:
     """Give a Llama tokenizer that was read from `tokenizer.model` alone the ids of sentencepiece for every text.
 
     transformers puts no space before a text that begins with one; sentencepiece always does. And it takes a folder
     without the key `legacy` for one of today; it is from a time when each text after a special token got a space, too.
     """
-    if find(source, "tokenizer.json") is not None:
-        return tokenizer
     config = find(source, "tokenizer_config.json")
     fields = {} if config is None else json.loads(config.read_text(encoding="utf-8"))
     backend = tokenizer.backend_tokenizer
