@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ CHUNK = 1 << 22
 """Values that are copied and hashed at a time."""
 _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Tensor → (its state, digest of its values, or of those that were stored before they were rounded to its dtype)."""
+_IDENTITIES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Module whose values follow from others by a computation that rounds → its hash, see `note_identity`."""
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -133,7 +136,14 @@ def content_hash(module: nn.Module, trained: bool = False) -> str:
         module: with weights.
         trained: hash the present values of all tensors: a strategy may have changed them where that cannot be noticed.
     """
-    return hash_of(module.state_dict(keep_vars=True), trained)
+    known = None if trained else _IDENTITIES.get(module)
+    return known or hash_of(module.state_dict(keep_vars=True), trained)
+
+
+def note_identity(module: nn.Module, digest: str) -> None:
+    """Let `content_hash` return `digest` for a module: of what its weights were computed from, where that rounds them
+    (4-bit weights, or the sum of weights and an adapter)."""
+    _IDENTITIES[module] = digest
 
 
 def hash_of(tensors: Mapping[str, Tensor], trained: bool = False) -> str:

@@ -49,6 +49,8 @@ class LanguageOnlyConfig(Settings):
     kind: ClassVar[str] = "writes"
     parts: ClassVar[tuple[str, ...]] = ("language",)
     _target_: str = "mmlab.model.language.LanguageOnly"
+    # Store the weights of linear layers in 4 bits (QLoRA); they are not trained, so stage.lora adds an adapter.
+    quantize: str | None = choice("nf4", default=None)
     language: Any = section("model/language")
 
 

@@ -23,7 +23,8 @@ from mmlab.model.pretrained import (
     read_config,
 )
 from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
-from mmlab.weights import finite
+from mmlab.model.quantization import dequantize, quantize
+from mmlab.weights import content_hash, finite, note_identity
 
 
 class LanguageModel(nn.Module):
@@ -138,11 +139,28 @@ class LanguageModel(nn.Module):
 
     def load_pretrained(self) -> None:
         """Fill the weights from the source of the settings."""
-        load_pretrained(self.causal, self.settings, "language")
+        with self._rounded():
+            load_pretrained(self.causal, self.settings, "language", self.settings.quantize is not None)
 
     def load(self, folder: Path) -> None:
         """Fill the weights from a transformers folder; raises ConfigError when they do not fit."""
-        load_weights(self.causal, folder)
+        with self._rounded():
+            load_weights(self.causal, folder, self.settings.quantize is not None)
+
+    @contextmanager
+    def _rounded(self) -> Iterator[None]:
+        """Round what is read meanwhile to 4 bits, if the settings say so; what is not rounded keeps its dtype."""
+        dtype = self.causal.dtype
+        yield
+        if self.settings.quantize is None or self.causal.device.type == "meta":
+            return
+        note_identity(self, content_hash(self))
+        quantize(self.causal, dtype)
+
+    def dequantize(self) -> None:
+        """Turn 4-bit weights, if there are any, into plain ones of the same values."""
+        if getattr(self.causal, "is_loaded_in_4bit", False):
+            dequantize(self.causal)
 
     def describe(self) -> dict[str, Any]:
         """Return what a connector that was trained with this model depends on, apart from its weights."""

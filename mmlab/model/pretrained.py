@@ -30,7 +30,6 @@ CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "pre
 # Keys of a checkpoint's configs with which transformers would run code from the checkpoint.
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 
-
 WHOLE = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 """Dtypes of whole models; fp8 is one of stored weights only."""
 
@@ -143,8 +142,10 @@ def build_model(auto: Any, config: PretrainedConfig, settings: PretrainedPartCon
         return auto.from_config(config, dtype=torch.float32, **options).eval()
 
 
-def load_pretrained(model: PreTrainedModel, settings: PretrainedPartConfig, part: str, **options: Any) -> None:
-    """Fill a model of `build_model` from its source; with init=random it keeps its weights.
+def load_pretrained(
+    model: PreTrainedModel, settings: PretrainedPartConfig, part: str, as_stored: bool = False, **options: Any
+) -> None:
+    """Fill a model of `build_model` from its source; with init=random it keeps its weights. Arguments: `load_weights`.
 
     Raises:
         ConfigError: the source cannot be read, or does not have all weights.
@@ -153,17 +154,18 @@ def load_pretrained(model: PreTrainedModel, settings: PretrainedPartConfig, part
         source = require_source(settings, part)
         try:
             refuse_code(source)
-            _fill_from(model, source, model.config, **options)
+            _fill_from(model, source, model.config, as_stored, **options)
         except (OSError, ValueError) as error:
             raise _unreadable(source, part, error) from error
 
 
-def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+def load_weights(model: PreTrainedModel, folder: Path, as_stored: bool = False, **options: Any) -> None:
     """Fill a model from a transformers folder of the same architecture, strictly.
 
     Args:
         model: with weights, or on the meta device.
         folder: with a config and weights.
+        as_stored: a model on the meta device takes the dtypes of the weights, instead of casting them to its own.
         **options: arguments that the model's class was built with beside its config.
 
     Raises:
@@ -179,13 +181,13 @@ def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
             f"{folder} does not fit the model: it is a {config.model_type}, not a {model.config.model_type}."
         )
     try:
-        _fill_from(model, folder, config, **options)
+        _fill_from(model, folder, config, as_stored, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be loaded: {reason(error)}") from error
 
 
-def _fill_from(model: Any, source: str | Path, config: PretrainedConfig, **options: Any) -> None:
-    """Read a transformers checkpoint; a model on the meta device takes its tensors over, in its own dtypes."""
+def _fill_from(model: Any, source: str | Path, config: PretrainedConfig, as_stored: bool, **options: Any) -> None:
+    """Read a transformers checkpoint; a model on the meta device takes its tensors over."""
     quieten()
     stored, missing = _read_model(type(model), source, config, options)
     if missing:
@@ -201,6 +203,8 @@ def _fill_from(model: Any, source: str | Path, config: PretrainedConfig, **optio
         for name, module in stored.named_modules()
         for buffer in module._non_persistent_buffers_set
     ]
+    for name, weight in model.named_parameters() if as_stored else ():
+        weight.data = weight.data.to(weights[name].dtype)
     stored.to_empty(device="meta")  # each tensor can then be freed as soon as it was cast
     fill(model, weights, source)
     for name, buffer, value in buffers:

@@ -1,6 +1,7 @@
 """Checks of a training config before any model is built."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def check(cfg: DictConfig) -> None:
     """
     check_names(cfg.run)
     check_trainable(cfg)
+    check_quantized(cfg)
     check_rates(cfg.optim)
     check_process(cfg)
     check_length(cfg)
@@ -66,6 +68,26 @@ def check_trainable(cfg: DictConfig) -> None:
             if name.split(".")[0] not in parts:
                 hint = nearest(name, parts)
                 raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
+
+
+def check_quantized(cfg: DictConfig) -> None:
+    """Check that parts with 4-bit weights are not trained, apart from an adapter, and that this machine can have them.
+
+    `mmlab plan` does not need it, and may run where bitsandbytes is not installed.
+    """
+    for part, node in cfg.model.items():
+        if not isinstance(node, DictConfig) or (kind := node.get("quantize")) is None:
+            continue
+        key = f"model.{part}.quantize={kind}"
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(f"{key} needs bitsandbytes: pip install 'mmlab[qlora]'")
+        if part not in (cfg.stage.get("lora") or {}) and part in {name.split(".")[0] for name in cfg.stage.trainable}:
+            raise ConfigError(
+                f"{key}: 4-bit weights cannot be trained; add an adapter with +stage.lora.{part}.rank=64, or leave "
+                f"{part} out of stage.trainable."
+            )
+        if cfg.trainer.precision == "64-true":
+            raise ConfigError(f"{key} computes in at most 32 bits; leave out trainer.precision=64-true.")
 
 
 def check_rates(optim: DictConfig) -> None:

@@ -49,7 +49,7 @@ def build_stage(cfg: DictConfig) -> Any:
     stage.sources = artifacts = fill_parts(model, runs)
     stage.kept = random_parts(model, artifacts)
     if adapted := list(cfg.stage.get("lora") or {}):
-        _put_on_adapters(stage, adapted)
+        put_on_adapters(stage, adapted)
     if isinstance(stage, Stage):
         stage.on_filled(artifacts)
     for name in stage.kept if rank() == 0 else ():
@@ -75,7 +75,7 @@ def read_in_bf16(model: nn.Module, names: Sequence[str]) -> None:
                 setattr(module, key, buffer.to(torch.bfloat16))
 
 
-def _put_on_adapters(stage: Any, names: Sequence[str]) -> None:
+def put_on_adapters(stage: Any, names: Sequence[str]) -> None:
     """Put a fresh adapter on each named part of a filled stage; raises ConfigError for parts that cannot have one."""
     for name in names:
         if name in stage.kept:
@@ -97,11 +97,15 @@ def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:
     return build(data, collate=stage.collate(data))
 
 
-def restore(folder: Path) -> tuple[Any, DictConfig]:
+def restore(folder: Path, quantized: bool = True, merge: bool = True) -> tuple[Any, DictConfig]:
     """Return (the trained model in eval mode, the run's config).
 
     Its parts are filled from the runs that this one started from, then from its own artifacts. What the config refers
     to is found from any working folder, see `mmlab.runs.references`.
+
+    Args:
+        folder: of the run.
+        quantized, merge: see `fill_parts`.
 
     Raises:
         ConfigError: the run has not finished, or a run that it started from is gone.
@@ -110,7 +114,7 @@ def restore(folder: Path) -> tuple[Any, DictConfig]:
     cfg = load_run_config(folder)
     locate_files(cfg, folder)
     model = build(cfg.model)
-    fill_parts(model, [*starting_runs(cfg, folder), folder])
+    fill_parts(model, [*starting_runs(cfg, folder), folder], quantized, merge)
     check_tokenizers(model, folder)
     return model.eval(), cfg
 

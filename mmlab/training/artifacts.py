@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,7 +17,16 @@ from mmlab.runs.finished_runs import finished
 from mmlab.runs.ranks import rank
 from mmlab.training.lora import adapter_weights, is_adapter, merge_adapter, save_adapter
 from mmlab.training.trainable import HasUnused, parts_of
-from mmlab.weights import CARD, content_hash, file_hashes, fill, require_finite, verify_files
+from mmlab.weights import (
+    CARD,
+    content_hash,
+    file_hashes,
+    fill,
+    hash_of,
+    note_identity,
+    require_finite,
+    verify_files,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -41,13 +49,16 @@ class StartsPretrained(Protocol):
     def load_pretrained(self) -> None: ...
 
 
-_MERGED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Part with a merged adapter → its identity, from those of its base and its adapter: the sum depends on its dtype."""
+@runtime_checkable
+class Dequantizable(Protocol):
+    """A part that may have 4-bit weights."""
+
+    def dequantize(self) -> None: ...
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
     """What a part that was trained with `module` depends on."""
-    return {"content_hash": _MERGED.get(module) or content_hash(module), **_properties(module)}
+    return {"content_hash": content_hash(module), **_properties(module)}
 
 
 def _properties(module: nn.Module) -> dict[str, Any]:
@@ -148,7 +159,9 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     (folder / CARD).write_text(to_json({**facts, "files": file_hashes(folder)}, indent=2) + "\n")
 
 
-def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
+def fill_parts(
+    model: nn.Module, runs: Sequence[str | Path], quantized: bool = True, merge: bool = True
+) -> dict[str, Path]:
     """Fill the model's parts: from the artifacts of earlier runs, of which a later one wins, or else with the
     pretrained weights that their settings name. Then adapters among the artifacts are merged into the parts, in the
     order of the runs. The other parts stay as they were initialized. A run that was extended and has not finished since
@@ -157,6 +170,9 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
     Args:
         model: its direct children are the parts.
         runs: run folders that hold `artifacts/<part>/`.
+        quantized: keep 4-bit weights as they are, with their adapters beside them; otherwise they become plain ones of
+            the same values, into which adapters are merged.
+        merge: with the adapters of the last run.
 
     Returns:
         The artifact that each part was filled from; the last one, if it has adapters.
@@ -178,6 +194,8 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
             has = f"it has {', '.join(artifacts)}." if artifacts else none
             raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}: {has}")
         for name, path in fitting.items():
+            if is_adapter(path) and not merge and run == runs[-1]:
+                continue
             if is_adapter(path):
                 adapters.setdefault(name, []).append(path)
             else:
@@ -193,6 +211,9 @@ def fill_parts(model: nn.Module, runs: Iterable[str | Path]) -> dict[str, Path]:
                 if source is not None:
                     verify_files(Path(source).expanduser())  # it may be an artifact, too
                 module.load_pretrained()
+    for part in parts.values() if not quantized else ():
+        if isinstance(part, Dequantizable):
+            part.dequantize()
     for name, paths in adapters.items():
         for path in paths:
             _merge(parts[name], name, path)
@@ -278,15 +299,12 @@ def _merge(part: nn.Module, name: str, path: Path) -> None:
             f"{name} that it was trained on, or train it again."
         )
     merge_adapter(part, path)
-    _MERGED[part] = card["content_hash"]
+    note_identity(part, card["content_hash"])
 
 
 def merged_hash(base: str | None, adapter: Mapping[str, Tensor]) -> str:
     """The identity of weights with an adapter: of the base's hash and the adapter's values."""
-    holder = nn.Module()
-    for key, weight in adapter.items():
-        holder.register_buffer(key.replace(".", "/"), weight.detach())
-    return hashlib.sha256(f"{base} {content_hash(holder)}".encode()).hexdigest()
+    return hashlib.sha256(f"{base} {hash_of(adapter, trained=True)}".encode()).hexdigest()
 
 
 def _refuse_strangers(sources: dict[str, Path], parts: dict[str, nn.Module]) -> None:

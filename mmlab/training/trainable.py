@@ -90,5 +90,7 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 def _count(parameters) -> dict[str, int]:
     count = {"trainable": 0, "frozen": 0}
     for parameter in parameters:
-        count["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+        packed = getattr(parameter, "quant_state", None)  # 4-bit weights, two in a byte
+        size = parameter.numel() if packed is None else packed.shape.numel()
+        count["trainable" if parameter.requires_grad else "frozen"] += size
     return count

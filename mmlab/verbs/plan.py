@@ -22,15 +22,17 @@ def plan(cfg: DictConfig) -> None:
     import torch
 
     from mmlab.config.build import build, check_targets
+    from mmlab.model.quantization import BITS
     from mmlab.runs.check import check_trainable
     from mmlab.runs.ranks import accumulation, world_size
     from mmlab.training.lora import add_adapters
-    from mmlab.training.trainable import count_parameters, set_trainable
+    from mmlab.training.trainable import count_parameters, parts_of, set_trainable
 
     check_trainable(cfg)
     check_targets(cfg)
     with torch.device("meta"):
         model = build(cfg.model)
+        rounded = sum(_rounded(part) for part in parts_of(model).values())
         set_trainable(model, cfg.stage.trainable, cfg.stage.get("lora") or ())
         if cfg.stage.get("lora"):
             lora: Any = OmegaConf.to_object(cfg.stage.lora)
@@ -41,6 +43,8 @@ def plan(cfg: DictConfig) -> None:
         print(f"{part:<14}{count['trainable']:>16,}{count['frozen']:>16,}")
     trainable, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
     print(f"{'all':<14}{trainable:>16,}{frozen:>16,}")
+    if rounded:
+        print(f"{'in 4 bits':<14}{'':>16}{rounded:>16,}")
 
     world = world_size(cfg.trainer)
     micro = accumulation(cfg.data.global_batch, cfg.data.micro_batch, world)
@@ -48,6 +52,16 @@ def plan(cfg: DictConfig) -> None:
     print(f"\nglobal batch {cfg.data.global_batch} = {batch}")
     print(f"length: {cfg.trainer.max_steps or '-'} steps, {cfg.trainer.max_epochs or '-'} epochs")
     for precision, (weight, state) in BYTES.items():
-        size = (trainable * (weight + state) + frozen * (2 if "bf16" in precision else weight)) / 2**30
+        whole = (frozen - rounded) * (2 if "bf16" in precision else weight)
+        size = (trainable * (weight + state) + whole + rounded * BITS / 8) / 2**30
         chosen = " (configured)" if cfg.trainer.precision == precision else ""
         print(f"{precision:<12} weights, gradients, optimizer: {size:8.2f} GiB per device, plus activations{chosen}")
+
+
+def _rounded(part: Any) -> int:
+    """How many weights of a part are stored in 4 bits."""
+    from mmlab.model.quantization import quantized_layers
+
+    if getattr(getattr(part, "settings", None), "quantize", None) is None:
+        return 0
+    return sum(layer.weight.numel() for layer in quantized_layers(part.causal).values())
