@@ -9,11 +9,13 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import SAFETENSORS, read_checkpoint
+from mmlab.model.pretrained import common_dtype, quieten
 
 SHARD = 1 << 30
 """Bytes of weights in a file, as fp32; that many are in memory while it is written."""
@@ -89,7 +91,7 @@ def write_model(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], s
     Args:
         folder: to be written to; its config is there.
         model: on the meta device; has the names and shapes.
-        tensors: by the model's names, of which only one is needed for tied weights.
+        tensors: by the model's names, or older ones that transformers knows; of tied weights one is enough.
         source: where they come from, for messages.
 
     Returns:
@@ -99,6 +101,8 @@ def write_model(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], s
         ConfigError: weights that are missing, left over, or of another shape.
     """
     own = model.state_dict(keep_vars=True)
+    if tensors.keys() - own.keys():
+        tensors = _renamed(model, tensors)
     names: dict[int, str] = {}  # of tied weights, the first one that is stored
     for name in own:
         if name in tensors:
@@ -120,6 +124,16 @@ def write_model(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], s
         (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     written = read_checkpoint(folder)
     return {name: written[names[id(value)]] for name, value in own.items()}
+
+
+def _renamed(model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors by the names that transformers gives them when it reads a checkpoint; as they are where some are left."""
+    quieten()
+    options = {"config": model.config, "dtype": common_dtype(tensors), "output_loading_info": True}
+    with torch.device("cpu"):
+        stored, info = type(model).from_pretrained(None, state_dict=dict(tensors), **options)
+    wrong = any(info[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys"))
+    return tensors if wrong else stored.state_dict()
 
 
 def _files(weights: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ class LlavaCheckpoint:
         language: config of the language model; None if neither its weights nor its config are there.
         vision: config of the vision tower; None if its weights are not there.
         vision_source: where the tower comes from, if the checkpoint names it.
-        feature_layer, features: settings of the vision encoder.
+        feature_layer, features: settings of the vision encoder; `all` of the port is every token that the tower has.
         base: where the language model comes from, if the checkpoint names it.
         aspect: how images become square; None if the checkpoint does not say.
         normalization: mean and standard deviation of the pixels, if the checkpoint has them.

@@ -72,7 +72,7 @@ def _port(path: Path, config: dict[str, Any]) -> LlavaCheckpoint:
         part_config(path, text.get("model_type", "llama"), text),
         part_config(path, vision.get("model_type", "clip_vision_model"), vision),
         feature_layer=layers,
-        features="cls_patch" if strategy == "full" else "patch",
+        features={"full": "all"}.get(strategy, "patch"),
         image_token=config.get("image_token_id", config.get("image_token_index", 32000)),
     )
     if "tie_word_embeddings" in config and "tie_word_embeddings" not in text:

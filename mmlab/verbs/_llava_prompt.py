@@ -49,7 +49,9 @@ def spare_tokens(tokenizer: Any, image_token: int | None, vocabulary: int) -> li
         return []
     last = {token: number for token, number in tokenizer.get_vocab().items() if number >= image_token}
     added = tokenizer.get_added_vocab()
-    spare = {token for token, number in last.items() if number == image_token or token == tokenizer.pad_token}
+    spare = {
+        token for token, number in last.items() if number == image_token or token in ("<pad>", tokenizer.pad_token)
+    }
     return sorted(spare, key=last.__getitem__) if spare == set(last) and spare <= set(added) else []
 
 

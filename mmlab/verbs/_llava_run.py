@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
@@ -100,12 +99,29 @@ class _Writer:
             tower = AutoModel.from_config(config)
         write_model(folder, tower, aligned(tensors, tower), self.checkpoint.path)
         node.init, node.source, node.architecture = "pretrained", str(folder), {}
-        encoder = build(node)
+        encoder = self._encoder(node)
         encoder.load(folder)
         facts = describe(encoder)
         self._write_card(folder, encoder, facts, encoder.state_dict())
         node.source, node.architecture = str(self.out / "artifacts" / "vision"), _fields(config)
         return facts
+
+    def _encoder(self, node: DictConfig) -> Any:
+        """The tower, with the tokens that the checkpoint takes from it."""
+        encoder = build(node)
+        if self.checkpoint.image_token is None:
+            return encoder
+        # The port leaves out one token, which should be the only one before the patches, or none.
+        out = 0 if self.checkpoint.features == "all" else 1
+        if encoder.prefix == out:
+            return encoder
+        if (encoder.prefix, out) != (1, 0):
+            raise ConfigError(
+                f"{self.checkpoint.path} leaves out {out} of the tokens of a tower that has {encoder.prefix} before "
+                "its patches; mmlab keeps the patches, and at most one of the others."
+            )
+        node.features = "cls_patch"
+        return build(node)
 
     def _tower_config(self, node: DictConfig, local: bool) -> PretrainedConfig:
         """The config of a tower whose weights LLaVA's own layout has."""
@@ -191,6 +207,8 @@ class _Writer:
 
     def write_adapter(self, against: Mapping[str, Any]) -> None:
         """Write the adapter as one of ours, to be merged whenever the run is loaded."""
+        from peft import LoraConfig  # prints what it lacks
+
         assert self.checkpoint.adapter is not None
         folder, node = self.artifacts / "language", self.cfg.model.language
         if whole := list(self.checkpoint.weights["language"]):

@@ -52,7 +52,8 @@ def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
     vision = cfg.model.vision
     if page == "pretrained" or reachable(choices.vision or checkpoint.vision_source):
         vision.source = _tower(checkpoint, choices)
-    vision.feature_layer, vision.features = checkpoint.feature_layer, checkpoint.features
+    vision.feature_layer = checkpoint.feature_layer
+    vision.features = "patch" if checkpoint.features == "all" else checkpoint.features
     for key, value in checkpoint.normalization.items():
         vision[key] = value
     base = choices.base or (checkpoint.base if reachable(checkpoint.base) else None)

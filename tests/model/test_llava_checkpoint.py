@@ -10,7 +10,16 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    Dinov2Config,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 from mmlab import cli
 from mmlab.config.errors import ConfigError
@@ -146,6 +155,50 @@ def test_a_renamed_run_still_finds_its_parts(work, tmp_path):
     finally:
         (work / "gone").rename(work / "runs" / "port")
     assert cfg.model.language.source == str(run / "artifacts" / "language") and model.language.vocabulary == tiny.TOKENS
+
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+OTHERS: dict[str, Any] = {
+    # A class token, which is kept; tied embeddings, of which the checkpoint has one.
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}, CLIPVisionConfig, "full", "cls_patch"),
+    # No class token, so there is nothing to leave out.
+    "mistral": (MistralConfig, {}, SiglipVisionConfig, "full", "patch"),
+    # Saved under older names than those in memory.
+    "phi3": (Phi3Config, {"pad_token_id": 0}, Dinov2Config, "default", "patch"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families(tmp_path, name):
+    language, more, tower, strategy, features = OTHERS[name]
+    text = language(**tiny.TEXT, vocab_size=tiny.PADDED, initializer_range=0.2, **more)
+    fields = {"vision_feature_select_strategy": strategy, "tie_word_embeddings": text.tie_word_embeddings}
+    reference = tiny.saved_port(tmp_path / "it", text, tower(**SMALL), **fields)
+    assert cli.main(["convert", "llava", str(tmp_path / "it"), str(tmp_path / "run")]) == 0
+    model, cfg = restore(tmp_path / "run")
+    assert cfg.model.vision.features == features and model.language.vocabulary == tiny.TOKENS
+    drawn = torch.Generator().manual_seed(0)
+    picture = torch.randint(256, (1, 3, tiny.SIDE, tiny.SIDE), generator=drawn, dtype=torch.uint8)
+    image = torch.full((1, model.tokens_per_image), tiny.IMAGE_TOKEN)
+    ids = torch.cat([torch.tensor([[1, 300]]), image, torch.tensor([[310, 311]])], 1)
+    with torch.no_grad():
+        pixels = (picture - model.vision.mean) / model.vision.std
+        logits = reference(input_ids=ids, pixel_values=pixels).logits[..., : tiny.TOKENS]
+        embeds = model.embed(ids.clamp(max=tiny.TOKENS - 1), model.features(picture), torch.tensor([[0, 2]]))
+        torch.testing.assert_close(model.language.causal(inputs_embeds=embeds).logits, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_that_is_no_patch(tmp_path, capsys):
+    text = MistralConfig(**tiny.TEXT, vocab_size=tiny.PADDED)
+    tiny.saved_port(tmp_path / "it", text, SiglipVisionConfig(**SMALL))
+    assert cli.main(["convert", "llava", str(tmp_path / "it"), str(tmp_path / "run")]) == 2
+    assert "leaves out 1 of the tokens of a tower that has 0 before its patches" in capsys.readouterr().err
 
 
 def changed(folder: Path, out: Path, **fields) -> Path:

@@ -253,3 +253,16 @@ def projector(folder: Path, model: LlavaForConditionalGeneration, tower: Path | 
     write(folder / "config.json", own_config(tower, **changes))
     torch.save(own_projector(model), folder / "mm_projector.bin")
     return folder
+
+
+def saved_port(folder: Path, text: Any, vision: Any, **fields: Any) -> LlavaForConditionalGeneration:
+    """A port as this version of transformers saves it, of any language model and tower."""
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, **fields)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.save_pretrained(folder)
+    slow_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return model

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mmlab import cli
+from mmlab.runs.run import load_run_config
 from mmlab.training.artifacts import content_hashes
 from tests.model import tiny_llava as tiny
 from tests.tiny_shapes import make_shapes
@@ -24,11 +25,12 @@ def work(tmp_path_factory) -> Path:
     eye, base = tiny.tower(root / "eye", model), tiny.base(root / "base", model)
     tiny.projector(root / "projector", model, eye, base)
     tiny.lora(root / "lora", model, eye, base)
+    tiny.own(root / "linear", tiny.tiny_model("linear"), eye)
     make_shapes(root / "shapes")
     Image.new("RGB", (40, 20), "red").save(root / "photo.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for name in ("port", "projector", "lora"):
+        for name in ("port", "projector", "lora", "linear"):
             assert cli.main(["convert", "llava", name, f"runs/{name}"]) == 0
     return root
 
@@ -41,6 +43,20 @@ def test_it_answers_and_is_scored(work, monkeypatch, capsys):
         scored = ["eval", f"run={name}", "data.path=shapes/val", "max_new_tokens=4", f"out={name}_scores", CPU]
         assert cli.main(scored) == 0
         assert json.loads((work / f"{name}_scores" / "scores.json").read_text())["questions"] > 0
+
+
+@pytest.mark.parametrize("name", ["port", "linear"])
+def test_what_is_exported_comes_back(work, monkeypatch, name):
+    monkeypatch.chdir(work)
+    assert cli.main(["export", f"run={name}", "to=transformers", f"out={name}_out"]) == 0
+    assert cli.main(["convert", "llava", f"{name}_out", f"runs/{name}_again"]) == 0
+    before, after = (work / "runs" / each for each in (name, f"{name}_again"))
+    assert content_hashes(before) == content_hashes(after)
+    tokenizers = [json.loads((run / "identity.json").read_text())["tokenizers"] for run in (before, after)]
+    assert tokenizers[0] == tokenizers[1]
+    configs = [load_run_config(run) for run in (before, after)]
+    assert configs[0].stage.prompt == configs[1].stage.prompt and configs[0].data.aspect == configs[1].data.aspect
+    assert configs[0].model.connector == configs[1].model.connector
 
 
 def train(*argv: str) -> int:
