@@ -36,9 +36,9 @@ def test_the_encoder_gives_normalized_tokens_of_a_grid(parts):
     tower = lite.EfficientNetLite(small(lite)).eval()
     out = tower(torch.randn(2, 3, 64, 64))
     tokens = out.last_hidden_state
-    assert tokens.shape == (2, 9, 8) and out.pooler_output.shape == (2, 8)
+    assert tokens.shape == (2, 5, 8) and out.pooler_output.shape == (2, 8)
     assert tower.features(torch.randn(1, 3, 64, 64)).shape == (1, 8, 16, 16)
-    assert torch.allclose(tokens.mean(-1), torch.zeros(2, 9), atol=1e-5)
+    assert torch.allclose(tokens.mean(-1), torch.zeros(2, 5), atol=1e-5)
 
 
 def test_the_published_network_has_its_shapes(parts):
@@ -97,7 +97,7 @@ def test_a_text_is_right_if_it_names_one_class(parts):
     ]
     assert photos[0].kind == "fruit" and photos[4].kind == "vegetable"
     for photo in photos:
-        assert groceries.is_right(f"This is {photo.what}.", photo.coarse, names), photo
+        assert groceries.is_right(f"A photo of {photo.what}.", photo.coarse, names), photo
     assert groceries.named("A bag of Granny-Smith apples", names) == {"Apple"}
     assert groceries.named("an orange bell pepper", names) == {"Pepper"}
     assert groceries.named("oranges and peppers", names) == {"Orange", "Pepper"}
@@ -119,7 +119,7 @@ def test_records_are_made_from_photos_and_questions(parts):
     entries = prepare.dialogues(photo)
     assert [len(entry["conversations"]) for entry in entries] == [4, 4, 4]
     assert entries[0]["conversations"][0]["value"] == "<image>\nWhat is this?"
-    assert entries[0]["conversations"][1]["value"] == "This is a lemon."
+    assert entries[0]["conversations"][1]["value"] == "A photo of a lemon."
     assert entries[0]["conversations"][3]["value"] == "It is a fruit."
     questions = [[f"is it {n}?", "no", n // 7] for n in range(14)]
     easy = prepare.easy_dialogues(questions)

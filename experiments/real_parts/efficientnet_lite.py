@@ -27,14 +27,14 @@ STAGES = (
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
-    """Settings: the stages, the channels of stem and head, and the grid that the features are pooled to."""
+    """Settings: the stages, the channels of stem and head, and the grid that features are averaged to."""
 
     model_type = "efficientnet_lite"
     stages: tuple = STAGES
     stem: int = 32
     hidden_size: int = 1280
     image_size: int = 224
-    grid: int = 3  # an image becomes grid x grid tokens
+    grid: int = 2  # an image becomes 1 + grid x grid tokens
     classes: int = 1000
 
 
@@ -74,9 +74,9 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite(PreTrainedModel):
     """The network without its last layer, which gives tokens of unit variance.
 
-    The map of 7 x 7 positions is averaged to `grid` x `grid`, and each position is normalized over its channels
-    without learned weights. A connector then gets values of the size that its initialization is made for: the
-    network's own are between 0 and 6, and most are near 0.
+    The first token is the mean of the map's 7 x 7 positions, the others are means of `grid` x `grid` regions; each is
+    normalized over its channels without learned weights. A connector then gets values of the size that its
+    initialization is made for: the network's own are between 0 and 6, and most are near 0.
     """
 
     config_class = EfficientNetLiteConfig
@@ -104,11 +104,11 @@ class EfficientNetLite(PreTrainedModel):
     def forward(self, pixel_values: Tensor, **options) -> BaseModelOutputWithPooling:
         """Return the tokens `[N, P, D]` as the last and only hidden state, and the mean of the map `[N, D]`."""
         features = self.features(pixel_values)
+        mean = features.mean((2, 3))
         pooled = F.adaptive_avg_pool2d(features, self.config.grid).flatten(2).transpose(1, 2)
-        tokens = F.layer_norm(pooled, pooled.shape[-1:])
-        return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, hidden_states=(tokens,), pooler_output=features.mean((2, 3))
-        )
+        tokens = torch.cat([mean[:, None], pooled], 1)
+        tokens = F.layer_norm(tokens, tokens.shape[-1:])
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,), pooler_output=mean)
 
 
 def weights_of(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

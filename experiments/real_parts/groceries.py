@@ -18,9 +18,9 @@ PROPER = ("Apple", "Pear")
 """Coarse classes whose fine classes are proper names."""
 # Question → form of the answer. Each question has one wording of its answer, so that the wording is no guess.
 DESCRIBE = {
-    "What is this?": "This is {what}.",
-    "Describe the photo.": "A photo of {what}.",
-    "What do you see?": "I see {what}.",
+    "What is this?": "A photo of {what}.",
+    "Describe the photo.": "A close photo of {what}.",
+    "What do you see?": "A picture of {what}.",
 }
 KIND = "Is it a fruit or a vegetable?"
 
