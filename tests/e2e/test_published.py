@@ -4,6 +4,8 @@ The expected settings are from the papers and training scripts of LLaVA and LLaV
 architectures' published sizes; nothing here is read from conf/.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlab.config.build import build
 from mmlab.config.compose import compose, conf_dir
 from mmlab.data.config import Prompt
+from mmlab.training.lora import add_adapters
 from mmlab.training.trainable import count_parameters, set_trainable
 
 CC3M, INSTRUCT, SCIENCE, LCS, MIX = (
@@ -23,6 +26,7 @@ STAGES = {
     ("v1", "scienceqa"): (SCIENCE, 2e-5, 128, 12, "v1"),
     ("v15", "align"): (LCS, 1e-3, 256, 1, "plain"),
     ("v15", "finetune"): (MIX, 2e-5, 128, 1, "v1"),
+    ("v15", "lora"): (MIX, 2e-4, 128, 1, "v1"),
 }
 RECIPES = [f"{version}_{size}_{stage}" for version, stage in STAGES for size in ("7b", "13b")]
 
@@ -42,9 +46,15 @@ def llama(width: int, inner: int, layers: int, vocabulary: int = 32000) -> int:
     return 2 * vocabulary * width + layers * (4 * width**2 + 3 * width * inner + 2 * width) + width
 
 
+def adapter(width: int, inner: int, layers: int, rank: int = 128) -> int:
+    """Two matrices for each of the four of attention and the three of an MLP."""
+    return rank * layers * (4 * 2 * width + 3 * (width + inner))
+
+
 LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320}
 WIDTH = {"7b": 4096, "13b": 5120}
 VISION = {"v1": clip_vit_l14(224), "v15": clip_vit_l14(336)}
+ADAPTER = {"7b": 319_815_680, "13b": 500_695_040}
 IMAGE_TOKENS = {"v1": 256, "v15": 576}
 
 
@@ -57,6 +67,8 @@ def test_the_formulas_give_the_published_counts():
     assert llama(4096, 11008, 32) == LANGUAGE["7b"]
     assert llama(5120, 13824, 40) == LANGUAGE["13b"]
     assert VISION == {"v1": 303_179_776, "v15": 303_507_456}
+    assert adapter(4096, 11008, 32) == ADAPTER["7b"]
+    assert adapter(5120, 13824, 40) == ADAPTER["13b"]
 
 
 def test_every_published_recipe_is_checked_here():
@@ -71,15 +83,20 @@ def recipe(request) -> tuple[list[str], DictConfig]:
 
 def test_trainable_and_frozen_parameters(recipe):
     (version, size, stage), cfg = recipe
+    lora: Any = OmegaConf.to_object(cfg.stage.lora)
     with torch.device("meta"):
         model = build(cfg.model)
-    set_trainable(model, list(cfg.stage.trainable))
+        set_trainable(model, list(cfg.stage.trainable), lora)
+        add_adapters(model, lora)
     trainable = ["connector"] if stage == "align" else ["connector", "language"]
     sizes = {"vision": VISION[version], "connector": connector(version, size), "language": LANGUAGE[size]}
-    assert count_parameters(model) == {
+    counts = {
         part: {"trainable": count * (part in trainable), "frozen": count * (part not in trainable)}
         for part, count in sizes.items()
     }
+    if stage == "lora":
+        counts["language"] = {"trainable": ADAPTER[size], "frozen": LANGUAGE[size]}
+    assert count_parameters(model) == counts
     assert list(cfg.stage.trainable) == trainable
     assert all(p.device.type == "meta" for p in model.parameters())
     assert model.vision.tokens_per_image == IMAGE_TOKENS[version]
@@ -93,7 +110,10 @@ def test_the_settings_are_the_published_ones(recipe):
     assert (cfg.optim.lr, cfg.data.global_batch, cfg.trainer.max_epochs) == (lr, batch, epochs)
     assert cfg.trainer.max_steps is None
     assert (cfg.optim.schedule, cfg.optim.warmup_ratio, cfg.optim.min_lr) == ("cosine", 0.03, 0.0)
-    assert (cfg.optim.weight_decay, list(cfg.optim.betas), cfg.optim.part_lr) == (0.0, [0.9, 0.999], {})
+    rates = {"connector": 2e-5} if recipe[0][2] == "lora" else {}
+    assert (cfg.optim.weight_decay, list(cfg.optim.betas), cfg.optim.part_lr) == (0.0, [0.9, 0.999], rates)
+    adapters = {name: (own.rank, own.alpha, own.dropout, own.targets) for name, own in cfg.stage.lora.items()}
+    assert adapters == ({"language": (128, 256, 0.05, "all-linear")} if rates else {})
     assert cfg.data.max_length == 2048
     assert "bf16" in cfg.trainer.precision
     prompt = Prompt(**OmegaConf.to_container(cfg.stage.prompt))  # type: ignore[arg-type]

@@ -129,19 +129,22 @@ def prior_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def earlier_runs(shapes):
-    """Runs that recipes start from: two first stages, and a vision encoder for scores."""
+    """Runs that recipes start from: two first stages, a language model, and a vision encoder for scores."""
     for split in ("train", "val"):
         make_maps(shapes / "maps", 6, split, size=32)
     assert cli.main(["shards", "build", "instructions", str(shapes / "typed"), "--count", "6"]) == 0
     small = [f"data.root={shapes}", "data.global_batch=4", "data.micro_batch=4", "data.workers=0", "trainer=cpu"]
     small += ["trainer.max_steps=1", f"run.root={shapes / 'runs'}", "logger=none"]
-    more = {"features": [TINY_VISION, "data.max_length=400"]}
+    more = {
+        name: [tiny, "data.max_length=400"] for name, tiny in (("features", TINY_VISION), ("tongue", TINY_LANGUAGE))
+    }
     firsts = (
         ("first_stage", "ldm/first_stage_kl_tiny"),
         ("vq", "taming/vqgan_tiny"),
         ("features", "llava/vision_tiny"),
     )
     for name, recipe in firsts:
+        ("tongue", "llava/language_tiny"),
         overrides = more.get(name, ["stage.adversarial_start=9"])
         assert cli.main(["train", f"experiment={recipe}", *small, *overrides, f"run.name={name}"]) == 0
     return shapes
@@ -154,7 +157,8 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, recipe):
     overrides = [f"data.root={earlier_runs}", "data.train=[{path: train}]", "data.val=[{path: val}]"]
     overrides += ["data.global_batch=4", "data.micro_batch=2", "data.workers=0"]
     overrides += ["trainer=cpu", "trainer.devices=1", "trainer.max_steps=2", "run.name=it", "logger=none"]
-    overrides.append("stage.init_from=[]")
+    # An adapter needs weights that are not random.
+    overrides.append(f"stage.init_from=[{earlier_runs / 'runs' / 'tongue' if cfg.stage.lora else ''}]")
     kind: Any = OmegaConf.get_type(cfg.model)
     if kind is models.DiffusionModelConfig:
         overrides += diffusion_stand_ins(cfg, earlier_runs)
