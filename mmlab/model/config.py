@@ -39,9 +39,18 @@ class VisionEncoderConfig(PretrainedPartConfig):
 
 
 @dataclass
+class FusedVisionEncoderConfig(Settings):
+    _target_: str = "mmlab.model.fused_vision.FusedVisionEncoder"
+    first: Any = section("model/vision")
+    second: Any = section("model/vision")
+
+
+@dataclass
 class LanguageModelConfig(PretrainedTextConfig):
     _target_: str = "mmlab.model.language.LanguageModel"
     attention: str = "sdpa"  # transformers' attention implementation; sdpa is eager for models that do not have it
+    # Store the weights of linear layers in 4 bits (QLoRA); they are not trained, so stage.lora adds an adapter.
+    quantize: str | None = choice("nf4", default=None)
 
 
 @dataclass
@@ -49,8 +58,6 @@ class LanguageOnlyConfig(Settings):
     kind: ClassVar[str] = "writes"
     parts: ClassVar[tuple[str, ...]] = ("language",)
     _target_: str = "mmlab.model.language.LanguageOnly"
-    # Store the weights of linear layers in 4 bits (QLoRA); they are not trained, so stage.lora adds an adapter.
-    quantize: str | None = choice("nf4", default=None)
     language: Any = section("model/language")
 
 
@@ -59,6 +66,12 @@ class MLPConnectorConfig(Settings):
     _target_: str = "mmlab.model.connector.MLPConnector"
     _partial_: bool = True  # the model gives both widths
     depth: int = number(2, above=0)
+
+
+@dataclass
+class FusedMLPConnectorConfig(Settings):
+    _target_: str = "mmlab.model.connector.FusedMLPConnector"
+    _partial_: bool = True  # the model gives both widths
 
 
 @dataclass

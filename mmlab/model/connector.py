@@ -39,3 +39,25 @@ class MLPConnector(nn.Module):
 
     def forward(self, features_NPV: Tensor) -> Tensor:
         return self.layers(features_NPV)
+
+
+class FusedMLPConnector(nn.Module):
+    """Three linear layers with GELU between them, the first one to 4 V (Prismatic VLMs, `fused-gelu-mlp`).
+
+    Args:
+        vision_width: V, width of the features of two encoders.
+        language_width: D, width of the language model.
+    """
+
+    def __init__(self, vision_width: int, language_width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(vision_width, 4 * vision_width),
+            nn.GELU(),
+            nn.Linear(4 * vision_width, language_width),
+            nn.GELU(),
+            nn.Linear(language_width, language_width),
+        )
+
+    def forward(self, features_NPV: Tensor) -> Tensor:
+        return self.layers(features_NPV)

@@ -1,9 +1,12 @@
-"""How the images of a checkpoint were prepared: its `preprocessor_config.json`."""
+"""How images are prepared for an encoder. Legend: N images, H/W pixels."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError
@@ -59,3 +62,11 @@ def pixels_of(settings: dict[str, Any]) -> int | None:
         if numbers := [side for side in sides if isinstance(side, int)]:
             return min(numbers)
     return None
+
+
+def resized(pixels_N3HW: Tensor, size: int) -> Tensor:
+    """Square uint8 images, resized by bicubic interpolation with antialiasing."""
+    if pixels_N3HW.shape[-1] == size:
+        return pixels_N3HW
+    scaled = interpolate(pixels_N3HW.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return scaled.round().clamp(0, 255).to(torch.uint8)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -238,14 +238,27 @@ def random_parts(model: nn.Module, sources: Mapping[str, Path]) -> list[str]:
     return [
         name
         for name, part in parts_of(model).items()
-        if name in frozen and name not in sources and not any(map(_reads_weights, part.modules()))
+        if name in frozen and name not in sources and not _is_filled(part)
     ]
 
 
+def _is_filled(part: nn.Module) -> bool:
+    """Whether a part starts from weights of its own; one of two encoders, only if both do."""
+    starting = list(_starting(part))
+    return bool(starting) and all(map(_reads_weights, starting))
+
+
+def _starting(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost modules that may start from weights of their own."""
+    if isinstance(module, StartsPretrained):
+        yield module
+    else:
+        for child in module.children():
+            yield from _starting(child)
+
+
 def _reads_weights(module: nn.Module) -> bool:
-    """Whether the settings of a module name pretrained weights, which it has read."""
-    if not isinstance(module, StartsPretrained):
-        return False
+    """Whether the settings of a module that `StartsPretrained` name such weights, which it has read."""
     settings = getattr(module, "settings", None)
     return getattr(settings, "source", "") is not None and getattr(settings, "init", "pretrained") == "pretrained"
 

@@ -17,7 +17,7 @@ from tests.tiny_shapes import make_shapes
 
 CONF = conf_dir() / "experiment"
 RECIPES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-PUBLISHED = [name for name in RECIPES if re.fullmatch(r"llava/v\d+_.*|minigpt4/(?!.*_tiny).*", name)]
+PUBLISHED = [name for name in RECIPES if re.fullmatch(r"llava/v\d+_.*|minigpt4/(?!.*_tiny).*|prismatic/.*", name)]
 # Stage → the parts that it saves, if these are not `stage.trainable`.
 LEARNS = {
     "ProjectorAlignment": {"connector"},
@@ -66,7 +66,9 @@ def test_a_published_recipe_states_its_settings_and_status(recipe):
 def language_stand_ins(cfg: DictConfig) -> list[str]:
     """Small parts for a vision-language recipe."""
     overrides = ["data.max_length=400"]
-    if "vision" in cfg.model:
+    if OmegaConf.get_type(cfg.model.get("vision")) is models.FusedVisionEncoderConfig:
+        overrides.append("model/vision=fused")
+    elif "vision" in cfg.model:
         overrides += ["model/vision=clip_tiny", TINY_VISION]
     if cfg.model.get("qformer"):
         overrides += ["model/qformer=tiny", TINY_QFORMER]
@@ -142,9 +144,9 @@ def earlier_runs(shapes):
         ("first_stage", "ldm/first_stage_kl_tiny"),
         ("vq", "taming/vqgan_tiny"),
         ("features", "llava/vision_tiny"),
+        ("tongue", "llava/language_tiny"),
     )
     for name, recipe in firsts:
-        ("tongue", "llava/language_tiny"),
         overrides = more.get(name, ["stage.adversarial_start=9"])
         assert cli.main(["train", f"experiment={recipe}", *small, *overrides, f"run.name={name}"]) == 0
     return shapes
@@ -183,7 +185,7 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, recipe):
         learns = learns - {"discriminator"}
     assert {folder.name for folder in artifacts} == learns | kept
     for folder in artifacts:
-        weights = [path.stat().st_size for path in folder.glob("*.safetensors")]  # the file's name in diffusers differs
+        weights = [path.stat().st_size for path in folder.rglob("*.safetensors")]  # the file's name in diffusers differs
         assert (folder / "card.json").is_file() and weights and min(weights) > 0
         assert str(folder.relative_to(tmp_path)) in out
     report = json.loads((tmp_path / "runs" / "it" / "data_report.json").read_text())

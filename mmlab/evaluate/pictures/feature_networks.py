@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.picture_set import PictureSet
+from mmlab.model.preprocessing import resized
 from mmlab.runs.references import locate_files
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.training.artifacts import fill_parts
@@ -162,11 +162,3 @@ def _refuse_code(path: Path) -> None:
         torch.load(path, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ConfigError(f"{path} does not hold plain tensors; download it again from {URL}.") from error
-
-
-def resized(pixels_N3HW: Tensor, size: int) -> Tensor:
-    """Square uint8 images, resized by bicubic interpolation with antialiasing."""
-    if pixels_N3HW.shape[-1] == size:
-        return pixels_N3HW
-    scaled = interpolate(pixels_N3HW.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return scaled.round().clamp(0, 255).to(torch.uint8)
