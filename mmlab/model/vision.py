@@ -120,7 +120,7 @@ class VisionEncoder(nn.Module):
         self.config: PretrainedConfig = getattr(whole, "vision_config", whole)
         # Of the tower's weights in a checkpoint with more parts; none in one of only the vision encoder.
         self._stored_prefix = "" if whole is self.config else "vision_model."
-        read = config.init == "pretrained" and not on_meta()
+        read = config.init == "pretrained" and not (on_meta() and config.architecture)
         self._preprocessor = read_preprocessor(require_source(config, "vision")) if read else {}
         mean, std = statistics(self._preprocessor)
         self.image_mean, self.image_std = list(config.image_mean or mean), list(config.image_std or std)

@@ -151,6 +151,8 @@ def test_a_tower_without_a_size_takes_that_of_its_image_processor(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
         encoder = VisionEncoder(config)
         assert (encoder.image_size, encoder.tokens_per_image) == (pixels, (pixels // 8) ** 2)
+    with torch.device("meta"):  # as `mmlab plan` does
+        assert VisionEncoder(config).image_size == 80
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov2_registers"])
