@@ -74,14 +74,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} cannot be loaded: {error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a config; None if there is no such file."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a config; None if there is no such file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a mapping.
+    """
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a mapping.")
+    return content
 
 
 def part_config(path: Path, kind: str, fields: Mapping[str, Any]) -> PretrainedConfig:

@@ -11,7 +11,10 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import PICKLED, SAFETENSORS
 from mmlab.model.llava_checkpoint import BUFFERS, LlavaCheckpoint, part_config, read_json, read_weights, require
 from mmlab.model.llava_own import PROJECTOR, read_lora, read_own, read_projector
+from mmlab.model.pretrained import quieten
 
+PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+"""Files of a checkpoint that are downloaded."""
 # The port's names, with those that transformers 5 has in memory; the longer first.
 PORT = {
     "model.vision_tower.": "vision",
@@ -21,6 +24,25 @@ PORT = {
     "model.language_model.": "base",
     "language_model.": "language",
 }
+
+
+def downloaded(name: str) -> Path:
+    """Download a checkpoint from the hub, its safetensors if it has weights as both; return its folder in the cache.
+
+    Raises:
+        ConfigError: there is none of that name, or no connection.
+    """
+    import huggingface_hub
+
+    quieten()
+    try:
+        files = [] if huggingface_hub.is_offline_mode() else huggingface_hub.list_repo_files(name)
+        both = any(file.startswith(("model.safetensors", "model-")) for file in files)
+        patterns = {"allow_patterns": PATTERNS, "ignore_patterns": [f"{PICKLED}*", "pytorch_model-*"] if both else None}
+        return Path(huggingface_hub.snapshot_download(name, **patterns))
+    except Exception as error:  # of the hub, or of any library that connects to it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"There is no folder {name}, and it cannot be read from the hub: {reason}") from error
 
 
 def read_llava(path: Path) -> LlavaCheckpoint:

@@ -137,7 +137,9 @@ def read_lora(path: Path, config: dict[str, Any] | None) -> LlavaCheckpoint:
     adapters = [path / name for name in ADAPTERS if (path / name).is_file()]
     if not adapters or EXTRA in missing:
         raise ConfigError(f"{path} is not complete: it has no {missing[0]}.")
-    adapter = read_json(path / "adapter_config.json")
+    adapter = read_json(path / "adapter_config.json") or {}
+    if lacking := [key for key in ("r", "lora_alpha") if key not in adapter]:
+        raise ConfigError(f"{path / 'adapter_config.json'} has no {lacking[0]}, so it is not LoRA's.")
     checkpoint = LlavaCheckpoint(path, "lora", "LLaVA's LoRA", **_own_settings(path, config))
     checkpoint.base = adapter.get("base_model_name_or_path") or checkpoint.base
     checkpoint.weights = split_own(read_weights(path / EXTRA))

@@ -22,7 +22,7 @@ from mmlab.model.connector import LinearConnector, MLPConnector
 from mmlab.model.foreign_weights import Merged, write_model
 from mmlab.model.language import LanguageModel
 from mmlab.model.llava_checkpoint import LlavaCheckpoint, aligned, read_weights
-from mmlab.model.llava_layouts import read_llava
+from mmlab.model.llava_layouts import downloaded, read_llava
 from mmlab.model.pretrained import NO_CODE, refuse_code
 from mmlab.runs.disk import replacing
 from mmlab.runs.run import Start, finish
@@ -44,7 +44,7 @@ def convert_llava(path: Path, out: Path, choices: Choices) -> DictConfig:
     """
     if choices.template is not None:
         Prompt(template=choices.template)  # refused before anything is read
-    checkpoint = read_llava(path)
+    checkpoint = read_llava(path if path.exists() else downloaded(str(path)))
     cfg = settings_of(checkpoint, choices, out.absolute())
     with replacing(out) as draft:
         _Writer(checkpoint, cfg, choices, draft, out.absolute()).write()

@@ -56,6 +56,8 @@ def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
     vision.features = "patch" if checkpoint.features == "all" else checkpoint.features
     for key, value in checkpoint.normalization.items():
         vision[key] = value
+    if choices.base is not None and not reachable(choices.base):
+        raise ConfigError(f"There is no folder {choices.base}; give the language model's folder or hub name as --base.")
     base = choices.base or (checkpoint.base if reachable(checkpoint.base) else None)
     cfg.model.language = OmegaConf.structured(LanguageModelConfig(source=base))
     cfg.data.aspect = choices.aspect or checkpoint.aspect or "pad"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.config import ASPECTS
+from mmlab.runs.check import looks_local
 
 KINDS = {
     "llava": "LLaVA, in the layout of its own repository or of transformers: a run to evaluate or to start from",
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> int:
     out: Path = args.out
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; choose another folder, or remove it.")
-    if not args.checkpoint.exists():
+    on_hub = args.kind == "llava" and "/" in str(args.checkpoint) and not looks_local(str(args.checkpoint))
+    if not args.checkpoint.exists() and not on_hub:
         folder = args.checkpoint.parent
         siblings = [str(path) for path in folder.glob("*")] if folder.is_dir() else []
         raise ConfigError(f"There is no file {args.checkpoint}.{nearest(str(args.checkpoint), siblings)}")
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     for kind in (parser, *each.values()):
         kind.error = _refuse  # type: ignore[method-assign]
     for kind, what, where in (
-        ("llava", "folder of the checkpoint, of a LoRA, or with mm_projector.bin alone", "folder of the run to create"),
+        ("llava", "folder or hub name of a model, a LoRA or a projector", "folder of the run to create"),
         ("taming", ".ckpt or .safetensors", "folder to create, for model.first_stage.source"),
     ):
         each[kind].add_argument("checkpoint", type=Path, help=what)

@@ -179,6 +179,7 @@ def test_other_families(tmp_path, name):
     language, more, tower, strategy, features = OTHERS[name]
     text = language(**tiny.TEXT, vocab_size=tiny.PADDED, initializer_range=0.2, **more)
     fields = {"vision_feature_select_strategy": strategy, "tie_word_embeddings": text.tie_word_embeddings}
+    fields |= {"vision_feature_layer": -1} if tower is Dinov2Config else {}
     reference = tiny.saved_port(tmp_path / "it", text, tower(**SMALL), **fields)
     assert cli.main(["convert", "llava", str(tmp_path / "it"), str(tmp_path / "run")]) == 0
     model, cfg = restore(tmp_path / "run")
@@ -192,6 +193,13 @@ def test_other_families(tmp_path, name):
         logits = reference(input_ids=ids, pixel_values=pixels).logits[..., : tiny.TOKENS]
         embeds = model.embed(ids.clamp(max=tiny.TOKENS - 1), model.features(picture), torch.tensor([[0, 2]]))
         torch.testing.assert_close(model.language.causal(inputs_embeds=embeds).logits, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_own_config_says_about_the_tower(work, tmp_path):
+    fields = {"mm_vision_select_layer": -1, "mm_vision_select_feature": "cls_patch", "image_aspect_ratio": "square"}
+    checkpoint = read_llava(changed(work / "own", tmp_path / "it", **fields))
+    assert (checkpoint.feature_layer, checkpoint.features, checkpoint.aspect) == (-1, "cls_patch", "crop")
+    assert checkpoint.vision_source == str(work / "eye")
 
 
 def test_a_token_that_is_no_patch(tmp_path, capsys):

@@ -1,8 +1,10 @@
 """`mmlab convert`: its command line, and the commands that use a converted LLaVA."""
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -123,10 +125,48 @@ def test_a_tower_that_is_not_here(work, tmp_path, capsys):
     assert card["against"]["vision"]["feature_layer"] == -2 and "content_hash" not in card["against"]["vision"]
 
 
+def test_a_name_on_the_hub(work, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def snapshot(name, allow_patterns, ignore_patterns):
+        asked.update(name=name, allowed=allow_patterns, ignored=ignore_patterns)
+        return str(work / "port")
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["model-00001-of-00003.safetensors", "x.bin"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert cli.main(["convert", "llava", "llava-hf/llava-1.5-7b-hf", str(tmp_path / "run")]) == 0
+    assert asked["name"] == "llava-hf/llava-1.5-7b-hf" and asked["ignored"] == ["pytorch_model.bin*", "pytorch_model-*"]
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: [][1])
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    assert cli.main(["convert", "llava", "llava-hf/gone", str(tmp_path / "other")]) == 2
+    assert "no folder llava-hf/gone, and it cannot be read from the hub: list index" in capsys.readouterr().err
+
+
+def test_damaged_configs(work, tmp_path, capsys):
+    for name, file, content, sentence in (
+        ("port", "config.json", "[]", "config.json is not a mapping."),
+        ("port", "config.json", "{", "config.json cannot be read"),
+        ("lora", "adapter_config.json", "{}", "has no r, so it is not LoRA's."),
+        ("lora", "config.json", '{"model_type": "llama"}', "is an adapter, but not one of LLaVA"),
+    ):
+        folder = shutil.copytree(work / name, tmp_path / "it")
+        (folder / file).write_text(content)
+        assert cli.main(["convert", "llava", str(folder), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and "Traceback" not in error, error
+        shutil.rmtree(folder)
+
+
 def test_an_adapter_without_its_base(work, tmp_path, capsys):
     tiny.lora(tmp_path / "lora", tiny.tiny_model(), work / "eye", "./gone")
     assert cli.main(["convert", "llava", str(tmp_path / "lora"), str(tmp_path / "out")]) == 2
     assert "is an adapter of ./gone, which is not here; give its base" in capsys.readouterr().err
+    assert cli.main(["convert", "llava", str(tmp_path / "lora"), str(tmp_path / "out"), "--base", "./none"]) == 2
+    assert (
+        "There is no folder ./none; give the language model's folder or hub name as --base" in capsys.readouterr().err
+    )
     wrong = tiny.base(tmp_path / "base", tiny.tiny_model())
     state = torch.load(wrong / "pytorch_model-00001-of-00002.bin")
     state = {name: value[:, :-8] if "q_proj" in name else value for name, value in state.items()}
