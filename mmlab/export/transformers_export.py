@@ -1,7 +1,7 @@
 """Export of a run that writes text as a folder with which transformers gives the same tokens."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from math import isqrt
 from pathlib import Path
@@ -18,17 +18,21 @@ from mmlab.data.images import PAD_COLOR
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.templates import template_named
 from mmlab.data.turns import IMAGE, tokenizer_name
+from mmlab.export.adapters import write_adapters
 from mmlab.export.chat_jinja import LATER, different_ids, exact_template
 from mmlab.export.transformers_modules import add_image_token, blip2, llava
 from mmlab.model.language import LanguageOnly
 from mmlab.model.pretrained import quieten
 from mmlab.model.vlm import VisionLanguageModel
 
+NO_ADAPTERS: Mapping[str, Path] = {}
 NEW_TOKENS = 256
 """Longest answer, as `mmlab chat`."""
 
 
-def export_language(model: LanguageOnly, prompt: Prompt, dtype: torch.dtype, out: Path) -> list[str]:
+def export_language(
+    model: LanguageOnly, prompt: Prompt, dtype: torch.dtype, out: Path, adapters: Mapping[str, Path] = NO_ADAPTERS
+) -> tuple[str, list[str]]:
     """Write a language model with its tokenizer and chat template.
 
     Args:
@@ -36,6 +40,7 @@ def export_language(model: LanguageOnly, prompt: Prompt, dtype: torch.dtype, out
         prompt: of questions, or of captions.
         dtype: of the weights.
         out: the folder.
+        adapters: part → artifact of an adapter that the model does not contain; they are written beside it.
 
     Returns:
         The line that loads it, and what is different in transformers.
@@ -51,13 +56,20 @@ def export_language(model: LanguageOnly, prompt: Prompt, dtype: torch.dtype, out
     causal.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _check_tokenizer(tokenizer, AutoTokenizer.from_pretrained(out), prompt, None)
-    load = f'AutoModelForCausalLM.from_pretrained("{out}"), AutoTokenizer.from_pretrained("{out}")'
-    return [load, *notes, *_later(later)]
+    load = f'AutoModelForCausalLM.from_pretrained("{out}")'
+    if adapters:
+        load = _write_adapters(adapters, model, causal, out, load)
+    return f'{load}, AutoTokenizer.from_pretrained("{out}")', notes + _later(later)
 
 
 def export_vision_language(
-    model: VisionLanguageModel, prompt: Prompt, aspect: str, dtype: torch.dtype, out: Path
-) -> list[str]:
+    model: VisionLanguageModel,
+    prompt: Prompt,
+    aspect: str,
+    dtype: torch.dtype,
+    out: Path,
+    adapters: Mapping[str, Path] = NO_ADAPTERS,
+) -> tuple[str, list[str]]:
     """Write a `LlavaForConditionalGeneration`, or a `Blip2ForConditionalGeneration` of a model with a Q-Former.
 
     Args:
@@ -66,6 +78,7 @@ def export_vision_language(
         aspect: how images became square.
         dtype: of the weights.
         out: the folder.
+        adapters: part → artifact of an adapter that the model does not contain; they are written beside it.
 
     Returns:
         The line that loads it, and what is different in transformers.
@@ -78,8 +91,8 @@ def export_vision_language(
     causal, tokenizer = model.language.causal, model.language.tokenizer
     if not hasattr(vision, "tower"):
         raise ConfigError(
-            f"transformers cannot load the vision encoder {type(vision).__name__}; export needs a subclass of "
-            "VisionEncoder around a PreTrainedModel, see docs/training.md."
+            f"transformers' classes cannot hold a {type(vision).__name__}; export takes a VisionEncoder, or a "
+            "subclass, around one model of transformers."
         )
     size, places = vision.image_size, model.tokens_per_image
     picture, probe = Image.linear_gradient("L").resize((size, size)).convert("RGB"), [1, 2, 3]
@@ -106,8 +119,15 @@ def export_vision_language(
         notes.append(f"pictures that are not square are padded with the color {color}, not {PAD_COLOR}.")
     modules = {type(each).__module__ for each in (vision.tower, vision.tower.config)}
     imports = sorted(f"import {each}; " for each in modules if not each.startswith("transformers."))
-    load = f'{type(exported).__name__}.from_pretrained("{out}"), AutoProcessor.from_pretrained("{out}")'
-    return ["".join(imports) + load, *notes]
+    load = f'{type(exported).__name__}.from_pretrained("{out}")'
+    if adapters:
+        load = _write_adapters(adapters, model, exported, out, load)
+    return f'{"".join(imports)}{load}, AutoProcessor.from_pretrained("{out}")', notes
+
+
+def _write_adapters(adapters: Mapping[str, Path], model: Any, exported: Any, out: Path, load: str) -> str:
+    write_adapters({path: getattr(model, part) for part, path in adapters.items()}, exported, out / "adapter")
+    return f'PeftModel.from_pretrained({load}, "{out}/adapter")'
 
 
 @torch.no_grad()

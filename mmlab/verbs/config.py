@@ -167,3 +167,4 @@ class ExportConfig(DrawConfig):
     # transformers: runs that write text; diffusers: runs of images. None: the one that the run can be exported to.
     to: str | None = choice("diffusers", "transformers", default=None)
     out: str | None = None  # None: <run>/export/<to>
+    merge: bool = True  # merge the run's adapters into the weights; false: write them beside the weights

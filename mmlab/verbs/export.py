@@ -32,6 +32,8 @@ def export(cfg: DictConfig) -> None:
     A first stage becomes diffusers' autoencoder, a diffusion model a pipeline with the run's sampler (give another one
     if diffusers does not have it), a code prior diffusers' VQModel and transformers' GPT-2, with a loader.
 
+    A LoRA adapter is merged into the weights, or, with merge=false, written as a folder of peft in adapter/.
+
     mmlab export run=llava/finetune_tiny out=finetune_tiny
     mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
     mmlab export run=ldm/class_tiny sampler=ddim sampler.spacing=trailing steps=50 guidance=3
@@ -50,25 +52,27 @@ def export(cfg: DictConfig) -> None:
         )
     if cfg.to not in (None, library):
         raise ConfigError(f"{folder} cannot be exported to {cfg.to}; set to={library}.")
+    if not cfg.merge and library == "diffusers":
+        raise ConfigError(f"merge=false applies only to runs that write text; {folder} does not.")
     out = no_file(Path(cfg.out or folder / "export" / library))
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another out, or remove that folder.")
     write = {"reconstructs": _first_stage, "draws": _generator}.get(kind, _text)
     with replacing(out) as draft:
-        line, *differences = write(cfg, folder, kind, draft)
+        line, differences = write(cfg, folder, kind, draft)
     print(line.replace(str(draft), str(out)))
     for difference in differences:
         print(f"WARNING: in transformers, {difference}", file=sys.stderr)
 
 
-def _first_stage(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[str]:
+def _first_stage(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, list[str]]:
     from mmlab.export.diffusion_export import export_first_stage
     from mmlab.stage.assembly import restore
 
-    return [export_first_stage(restore(folder)[0].first_stage, draft)]
+    return export_first_stage(restore(folder)[0].first_stage, draft), []
 
 
-def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[str]:
+def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, list[str]]:
     from mmlab.export.diffusion_export import export_pipeline
     from mmlab.export.prior_export import export_prior
     from mmlab.export.schedulers import scheduler
@@ -82,23 +86,28 @@ def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[st
         scheduler(process, sampler)  # refused before weights are loaded
     model, _ = restore(folder)
     if process is None:
-        return [export_prior(model, sampler, trained.data.size, draft)]
-    return [export_pipeline(model, process, trained.data.size, draft, sampler)]
+        return export_prior(model, sampler, trained.data.size, draft), []
+    return export_pipeline(model, process, trained.data.size, draft, sampler), []
 
 
-def _text(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> list[str]:
+def _text(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, list[str]]:
     import torch
 
     from mmlab.export.transformers_export import export_language, export_vision_language
     from mmlab.stage.assembly import description_prompt, restore, run_prompt
+    from mmlab.training.lora import is_adapter
 
     for key in DrawConfig.__dataclass_fields__:
         if cfg[key] is not None:
             raise ConfigError(f"{key} applies only to generative models; {folder} writes text.")
-    model, trained = restore(folder)
+    adapters = {path.name: path for path in sorted(folder.glob("artifacts/*")) if is_adapter(path)}
+    if not cfg.merge and not adapters:
+        raise ConfigError(f"{folder} has no adapter that merge=false could keep apart; leave merge out.")
+    model, trained = restore(folder, quantized=False, merge=cfg.merge)
     # Of captions, which have no questions: the picture alone.
     prompt = (description_prompt if trained.stage.prompt.template == "plain" else run_prompt)(trained)
     dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(trained.trainer.precision, torch.float32)
+    apart = {} if cfg.merge else adapters
     if kind == "writes":
-        return export_language(model, prompt, dtype, draft)
-    return export_vision_language(model, prompt, trained.data.aspect, dtype, draft)
+        return export_language(model, prompt, dtype, draft, apart)
+    return export_vision_language(model, prompt, trained.data.aspect, dtype, draft, apart)

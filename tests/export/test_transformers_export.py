@@ -16,11 +16,15 @@ import openai
 import pytest
 import torch
 from jinja2 import TemplateError
+from omegaconf import OmegaConf
+from peft import PeftModel
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mmlab import cli
+from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import chat_prompt
@@ -43,6 +47,11 @@ from mmlab.model.connector import LinearConnector, MLPConnector
 from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.model.vision import VisionEncoder
 from mmlab.model.vlm import VisionLanguageModel
+from mmlab.runs.run import finish
+from mmlab.stage.assembly import build_stage
+from mmlab.training.artifacts import describe_base, describe_frozen, fill_parts, save_parts
+from mmlab.training.config import LoRAConfig
+from mmlab.training.lora import add_adapters
 from tests.evaluate.tiny_scores import make_run
 from tests.export.tiny_eye import TinyEyeConfig
 from tests.model import tiny
@@ -293,6 +302,44 @@ def test_a_tokenizer_that_transformers_replaces_is_refused(tokenizers, tmp_path)
         export_language(model, Prompt("v1", pictures="none"), FP32, tmp_path)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tongue", ["llama", "gpt2"])
+def test_adapters_beside_the_weights_are_those_that_were_merged(tongue, tokenizers, tmp_path):
+    parts = ["vision", "connector", "language"]
+
+    def built() -> VisionLanguageModel:
+        return build(tokenizers, "clip", tongue, "mlp", "llama_3")
+
+    model = built()
+    save_parts(model, parts, tmp_path / "base" / "artifacts", {}, {})
+    bases = describe_base(model, ["vision", "language"], {})
+    add_adapters(model, {"vision": LoRAConfig(rank=2, alpha=4), "language": LoRAConfig(rank=4, alpha=16)})
+    for name, weight in model.named_parameters():
+        weight.add_(torch.randn_like(weight) * (0.1 if "lora_" in name else 0))
+    save_parts(model, parts, tmp_path / "run" / "artifacts", {}, {}, bases)
+    runs = [tmp_path / "base", tmp_path / "run"]
+    adapters = {name: tmp_path / "run" / "artifacts" / name for name in ("vision", "language")}
+    prompt, loaded = Prompt("v1", system=""), []
+    for merge in (True, False):
+        fill_parts(model := built(), runs, merge=merge)
+        out = tmp_path / str(merge)
+        line, _ = export_vision_language(model.eval(), prompt, "crop", FP32, out, {} if merge else adapters)
+        scope = {"PeftModel": PeftModel, "LlavaForConditionalGeneration": AutoModelForImageTextToText}
+        loaded.append(eval(line, {**scope, "AutoProcessor": AutoProcessor})[0].eval())
+    processor = AutoProcessor.from_pretrained(tmp_path / "True")
+    inputs = processor.apply_chat_template(
+        messages("Who?", photo(16, 16)),
+        add_generation_prompt=True,
+        return_dict=True,
+        tokenize=True,
+        return_tensors="pt",
+    )
+    whole, apart = (each(**inputs).logits for each in loaded)
+    torch.testing.assert_close(apart, whole, rtol=1e-5, atol=1e-5)
+    with loaded[1].disable_adapter():
+        assert not torch.allclose(loaded[1](**inputs).logits, whole, atol=1e-2)
+
+
 def test_weights_are_stored_in_the_given_dtype(tokenizers, tmp_path):
     export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), "crop", torch.bfloat16, tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -339,7 +386,7 @@ def own_eye(tokenizers, width: int = 12) -> VisionLanguageModel:
 
 def test_a_users_own_tower_is_exported(tokenizers, tmp_path):
     compare(own_eye(tokenizers), Prompt("v1"), "crop", tmp_path / "out")
-    line, *_ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, tmp_path / "again")
+    line, _ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, tmp_path / "again")
     assert line.startswith("import tests.export.tiny_eye; LlavaForConditionalGeneration.from_pretrained(")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert (processor.patch_size, processor.num_additional_image_tokens) == (8, 0)  # 24 px: 3 x 3 tokens
@@ -381,7 +428,7 @@ REFUSED = {
     ),
     "own encoder": (
         lambda tok: _with(tok, vision=_Plain()),
-        "transformers cannot load the vision encoder _Plain; export needs a subclass of VisionEncoder",
+        "transformers' classes cannot hold a _Plain; export takes a VisionEncoder, or a subclass, around one model",
     ),
     "tower": (
         lambda tok: _with(tok, vision=tiny.vision("blip2", features="cls_patch")),
@@ -425,15 +472,19 @@ BLOCKED = "import sys; sys.modules['mmlab'] = None; "
 """Begins a script in which mmlab cannot be imported."""
 
 
+def seer(tokenizer: Path) -> list[str]:
+    small = "hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, num_attention_heads: 2"
+    model = [f"model.vision.architecture={{{small}, image_size: 16}}", f"model.language.architecture={{{small}}}"]
+    return ["experiment=llava/finetune_tiny", *model, f"model.language.tokenizer={tokenizer}", "data.aspect=pad"]
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, tokenizer_folder) -> Path:
     """A finished run and its export, and a picture that has to be resized."""
     root = tmp_path_factory.mktemp("work")
-    small = "hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, num_attention_heads: 2"
-    model = [f"model.vision.architecture={{{small}, image_size: 16}}", f"model.language.architecture={{{small}}}"]
-    tokenizer = f"model.language.tokenizer={tokenizer_folder}"
-    recipe = ["experiment=llava/finetune_tiny", "stage.init_from=[]", "data.aspect=pad"]
-    make_run(root / "runs", "seer", [*recipe, *model, tokenizer], ["vision", "connector", "language"])
+    make_run(
+        root / "runs", "seer", [*seer(tokenizer_folder), "stage.init_from=[]"], ["vision", "connector", "language"]
+    )
     (root / "photo.png").write_bytes(png(photo(40, 30)))
     return root
 
@@ -475,7 +526,7 @@ PAD_NOTE = (
 def test_without_mmlab_a_pipeline_says_the_same_words(exported, work, tokenizers):
     """And the printed line is all that loads a user's own tower."""
     out, words = exported
-    own, *_ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, work / "own")
+    own, _ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, work / "own")
     register, _, load = own.rpartition("; ")
     script = BLOCKED + (
         "from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline; "
@@ -528,10 +579,36 @@ def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
+def test_a_run_with_an_adapter_is_merged_or_not(work, tokenizer_folder, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    lora = ["+stage.lora={language: {rank: 2, alpha: 8}}", "stage.trainable=[language]", "stage.init_from=[seer]"]
+    cfg = compose("train", [*seer(tokenizer_folder), *lora, "run.name=tuned"])
+    stage = build_stage(cfg)
+    with torch.no_grad():
+        for weight in stage.model.parameters():
+            weight.add_(torch.randn_like(weight) if weight.requires_grad else 0)
+    folder = work / "runs" / "tuned"
+    frozen = describe_frozen(stage.model, ["language"])
+    save_parts(stage.model, ["language"], folder / "artifacts", {}, frozen, stage.bases)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    finish(folder, {"steps": 1})
+    weights = []
+    for merge, line in {
+        "true": 'LlavaForConditionalGeneration.from_pretrained("to_true"), ',
+        "false": 'PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained("to_false"), "to_false/ad',
+    }.items():
+        code, out, err = mmlab(work, monkeypatch, capsys, "export", "run=tuned", f"out=to_{merge}", f"merge={merge}")
+        assert code == 0 and out.startswith(line), err
+        weights.append(load_file(work / f"to_{merge}" / "model.safetensors"))
+    names = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert len(names) == 14 and all(name.endswith("proj.weight") for name in names)  # 7 linear layers in each of two
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (["to=diffusers"], "runs/seer cannot be exported to diffusers; set to=transformers."),
+        (["merge=false"], "runs/seer has no adapter that merge=false could keep apart; leave merge out."),
         (["steps=4"], "steps applies only to generative models; runs/seer writes text."),
         (["sampler=ddim"], "sampler applies only to generative models; runs/seer writes text."),
     ],

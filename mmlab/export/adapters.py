@@ -1,0 +1,60 @@
+"""Adapters of a run beside an exported model that does not contain them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmlab.training.lora import PREFIX, WEIGHTS, named_root
+
+MATRICES = ("lora_A", "lora_B")
+
+
+def write_adapters(adapters: Mapping[Path, nn.Module], exported: nn.Module, out: Path) -> None:
+    """Write a run's adapters as one, such that `PeftModel.from_pretrained(exported model, out)` loads it.
+
+    Its layers get the whole names that they have in the exported model: the last words of a language model's layers
+    also name layers of the vision tower.
+
+    Args:
+        adapters: artifact (a folder of peft) → the part that it belongs to.
+        exported: holds the parts' transformers models, or these without their output layers.
+        out: the folder.
+    """
+    from peft import LoraConfig
+
+    tensors: dict[str, Tensor] = {}
+    merged: Any = None
+    for artifact, part in adapters.items():
+        config: Any = LoraConfig.from_pretrained(str(artifact))
+        weights = load_file(artifact / WEIGHTS)
+        renamed = {PREFIX + _renamed(name, named_root(part), exported): weights[name] for name in sorted(weights)}
+        layers = sorted({_layer(name) for name in renamed})
+        if merged is None:
+            merged, merged.target_modules = config, layers
+        else:
+            merged.target_modules += layers
+            merged.rank_pattern |= dict.fromkeys(layers, config.r)
+            merged.alpha_pattern |= dict.fromkeys(layers, config.lora_alpha)
+        tensors |= renamed
+    merged.base_model_name_or_path = None
+    out.mkdir(parents=True)
+    merged.save_pretrained(str(out))
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+
+
+def _renamed(name: str, root: Any, exported: nn.Module) -> str:
+    """A weight's name in the exported model, without `PREFIX`."""
+    places = {module: place for place, module in exported.named_modules()}
+    name = name.removeprefix(PREFIX)
+    if root not in places:  # without its output layer
+        name, root = name.removeprefix(f"{root.base_model_prefix}."), root.base_model
+    return f"{places[root]}.{name}".lstrip(".")
+
+
+def _layer(name: str) -> str:
+    """The layer of an adapter's weight."""
+    words = name.removeprefix(PREFIX).split(".")
+    return ".".join(words[: next(i for i, word in enumerate(words) if word in MATRICES)])
