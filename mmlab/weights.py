@@ -20,7 +20,7 @@ from mmlab.config.errors import ConfigError, RunError
 CARD = "card.json"
 """File beside the weights of a trained part; `files` in it has the hashes of the others."""
 WEIGHTS = ".safetensors"
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Values that are copied and hashed at a time."""
 _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Tensor → (its state, digest of its values, or of those that were stored before they were rounded to its dtype)."""
@@ -60,26 +60,30 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
 def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Assign tensors to a module on the meta device, cast to its dtypes, and note the digests of what was rounded."""
     dtypes = {key: tensor.dtype for key, tensor in module.state_dict().items()}
-    casts: dict[Any, Future[tuple[Tensor, str | None]]] = {}  # weights that are tied have one storage, and stay so
+    casts: dict[Any, tuple[Tensor, Future[str | None] | None]] = {}  # tied weights have one storage, and stay so
     places = {}
     with ThreadPoolExecutor(_workers()) as pool:
         for key in list(weights):
-            tensor = weights.pop(key)
-            place = places[key] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), dtypes[key])
-            if place not in casts:
-                casts[place] = pool.submit(_cast, tensor, dtypes[key])
+            tensor, dtype = weights.pop(key), dtypes[key]
+            place = places[key] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), dtype)
+            if place not in casts and tensor.dtype == dtype:
+                casts[place] = tensor, None
+            elif place not in casts:
+                # Allocated here: what threads allocate lies in heaps of theirs, of which a tenth or more is wasted.
+                new = torch.empty_like(tensor, dtype=dtype)
+                casts[place] = new, pool.submit(_cast, tensor, new)
             del tensor
-        done = {place: cast.result() for place, cast in casts.items()}
-    module.load_state_dict({key: done[place][0] for key, place in places.items()}, assign=True)
+    module.load_state_dict({key: casts[place][0] for key, place in places.items()}, assign=True)
     for key, tensor in module.state_dict(keep_vars=True).items():
-        if (digest := done[places[key]][1]) is not None:
+        cast = casts[places[key]][1]
+        if cast is not None and (digest := cast.result()) is not None:
             _DIGESTS[tensor] = (_state(tensor), digest)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, str | None]:
-    """Return (a tensor in a dtype, digest of its values if the cast rounds them)."""
-    exact = torch.promote_types(tensor.dtype, dtype) == dtype
-    return tensor.to(dtype), None if exact else _tensor_digest(tensor)
+def _cast(tensor: Tensor, new: Tensor) -> str | None:
+    """Copy a tensor to one of another dtype; returns the digest of its values if that rounds them."""
+    new.copy_(tensor)
+    return None if torch.promote_types(tensor.dtype, new.dtype) == new.dtype else _tensor_digest(tensor)
 
 
 def _workers() -> int:
@@ -175,8 +179,12 @@ def _tensor_digest(tensor: Tensor) -> str:
     widened = tensor.dtype.is_floating_point and tensor.dtype != torch.float64
     dtype = torch.float32 if widened else tensor.dtype
     digest = hashlib.sha256(str(dtype).encode())
+    # One buffer for all chunks: as many allocations would leave holes of several times its size.
+    buffer = torch.empty(min(CHUNK, tensor.numel()), dtype=dtype, device="cpu")
     for chunk in tensor.detach().reshape(-1).split(CHUNK):
-        digest.update(chunk.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+        if chunk.device.type != "cpu" or chunk.dtype != dtype:
+            chunk = buffer[: len(chunk)].copy_(chunk)
+        digest.update(chunk.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

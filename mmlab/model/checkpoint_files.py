@@ -27,6 +27,15 @@ def split_gguf(source: str | Path) -> tuple[str, str | None]:
     return (str(path.parent), path.name) if path.suffix == ".gguf" else (str(source), None)
 
 
+def check_gguf(source: str | Path) -> None:
+    """Raise ValueError for a GGUF file that a local folder does not have; the message lists those that it has."""
+    folder, name = split_gguf(source)
+    path = Path(folder).expanduser()
+    if name is not None and path.is_dir() and not (path / name).is_file():
+        there = sorted(each.name for each in path.glob("*.gguf"))
+        raise ValueError(f"there is no such file; its folder has {', '.join(there) or 'no GGUF file'}.")
+
+
 def read_checkpoint(source: str | Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     """Map the tensors of a checkpoint whose names begin with one of `prefixes`, in the dtypes in which they are stored.
 

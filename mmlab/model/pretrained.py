@@ -8,8 +8,8 @@ random numbers. `load_pretrained` fills a part afterwards, unless the artifact o
 import io
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import AutoConfig, GenerationConfig, GgufConfig, PretrainedCon
 from transformers.utils import logging
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.model.checkpoint_files import read_checkpoint, split_gguf
+from mmlab.model.checkpoint_files import check_gguf, read_checkpoint, split_gguf
 from mmlab.model.config import PretrainedPartConfig
 from mmlab.weights import fill, verify_files
 
@@ -38,20 +38,23 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
     """Return the transformers config of a part.
 
     Args:
-        settings: `architecture` is the whole config when `init` is `random`; else `source` has it.
+        settings: `architecture` is the whole config when `init` is `random`; else `source` has it. On the meta device
+            the source is only read if there is no architecture.
         part: name of the part, for messages.
         **defaults: fields that `architecture` may leave out; those that this model does not have are ignored.
 
     Raises:
         ConfigError: the source cannot be read, asks for remote code, or the architecture is incomplete.
     """
-    if settings.init == "random" or on_meta():
+    described = settings.architecture or "model_type" in defaults
+    if settings.init == "random" or (on_meta() and described):
         return _from_architecture(settings.architecture, defaults, part)
     source = require_source(settings, part)
     refuse_code(source)
     verify_files(Path(source).expanduser(), weights=False)
     folder, gguf = split_gguf(source)
     try:
+        check_gguf(source)
         config = AutoConfig.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}), **NO_CODE)
         if gguf:
             vars(config).pop("quantization_config", None)  # its weights are read as plain numbers
@@ -224,7 +227,7 @@ def _read_model(
     """
     options = {"config": config, "output_loading_info": True, **NO_CODE, **options}
     folder, gguf = split_gguf(source)
-    with torch.device("cpu"):
+    with torch.device("cpu"), _without_report():
         if gguf:
             options |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
             with (
@@ -237,6 +240,18 @@ def _read_model(
     return stored, [*sorted(info["missing_keys"]), *(key[0] for key in info["mismatched_keys"])]
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from listing weights that a tower does not need, and GGUF's progress bar from files."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype of all floating-point tensors; float32, which holds the values of each, if they have several."""
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
@@ -246,7 +261,8 @@ def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 def _generation_config(source: str | Path, stored: PreTrainedModel) -> Any:
     folder, gguf = split_gguf(source)
     try:
-        return stored.generation_config if gguf else GenerationConfig.from_pretrained(folder)
+        with _without_report():  # on a temperature without do_sample, as Vicuna 1.5 has
+            return stored.generation_config if gguf else GenerationConfig.from_pretrained(folder)
     except OSError:  # it has none, so the model's config says how it generates
         return stored.generation_config
 

@@ -9,7 +9,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint_files import find, split_gguf
+from mmlab.model.checkpoint_files import check_gguf, find, split_gguf
 from mmlab.model.pretrained import NO_CODE, reason, refuse_code
 from mmlab.weights import verify_files
 
@@ -64,6 +64,7 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
             f"The folder {source} has no tokenizer ({', '.join(FILES)}); set model.{part}.tokenizer to one that has."
         )
     try:
+        check_gguf(source)
         pieces = not gguf and _is_sentencepiece_alone(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}), **NO_CODE)
         if pieces and isinstance(tokenizer, LlamaTokenizer):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import mmlab
 from mmlab.config.errors import ConfigError
@@ -17,7 +17,11 @@ from mmlab.model.config import KLAutoencoderConfig, LanguageModelConfig, VisionE
 from mmlab.model.language import LanguageModel
 from mmlab.model.pretrained_tokenizer import load_tokenizer
 from mmlab.model.vision import VisionEncoder
+from mmlab.weights import content_hash
 from tests.model import tiny, tiny_autoencoders
+from tests.model.tiny_gguf import CHAT, write_gguf
+from tests.tiny_hub import clip, publish
+from tests.tiny_tokenizers import gpt_2
 
 
 def parts(folder: Path, tokenizer: Path) -> dict[str, tuple[Any, Any]]:
@@ -138,3 +142,118 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ConfigError, match=r"cannot be loaded: .*out of vocabulary"):
         load_tokenizer(str(tmp_path))
+
+
+def llama(tie: bool) -> Any:
+    fields = {**tiny.LANGUAGE["llama"], "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fields |= {"vocab_size": 400, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": tie}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("used", [torch.float32, torch.bfloat16])
+def test_each_kind_of_file_fills_a_model(tmp_path, tokenizer_folder, kind, shards, dtype, used):
+    torch.manual_seed(0)
+    model = llama(tie=False)
+    keys = {**model.config.to_dict(), "torch_dtype": str(dtype).removeprefix("torch.")}
+    keys.pop("dtype")
+    publish(tmp_path, model, keys, (kind,), shards, dtype)
+    part = LanguageModel(LanguageModelConfig(source=str(tmp_path), tokenizer=str(tokenizer_folder)))
+    part.causal.to(used)
+    part.load_pretrained()
+    for name, weight in part.causal.state_dict().items():
+        assert weight.dtype == used
+        assert torch.equal(weight, model.state_dict()[name].to(dtype).to(used)), name
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("both", [True, False])
+def test_tied_weights_may_be_stored_under_one_name_or_both(tmp_path, tokenizer_folder, kind, both):
+    model = llama(tie=True)
+    table = model.get_input_embeddings().weight.detach()
+    extra = {"lm_head.weight": table.half()} if both else {}
+    publish(tmp_path, model, model.config.to_dict(), (kind,), 1, torch.float16, **extra)
+    part = LanguageModel(LanguageModelConfig(source=str(tmp_path), tokenizer=str(tokenizer_folder)))
+    part.causal.to(torch.bfloat16)
+    part.load_pretrained()
+    assert part.causal.get_output_embeddings().weight is part.causal.get_input_embeddings().weight
+    assert torch.equal(part.causal.lm_head.weight, table.half().bfloat16())
+
+
+def test_weights_that_need_no_cast_stay_in_their_file(tmp_path, tokenizer_folder):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no list of mappings")
+    publish(tmp_path, model := llama(tie=False), model.config.to_dict(), ("safetensors",), 1, torch.float32)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    part = LanguageModel(LanguageModelConfig(source=str(tmp_path), tokenizer=str(tokenizer_folder)))
+    part.load_pretrained()
+    lines = [line.split()[0] for line in maps.read_text().splitlines() if str(tmp_path) in line]
+    spans = [tuple(int(end, 16) for end in line.split("-")) for line in lines]
+    assert all(any(a <= weight.data_ptr() < b for a, b in spans) for weight in part.parameters())
+    with torch.no_grad():
+        part.causal.lm_head.weight.zero_()
+    assert (tmp_path / "model.safetensors").read_bytes() == content
+
+
+def test_a_tower_is_found_in_a_checkpoint_of_both_and_transformers_lists_nothing(tmp_path, capfd):
+    clip(tmp_path, 28, ("bin",))
+    part = VisionEncoder(VisionEncoderConfig(source=str(tmp_path)))
+    capfd.readouterr()
+    part.load_pretrained()
+    stored = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert torch.equal(
+        part.tower.state_dict()["embeddings.class_embedding"], stored["vision_model.embeddings.class_embedding"]
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_gguf_file_gives_weights_tokenizer_and_chat_template(tmp_path, packed):
+    weights = write_gguf(tmp_path / "tiny.gguf", gpt_2(), packed)
+    part = LanguageModel(LanguageModelConfig(source=str(tmp_path / "tiny.gguf")))
+    part.load_pretrained()
+    for name, weight in part.causal.state_dict().items():
+        if packed:
+            assert 0 < (weight - weights[name]).abs().max() < 0.02 or weight.ndim == 1, name
+        else:
+            assert torch.equal(weight, weights[name]), name
+    assert part.causal.lm_head.weight is part.causal.get_input_embeddings().weight
+    assert part.tokenizer.chat_template == CHAT
+    text = "What's in the picture?  3 × 猫\n</s>"
+    assert part.tokenizer(text)["input_ids"] == gpt_2()(text)["input_ids"]
+    (tmp_path / "saved").mkdir()
+    part.save(tmp_path / "saved")
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    again = LanguageModel(LanguageModelConfig(source=str(tmp_path / "saved")))
+    again.load_pretrained()
+    assert content_hash(again) == content_hash(part)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.gguf", r"missing\.gguf cannot be loaded: there is no such file; its folder has damaged\.gguf\.$"),
+        ("damaged.gguf", r"damaged\.gguf cannot be loaded: .*GGUF"),
+    ],
+)
+def test_a_gguf_file_that_cannot_be_read_is_one_sentence(tmp_path, name, message):
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(ConfigError, match=message) as caught:
+        LanguageModel(LanguageModelConfig(source=str(tmp_path / name)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_without_weights_lists_what_it_has(tmp_path, tokenizer_folder):
+    llama(tie=False).config.save_pretrained(tmp_path)
+    (tmp_path / "tf_model.h5").touch()
+    part = LanguageModel(LanguageModelConfig(source=str(tmp_path), tokenizer=str(tokenizer_folder)))
+    reason = r"it has no model\.safetensors or pytorch_model\.bin, nor an index.*; it has config\.json, tf_model\.h5\.$"
+    for fill, name in (
+        (part.load_pretrained, rf"model\.language\.source={tmp_path}"),
+        (lambda: part.load(tmp_path), tmp_path),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{name} cannot be loaded: {reason}"):
+            fill()
