@@ -89,8 +89,9 @@ def test_only_the_adapter_learns_and_it_begins_at_zero(base, tokenizer_folder):
     assert count_parameters(model)["language"]["trainable"] == 2 * 4 * (6 * 24 + 2 * 24 + 2 * (24 + 48) + (48 + 24))
 
 
-def test_layers_without_effect_get_no_adapter(base, tokenizer_folder):
+def test_layers_without_effect_get_no_adapter(monkeypatch, tokenizer_folder):
     """Data parallelism would fail without their gradients."""
+    monkeypatch.setitem(tiny.VISION, "siglip", {**tiny.VISION["siglip"], "vision_use_head": True})
     model = vlm(tokenizer_folder, "siglip")
     set_trainable(model, ["vision", "connector"], ["vision"])
     add_adapters(model, {"vision": LoRAConfig(rank=4, dropout=0.0)})
