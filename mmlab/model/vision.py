@@ -48,8 +48,9 @@ class ImageEncoder(Protocol):
     A model that transformers can hold, too (for export), is a subclass of `PreTrainedModel` that your module registers
     when it is imported (`AutoConfig.register`, `AutoModel.register`), in a subclass of `VisionEncoder`, which finds
     everything above: `_target_: mylab.vision.Encoder` with `class Encoder(VisionEncoder)` in that module, and the keys
-    of `VisionEncoderConfig`. `forward(pixel_values)` of the model returns tokens or a feature map as
-    `last_hidden_state`.
+    of `VisionEncoderConfig`. `forward(pixel_values, **options)` of the model returns tokens or a feature map as
+    `last_hidden_state`; to be exported it needs tokens, also as the last of its `hidden_states`, and their width as
+    `hidden_size` of its config.
     """
 
     @property
@@ -153,9 +154,9 @@ class VisionEncoder(nn.Module):
             if not hasattr(transformers, name):
                 raise ConfigError(f"model.vision: transformers has no model of type '{kind}' for images alone.")
             return getattr(transformers, name)._from_config(self.config, dtype=torch.float32)
-        except ImportError as error:
-            line = str(error).strip().splitlines()[0]
-            raise ConfigError(f"model.vision: '{kind}' cannot be used, because {line}") from error
+        except (ImportError, ValueError, TypeError) as error:  # such as a library that is not installed
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+            raise ConfigError(f"model.vision: '{kind}' cannot be built, because {line}.") from error
 
     def _feature_layer(self) -> tuple[int, int | None]:
         """Return (the layer that is read, the number of layers that are run); without layers of one shape, None."""
@@ -185,10 +186,13 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Encode uint8 pixels `[N, 3, H, W]`, which are normalized here, on the device: features `[N, P, D]`."""
-        dtype = next(self.tower.parameters()).dtype
-        pixels = ((pixels_N3HW - self.mean) / self.std).to(dtype)
+        pixels = self.normalize(pixels_N3HW)
         hidden = tokens_of(self.tower, self._read_at, inputs_of(self.tower, pixels), len(pixels))
         return torch.cat([hidden[:, :1], hidden[:, self.prefix :]], 1) if self.keep_class else hidden[:, self.prefix :]
+
+    def normalize(self, pixels_N3HW: Tensor) -> Tensor:
+        """Return what the tower reads of uint8 pixels, in its dtype."""
+        return ((pixels_N3HW - self.mean) / self.std).to(next(self.tower.parameters()).dtype)
 
     def unused(self) -> Iterator[nn.Parameter]:
         """Yield the weights that no feature depends on: layers after `feature_layer`, what the tower has after its

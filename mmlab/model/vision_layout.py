@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from mmlab.config.errors import ConfigError
 
 REFUSED = {
+    "maskformer": "its tokens are the queries of a decoder",
     "vit_mae": "it encodes only a random quarter of the patches",
     "yolos": "its last tokens are detections, which belong to no patch",
 }
@@ -210,7 +211,7 @@ def _on_meta(tower: PreTrainedModel, size: int) -> Iterator[tuple[Any, dict[str,
 def _why_refused(tower: PreTrainedModel) -> str | None:
     kind = tower.config.model_type
     if "pixel_values" not in _parameters(tower):
-        return "it reads no images"
+        return "it takes other inputs than the pixels of an image"
     if getattr(tower.config, "is_encoder_decoder", False):
         return "it has a decoder, as detectors have"
     needed = [name for name, each in _parameters(tower).items() if each.default is each.empty and each.kind == 1]

@@ -103,8 +103,14 @@ def test_wrong_architectures_are_refused(tmp_path):
         VisionEncoder(
             VisionEncoderConfig(init="random", architecture={"model_type": "clip_vision_model", "hiden_size": 8})
         )
-    with pytest.raises(ConfigError, match="'bert' cannot be used, because it reads no images"):
+    with pytest.raises(ConfigError, match="'bert' cannot be used, because it takes other inputs than the pixels"):
         VisionEncoder(VisionEncoderConfig(init="random", architecture={"model_type": "bert"}))
+    with pytest.raises(ConfigError, match="'siglip_vision_model' cannot be built, because embed_dim must be divisible"):
+        VisionEncoder(
+            VisionEncoderConfig(
+                init="random", architecture={"model_type": "siglip_vision_model", "num_attention_heads": 7}
+            )
+        )
     (tmp_path / "config.json").write_text('{"model_type": "clip", "auto_map": {"AutoModel": "evil.Evil"}}')
     with pytest.raises(ConfigError, match="auto_map"):
         VisionEncoder(VisionEncoderConfig(source=str(tmp_path)))

@@ -88,13 +88,14 @@ STAGED: dict[str, tuple[dict[str, Any], int, int]] = {
 REFUSED: dict[str, str] = {
     "vit_mae": "encodes only a random quarter of the patches",
     "yolos": "its last tokens are detections",
+    "maskformer": "its tokens are the queries of a decoder",
     "glm_image_vision": "it needs grid_thw beside the pixels",
     "seggpt": "it needs prompt_pixel_values, prompt_masks beside the pixels",
     "videomae": "does not encode an image of 32 px",
     "smolvlm_vision": "does not encode an image of 32 px",
     "rt_detr": "it has a decoder",
-    "timm_wrapper": "requires the timm library",
-    "llama": "it reads no images",
+    "timm_wrapper": "because TimmWrapperModel requires the timm library but it was not found in your environment.$",
+    "llama": "it takes other inputs than the pixels of an image",
     "bridgetower_vision_model": "transformers has no model of type 'bridgetower_vision_model' for images alone",
 }
 
