@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmlab.training.lora import PREFIX, WEIGHTS, named_root
+from mmlab.training.lora import PREFIX, WEIGHTS, import_peft, named_root
 
 MATRICES = ("lora_A", "lora_B")
 
@@ -23,12 +23,11 @@ def write_adapters(adapters: Mapping[Path, nn.Module], exported: nn.Module, out:
         exported: holds the parts' transformers models, or these without their output layers.
         out: the folder.
     """
-    from peft import LoraConfig
-
+    read = import_peft().LoraConfig.from_pretrained
     tensors: dict[str, Tensor] = {}
     merged: Any = None
     for artifact, part in adapters.items():
-        config: Any = LoraConfig.from_pretrained(str(artifact))
+        config: Any = read(str(artifact))
         weights = load_file(artifact / WEIGHTS)
         renamed = {PREFIX + _renamed(name, named_root(part), exported): weights[name] for name in sorted(weights)}
         layers = sorted({_layer(name) for name in renamed})

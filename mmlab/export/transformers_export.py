@@ -96,12 +96,16 @@ def export_vision_language(
         )
     size, places = vision.image_size, model.tokens_per_image
     picture, probe = Image.linear_gradient("L").resize((size, size)).convert("RGB"), [1, 2, 3]
-    ours = _logits(model, probe, torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    ours, normalized = _logits(model, probe, pixels), vision.normalize(pixels)
     image_id = add_image_token(tokenizer, causal)
     processed = image_processor(aspect, size, vision.image_mean, vision.image_std)
     with vision._whole_tower() if model.qformer is None else nullcontext():
         exported = (llava if model.qformer is None else blip2)(model, image_id)
         inputs = processed(picture, return_tensors="pt").to(dtype)
+        assert torch.allclose(inputs["pixel_values"], normalized, 1e-2, 1e-5 if dtype == torch.float32 else 1e-2)
+        # Large models amplify the last bits of the pixels, so both get the same ones.
+        inputs["pixel_values"] = normalized
         _check(ours, exported, torch.tensor([[image_id] * places + probe]), inputs, vision)
         template, later = exact_template(prompt, tokenizer, IMAGE, ImageSpec(size, aspect, places))
         ends, notes = end_tokens(tokenizer, prompt)

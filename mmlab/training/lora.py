@@ -48,7 +48,7 @@ def add_adapters(model: nn.Module, settings: Mapping[str, LoRAConfig]) -> None:
                 f"weights; set model.{name}.quantize=null."
             )
         own, task = settings[name], "CAUSAL_LM" if getattr(named_root(part), "can_generate", bool)() else None
-        config = _peft().LoraConfig(
+        config = import_peft().LoraConfig(
             r=own.rank,
             lora_alpha=own.alpha,
             lora_dropout=own.dropout,
@@ -84,7 +84,7 @@ def is_adapted(part: nn.Module) -> bool:
 def adapter_weights(part: nn.Module) -> dict[str, Tensor]:
     """The weights of a part's adapter, under their names in peft's files."""
     # With its default, peft would ask the hub whether the vocabulary has changed.
-    weights = _peft().get_peft_model_state_dict(named_root(part), save_embedding_layers=False)
+    weights = import_peft().get_peft_model_state_dict(named_root(part), save_embedding_layers=False)
     return {f"{PREFIX}{name}": weight for name, weight in weights.items()}
 
 
@@ -112,7 +112,7 @@ def merge_adapter(part: nn.Module, folder: Path) -> None:
     Raises:
         ConfigError: it has other layers or shapes than the part.
     """
-    config, stored = _peft().LoraConfig.from_pretrained(str(folder)), load_file(folder / WEIGHTS)
+    config, stored = import_peft().LoraConfig.from_pretrained(str(folder)), load_file(folder / WEIGHTS)
     trained = {weight: weight.requires_grad for weight in part.parameters()}
     try:
         tuner = _inject(part, config)
@@ -137,7 +137,7 @@ def is_quantized(part: nn.Module) -> bool:
     return bool(getattr(named_root(part), "is_loaded_in_4bit", False))
 
 
-def _peft() -> Any:
+def import_peft() -> Any:
     """Import peft, which takes a second, and with it bitsandbytes where it is installed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that speeds up its CPU kernels
     import peft
@@ -147,7 +147,7 @@ def _peft() -> Any:
 
 def _inject(part: nn.Module, config: Any) -> Any:
     part.requires_grad_(False)
-    return _peft().LoraModel(named_root(part), config, ADAPTER)
+    return import_peft().LoraModel(named_root(part), config, ADAPTER)
 
 
 def _targets(part: nn.Module, name: str, targets: Any) -> list[str]:

@@ -1,6 +1,7 @@
 """Exported runs in transformers: the same pixels, token ids, logits and tokens as in mmlab."""
 
 import base64
+import copy
 import io
 import os
 import socket
@@ -212,6 +213,23 @@ def test_a_prompt_has_the_same_ids(name, template, tokenizers):
             assert theirs[0] == ours, (system, dialogue)
             compared += 1
     assert compared >= (1 if template == "plain" else 5)
+
+
+def test_a_tokenizers_own_template_keeps_the_runs_date_and_opens_answers_as_in_training(tokenizers):
+    """Its generation prompt may leave out what it writes before an answer (Qwen3: an empty thought)."""
+    tokenizer = copy.deepcopy(TOKENIZERS["gpt_2"]())
+    tokenizer.chat_template = (
+        "{{ strftime_now('%d %B %Y') }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{{ '<think>\n\n</think>\n\n' if m['role'] == 'assistant' and loop.last }}{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    prompt = Prompt("tokenizer", date="2023-05-17")
+    text, wrong = exact_template(prompt, tokenizer, "", None)
+    asked = [{"role": "user", "content": "Hi"}]
+    options = {"chat_template": text, "tokenize": False, "add_generation_prompt": True}
+    written = tokenizer.apply_chat_template(asked, **options)
+    assert written == "17 May 2023<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert not wrong
 
 
 def test_a_chat_that_training_has_no_form_for_is_refused(tokenizers):
