@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if not args.checkpoint.exists() and not on_hub:
         folder = args.checkpoint.parent
         siblings = [str(path) for path in folder.glob("*")] if folder.is_dir() else []
-        raise ConfigError(f"There is no file {args.checkpoint}.{nearest(str(args.checkpoint), siblings)}")
+        raise ConfigError(f"There is no checkpoint {args.checkpoint}.{nearest(str(args.checkpoint), siblings)}")
     (llava if args.kind == "llava" else taming)(args)
     return 0
 

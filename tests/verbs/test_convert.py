@@ -100,7 +100,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
         (["lava", "llava", "out"], "mmlab convert knows llava and taming, not 'lava'. Did you mean 'llava'?"),
         ([], "the following arguments are required: kind; see `mmlab convert --help`."),
         (["llava", "x"], "the following arguments are required: out; see `mmlab convert --help`."),
-        (["llava", "lava", "out"], "There is no file lava. Did you mean 'llava'?"),
+        (["llava", "lava", "out"], "There is no checkpoint lava. Did you mean 'llava'?"),
         (["llava", "llava", "full"], "full is not empty; choose another folder, or remove it."),
         (["llava", "llava", "out", "--template", "v11"], "'prompt.template' cannot be 'v11'. Did you mean 'v1'?"),
         (["llava", "llava", "out", "--aspect", "padded"], "invalid choice: 'padded'"),
