@@ -13,7 +13,7 @@ class PretrainedPartConfig(Settings):
     """A part that starts from a checkpoint, or from random weights."""
 
     _target_: str = MISSING
-    source: str | None = None  # hub name or local folder
+    source: str | None = None  # hub name or local folder; of a language model, also a GGUF file
     init: str = choice("pretrained", "random")  # pretrained: weights and architecture of the source
     # For init=random: fields of the transformers config, with model_type, or of the diffusers class.
     architecture: dict[str, Any] = field(default_factory=dict)
