@@ -103,7 +103,11 @@ def export_vision_language(
     with vision._whole_tower() if model.qformer is None else nullcontext():
         exported = (llava if model.qformer is None else blip2)(model, image_id)
         inputs = processed(picture, return_tensors="pt").to(dtype)
-        assert torch.allclose(inputs["pixel_values"], normalized, 1e-2, 1e-5 if dtype == torch.float32 else 1e-2)
+        if not torch.allclose(inputs["pixel_values"], normalized, 1e-2, 1e-5 if dtype == torch.float32 else 1e-2):
+            raise ConfigError(
+                f"transformers' image processors cannot normalize pixels as {type(vision).__name__} does, which has to "
+                "be by its image_mean and image_std."
+            )
         # Large models amplify the last bits of the pixels, so both get the same ones.
         inputs["pixel_values"] = normalized
         _check(ours, exported, torch.tensor([[image_id] * places + probe]), inputs, vision)

@@ -434,7 +434,16 @@ def _with(tokenizers, connector=LinearConnector, vision=None, tongue="llama") ->
     return VisionLanguageModel(vision or tiny.vision("clip"), connector, language).eval()
 
 
+class _Bright(VisionEncoder):
+    def normalize(self, pixels_N3HW):
+        return super().normalize(pixels_N3HW) + 1
+
+
 REFUSED = {
+    "own normalization": (
+        lambda tok: _with(tok, vision=_Bright(tiny.vision("clip").settings)),
+        "cannot normalize pixels as _Bright does, which has to be by its image_mean and image_std.",
+    ),
     "connector": (
         lambda tok: _with(tok, partial(MLPConnector, MLPConnectorConfig(depth=3))),
         "cannot hold a MLPConnector of depth 3; it takes model/connector=linear, and model/connector=mlp with depth=2.",
