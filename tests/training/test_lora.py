@@ -109,7 +109,9 @@ def test_peft_alone_loads_the_folder(base, tmp_path, tokenizer_folder, tongue):
     model, run = adapted(vlm(tokenizer_folder, tongue=tongue), [base], tmp_path / "run", "language")
     folder = run / "artifacts" / "language"
     assert {path.name for path in folder.iterdir()} == {CARD, "adapter_config.json", "adapter_model.safetensors"}
-    source = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"]), "equal runs would have different files"
+    source = config["base_model_name_or_path"]
     assert source == str(base / "artifacts" / "language")
     theirs: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), str(folder)).eval()
     with torch.no_grad():
