@@ -1,7 +1,6 @@
 """Exported runs in transformers: the same pixels, token ids, logits and tokens as in mmlab."""
 
 import base64
-import copy
 import io
 import os
 import socket
@@ -16,10 +15,9 @@ import numpy as np
 import openai
 import pytest
 import torch
-from jinja2 import TemplateError
 from omegaconf import OmegaConf
 from peft import PeftModel
-from PIL import Image, ImageFilter
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
@@ -28,21 +26,16 @@ from mmlab import cli
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
-from mmlab.data.conversation import chat_prompt
 from mmlab.data.images import decode_image
-from mmlab.data.sample_types import ImageSpec, SampleError
-from mmlab.data.templates import TEMPLATES
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import IMAGE, Turn
 from mmlab.evaluate.answers import Answerer
-from mmlab.export.chat_jinja import exact_template
 from mmlab.export.transformers_export import (
     end_tokens,
     export_language,
     export_vision_language,
     image_processor,
-    llava_processor,
 )
-from mmlab.export.transformers_modules import add_image_token
 from mmlab.model.config import LanguageModelConfig, MLPConnectorConfig, VisionEncoderConfig
 from mmlab.model.connector import LinearConnector, MLPConnector
 from mmlab.model.language import LanguageModel, LanguageOnly
@@ -54,42 +47,14 @@ from mmlab.training.artifacts import describe_base, describe_frozen, fill_parts,
 from mmlab.training.config import LoRAConfig
 from mmlab.training.lora import add_adapters
 from tests.evaluate.tiny_scores import make_run
+from tests.export.tiny_chats import messages, photo, png
 from tests.export.tiny_eye import TinyEyeConfig
 from tests.model import tiny
-from tests.tiny_tokenizers import TOKENIZERS
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "What is it?"
 FP32 = torch.float32
 LATER = [Turn("gpt", "A square."), Turn("human", "Who?")]
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("tokenizers")
-    for name, make in TOKENIZERS.items():
-        make().save_pretrained(root / name)
-    return {name: root / name for name in TOKENIZERS}
-
-
-def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
-    image = Image.fromarray(noise, "RGBA").filter(ImageFilter.GaussianBlur(1))
-    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
-
-
-def png(image: Image.Image, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return file.getvalue()
-
-
-def messages(question: str, image: Image.Image | str, *later: Turn) -> list[dict]:
-    name = "url" if isinstance(image, str) else "image"
-    content = [{"type": "image", name: image}, {"type": "text", "text": question}]
-    roles = {"human": "user", "gpt": "assistant"}
-    rest = [{"role": roles[turn.role], "content": [{"type": "text", "text": turn.text}]} for turn in later]
-    return [{"role": "user", "content": content}, *rest]
 
 
 def raw(answerer: Answerer, dialogue: list[Turn], pixels: torch.Tensor) -> tuple[list[int], torch.Tensor, list[int]]:
@@ -167,95 +132,6 @@ def test_minigpt4_gives_the_same_ids_logits_and_tokens(template, tongue, tokeniz
         nn.init.normal_(model.qformer.norm.weight)
         nn.init.normal_(model.qformer.norm.bias)
     compare(model, Prompt(template), "stretch", tmp_path / "out")
-
-
-def _dialogues() -> list[list[Turn]]:
-    shown = [Turn("human", f"{IMAGE}\nÉcris: \n\n- 3 mots"), Turn("gpt", "no. 1 + 1 = 2"), Turn("human", "b c ")]
-    words = [Turn("human", "a b"), Turn("gpt", "Two yellow triangles,"), Turn("human", "* &"), Turn("gpt", "x\n y")]
-    ends = [Turn("human", "Why?", None)]
-    own = [Turn("human", f"{IMAGE}\nWho?", "Speak French.")]
-    return [shown[:1], shown, words[:1], words[:3], [*words, *ends], own]
-
-
-@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "wordpiece"])
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_a_prompt_has_the_same_ids(name, template, tokenizers):
-    """With the processor of transformers, for each system message, and for whole dialogues as in training."""
-    images = image_processor("stretch", 16, [0.5] * 3, [0.5] * 3)
-    picture, compared = photo(16, 16), 0
-    for system in (None, "", "Be brief."):
-        if system and template.startswith(("plain", "minigpt4")):
-            continue
-        prompt, spec = Prompt(template, system=system), ImageSpec(16, "stretch", 4)
-        model = tiny.vlm(tokenizers[name])
-        tokenizer, before = model.language.tokenizer, model.language.tokenizer.get_vocab()
-        image_id = add_image_token(tokenizer, model.language.causal)
-        assert tokenizer.get_vocab() == {**before, IMAGE: image_id}
-        text, wrong = exact_template(prompt, tokenizer, IMAGE, spec)
-        assert not wrong
-        processor = llava_processor("full", images, tokenizer, 4, text)
-        for dialogue in [[Turn("human", IMAGE)]] if template == "plain" else _dialogues():
-            shown = dialogue[0].text.startswith(IMAGE)
-            first = dialogue[0].text.removeprefix(IMAGE).removeprefix("\n")
-            asked = messages(first, picture, *dialogue[1:])
-            asked[0]["content"] = asked[0]["content"] if shown else first
-            asked = [{"role": "system", "content": dialogue[0].system}] * bool(dialogue[0].system) + asked
-            try:
-                one = chat_prompt(dialogue, prompt, tokenizer, spec)
-            except (SampleError, ConfigError):
-                with pytest.raises(TemplateError):
-                    processor.apply_chat_template(asked, add_generation_prompt=True)
-                continue
-            theirs = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=True)
-            ours = list(one.input_ids)
-            for start in one.image_starts:
-                ours[start : one.shared] = [image_id] * 4
-            assert theirs[0] == ours, (system, dialogue)
-            compared += 1
-    assert compared >= (1 if template == "plain" else 5)
-
-
-def test_a_tokenizers_own_template_keeps_the_runs_date_and_opens_answers_as_in_training(tokenizers):
-    """Its generation prompt may leave out what it writes before an answer (Qwen3: an empty thought)."""
-    tokenizer = copy.deepcopy(TOKENIZERS["gpt_2"]())
-    tokenizer.chat_template = (
-        "{{ strftime_now('%d %B %Y') }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-        "{{ '<think>\n\n</think>\n\n' if m['role'] == 'assistant' and loop.last }}{{ m['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    prompt = Prompt("tokenizer", date="2023-05-17")
-    text, wrong = exact_template(prompt, tokenizer, "", None)
-    asked = [{"role": "user", "content": "Hi"}]
-    options = {"chat_template": text, "tokenize": False, "add_generation_prompt": True}
-    written = tokenizer.apply_chat_template(asked, **options)
-    assert written == "17 May 2023<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    assert not wrong
-
-
-def test_a_chat_that_training_has_no_form_for_is_refused(tokenizers):
-    model = tiny.vlm(tokenizers["llama_3"])
-    add_image_token(model.language.tokenizer, model.language.causal)
-    text, _ = exact_template(Prompt("v1"), model.language.tokenizer, IMAGE, ImageSpec(16, "crop", 4))
-    picture = {"type": "image"}
-    for asked, says in {
-        "order": [{"role": "assistant", "content": "a"}],
-        "pictures": [{"role": "user", "content": [picture, picture]}],
-        "picture later": [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": "b"},
-            {"role": "user", "content": [picture]},
-        ],
-        "sound": [{"role": "user", "content": [{"type": "audio"}]}],
-    }.items():
-        words = {"order": "alternate", "sound": "not audio"}.get(asked, "only one")
-        with pytest.raises(TemplateError, match=words):
-            model.language.tokenizer.apply_chat_template(says, chat_template=text, tokenize=False)
-
-
-def test_a_tokenizer_that_ends_every_text_is_refused(tokenizers):
-    tokenizer = tiny.language(tokenizers["wordpiece"]).tokenizer
-    with pytest.raises(ConfigError, match="have other token ids in transformers, because of what its tokenizer adds"):
-        exact_template(Prompt("v1"), tokenizer, "", None)
 
 
 @pytest.mark.parametrize("aspect", ["stretch", "crop", "pad"])
