@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmlab.config.errors import RunError
-from mmlab.weights import CARD, content_hash, file_hashes, verify_files
+from mmlab.weights import CARD, content_hash, file_hashes, fill, verify_files
 
 
 def test_every_value_and_name_counts():
@@ -55,3 +55,52 @@ def test_what_a_hub_adds_to_a_folder_is_not_part_of_it(tmp_path):
     (tmp_path / "model.bin").touch()
     with pytest.raises(RunError, match=r"model.bin was added"):
         verify_files(tmp_path)
+
+
+def rounded(stored: nn.Module) -> nn.Module:
+    """A module in bf16, filled with weights of fp32."""
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).to("meta", torch.bfloat16)
+    fill(module, stored.state_dict(), "a file")
+    return module
+
+
+def test_a_hash_is_of_what_was_read_until_the_values_change():
+    torch.manual_seed(0)
+    stored = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    module = rounded(stored)
+    assert module[0].weight.dtype == torch.bfloat16
+    assert content_hash(module) == content_hash(stored) != content_hash(module, trained=True)
+    for change in (
+        lambda weight: weight.detach().zero_(),
+        lambda weight: torch.optim.AdamW([weight], lr=0.1, fused=False).step(),
+        lambda weight: setattr(weight, "data", weight.data.clone().fill_(1)),
+    ):
+        module = rounded(stored)
+        module[1].weight.grad = torch.ones_like(module[1].weight)
+        change(module[1].weight)
+        assert content_hash(module) != content_hash(stored)
+
+
+def test_a_trained_part_is_hashed_as_it_is_now():
+    module = nn.Linear(8, 8)
+    before = content_hash(module)
+    module.weight.grad = torch.ones_like(module.weight)
+    torch.optim.AdamW([module.weight], lr=0.1, fused=True).step()  # torch does not count this write
+    assert content_hash(module, trained=True) != before
+
+
+def test_tied_weights_are_cast_once_and_a_dict_is_emptied():
+    table = torch.randn(8, 8)
+    module = nn.ModuleDict({"first": nn.Linear(8, 8, bias=False), "last": nn.Linear(8, 8, bias=False)})
+    module.to("meta", torch.bfloat16)
+    weights = {"first.weight": table, "last.weight": table}
+    fill(module, weights, "a file")
+    assert weights == {}
+    assert module["first"].weight.data_ptr() == module["last"].weight.data_ptr()
+
+
+def test_an_exact_cast_gives_the_same_hash():
+    half = nn.Linear(8, 8).half()
+    module = nn.Linear(8, 8).to("meta")
+    fill(module, half.state_dict(), "a file")
+    assert module.weight.dtype == torch.float32 and content_hash(module) == content_hash(half)
