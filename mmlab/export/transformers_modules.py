@@ -108,7 +108,7 @@ def _projector(connector: nn.Module) -> tuple[str, nn.Module, nn.Module]:
         depth = f" of depth {len(layers)}" if layers else ""
         raise ConfigError(
             f"LlavaForConditionalGeneration cannot hold a {type(connector).__name__}{depth}; it takes "
-            "model/connector=linear, and model/connector=mlp with depth=2."
+            "model/connector=linear, and model/connector=mlp2x_gelu."
         )
     width, like = layers[0].out_features, layers[0].weight
     identity = nn.Linear(width, width, device=like.device, dtype=like.dtype)

@@ -322,7 +322,7 @@ REFUSED = {
     ),
     "connector": (
         lambda tok: _with(tok, partial(MLPConnector, MLPConnectorConfig(depth=3))),
-        "cannot hold a MLPConnector of depth 3; it takes model/connector=linear, and model/connector=mlp with depth=2.",
+        "cannot hold a MLPConnector of depth 3; it takes model/connector=linear, and model/connector=mlp2x_gelu.",
     ),
     "own connector": (lambda tok: _with(tok, _Gated), "cannot hold a _Gated; it takes"),
     "registers": (
