@@ -240,6 +240,11 @@ def check_local_files(model: DictConfig) -> None:
     """Check that every `source` and `tokenizer` that looks like a path exists."""
     for where, value in _texts(OmegaConf.to_container(model, resolve=True), "model"):
         name = where.rpartition(".")[2]
+        if name == "source" and Path(value, "adapter_config.json").is_file():
+            raise ConfigError(
+                f"'{where}': {value} is an adapter, not a whole model; set the model that it belongs to, and name the "
+                "adapter's run in stage.init_from."
+            )
         if name not in ("source", "tokenizer") or not looks_local(value) or Path(value).expanduser().exists():
             continue
         what = "tokenizer" if name == "tokenizer" else "model"

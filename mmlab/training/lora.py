@@ -126,10 +126,12 @@ def merge_adapter(part: nn.Module, folder: Path) -> None:
             raise ConfigError(f"{folder} does not fit the model: {name} is {there} there and {here} here.")
         own[name].copy_(stored[name])
     part.requires_grad_(False)
-    if not is_quantized(part):
-        tuner.eval().merge_and_unload()
-        for weight, learns in trained.items():
-            weight.requires_grad_(learns)
+    if is_quantized(part):
+        tuner.eval()  # a new adapter has dropout
+        return
+    tuner.merge_and_unload()
+    for weight, learns in trained.items():
+        weight.requires_grad_(learns)
 
 
 def is_quantized(part: nn.Module) -> bool:
@@ -147,7 +149,11 @@ def import_peft() -> Any:
 
 def _inject(part: nn.Module, config: Any) -> Any:
     part.requires_grad_(False)
-    return import_peft().LoraModel(named_root(part), config, ADAPTER)
+    tuner = import_peft().LoraModel(named_root(part), config, ADAPTER)
+    for name, weight in part.named_parameters():
+        if ".lora_" in name:
+            weight.data = weight.data.float()  # peft makes them in the dtype of the part's weights
+    return tuner
 
 
 def _targets(part: nn.Module, name: str, targets: Any) -> list[str]:

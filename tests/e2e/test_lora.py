@@ -99,6 +99,10 @@ def test_a_later_stage_starts_from_the_sum(work, monkeypatch, capsys, first):
         ("+stage.lora.language.rank=4 stage.init_from=[]", "stage.lora.language: the part has random weights"),
         ("model.language.quantize=nf4", "4-bit weights cannot be trained; add an adapter with +stage.lora.language"),
         (f"model.language.quantize=nf4 {LORA} trainer.precision=64-true", "computes in at most 32 bits"),
+        (
+            "model.language.source=runs/lora/artifacts/language",
+            "'model.language.source': runs/lora/artifacts/language is an adapter, not a whole model",
+        ),
         ("model.language.quantize=nf5", "'model.language.quantize' cannot be 'nf5'. Did you mean 'nf4'?"),
     ],
 )

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.training.artifacts import describe_base, describe_frozen, fill_parts, save_parts
 from mmlab.training.config import LoRAConfig
-from mmlab.training.lora import adapter_weights, add_adapters, is_adapted
+from mmlab.training.lora import adapter_weights, add_adapters, is_adapted, merge_adapter
 from mmlab.training.trainable import count_parameters, set_trainable
 from mmlab.weights import CARD
 from tests.model import tiny
@@ -87,6 +87,23 @@ def test_only_the_adapter_learns_and_it_begins_at_zero(base, tokenizer_folder):
     assert learns and all(".lora_" in name for name in learns)
     assert len(learns) == 2 * 2 * 7 and len(frozen) == len(list(model.language.named_parameters())) - len(learns)
     assert count_parameters(model)["language"]["trainable"] == 2 * 4 * (6 * 24 + 2 * 24 + 2 * (24 + 48) + (48 + 24))
+
+
+def test_an_adapter_is_float32_whatever_it_is_put_on(base, tmp_path, tokenizer_folder):
+    """Updates of 2e-4 would be lost in bf16; and the sum is rounded once, not the adapter before it."""
+    _, run = adapted(vlm(tokenizer_folder), [base], tmp_path / "run", "language")
+    model, exact, rounded = (vlm(tokenizer_folder) for _ in range(3))
+    fill_parts(model, [base])
+    set_trainable(model, ["language"], ["language"])
+    add_adapters(model.to(torch.bfloat16), {"language": LoRAConfig(rank=4)})
+    dtypes = {(weight.requires_grad, weight.dtype) for weight in model.language.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    fill_parts(exact, [base, run])
+    fill_parts(rounded, [base])
+    merge_adapter(rounded.language.to(torch.bfloat16), run / "artifacts" / "language")
+    name = "causal.model.layers.0.mlp.up_proj.weight"
+    one, other = (each.language.get_parameter(name).float() for each in (exact, rounded))
+    assert 0 < (one - other).abs().max() <= 2**-8 * one.abs().max()
 
 
 def test_layers_without_effect_get_no_adapter(monkeypatch, tokenizer_folder):
