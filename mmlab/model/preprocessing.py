@@ -1,6 +1,7 @@
 """How images are prepared for an encoder. Legend: N images, H/W pixels."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,52 @@ def read_preprocessor(source: str) -> dict[str, Any]:
         try:
             settings = json.loads(Path(path).read_text(encoding="utf-8"))
             settings = settings if name == FILE else settings.get("image_processor", {})
+            flipped = settings.get("do_flip_channel_order")
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}.") from error
-        if settings.get("do_flip_channel_order"):
+        if flipped:
             raise ConfigError(f"{path}: do_flip_channel_order=true (blue first) is not available; images are RGB.")
         return settings
     return {}
 
 
 def statistics(settings: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Return (mean, std) by which values in [0, 1] are normalized: those of `read_preprocessor`, or CLIP's."""
-    if settings.get("do_normalize") is False:
-        return [0.0] * 3, [1.0] * 3
-    return settings.get("image_mean") or CLIP_MEAN, settings.get("image_std") or CLIP_STD
+    """Return (mean, std) by which values in [0, 1] are normalized: those of `read_preprocessor`, or CLIP's.
+
+    Another scale of the pixels, and EfficientNet's second division by the deviation, are part of both.
+
+    Raises:
+        ConfigError: they are not three numbers each.
+    """
+    processor = str(settings.get("image_processor_type") or settings.get("feature_extractor_type"))
+    if settings.get("do_normalize") is False or processor.startswith("GLPN"):
+        mean, std = [0.0] * 3, [1.0] * 3
+    else:
+        mean = three_numbers("image_mean", settings.get("image_mean") or CLIP_MEAN)
+        std = three_numbers("image_std", settings.get("image_std") or CLIP_STD)
+    scale = 1 if settings.get("do_rescale") is False else settings.get("rescale_factor") or 1 / 255
+    offset = 1 if settings.get("rescale_offset") else 0
+    again = std if settings.get("include_top") else [1.0] * 3
+    if math.isclose(scale * 255, 1) and not offset:
+        return mean, [value * other for value, other in zip(std, again, strict=True)]
+    return (
+        [(value + offset) / scale / 255 for value in mean],
+        [value * other / scale / 255 for value, other in zip(std, again, strict=True)],
+    )
+
+
+def three_numbers(name: str, values: Any) -> list[float]:
+    """Return `image_mean` or `image_std` for red, green and blue; one number is that of all three.
+
+    Raises:
+        ConfigError: other values, or a deviation of 0.
+    """
+    three = list(values) if isinstance(values, list | tuple) else [values] * 3
+    usable = len(three) == 3 and all(isinstance(value, int | float) and math.isfinite(value) for value in three)
+    if not usable or (name == "image_std" and not all(three)):
+        needed = "numbers above 0" if name == "image_std" else "numbers"
+        raise ConfigError(f"model.vision.{name} is {values}; give three {needed}, for red, green and blue.")
+    return three
 
 
 def pixels_of(settings: dict[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import VisionEncoderConfig
-from mmlab.model.preprocessing import FILE, pixels_of, read_preprocessor, statistics
+from mmlab.model.preprocessing import FILE, pixels_of, read_preprocessor, statistics, three_numbers
 from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
@@ -124,7 +124,8 @@ class VisionEncoder(nn.Module):
         read = config.init == "pretrained" and not (on_meta() and config.architecture)
         self._preprocessor = read_preprocessor(require_source(config, "vision")) if read else {}
         mean, std = statistics(self._preprocessor)
-        self.image_mean, self.image_std = list(config.image_mean or mean), list(config.image_std or std)
+        self.image_mean = three_numbers("image_mean", config.image_mean or mean)
+        self.image_std = three_numbers("image_std", config.image_std or std)
         native = native_size(self.config) if config.image_size is None else config.image_size
         self.image_size: int = native or pixels_of(self._preprocessor) or 224
         self.tower: Any = self._build()

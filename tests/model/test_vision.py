@@ -145,6 +145,36 @@ def test_statistics_are_those_of_the_source(tmp_path):
         VisionEncoder(VisionEncoderConfig(source=flipped))
 
 
+def test_pixels_of_another_scale_get_the_statistics_of_transformers(tmp_path):
+    from transformers import EfficientNetImageProcessorPil
+
+    efficientnet = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    scales = ({"include_top": True}, {"rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False})
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, scale in enumerate((*scales, {"do_rescale": False, "include_top": False})):
+        settings = {**efficientnet, **scale}
+        encoder = VisionEncoder(VisionEncoderConfig(source=checkpoint(tmp_path / str(number), **settings)))
+        processor = EfficientNetImageProcessorPil(do_resize=False, do_center_crop=False, **settings)
+        torch.testing.assert_close(
+            encoder.normalize(pixels)[0],
+            torch.tensor(processor(pixels[0].numpy(), input_data_format="channels_first")["pixel_values"][0]),
+            atol=1e-4,
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("values", ["a", [0.5, 0.5], [0.5, None, 0.5], [float("nan")] * 3])
+def test_statistics_are_three_numbers(tmp_path, values):
+    assert VisionEncoder(VisionEncoderConfig(source=checkpoint(tmp_path / "a", image_std=0.5))).image_std == [0.5] * 3
+    with pytest.raises(ConfigError, match=r"model\.vision\.image_mean is .*; give three numbers, for red"):
+        VisionEncoder(VisionEncoderConfig(source=checkpoint(tmp_path / "b", image_mean=values)))
+    with pytest.raises(ConfigError, match=r"image_std is .* give three numbers above 0"):
+        VisionEncoder(VisionEncoderConfig(source=checkpoint(tmp_path / "c"), image_std=[0.5, 0, 0.5]))
+    (tmp_path / "c" / "preprocessor_config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"preprocessor_config\.json cannot be read"):
+        VisionEncoder(VisionEncoderConfig(source=str(tmp_path / "c")))
+
+
 def test_a_tower_without_a_size_takes_that_of_its_image_processor(tmp_path):
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])).save_pretrained(tmp_path)
     config = VisionEncoderConfig(source=str(tmp_path))
