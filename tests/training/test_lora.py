@@ -153,6 +153,20 @@ def test_adapters_of_several_runs_are_merged_in_their_order(base, tmp_path, toke
     assert torch.equal(other.language.causal(IDS).logits, merged.language.causal(IDS).logits)
 
 
+def test_a_part_is_in_the_same_mode_after_an_adapter_was_read(base, tmp_path, tokenizer_folder):
+    """Dropout is on while a part is trained, and off in a frozen one, whose adapter stays beside 4-bit weights."""
+    pytest.importorskip("bitsandbytes")
+    _, run = adapted(vlm(tokenizer_folder), [base], tmp_path / "run", "language", dropout=0.5)
+    for quantize, learns in ((None, True), ("nf4", False)):
+        model = vlm(tokenizer_folder)
+        model.language.settings.quantize = quantize
+        set_trainable(model, ["connector", "language"] if learns else ["connector"])
+        fill_parts(model, [base, run])
+        assert {module.training for name, module in model.language.causal.named_modules() if "base_" not in name} == {
+            learns
+        }
+
+
 def test_a_connector_knows_the_adapter_that_it_was_trained_beside(base, tmp_path, tokenizer_folder):
     _, run = adapted(vlm(tokenizer_folder), [base], tmp_path / "run", "language")
     model = vlm(tokenizer_folder)
