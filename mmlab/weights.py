@@ -41,7 +41,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
         source: where they come from, for messages.
 
     Raises:
-        ConfigError: other names or shapes.
+        ConfigError: other names or shapes, or whole numbers in place of weights.
         RunError: values that are not finite.
     """
     own = module.state_dict()
@@ -50,6 +50,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
         needed = list(own[key].shape) if key in own else "nothing"
         if stored != needed:
             raise ConfigError(f"{source} does not fit the model: {key} is {stored} there and {needed} here.")
+        if own[key].is_floating_point() and not weights[key].is_floating_point():
+            raise ConfigError(f"{source} has quantized weights ({key} is {weights[key].dtype}), which are not read.")
     if any(tensor.is_meta for tensor in own.values()):
         _take_over(module, weights if isinstance(weights, dict) else dict(weights))
     else:

@@ -67,7 +67,7 @@ def _weight_files(source: str | Path, prefixes: tuple[str, ...]) -> list[Path]:
         if index := find(source, f"{name}.index.json"):
             try:
                 places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                shards = sorted({shard for key, shard in places.items() if key.startswith(prefixes)})
+                shards = sorted({Path(shard).as_posix() for key, shard in places.items() if key.startswith(prefixes)})
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index.name} cannot be read ({error}).") from error
             return [_shard(source, index, shard) for shard in shards]
@@ -131,6 +131,5 @@ def _read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} is damaged or incomplete; download it again.") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path.name} holds no weights by name, but a {type(state).__name__}.")
-    return {
-        key: value.detach() for key, value in state.items() if isinstance(value, Tensor) and key.startswith(prefixes)
-    }
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return {key: value.detach() for key, value in tensors.items() if key.startswith(prefixes)}

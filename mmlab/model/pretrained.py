@@ -44,7 +44,8 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
         **defaults: fields that `architecture` may leave out; those that this model does not have are ignored.
 
     Raises:
-        ConfigError: the source cannot be read, asks for remote code, or the architecture is incomplete.
+        ConfigError: the source cannot be read, asks for remote code, has quantized weights, or the architecture is
+            incomplete.
     """
     described = settings.architecture or "model_type" in defaults
     if settings.init == "random" or (on_meta() and described):
@@ -56,11 +57,20 @@ def read_config(settings: PretrainedPartConfig, part: str, **defaults: Any) -> P
     try:
         check_gguf(source)
         config = AutoConfig.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}), **NO_CODE)
-        if gguf:
-            vars(config).pop("quantization_config", None)  # its weights are read as plain numbers
-        return config
     except (OSError, ValueError, StrictDataclassError) as error:
         raise _unreadable(source, part, error) from error
+    quantization = vars(config).pop("quantization_config", None)  # of a GGUF file: it is read as plain numbers
+    if quantization is not None and not gguf:
+        raise ConfigError(
+            f"model.{part}.source={source} has quantized weights ({_method(quantization)}), which are not read; name "
+            "the checkpoint that they were made from (model.language.quantize=nf4 then stores it in 4 bits)."
+        )
+    return config
+
+
+def _method(quantization: Any) -> str:
+    fields = quantization if isinstance(quantization, dict) else vars(quantization)
+    return str(getattr(method := fields.get("quant_method"), "value", method))
 
 
 def require_source(settings: PretrainedPartConfig, part: str) -> str:
@@ -236,6 +246,9 @@ def _read_model(
                 stored, info = kind.from_pretrained(folder, **options)
         else:
             tensors = read_checkpoint(source)
+            for name in tensors:  # transformers would take the numbers for weights
+                if name.endswith(".weight") and not tensors[name].is_floating_point():
+                    raise ValueError(f"its weights are quantized ({name} is {tensors[name].dtype}), and are not read.")
             stored, info = kind.from_pretrained(None, state_dict=tensors, dtype=common_dtype(tensors), **options)
     return stored, [*sorted(info["missing_keys"]), *(key[0] for key in info["mismatched_keys"])]
 

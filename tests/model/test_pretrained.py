@@ -168,6 +168,27 @@ def test_each_kind_of_file_fills_a_model(tmp_path, tokenizer_folder, kind, shard
         assert torch.equal(weight, model.state_dict()[name].to(dtype).to(used)), name
 
 
+@pytest.mark.parametrize("stored", ["config", "weights", "other keys"])
+def test_quantized_weights_are_refused(tmp_path, tokenizer_folder, stored):
+    model, tokenizer = llama(tie=False), str(tokenizer_folder)
+    model.save_pretrained(tmp_path)
+    if stored == "config":
+        config = json.loads((tmp_path / "config.json").read_text())
+        quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+        (tmp_path / "config.json").write_text(json.dumps(config | quantized))
+    else:
+        (tmp_path / "model.safetensors").unlink()
+        weights: dict = dict(model.state_dict())
+        changed = {1: weights["lm_head.weight"]} if stored == "other keys" else {}
+        integers = {} if changed else {"lm_head.weight": weights["lm_head.weight"].to(torch.int8)}
+        torch.save({**weights, **changed, **integers}, tmp_path / "pytorch_model.bin")
+    if stored == "other keys":
+        LanguageModel(LanguageModelConfig(source=str(tmp_path), tokenizer=tokenizer)).load_pretrained()
+        return
+    with pytest.raises(ConfigError, match=r"has quantized weights \(gptq\)|lm_head.weight is torch.int8"):
+        LanguageModel(LanguageModelConfig(source=str(tmp_path), tokenizer=tokenizer)).load_pretrained()
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("both", [True, False])
 def test_tied_weights_may_be_stored_under_one_name_or_both(tmp_path, tokenizer_folder, kind, both):
