@@ -16,7 +16,7 @@ from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.checkpoint_files import read_checkpoint, read_file
 from mmlab.model.foreign_checkpoint import ForeignCheckpoint
 
-BUFFERS = ("position_ids", "rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+BUFFERS = ("position_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Ends of names that older versions saved and none needs."""
 
 

@@ -126,6 +126,8 @@ def _split_port(tensors: Mapping[str, Tensor], language: PretrainedConfig) -> di
     for name, tensor in tensors.items():
         before = next((each for each in PORT if name.startswith(each)), "")
         part, rest = PORT.get(before, "language"), name.removeprefix(before)
+        if part == "language" and rest.startswith("model."):  # the base of any family, as transformers 5 saves it
+            part, rest = "base", rest.removeprefix("model.")
         if not name.endswith(BUFFERS):
             weights["language" if part == "base" else part][f"{prefix}.{rest}" if part == "base" else rest] = tensor
     return weights

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
     Dinov2Config,
+    GPT2Config,
     LlavaForConditionalGeneration,
     MistralConfig,
     Phi3Config,
@@ -171,6 +172,14 @@ OTHERS: dict[str, Any] = {
     "mistral": (MistralConfig, {}, SiglipVisionConfig, "full", "patch"),
     # Saved under older names than those in memory.
     "phi3": (Phi3Config, {"pad_token_id": 0}, Dinov2Config, "default", "patch"),
+    # The names of its biases end as those of buffers in older checkpoints.
+    "gpt2": (
+        GPT2Config,
+        {"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2},
+        CLIPVisionConfig,
+        "default",
+        "patch",
+    ),
 }
 
 
