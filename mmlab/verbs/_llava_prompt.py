@@ -12,7 +12,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.sample_types import SampleError
 from mmlab.data.templates import TEMPLATES, Template
 from mmlab.data.turns import IMAGE, Turn
-from mmlab.model.llava_checkpoint import LlavaCheckpoint
+from mmlab.model.llava_checkpoint import LlavaCheckpoint, read_json
 from mmlab.model.pretrained_tokenizer import load_tokenizer
 
 FILES = (
@@ -82,9 +82,9 @@ def _content(token: Any) -> Any:
 
 def write_generation(source: Path, folder: Path, vocabulary: int) -> None:
     """Write the tokens that begin, end and pad a text, if the checkpoint has a generation config with them."""
-    if not (source / "generation_config.json").is_file():
+    stored = read_json(source / "generation_config.json")
+    if stored is None:
         return
-    stored = json.loads((source / "generation_config.json").read_text(encoding="utf-8"))
     ids = {key: stored[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if stored.get(key) is not None}
     fitting = {key: number for key, number in ids.items() if not isinstance(number, int) or number < vocabulary}
     GenerationConfig(**fitting).save_pretrained(folder)
@@ -118,9 +118,8 @@ def prompt_of(checkpoint: LlavaCheckpoint, tokenizer: Any, template: str | None)
 
 def _chat_template(folder: Path, tokenizer: Any) -> str | None:
     """The chat template of a model, not only of its language model."""
-    if (path := folder / "chat_template.json").is_file():
-        return json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    return tokenizer.chat_template
+    own = read_json(folder / "chat_template.json")
+    return tokenizer.chat_template if own is None else own.get("chat_template")
 
 
 def _matched(template: Template, tokenizer: Any, written: str) -> dict[str, Any] | None:

@@ -275,6 +275,14 @@ def test_what_is_not_complete(work, tmp_path):
         read_llava(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "chat_template.json", "preprocessor_config.json"])
+def test_a_damaged_file_is_named(work, tmp_path, capsys, file):
+    folder = shutil.copytree(work / "port", tmp_path / "it")
+    (folder / file).write_text('{"chat')
+    assert cli.main(["convert", "llava", str(folder), str(tmp_path / "out")]) == 2
+    assert f"{folder / file} cannot be read" in capsys.readouterr().err
+
+
 def test_a_delta_is_refused(work, tmp_path):
     folder = shutil.copytree(work / "own", tmp_path / "delta")
     for path in folder.glob("*.bin"):
