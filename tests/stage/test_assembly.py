@@ -91,6 +91,7 @@ def test_weights_are_read_in_the_dtype_in_which_they_are_used(tmp_path, tokenize
         parts = [each.get_submodule(name) for each in (model, whole)]
         dtype = torch.bfloat16 if name in rounded else torch.float32
         assert {weight.dtype for weight in parts[0].parameters()} == {dtype}, name
+        assert torch.bfloat16 not in {buffer.dtype for buffer in parts[0].buffers()}, name
         assert all(torch.equal(a, b.to(dtype)) for a, b in zip(*(part.parameters() for part in parts), strict=True))
         assert content_hash(parts[0]) == content_hash(parts[1]), "a hash is of what was stored"
         assert content_hash(parts[0], trained=True) != content_hash(parts[1]) or name not in rounded
