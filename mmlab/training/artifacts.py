@@ -56,9 +56,9 @@ class Dequantizable(Protocol):
     def dequantize(self) -> None: ...
 
 
-def describe(module: nn.Module) -> dict[str, Any]:
-    """What a part that was trained with `module` depends on."""
-    return {"content_hash": content_hash(module), **_properties(module)}
+def describe(module: nn.Module, trained: bool = False) -> dict[str, Any]:
+    """What a part that was trained with `module` depends on; `trained` as for `content_hash`."""
+    return {"content_hash": content_hash(module, trained), **_properties(module)}
 
 
 def _properties(module: nn.Module) -> dict[str, Any]:

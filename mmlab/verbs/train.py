@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> None:
     metrics = fit(trainer, stage, data, start.fresh)
     if trainer.is_global_zero:
         card = {"run": cfg.run.name, "steps": steps}
-        against = {**frozen, **{name: describe(parts_of(stage.model)[name]) for name in stage.completed}}
+        against = {**frozen, **{name: describe(parts_of(stage.model)[name], trained=True) for name in stage.completed}}
         names = [*saved, *stage.completed]
         written = save_parts(stage.model, names, folder / "artifacts", card, against, stage.bases)
         finish(folder, {"steps": steps, **metrics})

@@ -15,8 +15,8 @@ from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
 from mmlab.runs.disk import DRAFT
-from mmlab.training.artifacts import content_hashes, describe_frozen, fill_parts, save_parts, write_card
-from mmlab.weights import CARD, content_hash
+from mmlab.training.artifacts import content_hashes, describe, describe_frozen, fill_parts, save_parts, write_card
+from mmlab.weights import CARD, content_hash, note_identity
 from tests.model import tiny
 
 EVERY = ["vision", "connector", "language"]
@@ -331,3 +331,15 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, valu
     write_card(folder, card)  # put there by hand
     with pytest.raises(RunError, match="artifacts/second has NaN or infinity in running_var"):
         fill_parts(model(), [run])
+
+
+def test_a_part_that_a_run_changed_is_described_as_it_is_written(tmp_path):
+    """A first stage of which latents are measured may be one with a merged adapter, which has an identity."""
+    model: Any = nn.ModuleDict({"first_stage": nn.BatchNorm1d(3), "denoiser": nn.Linear(3, 3)})
+    note_identity(model.first_stage, "of a base and an adapter")
+    model.first_stage.running_mean.fill_(1.0)
+    against = {"first_stage": describe(model.first_stage, trained=True)}
+    save_parts(model, ["denoiser", "first_stage"], tmp_path / "artifacts", {}, against)
+    other: Any = nn.ModuleDict({"first_stage": nn.BatchNorm1d(3), "denoiser": nn.Linear(3, 3)})
+    fill_parts(other, [tmp_path])
+    assert same(other, model)
