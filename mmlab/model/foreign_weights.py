@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import SAFETENSORS, read_checkpoint
-from mmlab.model.pretrained import common_dtype, quieten
+from mmlab.model.pretrained import common_dtype, quieten, without_report
 
 SHARD = 1 << 30
 """Bytes of weights in a file, as fp32; that many are in memory while it is written."""
@@ -130,7 +130,7 @@ def _renamed(model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Tensors by the names that transformers gives them when it reads a checkpoint; as they are where some are left."""
     quieten()
     options = {"config": model.config, "dtype": common_dtype(tensors), "output_loading_info": True}
-    with torch.device("cpu"):
+    with torch.device("cpu"), without_report():
         stored, info = type(model).from_pretrained(None, state_dict=dict(tensors), **options)
     wrong = any(info[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys"))
     return tensors if wrong else stored.state_dict()

@@ -237,13 +237,10 @@ def _read_model(
     """
     options = {"config": config, "output_loading_info": True, **NO_CODE, **options}
     folder, gguf = split_gguf(source)
-    with torch.device("cpu"), _without_report():
+    with torch.device("cpu"), without_report():
         if gguf:
             options |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-            with (
-                nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-            ):  # its bar is not transformers'
-                stored, info = kind.from_pretrained(folder, **options)
+            stored, info = kind.from_pretrained(folder, **options)
         else:
             tensors = read_checkpoint(source)
             for name in tensors:  # transformers would take the numbers for weights
@@ -254,7 +251,7 @@ def _read_model(
 
 
 @contextmanager
-def _without_report() -> Iterator[None]:
+def without_report() -> Iterator[None]:
     """Keep transformers from listing weights that a tower does not need, and GGUF's progress bar from files."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -274,7 +271,7 @@ def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 def _generation_config(source: str | Path, stored: PreTrainedModel) -> Any:
     folder, gguf = split_gguf(source)
     try:
-        with _without_report():  # on a temperature without do_sample, as Vicuna 1.5 has
+        with without_report():  # on a temperature without do_sample, as Vicuna 1.5 has
             return stored.generation_config if gguf else GenerationConfig.from_pretrained(folder)
     except OSError:  # it has none, so the model's config says how it generates
         return stored.generation_config
