@@ -164,7 +164,7 @@ def _targets(part: nn.Module, name: str, targets: Any) -> list[str]:
         if not chosen:
             raise ConfigError(f"stage.lora.{name}.targets: the part has no linear layers; name its convolutions.")
     else:
-        words = [targets] if isinstance(targets, str) else list(targets)
+        words = [*targets] if isinstance(targets, list | tuple) else [] if targets is None else [targets]
         last = sorted({key.rpartition(".")[2] for key in layers})
         for word in words:
             if not any(f".{key}".endswith(f".{word}") for key in layers):

@@ -58,10 +58,15 @@ def set_trainable(model: nn.Module, trainable: Sequence[str], adapted: Iterable[
             raise ConfigError(f"stage.trainable names '{name}', but no output of the model depends on it.")
     frozen = [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
     for name in adapted:
-        if name not in trainable:
+        if name in trainable and (inner := [each for each in trainable if each.startswith(f"{name}.")]):
+            raise ConfigError(
+                f"stage.trainable names '{inner[0]}', but of '{name}' only an adapter is trained (stage.lora); "
+                "leave it out, or train the part without an adapter."
+            )
+        if name not in trainable or name not in parts:
             whole = [part for part in trainable if part in parts]
             hint = nearest(name, whole) or f" Trained parts: {', '.join(whole) or 'none'}."
-            raise ConfigError(f"stage.lora names '{name}', which is not in stage.trainable.{hint}")
+            raise ConfigError(f"stage.lora names '{name}', which is not a part in stage.trainable.{hint}")
         parts[name].requires_grad_(False)
     set_modes(model)
     return frozen

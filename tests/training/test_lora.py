@@ -209,6 +209,8 @@ def test_targets(base, tokenizer_folder, targets, chosen):
         (["q_prj"], "stage.lora.language.targets: no layer is named 'q_prj'. Did you mean 'q_proj'?"),
         (["lm_head"], "no layer is named 'lm_head'. Layers: down_proj, gate_proj"),
         ([], "stage.lora.language.targets is empty"),
+        (None, "stage.lora.language.targets is empty"),
+        (5, "no layer is named '5'"),
     ],
 )
 def test_targets_that_match_nothing(tokenizer_folder, targets, message):
@@ -228,6 +230,6 @@ def test_convolutions_have_to_be_named():
 
 def test_a_part_with_an_adapter_must_be_trained(tokenizer_folder):
     with pytest.raises(
-        ConfigError, match=r"stage.lora names 'vision', which is not in stage.trainable\. Trained parts: con"
+        ConfigError, match=r"stage.lora names 'vision', which is not a part in stage.trainable\. Trained parts: con"
     ):
         set_trainable(vlm(tokenizer_folder), ["connector"], ["vision"])

@@ -87,6 +87,22 @@ def test_a_name_that_is_no_part_is_refused(names, says):
         set_trainable(Two(), names)
 
 
+@pytest.mark.parametrize(
+    ("names", "adapted", "says"),
+    [
+        (["eye", "mouth", "mouth.first"], "mouth", "names 'mouth.first', but of 'mouth' only an adapter is trained"),
+        (
+            ["eye", "mouth.first"],
+            "mouth.first",
+            r"names 'mouth\.first', which is not a part in stage\.train",
+        ),
+    ],
+)
+def test_an_adapter_is_of_a_whole_part(names, adapted, says):
+    with pytest.raises(ConfigError, match=says):
+        set_trainable(Two(), names, [adapted])
+
+
 def test_parameters_are_counted_per_part_and_tied_ones_once():
     model = Two()
     set_trainable(model, ["mouth"])
