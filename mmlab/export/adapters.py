@@ -6,7 +6,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from mmlab.config.errors import ConfigError
 from mmlab.training.lora import PREFIX, WEIGHTS, import_peft, named_root
 
 MATRICES = ("lora_A", "lora_B")
@@ -22,6 +24,9 @@ def write_adapters(adapters: Mapping[Path, nn.Module], exported: nn.Module, out:
         adapters: artifact (a folder of peft) → the part that it belongs to.
         exported: holds the parts' transformers models, or these without their output layers.
         out: the folder.
+
+    Raises:
+        ConfigError: an adapter of a part that is no model of transformers, such as a connector.
     """
     read = import_peft().LoraConfig.from_pretrained
     tensors: dict[str, Tensor] = {}
@@ -48,6 +53,11 @@ def _renamed(name: str, root: Any, exported: nn.Module) -> str:
     """A weight's name in the exported model, without `PREFIX`."""
     places = {module: place for place, module in exported.named_modules()}
     name = name.removeprefix(PREFIX)
+    if not isinstance(root, PreTrainedModel):
+        raise ConfigError(
+            f"The adapter of a {type(root).__name__} cannot be kept apart, as transformers has other layers in its "
+            "place; leave merge=false out."
+        )
     if root not in places:  # without its output layer
         name, root = name.removeprefix(f"{root.base_model_prefix}."), root.base_model
     return f"{places[root]}.{name}".lstrip(".")

@@ -22,7 +22,7 @@ from mmlab.export.adapters import write_adapters
 from mmlab.export.chat_jinja import LATER, different_ids, exact_template
 from mmlab.export.transformers_modules import add_image_token, blip2, llava
 from mmlab.model.language import LanguageOnly
-from mmlab.model.pretrained import quieten
+from mmlab.model.pretrained import NO_CODE, quieten
 from mmlab.model.vlm import VisionLanguageModel
 
 NO_ADAPTERS: Mapping[str, Path] = {}
@@ -55,7 +55,7 @@ def export_language(
     quieten()
     causal.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    _check_tokenizer(tokenizer, AutoTokenizer.from_pretrained(out), prompt, None)
+    _check_tokenizer(tokenizer, AutoTokenizer.from_pretrained(out, **NO_CODE), prompt, None)
     load = f'AutoModelForCausalLM.from_pretrained("{out}")'
     if adapters:
         load = _write_adapters(adapters, model, causal, out, load)
@@ -119,7 +119,7 @@ def export_vision_language(
         quieten()
         exported.save_pretrained(out)
         processor.save_pretrained(out)
-    again = AutoProcessor.from_pretrained(out)
+    again = AutoProcessor.from_pretrained(out, **NO_CODE)
     again.tokenizer.chat_template = again.chat_template
     _check_tokenizer(tokenizer, again.tokenizer, prompt, ImageSpec(size, aspect, places))
     notes += _later(later)

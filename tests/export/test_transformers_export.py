@@ -234,6 +234,16 @@ def test_adapters_beside_the_weights_are_those_that_were_merged(tongue, tokenize
         assert not torch.allclose(loaded[1](**inputs).logits, whole, atol=1e-2)
 
 
+def test_an_adapter_of_the_connector_is_not_kept_apart(tokenizers, tmp_path):
+    model = tiny.vlm(tokenizers["gpt_2"])
+    bases = describe_base(model, ["connector"], {})
+    add_adapters(model, {"connector": LoRAConfig(rank=2)})
+    save_parts(model, ["connector"], tmp_path / "run", {}, {}, bases)
+    adapters = {"connector": tmp_path / "run" / "connector"}
+    with pytest.raises(ConfigError, match=r"adapter of a \w*Connector cannot be kept .* merge=false out"):
+        export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), "crop", FP32, tmp_path / "out", adapters)
+
+
 def test_weights_are_stored_in_the_given_dtype(tokenizers, tmp_path):
     export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), "crop", torch.bfloat16, tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
