@@ -261,7 +261,10 @@ def load_run_config(folder: str | Path) -> DictConfig:
 def _check_same_run(folder: Path, previous: Any, config: Any, stage: type | None) -> None:
     """Refuse a config that describes another run than the one in the folder."""
     old, new = dict(_leaves(previous, "")), dict(_leaves(config, ""))
-    for key in sorted(old.keys() | new.keys()):
+    keys = sorted(old.keys() | new.keys())
+    for key in keys:
+        if any(other.startswith(f"{key}.") for other in keys):
+            continue  # empty in one of the configs; its keys in the other follow
         if not _may_change(key, stage) and old.get(key) != new.get(key):
             raise ConfigError(
                 f"{folder} contains a run with {key}={old.get(key)}, not {new.get(key)}; "

@@ -115,6 +115,8 @@ def test_another_run_cannot_use_the_folder(conf):
         prepare(conf, "run.name=mine", "optim.lr=0.1")
     with pytest.raises(ConfigError, match=r"stage.trainable.1=None, not vision"):
         prepare(conf, "run.name=mine", "stage.trainable=[connector,vision]")
+    with pytest.raises(ConfigError, match=r"stage.lora.connector.alpha=None, not 256"):
+        prepare(conf, "run.name=mine", "+stage.lora.connector.rank=2")
 
 
 def test_the_micro_batch_of_compared_samples_cannot_change(tmp_path, monkeypatch):
