@@ -32,7 +32,7 @@ from mmlab.training.lora import CONFIG as ADAPTER_CONFIG
 from mmlab.training.lora import WEIGHTS as ADAPTER_WEIGHTS
 from mmlab.training.run_identity import keep_tokenizers, tokenizer_hashes
 from mmlab.verbs._llava_prompt import copy_tokenizer, cut_tokens, prompt_of, spare_tokens, write_generation
-from mmlab.verbs._llava_settings import Choices, settings_of
+from mmlab.verbs._llava_settings import Choices, is_folder, settings_of
 from mmlab.weights import CARD, fill, hash_of
 
 
@@ -76,7 +76,7 @@ class _Writer:
             checkpoint, config = self.checkpoint, self.checkpoint.language
             assert config is not None
             self.write_language(config, checkpoint.weights["language"], checkpoint.path, against)
-        elif self.checkpoint.adapter is not None and Path(self.choices.base or "/dev/null").expanduser().is_dir():
+        elif self.checkpoint.adapter is not None and is_folder(self.choices.base):
             self.write_language(*self._merged(), against)
         elif self.checkpoint.adapter is not None:
             self.write_adapter(against)
@@ -85,7 +85,7 @@ class _Writer:
     def write_vision(self) -> dict[str, Any]:
         """Write the tower, if the checkpoint has it; return what the other parts were trained beside."""
         node, folder, tensors = self.cfg.model.vision, self.artifacts / "vision", self.checkpoint.weights.get("vision")
-        local = node.source is not None and Path(node.source).expanduser().is_dir()
+        local = is_folder(node.source)
         if not tensors and local:
             encoder = build(node)
             encoder.load_pretrained()

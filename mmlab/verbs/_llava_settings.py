@@ -100,4 +100,9 @@ def _tower(checkpoint: LlavaCheckpoint, choices: Choices) -> str | None:
 
 def reachable(source: str | None) -> bool:
     """Whether a source is a folder that is here, or a name on the hub."""
-    return source is not None and (Path(source).expanduser().is_dir() or ("/" in source and not looks_local(source)))
+    return is_folder(source) or (source is not None and "/" in source and not looks_local(source))
+
+
+def is_folder(source: str | None) -> bool:
+    """Whether a source is a folder that is here."""
+    return source is not None and Path(source).expanduser().is_dir()
