@@ -10,12 +10,15 @@ import errno
 import json
 import re
 from pathlib import Path
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
+
+from mmlab.config.errors import ConfigError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 LFS_POINTER = b"version https://git-lfs"
@@ -81,6 +84,23 @@ def find(source: str | Path, name: str) -> Path | None:
         return path if (path := folder / name).is_file() else None
     found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a config; None if there is no such file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a mapping.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a mapping.")
+    return content
 
 
 def _shard(source: str | Path, index: Path, name: str) -> Path:

@@ -3,7 +3,6 @@
 Nothing is computed: tensors are mapped from their files and renamed, so a checkpoint of any size takes no memory.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,23 +71,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return read_checkpoint(path) if path.is_dir() else read_file(path)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be loaded: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a config; None if there is no such file.
-
-    Raises:
-        ConfigError: it cannot be read, or is not a mapping.
-    """
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is not a mapping.")
-    return content
 
 
 def part_config(path: Path, kind: str, fields: Mapping[str, Any]) -> PretrainedConfig:

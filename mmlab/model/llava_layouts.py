@@ -8,8 +8,8 @@ from torch import Tensor, eye
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint_files import PICKLED, SAFETENSORS
-from mmlab.model.llava_checkpoint import BUFFERS, LlavaCheckpoint, part_config, read_json, read_weights, require
+from mmlab.model.checkpoint_files import PICKLED, SAFETENSORS, read_json
+from mmlab.model.llava_checkpoint import BUFFERS, LlavaCheckpoint, part_config, read_weights, require
 from mmlab.model.llava_own import PROJECTOR, read_lora, read_own, read_projector
 from mmlab.model.pretrained import quieten
 

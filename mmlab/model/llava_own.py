@@ -10,8 +10,9 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.model.checkpoint_files import read_json
 from mmlab.model.foreign_weights import matrices_of
-from mmlab.model.llava_checkpoint import BUFFERS, LlavaCheckpoint, part_config, read_json, read_weights, require
+from mmlab.model.llava_checkpoint import BUFFERS, LlavaCheckpoint, part_config, read_weights, require
 
 PROJECTOR, EXTRA = "mm_projector.bin", "non_lora_trainables.bin"
 """What LLaVA's stage 1 leaves, and what its LoRA training leaves beside the adapter."""

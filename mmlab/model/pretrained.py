@@ -6,7 +6,6 @@ random numbers. `load_pretrained` fills a part afterwards, unless the artifact o
 """
 
 import io
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -20,7 +19,7 @@ from transformers import AutoConfig, GenerationConfig, GgufConfig, PretrainedCon
 from transformers.utils import logging
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.model.checkpoint_files import check_gguf, read_checkpoint, split_gguf
+from mmlab.model.checkpoint_files import check_gguf, read_checkpoint, read_json, split_gguf
 from mmlab.model.config import PretrainedPartConfig
 from mmlab.weights import fill, verify_files
 
@@ -127,12 +126,7 @@ def refuse_code(source: str | Path) -> None:
     """Raise ConfigError when a config in a local folder asks transformers to run code of the checkpoint."""
     folder, _ = split_gguf(source)
     for path in (Path(folder).expanduser() / name for name in CONFIGS):
-        if not path.is_file():
-            continue
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}.") from error
+        fields = read_json(path) or {}
         if keys := [key for key in CODE_KEYS if key in fields]:
             raise ConfigError(
                 f"{path} has '{keys[0]}', which asks to run code from the checkpoint. Such code is never run; remove "

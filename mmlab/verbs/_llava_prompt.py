@@ -12,7 +12,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.sample_types import SampleError
 from mmlab.data.templates import TEMPLATES, Template
 from mmlab.data.turns import IMAGE, Turn
-from mmlab.model.llava_checkpoint import LlavaCheckpoint, read_json
+from mmlab.model.checkpoint_files import read_json
+from mmlab.model.llava_checkpoint import LlavaCheckpoint
 from mmlab.model.pretrained_tokenizer import load_tokenizer
 
 FILES = (

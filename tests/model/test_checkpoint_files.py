@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import read_checkpoint
+from mmlab.model.pretrained import refuse_code
 
 LAYOUTS = ["safetensors", "safetensors shards", "bin", "bin shards", "bin of torch 1.5"]
 
@@ -147,3 +149,10 @@ def test_a_folder_with_a_gguf_file_alone_says_how_to_load_it(tmp_path):
     (tmp_path / "model.Q4_1.gguf").touch()
     with pytest.raises(ValueError, match=rf"to load its GGUF file, set source={tmp_path}/model\.Q4_1\.gguf"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "says"), [("5", "is not a mapping"), ("{", "cannot be read")])
+def test_a_damaged_config_is_named(tmp_path, content, says):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=rf"config\.json {says}"):
+        refuse_code(tmp_path)
