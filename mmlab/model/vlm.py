@@ -51,14 +51,23 @@ class VisionLanguageModel(nn.Module):
         if len(pixels_N3HW) == 0:
             size = self.vision.image_size
             pixels_N3HW = pixels_N3HW.new_zeros(1, 3, size, size)
-        features = self.vision(pixels_N3HW)
+        features, name = self.vision(pixels_N3HW), type(self.vision).__name__
         tokens, width = self.vision.tokens_per_image, self.vision.width
+        if not isinstance(features, Tensor):
+            raise ConfigError(f"model.vision: {name} gives a {type(features).__name__}, not a tensor of features.")
         if features.shape != (len(pixels_N3HW), tokens, width):
             raise ConfigError(
-                f"model.vision: {type(self.vision).__name__} states tokens_per_image={tokens} and width={width}, but "
-                f"its features of {len(pixels_N3HW)} images are {list(features.shape)}."
+                f"model.vision: {name} states tokens_per_image={tokens} and width={width}, but its features of "
+                f"{len(pixels_N3HW)} images are {list(features.shape)}."
             )
+        features = self._readable(features)
         return features if self.qformer is None else self.qformer(features)
+
+    def _readable(self, features: Tensor) -> Tensor:
+        """Features in the dtype of the next part, unless autocast casts them: an own encoder may compute in another."""
+        weight = next((self.qformer or self.connector).parameters(), features)
+        casts = torch.is_autocast_enabled(features.device.type) and features.dtype != torch.float64
+        return features if casts else features.to(weight.dtype)
 
     def embed(self, input_ids_BT: Tensor, features_NPE: Tensor, image_positions_N2: Tensor) -> Tensor:
         """Embed tokens, and put each image's projected features at its positions.

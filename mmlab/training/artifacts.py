@@ -210,7 +210,7 @@ def fill_parts(
                 source = getattr(getattr(module, "settings", None), "source", None)
                 if source is not None:
                     verify_files(Path(source).expanduser())  # it may be an artifact, too
-                module.load_pretrained()
+                _load_pretrained(module, name)
     for part in parts.values() if not quantized else ():
         if isinstance(part, Dequantizable):
             part.dequantize()
@@ -289,6 +289,17 @@ def _warn_of_extension(run: Path, artifacts: Mapping[str, Path]) -> None:
         "the same `mmlab train` command completes it.",
         file=sys.stderr,
     )
+
+
+def _load_pretrained(module: StartsPretrained, name: str) -> None:
+    """Fill a module from its own source; one of a user's package is checked like the others."""
+    kind = type(module)
+    try:
+        module.load_pretrained()
+    except OSError as error:
+        raise ConfigError(f"model.{name}: {kind.__name__} cannot load its weights: {error}.") from error
+    if isinstance(module, nn.Module) and not kind.__module__.startswith("mmlab."):
+        require_finite(module, f"model.{name} ({kind.__name__})")
 
 
 def _load(part: nn.Module, path: Path) -> None:

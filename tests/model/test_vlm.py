@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from mmlab.config.errors import RunError
+from mmlab.config.errors import ConfigError, RunError
 from tests.model import tiny
 
 PATCHES = 4
@@ -174,3 +174,17 @@ def test_logits_that_are_not_finite_make_no_answer(tokenizer_folder, tongue):
         language.causal.get_output_embeddings().weight.fill_(3e38)
     with pytest.raises(RunError, match="The language model's logits have NaN or infinity"):
         language.generate(embeds, mask, max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_features_of_an_own_encoder_are_cast_for_the_connector(tokenizer_folder, dtype):
+    model = tiny.vlm(tokenizer_folder)
+    pixels = torch.zeros(2, 3, model.vision.image_size, model.vision.image_size, dtype=torch.uint8)
+    shape = (2, model.tokens_per_image, model.vision.width)
+    model.vision.register_forward_hook(lambda *call: torch.ones(shape, dtype=dtype))
+    assert model.connector(model.features(pixels)).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.connector(model.features(pixels)).dtype == torch.bfloat16
+    model.vision.register_forward_hook(lambda *call: (call[-1],))
+    with pytest.raises(ConfigError, match=r"model\.vision: VisionEncoder gives a tuple, not a tensor"):
+        model.features(pixels)

@@ -343,3 +343,19 @@ def test_a_part_that_a_run_changed_is_described_as_it_is_written(tmp_path):
     other: Any = nn.ModuleDict({"first_stage": nn.BatchNorm1d(3), "denoiser": nn.Linear(3, 3)})
     fill_parts(other, [tmp_path])
     assert same(other, model)
+
+
+class Own(nn.Linear):
+    """A part of a user's package."""
+
+    def load_pretrained(self) -> None:
+        if self.in_features == 1:
+            torch.load("nowhere.pt")
+        nn.init.constant_(self.weight, float("nan"))
+
+
+def test_weights_that_an_own_part_reads_are_checked():
+    with pytest.raises(ConfigError, match=r"model\.eye: Own cannot load its weights: .*nowhere\.pt"):
+        fill_parts(nn.ModuleDict({"eye": Own(1, 1)}), [])
+    with pytest.raises(RunError, match=r"model\.eye \(Own\) has NaN or infinity in weight"):
+        fill_parts(nn.ModuleDict({"eye": Own(2, 1)}), [])
