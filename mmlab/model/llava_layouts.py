@@ -85,6 +85,8 @@ def _port(path: Path, config: dict[str, Any]) -> LlavaCheckpoint:
         raise ConfigError(f"{path} reads its vision tower at the layers {layers}; mmlab's encoder reads one.")
     if config.get("quantization_config") is not None:
         raise ConfigError(f"{path} has quantized weights; convert the checkpoint it was made from.")
+    if (path / "adapter" / "adapter_config.json").is_file():  # as mmlab export writes it with merge=false
+        raise ConfigError(f"{path} has an adapter beside its weights, which is not read; export it with merge=true.")
     text, vision = config["text_config"], config["vision_config"]
     strategy = config.get("vision_feature_select_strategy", "default")
     checkpoint = LlavaCheckpoint(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,11 @@ def prompt_of(checkpoint: LlavaCheckpoint, tokenizer: Any, template: str | None)
                 return {"template": name, **prompt}, False
         if _fits_own(tokenizer):
             return {"template": "tokenizer"}, True
+        print(
+            f"WARNING: no template here writes what the chat template of {checkpoint.path} writes; give the one "
+            "that it was trained with as --template (plain, if that was captions alone).",
+            file=sys.stderr,
+        )
     return {"template": "v1" if len(checkpoint.weights["connector"]) > 2 else "v0"}, False
 
 

@@ -61,6 +61,20 @@ def test_what_is_exported_comes_back(work, monkeypatch, name):
     assert configs[0].model.connector == configs[1].model.connector
 
 
+def test_what_a_port_cannot_say_of_itself(work, tmp_path, capsys):
+    apart = shutil.copytree(work / "port", tmp_path / "apart")
+    (apart / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0]['content'][1]['text'] }}"}))
+    (apart / "tokenizer_config.json").write_text(
+        json.dumps({**json.loads((apart / "tokenizer_config.json").read_text()), "chat_template": None})
+    )
+    assert cli.main(["convert", "llava", str(apart), str(tmp_path / "run")]) == 0
+    assert "no template here writes what the chat template of" in capsys.readouterr().err
+    (apart / "adapter").mkdir()
+    (apart / "adapter" / "adapter_config.json").write_text("{}")
+    assert cli.main(["convert", "llava", str(apart), str(tmp_path / "other")]) == 2
+    assert "has an adapter beside its weights, which is not read" in capsys.readouterr().err
+
+
 def train(*argv: str) -> int:
     data = ["data=shapes", "data.root=shapes", "data.global_batch=2", "data.micro_batch=2", "data.max_length=512"]
     callbacks = ["callbacks.samples=null", "trainer.max_steps=1", CPU]
