@@ -16,6 +16,7 @@ from mmlab.model.causal_models import attention_of, causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.packed_rows import masks, separate, takes_masks
 from mmlab.model.pretrained import (
+    ExactBuffers,
     build_model,
     load_pretrained,
     load_weights,
@@ -27,7 +28,7 @@ from mmlab.model.quantization import dequantize, quantize
 from mmlab.weights import content_hash, finite, note_identity
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(ExactBuffers):
     """Any `AutoModelForCausalLM`, fed embeddings, with its tokenizer.
 
     Args:

@@ -16,6 +16,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.config import VisionEncoderConfig
 from mmlab.model.preprocessing import FILE, pixels_of, read_preprocessor, statistics, three_numbers
 from mmlab.model.pretrained import (
+    ExactBuffers,
     build_model,
     load_pretrained,
     load_weights,
@@ -86,7 +87,7 @@ def require_encoder(vision: Any) -> None:
         )
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(ExactBuffers):
     """A vision tower of transformers, read at its hidden layer `feature_layer`.
 
     LLaVA reads the layer before the last one (section 4.1, "before and after the last Transformer layer"; table 8 of

@@ -278,3 +278,17 @@ def test_a_source_without_weights_lists_what_it_has(tmp_path, tokenizer_folder):
     ):
         with pytest.raises(ConfigError, match=rf"^{name} cannot be loaded: {reason}"):
             fill()
+
+
+def test_buffers_that_are_no_weights_stay_exact_in_bf16(tokenizer_folder):
+    model = tiny.vlm(tokenizer_folder)
+    before = {
+        name: value.clone()
+        for name, value in model.named_buffers()
+        if name not in model.state_dict() and value.dtype.is_floating_point
+    }
+    assert any("inv_freq" in name for name in before) and "vision.mean" in before
+    model.to(torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    for name, value in before.items():
+        assert torch.equal(model.get_buffer(name), value)
