@@ -46,8 +46,9 @@ def sheet(root: Path, photos: list[groceries.Photo], answers: dict[str, list[str
     pictures = [Image.open(root / "grocery-store/dataset" / photos[n].path).convert("RGB") for n in chosen]
     notes = ["\n".join(f"{STAGES[stage]}: {answers[stage][n]}" for stage in answers) for n in chosen]
     colors = [GOOD if groceries.is_right(answers["full"][n], photos[n].coarse, names) else BAD for n in chosen]
-    labels = [photos[n].what for n in chosen]
-    contact_sheet(pictures, notes, 5, colors, labels, cell=224, title="What is this?").save("sheet.png")
+    labels = [groceries.fine_words(photos[n].fine, photos[n].coarse) for n in chosen]
+    drawn = contact_sheet(pictures, notes, 5, colors, labels, cell=192, title="What is this?")
+    drawn.quantize(128).save("sheet.png")
 
 
 def main(root: Path, seconds: int) -> None:
