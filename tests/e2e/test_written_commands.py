@@ -21,6 +21,16 @@ PAGES += [*ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*/README.md")]
 RECIPE = "experiment=llava/align_tiny"
 
 
+def write_own_pages(folder: Path) -> None:
+    """Write the configs of a user's own that pages show, each below its path."""
+    for page in PAGES:
+        for name, text in re.findall(
+            r"^```yaml\n# (conf/\S+\.yaml)(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(f"#{text}", encoding="utf-8")
+
+
 def texts() -> Iterator[str]:
     """Code blocks in pages, comments in configs, docstrings of verbs."""
     for page in PAGES:
@@ -113,6 +123,7 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_is_valid(tmp_path, monkeypatch, capsys, command):
+    write_own_pages(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert give(monkeypatch, command) == 0, capsys.readouterr().err
 
