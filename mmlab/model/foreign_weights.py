@@ -3,7 +3,6 @@
 Legend: r rank of an adapter.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from math import sqrt
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import SAFETENSORS, read_checkpoint
 from mmlab.model.pretrained import common_dtype, quieten, without_report
+from mmlab.runs.disk import to_json
 
 SHARD = 1 << 30
 """Bytes of weights in a file, as fp32; that many are in memory while it is written."""
@@ -121,7 +121,7 @@ def write_model(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], s
         places = {key: file for file, keys in files.items() for key in keys}
         size = sum((folder / file).stat().st_size for file in files)
         index = {"metadata": {"total_size": size}, "weight_map": places}
-        (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{SAFETENSORS}.index.json").write_text(to_json(index, indent=2) + "\n")
     written = read_checkpoint(folder)
     return {name: written[names[id(value)]] for name, value in own.items()}
 

@@ -1,6 +1,5 @@
 """Vision encoders. Legend: N images, P tokens per image, D width, H/W pixels."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from mmlab.model.pretrained import (
     require_source,
 )
 from mmlab.model.vision_layout import inputs_of, layers_of, layout_of, native_size, tokens_of
+from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
 
@@ -209,7 +209,7 @@ class VisionEncoder(ExactBuffers):
         with self._whole_tower():
             self.tower.save_pretrained(folder)
         if self._preprocessor and not (self.settings.image_mean and self.settings.image_std):
-            (folder / FILE).write_text(json.dumps(self._preprocessor, indent=2) + "\n")
+            (folder / FILE).write_text(to_json(self._preprocessor, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Fill the whole tower from a transformers folder; raises ConfigError when it does not fit."""

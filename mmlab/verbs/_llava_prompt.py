@@ -16,6 +16,7 @@ from mmlab.data.turns import IMAGE, Turn
 from mmlab.model.checkpoint_files import read_json
 from mmlab.model.llava_checkpoint import LlavaCheckpoint
 from mmlab.model.pretrained_tokenizer import load_tokenizer
+from mmlab.runs.disk import to_json
 
 FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -65,7 +66,7 @@ def cut_tokens(folder: Path, tokens: list[str]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     content["added_tokens"] = [each for each in content["added_tokens"] if each["content"] not in tokens]
     content["padding"] = None
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    path.write_text(to_json(content, ensure_ascii=False), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     for key, value in list(settings.items()):
@@ -75,7 +76,7 @@ def cut_tokens(folder: Path, tokens: list[str]) -> None:
             settings[key] = {name: each for name, each in value.items() if _content(each) not in tokens}
         elif isinstance(value, list):
             settings[key] = [each for each in value if _content(each) not in tokens]
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.write_text(to_json(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _content(token: Any) -> Any:

@@ -90,7 +90,10 @@ def test_a_later_stage_starts_from_the_sum(work, monkeypatch, capsys, first):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("+stage.lora.language.rank=4 stage.trainable=[connector]", "stage.lora names 'language', which is not in"),
+        (
+            "+stage.lora.language.rank=4 stage.trainable=[connector]",
+            "names 'language', which is not a part in stage.trainable",
+        ),
         ("+stage.lora.langage.rank=4", "stage.lora: the model has no part 'langage'. Did you mean 'language'?"),
         ("+stage.lora.language.rnk=4", "There is no key 'stage.lora.language.rnk'. Did you mean 'rank'?"),
         ("+stage.lora.language=4", "'stage.lora.language' is a section with its own keys"),

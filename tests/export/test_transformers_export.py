@@ -1,7 +1,7 @@
 """Exported runs in transformers: the same pixels, token ids, logits and tokens as in mmlab."""
 
-import base64
 import io
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import openai
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -384,6 +383,20 @@ def test_a_model_that_transformers_computes_otherwise_is_refused(tokenizers, tmp
 BLOCKED = "import sys; sys.modules['mmlab'] = None; "
 """Begins a script in which mmlab cannot be imported."""
 
+CLIENT = """
+import base64, json, sys, openai
+port, model, photo, question = sys.argv[1:]
+client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+data = base64.b64encode(open(photo, "rb").read()).decode()
+picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+asked = [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+reply = client.chat.completions.create(model=model, messages=asked, max_tokens=8)
+streamed = client.chat.completions.create(model=model, messages=asked, max_tokens=8, stream=True)
+parts = [part.choices[0].delta.content or "" for part in streamed]
+print(json.dumps([reply.choices[0].message.content, "".join(parts)]))
+"""
+"""Asks for an answer, whole and in parts. A process of its own: wandb reports when openai is imported in its own."""
+
 
 def seer(tokenizer: Path) -> list[str]:
     small = "hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, num_attention_heads: 2"
@@ -467,14 +480,9 @@ def test_transformers_serves_the_folder_to_an_openai_client(exported, work):
         server = subprocess.Popen(argv, stdout=log, stderr=log, cwd=work, env=environment)
     try:
         _wait(f"http://127.0.0.1:{port}/health", server, work / "serve.log")
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        data = base64.b64encode((work / "photo.png").read_bytes()).decode()
-        picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-        asked = [{"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}]
-        reply = client.chat.completions.create(model=str(out), messages=asked, max_tokens=8)
-        assert reply.choices[0].message.content.strip() == words
-        streamed = client.chat.completions.create(model=str(out), messages=asked, max_tokens=8, stream=True)
-        assert "".join(part.choices[0].delta.content or "" for part in streamed).strip() == words
+        argv = [sys.executable, "-c", CLIENT, str(port), str(out), str(work / "photo.png"), QUESTION]
+        replies = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert [reply.strip() for reply in json.loads(replies)] == [words, words]
     finally:
         server.kill()
         server.wait(30)
