@@ -28,7 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.stage.assembly import read_in_bf16
-from mmlab.training.artifacts import describe_frozen, fill_parts
+from mmlab.training.artifacts import describe_frozen
+from mmlab.training.filling import fill_parts
 
 SIZE = 2 << 30
 CASES = [

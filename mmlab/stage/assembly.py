@@ -22,7 +22,8 @@ from mmlab.runs.ranks import rank
 from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.stage.stage import Stage
-from mmlab.training.artifacts import describe_base, fill_parts, random_parts
+from mmlab.training.artifacts import describe_base
+from mmlab.training.filling import fill_parts, random_parts
 from mmlab.training.lora import add_adapters
 from mmlab.training.run_identity import check_tokenizers
 from mmlab.training.trainable import parts_of

@@ -3,30 +3,17 @@
 import hashlib
 import json
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmlab.config.errors import ConfigError
 from mmlab.runs.disk import DRAFT, replacing, to_json
-from mmlab.runs.finished_runs import finished
-from mmlab.runs.ranks import rank
-from mmlab.training.lora import adapter_weights, is_adapter, merge_adapter, save_adapter
-from mmlab.training.trainable import HasUnused, parts_of
-from mmlab.weights import (
-    CARD,
-    content_hash,
-    file_hashes,
-    fill,
-    hash_of,
-    note_identity,
-    require_finite,
-    verify_files,
-)
+from mmlab.training.lora import adapter_weights, is_adapter, save_adapter
+from mmlab.training.trainable import parts_of
+from mmlab.weights import CARD, content_hash, file_hashes, hash_of, require_finite
 
 WEIGHTS = "model.safetensors"
 
@@ -40,20 +27,6 @@ class SavesItself(Protocol):
     def load(self, folder: Path) -> None: ...
 
     def describe(self) -> dict[str, Any]: ...
-
-
-@runtime_checkable
-class StartsPretrained(Protocol):
-    """A module whose settings may name pretrained weights; its constructor does not read them."""
-
-    def load_pretrained(self) -> None: ...
-
-
-@runtime_checkable
-class Dequantizable(Protocol):
-    """A part that may have 4-bit weights."""
-
-    def dequantize(self) -> None: ...
 
 
 def describe(module: nn.Module, trained: bool = False) -> dict[str, Any]:
@@ -159,188 +132,21 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     (folder / CARD).write_text(to_json({**facts, "files": file_hashes(folder)}, indent=2) + "\n")
 
 
-def fill_parts(
-    model: nn.Module, runs: Sequence[str | Path], quantized: bool = True, merge: bool = True
-) -> dict[str, Path]:
-    """Fill the model's parts: from the artifacts of earlier runs, of which a later one wins, or else with the
-    pretrained weights that their settings name. Then adapters among the artifacts are merged into the parts, in the
-    order of the runs. The other parts stay as they were initialized. A run that was extended and has not finished since
-    has the artifacts of its earlier end, which a warning says.
-
-    Args:
-        model: its direct children are the parts.
-        runs: run folders that hold `artifacts/<part>/`.
-        quantized: keep 4-bit weights as they are, with their adapters beside them; otherwise they become plain ones of
-            the same values, into which adapters are merged.
-        merge: with the adapters of the last run.
-
-    Returns:
-        The artifact that each part was filled from; the last one, if it has adapters.
-
-    Raises:
-        ConfigError: a run without a fitting part, weights of other names or shapes, a part that was trained with
-            frozen parts other than these, or an adapter that was trained on other weights.
-        RunError: an artifact whose files are not those that were written.
-    """
-    parts = parts_of(model)
-    sources: dict[str, Path] = {}
-    adapters: dict[str, list[Path]] = {}
-    for run in runs:
-        artifacts = _artifacts(Path(run))
-        _warn_of_extension(Path(run), artifacts)
-        fitting = {name: path for name, path in artifacts.items() if name in parts}
-        if not fitting:
-            none = "it has no artifacts; the same `mmlab train` command completes it."
-            has = f"it has {', '.join(artifacts)}." if artifacts else none
-            raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}: {has}")
-        for name, path in fitting.items():
-            if is_adapter(path) and not merge and run == runs[-1]:
-                continue
-            if is_adapter(path):
-                adapters.setdefault(name, []).append(path)
-            else:
-                sources[name] = path
-                adapters.pop(name, None)
-    for name, part in parts.items():
-        if name in sources:
-            _load(part, sources[name])
-            continue
-        for module in part.modules():
-            if isinstance(module, StartsPretrained):
-                source = getattr(getattr(module, "settings", None), "source", None)
-                if source is not None:
-                    verify_files(Path(source).expanduser())  # it may be an artifact, too
-                _load_pretrained(module, name)
-    for part in parts.values() if not quantized else ():
-        if isinstance(part, Dequantizable):
-            part.dequantize()
-    for name, paths in adapters.items():
-        for path in paths:
-            _merge(parts[name], name, path)
-            sources[name] = path
-    _refuse_strangers(sources, parts)
-    return sources
-
-
-def random_parts(model: nn.Module, sources: Mapping[str, Path]) -> list[str]:
-    """Return the parts with frozen weights that are random: neither an artifact nor pretrained weights filled them.
-
-    Args:
-        model: filled, with its trainable weights marked.
-        sources: the artifact that each part was filled from, as `fill_parts` returns it.
-    """
-    unused = {weight for module in model.modules() if isinstance(module, HasUnused) for weight in module.unused()}
-    frozen = {
-        name
-        for name, part in parts_of(model).items()
-        if any(not weight.requires_grad and weight not in unused for weight in part.parameters())
-    }
-    return [
-        name
-        for name, part in parts_of(model).items()
-        if name in frozen and name not in sources and not _is_filled(part)
-    ]
-
-
-def _is_filled(part: nn.Module) -> bool:
-    """Whether a part starts from weights of its own; one of two encoders, only if both do."""
-    starting = list(_starting(part))
-    return bool(starting) and all(map(_reads_weights, starting))
-
-
-def _starting(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost modules that may start from weights of their own."""
-    if isinstance(module, StartsPretrained):
-        yield module
-    else:
-        for child in module.children():
-            yield from _starting(child)
-
-
-def _reads_weights(module: nn.Module) -> bool:
-    """Whether the settings of a module that `StartsPretrained` name such weights, which it has read."""
-    settings = getattr(module, "settings", None)
-    return getattr(settings, "source", "") is not None and getattr(settings, "init", "pretrained") == "pretrained"
-
-
 def content_hashes(folder: Path) -> dict[str, str]:
     """Part → hash of its weights, of all parts that a run trained or used frozen, without loading them."""
     hashes: dict[str, str] = {}
-    for path in _artifacts(folder).values():
+    for path in artifacts_of(folder).values():
         card = json.loads((path / CARD).read_text())
         hashes |= {name: other.get("content_hash") for name, other in card.get("against", {}).items()}
         hashes[path.name] = card.get("content_hash")
     return hashes
 
 
-def _artifacts(run: Path) -> dict[str, Path]:
+def artifacts_of(run: Path) -> dict[str, Path]:
     """Part → its folder, of all parts that a run has left."""
     return {path.parent.name: path.parent for path in sorted(run.glob(f"artifacts/[!.]*/{CARD}"))}
-
-
-def _warn_of_extension(run: Path, artifacts: Mapping[str, Path]) -> None:
-    """Say so if a run was extended and has not finished since: its artifacts are of the earlier end."""
-    if not artifacts or rank() or finished(run) or not (run / "config.yaml").is_file():
-        return
-    steps = {json.loads((path / CARD).read_text()).get("steps") for path in artifacts.values()} - {None}
-    of = f"of step {max(steps)}" if steps else "of an earlier end"
-    print(
-        f"WARNING: {run} is not complete, and its artifacts are {of}: it was extended, or stopped while it saved them; "
-        "the same `mmlab train` command completes it.",
-        file=sys.stderr,
-    )
-
-
-def _load_pretrained(module: StartsPretrained, name: str) -> None:
-    """Fill a module from its own source; one of a user's package is checked like the others."""
-    kind = type(module)
-    try:
-        module.load_pretrained()
-    except OSError as error:
-        raise ConfigError(f"model.{name}: {kind.__name__} cannot load its weights: {error}.") from error
-    if isinstance(module, nn.Module) and not kind.__module__.startswith("mmlab."):
-        require_finite(module, f"model.{name} ({kind.__name__})")
-
-
-def _load(part: nn.Module, path: Path) -> None:
-    verify_files(path)
-    if isinstance(part, SavesItself):
-        part.load(path)
-    elif (path / WEIGHTS).is_file():
-        fill(part, load_file(path / WEIGHTS), path)
-    else:
-        raise ConfigError(f"{path} does not fit the model: it has no {WEIGHTS}, so it is not a {type(part).__name__}.")
-
-
-def _merge(part: nn.Module, name: str, path: Path) -> None:
-    """Merge an adapter into the weights that it was trained on."""
-    verify_files(path)
-    card = json.loads((path / CARD).read_text())
-    needed, actual = card["base"]["content_hash"], describe(part)["content_hash"]
-    if needed not in (None, actual):  # unknown for an adapter of another code base
-        raise ConfigError(
-            f"{path} is an adapter of another {name}: the hash of its weights was {needed}, not {actual}. Load the "
-            f"{name} that it was trained on, or train it again."
-        )
-    merge_adapter(part, path)
-    note_identity(part, card["content_hash"])
 
 
 def merged_hash(base: str | None, adapter: Mapping[str, Tensor]) -> str:
     """The identity of weights with an adapter: of the base's hash and the adapter's values."""
     return hashlib.sha256(f"{base} {hash_of(adapter, trained=True)}".encode()).hexdigest()
-
-
-def _refuse_strangers(sources: dict[str, Path], parts: dict[str, nn.Module]) -> None:
-    """Check what each loaded part was trained beside: a connector is useless with another vision encoder."""
-    actual: dict[str, dict[str, Any]] = {}
-    for name, path in sources.items():
-        against = json.loads((path / CARD).read_text()).get("against", {})
-        for other in against.keys() & parts.keys():
-            actual.setdefault(other, describe(parts[other]))
-            for field, value in against[other].items():
-                if field in actual[other] and actual[other][field] != value:
-                    raise ConfigError(
-                        f"{path} was trained with another {other}: its {field} was {value}, not "
-                        f"{actual[other][field]}. Load the same {other}, or train {name} again."
-                    )

@@ -17,7 +17,8 @@ from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.model.first_stage import FirstStage, Posterior, to_signed
 from mmlab.runs.run import finish
-from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts
+from mmlab.training.artifacts import describe_frozen, save_parts
+from mmlab.training.filling import fill_parts
 from tests.stage.tiny_diffusion import NAMES, _png
 
 SIDE = 8

@@ -9,7 +9,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.connector import FusedMLPConnector
 from mmlab.model.fused_vision import FusedVisionEncoder
 from mmlab.model.preprocessing import resized
-from mmlab.training.artifacts import fill_parts, random_parts, save_parts
+from mmlab.training.artifacts import save_parts
+from mmlab.training.filling import fill_parts, random_parts
 from mmlab.training.trainable import set_trainable
 from tests.model import tiny
 

@@ -24,7 +24,8 @@ from mmlab.runs.check import check_trainable
 from mmlab.stage.assembly import build_stage
 from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.stage.config import AutoencoderTrainingConfig
-from mmlab.training.artifacts import fill_parts, save_parts
+from mmlab.training.artifacts import save_parts
+from mmlab.training.filling import fill_parts
 from mmlab.training.trainable import parts_of
 from tests.stage.tiny_adversarial import PARTS, data_of, model, stage, train
 from tests.stage.tiny_stage import fit, make_stage

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from mmlab.config.errors import ConfigError
 from mmlab.stage.config import QFormerPretrainingConfig
 from mmlab.stage.qformer_pretraining import contrastive_loss, hard_negatives
-from mmlab.training.artifacts import describe_frozen, fill_parts, save_parts
+from mmlab.training.artifacts import describe_frozen, save_parts
+from mmlab.training.filling import fill_parts
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, first_batch, fit, make_stage
 from tests.tiny_shapes import make_shapes

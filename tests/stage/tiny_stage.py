@@ -15,8 +15,8 @@ from mmlab.data.module import ShardDataModule
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
 from mmlab.model.dual_encoder import DualEncoder, TextEncoder
 from mmlab.stage.config import StageConfig
-from mmlab.training.artifacts import fill_parts
 from mmlab.training.config import AdamWConfig
+from mmlab.training.filling import fill_parts
 from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
 from tests.model import tiny

@@ -15,7 +15,8 @@ from mmlab.model.config import LanguageModelConfig, VisionEncoderConfig
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
 from mmlab.runs.disk import DRAFT
-from mmlab.training.artifacts import content_hashes, describe, describe_frozen, fill_parts, save_parts, write_card
+from mmlab.training.artifacts import content_hashes, describe, describe_frozen, save_parts, write_card
+from mmlab.training.filling import fill_parts
 from mmlab.weights import CARD, content_hash, note_identity
 from tests.model import tiny
 

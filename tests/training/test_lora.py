@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from mmlab.config.errors import ConfigError, RunError
-from mmlab.training.artifacts import describe_base, describe_frozen, fill_parts, save_parts
+from mmlab.training.artifacts import describe_base, describe_frozen, save_parts
 from mmlab.training.config import LoRAConfig
+from mmlab.training.filling import fill_parts
 from mmlab.training.lora import adapter_weights, add_adapters, is_adapted, merge_adapter
 from mmlab.training.trainable import count_parameters, set_trainable
 from mmlab.weights import CARD

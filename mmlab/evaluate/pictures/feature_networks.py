@@ -20,7 +20,7 @@ from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.model.preprocessing import resized
 from mmlab.runs.references import locate_files
 from mmlab.runs.run import find_run, load_run_config
-from mmlab.training.artifacts import fill_parts
+from mmlab.training.filling import fill_parts
 from mmlab.weights import content_hash
 
 INCEPTION = "inception"
