@@ -21,13 +21,12 @@ from mmlab.data.turns import IMAGE, tokenizer_name
 from mmlab.export.adapters import write_adapters
 from mmlab.export.chat_jinja import LATER, different_ids, exact_template
 from mmlab.export.transformers_modules import add_image_token, blip2, llava
+from mmlab.model.config import ANSWER_TOKENS
 from mmlab.model.language import LanguageOnly
 from mmlab.model.pretrained import NO_CODE, quieten
 from mmlab.model.vlm import VisionLanguageModel
 
 NO_ADAPTERS: Mapping[str, Path] = {}
-NEW_TOKENS = 256
-"""Longest answer, as `mmlab chat`."""
 
 
 def export_language(
@@ -100,14 +99,10 @@ def export_vision_language(
     ours, normalized = _logits(model, probe, pixels), vision.normalize(pixels)
     image_id = add_image_token(tokenizer, causal)
     processed = image_processor(aspect, size, vision.image_mean, vision.image_std)
-    with vision._whole_tower() if model.qformer is None else nullcontext():
+    with vision.whole_tower() if model.qformer is None else nullcontext():
         exported = (llava if model.qformer is None else blip2)(model, image_id)
         inputs = processed(picture, return_tensors="pt").to(dtype)
-        if not torch.allclose(inputs["pixel_values"], normalized, 1e-2, 1e-5 if dtype == torch.float32 else 1e-2):
-            raise ConfigError(
-                f"transformers' image processors cannot normalize pixels as {type(vision).__name__} does, which has to "
-                "be by its image_mean and image_std."
-            )
+        _check_pixels(inputs["pixel_values"], normalized, vision)
         # Large models amplify the last bits of the pixels, so both get the same ones.
         inputs["pixel_values"] = normalized
         _check(ours, exported, torch.tensor([[image_id] * places + probe]), inputs, vision)
@@ -125,12 +120,16 @@ def export_vision_language(
     notes += _later(later)
     if aspect == "pad" and (color := tuple(int(mean * 255) for mean in vision.image_mean)) != PAD_COLOR:
         notes.append(f"pictures that are not square are padded with the color {color}, not {PAD_COLOR}.")
-    modules = {type(each).__module__ for each in (vision.tower, vision.tower.config)}
-    imports = sorted(f"import {each}; " for each in modules if not each.startswith("transformers."))
     load = f'{type(exported).__name__}.from_pretrained("{out}")'
     if adapters:
         load = _write_adapters(adapters, model, exported, out, load)
-    return f'{"".join(imports)}{load}, AutoProcessor.from_pretrained("{out}")', notes
+    return f'{_imports(vision)}{load}, AutoProcessor.from_pretrained("{out}")', notes
+
+
+def _imports(vision: Any) -> str:
+    """The statements before the line that loads a tower of a user's own package."""
+    modules = {type(each).__module__ for each in (vision.tower, vision.tower.config)}
+    return "".join(sorted(f"import {each}; " for each in modules if not each.startswith("transformers.")))
 
 
 def _write_adapters(adapters: Mapping[str, Path], model: Any, exported: Any, out: Path, load: str) -> str:
@@ -144,6 +143,15 @@ def _logits(model: VisionLanguageModel, probe: list[int], pixels_13HW: torch.Ten
     row = torch.tensor([[0] * model.tokens_per_image + probe])
     embeds = model.embed(row, model.features(pixels_13HW), torch.tensor([[0, 0]]))
     return model.language.causal(inputs_embeds=embeds, use_cache=False).logits[0].float()
+
+
+def _check_pixels(processed: torch.Tensor, normalized: torch.Tensor, vision: Any) -> None:
+    """Raise ConfigError unless transformers' image processor gives what the tower reads."""
+    if not torch.allclose(processed, normalized, 1e-2, 1e-5 if normalized.dtype == torch.float32 else 1e-2):
+        raise ConfigError(
+            f"transformers' image processors cannot normalize pixels as {type(vision).__name__} does, which has to be "
+            "by its image_mean and image_std."
+        )
 
 
 @torch.no_grad()
@@ -223,7 +231,7 @@ def generation_config(causal: Any, ends: Collection[int], padding: int) -> Gener
     settings = copy.deepcopy(causal.generation_config)
     for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
         setattr(settings, name, None)
-    settings.do_sample, settings.max_new_tokens, settings._from_model_config = False, NEW_TOKENS, False
+    settings.do_sample, settings.max_new_tokens, settings._from_model_config = False, ANSWER_TOKENS, False
     own = settings.eos_token_id
     settings.eos_token_id = sorted({*([own] if isinstance(own, int) else own or []), *ends})
     settings.pad_token_id = padding

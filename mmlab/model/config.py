@@ -7,6 +7,9 @@ from omegaconf import MISSING
 
 from mmlab.config.fields import Settings, choice, number, section
 
+ANSWER_TOKENS = 256
+"""Longest answer of `mmlab chat` and of an exported model."""
+
 
 @dataclass
 class PretrainedPartConfig(Settings):

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mmlab.config.errors import ConfigError
 from mmlab.model.causal_models import attention_of, causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
+from mmlab.model.exact_buffers import ExactBuffers
 from mmlab.model.packed_rows import masks, separate, takes_masks
 from mmlab.model.pretrained import (
-    ExactBuffers,
     build_model,
     load_pretrained,
     load_weights,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, GgufConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -118,7 +118,8 @@ def _from_architecture(architecture: dict[str, Any], defaults: dict[str, Any], p
 
 
 def on_meta() -> bool:
-    """Whether models are built only to count their parameters: nothing is then read from the hub or a folder."""
+    """Whether models are built only to count their parameters: no weights are then read, and a config only if there is
+    no `architecture`."""
     return torch.get_default_device().type == "meta"
 
 
@@ -269,23 +270,6 @@ def _generation_config(source: str | Path, stored: PreTrainedModel) -> Any:
             return stored.generation_config if gguf else GenerationConfig.from_pretrained(folder)
     except OSError:  # it has none, so the model's config says how it generates
         return stored.generation_config
-
-
-class ExactBuffers(nn.Module):
-    """A part whose non-persistent buffers stay in the precision in which they were computed.
-
-    They are no weights: rotary frequencies, and the mean of pixels. With frequencies in bf16 the angles of position
-    1,000 are off by up to a radian, and a model would be trained with other positions than it is evaluated with.
-    """
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        buffers = [(m, name, m._buffers[name]) for m in self.modules() for name in m._non_persistent_buffers_set]
-        super()._apply(fn, recurse)
-        for module, name, before in buffers:
-            now = module._buffers[name]
-            if before is not None and now is not None and now.dtype.itemsize < before.dtype.itemsize:
-                module._buffers[name] = before.to(now.device)
-        return self
 
 
 def read_tensors(source: str, prefixes: tuple[str, ...], part: str) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import VisionEncoderConfig
+from mmlab.model.exact_buffers import ExactBuffers
 from mmlab.model.preprocessing import FILE, pixels_of, read_preprocessor, statistics, three_numbers
 from mmlab.model.pretrained import (
-    ExactBuffers,
     build_model,
     load_pretrained,
     load_weights,
@@ -38,7 +38,7 @@ class ImageEncoder(Protocol):
     weights and reads none, because `mmlab plan` calls it on the meta device. The module normalizes pixels on its own.
     While it is frozen it is in eval mode, and an image's features must not depend on the other images of a batch.
 
-    It may have more, each for itself, see `mmlab.training.artifacts` and `mmlab.training.trainable`:
+    It may have more, each for itself, see `mmlab.training.artifacts`, `filling` and `trainable`:
 
     - `load_pretrained()` fills it with weights of its own; without it, and without a run in `stage.init_from` that
       trained it, its weights count as random, and the run saves them.
@@ -206,19 +206,19 @@ class VisionEncoder(ExactBuffers):
 
     def save(self, folder: Path) -> None:
         """Write the whole tower, unused layers included, as a transformers folder."""
-        with self._whole_tower():
+        with self.whole_tower():
             self.tower.save_pretrained(folder)
         if self._preprocessor and not (self.settings.image_mean and self.settings.image_std):
             (folder / FILE).write_text(to_json(self._preprocessor, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Fill the whole tower from a transformers folder; raises ConfigError when it does not fit."""
-        with self._whole_tower():
+        with self.whole_tower():
             load_weights(self.tower, folder)
 
     def load_pretrained(self) -> None:
         """Fill the whole tower from the source of the settings; raises ConfigError when it does not fit."""
-        with self._whole_tower():
+        with self.whole_tower():
             if self._by_auto:
                 load_pretrained(self.tower, self.settings, "vision")
             elif self.settings.init == "pretrained":
@@ -232,7 +232,7 @@ class VisionEncoder(ExactBuffers):
         return {"feature_layer": self.feature_layer, "class_token": self.keep_class, **size}
 
     @contextmanager
-    def _whole_tower(self) -> Iterator[None]:
+    def whole_tower(self) -> Iterator[None]:
         """Put the unused layers back into the tower meanwhile: checkpoints have all of its layers."""
         used = len(self._layers)
         self._layers.extend(self.unused_layers)

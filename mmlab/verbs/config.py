@@ -9,6 +9,7 @@ from omegaconf import MISSING, OmegaConf
 from mmlab.config.fields import Settings, check_fields, choice, number, section
 from mmlab.data.config import ShardsConfig
 from mmlab.evaluate.config import METRICS
+from mmlab.model.config import ANSWER_TOKENS
 from mmlab.runs.config import RunConfig, SweepConfig
 from mmlab.runs.naming import name_run
 from mmlab.training.config import HardwareConfig, TrainerConfig
@@ -155,7 +156,7 @@ class ChatConfig(Settings):
     image: str | None = None  # file
     question: str | None = None  # None: ask at the terminal
     template: str | None = None  # chat template; None: the one of training
-    max_new_tokens: int = number(256, above=0)
+    max_new_tokens: int = number(ANSWER_TOKENS, above=0)
     temperature: float = number(0.0, at_least=0)
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
 

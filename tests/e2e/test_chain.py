@@ -95,7 +95,7 @@ def test_a_run_is_assembled_from_earlier_runs(work, monkeypatch):
     model, _ = restore(Path("runs/llava-align_tiny-short"))
     vision = AutoModel.from_pretrained("runs/llava-vision_tiny-short/artifacts/vision").state_dict()
     language = AutoModelForCausalLM.from_pretrained("runs/llava-language_tiny-short/artifacts/language").state_dict()
-    with model.vision._whole_tower():
+    with model.vision.whole_tower():
         ours = model.vision.tower.state_dict()
     assert ours.keys() == vision.keys() and all(torch.equal(ours[k], vision[k]) for k in vision)
     assert all(torch.equal(v, language[k]) for k, v in model.language.causal.state_dict().items())

@@ -42,8 +42,9 @@ from mmlab.model.vision import VisionEncoder
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.runs.run import finish
 from mmlab.stage.assembly import build_stage
-from mmlab.training.artifacts import describe_base, describe_frozen, fill_parts, save_parts
+from mmlab.training.artifacts import describe_base, describe_frozen, save_parts
 from mmlab.training.config import LoRAConfig
+from mmlab.training.filling import fill_parts
 from mmlab.training.lora import add_adapters
 from tests.evaluate.tiny_scores import make_run
 from tests.export.tiny_chats import messages, photo, png

@@ -18,7 +18,7 @@ def test_features_equal_the_towers_hidden_state(kind, layer):
     torch.manual_seed(0)
     encoder = tiny.vision(kind, feature_layer=layer).eval()
     ours = encoder(PIXELS)
-    with encoder._whole_tower():
+    with encoder.whole_tower():
         captured = []
         layers = encoder._layers
         layer_module = layers[(layer % (len(layers) + 1)) - 1]
@@ -33,7 +33,7 @@ def test_features_equal_the_towers_hidden_state(kind, layer):
 
 def test_clip_features_equal_transformers_hidden_states():
     encoder = tiny.vision("clip", features="cls_patch").eval()
-    with encoder._whole_tower():
+    with encoder.whole_tower():
         out = encoder.tower(pixel_values=(PIXELS - encoder.mean) / encoder.std, output_hidden_states=True)
     assert torch.allclose(encoder(PIXELS), out.hidden_states[-2], atol=1e-6)
 
@@ -226,7 +226,7 @@ def test_siglip_2_gets_patches_as_its_processor_cuts_them():
     corners = [(row, column) for row in range(0, 40, 8) for column in range(0, 40, 8)]
     patches = [normal[:, :, r : r + 8, c : c + 8].permute(0, 2, 3, 1).flatten(1) for r, c in corners]
     shapes, ones = torch.tensor([[5, 5]] * 2), torch.ones(2, 25, dtype=torch.int32)
-    with encoder._whole_tower():
+    with encoder.whole_tower():
         whole = encoder.tower(torch.stack(patches, 1), ones, shapes, output_hidden_states=True)
     assert torch.allclose(encoder(pixels), whole.hidden_states[-2], atol=1e-5)
 
@@ -238,6 +238,6 @@ def test_a_probe_draws_no_random_numbers_and_leaves_the_tower_as_it_was():
     torch.manual_seed(0)
     encoder, drawn = tiny.vision("dinov2"), torch.rand(3)
     assert torch.equal(drawn, expected) and encoder.tower.training
-    with encoder._whole_tower():
+    with encoder.whole_tower():
         state = encoder.tower.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())

@@ -39,7 +39,7 @@ def test_logits_equal_transformers_llava(tokenizer_folder):
         vision_feature_select_strategy="default",
     )
     theirs = LlavaForConditionalGeneration(config).eval()
-    with ours.vision._whole_tower():
+    with ours.vision.whole_tower():
         theirs.model.vision_tower.load_state_dict(ours.vision.tower.state_dict())
     first, second = ours.connector.layers[0], ours.connector.layers[2]
     theirs.model.multi_modal_projector.linear_1.load_state_dict(first.state_dict())
