@@ -8,6 +8,7 @@ rebuilds tensors and plain containers only; a file that names anything else is r
 
 import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ LFS_POINTER = b"version https://git-lfs"
 
 def split_gguf(source: str | Path) -> tuple[str, str | None]:
     """Return (folder or hub name, name of a GGUF file in it), None for a source that is not a GGUF file."""
+    source = os.path.expanduser(source)
     path = Path(source)
-    return (str(path.parent), path.name) if path.suffix == ".gguf" else (str(source), None)
+    return (str(path.parent), path.name) if path.suffix == ".gguf" else (source, None)
 
 
 def check_gguf(source: str | Path) -> None:
     """Raise ValueError for a GGUF file that a local folder does not have; the message lists those that it has."""
     folder, name = split_gguf(source)
-    path = Path(folder).expanduser()
+    path = Path(folder)
     if name is not None and path.is_dir() and not (path / name).is_file():
         there = sorted(each.name for each in path.glob("*.gguf"))
         raise ValueError(f"there is no such file; its folder has {', '.join(there) or 'no GGUF file'}.")

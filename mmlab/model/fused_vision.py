@@ -8,11 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.checkpoint_files import SAFETENSORS
 from mmlab.model.preprocessing import resized
 from mmlab.model.vision import require_encoder
 from mmlab.weights import fill
-
-WEIGHTS = "model.safetensors"
 
 
 class FusedVisionEncoder(nn.Module):
@@ -61,7 +60,7 @@ class FusedVisionEncoder(nn.Module):
                 encoder.save(folder / name)
             else:
                 weights = {key: value.contiguous() for key, value in encoder.state_dict().items()}
-                save_file(weights, folder / name / WEIGHTS)
+                save_file(weights, folder / name / SAFETENSORS)
 
     def load(self, folder: Path) -> None:
         """Fill both encoders; raises ConfigError when a folder does not fit."""
@@ -71,7 +70,7 @@ class FusedVisionEncoder(nn.Module):
             if hasattr(encoder, "load"):
                 encoder.load(folder / name)
             else:
-                fill(encoder, load_file(folder / name / WEIGHTS), folder / name)
+                fill(encoder, load_file(folder / name / SAFETENSORS), folder / name)
 
     def describe(self) -> dict[str, Any]:
         """Return what a connector that was trained with these encoders depends on, apart from their weights."""

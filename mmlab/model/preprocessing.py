@@ -1,7 +1,7 @@
 """How images are prepared for an encoder. Legend: N images, H/W pixels."""
 
-import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError
+from mmlab.model.checkpoint_files import read_json
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 """CLIP's statistics of values in [0, 1], red, green and blue."""
@@ -29,7 +30,7 @@ def read_preprocessor(source: str) -> dict[str, Any]:
     """
     for name in (FILE, "processor_config.json"):
         path = cached_file(
-            source,
+            os.path.expanduser(source),
             name,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
@@ -37,13 +38,10 @@ def read_preprocessor(source: str) -> dict[str, Any]:
         )
         if path is None:
             continue
-        try:
-            settings = json.loads(Path(path).read_text(encoding="utf-8"))
-            settings = settings if name == FILE else settings.get("image_processor", {})
-            flipped = settings.get("do_flip_channel_order")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}.") from error
-        if flipped:
+        settings = read_json(Path(path)) or {}
+        if name != FILE:
+            settings = settings.get("image_processor") or {}
+        if settings.get("do_flip_channel_order"):
             raise ConfigError(f"{path}: do_flip_channel_order=true (blue first) is not available; images are RGB.")
         return settings
     return {}

@@ -126,7 +126,7 @@ def on_meta() -> bool:
 def refuse_code(source: str | Path) -> None:
     """Raise ConfigError when a config in a local folder asks transformers to run code of the checkpoint."""
     folder, _ = split_gguf(source)
-    for path in (Path(folder).expanduser() / name for name in CONFIGS):
+    for path in (Path(folder) / name for name in CONFIGS):
         fields = read_json(path) or {}
         if keys := [key for key in CODE_KEYS if key in fields]:
             raise ConfigError(

@@ -1,6 +1,5 @@
 """Loading the tokenizers of pretrained parts: always fast ones, whose character offsets labels need."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint_files import check_gguf, find, split_gguf
+from mmlab.model.checkpoint_files import check_gguf, find, read_json, split_gguf
 from mmlab.model.pretrained import NO_CODE, reason, refuse_code
 from mmlab.weights import verify_files
 
@@ -102,7 +101,7 @@ def _as_sentencepiece(tokenizer: LlamaTokenizer, source: str) -> PreTrainedToken
     without the key `legacy` for one of today; it is from a time when each text after a special token got a space, too.
     """
     config = find(source, "tokenizer_config.json")
-    fields = {} if config is None else json.loads(config.read_text(encoding="utf-8"))
+    fields = (config and read_json(config)) or {}
     backend = tokenizer.backend_tokenizer
     if fields.get("add_prefix_space") is not False:
         # The text has no space left when the first one is put before it, so that it is put there in any case.

@@ -175,6 +175,14 @@ def test_statistics_are_three_numbers(tmp_path, values):
         VisionEncoder(VisionEncoderConfig(source=str(tmp_path / "c")))
 
 
+def test_a_folder_at_home_is_read_with_its_statistics(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint(tmp_path / "clip", image_std=0.3)
+    encoder = VisionEncoder(VisionEncoderConfig(source="~/clip"))
+    encoder.load_pretrained()
+    assert encoder.image_std == [0.3] * 3
+
+
 def test_a_tower_without_a_size_takes_that_of_its_image_processor(tmp_path):
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])).save_pretrained(tmp_path)
     config = VisionEncoderConfig(source=str(tmp_path))
