@@ -184,7 +184,7 @@ def image_processor(aspect: str, size: int, mean: list[float], std: list[float])
     """Return transformers' image processor that makes images square as `aspect` does.
 
     Each is the one whose order of steps is ours: `stretch` only resizes, `crop` crops and then resizes, `pad` resizes
-    and then pads. Pillow rounds values otherwise than torch, by at most 2 of 255.
+    and then pads. Pillow and torch round differently, by at most 2 of 255.
     """
     import transformers as library
 

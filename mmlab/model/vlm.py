@@ -27,7 +27,7 @@ class VisionLanguageModel(nn.Module):
             (MiniGPT-4, section 3). None: the vision features.
 
     Raises:
-        ConfigError: the vision encoder is none, or its features do not have the shape that it states.
+        ConfigError: `vision` lacks what an `ImageEncoder` has.
     """
 
     def __init__(
