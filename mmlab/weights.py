@@ -24,6 +24,8 @@ CHUNK = 1 << 20
 """Values that are copied and hashed at a time."""
 _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Tensor → (its state, digest of its values, or of those that were stored before they were rounded to its dtype)."""
+_AS_STORED = "as_stored"
+"""Attribute of an empty weight whose dtype is that of the file."""
 _IDENTITIES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Module whose values follow from others by a computation that rounds → its hash, see `note_identity`."""
 
@@ -59,9 +61,26 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -
     require_finite(module, source)
 
 
+def read_as_stored(module: nn.Module) -> None:
+    """Let `fill` give a module on the meta device the dtypes of the file, from which all weights then stay mapped."""
+    for weight in module.parameters():
+        setattr(weight, _AS_STORED, True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a sharded tensor, without a copy; any other tensor itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank has only a share of a tensor's values."""
+    return hasattr(tensor, "to_local")  # a DTensor, whose module takes half a second to import
+
+
 def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Assign tensors to a module on the meta device, cast to its dtypes, and note the digests of what was rounded."""
-    dtypes = {key: tensor.dtype for key, tensor in module.state_dict().items()}
+    own = module.state_dict(keep_vars=True)
+    dtypes = {key: weights[key].dtype if _AS_STORED in tensor.__dict__ else tensor.dtype for key, tensor in own.items()}
     casts: dict[Any, tuple[Tensor, Future[str | None] | None]] = {}  # tied weights have one storage, and stay so
     places = {}
     with ThreadPoolExecutor(_workers()) as pool:
@@ -93,8 +112,12 @@ def _workers() -> int:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether there is neither NaN nor infinity in tensors of one device: a bool there, so nothing is synchronized."""
-    values = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    """Whether there is neither NaN nor infinity in tensors of one device: a bool there, so nothing is synchronized.
+
+    Of a sharded tensor, this rank's share counts.
+    """
+    values = [local(tensor).detach() for tensor in tensors if tensor.is_floating_point()]
+    values = [value for value in values if value.numel()]
     if not values:
         return torch.tensor(True)
     if values[0].is_cuda:  # a few kernels for all of them; on a CPU it would be the slower way

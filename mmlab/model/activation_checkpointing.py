@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmlab.config.errors import ConfigError
-from mmlab.model import code_gpt, dit
-
-LAYERS = (GradientCheckpointingLayer, code_gpt.Block, dit.Block)
+from mmlab.model.blocks import LAYERS
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -38,6 +38,8 @@ class LanguageModel(ExactBuffers):
         ConfigError: model or tokenizer cannot be loaded, or the tokenizer is not a fast one.
     """
 
+    forward_methods = ("embed", "generate")
+
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
         self.settings = config

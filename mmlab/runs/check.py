@@ -180,7 +180,7 @@ def check_batches(cfg: DictConfig) -> None:
 
 
 def check_strategy(trainer: DictConfig) -> None:
-    """Check that Lightning has `trainer.strategy`; called last, when the targets have already imported Lightning."""
+    """Check that there is a strategy of that name; called last, when the targets have already imported Lightning."""
     from lightning.pytorch.strategies import StrategyRegistry
 
     names = ["auto", *StrategyRegistry.available_strategies()]

@@ -23,11 +23,13 @@ from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import describe_base
+from mmlab.training.config import FSDP
 from mmlab.training.filling import fill_parts, random_parts
 from mmlab.training.lora import add_adapters
 from mmlab.training.run_identity import check_tokenizers
 from mmlab.training.trainable import parts_of
 from mmlab.training.trainer import precision
+from mmlab.weights import read_as_stored
 
 
 def build_stage(cfg: DictConfig) -> Any:
@@ -45,7 +47,9 @@ def build_stage(cfg: DictConfig) -> Any:
     if cfg.trainer.gradient_checkpointing:
         checkpoint_activations(model)
     stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
-    if isinstance(stage, Stage):
+    if cfg.trainer.strategy == FSDP:
+        read_as_stored(model)  # each rank casts its share
+    elif isinstance(stage, Stage):
         read_in_bf16(model, stage.rounded(precision(cfg.trainer.precision, cfg.trainer.accelerator)))
     stage.sources = artifacts = fill_parts(model, runs)
     stage.kept = random_parts(model, artifacts)

@@ -8,8 +8,10 @@ import torch
 from lightning import LightningModule
 from torch import nn
 
+from mmlab.model.blocks import blocks
 from mmlab.stage.config import StageConfig
 from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.training.sharding import ShardedStrategy
 from mmlab.training.trainable import parts_of, set_modes, set_trainable
 
 
@@ -61,6 +63,24 @@ class Stage(LightningModule):
         Raises:
             ConfigError: weights that this stage cannot start from.
         """
+
+    def configure_model(self) -> None:
+        """Shard the model, if the strategy does so."""
+        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+        if not isinstance(strategy, ShardedStrategy):
+            return
+        rounded = self.rounded(precision)
+
+        def dtype(part: str, weight: nn.Parameter) -> torch.dtype:
+            """Frozen weights are cast when training starts, too; here before they are copied."""
+            half = precision == "bf16-true" or (part in rounded and not weight.requires_grad)
+            return torch.bfloat16 if half else torch.float32
+
+        strategy.shard(self.model, blocks(self.model), dtype)
+
+    def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
+        """Numbers that the FLOPs of a batch depend on, see `BatchFlops`."""
+        return tuple(size for value in batch.values() if isinstance(value, torch.Tensor) for size in value.shape)
 
     def configure_optimizers(self) -> Any:
         return self.optim.build(self.model, self.trainer.max_steps)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmlab.data.batch import IGNORE
+from mmlab.weights import local
 
 
 def supervised(labels_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,6 +34,6 @@ def summed_cross_entropy(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
 
 def rescale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
     """Multiply all gradients in place by a 0-dimensional tensor."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor.to(gradients[0].device))  # type: ignore[attr-defined]

@@ -7,6 +7,9 @@ from typing import Any
 
 from mmlab.config.fields import Settings, choice, number
 
+FSDP = "fsdp"
+"""Our strategy of that name in place of Lightning's."""
+
 
 @dataclass
 class AdamWConfig(Settings):
@@ -41,10 +44,20 @@ class HardwareConfig(Settings):
 
 
 @dataclass
+class FSDPConfig(Settings):
+    """How `trainer.strategy=fsdp` shards weights, gradients and optimizer state over the devices."""
+
+    whole_below: int = number(500_000_000, at_least=0)  # weights of a frozen part that is not sharded but kept whole
+    # Reduce gradients once per optimizer step, not per micro-batch; each device then has all of them, in fp32.
+    hold_reduction: bool = False
+
+
+@dataclass
 class TrainerConfig(HardwareConfig):
     devices: Any = 1  # how many, or auto
     num_nodes: int = number(1, above=0)
-    strategy: str = "auto"  # one of Lightning's, such as ddp
+    strategy: str = "auto"  # fsdp, or one of Lightning's, such as ddp
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)  # for strategy=fsdp
     max_steps: int | None = number(None, above=0)  # optimizer steps
     max_epochs: float | None = number(None, above=0)
     gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep only their inputs
@@ -125,6 +138,8 @@ class EMAConfig(Settings):
 class ProgressConfig(Settings):
     _target_: str = "mmlab.training.progress.Progress"
     lines: int = number(20, above=0)  # lines printed over a run when the output is not a terminal
+    # Peak rate of a device, for perf/mfu; None: of bf16, if the precision is 16 bits and the GPU is in the table.
+    peak_tflops: float | None = number(None, above=0)
 
 
 @dataclass

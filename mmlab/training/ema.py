@@ -13,7 +13,7 @@ from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.training.config import EMAConfig
 from mmlab.training.step_callback import StepCallback
 from mmlab.training.trainable import parts_of
-from mmlab.weights import all_finite
+from mmlab.weights import all_finite, local
 
 WARM_UP = 10
 
@@ -30,7 +30,7 @@ class EMA(StepCallback):
         config: settings.
 
     Raises:
-        ConfigError: parts that are not trained, or a strategy that shards the weights.
+        ConfigError: parts that are not trained, or a strategy of Lightning's that shards the weights.
         RunError: a checkpoint with the average of other weights, or with one that is not finite.
     """
 
@@ -57,7 +57,7 @@ class EMA(StepCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.strategy.restore_checkpoint_after_setup:
             name = type(trainer.strategy).__name__
-            raise ConfigError(f"callbacks.ema averages whole weights, which {name} shards; use trainer.strategy=ddp.")
+            raise ConfigError(f"callbacks.ema cannot average what {name} shards; use trainer.strategy=fsdp or ddp.")
         model: Any = pl_module.model
         weights = self._trained(model)
         stored = weights if self._loaded is None else self._loaded
@@ -81,8 +81,8 @@ class EMA(StepCallback):
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         self.updates += 1
         decay = min(self.config.decay, (1 + self.updates) / (WARM_UP + self.updates))
-        weights = [weight.detach().float() for weight in self._weights.values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)  # type: ignore[attr-defined]
+        weights = [local(weight.detach()).float() for weight in self._weights.values()]
+        torch._foreach_lerp_([local(average) for average in self.average.values()], weights, 1 - decay)  # type: ignore[attr-defined]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":

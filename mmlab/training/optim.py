@@ -12,6 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.training.config import AdamWConfig
+from mmlab.weights import is_sharded, local
+
+SHARE_SEED = 1_000_003
+"""Between the seeds of the shares of sharded weights: shares then repeat each other only after a million steps."""
 
 
 class AdamW:
@@ -96,7 +100,8 @@ def log_optimizer(module: LightningModule, optimizer: torch.optim.Optimizer) -> 
     groups = optimizer.param_groups
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     module.log("train/lr", max(group["lr"] for group in groups), batch_size=1)
-    module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)
+    norm: Any = torch.nn.utils.get_total_norm(gradients)
+    module.log("train/grad_norm", norm.full_tensor() if is_sharded(norm) else norm, batch_size=1)
 
 
 class StochasticAdamW(torch.optim.AdamW):
@@ -107,7 +112,8 @@ class StochasticAdamW(torch.optim.AdamW):
     training follows float32's (arXiv 2010.06192). Each step computes in float32; float32 weights are not rounded and
     are updated as by torch's AdamW.
 
-    The random bits depend on the number of the step alone: all ranks round alike, and so does a resumed run.
+    The random bits depend on the number of the step alone: all ranks round alike, and so does a resumed run. Where
+    weights are sharded they also depend on the share, as each rank rounds its own.
 
     Args:
         params, lr, betas, eps, weight_decay: as for `torch.optim.AdamW`.
@@ -119,7 +125,7 @@ class StochasticAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        generators: dict[torch.device, torch.Generator] = {}
+        generators: dict[tuple[torch.device, int], torch.Generator] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -129,10 +135,11 @@ class StochasticAdamW(torch.optim.AdamW):
                     state["step"] = torch.zeros(())
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
                 state["step"] += 1
-                count, device = int(state["step"]), parameter.device
-                if device not in generators:
-                    generators[device] = torch.Generator(device).manual_seed(count)
-                self._update(parameter, state, group, count, generators[device])
+                count, share = int(state["step"]), _share(parameter)
+                place = parameter.device, share
+                if place not in generators:
+                    generators[place] = torch.Generator(parameter.device).manual_seed(count + SHARE_SEED * share)
+                self._update(parameter, state, group, count, generators[place])
         return loss
 
     def _update(
@@ -140,14 +147,20 @@ class StochasticAdamW(torch.optim.AdamW):
     ) -> None:
         assert parameter.grad is not None
         (beta1, beta2), lr = group["betas"], group["lr"]
-        gradient = parameter.grad.float()
-        mean = state["exp_avg"].float().lerp(gradient, 1 - beta1)
-        square = state["exp_avg_sq"].float().mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
+        gradient, own = local(parameter.grad).float(), local(parameter)
+        average, squares = local(state["exp_avg"]), local(state["exp_avg_sq"])
+        mean = average.float().lerp(gradient, 1 - beta1)
+        square = squares.float().mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
         scale = square.div(1 - beta2**count).sqrt_().add_(group["eps"])
-        weight = parameter.float().mul(1 - lr * group["weight_decay"])
+        weight = own.float().mul(1 - lr * group["weight_decay"])
         weight = weight.addcdiv(mean, scale, value=-lr / (1 - beta1**count))
-        for place, exact in ((state["exp_avg"], mean), (state["exp_avg_sq"], square), (parameter, weight)):
+        for place, exact in ((average, mean), (squares, square), (own, weight)):
             place.copy_(stochastically_rounded(exact, chance) if place.dtype == torch.bfloat16 else exact)
+
+
+def _share(parameter: Tensor) -> int:
+    """0 for a whole parameter; of a sharded one, this rank's share, counted from 1."""
+    return 1 + parameter.device_mesh.get_local_rank() if is_sharded(parameter) else 0  # type: ignore[attr-defined]
 
 
 def stochastically_rounded(exact: Tensor, chance: torch.Generator) -> Tensor:

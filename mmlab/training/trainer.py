@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.runs.finished_runs import DONE
@@ -24,8 +24,9 @@ from mmlab.runs.run import read_json
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.checkpoint_io import steps as checkpoint_steps
-from mmlab.training.config import HardwareConfig
+from mmlab.training.config import FSDP, HardwareConfig
 from mmlab.training.finite import FiniteGuard
+from mmlab.training.sharding import ShardedStrategy
 from mmlab.training.step_loop import StepFitLoop
 
 
@@ -73,7 +74,7 @@ def build_trainer(
         # On a CPU Lightning does not take -1, which is the same.
         devices="auto" if cfg.devices == -1 else cfg.devices,
         num_nodes=cfg.num_nodes,
-        strategy=cfg.strategy,
+        strategy=build_strategy(cfg),
         precision=precision(cfg.precision, cfg.accelerator),  # type: ignore[arg-type]
         max_steps=steps,
         accumulate_grad_batches=accumulation,
@@ -93,6 +94,14 @@ def build_trainer(
         trainer.limit_val_batches = options["limit_val_batches"]
     StepFitLoop(trainer, cfg.val_every)
     return trainer
+
+
+def build_strategy(cfg: DictConfig) -> Any:
+    """Return the strategy of the `trainer` section: ours for fsdp, otherwise the name of Lightning's."""
+    if cfg.strategy != FSDP:
+        return cfg.strategy
+    settings: Any = OmegaConf.to_object(cfg.fsdp)
+    return ShardedStrategy(settings)
 
 
 def check_end(run: Path, callbacks: Sequence[Callback], end: int) -> None:

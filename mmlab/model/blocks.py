@@ -1,0 +1,23 @@
+"""The layers of which networks are built: what is checkpointed, and what is gathered together when it is sharded."""
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmlab.model import code_gpt, dit
+
+LAYERS = (GradientCheckpointingLayer, code_gpt.Block, dit.Block)
+LEVELS = ("down_blocks", "mid_block", "up_blocks")
+"""Of diffusers' networks."""
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The outermost layers of transformers, and the levels of diffusers' networks, in the order of the modules."""
+    found: list[nn.Module] = []
+    for name, child in model.named_children():
+        if isinstance(child, LAYERS):
+            found.append(child)
+        elif name in LEVELS:
+            found += list(child) if isinstance(child, nn.ModuleList) else [child]
+        else:
+            found += blocks(child)
+    return found
