@@ -106,6 +106,9 @@ class AutoencoderTraining(Stage):
         """Whether the discriminator is not run at this step."""
         return not self.config.adversarial_weight or self.trainer.global_step < self.config.adversarial_start
 
+    def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
+        return *super().batch_shape(batch), int(self.waiting)
+
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
         return with_seeds_on_host(batch)
 

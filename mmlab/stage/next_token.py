@@ -1,5 +1,8 @@
 """Next-token training: the base of all language and vision-language stages, and language pretraining."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +65,10 @@ class NextTokenStage(Stage):
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         # On the host: reading it from the device would synchronize at every step.
         return {**batch, "packed": bool((batch["segment_ids"] > 1).any())}
+
+    def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
+        rows, length = batch["input_ids"].shape
+        return rows * length, length, len(self.cache.missing(batch["image_keys"]))
 
     def loss(self, batch: ChatBatch) -> tuple[Tensor, int]:
         """Return (cross-entropy summed over the supervised tokens, their number)."""

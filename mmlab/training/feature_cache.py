@@ -30,7 +30,7 @@ class FeatureCache:
         """
         if not self.budget or not keys:
             return compute(pixels)
-        new = [n for n, key in enumerate(keys) if key not in self.entries]
+        new = self.missing(keys)
         fresh: dict[str, Tensor] = {}
         if new:
             for n, feature in zip(new, compute(pixels[new]).detach().unbind(), strict=True):
@@ -41,3 +41,7 @@ class FeatureCache:
                     self.entries[keys[n]] = feature.clone()
                     self.used += size
         return torch.stack([fresh[key] if key in fresh else self.entries[key] for key in keys])
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """Positions of the images whose features have to be computed."""
+        return [n for n, key in enumerate(keys) if key not in self.entries]

@@ -1,18 +1,45 @@
-"""A run's progress: a bar on a terminal, plain lines elsewhere; speed and data wait go to the logger."""
+"""A run's progress: a bar on a terminal, plain lines elsewhere; speed, data wait and memory go to the logger."""
 
+import resource
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from mmlab.training.config import ProgressConfig
+from mmlab.training.flops import BatchFlops
+from mmlab.training.gpus import gpu_named
 from mmlab.training.step_callback import StepCallback
+
+
+@dataclass
+class Work:
+    """What was done in a time, by this rank."""
+
+    wait: float = 0.0  # seconds without data
+    samples: int = 0
+    tokens: int = 0  # without padding
+    flops: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Work)))
 
 
 class Progress(StepCallback, ProgressBar):
     """Shows loss, samples/s and the share of time spent waiting for data, per optimizer step.
+
+    Logs them, and per step:
+        perf/tokens_per_s: tokens without padding that all ranks read, if the data have tokens; as if each rank read
+            as many as this one.
+        perf/mfu: model FLOPs of this rank, see `flops`, over those that its device could have done at its peak rate
+            in the same time, waiting for data included. Only if the peak is known.
+        perf/memory_gib: the most memory so far: on a GPU what torch had allocated on it, else what the process had
+            resident, files that it had mapped included.
 
     Args:
         config: settings.
@@ -24,8 +51,10 @@ class Progress(StepCallback, ProgressBar):
         self.enabled = True
         self.bar: tqdm | None = None
         self.paused: float | None = None
-        # Start of recent steps, time lost waiting for data, and samples, for a speed over the last steps.
-        self.recent: deque[tuple[float, float, int]] = deque(maxlen=50)
+        # Ends of recent steps and what was done in them, for a speed over the last steps.
+        self.recent: deque[tuple[float, Work]] = deque(maxlen=50)
+        self.flops = BatchFlops()
+        self.peak: float | None = None
 
     def enable(self) -> None:
         self.enabled = True
@@ -38,8 +67,9 @@ class Progress(StepCallback, ProgressBar):
         super().on_train_start(trainer, pl_module)
         self.ended = time.perf_counter()
         self.started = self.ended
-        self.wait, self.samples = 0.0, 0
+        self.work = Work()
         self.paused = None
+        self.peak = self.config.peak_tflops or known_peak(pl_module.device, str(trainer.precision))
         if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
@@ -51,30 +81,45 @@ class Progress(StepCallback, ProgressBar):
             # Validation and sampling do not count for the speed of training.
             still = time.perf_counter() - self.paused
             self.started, self.ended, self.paused = self.started + still, self.ended + still, None
-            self.recent = deque(((t + still, wait, n) for t, wait, n in self.recent), maxlen=self.recent.maxlen)
-        self.wait += time.perf_counter() - self.ended
+            self.recent = deque(((t + still, work) for t, work in self.recent), maxlen=self.recent.maxlen)
+        self.work.wait += time.perf_counter() - self.ended
+        if self.peak is not None:
+            stage: Any = pl_module
+            self.flops.begin(stage.batch_shape(batch))
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        self.flops.in_backward(True)
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        self.flops.in_backward(False)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.peak is not None:
+            self.work.flops += self.flops.end()
         self.ended = time.perf_counter()
-        self.samples += len(batch["keys"]) * trainer.world_size
+        self.work.samples += len(batch["keys"])
+        self.work.tokens += sum(counters.get("tokens", 0) for counters in batch["stats"].values())
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer, pl_module, batch_idx) -> None:
-        self.recent.append((self.ended, self.wait, self.samples))
-        self.wait, self.samples = 0.0, 0
-        speed, waiting = self._speed()
-        pl_module.log_dict({"perf/samples_per_s": speed, "perf/data_wait": waiting}, batch_size=1)
+        self.recent.append((self.ended, self.work))
+        self.work = Work()
+        elapsed, work = self._recently()
+        speed, waiting = work.samples * trainer.world_size / elapsed, work.wait / elapsed
+        values = {"samples_per_s": speed, "data_wait": waiting, "memory_gib": most_memory(pl_module.device) / 2**30}
+        if work.tokens:
+            values["tokens_per_s"] = work.tokens * trainer.world_size / elapsed
+        if self.peak is not None:
+            values["mfu"] = work.flops / elapsed / (self.peak * 1e12)
+        pl_module.log_dict({f"perf/{name}": value for name, value in values.items()}, batch_size=1)
         if self.enabled:
             self._show(trainer, pl_module, speed, waiting)
 
-    def _speed(self) -> tuple[float, float]:
-        """(samples per second, share of time spent waiting for data) over the recent steps."""
-        if len(self.recent) < 2:
-            elapsed = max(self.recent[-1][0] - self.started, 1e-9)
-            return self.recent[-1][2] / elapsed, self.recent[-1][1] / elapsed
+    def _recently(self) -> tuple[float, Work]:
+        """(seconds, work) of the recent steps."""
         rows = list(self.recent)
-        elapsed = max(rows[-1][0] - rows[0][0], 1e-9)
-        return sum(r[2] for r in rows[1:]) / elapsed, sum(r[1] for r in rows[1:]) / elapsed
+        start = self.started if len(rows) == 1 else rows.pop(0)[0]
+        return max(rows[-1][0] - start, 1e-9), sum((work for _, work in rows), Work())
 
     def _show(self, trainer, pl_module, speed: float, waiting: float) -> None:
         metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
@@ -94,4 +139,20 @@ class Progress(StepCallback, ProgressBar):
             self.bar = None
 
     def on_exception(self, trainer, pl_module, exception) -> None:
+        self.flops.stop()
         self.on_train_end(trainer, pl_module)
+
+
+def known_peak(device: torch.device, precision: str) -> float | None:
+    """Peak rate of a device in bf16, TFLOP/s; None if it is not known, or another precision is trained in."""
+    if device.type != "cuda" or "16" not in precision:
+        return None
+    gpu = gpu_named(torch.cuda.get_device_name(device))
+    return gpu and gpu.tflops
+
+
+def most_memory(device: torch.device) -> int:
+    """Bytes of the most memory that torch had allocated on a GPU; elsewhere, that this process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
