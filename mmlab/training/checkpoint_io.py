@@ -1,9 +1,11 @@
 """Atomic checkpoints: a folder per step, whose manifest is written last.
 
-    checkpoints/step-200/state.pt        tensors and plain data; torch.load(weights_only=True) reads it
-    checkpoints/step-200/manifest.json   its size and SHA-256
+    checkpoints/step-200/state.pt                    tensors and plain data; torch.load(weights_only=True) reads it
+    checkpoints/step-200/shard-0-of-2.safetensors    a rank's rows of sharded tensors, if there are any
+    checkpoints/step-200/manifest.json               size and SHA-256 of each file
 
-A folder is written beside its destination, every file and folder is synced to the disk, then it is renamed.
+Any strategy on any number of ranks reads it. A folder is written beside its destination, every file and folder is
+synced to the disk, then it is renamed.
 """
 
 import hashlib
@@ -13,24 +15,28 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import distributed
 
 from mmlab.config.errors import RunError
 from mmlab.runs.disk import sync_folder, to_json
+from mmlab.training.sharded_checkpoint import join, sharded_tensors, twins, whole, with_notes, write_rows
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+SHARD = "shard-"
 _DRAFT = ".draft-"
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """Writes and reads checkpoint folders; Lightning calls it on the first rank only.
+    """Writes and reads checkpoint folders; Lightning saves on the first rank only, `ShardedStrategy` on all.
 
     A full or failing disk does not end the training: the fault is printed and kept in `fault`, and earlier checkpoints
     are not touched. `check` is called with each checkpoint and its path before anything is restored from it.
@@ -42,24 +48,60 @@ class FolderCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        draft = target.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}")
+        draft = _draft(target)
         self.fault = None
         try:
             draft.mkdir(parents=True)
             write(checkpoint, draft)
             _replace(draft, target)
         except OSError as error:
-            self.fault = (
-                f"{target} could not be written ({error.strerror or error}); earlier checkpoints are unchanged."
-            )
-            print(f"WARNING: {self.fault}", file=sys.stderr, flush=True)
+            self._note(target, error.strerror or str(error))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def save_sharded(self, checkpoint: Mapping[str, Any], target: Path) -> None:
+        """Save on all ranks: each writes its rows of sharded tensors, and the first one everything else.
+
+        If the disk fails for one rank, all have the fault, and nothing is renamed.
+        """
+        rank, tensors = distributed.get_rank(), sharded_tensors(checkpoint)
+        self.fault, draft, same = None, *_from_first_rank((_draft(target), twins(tensors)))
+        own: tuple[dict[str, Any], str | None] = {}, None
+        try:
+            draft.mkdir(parents=True, exist_ok=True)
+            own = _write_share(draft, with_notes(checkpoint, same) if rank == 0 else None, tensors, same), None
+        except OSError as error:
+            own = {}, f"{error.strerror or error} on rank {rank}"
+        every: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(every, own)  # also the barrier before the rename
+        fault = next((reason for _, reason in every if reason), None)
+        if rank == 0:
+            try:
+                if fault is None:
+                    _write_manifest(draft, {name: facts for files, _ in every for name, facts in files.items()})
+                    _replace(draft, target)
+            except OSError as error:
+                fault = error.strerror or str(error)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        if fault := _from_first_rank(fault):
+            self._note(target, fault, aloud=rank == 0)
+
+    def _note(self, target: Path, reason: str, aloud: bool = True) -> None:
+        self.fault = f"{target} could not be written ({reason}); earlier checkpoints are unchanged."
+        if aloud:
+            print(f"WARNING: {self.fault}", file=sys.stderr, flush=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of `newest_whole`; objects are never unpickled, whatever `weights_only` is."""
         checkpoint = read(Path(path), map_location)
         self.check(checkpoint, Path(path))
+        return checkpoint
+
+    def load_mapped(self, path: Path) -> dict[str, Any]:
+        """Read a checkpoint without reading its tensors, see `read_mapped`."""
+        checkpoint = read_mapped(path)
+        self.check(checkpoint, path)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -72,23 +114,19 @@ def write(state: Mapping[str, Any], folder: Path) -> None:
     Raises:
         OSError: the disk is full or fails.
     """
-    with (folder / STATE).open("wb") as raw:
-        file = _Hashed(raw)
-        try:
-            torch.save(dict(state), file)  # type: ignore[arg-type]
-        except RuntimeError as error:  # torch's own for a failed write
-            raise file.error or error from None
-        _sync(raw)
-    manifest = {"format": 1, "torch": str(torch.__version__), "files": {STATE: file.facts()}}
-    with (folder / MANIFEST).open("wb") as raw:
-        raw.write(to_json(manifest, indent=1).encode() + b"\n")
-        _sync(raw)
-    sync_folder(folder)
+    _write_manifest(folder, {STATE: _write_state(folder, state)})
 
 
 def read(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return the state that `write` wrote."""
-    return torch.load(folder / STATE, map_location=map_location or "cpu", weights_only=True)
+    """Return the state of a checkpoint with all its tensors, whatever strategy has saved it."""
+    state = torch.load(folder / STATE, map_location=map_location or "cpu", weights_only=True)
+    return whole(join(state, files)) if (files := _shards(folder)) else state
+
+
+def read_mapped(folder: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint with tensors that are mapped from its files; sharded ones are `Stored`."""
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    return join(state, _shards(folder))
 
 
 def find_fault(folder: Path) -> str | None:
@@ -102,18 +140,24 @@ def find_fault(folder: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    for name, (size, sha256) in expected.items():
-        try:
-            with (folder / name).open("rb") as file:
-                actual = os.fstat(file.fileno()).st_size
-                if actual != size:
-                    return f"{name} has {actual} bytes instead of {size}"
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return f"the contents of {name} have changed"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        faults = list(pool.map(lambda item: _fault_of(folder / item[0], *item[1]), expected.items()))
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault_of(path: Path, size: int, sha256: str) -> str | None:
+    """What is wrong with a file of a checkpoint, or None."""
+    try:
+        with path.open("rb") as file:
+            actual = os.fstat(file.fileno()).st_size
+            if actual != size:
+                return f"{path.name} has {actual} bytes instead of {size}"
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return f"the contents of {path.name} have changed"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
     return None
 
 
@@ -158,7 +202,7 @@ def prune(folder: Path, keep: int) -> None:
 
 def remove(path: Path) -> None:
     """Remove a checkpoint atomically: a kill leaves a draft, not half a checkpoint."""
-    draft = path.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}")
+    draft = _draft(path)
     with suppress(FileNotFoundError):
         path.rename(draft)
         shutil.rmtree(draft, ignore_errors=True)
@@ -168,6 +212,64 @@ def remove_drafts(folder: Path) -> None:
     """Remove the drafts of killed processes."""
     for path in folder.glob(f"{_DRAFT}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}")
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `state.pt`; returns its size and hash."""
+    with (folder / STATE).open("wb") as raw:
+        file = _Hashed(raw)
+        try:
+            torch.save(dict(state), file)  # type: ignore[arg-type]
+        except RuntimeError as error:  # torch's own for a failed write
+            raise file.error or error from None
+        _sync(raw)
+    return file.facts()
+
+
+def _write_share(folder: Path, state: Any, tensors: Mapping[str, Any], same: Mapping[str, str]) -> dict[str, Any]:
+    """Write this rank's rows of sharded tensors, and on the first rank the state; returns size and hash by file."""
+    name = f"{SHARD}{distributed.get_rank()}-of-{distributed.get_world_size()}.safetensors"
+    files = {} if state is None else {STATE: _write_state(folder, state)}
+    if not tensors:
+        return files
+    with (folder / name).open("wb") as raw:
+        file = _Hashed(raw)
+        write_rows({key: tensor for key, tensor in tensors.items() if key not in same}, file)
+        _sync(raw)
+    sync_folder(folder)
+    return {**files, name: file.facts()}
+
+
+def _write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the manifest, and sync the folder.
+
+    Raises:
+        OSError: a file that another rank wrote is not in this rank's folder.
+    """
+    for name, facts in files.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != facts["size"]:
+            raise OSError(f"{name} is not there, though a rank wrote it: the ranks need a common file system")
+    manifest = {"format": 1, "torch": str(torch.__version__), "files": files}
+    with (folder / MANIFEST).open("wb") as raw:
+        raw.write(to_json(manifest, indent=1).encode() + b"\n")
+        _sync(raw)
+    sync_folder(folder)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files with sharded tensors that the manifest names."""
+    names = json.loads((folder / MANIFEST).read_bytes())["files"]
+    return [folder / name for name in names if name.startswith(SHARD)]
+
+
+def _from_first_rank(value: Any) -> Any:
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def _replace(draft: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.training.config import EMAConfig
+from mmlab.training.sharded_checkpoint import like
 from mmlab.training.step_callback import StepCallback
 from mmlab.training.trainable import parts_of
 from mmlab.weights import all_finite, local
@@ -67,9 +68,7 @@ class EMA(StepCallback):
                     f"The checkpoint averages other weights than this run, such as {name}; start a new run, or leave "
                     "out callbacks.ema."
                 )
-        self.average = {
-            name: stored[name].detach().to(weight.device, torch.float32, copy=True) for name, weight in weights.items()
-        }
+        self.average = {name: like(weight, stored[name]).float() for name, weight in weights.items()}
         if not all_finite(list(self.average.values())):
             raise RunError(
                 f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to resume from an "

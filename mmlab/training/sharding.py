@@ -1,16 +1,20 @@
 """Fully sharded data parallelism (FSDP2): each rank keeps a share of weights, gradients and optimizer state."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
 
+from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.config import FSDPConfig
+from mmlab.training.sharded_checkpoint import restore_module, restore_optimizer
 from mmlab.training.trainable import parts_of
 from mmlab.weights import is_sharded
 
@@ -28,10 +32,41 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1)
         self.config = config
 
+    # Checkpoints: as with DDP, but each rank writes and reads its own rows of what is sharded.
+
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         # The model is sharded before setup, so callbacks can find the state of a checkpoint as early as with DDP.
         return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return Strategy.lightning_module_state_dict(self)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return Strategy.optimizer_state(self, optimizer)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self._folder_io.save_sharded(checkpoint, Path(filepath))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return self._folder_io.load_mapped(Path(self.broadcast(checkpoint_path)))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        restore_module(self.lightning_module, checkpoint["state_dict"], strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            restore_optimizer(optimizer, state)
+
+    @property
+    def _folder_io(self) -> FolderCheckpointIO:
+        assert isinstance(self.checkpoint_io, FolderCheckpointIO)
+        return self.checkpoint_io
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
