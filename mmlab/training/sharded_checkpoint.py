@@ -62,6 +62,10 @@ class Stored:
         if self.shape.numel() and end != self.shape[0]:
             raise RunError(f"The checkpoint has not all rows of {name}: row {end} of {self.shape[0]} is missing.")
 
+    def __deepcopy__(self, memo: Any) -> "Stored":
+        """Itself: Lightning copies the state of each callback, such as the average of the weights."""
+        return self
+
     def copy_rows(self, first: int, target: Tensor) -> None:
         """Copy rows `first` and following into all of `target`."""
         end = first + len(target)
