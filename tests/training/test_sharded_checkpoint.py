@@ -5,25 +5,33 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from mmlab.config.errors import RunError
+from mmlab.data.module import ShardDataModule
 from mmlab.training import checkpoint_io as io
-from mmlab.training.resume_proof import difference
+from mmlab.training.config import BatchLogConfig, EMAConfig, FSDPConfig
+from mmlab.training.ema import EMA
+from mmlab.training.resume_proof import BatchLog, difference, read_batches
 from mmlab.training.sharded_checkpoint import like, restore_module, restore_optimizer
+from mmlab.training.sharding import ShardedStrategy
 from mmlab.weights import local
+from tests.tiny_ranks import ranks
+from tests.tiny_shards import make_shards, settings, sources
+from tests.tiny_trainer import Keys, Kill, KillAt, run
 
+STEPS = 12
 MANY = 20_000_000
 """Numbers of a tensor that is large against the noise of a process's memory."""
 
@@ -73,19 +81,6 @@ def restored(state: dict[str, Any]) -> dict[str, Any]:
     stored = state["callbacks"]["EMA"]["average"]
     average = {name: like(weight, stored[name]) for name, weight in net.named_parameters()}
     return state_of(net, optimizer) | {"callbacks": {"EMA": {"updates": 1, "average": average}}}
-
-
-def ranks(count: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> None:
-    """Fork ranks that call `work(rank, folder, *arguments)` with a process group."""
-    store = folder / f"store-{os.urandom(4).hex()}"
-    mp.start_processes(_rank, (count, store, work, folder, arguments), nprocs=count, start_method="fork")  # type: ignore[attr-defined]
-
-
-def _rank(rank: int, count: int, store: Path, work: Callable[..., Any], folder: Path, arguments: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=count)
-    work(rank, folder, *arguments)
-    torch.distributed.destroy_process_group()
 
 
 def save(folder: Path, state: dict[str, Any]) -> io.FolderCheckpointIO:
@@ -279,3 +274,64 @@ def killed(rank: int, folder: Path, which: int, function: str) -> None:
     if rank == which:
         setattr(io, function, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     save(folder / "step-2", state_of(*made(0, sharded=True)))
+
+
+class Line(L.LightningModule):
+    """A model of one part, which a strategy may shard."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"net": nn.Sequential(nn.Linear(1, 7), nn.GELU(), nn.Linear(7, 1))})
+
+    def configure_model(self) -> None:
+        if isinstance(strategy := self.trainer.strategy, ShardedStrategy):
+            strategy.shard(self.model, [], lambda part, weight: weight.dtype)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        x = batch["x"] / 97
+        loss = (self.model["net"](x) - x.sin()).square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+def train(shards: Path, folder: Path, end: int | None = None, sharded: bool = False) -> None:
+    """Resume the run in `folder`, or start it, and kill it at a micro-batch of a rank."""
+    folder.mkdir(exist_ok=True)
+    callbacks = [EMA(EMAConfig()), BatchLog(BatchLogConfig(folder=str(folder)))]
+    options: dict[str, Any] = {}
+    if sharded:
+        strategy = ShardedStrategy(FSDPConfig())
+        options = {"devices": torch.distributed.get_world_size(), "strategy": strategy}
+    data = ShardDataModule(settings(train=sources(shards), micro_batch=2), Keys())
+    kill = [] if end is None else [KillAt("start", end)]
+    with nullcontext() if end is None else pytest.raises(Kill):
+        run(Line(), data, folder, STEPS, [*callbacks, *kill], **options)
+
+
+def two_ranks_resume(rank: int, folder: Path, shards: Path) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)  # for Lightning: the ranks are there
+    train(shards, folder / "whole first", 2 * 8, sharded=True)
+    train(shards, folder / "sharded first", 2 * 5, sharded=True)
+
+
+def test_a_run_goes_on_under_another_strategy_with_another_number_of_ranks(tmp_path):
+    shards = tmp_path / "shards"
+    make_shards(shards, 21)
+    train(shards, tmp_path / "straight")
+    train(shards, tmp_path / "whole first", 4 * 4)
+    ranks(2, two_ranks_resume, tmp_path, shards)
+    last = f"checkpoints/step-{STEPS}"
+    expected, batches = io.read(tmp_path / "straight" / last), read_batches(tmp_path / "straight")[0]
+    for name in ("whole first", "sharded first"):
+        saved = io.steps(tmp_path / name / "checkpoints")
+        assert next(iter(saved.values())).joinpath("shard-1-of-2.safetensors").is_file()
+        train(shards, tmp_path / name)
+        state = io.read(tmp_path / name / last)
+        for key in ("state_dict", "optimizer_states", "callbacks"):
+            torch.testing.assert_close(state[key], expected[key], rtol=1e-5, atol=1e-6)
+        again = read_batches(tmp_path / name)[0]
+        assert {step: set(keys) for step, keys in again.items()} == {step: set(keys) for step, keys in batches.items()}

@@ -1,0 +1,41 @@
+"""Forked processes with a process group, and models that are sharded over them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from mmlab.model.blocks import blocks
+from mmlab.training.config import FSDPConfig
+from mmlab.training.sharding import ShardedStrategy
+
+
+def ranks(count: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> None:
+    """Fork ranks that call `work(rank, folder, *arguments)` with a process group."""
+    store = folder / f"store-{os.urandom(4).hex()}"
+    mp.start_processes(_rank, (count, store, work, folder, arguments), nprocs=count, start_method="fork")  # type: ignore[attr-defined]
+
+
+def _rank(rank: int, count: int, store: Path, work: Callable[..., Any], folder: Path, arguments: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=count)
+    work(rank, folder, *arguments)
+    torch.distributed.barrier()  # a rank that has left may take with it what another has not received
+    torch.distributed.destroy_process_group()
+
+
+def strategy_here(config: FSDPConfig) -> ShardedStrategy:
+    """Our strategy over all ranks of the process group, without a trainer."""
+    strategy, names = ShardedStrategy(config), ("data_parallel", "tensor_parallel")
+    strategy._device_mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(), 1), mesh_dim_names=names)
+    return strategy
+
+
+def shard(model: nn.Module) -> None:
+    """Shard all parts of a model, in their dtypes."""
+    strategy_here(FSDPConfig(whole_below=0)).shard(model, blocks(model), lambda part, weight: weight.dtype)
