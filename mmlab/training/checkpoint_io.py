@@ -26,7 +26,7 @@ from torch import distributed
 
 from mmlab.config.errors import RunError
 from mmlab.runs.disk import sync_folder, to_json
-from mmlab.training.sharded_checkpoint import join, sharded_tensors, twins, whole, with_notes, write_rows
+from mmlab.training.sharded_checkpoint import join, mapped, sharded_tensors, twins, whole, with_notes, write_rows
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -126,7 +126,7 @@ def read(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
 def read_mapped(folder: Path) -> dict[str, Any]:
     """Return the state of a checkpoint with tensors that are mapped from its files; sharded ones are `Stored`."""
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    return join(state, _shards(folder))
+    return join(mapped(state), _shards(folder))
 
 
 def find_fault(folder: Path) -> str | None:

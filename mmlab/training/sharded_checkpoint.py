@@ -81,6 +81,16 @@ class Stored:
         return tensor
 
 
+class Mapped(Tensor):
+    """A whole tensor of a checkpoint, mapped from its file."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: Any) -> "Mapped":
+        """Itself, see `Stored`."""
+        return self
+
+
 # Writing
 
 
@@ -164,6 +174,11 @@ def join(state: Any, files: Iterable[Path]) -> Any:
         return Stored(name, leaf["shape"], getattr(torch, leaf["dtype"]), pieces.get(name, ()))
 
     return _replace(state, stored)
+
+
+def mapped(state: Any) -> Any:
+    """A nested state whose tensors are `Mapped`."""
+    return _replace(state, lambda name, leaf: leaf.as_subclass(Mapped) if isinstance(leaf, Tensor) else leaf)
 
 
 def whole(state: Any) -> Any:
