@@ -26,6 +26,7 @@ EXECUTION = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.fsdp",
     "trainer.profile",
     "trainer.gradient_checkpointing",
     "data.workers",

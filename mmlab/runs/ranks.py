@@ -1,6 +1,9 @@
 """The processes of a run: devices, SLURM tasks and gradient accumulation. Torch is imported only to count GPUs."""
 
+import ctypes
 import os
+import signal
+import sys
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,6 +59,26 @@ def world_size(trainer: DictConfig) -> int:
 def rank() -> int:
     """Return a number that is 0 on the first process of a run alone, before the processes know each other."""
     return max(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+_FIRST_RANK = "MMLAB_FIRST_RANK"
+"""Environment variable with the process id of the rank that has started this one."""
+
+
+def end_with_first_rank() -> None:
+    """Have the kernel end the ranks that a run starts when its first rank ends, even by SIGKILL; called in all of them.
+
+    Without the first rank the others would wait for it for half an hour, and keep their GPUs. Only Linux can do this.
+    Ranks that srun or torchrun has started are ended by these.
+    """
+    if sys.platform != "linux" or under_srun() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[_FIRST_RANK] = str(os.getpid())
+    elif first := os.environ.get(_FIRST_RANK):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(first):  # it had ended before
+            sys.exit(1)
 
 
 def check_devices(trainer: DictConfig) -> None:

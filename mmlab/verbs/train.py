@@ -18,7 +18,7 @@ def train(cfg: DictConfig) -> None:
     mmlab train experiment=llava/align_tiny optim.lr=1e-3
     """
     from mmlab.runs.check import check
-    from mmlab.runs.ranks import check_devices
+    from mmlab.runs.ranks import check_devices, end_with_first_rank
     from mmlab.runs.run import prepare_run
 
     check(cfg)
@@ -28,6 +28,7 @@ def train(cfg: DictConfig) -> None:
         print(f"{cfg.run.name} is complete: {folder} (run.fresh=true trains it again, beside it)")
         return
     check_devices(cfg.trainer)  # not for a complete run
+    end_with_first_rank()
 
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_DFL:

@@ -1,5 +1,9 @@
 """Number of processes, gradient accumulation, and checks of devices and SLURM tasks."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -164,3 +168,17 @@ def test_a_batch_script_and_torchrun_start_ranks_themselves(srun, monkeypatch):
     srun(tasks=1)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     check_tasks(devices=8, nodes=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can end a process with its parent")
+def test_ranks_end_with_the_first_one():
+    call = "import os, subprocess, sys, time; from mmlab.runs.ranks import end_with_first_rank; end_with_first_rank(); "
+    rank = f"{call} print('there', flush=True); time.sleep(60)"
+    start = f"{call} subprocess.run([sys.executable, '-c', {rank!r}], env={{**os.environ, 'LOCAL_RANK': '1'}})"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "LOCAL_RANK"))}
+    first = subprocess.Popen([sys.executable, "-c", start], env=env, stdout=subprocess.PIPE)
+    assert first.stdout is not None and first.stdout.readline() == b"there\n"
+    first.kill()
+    first.communicate(timeout=20)  # the other one has the pipe, too
+    late = {"LOCAL_RANK": "1", "MMLAB_FIRST_RANK": str(first.pid)}
+    assert subprocess.run([sys.executable, "-c", rank], env={**env, **late}, timeout=20).returncode == 1

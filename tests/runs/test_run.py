@@ -104,6 +104,7 @@ def test_the_same_command_reuses_the_folder(conf):
     (folder / "marker").touch()
     assert prepare(conf, "run.name=mine", "trainer.devices=2", "data.workers=2", "logger=none") == folder
     assert prepare(conf, "run.name=mine", "data.bad_budget=0.2") == folder
+    assert prepare(conf, "run.name=mine", "trainer.strategy=fsdp", "trainer.fsdp.whole_below=1") == folder
     moved = ["data.root=elsewhere", "callbacks.progress=null", "trainer.val_every=2"]
     assert prepare(conf, "run.name=mine", *moved) == folder
     assert (folder / "marker").exists()
