@@ -28,6 +28,7 @@ from tiny_samples import CLASSES, SIDE, mutated, picture, record, whole
 
 from mmlab.config.errors import UserError
 from mmlab.data.bad_samples import BadSamples
+from mmlab.data.building import REST, write_rows
 from mmlab.data.cache_collate import CodeCollate, LatentCollate
 from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig, Prompt
@@ -37,7 +38,7 @@ from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.mixture import Source
 from mmlab.data.reader import Collate, LocalBatches, OnePass
 from mmlab.data.sample_types import ImageSpec
-from mmlab.data.shard_files import stats, verify, write_shards
+from mmlab.data.shard_files import stats, verify
 from mmlab.data.sources.captions import captions
 from mmlab.data.sources.image_folder import images
 from mmlab.data.sources.llava_json import llava_json
@@ -255,13 +256,13 @@ class Fuzz:
         }
         for name, source in sources.items():
             out = folder / name
-            made = self.attempt(f"build {name}", lambda source=source, out=out: write_shards(source(), out, quiet=True))
+            made = self.attempt(f"build {name}", lambda source=source, out=out: write_rows(source(), out, quiet=True))
             if made is not None:
                 self.reasons.update(made[1].left_out)
                 chat = name.startswith(("llava", "captions"))
                 collate = dict(self.collates)["chat v1" if chat else "pairs"]
                 if chat:
-                    self.attempt(f"batches of {name}", partial(self.batches, name, made[0], collate, False))
+                    self.attempt(f"batches of {name}", partial(self.batches, name, made[0][REST], collate, False))
 
     def recorded(self, folder: Path, random: Random) -> None:
         """Recorded outputs and references, scored."""

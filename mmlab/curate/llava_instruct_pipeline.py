@@ -15,9 +15,10 @@ from mmlab.curate.journal import REPORT, SHARDS, Row, Steps, by_key, exclusive, 
 from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt, Questions, draw_questions
 from mmlab.curate.llava_instruct_steps import parse, request, sift
 from mmlab.curate.report import LOSSES, instruct_report
+from mmlab.data.building import REST, Build, write_rows
 from mmlab.data.formats import IMAGE_EXTENSIONS, Members, parse_record
 from mmlab.data.index import ShardIndex
-from mmlab.data.shard_files import ShardWriter, write_shards
+from mmlab.data.shard_files import ShardWriter
 from mmlab.data.sources.coco import coco
 from mmlab.data.turns import IMAGE
 from mmlab.keyed import draw
@@ -90,10 +91,10 @@ def open_images(data: InstructDataConfig, out: Path, quiet: bool = False) -> tup
     with exclusive(out):
         if counts_file.exists():  # it is written last
             return ShardIndex.open(root), json.loads(counts_file.read_text(encoding="utf-8"))
-        index, tally = write_shards(coco(**files), root, overwrite=True, quiet=quiet)
+        indexes, tally = write_rows(coco(**files), root, Build(overwrite=True), quiet)
         counts = tally.counts()
         write_text(counts_file, to_json(counts) + "\n")
-        return index, counts
+        return indexes[REST], counts
 
 
 def _content(path: str | None) -> str | None:

@@ -62,7 +62,8 @@ def caption_for(record: dict[str, Any], prompt: Prompt, seed: int) -> str:
     """The caption of a record in the form that the prompt has.
 
     Args:
-        record: canonical record; without a caption, template `plain` takes its conversation's last answer.
+        record: canonical record; without a caption, template `plain` takes its conversation's last answer, or that of
+            one of its questions, drawn by `seed`.
         prompt: template, and form of captions.
         seed: of the sample.
 
@@ -71,7 +72,7 @@ def caption_for(record: dict[str, Any], prompt: Prompt, seed: int) -> str:
     """
     caption = caption_of(record, seed, prompt.captions)
     if caption is None and prompt.template == "plain":
-        return _last_answer(record, prompt.captions)
+        return _last_answer(record, prompt.captions, seed)
     if caption is None:
         raise SampleError("no-caption", "The record has no caption.")
     return caption
@@ -197,20 +198,47 @@ def _list(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return items
 
 
+def turns_of(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns of one of a record's `questions`: perhaps a system message, then it and its `follow_ups`."""
+    follow_ups = item.get("follow_ups") or []
+    if not isinstance(follow_ups, list) or not all(isinstance(one, dict) for one in follow_ups):
+        raise SampleError("turns", "The follow_ups of a question are not a list of objects.")
+    turns = [{"from": "system", "value": item["system"]}] if item.get("system") else []
+    for one in (item, *follow_ups):
+        turns += [{"from": "human", "value": one.get("question")}, {"from": "gpt", "value": one.get("answer")}]
+    return turns
+
+
+def question_of(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Turns about an image as one of a record's `questions`, without its marker: the inverse of `turns_of`.
+
+    Raises:
+        SampleError: as `conversations_of`.
+    """
+    _, dialogue = _conversation(list(turns), True)
+    pairs = [
+        {"question": question.text.strip(), "answer": answer.text}
+        for question, answer in zip(dialogue[::2], dialogue[1::2], strict=True)
+    ]
+    item: dict[str, Any] = {"system": dialogue[0].system} if dialogue[0].system else {}
+    return item | pairs[0] | ({"follow_ups": pairs[1:]} if pairs[1:] else {})
+
+
 def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
-    """As `_conversation`, for a question and its answer."""
-    turns = [{"from": "human", "value": item.get("question")}, {"from": "gpt", "value": item.get("answer")}]
-    marked, dialogue = _conversation(turns, picture)
+    """As `_conversation`, for a question and its answer, and what follows them."""
+    marked, dialogue = _conversation(turns_of(item), picture)
     if not dialogue[0].text.strip():
         raise SampleError("empty-question", "A question is empty.")
     return marked, dialogue
 
 
-def _last_answer(record: dict[str, Any], form: str) -> str:
+def _last_answer(record: dict[str, Any], form: str, seed: int) -> str:
     """The caption of a record in LLaVA's pretraining form: its last gpt turn."""
-    answers = [
-        t.get("value") for t in record.get("conversations") or [] if isinstance(t, dict) and t.get("from") == "gpt"
-    ]
+    turns = record.get("conversations") or []
+    questions = [item for item in record.get("questions") or [] if isinstance(item, dict)]
+    if not turns and questions:
+        turns = turns_of(choose(questions, seed, "caption"))
+    answers = [t.get("value") for t in turns if isinstance(t, dict) and t.get("from") == "gpt"]
     last = _formatted(answers[-1], form) if answers and isinstance(answers[-1], str) else ""
     if not last.strip():
         raise SampleError("no-caption", "The record has neither a caption nor a conversation that ends with one.")

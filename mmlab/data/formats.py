@@ -135,7 +135,8 @@ def record_texts(record: dict[str, Any]) -> list[str]:
     for turn in _dicts(record.get("conversations")):
         texts.append(turn.get("value"))
     for question in _dicts(record.get("questions")):
-        texts += [question.get("question"), question.get("answer")]
+        for one in (question, *_dicts(question.get("follow_ups"))):
+            texts += [one.get("question"), one.get("answer")]
     return [text for text in texts if isinstance(text, str) and text]
 
 

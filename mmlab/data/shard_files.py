@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Generator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,63 @@ from mmlab.runs.index_files import INDEX_NAME
 
 Samples = Generator[tuple[str, Members], None, Tally]
 """A converter: it yields (key, members) of each row that can be trained on, and returns the counts of all rows."""
+
+
+class NumberedTars:
+    """Tars `shard-000000.tar`, … of a folder, with the same number of samples in each; equal samples give equal bytes.
+
+    Args:
+        folder: an existing folder.
+        max_samples: samples per tar.
+        count, offset: continue after so many samples, the last of which ends at this byte of its tar.
+    """
+
+    def __init__(self, folder: Path, max_samples: int, count: int = 0, offset: int = 0):
+        self.folder = folder
+        self.max_samples = max_samples
+        self.count = count
+        self._writer: Any = None
+        self._file: Any = None
+        if count % max_samples:
+            self._open(offset)
+        for path in sorted(folder.iterdir())[-(-count // max_samples) :]:
+            path.unlink()
+
+    def write(self, key: str, members: Members) -> bool:
+        """Append a sample; a text is written as UTF-8, a dict as sorted JSON. Returns whether its tar is full."""
+        if self._writer is None:
+            self._open(0)
+        assert self._writer is not None
+        self._writer.write({"__key__": key, **{name: _encode(value) for name, value in members.items()}})
+        self.count += 1
+        if self.count % self.max_samples == 0:
+            self.close()
+        return self._writer is None
+
+    def flush(self) -> tuple[int, int]:
+        """Write what is buffered; return (number of samples, the byte of the open tar where the last one ends)."""
+        if self._writer is None:
+            return self.count, 0
+        self._file.flush()
+        return self.count, self._file.tell()
+
+    def close(self) -> None:
+        """End the open tar."""
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+            self._writer = self._file = None
+
+    def _open(self, offset: int) -> None:
+        from webdataset.writer import TarWriter  # here, because it loads torch
+
+        path = self.folder / f"shard-{self.count // self.max_samples:06d}.tar"
+        self._file = open(path, "r+b" if offset else "wb")  # noqa: SIM115
+        self._file.truncate(offset)
+        self._file.seek(offset)
+        self._writer = TarWriter(self._file, user="", group="", mode=0o644, encoder=False, mtime=0)
+        # webdataset's own stream buffers, and would pad a continued tar by its length from here.
+        self._writer.tarstream = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115
 
 
 class ShardWriter:
@@ -51,65 +108,46 @@ class ShardWriter:
         self.root = Path(root).expanduser().resolve()
         self.max_samples = max_samples
         self.quiet = quiet
-        _check_destination(self.root, overwrite)
+        check_destination(self.root, overwrite)
         self._building = self.root.with_name(f"{self.root.name}.tmp-{os.getpid()}")
         self._keys: set[str] = set()
-        self._tar: Any = None
-        self._shard = ExitStack()
+        self._tars: Any = None
 
     def __enter__(self) -> "ShardWriter":
         if self._building.exists():
             shutil.rmtree(self._building)
         with writing(self.root):
             self._building.mkdir(parents=True)
+        self._tars = NumberedTars(self._building, self.max_samples)
         return self
 
     def write(self, key: str, members: Members) -> None:
-        """Append one sample; a text is written as UTF-8, a dict as sorted JSON.
+        """Append one sample, see `NumberedTars.write`.
 
         Raises:
             DataError: an unsafe or repeated key, a member that is not in `EXTENSIONS`, or no member.
         """
-        check_key(key)
         if key in self._keys:
             raise DataError(f"key '{key}' was written twice.")
-        if not members:
-            raise DataError(f"sample '{key}' is empty.")
-        for extension in members:
-            check_extension(extension, f"{key}.{extension}")
-        if len(self._keys) % self.max_samples == 0:
-            self._next_shard()
+        check_members(key, members)
         self._keys.add(key)
         with writing(self.root):
-            self._tar.write({"__key__": key, **{name: _encode(value) for name, value in members.items()}})
+            self._tars.write(key, members)
 
     def __exit__(self, kind, error, trace) -> None:
         try:
             with writing(self.root):
-                self._shard.close()
+                self._tars.close()
                 if kind is None:
                     self._finish()
         finally:
             shutil.rmtree(self._building, ignore_errors=True)
 
-    def _next_shard(self) -> None:
-        from webdataset.writer import TarWriter  # here, because it loads torch
-
-        self._shard.close()
-        name = f"shard-{len(self._keys) // self.max_samples:06d}.tar"
-        file = self._shard.enter_context(open(self._building / name, "wb"))  # noqa: SIM115
-        writer = TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0)
-        self._tar = self._shard.enter_context(writer)
-
     def _finish(self) -> None:
         if not self._keys:
             raise DataError(f"there are no samples to write to {self.root}.")
         build_index(self._building, quiet=self.quiet, elsewhere=False)
-        old = self.root.with_name(f"{self.root.name}.old-{os.getpid()}")
-        if self.root.exists():
-            self.root.rename(old)
-        self._building.rename(self.root)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(self._building, self.root)
         self.index = ShardIndex.open(self.root)
 
 
@@ -206,13 +244,32 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
     return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
 
 
+def check_members(key: str, members: Members) -> None:
+    """Raise DataError for an unsafe key, a member that is not in `EXTENSIONS`, or no member."""
+    check_key(key)
+    if not members:
+        raise DataError(f"sample '{key}' is empty.")
+    for extension in members:
+        check_extension(extension, f"{key}.{extension}")
+
+
+def put_in_place(folder: Path, root: Path) -> None:
+    """Give a complete folder its name, in place of an earlier one."""
+    old = root.with_name(f"{root.name}.old-{os.getpid()}")
+    if root.exists():
+        root.rename(old)
+    folder.rename(root)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _encode(value: bytes | str | dict[str, Any]) -> bytes:
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
     return value.encode() if isinstance(value, str) else value
 
 
-def _check_destination(root: Path, overwrite: bool) -> None:
+def check_destination(root: Path, overwrite: bool) -> None:
+    """Raise ConfigError if shards cannot be written to a folder because of what is there."""
     if root.is_file():
         raise ConfigError(f"{root} is a file; shards are written to a folder.")
     names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []

@@ -45,7 +45,9 @@ def _card(index: ShardIndex, i: int) -> tuple[Image.Image | None, str]:
 def _lines(record: dict) -> list[str]:
     lines = [f"class: {record['class']}"] if record.get("class") is not None else []
     lines += [f"“{record['caption']}”"] if record.get("caption") else []
-    lines += [f"{item['question']} → {item['answer']}" for item in record.get("questions") or ()]
+    for item in record.get("questions") or ():
+        for one in (item, *(item.get("follow_ups") or ())):
+            lines.append(f"{one['question']} → {one['answer']}")
     for turn in () if record.get("questions") else record.get("conversations") or ():
         speaker = {"human": "Q", "gpt": "A"}.get(turn["from"], turn["from"])
         lines.append(f"{speaker}: {turn['value'].replace('<image>', '').strip()}")

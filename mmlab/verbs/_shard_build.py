@@ -6,6 +6,7 @@ A foreign format is one function in `mmlab/data/sources`, which yields samples, 
 import argparse
 import importlib
 import inspect
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, existing_file, existing_folder, nearest
 from mmlab.data.formats import RESPONSE_TYPES
+from mmlab.runs.disk import to_json
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 Add = Callable[..., Any]
@@ -59,6 +61,17 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"it must be a share from 0 to 1, not {text}")
 
 
+def held_out(text: str) -> tuple[str, float]:
+    """The type of an argument that is a split with its share: `val=0.05`."""
+    name, _, number = text.partition("=")
+    try:
+        if name.isidentifier() and 0 < (part := float(number)) < 1:
+            return name, part
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"it is a name and a share between 0 and 1, such as val=0.05, not {text}")
+
+
 def existing(path: str) -> str:
     """The type of an argument that is a path; ConfigError with the closest name if it does not exist."""
     place = Path(path).expanduser()
@@ -76,6 +89,11 @@ def folder(path: str) -> str:
 def file(path: str) -> str:
     """The type of an argument that is a file; ConfigError if it does not exist, or is a folder."""
     return str(existing_file(path, ConfigError))
+
+
+def from_records_or_file(text: str) -> str:
+    """The type of an argument that is `from-first-answer` or a file."""
+    return text if text == "from-first-answer" else file(text)
 
 
 def add_drawing(add: Add) -> None:
@@ -102,12 +120,26 @@ def _add_budget(add: Add, default: float = 0.0) -> None:
     add("--missing-budget", type=share, default=default, metavar="SHARE", help=help_budget)
 
 
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every source of rows."""
+    add = parser.add_argument
+    add("--limit", type=positive, metavar="N", help="read only the first N rows")
+    help_workers = "threads that read and check images (the number of CPU cores)"
+    add("--workers", type=positive, default=len(os.sched_getaffinity(0)), metavar="N", help=help_workers)
+    if "--split" not in parser._option_string_actions:  # of the data set itself
+        help_split = "hold out a share of the images, such as val=0.05; the rest is train (may be repeated)"
+        add("--split", dest="splits", type=held_out, action="append", default=[], metavar="NAME=SHARE", help=help_split)
+        add("--seed", type=int, default=0, help="another draw of the splits (%(default)s)")
+
+
 def _add_destination(add: Add) -> None:
     add("out", help="folder to create")
     add("--shard-samples", type=int, default=1000, help="samples per shard (%(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier set of shards")
 
 
+DRAWN = ("shapes", "instructions")
+"""Sources without rows to read."""
 SOURCES: dict[str, tuple[str, str, Callable[[Add], None]]] = {}
 
 
@@ -153,7 +185,23 @@ def _easy_vqa(add: Add) -> None:
 def _llava_json(add: Add) -> None:
     add("path", metavar="json", type=file, help="such as llava_instruct_150k.json")
     add("images", type=folder, help="folder of the entries' images")
-    add("--type", dest="kind", help="response type of entries without one, such as conversation")
+    _add_chats(add)
+
+
+@source("mmlab.data.sources.messages.messages", "chats in OpenAI's form: messages of text and image parts")
+def _messages(add: Add) -> None:
+    add("path", metavar="jsonl", type=file, help="JSON lines or a JSON list, as TRL and LLaMA-Factory read them")
+    add("--images", type=folder, metavar="DIR", help="folder that the paths of images start from (the file's)")
+    _add_chats(add)
+
+
+def _add_chats(add: Add) -> None:
+    add("--type", dest="kind", help="response type of records without one, such as conversation")
+    help_captions = "take captions from the first answers of records that are captions, or from a table or JSON file"
+    add("--captions", type=from_records_or_file, metavar="from-first-answer|FILE", help=help_captions)
+    help_type = "a type of records that are captions, beside those named caption or description (may be repeated)"
+    add("--caption-type", dest="caption_types", action="append", default=[], metavar="TYPE", help=help_type)
+    add("--separate", action="store_true", help="make a sample of each record, with its own copy of the image")
     _add_budget(add)
 
 
@@ -204,14 +252,37 @@ def add_build(commands) -> None:
         parser = add(sources, name, _build, summary)
         parser.set_defaults(function=function)
         arguments(parser.add_argument)
+        if name not in DRAWN:
+            _add_build(parser)
         _add_destination(parser.add_argument)
 
 
 def _build(args: argparse.Namespace) -> None:
     module, _, name = args.function.rpartition(".")
     function = getattr(importlib.import_module(module), name)
-    samples = function(**{parameter: getattr(args, parameter) for parameter in inspect.signature(function).parameters})
-    _write(args, samples, getattr(args, "count", None))
+    values = {parameter: getattr(args, parameter) for parameter in inspect.signature(function).parameters}
+    if not hasattr(args, "workers"):
+        _write(args, function(**values), getattr(args, "count", None))
+        return
+    from mmlab.data.building import Build, write_rows
+
+    start = time.monotonic()
+    splits = getattr(args, "splits", [])
+    if repeated := next((name for name, _ in splits if [one for one, _ in splits].count(name) > 1), None):
+        raise ConfigError(f"--split gives '{repeated}' two shares.")
+    fixed: dict[str, Any] = {"max_samples": args.shard_samples, "splits": dict(splits), "limit": args.limit}
+    fixed["seed"] = getattr(args, "seed", 0)
+    files = {value: _stamp(value) for value in values.values() if isinstance(value, str)}
+    identity = to_json({"source": args.function, **values, **fixed, "files": files}, sort_keys=True)
+    build = Build(**fixed, overwrite=args.overwrite, workers=args.workers, identity=identity)
+    indexes, tally = write_rows(function(**values), args.out, build)
+    _print_counts(list(indexes.values()), tally, time.monotonic() - start)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """What changes with the contents of an input: size and time of a file."""
+    place = Path(path).expanduser()
+    return (place.stat().st_size, place.stat().st_mtime_ns) if os.path.isfile(place) else None
 
 
 def _write(args: argparse.Namespace, samples: Any, total: int | None) -> None:
@@ -219,9 +290,14 @@ def _write(args: argparse.Namespace, samples: Any, total: int | None) -> None:
 
     start = time.monotonic()
     index, tally = write_shards(samples, args.out, args.shard_samples, args.overwrite, total=total)
+    _print_counts([index], tally, time.monotonic() - start)
+
+
+def _print_counts(indexes: list[Any], tally: Any, seconds: float) -> None:
     listed = "".join(f", {name.replace('_', ' ')} {count}" for name, count in tally.details.items())
-    seconds = time.monotonic() - start
-    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, {seconds:.1f} s{listed}")
+    for index in indexes:
+        rest = f", {seconds:.1f} s{listed}" if index is indexes[0] else ""
+        print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards{rest}")
     print(f"rows {tally.rows} = written {tally.written} + left out {tally.left_out.total()}")
     for line in tally.lines():
         print(f"left out: {line}")

@@ -6,7 +6,8 @@ import pytest
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
-from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION, conversations_of
+from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION, conversations_of, question_of
+from mmlab.data.formats import record_texts
 from mmlab.data.sample_types import SampleError
 
 
@@ -62,6 +63,28 @@ def test_the_caption_stands_in_for_the_image() -> None:
     assert pairs(talk("Hello", "x"), prompt, picture=False) == [("Hello", "x")]
     assert pairs(talk("<image>\nWho?", "x"), Prompt(pictures="none"), picture=False) == [("Who?", "x")]
     assert reason(talk("<image>\nWho?", "x"), prompt, picture=False) == "no-caption"
+
+
+def test_a_question_may_have_follow_ups_and_a_system_message() -> None:
+    said = [{"from": "system", "value": "s"}, *talk("<image>\nfirst?", "one", "then?", "two")["conversations"]]
+    item = question_of(said)
+    assert item == {
+        **{"system": "s", "question": "first?", "answer": "one"},
+        "follow_ups": [{"question": "then?", "answer": "two"}],
+    }
+    record = {"questions": [item, {"question": "other?", "answer": "three"}]}
+    first, second = conversations_of(record, Prompt(), 0)
+    assert [turn.text for turn in first] == ["<image>\nfirst?", "one", "then?", "two"]
+    assert first[0].system == "s" and second[0].text == "<image>\nother?" and second[0].system is None
+    assert record_texts(record) == ["first?", "one", "then?", "two", "other?", "three"]
+    drawn = {pairs(record, Prompt("plain"), seed)[0] for seed in range(20)}
+    assert drawn == {("<image>", "two"), ("<image>", "three")}, "without a caption, the last answer to a question"
+
+
+@pytest.mark.parametrize("follow_ups", ["text", ["text"], [{"question": "q"}], [{"question": " ", "answer": "a"}]])
+def test_malformed_follow_ups_are_errors(follow_ups) -> None:
+    with pytest.raises(SampleError):
+        conversations_of({"questions": [{"question": "q", "answer": "a", "follow_ups": follow_ups}]}, Prompt(), 0)
 
 
 def test_the_part_of_a_record() -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmlab.data.building import Rows
 from mmlab.data.dialogues import check_sample
-from mmlab.data.formats import KeyMaker
+from mmlab.data.formats import Members
 from mmlab.data.sample_types import SampleError
-from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import read_text
 from mmlab.data.sources.pictures import ImageFolder, pictures_of
 from mmlab.data.sources.tables import CLASS_FIELDS, IMAGE_FIELDS, Row, class_of, column, optional_column, rows
@@ -19,9 +19,8 @@ _CAPTION_FIELDS = ("caption", "text", "title")
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image: where the data set names it, its path in the folder, its caption, and the row with its class."""
+    """An image: its path in the folder, its caption, and the row with its class."""
 
-    where: str
     name: Any
     caption: Any
     row: Row
@@ -35,7 +34,7 @@ def captions(
     caption_field: str | None = None,
     class_field: str | None = None,
     missing_budget: float = 0.0,
-) -> Samples:
+) -> Rows:
     """Read captioned images.
 
     Args:
@@ -55,32 +54,32 @@ def captions(
         DataError: no such folder or table, another encoding, quotation marks that do not match (with the line), or more
             lost images than the budget allows.
     """
-    tally = Tally()
+    tally, folder = Tally(), ImageFolder(images)
     if table is None:
-        entries = list(_side_files(Path(images), tally))
+        entries = _side_files(Path(images), tally)
     else:
-        entries = list(_table(Path(table), tally, Path(images), image_field, caption_field, class_field))
-    folder = ImageFolder(images, missing_budget, len(entries), tally)
-    keys = KeyMaker()
-    for entry in entries:
-        with tally.row(entry.where):
+        entries = _table(Path(table), tally, Path(images), image_field, caption_field, class_field)
+
+    def convert(where: str, entry: _Entry, tally: Tally) -> tuple[str, Members] | None:
+        with tally.row(where):
             if not isinstance(entry.caption, str) or not entry.caption.strip():
                 raise SampleError("no-caption", "It has no caption.")
-            picture = folder.read(entry.name, entry.where)
+            picture = folder.read(entry.name, where, tally)
             record: dict[str, Any] = {"id": picture.name, "caption": entry.caption.strip()}
             if (kind := class_of(entry.row, entry.class_column)) is not None:
                 record["class"] = kind
             check_sample(record, ["caption"], True)
-            yield keys(str(Path(picture.name).with_suffix(""))), {picture.extension: picture.data, "json": record}
-    return tally
+            return str(Path(picture.name).with_suffix("")), {picture.extension: picture.data, "json": record}
+
+    return Rows(entries, convert, tally, missing_budget)
 
 
-def _side_files(folder: Path, tally: Tally) -> Iterator[_Entry]:
+def _side_files(folder: Path, tally: Tally) -> Iterator[tuple[str, _Entry]]:
     """Every image; the caption of one without a text file is empty."""
     texts: dict[Path, Path] = {}
     for path in list(pictures_of(folder, tally, texts)):
         text = texts.get(path.with_suffix(""))
-        yield _Entry(str(path), str(path.relative_to(folder)), "" if text is None else read_text(text), {})
+        yield str(path), _Entry(str(path.relative_to(folder)), "" if text is None else read_text(text), {})
 
 
 def _table(
@@ -90,7 +89,7 @@ def _table(
     image_field: str | None,
     caption_field: str | None,
     class_field: str | None,
-) -> Iterator[_Entry]:
+) -> Iterator[tuple[str, _Entry]]:
     """Every row of a table."""
     image = caption = kind = None
     for where, row in rows(path, tally, images):
@@ -98,4 +97,4 @@ def _table(
             image = column(row, image_field, IMAGE_FIELDS, where)
             caption = column(row, caption_field, _CAPTION_FIELDS, where)
         kind = kind or optional_column(row, class_field, CLASS_FIELDS, where)
-        yield _Entry(where, row.get(image), row.get(caption), row, kind)
+        yield where, _Entry(row.get(image), row.get(caption), row, kind)

@@ -1,15 +1,17 @@
 """COCO's format: captions and boxes in JSON files or in a table, and a folder with the images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.building import Rows
 from mmlab.data.dialogues import check_sample
-from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.formats import Members
 from mmlab.data.sample_types import SampleError
-from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import load_json
 from mmlab.data.sources.pictures import ImageFolder, as_text
 from mmlab.data.sources.tables import rows
@@ -19,7 +21,7 @@ _SLACK = 0.01  # how far a box may extend beyond its image; annotators' boxes of
 
 
 @dataclass
-class _Picture:
+class Annotated:
     """An image with its annotations; boxes are x1, y1, x2, y2 as fractions of width and height."""
 
     where: str
@@ -38,7 +40,7 @@ def coco(
     instances: str | Path | None = None,
     table: str | Path | None = None,
     missing_budget: float = 0.0,
-) -> Samples:
+) -> Rows:
     """Read images with their `captions` and `boxes`; images with neither are skipped.
 
     Args:
@@ -61,29 +63,32 @@ def coco(
     """
     if (table is None) == (captions is None and instances is None):
         raise ConfigError("give captions, instances or both as COCO's JSON files, or a table instead.")
-    tally, keys = Tally("captions", "boxes", "crowds", "flat"), KeyMaker()
-    pictures = _table(Path(table), tally) if table else _annotations(captions, instances)
-    folder = None if images is None else ImageFolder(images, missing_budget, len(pictures), tally)
-    for picture in pictures:
-        with tally.row(picture.where):
-            if not picture.captions and not picture.boxes:
-                raise SampleError("without text", "It has neither captions nor boxes.")
-            read = folder.read(picture.name, picture.where) if folder else None
-            name = as_text(picture.name) if read is None else read.name
-            record: dict[str, Any] = {"id": Path(name).stem, "image": name}
-            record |= {"captions": picture.captions} if picture.captions else {}
-            record |= {"boxes": picture.boxes} if picture.boxes else {}
-            check_sample(record, ["caption"] if picture.captions else [], read is not None)
-            members: Members = {"json": record} if read is None else {read.extension: read.data, "json": record}
-            tally.details.update(captions=len(picture.captions), boxes=len(picture.boxes))
-            tally.details.update(crowds=picture.crowds, flat=picture.flat)
-            yield keys(str(Path(name).with_suffix(""))), members
-    return tally
+    tally = Tally("captions", "boxes", "crowds", "flat")
+    pictures = _table(Path(table), tally) if table else iter(_annotations(captions, instances))
+    folder = None if images is None else ImageFolder(images)
+    return Rows(((picture.where, picture) for picture in pictures), partial(write_boxes, folder), tally, missing_budget)
 
 
-def _annotations(captions: Any, instances: Any) -> list[_Picture]:
+def write_boxes(folder: ImageFolder | None, where: str, picture: Annotated, tally: Tally) -> tuple[str, Members] | None:
+    """Make a sample of an image with captions and boxes; without a folder it has no image."""
+    with tally.row(where):
+        if not picture.captions and not picture.boxes:
+            raise SampleError("without text", "It has neither captions nor boxes.")
+        read = folder.read(picture.name, where, tally) if folder else None
+        name = as_text(picture.name) if read is None else read.name
+        record: dict[str, Any] = {"id": Path(name).stem, "image": name}
+        record |= {"captions": picture.captions} if picture.captions else {}
+        record |= {"boxes": picture.boxes} if picture.boxes else {}
+        check_sample(record, ["caption"] if picture.captions else [], read is not None)
+        members: Members = {"json": record} if read is None else {read.extension: read.data, "json": record}
+        tally.details.update(captions=len(picture.captions), boxes=len(picture.boxes))
+        tally.details.update(crowds=picture.crowds, flat=picture.flat)
+        return str(Path(name).with_suffix("")), members
+
+
+def _annotations(captions: Any, instances: Any) -> list[Annotated]:
     """The images that either file lists, in their order."""
-    pictures: dict[Any, _Picture] = {}
+    pictures: dict[Any, Annotated] = {}
     for path in (captions, instances):
         if path is None:
             continue
@@ -104,35 +109,33 @@ def _annotations(captions: Any, instances: Any) -> list[_Picture]:
     return list(pictures.values())
 
 
-def _list_pictures(entries: list[Any], path: str, pictures: dict[Any, _Picture]) -> None:
+def _list_pictures(entries: list[Any], path: str, pictures: dict[Any, Annotated]) -> None:
     """Add a file's images to those of another, by their ids."""
     for number, entry in enumerate(entries):
         where = f"{path}, image {number}"
         name, key = (entry.get("file_name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not name or not isinstance(key, int | str):
             raise DataError(f'{where}: expected {{"id": …, "file_name": text, "width": …, "height": …}}.')
-        picture = pictures.setdefault(key, _Picture(where, name))
+        picture = pictures.setdefault(key, Annotated(where, name))
         if picture.name != name:
             raise DataError(f"{where}: id {key} is '{name}' here, but '{picture.name}' elsewhere.")
         picture.width, picture.height = (entry.get(side) or 0 for side in ("width", "height"))
 
 
-def _table(path: Path, tally: Tally) -> list[_Picture]:
-    pictures = []
+def _table(path: Path, tally: Tally) -> Iterator[Annotated]:
     for where, row in rows(path, tally):
         name = row.get("image")
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: 'image' must name an image.{nearest('image', map(str, row))}")
-        picture = _Picture(where, name, captions=_captions(row.get("captions") or [], where))
+        picture = Annotated(where, name, captions=_captions(row.get("captions") or [], where))
         for box in row.get("instances") or []:
             if not isinstance(box, dict):
                 raise DataError(f'{where}: an instance must be {{"category": text, "bbox": four fractions}}.')
             _add_box(picture, box.get("category"), box.get("bbox"), where)
-        pictures.append(picture)
-    return pictures
+        yield picture
 
 
-def _add_box(picture: _Picture, category: Any, box: Any, where: str) -> None:
+def _add_box(picture: Annotated, category: Any, box: Any, where: str) -> None:
     """Add a box; one without area is only counted."""
     if not isinstance(category, str) or not category.strip():
         raise DataError(f"{where}: its category has no name.")
@@ -145,7 +148,7 @@ def _add_box(picture: _Picture, category: Any, box: Any, where: str) -> None:
         picture.flat += 1
 
 
-def _shares(box: Any, picture: _Picture, where: str) -> list[float]:
+def _shares(box: Any, picture: Annotated, where: str) -> list[float]:
     """COCO's x, y, width, height in pixels as x1, y1, x2, y2 in fractions."""
     if not _numbers(box):
         raise DataError(f"{where}: bbox must be four numbers, not {box!r}.")

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.building import Rows
 from mmlab.data.dialogues import check_sample
+from mmlab.data.formats import Members
 from mmlab.data.sample_types import SampleError
-from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import load_json
 from mmlab.data.sources.pictures import ImageFolder
 from mmlab.data.tally import Tally
@@ -16,7 +17,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 SPLITS = ("train", "val", "test")
 
 
-def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Samples:
+def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Rows:
     """Read the raw data set; a sample is an image with all of its questions and the caption that they imply.
 
     Args:
@@ -38,14 +39,16 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
         raise ConfigError("easy-VQA has no val split of its own; hold one out, for example with --held-out 20.")
     folder = _folder(Path(root)) / ("test" if split == "test" else "train")
     tally = Tally("questions", "partial_caption", "without_caption")
-    pictures = _load_questions(folder)
-    images = ImageFolder(folder / "images", 0, len(pictures), tally)
-    for number, questions in sorted(pictures.items()):
-        where = f"{folder / 'questions.json'}, image {number}"
+    images = ImageFolder(folder / "images")
+    pictures = sorted(_load_questions(folder).items())
+    entries = ((f"{folder / 'questions.json'}, image {number}", (number, asked)) for number, asked in pictures)
+
+    def convert(where: str, entry: tuple[int, list[dict[str, str]]], tally: Tally) -> tuple[str, Members] | None:
+        number, questions = entry
         with tally.row(where):
             if split != "test" and held_out > 1 and (number % held_out == 0) != (split == "val"):
                 raise SampleError("other split", f"With --held-out {held_out} it is not of the split {split}.")
-            picture = images.read(f"{number}.png", where)
+            picture = images.read(f"{number}.png", where, tally)
             color, shape = implied_by(questions, where)
             name = f"{split}-{number:05d}"
             record = {"id": name, "questions": questions}
@@ -55,8 +58,9 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Sampl
             tally.details["questions"] += len(questions)
             tally.details["partial_caption"] += (color is None) != (shape is None)
             tally.details["without_caption"] += color is None and shape is None
-            yield name, {picture.extension: picture.data, "json": record}
-    return tally
+            return name, {picture.extension: picture.data, "json": record}
+
+    return Rows(entries, convert, tally)
 
 
 def implied_by(questions: list[dict[str, str]], where: str = "") -> tuple[str | None, str | None]:

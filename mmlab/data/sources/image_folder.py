@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.building import Rows
 from mmlab.data.dialogues import check_sample
-from mmlab.data.formats import MAP, KeyMaker, Members
+from mmlab.data.formats import MAP, Members
 from mmlab.data.sample_types import SampleError
-from mmlab.data.shard_files import Samples
 from mmlab.data.sources.pictures import ImageFolder, pictures_of
 from mmlab.data.sources.tables import CLASS_FIELDS, IMAGE_FIELDS, Row, class_of, column, rows
 from mmlab.data.tally import Tally
 
-_Entry = tuple[str, Any, Row, str]
-"""Where the data set names an image, its path in the folder, and the row and column of its class."""
+_Entry = tuple[Any, Row, str]
+"""An image's path in the folder, and the row and column of its class."""
 
 
 def images(
@@ -24,7 +24,7 @@ def images(
     class_field: str | None = None,
     missing_budget: float = 0.0,
     maps: str | Path | None = None,
-) -> Samples:
+) -> Rows:
     """Read images and their classes.
 
     Args:
@@ -48,20 +48,21 @@ def images(
     """
     if labels is None and (image_field or class_field):
         raise ConfigError(f"the column '{image_field or class_field}' is named without a table; give --labels TABLE.")
-    tally, keys, classes = Tally("without_class", "classes"), KeyMaker(), set()
-    table = None if labels is None else _table(Path(labels), tally, Path(root), image_field, class_field)
-    entries = list(_folders(Path(root), tally) if table is None else table)
-    folder = ImageFolder(root, missing_budget, len(entries), tally)
-    if not entries and not tally.rows:
-        raise DataError(f"{labels or root} has no images.")
-    map_folder = None if maps is None else ImageFolder(maps, missing_budget, len(entries), tally)
-    for where, name, row, column_of_class in entries:
+    tally, folder = Tally("without_class", "classes"), ImageFolder(root)
+    map_folder = None if maps is None else ImageFolder(maps)
+    if labels is None:
+        entries = _folders(Path(root), tally)
+    else:
+        entries = _table(Path(labels), tally, Path(root), image_field, class_field)
+
+    def convert(where: str, entry: _Entry, tally: Tally) -> tuple[str, Members] | None:
+        name, row, column_of_class = entry
         with tally.row(where):
-            picture = folder.read(name, where)
+            picture = folder.read(name, where, tally)
             members: Members = {picture.extension: picture.data}
             plain = Path(picture.name).with_suffix("")
             if map_folder is not None:
-                drawn = map_folder.read(str(plain.with_suffix(".png")), where)
+                drawn = map_folder.read(str(plain.with_suffix(".png")), where, tally)
                 if drawn.extension != "png":
                     raise SampleError("map", f"The contents of its map are {drawn.extension}; maps are PNG.")
                 members[MAP] = drawn.data
@@ -69,27 +70,31 @@ def images(
             kind = class_of(row, column_of_class)
             if kind is not None:
                 record["class"] = kind
+                tally.note("classes", str(kind))
             check_sample(record, (), True)
             tally.details["without_class"] += kind is None
-            classes.add(kind)
-            yield keys(str(plain)), {**members, "json": record}
-    tally.details["classes"] = len(classes - {None})
-    return tally
+            return str(plain), {**members, "json": record}
+
+    def finish(tally: Tally) -> None:
+        if not tally.rows:
+            raise DataError(f"{labels or root} has no images.")
+
+    return Rows(entries, convert, tally, missing_budget, finish=finish)
 
 
-def _folders(root: Path, tally: Tally) -> Iterator[_Entry]:
+def _folders(root: Path, tally: Tally) -> Iterator[tuple[str, _Entry]]:
     """Each image, with its first subfolder as the row of its class."""
     for path in pictures_of(root, tally):
         name = path.relative_to(root)
-        yield str(path), str(name), {"class": name.parts[0] if len(name.parts) > 1 else None}, "class"
+        yield str(path), (str(name), {"class": name.parts[0] if len(name.parts) > 1 else None}, "class")
 
 
 def _table(
     path: Path, tally: Tally, images: Path, image_field: str | None, class_field: str | None
-) -> Iterator[_Entry]:
+) -> Iterator[tuple[str, _Entry]]:
     image = kind = None
     for where, row in rows(path, tally, images):
         if image is None or kind is None:
             image = column(row, image_field, IMAGE_FIELDS, where)
             kind = column(row, class_field, CLASS_FIELDS, where)
-        yield where, row.get(image), row, kind
+        yield where, (row.get(image), row, kind)

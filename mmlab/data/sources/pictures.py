@@ -2,9 +2,11 @@
 
 import io
 import os
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -34,6 +36,10 @@ _LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Pixels that a PNG holds unchanged."""
 
 
+LOST = ("missing", "outside", "remote")
+"""Reasons, beside `unsupported`, for which an image counts as lost."""
+
+
 class Picture(NamedTuple):
     """An image of a data set: its path in the folder, and what a shard stores."""
 
@@ -43,61 +49,57 @@ class Picture(NamedTuple):
 
 
 class ImageFolder:
-    """Reads the images that a data set names.
+    """Reads the images that a data set names."""
 
-    Attributes:
-        lost: images that are missing, outside the folder or in a format that is not read.
-    """
-
-    def __init__(self, root: str | Path, missing_budget: float, total: int, tally: Tally):
+    def __init__(self, root: str | Path | None):
         """
         Args:
-            root: the folder.
-            missing_budget: share of the `total` images that may be lost.
-            total: number of images that the data set names.
-            tally: counts the images that are `converted`.
+            root: the folder; None for images that the data set holds itself.
 
         Raises:
             DataError: there is no such folder.
         """
-        self.root = existing_folder(root)
-        self.lost = 0
-        self._allowed = int(missing_budget * total)
-        self._tally = tally
+        self.root = None if root is None else existing_folder(root)
 
-    def read(self, name: Any, where: str) -> Picture:
+    def read(self, name: Any, where: str, tally: Tally) -> Picture:
         """Read an image, and check that training can decode it.
 
         Args:
-            name: its path from the folder, or an absolute one in it; a list of one path; or an id, which is the name
-                of a file without its ending.
+            name: its path from the folder, or an absolute one in it, also as a `file:` URL; a `data:` URL;
+                `{"bytes", "path"}` of `datasets`; a list of one of these; or an id, the name of a file without its
+                ending.
             where: of the row that names it, for errors.
+            tally: counts images that are `converted`, and those that are lost: missing, outside the folder or in a
+                format that is not read.
 
         Raises:
-            SampleError: `no-image` (not a path), `pictures` (several), `missing`, `outside`, `unsupported`, `pixels` or
-                `decode`.
-            DataError: more lost images than the budget allows.
+            SampleError: `no-image` (not a path), `pictures` (several), `missing`, `outside`, `remote`, `unsupported`,
+                `pixels` or `decode`.
         """
         if isinstance(name, list) and len(name) > 1:
             raise SampleError("pictures", f"It names {len(name)} images; only one is supported.")
         name = name[0] if isinstance(name, list) and name else name
         name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+        if isinstance(name, dict) and isinstance(name.get("bytes"), bytes):
+            path = as_text(str(name.get("path") or "image"))
+            return Picture(path, *stored(name["bytes"], path, tally))
         if not isinstance(name, str) or not name.strip():
             raise SampleError("no-image", f"An image is named by one path, not {name!r}.")
         try:
-            inside = self._inside(name)
-            extension, data = stored(self._bytes(inside), inside, self._tally)
+            if name.startswith("data:"):
+                return Picture("data", *stored(_inline(name), "data:", tally))
+            inside = self._inside(_local(name))
+            extension, data = stored(self._bytes(inside), inside, tally)
         except SampleError as error:
-            if error.reason in ("missing", "outside") or error.reason.startswith("unsupported"):
-                self.lost += 1
-                if self.lost > self._allowed:
-                    counts = f"missing or unsupported: {self.lost}, the missing budget allows {self._allowed}"
-                    raise DataError(f"{where}: {error} ({counts}).") from None
+            if error.reason in LOST or error.reason.startswith("unsupported"):
+                tally.lost.append(f"{where}: {error}")
             raise
         return Picture(as_text(inside), extension, data)
 
     def _inside(self, name: str) -> str:
         """The path from the folder; a relative one that stays in it is returned as it is."""
+        if self.root is None:
+            raise SampleError("missing", f"image '{name}' is not among the data")
         root = os.path.abspath(self.root)
         path = os.path.normpath(os.path.join(root, name))
         try:
@@ -110,7 +112,7 @@ class ImageFolder:
         raise SampleError("outside", f"image '{name}' points outside {self.root}")
 
     def _bytes(self, name: str) -> bytes:
-        path = self.root / name
+        path = Path(self.root or "", name)
         try:
             if not path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
                 named = (path.with_name(path.name + suffix) for suffix in READ_SUFFIXES)
@@ -120,6 +122,27 @@ class ImageFolder:
         except OSError as error:
             raise SampleError("missing", f"image '{name}' cannot be read: {error.strerror}") from None
         raise SampleError("missing", f"image '{name}' is not in {self.root}")
+
+
+def _local(name: str) -> str:
+    """The path of an image that may be named by a URL; raises SampleError `remote` for one on the network."""
+    scheme, colon, rest = name.partition("://")
+    if colon and scheme.lower() == "file":
+        return unquote(rest)
+    if colon and scheme.lower() in ("http", "https", "s3", "gs", "hf"):
+        raise SampleError("remote", f"image '{name[:200]}' is on the network; download it and name its file")
+    return name
+
+
+def _inline(url: str) -> bytes:
+    """The bytes of a `data:` URL."""
+    about, _, text = url.partition(",")
+    if not about.endswith(";base64"):
+        raise SampleError("no-image", f"A data: URL of an image has base64, not {about[:60]!r}.")
+    try:
+        return b64decode(unquote(text))
+    except ValueError as error:
+        raise SampleError("decode", f"The base64 of an image is broken: {error}.") from None
 
 
 def stored(data: bytes, name: str, tally: Tally) -> tuple[str, bytes]:

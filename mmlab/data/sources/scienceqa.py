@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.building import Rows
 from mmlab.data.dialogues import check_sample
-from mmlab.data.formats import KeyMaker, Members
+from mmlab.data.formats import Members
 from mmlab.data.sample_types import SampleError
-from mmlab.data.shard_files import Samples
 from mmlab.data.sources.files import load_json
 from mmlab.data.sources.pictures import ImageFolder
 from mmlab.data.tally import Tally
@@ -165,7 +165,7 @@ def scienceqa(
     form: str = "QCM-LEA",
     captions: str | Path | None = None,
     missing_budget: float = 1.0,
-) -> Samples:
+) -> Rows:
     """Read the official layout: `problems.json`, `pid_splits.json`, and images in `images/<split>/<id>/<file>`.
 
     A problem whose image is missing, unsupported or broken becomes text alone, and is counted.
@@ -193,16 +193,17 @@ def scienceqa(
     problems = load_split(splits if splits.exists() else None, split, load_problems(root / PROBLEMS))
     added = {} if captions is None else _captions(Path(captions))
     pictured = sum(problem.image is not None for problem in problems)
-    tally, keys = Tally("with_picture", "text_only", "missing"), KeyMaker()
-    folder = _folder(root / "images", missing_budget, pictured, tally)
-    for problem in problems:
-        where = f"{root / PROBLEMS}, problem {problem.id}"
+    tally = Tally("with_picture", "text_only", "missing")
+    folder = _folder(root / "images", missing_budget, pictured)
+    entries = ((f"{root / PROBLEMS}, problem {problem.id}", problem) for problem in problems)
+
+    def convert(where: str, problem: Problem, tally: Tally) -> tuple[str, Members] | None:
         with tally.row(where):
             members: Members = {}
             state = "missing" if problem.image else "text_only"
             if problem.image and folder is not None:
                 try:
-                    picture = folder.read(f"{problem.split or split}/{problem.id}/{problem.image}", where)
+                    picture = folder.read(f"{problem.split or split}/{problem.id}/{problem.image}", where, tally)
                     members[picture.extension] = picture.data
                     state = "with_picture"
                 except SampleError as error:  # the problem stays, as text
@@ -212,8 +213,9 @@ def scienceqa(
             tally.details[state] += 1
             if captions is not None:
                 tally.details["captioned"] += problem.id in added
-            yield keys(problem.id), members | {"json": entry}
-    return tally
+            return problem.id, members | {"json": entry}
+
+    return Rows(entries, convert, tally, missing_budget, count=pictured)
 
 
 def record(problem: Problem, form: str, caption: str = "", picture: bool = True) -> dict[str, Any]:
@@ -251,10 +253,10 @@ def _tidied(text: str) -> str:
     return text.replace("BECAUSE:", "").strip() if text.endswith("BECAUSE:") else text
 
 
-def _folder(path: Path, missing_budget: float, pictured: int, tally: Tally) -> ImageFolder | None:
+def _folder(path: Path, missing_budget: float, pictured: int) -> ImageFolder | None:
     """The images, or None if there are none and the budget allows that."""
     if path.is_dir():
-        return ImageFolder(path, missing_budget, pictured, tally)
+        return ImageFolder(path)
     if pictured > int(missing_budget * pictured):
         raise DataError(f"there is no image folder {path}, but {pictured} problems are about an image.")
     return None

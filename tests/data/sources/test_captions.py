@@ -3,8 +3,8 @@ import json
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.captions import captions
+from tests.tiny_builds import built
 from tests.tiny_files import png
 
 
@@ -18,7 +18,7 @@ def images(tmp_path):
 
 
 def build(tmp_path, *arguments, **options):
-    index, tally = write_shards(captions(*arguments, **options), tmp_path / "out", quiet=True)
+    index, tally = built(captions(*arguments, **options), tmp_path / "out")
     return {str(key): json.loads(index.read(i)["json"])["caption"] for i, key in enumerate(index.keys)}, tally.counts()
 
 
@@ -37,7 +37,7 @@ def test_encodings_and_names_of_side_files(images, tmp_path):
     assert texts == {"a": "größe", "b": "größe"} and counts["no-caption"] == 1
     (images / "sub" / "a.txt").write_text("one\ngröße", "latin-1")
     with pytest.raises(DataError, match=r"sub/a\.txt, line 2, is not UTF-8: byte 0xF6\. If it is Latin-1"):
-        list(captions(images))
+        build(tmp_path, images)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_tables(images, tmp_path, name, text):
     (tmp_path / name).write_text(text, "utf-8")
     texts, counts = build(tmp_path, images, tmp_path / name)
     assert texts == {"a": "one, two", "a-1": "other"}
-    assert counts == {"rows": 3, "samples": 2, "no-caption": 1}
+    assert counts == {"rows": 3, "samples": 2, "no-caption": 1, "renamed": 1}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_tables(images, tmp_path, name, text):
 )
 def test_a_class_column_is_passed_on(images, tmp_path, text, options, classes):
     (tmp_path / "t.jsonl").write_text(text)
-    index, _ = write_shards(captions(images, tmp_path / "t.jsonl", **options), tmp_path / "out", quiet=True)
+    index, _ = built(captions(images, tmp_path / "t.jsonl", **options), tmp_path / "out")
     assert [json.loads(index.read(i)["json"]).get("class") for i in range(len(index))] == classes
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.coco import coco
+from tests.tiny_builds import built
 from tests.tiny_files import png
 
 IMAGES = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 200, "height": 100} for i in (7, 8, 9)]
@@ -41,7 +41,7 @@ def make(tmp_path):
             path.write_text(content if isinstance(content, str) else json.dumps(content))
             files[name] = path
         samples = coco(folder if pictures else None, **files, missing_budget=missing_budget)
-        index, tally = write_shards(samples, tmp_path / "out", overwrite=True, quiet=True)
+        index, tally = built(samples, tmp_path / "out")
         records = {str(key): json.loads(index.read(i)["json"]) for i, key in enumerate(index.keys)}
         return records, index, tally.counts()
 

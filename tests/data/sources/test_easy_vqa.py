@@ -3,8 +3,8 @@ import json
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.easy_vqa import easy_vqa, implied_by
+from tests.tiny_builds import built
 from tests.tiny_files import png
 
 QUESTIONS = [
@@ -29,11 +29,11 @@ def raw(tmp_path):
 
 
 def keys(raw, *arguments) -> list[str]:
-    return [key for key, _ in easy_vqa(raw, *arguments)]
+    return built(easy_vqa(raw, *arguments), raw.parent / "keys")[0].keys.tolist()
 
 
 def test_an_image_with_its_questions_is_a_sample(raw, tmp_path):
-    index, tally = write_shards(easy_vqa(raw), tmp_path / "out", quiet=True)
+    index, tally = built(easy_vqa(raw), tmp_path / "out")
     assert tally.counts() == {"rows": 4, "samples": 4, "questions": 6, "partial_caption": 2, "without_caption": 1}
     records = [json.loads(index.read(i)["json"]) for i in range(4)]
     assert [record.get("caption") for record in records] == [

@@ -4,8 +4,8 @@ import pytest
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.index import ShardIndex
-from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.image_folder import images
+from tests.tiny_builds import built
 from tests.tiny_files import jpeg, png
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def build(tmp_path, *arguments, **options):
-    index, tally = write_shards(images(*arguments, **options), tmp_path / "out", quiet=True)
+    index, tally = built(images(*arguments, **options), tmp_path / "out")
     records = {str(key): json.loads(index.read(i)["json"]) for i, key in enumerate(index.keys)}
     assert all("png" in index.extensions(i) for i in range(len(index)))
     return records, tally.counts()
@@ -110,5 +110,5 @@ def test_maps_have_the_paths_of_their_images(folder, tmp_path):
     index = ShardIndex.open(tmp_path / "out")
     assert all(index.read(i)["map.png"] == png(3, 2) for i in range(3))
     (maps / "loose.png").write_bytes(jpeg())
-    _, tally = write_shards(images(folder, maps=maps), tmp_path / "other", quiet=True)
+    _, tally = built(images(folder, maps=maps), tmp_path / "other")
     assert tally.left_out["map"] == 1 and "contents of its map are jpg; maps are PNG" in tally.examples["map"]

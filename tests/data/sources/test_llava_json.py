@@ -3,8 +3,10 @@ import json
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.data.shard_files import write_shards
+from mmlab.data.config import Prompt
+from mmlab.data.dialogues import REQUESTS, conversations_of
 from mmlab.data.sources.llava_json import llava_json
+from tests.tiny_builds import built
 from tests.tiny_files import jpeg, png
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]
@@ -22,9 +24,7 @@ def make(tmp_path):
     def build(entries, **options):
         path = tmp_path / "chat.json"
         path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
-        return write_shards(
-            llava_json(path, tmp_path / "images", **options), tmp_path / "out", overwrite=True, quiet=True
-        )
+        return built(llava_json(path, tmp_path / "images", **{"separate": True, **options}), tmp_path / "out")
 
     return build
 
@@ -41,7 +41,7 @@ def test_images_texts_and_repeated_ids(make):
     assert tally.rows == tally.written == 4
     assert tally.details == {
         **{"text_only": 1, "renamed": 1, "turns_skipped": 0, "system_messages": 0},
-        **{"images_without_marker": 1},
+        **{"images_without_marker": 1, "records_joined": 0},
     }
     assert index.read(0)["png"] == png()
     assert json.loads(index.read(1)["json"]) == {"id": "GCC/01.x", "conversations": TURNS + MORE}
@@ -135,8 +135,92 @@ def test_malformed_files_are_errors(make, tmp_path, entries, message):
 def test_missing_file_has_a_hint(tmp_path):
     (tmp_path / "chat.json").write_text("[]")
     with pytest.raises(DataError, match=r"Did you mean 'chat\.json'"):
-        next(llava_json(tmp_path / "chatt.json", tmp_path))
+        built(llava_json(tmp_path / "chatt.json", tmp_path), tmp_path / "out")
     with pytest.raises(DataError, match="there is no file xxx"):
-        next(llava_json("x" * 5000, tmp_path))
+        built(llava_json("x" * 5000, tmp_path), tmp_path / "out")
     with pytest.raises(DataError, match=r"is a folder; give a file, such as chat\.json in it"):
-        next(llava_json(tmp_path, tmp_path))
+        built(llava_json(tmp_path, tmp_path), tmp_path / "out")
+
+
+def record(index, i: int) -> dict:
+    return json.loads(index.read(i)["json"])
+
+
+def test_records_about_one_image_are_one_sample(make):
+    system = {"from": "system", "value": "Be brief."}
+    entries = [
+        {"id": "a", "image": "7.jpg", "type": "count", "conversations": [system, *TURNS, *MORE]},
+        {"id": "b", "image": "00/a.jpg", "type": "color", "conversations": TURNS},
+        {"id": "c", "image": "./7.jpg", "type": "color", "conversations": SAID},
+        {"id": "d", "image": 7, "conversations": [*SAID, {"from": "human", "value": "left out"}]},
+        {"id": "e", "conversations": SAID},
+        {"id": "f", "image": "7.jpg", "conversations": [{"from": "gpt", "value": "no question"}]},
+    ]
+    index, tally = make(entries, separate=False)
+    assert index.keys.tolist() == ["a", "b", "d", "e"]
+    assert record(index, 0) == {
+        "id": "a",
+        "questions": [
+            {
+                **{"id": "a", "type": "count", "system": "Be brief.", "question": "What is this?", "answer": "A cat."},
+                "follow_ups": [{"question": "Really?", "answer": "Yes."}],
+            },
+            {"id": "c", "type": "color", "question": "What is this?", "answer": "A cat."},
+        ],
+    }
+    assert record(index, 1) == {"id": "b", "type": "color", "conversations": TURNS}
+    assert tally.counts() == {
+        **{"rows": 6, "samples": 5, "no-answer": 1, "text_only": 1, "turns_skipped": 1, "system_messages": 1},
+        **{"images_without_marker": 2, "records_joined": 1, "type count": 1, "type color": 2},
+    }
+    dialogues = conversations_of(record(index, 0), Prompt(), 0)
+    assert [[turn.text for turn in one] for one in dialogues] == [
+        ["<image>\nWhat is this?", "A cat.", "Really?", "Yes."],
+        ["<image>\nWhat is this?", "A cat."],
+    ]
+    assert dialogues[0][0].system == "Be brief."
+
+
+CAPTIONED = [
+    {"image": "7.jpg", "type": "vqa", "conversations": TURNS},
+    {"image": "7.jpg", "conversations": [{"from": "human", "value": "Describe the image.\n<image>"}, TURNS[1]]},
+    {"image": "00/a.jpg", "type": "detail_description", "conversations": [SAID[0], MORE[1]]},
+]
+
+
+def test_captions_come_from_records_that_are_captions(make, tmp_path):
+    index, tally = make(CAPTIONED, separate=False, captions="from-first-answer")
+    assert [record(index, i)["caption"] for i in range(2)] == ["A cat.", "Yes."]
+    assert tally.details["captions"] == 2 and len(record(index, 0)["questions"]) == 2
+    index, tally = make(CAPTIONED, separate=False, captions="from-first-answer", caption_types=["vqa"])
+    assert tally.details["captions"] == 2, "equal captions count once"
+    with pytest.raises(DataError, match=r"no record that is a caption.*the types are vqa; name the type"):
+        make(CAPTIONED[:1], captions="from-first-answer")
+    (tmp_path / "t.csv").write_text("image,caption\n7.jpg,one\n./7.jpg,two\n")
+    index, tally = make(CAPTIONED, separate=False, captions=str(tmp_path / "t.csv"))
+    assert record(index, 0)["captions"] == ["one", "two"] and "caption" not in record(index, 1)
+    assert (tally.details["captions"], tally.details["images_without_caption"]) == (2, 1)
+    (tmp_path / "c.json").write_text(json.dumps(CAPTIONED))
+    assert record(make(CAPTIONED, captions=str(tmp_path / "c.json"))[0], 2)["caption"] == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("question", "asks"),
+    [
+        *((text, True) for texts in REQUESTS.values() for text in texts),
+        *(
+            (text, True)
+            for text in ("Describe the picture", "Can you briefly describe this scene?", "", "Caption this.")
+        ),
+        ("Write a short caption for the image in one sentence.", True),
+        ("Describe the color of the left circle.", False),
+        ("What is in the picture?", False),
+        ("Describe the image and count the circles.", False),
+    ],
+)
+def test_requests_for_a_caption(make, question, asks):
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, TURNS[1]]
+    entries = [{"image": "7.jpg", "type": "caption", "conversations": TURNS}]
+    entries += [{"image": "00/a.jpg", "conversations": turns}]
+    index, _ = make(entries, captions="from-first-answer")
+    assert ("caption" in record(index, 1)) == asks

@@ -85,7 +85,7 @@ def test_a_name_is_a_path_in_the_folder_or_an_id(tmp_path):
     (root / "sub" / "linked.jpg").symlink_to(tmp_path / "secret.jpg")
     os.mkfifo(root / "pipe.jpg")
     for start in (root, tmp_path / "link"):
-        folder = ImageFolder(start, 1.0, 100, Tally())
+        folder, tally = ImageFolder(start), Tally()
         names = {
             "sub/a.jpg": "sub/a.jpg",
             "./sub/../sub/a.jpg": "./sub/../sub/a.jpg",
@@ -95,28 +95,23 @@ def test_a_name_is_a_path_in_the_folder_or_an_id(tmp_path):
             "sub/000.5": "sub/000.5",
             "sub/linked.jpg": "sub/linked.jpg",
         }
-        assert {name: folder.read(name, "here").name for name in names} == names
-        assert folder.read(["sub/a.jpg"], "here").extension == "jpg"
+        assert {name: folder.read(name, "here", tally).name for name in names} == names
+        assert folder.read(["sub/a.jpg"], "here", tally).extension == "jpg"
         for name, reason in {
             **{"../secret.jpg": "outside", f"{tmp_path}/secret.jpg": "outside", f"{root}2/a.jpg": "outside"},
             **{"b.jpg": "missing", "sub": "missing", "pipe.jpg": "missing", "a\0.jpg": "missing", "\ud83d": "missing"},
             **{"": "no-image", " ": "no-image", ".": "outside", "..": "outside"},
         }.items():
             with pytest.raises(SampleError) as caught:
-                folder.read(name, "here")
+                folder.read(name, "here", tally)
             assert caught.value.reason == reason, name
-        assert folder.lost == 10
+        assert len(tally.lost) == 10
 
 
-def test_the_budget_of_lost_images(tmp_path):
-    folder = ImageFolder(tmp_path, 0.5, 2, Tally())
-    with pytest.raises(SampleError, match=r"'a\.jpg' is not in"):
-        folder.read("a.jpg", "row 1")
-    with pytest.raises(DataError, match=r"row 2: image 'b\.jpg' .*unsupported: 2, the missing budget allows 1"):
-        folder.read("b.jpg", "row 2")
+def test_a_folder_is_required(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is a file; give a folder"):
-        ImageFolder(tmp_path / "file", 0, 1, Tally())
+        ImageFolder(tmp_path / "file")
 
 
 def test_every_file_is_an_image_or_counted(tmp_path):

@@ -8,10 +8,10 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import conversations_of
-from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.drawn_problems import write_problems as draw_problems
 from mmlab.data.sources.scenes import COLORS, KINDS
 from mmlab.data.sources.scienceqa import COLUMNS, load_problems, load_split, scienceqa
+from tests.tiny_builds import built
 from tests.tiny_files import png
 from tests.tiny_problems import problem, write_problems
 
@@ -20,7 +20,7 @@ from tests.tiny_problems import problem, write_problems
 def build(tmp_path):
     def make(problems, splits=None, **options):
         root = write_problems(tmp_path / "raw", problems, splits)
-        return write_shards(scienceqa(root, **options), tmp_path / "out", overwrite=True, quiet=True)
+        return built(scienceqa(root, **options), tmp_path / "out")
 
     return make
 
@@ -111,7 +111,7 @@ def test_images_that_are_missing_leave_text_and_are_counted(build, tmp_path):
     options = {"split": "test"}
     build(problems, **options)
     page.write_bytes(b"<html>404")
-    index, tally = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "again", quiet=True)
+    index, tally = built(scienceqa(tmp_path / "raw", "test"), tmp_path / "again")
     assert tally.counts() == {
         **{"rows": 4, "samples": 4},
         **{"with_picture": 1, "text_only": 1, "missing": 1, "unsupported": 1},
@@ -122,7 +122,7 @@ def test_images_that_are_missing_leave_text_and_are_counted(build, tmp_path):
         "the problem stays what it is"
     )
     with pytest.raises(DataError, match=r"problem 4: image 'test/4/page\.png' is neither.*: 2, .* allows 1"):
-        write_shards(scienceqa(tmp_path / "raw", "test", missing_budget=0.4), tmp_path / "strict", quiet=True)
+        built(scienceqa(tmp_path / "raw", "test", missing_budget=0.4), tmp_path / "strict")
 
 
 def test_without_any_image_folder_everything_is_text(build):
@@ -176,17 +176,17 @@ def test_malformed_problems_are_errors(tmp_path, changes, message):
     (root / "images").mkdir()
     (root / "problems.json").write_text(json.dumps({"1": problem(**changes)}))
     with pytest.raises(DataError, match=message):
-        write_shards(scienceqa(root, "test"), tmp_path / "out", quiet=True)
+        built(scienceqa(root, "test"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_image_outside_the_folder_is_not_read(tmp_path):
     root = write_problems(tmp_path, {"1": problem(image="../../../secret.png")})
     (root / "images").mkdir(exist_ok=True)
-    index, tally = write_shards(scienceqa(root, "test"), tmp_path / "out", quiet=True)
+    index, tally = built(scienceqa(root, "test"), tmp_path / "out")
     assert index.extensions(0) == ["json"] and tally.details["outside"] == 1
     with pytest.raises(DataError, match="points outside"):
-        write_shards(scienceqa(root, "test", missing_budget=0), tmp_path / "strict", quiet=True)
+        built(scienceqa(root, "test", missing_budget=0), tmp_path / "strict")
 
 
 @pytest.mark.parametrize(
@@ -206,15 +206,15 @@ def test_other_layouts_are_refused(tmp_path, problems, splits, message):
     (tmp_path / "problems.json").write_text(text)
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     with pytest.raises(DataError, match=message):
-        next(scienceqa(tmp_path, "test"))
+        scienceqa(tmp_path, "test")
 
 
 def test_names_are_checked(tmp_path):
     write_problems(tmp_path, {"1": problem()})
     with pytest.raises(ConfigError, match="Did you mean 'QCM-LEA'"):
-        next(scienceqa(tmp_path, "test", "QCM-LAE"))
+        scienceqa(tmp_path, "test", "QCM-LAE")
     with pytest.raises(DataError, match=r"there is no file .*problems\.json"):
-        next(scienceqa(tmp_path / "nowhere", "test"))
+        scienceqa(tmp_path / "nowhere", "test")
 
 
 def test_it_is_one_turn_that_opens_with_the_image(build):
@@ -234,7 +234,7 @@ def test_drawn_problems_are_in_the_layout(tmp_path):
     test = load_split(tmp_path / "raw" / "pid_splits.json", "test", problems)
     assert {column for one in test for column in one.columns} == set(COLUMNS)
     assert {one.answer for one in problems.values()} == {0, 1, 2, 3}
-    _, tally = write_shards(scienceqa(tmp_path / "raw", "test"), tmp_path / "out", quiet=True)
+    _, tally = built(scienceqa(tmp_path / "raw", "test"), tmp_path / "out")
     assert tally.counts() == {"rows": 20, "samples": 20, "with_picture": 10, "text_only": 10, "missing": 0}
     fewer = draw_problems(tmp_path / "again", {"train": 3}, size=16)
     assert fewer["problems"] == 3

@@ -1,0 +1,312 @@
+"""Foreign data sets become shards: in parallel, in splits, and from where a killed build stopped."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker, Members
+from mmlab.data.index import ShardIndex, build_index
+from mmlab.data.progress_bar import progress
+from mmlab.data.shard_files import NumberedTars, check_destination, check_members, put_in_place
+from mmlab.data.tally import Tally
+from mmlab.keyed import draw
+from mmlab.runs.disk import claim, to_json, write_text, writing
+
+REST = "train"
+"""The split of all that no other split draws."""
+_SAVE_EVERY = 5.0  # seconds
+
+Entry = tuple[str, Any]
+"""Where a row is, and what it holds."""
+Convert = Callable[[str, Any, Tally], tuple[str, Members] | None]
+"""Makes (name, members) of one entry, or None, and counts its rows in the tally. It is called in any thread."""
+
+
+@dataclass
+class Rows:
+    """A foreign data set.
+
+    Attributes:
+        entries: all rows, in order; reading them is cheap.
+        convert: what makes a sample of one of them.
+        tally: counts rows that `entries` leaves out, and names the details in the order in which they are printed.
+        missing_budget: share of the rows whose image may be missing or unsupported.
+        count: number of rows that name an image; None: each does.
+        streamed: whether the entries are not listed before the first one is converted, because they hold images.
+        group: joins entries that make one sample.
+        finish: is called with all counts before the shards get their names; may refuse them.
+    """
+
+    entries: Iterable[Entry]
+    convert: Convert
+    tally: Tally
+    missing_budget: float = 0.0
+    count: int | None = None
+    streamed: bool = False
+    group: Callable[[Iterable[Entry]], Iterable[Entry]] = lambda entries: entries
+    finish: Callable[[Tally], None] = lambda tally: None
+
+
+@dataclass(frozen=True)
+class Build:
+    """How shards are written.
+
+    Attributes:
+        max_samples: samples per shard.
+        overwrite: replace earlier shards.
+        splits: name → share of the pictures that belong to it instead of to `train`.
+        seed: of the splits.
+        limit: read only so many rows.
+        workers: threads that read and check images.
+        identity: what decides the samples: a killed build is continued by one with the same; None: by none.
+    """
+
+    max_samples: int = 1000
+    overwrite: bool = False
+    splits: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    limit: int | None = None
+    workers: int = 1
+    identity: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_samples < 1:
+            raise ConfigError(f"a shard holds at least one sample, not {self.max_samples}.")
+        if REST in self.splits:
+            raise ConfigError(f"the split '{REST}' is what the others leave; give it no share.")
+        if self.splits and not sum(self.splits.values()) < 1:
+            raise ConfigError(f"the shares of the splits leave nothing to '{REST}'; their sum must be below 1.")
+
+    def folders(self, root: Path) -> dict[str, Path]:
+        """Name of each split → its folder; without splits `root` itself."""
+        return {name: root / name for name in (REST, *self.splits)} if self.splits else {REST: root}
+
+    def split_of(self, members: Members) -> str:
+        """The split of a sample: a function of the bytes of its image (or record) and the seed."""
+        if not self.splits:
+            return REST
+        content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), members.get("json", b""))
+        data = content if isinstance(content, bytes) else to_json(content, sort_keys=True).encode()
+        place = draw(self.seed, f"split/{hashlib.sha256(data).hexdigest()}")
+        for name, share in self.splits.items():
+            if place < share:
+                return name
+            place -= share
+        return REST
+
+
+def write_rows(
+    rows: Rows, root: str | Path, build: Build | None = None, quiet: bool = False
+) -> tuple[dict[str, ShardIndex], Tally]:
+    """Write a data set as shards, in a folder beside `root` that gets its name when all of it is there.
+
+    A killed build leaves that folder, and one with the same `identity` continues in it; the result is the same.
+
+    Args:
+        rows: the data set.
+        root: the folder to make; with splits, each has a subfolder.
+        build: how.
+        quiet: show no progress.
+
+    Returns:
+        The index of each split, and the counts of all rows.
+
+    Raises:
+        ConfigError: a destination that is not empty.
+        DataError: what the data set raises, no row that can be used, more lost images than the budget allows, or a
+            split without a sample.
+        RunError: another process builds there, or the disk refuses.
+    """
+    build = build or Build()
+    root = Path(root).expanduser().resolve()
+    for folder in {*build.folders(root).values()} if root.is_dir() else [root]:
+        check_destination(folder, build.overwrite)
+    draft = root.with_name(f"{root.name}.building")
+    with writing(root), closing(claim(draft / "lock", "is writing shards in")):
+        try:
+            work = _Draft(draft, build)
+            tally = _convert(rows, work, quiet)
+            rows.finish(tally)
+            indexes = _finish(work, root, tally, quiet)
+        except Exception:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        shutil.rmtree(draft, ignore_errors=True)
+    return indexes, tally
+
+
+class _Draft:
+    """Unfinished shards and how far they have come: rows converted, their counts, their names, the ends of the tars."""
+
+    def __init__(self, folder: Path, build: Build):
+        self.folder, self.build = folder, build
+        self.keys, self.tally, self.converted = KeyMaker(), Tally(), 0
+        self._state, self._names = folder / "state.json", folder / "names"
+        state = self._read()
+        if state is None:
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "lock":
+                    path.unlink()
+            self._names.touch()
+            state = {"converted": 0, "names": 0, "tally": self.tally.as_json(), "tars": {}}
+        self.converted, self.tally = state["converted"], Tally.from_json(state["tally"])
+        with self._names.open("r+b") as file:
+            for line in file.read(state["names"]).splitlines():
+                self.keys(json.loads(line))
+        self._log = self._names.open("r+b")
+        self._log.truncate(state["names"])
+        self._log.seek(state["names"])
+        self.tars: dict[str, NumberedTars] = {}
+        for name in build.folders(folder):
+            (folder / name).mkdir(exist_ok=True)
+            self.tars[name] = NumberedTars(folder / name, build.max_samples, *state["tars"].get(name, (0, 0)))
+        self._saved = time.monotonic()
+
+    def _read(self) -> dict[str, Any] | None:
+        """What a killed build with the same identity has saved, if all of it is there."""
+        try:
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            if self.build.identity is None or state["identity"] != self.build.identity:
+                return None
+            last = {
+                self.folder / name / f"shard-{count // self.build.max_samples:06d}.tar": offset
+                for name, (count, offset) in state["tars"].items()
+                if offset
+            } | {self._names: state["names"]}
+            return state if all(path.stat().st_size >= offset for path, offset in last.items()) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, name: str, members: Members) -> None:
+        """Write a sample to the tars of its split."""
+        key = self.keys(name)
+        check_members(key, members)
+        self._log.write(json.dumps(name).encode() + b"\n")
+        full = self.tars[self.build.split_of(members)].write(key, members)
+        if full or time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save(self.converted + 1)
+
+    def save(self, converted: int) -> None:
+        """Record that so many entries are converted."""
+        self._log.flush()
+        state = {
+            "identity": self.build.identity,
+            "converted": converted,
+            "names": self._log.tell(),
+            "tally": self.tally.as_json(),
+            "tars": {name: tars.flush() for name, tars in self.tars.items()},
+        }
+        write_text(self._state, json.dumps(state))
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """End all tars."""
+        for tars in self.tars.values():
+            tars.close()
+        self._log.close()
+
+
+def _convert(rows: Rows, draft: _Draft, quiet: bool) -> Tally:
+    """Convert all rows; return their counts."""
+    limit = draft.build.limit
+    entries: Iterable[Entry] = _limited(rows, limit)
+    count = total = rows.count if limit is None or rows.count is None else min(limit, rows.count)
+    if not rows.streamed:
+        entries = list(entries)
+        count = len(entries) if rows.count is None else count
+        entries = list(rows.group(entries))
+        total = len(entries)
+    if draft.converted and not quiet:
+        print(f"continuing a build that was stopped after {draft.converted} entries", file=sys.stderr)
+    allowed = None if count is None else int(rows.missing_budget * count)
+    made = _converted(islice(entries, draft.converted, None), rows.convert, draft.build.workers)
+    skipped = range(draft.converted)  # counted by the progress bar
+    for one in progress(chain(skipped, made), "writing samples", total, quiet):
+        if isinstance(one, int):
+            continue
+        sample, counts = one
+        draft.tally.add(counts)
+        if allowed is not None and len(draft.tally.lost) > allowed and counts.lost:
+            number = len(draft.tally.lost)
+            text = f"missing or unsupported: {number}, the missing budget allows {allowed}"
+            raise DataError(f"{draft.tally.lost[allowed].rstrip('.')} ({text}).")
+        if sample is not None:
+            draft.write(*sample)
+        draft.converted += 1
+    draft.close()
+    tally = Tally()
+    for part in (rows.tally, draft.tally):
+        tally.add(part)
+    if draft.keys.repeats:
+        tally.details["renamed"] += draft.keys.repeats
+    return tally
+
+
+def _limited(rows: Rows, limit: int | None) -> Iterator[Entry]:
+    """The entries of at most `limit` rows, those that are left out included."""
+    for number, entry in enumerate(rows.entries):
+        if limit is not None and number + rows.tally.rows >= limit:
+            return
+        yield entry
+
+
+def _converted(
+    entries: Iterable[Entry], convert: Convert, workers: int
+) -> Iterator[tuple[tuple[str, Members] | None, Tally]]:
+    """(sample, counts) of each entry in order; threads work ahead, as images are decoded outside of Python's lock."""
+
+    def one(entry: Entry) -> tuple[tuple[str, Members] | None, Tally]:
+        tally = Tally()
+        return convert(*entry, tally), tally
+
+    if workers <= 1:
+        yield from map(one, entries)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for entry in entries:
+                waiting.append(pool.submit(one, entry))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finish(draft: _Draft, root: Path, tally: Tally, quiet: bool) -> dict[str, ShardIndex]:
+    """Index all splits and give them their names."""
+    if tally.rows and not tally.written:
+        raise DataError(f"none of {tally.rows} rows can be used: {'; '.join(tally.lines())}")
+    counts = {name: tars.count for name, tars in draft.tars.items()}
+    if not sum(counts.values()):
+        raise DataError(f"there are no samples to write to {root}.")
+    for name, count in counts.items():
+        if not count:
+            share = draft.build.splits.get(name)
+            said = name if share is None else f"{name}={share:g}"
+            raise DataError(
+                f"the split {said} gets none of {sum(counts.values())} samples, which are drawn one by one; give it a "
+                "larger share, or another --seed."
+            )
+    for name in counts:
+        build_index(draft.folder / name, quiet=quiet, elsewhere=False)
+    folders = draft.build.folders(root)
+    for name, folder in folders.items():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        put_in_place(draft.folder / name, folder)
+    return {name: ShardIndex.open(folder) for name, folder in folders.items()}
