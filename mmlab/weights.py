@@ -26,6 +26,8 @@ _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Tensor → (its state, digest of its values, or of those that were stored before they were rounded to its dtype)."""
 _AS_STORED = "as_stored"
 """Attribute of an empty weight whose dtype is that of the file."""
+_READ_IN = "read_in"
+"""Attribute of a weight that was read as stored: the dtype that it was to be read in."""
 _IDENTITIES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Module whose values follow from others by a computation that rounds → its hash, see `note_identity`."""
 
@@ -67,6 +69,11 @@ def read_as_stored(module: nn.Module) -> None:
         setattr(weight, _AS_STORED, True)
 
 
+def read_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a weight has, or would have if it had not been read as stored."""
+    return weight.__dict__.get(_READ_IN, weight.dtype)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's share of a sharded tensor, without a copy; any other tensor itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
@@ -75,6 +82,21 @@ def local(tensor: Tensor) -> Tensor:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this rank has only a share of a tensor's values."""
     return hasattr(tensor, "to_local")  # a DTensor, whose module takes half a second to import
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All values of a sharded tensor, for which all ranks call it; any other tensor itself."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def set_rows(tensor: Any, values: Tensor) -> None:
+    """Set a tensor to values of its shape; of a sharded one, this rank's rows."""
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    if values is not tensor:
+        tensor.copy_(values)
 
 
 def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -99,6 +121,8 @@ def _take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
         cast = casts[places[key]][1]
         if cast is not None and (digest := cast.result()) is not None:
             _DIGESTS[tensor] = (_state(tensor), digest)
+        if _AS_STORED in own[key].__dict__:
+            setattr(tensor, _READ_IN, own[key].dtype)
 
 
 def _cast(tensor: Tensor, new: Tensor) -> str | None:

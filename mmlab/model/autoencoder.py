@@ -136,6 +136,8 @@ class VQAutoencoder(Autoencoder):
         ConfigError: unknown fields, or sizes that do not fit together.
     """
 
+    forward_methods = ("encode", "decode", "reconstruct", "codes", "decode_codes")
+
     FIELDS = (
         "block_out_channels", "layers_per_block", "norm_num_groups", "act_fn", "mid_block_add_attention",
         "latent_channels", "down_block_types", "up_block_types",

@@ -4,6 +4,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmlab.model import code_gpt, dit
+from mmlab.model.quantizer import Quantizer
 
 LAYERS = (GradientCheckpointingLayer, code_gpt.Block, dit.Block)
 LEVELS = ("down_blocks", "mid_block", "up_blocks")
@@ -11,10 +12,10 @@ LEVELS = ("down_blocks", "mid_block", "up_blocks")
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost layers of transformers, and the levels of diffusers' networks, in the order of the modules."""
+    """The outermost layers of transformers, the levels of diffusers' networks, and codebooks, in the modules' order."""
     found: list[nn.Module] = []
     for name, child in model.named_children():
-        if isinstance(child, LAYERS):
+        if isinstance(child, (*LAYERS, Quantizer)):
             found.append(child)
         elif name in LEVELS:
             found += list(child) if isinstance(child, nn.ModuleList) else [child]

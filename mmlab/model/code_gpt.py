@@ -68,6 +68,8 @@ class CodeGPT(nn.Module):
         ConfigError: a width that is not a multiple of the heads, or of 4 times the heads with rotary positions.
     """
 
+    forward_methods = ("read", "extend", "logits")
+
     def __init__(
         self,
         config: CodeGPTConfig,

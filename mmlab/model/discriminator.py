@@ -1,7 +1,5 @@
 """The discriminator of adversarial autoencoders. Legend: B images, H/W pixels, h/w patches."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from mmlab.model.config import PatchDiscriminatorConfig
@@ -36,9 +34,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Return logits `[B, 1, h, w]` for pixels in [-1, 1], high where a patch looks real."""
-        # Not get_parameter: while the discriminator is held fixed, its weights are plain tensors.
-        first: Any = self.blocks[0]
-        return self.blocks(x_B3HW.to(first.weight.dtype))
+        return self.blocks(x_B3HW.to(self.blocks.get_parameter("0.weight").dtype))
 
 
 def _initialize(module: nn.Module) -> None:

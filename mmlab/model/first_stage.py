@@ -66,6 +66,8 @@ class FirstStage(nn.Module, ABC):
         factor: pixels per latent along a side (f).
     """
 
+    forward_methods: tuple[str, ...] = ("encode", "decode")
+
     latent_mean: Tensor
     latent_std: Tensor
     statistics_known: Tensor
@@ -165,6 +167,8 @@ class Reconstruction:
 
 class Autoencoder(FirstStage):
     """A first stage with weights to train."""
+
+    forward_methods = ("encode", "decode", "reconstruct")
 
     @abstractmethod
     def reconstruct(self, z_BChw: Tensor) -> Reconstruction:

@@ -28,6 +28,8 @@ class Words(nn.Module):
     def __init__(self, vocabulary: int, config: Any):
         super().__init__()
         width = config.hidden_size
+    forward_methods = ("predict",)
+
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(config.max_position_embeddings, width)
         self.transform = nn.Sequential(

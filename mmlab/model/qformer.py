@@ -39,6 +39,8 @@ class QFormer(nn.Module):
         ConfigError: a source that cannot be read, or of another width.
     """
 
+    forward_methods = ("with_text",)
+
     def __init__(self, config: QFormerConfig, vision_width: int, text: bool):
         super().__init__()
         self.settings = config

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import VectorQuantizerConfig
+from mmlab.weights import set_rows, whole
 
 DISTANCES = 1 << 25
 """Distances in memory at a time: 128 MiB of float32."""
@@ -36,7 +37,7 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Base of codebooks.
+    """Base of codebooks, which stay in full precision.
 
     Attributes:
         config: settings.
@@ -45,6 +46,9 @@ class Quantizer(nn.Module, ABC):
         normalize: whether latents and codes have length 1.
         nearest: whether `indices` are the vectors of `book` that are nearest to the latents.
     """
+
+    forward_methods = ("indices", "vectors", "book")
+    exact = True
 
     config: Any
     codes: int
@@ -213,15 +217,17 @@ class VectorQuantizer(Quantizer):
         fresh = self._latents.unique(dim=0)
         dead = (self.uses == 0).nonzero().flatten()[: len(fresh)]
         order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(step))[: len(dead)]
-        self.codebook[dead] = fresh[order.to(fresh.device)].to(self.codebook)
-        changed = [self.codebook.data]
+        codebook = whole(self.codebook.data)
+        codebook[dead] = fresh[order.to(fresh.device)].to(codebook)
+        changed = [codebook]
         if self.config.ema is not None:
-            self.ema_uses[dead], self.ema_sums[dead] = 1.0, self.codebook[dead]
+            self.ema_uses[dead], self.ema_sums[dead] = 1.0, codebook[dead]
             changed += [self.ema_uses, self.ema_sums]
         if dist.is_initialized():
             # Ranks may have different numbers of distinct latents; rank 0 decides which codes are revived.
             for value in changed:
                 dist.broadcast(value, 0)
+        set_rows(self.codebook.data, codebook)
 
 
 def cast_all_but(module: nn.Module, names: Iterable[str], cast: Callable[[], Any]) -> nn.Module:

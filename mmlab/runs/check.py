@@ -19,6 +19,11 @@ SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
 """`draws_from` of a stage → an option of conf/sampler that fits it."""
 
 
+FSDP = "fsdp"
+"""Our strategy of that name."""
+SHARDED_PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true")
+
+
 def check(cfg: DictConfig) -> None:
     """Check everything that a composed `TrainConfig` refers to: parts, files, batches, classes.
 
@@ -86,6 +91,8 @@ def check_quantized(cfg: DictConfig) -> None:
                 f"{key}: 4-bit weights cannot be trained; add an adapter with +stage.lora.{part}.rank=64, or leave "
                 f"{part} out of stage.trainable."
             )
+        if cfg.trainer.strategy == FSDP:
+            raise ConfigError(f"{key}: 4-bit weights cannot be sharded; use trainer=ddp, or leave out {key}.")
         if cfg.trainer.precision == "64-true":
             raise ConfigError(f"{key} computes in at most 32 bits; leave out trainer.precision=64-true.")
 
@@ -180,9 +187,19 @@ def check_batches(cfg: DictConfig) -> None:
 
 
 def check_strategy(trainer: DictConfig) -> None:
-    """Check that there is a strategy of that name; called last, when the targets have already imported Lightning."""
+    """Check that there is a strategy of that name, which trains in the precision.
+
+    Called last, when the targets have already imported Lightning.
+    """
     from lightning.pytorch.strategies import StrategyRegistry
 
+    if trainer.strategy.lower() == FSDP != trainer.strategy:
+        raise ConfigError(f"'trainer.strategy' cannot be '{trainer.strategy}'. Did you mean '{FSDP}'?")
+    if trainer.strategy == FSDP and trainer.precision not in SHARDED_PRECISIONS:
+        raise ConfigError(
+            f"trainer.strategy={FSDP} does not train with trainer.precision={trainer.precision}; use one of "
+            f"{', '.join(SHARDED_PRECISIONS)}."
+        )
     names = ["auto", *StrategyRegistry.available_strategies()]
     if trainer.strategy.lower() not in names:
         plain = [name for name in names if "_" not in name]

@@ -41,16 +41,18 @@ def build_stage(cfg: DictConfig) -> Any:
     Raises:
         ConfigError: parts that cannot be built or filled, or that do not fit.
     """
-    parts = {name: build(cfg[name]) for name in ("process", "sampler") if cfg.get(name) is not None}
     runs = [find_run(run, cfg.run.root) for run in cfg.stage.init_from]
     model = build(cfg.model)
-    if cfg.trainer.gradient_checkpointing:
-        checkpoint_activations(model)
-    stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
+    stage = around(model, cfg)
+    if isinstance(stage, Stage):
+        read_in_bf16(model, stage.rounded(precision(cfg.trainer.precision, cfg.trainer.accelerator)))
+    elif cfg.trainer.strategy == FSDP:
+        raise ConfigError(
+            f"trainer.strategy={FSDP} shards the model of an mmlab.stage.stage.Stage, which {type(stage).__name__} is "
+            "not; use trainer=ddp, or derive it from Stage."
+        )
     if cfg.trainer.strategy == FSDP:
         read_as_stored(model)  # each rank casts its share
-    elif isinstance(stage, Stage):
-        read_in_bf16(model, stage.rounded(precision(cfg.trainer.precision, cfg.trainer.accelerator)))
     stage.sources = artifacts = fill_parts(model, runs)
     stage.kept = random_parts(model, artifacts)
     if adapted := list(cfg.stage.get("lora") or {}):
@@ -64,6 +66,14 @@ def build_stage(cfg: DictConfig) -> Any:
             file=sys.stderr,
         )
     return stage
+
+
+def around(model: nn.Module, cfg: DictConfig) -> Any:
+    """Build the optimizer and the stage around a model, filled or not; its layers are checkpointed if the run's are."""
+    parts = {name: build(cfg[name]) for name in ("process", "sampler") if cfg.get(name) is not None}
+    if cfg.trainer.gradient_checkpointing:
+        checkpoint_activations(model)
+    return build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
 
 
 def read_in_bf16(model: nn.Module, names: Sequence[str]) -> None:

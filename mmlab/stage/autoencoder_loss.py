@@ -68,10 +68,16 @@ def autoencoder_loss(
 
 def generator_loss(discriminator: nn.Module, fake_B3HW: Tensor) -> Tensor:
     """Minus the mean logit of reconstructions; the gradient reaches the images, not the discriminator."""
-    fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     # Copies, so that its batch norms count each image once.
-    fixed |= {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
-    return -functional_call(discriminator, fixed, (fake_B3HW,)).float().mean()
+    buffers = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+    learns = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learns:
+            parameter.requires_grad_(False)
+        return -functional_call(discriminator, buffers, (fake_B3HW,)).float().mean()
+    finally:
+        for parameter in learns:
+            parameter.requires_grad_(True)
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from mmlab.stage.latents import STATISTICS_PICTURES, LatentMoments, keyed_sample
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
 from mmlab.training.optim import AdamW
+from mmlab.training.sharding import ShardedStrategy, leaf_of
 
 LEARNS = ("first_stage", "discriminator")
 
@@ -131,14 +132,17 @@ class AutoencoderTraining(Stage):
         logged = {"loss": loss, **terms.logged}
         discriminator: Any = self.model.discriminator
         if self.waiting:
-            if self.trainer.world_size > 1 and discriminator is not None:
+            ddp = self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, ShardedStrategy)
+            if ddp and discriminator is not None:
                 # DDP needs a gradient of every weight; these zeros are removed before the optimizer step.
                 loss = loss + 0 * torch.stack([p.sum() for p in discriminator.parameters()]).sum()
         else:
-            generator = generator_loss(discriminator, made.pixels)
-            weight = adaptive_weight(terms.reconstruction, generator, self.model.first_stage.last_layer)
             real, fake = discriminator(x), discriminator(made.pixels.detach())
             hinge = hinge_loss(real, fake)
+            generator = generator_loss(discriminator, made.pixels)
+            first_stage = self.model.first_stage
+            last_layer = leaf_of(first_stage, first_stage.last_layer)
+            weight = adaptive_weight(terms.reconstruction, generator, last_layer)
             loss = loss + self.config.adversarial_weight * weight * generator + hinge
             logged |= {"adaptive_weight": weight, "discriminator": hinge}
             logged |= {"logits_real": real.float().mean(), "logits_fake": fake.float().mean()}

@@ -10,7 +10,8 @@ from torch import nn
 
 from mmlab.model.blocks import blocks
 from mmlab.stage.config import StageConfig
-from mmlab.training.optim import AdamW, log_optimizer
+from mmlab.stage.token_loss import rescale_gradients
+from mmlab.training.optim import AdamW, gradients_of, log_optimizer, total_norm
 from mmlab.training.sharding import ShardedStrategy
 from mmlab.training.trainable import parts_of, set_modes, set_trainable
 
@@ -92,6 +93,19 @@ class Stage(LightningModule):
         super().train(mode)
         set_modes(self.model, mode)
         return self
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients; Lightning's own way cannot mix sharded and whole ones."""
+        if gradient_clip_val is None or not isinstance(self.trainer.strategy, ShardedStrategy):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norm = total_norm(gradients_of(optimizer))
+        rescale_gradients(self.model.parameters(), (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
+
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parts = tuple(f"model.{part}." for part in self.frozen)

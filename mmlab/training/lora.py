@@ -5,7 +5,8 @@ learns, what checkpoints hold, and what the run leaves behind.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.training.config import LoRAConfig
 from mmlab.training.trainable import HasUnused, parts_of, set_modes
+from mmlab.weights import read_dtype
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL = "all-linear"
@@ -129,6 +131,9 @@ def merge_adapter(part: nn.Module, folder: Path) -> None:
     if is_quantized(part):
         tuner.eval()  # a new adapter has dropout
         return
+    for module in part.modules():
+        if isinstance(weight := getattr(getattr(module, "base_layer", None), "weight", None), nn.Parameter):
+            weight.data = weight.data.to(read_dtype(weight))  # the sum is not rounded to the dtype of the file
     tuner.merge_and_unload()
     for weight, learns in trained.items():
         weight.requires_grad_(learns)
@@ -149,11 +154,25 @@ def import_peft() -> Any:
 
 def _inject(part: nn.Module, config: Any) -> Any:
     part.requires_grad_(False)
-    tuner = import_peft().LoraModel(named_root(part), config, ADAPTER)
+    with _dtypes_shown(part):
+        tuner = import_peft().LoraModel(named_root(part), config, ADAPTER)
     for name, weight in part.named_parameters():
         if ".lora_" in name:
             weight.data = weight.data.float()  # peft makes them in the dtype of the part's weights
     return tuner
+
+
+@contextmanager
+def _dtypes_shown(part: nn.Module) -> Iterator[None]:
+    """Let weights that are as stored seem to have been read: peft rounds fresh adapters to the dtype of the weights."""
+    stored = {weight: weight.data for weight in part.parameters() if read_dtype(weight) != weight.dtype}
+    for weight, data in stored.items():
+        weight.data = data.new_empty((), dtype=read_dtype(weight)).expand(data.shape)
+    try:
+        yield
+    finally:
+        for weight, data in stored.items():
+            weight.data = data
 
 
 def _targets(part: nn.Module, name: str, targets: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """Optimizer and schedule of the papers: AdamW, linear warm-up, cosine decay, one learning rate per part."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -97,11 +97,24 @@ def log_optimizer(module: LightningModule, optimizer: torch.optim.Optimizer) -> 
     trainer = module.trainer
     if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
         return
-    groups = optimizer.param_groups
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    module.log("train/lr", max(group["lr"] for group in groups), batch_size=1)
-    norm: Any = torch.nn.utils.get_total_norm(gradients)
-    module.log("train/grad_norm", norm.full_tensor() if is_sharded(norm) else norm, batch_size=1)
+    module.log("train/lr", max(group["lr"] for group in optimizer.param_groups), batch_size=1)
+    module.log("train/grad_norm", total_norm(gradients_of(optimizer)), batch_size=1)
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients that an optimizer will apply."""
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients as one vector; where some are sharded, all ranks call it."""
+    sharded = [local(gradient) for gradient in gradients if is_sharded(gradient)]
+    if not sharded:
+        return torch.nn.utils.get_total_norm(gradients)
+    squares = torch.stack(torch._foreach_norm(sharded, 2.0, torch.float32)).square().sum()  # type: ignore[attr-defined]
+    torch.distributed.all_reduce(squares)
+    whole = [gradient.float().square().sum() for gradient in gradients if not is_sharded(gradient)]
+    return torch.stack([squares, *whole]).sum().sqrt()
 
 
 class StochasticAdamW(torch.optim.AdamW):

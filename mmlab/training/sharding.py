@@ -1,13 +1,13 @@
 """Fully sharded data parallelism (FSDP2): each rank keeps a share of weights, gradients and optimizer state."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
@@ -31,6 +31,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(self, config: FSDPConfig):
         super().__init__(tensor_parallel_size=1)
         self.config = config
+        self._averaged: list[nn.Parameter] = []
+        self._buffers: list[tuple[nn.Module, str]] = []
 
     # Checkpoints: as with DDP, but each rank writes and reads its own rows of what is sharded.
 
@@ -82,27 +84,73 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> None:
         """Cast and shard a model, block by block: no more than a block is ever held whole.
 
+        Weights that cannot be sharded stay whole on each rank: numbers without dimensions, which have no rows, what
+        units share, and the model's own, which are in no part. The gradients of those that learn are averaged.
+
         Args:
             model: its direct children are the parts; its weights may be mapped from files in any dtype.
             blocks: modules of the parts that are gathered together.
             dtype: of a weight, from the name of its part and itself.
         """
-        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-        if self.precision_plugin.precision == "bf16-mixed":
-            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        elif self.precision_plugin.precision == "bf16-true":
-            policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for name, part in parts_of(model).items():
-            whole = stays_whole(part, self.config)
-            for unit in [*(() if whole else inside(part, blocks)), part]:
+        parts = parts_of(model)
+        units = {name: [*inside(part, blocks), part] for name, part in parts.items()}
+        left = unsharded(units)
+        for weight in model.parameters(recurse=False):
+            weight.data = weight.data.to(dtype("", weight))
+        for name, part in parts.items():
+            whole = stays_whole(part, self.config, left)
+            for unit in units[name]:
                 for weight in unit.parameters():
                     if not is_sharded(weight):
-                        weight.data = weight.data.to(dtype(name, weight))
+                        weight.data = weight.data.to(dtype(name, weight)).contiguous()
                 if not whole:
                     # Without resharding, weights that change after a validation would not be gathered again.
-                    fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
-            for method in () if whole else getattr(part, "forward_methods", ()):
-                register_fsdp_forward_method(part, method)
+                    policy = self._policy(unit)
+                    fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=left)
+                    for method in getattr(unit, "forward_methods", ()):
+                        gather_in(unit, method)
+        self._averaged = [p for p in model.parameters() if p.requires_grad and not is_sharded(p)]
+        self._buffers = [
+            (module, name)
+            for part in parts.values()
+            if any(weight.requires_grad for weight in part.parameters())
+            for module in part.modules()
+            for name, _ in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        ]
+
+    def _policy(self, unit: nn.Module) -> MixedPrecisionPolicy:
+        """Gather in bf16 what autocast would cast; gradients are reduced in fp32."""
+        precision = self.precision_plugin.precision
+        learns = any(weight.requires_grad for weight in unit.parameters())
+        # Frozen weights have their dtype already, and a stage may use them outside autocast.
+        casts = precision == "bf16-mixed" and learns and not getattr(unit, "exact", False)
+        return MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if casts else None,
+            reduce_dtype=None if precision == "32-true" else torch.float32,
+            cast_forward_inputs=False,
+        )
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Average the gradients of weights that are not sharded, over the ranks.
+
+        After each micro-batch: an average that is averaged again stays as it is.
+        """
+        super().post_backward(closure_loss)
+        gradients = [weight.grad for weight in self._averaged if weight.grad is not None]
+        if gradients:
+            flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+            distributed.all_reduce(flat)
+            shares = (flat / self.world_size).split([gradient.numel() for gradient in gradients])
+            for gradient, share in zip(gradients, shares, strict=True):
+                gradient.copy_(share.view_as(gradient))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Step, then give all ranks the first one's buffers, as DDP does: each saw statistics of its own batches."""
+        result = super().optimizer_step(*args, **kwargs)
+        for module, name in self._buffers:
+            distributed.broadcast(module.get_buffer(name), 0)
+        return result
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -117,11 +165,72 @@ class ShardedStrategy(ModelParallelStrategy):
                 root.set_requires_gradient_sync(True)
 
 
-def stays_whole(part: nn.Module, config: FSDPConfig) -> bool:
-    """Whether each rank keeps all weights of a part: of a small frozen one, which would be gathered all the time."""
-    weights = list(part.parameters())
+def least(trainer: Any, numbers: Tensor) -> Tensor:
+    """The least of each number on all ranks, if each rank has only a share of the weights: all then end alike."""
+    if isinstance(trainer.strategy, ShardedStrategy):
+        distributed.all_reduce(numbers, distributed.ReduceOp.MIN)
+    return numbers
+
+
+def stays_whole(part: nn.Module, config: FSDPConfig, left: Set[nn.Parameter] = frozenset()) -> bool:
+    """Whether each rank keeps all weights of a part: of a small frozen one, which would be gathered all the time.
+
+    Args:
+        part: of the model.
+        config: settings.
+        left: weights that are never sharded.
+    """
+    weights = [weight for weight in part.parameters() if weight not in left]
     frozen = not any(weight.requires_grad for weight in weights)
-    return frozen and sum(weight.numel() for weight in weights) < config.whole_below
+    return not weights or (frozen and sum(weight.numel() for weight in weights) < config.whole_below)
+
+
+def unsharded(units: Mapping[str, Sequence[nn.Module]]) -> set[nn.Parameter]:
+    """The weights that cannot be sharded: those without dimensions, and those of more than one unit.
+
+    Args:
+        units: of each part, the inner ones first.
+    """
+    owner: dict[nn.Parameter, nn.Module] = {}
+    left: set[nn.Parameter] = set()
+    for part in units.values():
+        seen: set[nn.Module] = set()
+        for unit in part:
+            for module in set(unit.modules()) - seen:
+                seen.add(module)
+                for weight in module.parameters(recurse=False):
+                    if weight.dim() == 0 or owner.setdefault(weight, unit) is not unit:
+                        left.add(weight)
+    return left
+
+
+def gather_in(unit: nn.Module, method: str) -> None:
+    """Let a method gather the weights of a sharded module, as `forward` does, unless another one has gathered them."""
+    direct = getattr(unit, method)
+    register_fsdp_forward_method(unit, method)
+    gathering = getattr(unit, method)
+    inner = {weight for root in _roots_below(unit) for weight in root.parameters()}
+    own = next((name for name, p in unit.named_parameters() if is_sharded(p) and p not in inner), None)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        gathered = own is not None and not is_sharded(unit.get_parameter(own))
+        return (direct if gathered else gathering)(*args, **kwargs)
+
+    setattr(unit, method, call)
+
+
+def leaf_of(part: nn.Module, weight: nn.Parameter) -> nn.Parameter:
+    """The leaf that stands for a weight in the graph of a forward pass: of a sharded one, the gathered weight."""
+    if not is_sharded(weight):
+        return weight
+    name = next(name for name, other in part.named_parameters() if other is weight)
+    path = name.split(".")
+    modules = [part.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+    unit: Any = [module for module in modules if isinstance(module, FSDPModule)][-1]
+    unit.unshard()
+    leaf = part.get_parameter(name)
+    unit.reshard()
+    return leaf
 
 
 def inside(part: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
@@ -132,6 +241,8 @@ def inside(part: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
 
 def _roots(module: nn.Module) -> list[Any]:
     """The outermost sharded modules."""
-    if isinstance(module, FSDPModule):
-        return [module]
+    return [module] if isinstance(module, FSDPModule) else _roots_below(module)
+
+
+def _roots_below(module: nn.Module) -> list[Any]:
     return [root for child in module.children() for root in _roots(child)]

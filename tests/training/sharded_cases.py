@@ -1,0 +1,171 @@
+"""Tiny runs of every stage, and what is compared of them between strategies."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from mmlab.data.index import ShardIndex
+from mmlab.model.activation_checkpointing import checkpoint_activations
+from mmlab.model.language import LanguageOnly
+from mmlab.stage.config import EndToEndFinetuningConfig, LanguagePretrainingConfig
+from mmlab.training.config import EMAConfig, FSDPConfig, LoRAConfig
+from mmlab.training.ema import EMA
+from mmlab.training.finite import FiniteGuard
+from mmlab.training.lora import add_adapters
+from mmlab.training.optim import AdamW
+from mmlab.training.sharding import ShardedStrategy
+from mmlab.weights import is_sharded, whole
+from tests.model import tiny
+from tests.model.tiny_priors import prior_model
+from tests.stage import tiny_adversarial
+from tests.stage.test_gradients import diffusion, vision_language
+from tests.stage.tiny_codes import code_data, code_stage
+from tests.stage.tiny_diffusion import image_data
+from tests.stage.tiny_stage import QUESTIONS, Watch, data_of, make_stage
+from tests.tiny_trainer import trainer_for
+
+STEPS = int(os.environ.get("STEPS", "20"))
+EPS = 1e-5
+"""Of AdamW: it would turn rounding errors into steps where a gradient is 0, as that of a key's bias is."""
+
+
+class Record(Watch):
+    """Keeps losses, the norms before clipping, and the gradients of the first step, whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms: list[float] = []
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        # Callbacks see gradients before a stage rescales them.
+        if not self.gradients:
+            self.gradients = {
+                name: whole(weight.grad).detach().clone()
+                for name, weight in pl_module.model.named_parameters()
+                if weight.grad is not None
+            }
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step > len(self.norms):
+            self.norms.append(float(trainer.callback_metrics["train/grad_norm"]))
+
+
+def tied(root: Path) -> Any:
+    language = tiny.language(root / "tokenizer")
+    language.causal.config.tie_word_embeddings = True
+    language.causal.tie_weights()
+    return language
+
+
+def language_stage(root: Path) -> Any:
+    torch.manual_seed(0)
+    config = LanguagePretrainingConfig(trainable=["language"], prompt=QUESTIONS)
+    return make_stage(config, LanguageOnly(tied(root)))
+
+
+def adapted(root: Path) -> Any:
+    model = tiny.vlm(root / "tokenizer")
+    lora = {"language": LoRAConfig(rank=2, alpha=4, dropout=0.0)}
+    config = EndToEndFinetuningConfig(trainable=["connector", "language"], prompt=QUESTIONS, lora=lora)
+    stage = make_stage(config, model)
+    torch.manual_seed(1)
+    add_adapters(model, lora)
+    return stage
+
+
+CHATS = ("align", "vision", "qformer", "qformer_align")
+KINDS: dict[str, Callable[[Path], Any]] = {
+    **{kind: partial(vision_language, kind) for kind in ("contrastive", "qformer_pretraining", "finetune", *CHATS)},
+    "language": language_stage,
+    "lora": adapted,
+    "dit": partial(diffusion, "dit"),
+    "unet": partial(diffusion, "unet"),
+    "prior": lambda root: code_stage(prior_model("class")),
+    "prior_text": lambda root: code_stage(prior_model("text", root / "tokenizer")),
+    "prior_map": lambda root: code_stage(prior_model("map")),
+    "kl": lambda root: tiny_adversarial.stage("kl", adversarial_start=3),
+    "vq": lambda root: tiny_adversarial.stage("vq", codebook={"revive_after": 2}),
+    "vq_ema": lambda root: tiny_adversarial.stage("vq", codebook={"revive_after": 5, "ema": 0.9}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    micro_batch: int = 4
+    precision: str = "32-true"
+    whole_below: int = 0
+    hold_reduction: bool = False
+    checkpoint: bool = False
+    ema: bool = False
+
+
+CASES = {
+    **{kind: Case(kind) for kind in KINDS},
+    "whole_tower": Case("finetune", whole_below=10**6),
+    "accumulation": Case("finetune", micro_batch=1),
+    "held": Case("finetune", micro_batch=1, hold_reduction=True),
+    "scalars_accumulation": Case("contrastive", micro_batch=2),
+    "checkpointed": Case("finetune", checkpoint=True),
+    "checkpointed_unet": Case("unet", checkpoint=True),
+    "average": Case("finetune", ema=True),
+    "mixed": Case("finetune", precision="bf16-mixed"),
+    "mixed_lora": Case("lora", precision="bf16-mixed"),
+    "mixed_vq": Case("vq", precision="bf16-mixed"),
+    "mixed_prior": Case("prior", precision="bf16-mixed"),
+    "mixed_unet": Case("unet", precision="bf16-mixed"),
+    "half": Case("finetune", precision="bf16-true"),
+    "half_lora": Case("lora", precision="bf16-true"),
+}
+
+
+def data_for(case: Case, stage: Any, root: Path) -> Any:
+    if case.kind in ("kl", "vq", "vq_ema"):
+        return tiny_adversarial.data_of(stage, root, micro_batch=case.micro_batch)
+    if case.kind in ("dit", "unet"):
+        return image_data(stage, ShardIndex.open(root / "maps"), micro_batch=case.micro_batch)
+    if case.kind.startswith("prior"):
+        return code_data(stage, ShardIndex.open(root / "maps"), micro_batch=case.micro_batch)
+    return data_of(stage, [root / "train"], micro_batch=case.micro_batch)
+
+
+def run(case: Case, root: Path, strategy: str, devices: int) -> dict[str, Any]:
+    """Train a case; what is compared is whole on each rank, apart from the buffers."""
+    L.seed_everything(0, verbose=False)
+    stage = KINDS[case.kind](root)
+    stage.optim = AdamW(replace(stage.optim.config, eps=EPS))
+    if case.checkpoint:
+        checkpoint_activations(stage.model)
+    seen, ema = Record(), EMA(EMAConfig(decay=0.5)) if case.ema else None
+    sharded = ShardedStrategy(FSDPConfig(case.whole_below, case.hold_reduction))
+    data = data_for(case, stage, root)
+    trainer = trainer_for(
+        data,
+        STEPS,
+        devices,
+        strategy=sharded if strategy == "fsdp" else strategy,
+        precision=case.precision,
+        callbacks=[seen, FiniteGuard(), *([ema] if ema else [])],
+        gradient_clip_val=0.05,
+        log_every_n_steps=1,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(stage, data)
+    return {
+        "losses": seen.losses,
+        "norms": seen.norms,
+        "gradients": seen.gradients,
+        "weights": {name: whole(weight.detach()).clone() for name, weight in stage.model.named_parameters()},
+        "buffers": {name: buffer.clone() for name, buffer in stage.model.named_buffers()},
+        "sharded": sorted(name for name, weight in stage.model.named_parameters() if is_sharded(weight)),
+    }
