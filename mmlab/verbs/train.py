@@ -40,6 +40,7 @@ def train(cfg: DictConfig) -> None:
     from mmlab.runs.run import finish
     from mmlab.stage.assembly import build_data, build_stage
     from mmlab.training.artifacts import describe, describe_frozen, save_parts
+    from mmlab.training.gathering import gather
     from mmlab.training.run_identity import RunIdentity, identity_of
     from mmlab.training.trainable import count_parameters, parts_of
     from mmlab.training.trainer import build_trainer, check_end, fit
@@ -59,10 +60,11 @@ def train(cfg: DictConfig) -> None:
     start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
     metrics = fit(trainer, stage, data, start.fresh)
+    names = [*saved, *stage.completed]
+    gather(stage.model, names, stage.bases, folder)
     if trainer.is_global_zero:
         card = {"run": cfg.run.name, "steps": steps}
         against = {**frozen, **{name: describe(parts_of(stage.model)[name], trained=True) for name in stage.completed}}
-        names = [*saved, *stage.completed]
         written = save_parts(stage.model, names, folder / "artifacts", card, against, stage.bases)
         finish(folder, {"steps": steps, **metrics})
         print(f"{cfg.run.name}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
