@@ -46,13 +46,16 @@ class Checkpoints(StepCallback, Checkpoint):
     def state_key(self) -> str:
         return "Checkpoints"
 
-    def newest(self) -> Path | None:
+    def newest(self, hashes: bool = True) -> Path | None:
         """The checkpoint to resume from, None without any; prints a warning for each damaged one that it skips.
+
+        Args:
+            hashes: whether files are read and hashed.
 
         Raises:
             RunError: there are checkpoints, and all are damaged.
         """
-        return newest_whole(self.folder, lambda fault: print(f"WARNING: {fault}", file=sys.stderr, flush=True))
+        return newest_whole(self.folder, lambda fault: print(f"WARNING: {fault}", file=sys.stderr, flush=True), hashes)
 
     # What a checkpoint holds beside Lightning's own
 

@@ -129,8 +129,13 @@ def read_mapped(folder: Path) -> dict[str, Any]:
     return join(mapped(state), _shards(folder))
 
 
-def find_fault(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint (a missing file, a wrong size or hash), or None if it is intact."""
+def find_fault(folder: Path, hashes: bool = True) -> str | None:
+    """Return what is wrong with a checkpoint (a missing file, a wrong size or hash), or None if it is intact.
+
+    Args:
+        folder: of the checkpoint.
+        hashes: whether files are read and hashed.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         expected = {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()}
@@ -141,18 +146,19 @@ def find_fault(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = list(pool.map(lambda item: _fault_of(folder / item[0], *item[1]), expected.items()))
+        facts = [(folder / name, size, sha256 if hashes else None) for name, (size, sha256) in expected.items()]
+        faults = list(pool.map(lambda file: _fault_of(*file), facts))
     return next((fault for fault in faults if fault), None)
 
 
-def _fault_of(path: Path, size: int, sha256: str) -> str | None:
+def _fault_of(path: Path, size: int, sha256: str | None) -> str | None:
     """What is wrong with a file of a checkpoint, or None."""
     try:
         with path.open("rb") as file:
             actual = os.fstat(file.fileno()).st_size
             if actual != size:
                 return f"{path.name} has {actual} bytes instead of {size}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return f"the contents of {path.name} have changed"
     except FileNotFoundError:
         return f"{path.name} is missing"
@@ -170,19 +176,20 @@ def steps(folder: Path) -> dict[int, Path]:
     return dict(sorted(checkpoints.items(), reverse=True))
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def newest_whole(folder: Path, warn: Callable[[str], None], hashes: bool = True) -> Path | None:
     """Return the newest intact checkpoint, or None if there are no checkpoints.
 
     Args:
         folder: of the run's checkpoints.
         warn: called with a sentence about each damaged one that is skipped.
+        hashes: whether files are read and hashed.
 
     Raises:
         RunError: there are checkpoints, and all are damaged.
     """
     faults = []
     for path in steps(folder).values():
-        fault = find_fault(path)
+        fault = find_fault(path, hashes)
         if fault is None:
             return path
         faults.append(f"{path} is damaged: {fault}")

@@ -167,7 +167,9 @@ def fit(trainer: Trainer, stage: Any, data: Any, fresh: bool = False) -> dict[st
         KeyboardInterrupt: the user stopped it at once; Lightning itself would exit the process.
     """
     saving = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
-    newest = saving.newest() if saving and not fresh else None
+    # The strategy takes the choice of the first rank, which alone reads all that all ranks have written.
+    hashes = trainer.is_global_zero or not isinstance(trainer.strategy, ShardedStrategy)
+    newest = saving.newest(hashes) if saving and not fresh else None
     if newest and trainer.is_global_zero:
         print(f"resuming from {newest}")
     try:
