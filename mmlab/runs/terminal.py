@@ -8,7 +8,7 @@ import contextlib
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mmlab.runs.redact import hide_known
@@ -55,6 +55,17 @@ class Shown:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stream)
+
+
+def print_styled(pieces: Iterable[tuple[str, str]]) -> None:
+    """Print texts, escaped and redacted, each in a style of the terminal (`\x1b[1m`), or in none."""
+    out = sys.stdout
+    stream = out._stream if isinstance(out, Shown) else out
+    for text, style in pieces:
+        # Lines are styled one by one, as pagers show them.
+        for line in escaped(hide_known(text)).splitlines(keepends=True):
+            bare = line.rstrip("\n")
+            stream.write(f"{style}{bare}\x1b[0m{line[len(bare) :]}" if style and bare else line)
 
 
 def show_traceback(kind: Any, error: Any, trace: Any) -> None:

@@ -56,17 +56,24 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if out.suffix != ".png" or not out.parent.is_dir():
+        raise ConfigError(f"--out must be a .png in an existing folder, not {out}.")
+    if args.overrides:
+        from mmlab.verbs._shard_samples import show_samples
+
+        show_samples(args.root, args.overrides, args.key, args.number or 1, out)
+        return
+    if args.key is not None:
+        raise ConfigError("--key shows a sample as a recipe trains on it; name one: experiment=llava/finetune_tiny.")
     from mmlab.data.index import ShardIndex
     from mmlab.report.shard_sheet import sample_sheet
     from mmlab.runs.disk import replacing
 
-    out = Path(args.out)
-    if out.suffix != ".png" or not out.parent.is_dir():
-        raise ConfigError(f"--out must be a .png in an existing folder, not {out}.")
-    index = ShardIndex.open(args.root)
+    index, number = ShardIndex.open(args.root), args.number or 16
     with replacing(out) as draft:
-        sample_sheet(index, args.number, args.columns).save(draft)
-    print(f"{out}: {min(args.number, len(index))} of {len(index)} samples of {index.root}")
+        sample_sheet(index, number, args.columns).save(draft)
+    print(f"{out}: {min(number, len(index))} of {len(index)} samples of {index.root}")
 
 
 def _problems(args: argparse.Namespace) -> None:
@@ -107,11 +114,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     stats = add(commands, "stats", _stats, "sizes, members, images and text lengths")
     stats.add_argument("root", type=existing)
     stats.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    show = add(commands, "show", _show, "draw a contact sheet of samples with their texts")
+    show = add(commands, "show", _show, "draw a contact sheet, or show samples as a recipe would train on them")
     show.add_argument("root", type=existing)
+    help_overrides = "a recipe and changes to it, as for mmlab train: experiment=llava/finetune_tiny data.max_length=64"
+    show.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=help_overrides)
+    show.add_argument("--key", help="the sample to show as the recipe trains on it")
     show.add_argument("--out", default="samples.png", metavar="PNG", help="file to write (%(default)s)")
-    help_number = "samples, evenly spaced (%(default)s)"
-    show.add_argument("-n", dest="number", type=positive, default=16, help=help_number)
+    help_number = "samples, evenly spaced (16 of a contact sheet, 1 with a recipe)"
+    show.add_argument("-n", dest="number", type=positive, help=help_number)
     show.add_argument("--columns", type=positive, default=4, help="(%(default)s)")
     problems = add(
         commands, "problems", _problems, "write synthetic problems in ScienceQA's layout, about drawn scenes"

@@ -8,7 +8,7 @@ import pytest
 from tqdm import tqdm
 
 from mmlab import cli
-from mmlab.runs.terminal import escaped, shown_safely
+from mmlab.runs.terminal import escaped, print_styled, shown_safely
 
 EVIL = "a\x1b[2J\x1b]52;c;YQ==\x07\x9b31m\rb\u202ec\u2066\x00\x7f\ud83d\u2028d"
 
@@ -50,6 +50,12 @@ def test_wandb_keeps_its_colors_and_records_get_none(capsys):
         click.echo("\x1b[34mwandb\x1b[0m: saved", color=True)
         print("\r\x1b[A\x1b[31mred")
     assert capsys.readouterr().out == "\x1b[34mwandb\x1b[0m: saved\n\\r\\x1b[A\\x1b[31mred\n"
+
+
+def test_styled_texts_are_escaped_and_styled_line_by_line(capsys):
+    with shown_safely():
+        print_styled([("a\x1b[2J", ""), ("b\n\nc", "\x1b[1m"), ("\n", "\x1b[1m")])
+    assert capsys.readouterr().out == "a\\x1b[2J\x1b[1mb\x1b[0m\n\n\x1b[1mc\x1b[0m\n"
 
 
 def test_secrets_are_not_printed(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,6 +32,24 @@ def test_build_verify_stats_show_tokenizer(drawn, capsys):
     assert Image.open("sheet.png").width > 500
     assert main(["tokenizer", "drawn", "drawn", "--out", "tok", "--vocab-size", "300", "--text", "USER:"]) == 0
     assert os.path.exists("tok/tokenizer.json")
+
+
+def test_show_samples_as_a_recipe_trains_on_them(drawn, capsys):
+    assert main(["tokenizer", "drawn", "--out", "tok", "--vocab-size", "300"]) == 0
+    recipe = ["experiment=llava/finetune_tiny", "model.language.tokenizer=tok", "stage.prompt.turns=conversations"]
+    capsys.readouterr()
+    assert main(["show", "drawn", *recipe, "--key", "train-0000003", "--out", "one.png"]) == 0
+    printed = capsys.readouterr().out
+    assert "sample train-0000003 (image 64 × 64)" in printed and "<image: 64 tokens>" in printed
+    assert re.search("ASSISTANT:⟦ [a-z0-9]+</s>⟧", printed) and "cut off: ⟪…⟫" in printed
+    assert "as llava/finetune_tiny trains on them" in printed and Image.open("one.png").width > 1000
+    for command, message in {
+        "show drawn --key x": "--key shows a sample as a recipe trains on it",
+        "show drawn experiment=llava/finetne_tiny": "Did you mean 'llava/finetune_tiny'?",
+        f"show drawn {' '.join(recipe)} --key train-000003": "has no sample 'train-000003'. Did you mean 'train-0000",
+    }.items():
+        assert main(command.split()) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_overwrite(drawn, capsys):

@@ -1,0 +1,208 @@
+"""Samples as a recipe trains on them: which text is the prompt, which is learned, and which does not fit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from mmlab.data.batch import IGNORE
+from mmlab.data.collate import ChatCollate, PairCollate
+from mmlab.data.conversation import Segment, encode
+from mmlab.data.dialogues import caption_of, conversations_of
+from mmlab.data.sample_types import Sample, SampleError
+from mmlab.report.contact_sheet import CARD, FAINT, INK, LINE, PAGE, as_picture, font
+
+PROMPT, SUPERVISED, CUT, IMAGE = "prompt", "supervised", "cut off", "image"
+MARKS = {PROMPT: ("", ""), SUPERVISED: ("⟦", "⟧"), CUT: ("⟪", "⟫"), IMAGE: ("", "")}
+"""What stands around a text where there is no color."""
+STYLES = {PROMPT: "", SUPERVISED: "\x1b[1;32m", CUT: "\x1b[9;31m", IMAGE: "\x1b[36m"}
+_FILLS = {PROMPT: CARD, SUPERVISED: "#c8e6c9", CUT: "#ffcdd2", IMAGE: "#cfe3fb"}
+_WIDTH, _PICTURE, _MARGIN, _LEADING = 1120, 320, 20, 24
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text and its state: `PROMPT`, `SUPERVISED`, `CUT` or `IMAGE`."""
+
+    text: str
+    state: str
+
+
+@dataclass(frozen=True)
+class View:
+    """One sample.
+
+    Attributes:
+        key: its key.
+        record: its record.
+        image: uint8 `[3, H, W]` as the model gets it, or None.
+        texts: the pieces of each sequence.
+        counts: what the data report counts.
+        error: why training would replace the sample, or None.
+    """
+
+    key: str
+    record: dict[str, Any]
+    image: Any
+    texts: list[list[Piece]]
+    counts: dict[str, int]
+    error: str | None = None
+
+
+def view_of(collate: Any, sample: Sample) -> View:
+    """The view of a sample, as its collate prepares it."""
+    texts: list[list[Piece]] = []
+    counts: dict[str, int] = {}
+    error = None
+    try:
+        texts = list(_texts(collate, sample))
+        counts = collate.prepare(sample).counters
+    except SampleError as caught:
+        error = f"training would replace this sample ({caught.reason}): {caught}"
+    return View(sample.key, sample.record, sample.image, texts, counts, error)
+
+
+def _texts(collate: Any, sample: Sample) -> Iterator[list[Piece]]:
+    if isinstance(collate, ChatCollate):
+        picture = collate.image is not None and sample.image is not None
+        for dialogue in conversations_of(sample.record, collate.prompt, sample.seed, picture):
+            whole = encode(dialogue, collate.prompt, collate.tokenizer, collate.spec)
+            try:
+                fits = encode(dialogue, collate.prompt, collate.tokenizer, collate.spec, collate.config.max_length)
+            except SampleError as error:
+                if error.reason != "too-long":
+                    raise
+                fits = Segment([], [])
+            yield _dialogue(whole, fits, collate)
+        return
+    conditioning = getattr(collate, "conditioning", None)
+    if getattr(conditioning, "labels", None) is not None:
+        yield [Piece(f"class: {sample.record.get('class')}", PROMPT)]
+    caption = caption_of(sample.record, sample.seed)
+    if isinstance(collate, PairCollate):
+        tokenizer, length = collate.tokenizer, collate.config.max_length
+    else:
+        tokenizer, length = getattr(conditioning, "tokenizer", None), getattr(conditioning, "max_length", 0)
+    if tokenizer is not None and caption is not None:
+        yield _caption(caption, tokenizer, length)
+
+
+def _caption(caption: str, tokenizer: Any, length: int) -> list[Piece]:
+    """The pieces of a caption, of which `length` tokens fit."""
+    whole = list(tokenizer(caption, verbose=False)["input_ids"])
+    fits = list(tokenizer(caption, truncation=True, max_length=length)["input_ids"])
+    # A cut caption keeps its closing special token.
+    same = next((n for n, (a, b) in enumerate(zip(whole, fits, strict=False)) if a != b), len(fits))
+    states = [PROMPT if n < same else CUT for n in range(len(whole))]
+    return list(_joined(whole, states, tokenizer))
+
+
+def _dialogue(whole: Segment, fits: Segment, collate: ChatCollate) -> list[Piece]:
+    """The pieces of a dialogue, of which `fits` is the part that is trained on."""
+    same = zip(whole.input_ids, fits.input_ids, strict=False)
+    kept = next((n for n, (a, b) in enumerate(same) if a != b), min(len(whole), len(fits)))
+    # The first token has no label: nothing comes before it.
+    learned = [n > 0 and label != IGNORE for n, label in enumerate(whole.labels)]
+    states = [CUT if n >= kept else SUPERVISED if learned[n] else PROMPT for n in range(len(whole))]
+    pieces: list[Piece] = []
+    at = 0
+    places = collate.spec.tokens if collate.spec else 0
+    for start in whole.image_starts:
+        pieces += _joined(whole.input_ids[at:start], states[at:start], collate.tokenizer)
+        what = "image" if collate.image else "scattered caption"
+        pieces.append(Piece(f"<{what}: {places} tokens>", CUT if start >= kept else IMAGE))
+        at = start + places
+    return pieces + list(_joined(whole.input_ids[at:], states[at:], collate.tokenizer))
+
+
+def _joined(ids: Sequence[int], states: Sequence[str], tokenizer: Any) -> Iterator[Piece]:
+    """Neighboring tokens of one state as text; a token's text may depend on those before it, so all are decoded."""
+
+    def text(end: int) -> str:
+        return tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    start = 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or states[end] != states[start]:
+            yield Piece(text(end)[len(text(start)) :], states[start])
+            start = end
+
+
+def view_sheet(views: Sequence[View], title: str) -> Image.Image:
+    """The samples below each other, each with the image that the model gets and its colored texts, RGB."""
+    cards = [_card(view) for view in views]
+    height = 90 + sum(card.height + _MARGIN for card in cards)
+    sheet = Image.new("RGB", (_WIDTH + 2 * _MARGIN, height), PAGE)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_MARGIN, 14), title, font=font(22), fill=INK)
+    left = _MARGIN
+    for state, fill in _FILLS.items():
+        width = int(font().getlength(state)) + 12
+        pen.rectangle((left, 50, left + width, 74), fill=fill, outline=LINE)
+        pen.text((left + 6, 53), state, font=font(), fill=INK)
+        left += width + 10
+    top = 90
+    for card in cards:
+        sheet.paste(card, (_MARGIN, top))
+        top += card.height + _MARGIN
+    return sheet
+
+
+def _card(view: View) -> Image.Image:
+    pages = [[Piece(view.key, "title")], *view.texts]
+    if view.counts:
+        pages.append([Piece(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in view.counts.items()), "title")])
+    pages += [[Piece(view.error, CUT)]] if view.error else []
+    left = _PICTURE + 2 * _MARGIN if view.image is not None else _MARGIN
+    draft = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    bottom = _flow(draft, pages, left)
+    side = _PICTURE + 2 * _MARGIN if view.image is not None else 0
+    card = Image.new("RGB", (_WIDTH, max(bottom, side) + _MARGIN), CARD)
+    pen = ImageDraw.Draw(card)
+    if view.image is not None:
+        picture = as_picture(view.image)
+        factor = _PICTURE / max(picture.size)
+        size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+        method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+        card.paste(picture.resize(size, method), (_MARGIN, _MARGIN))
+        said = f"{picture.width} × {picture.height} px, as the model gets it"
+        pen.text((_MARGIN, _MARGIN + size[1] + 6), said, font=font(), fill=FAINT)
+    _flow(pen, pages, left)
+    pen.rectangle((0, 0, card.width - 1, card.height - 1), outline=LINE)
+    return card
+
+
+def _flow(pen: ImageDraw.ImageDraw, pages: list[list[Piece]], left: int) -> int:
+    """Write texts in lines, each piece on its color; return the bottom."""
+    face, y = font(), _MARGIN
+    for pieces in pages:
+        x = left
+        for piece in pieces:
+            fill = _FILLS.get(piece.state)
+            for line_number, line in enumerate(piece.text.split("\n")):
+                if line_number:
+                    x, y = left, y + _LEADING
+                for word in _words(line, face, _WIDTH - left - _MARGIN):
+                    width = face.getlength(word)
+                    if x + width > _WIDTH - _MARGIN and x > left:
+                        x, y = left, y + _LEADING
+                    if fill is not None and fill != CARD:
+                        pen.rectangle((x, y, x + width, y + _LEADING - 3), fill=fill)
+                    pen.text((x, y + 2), word, font=face, fill=FAINT if fill is None else INK)
+                    if piece.state == CUT:
+                        pen.line((x, y + _LEADING / 2, x + width, y + _LEADING / 2), fill="#c62828")
+                    x += width
+        y += _LEADING + 8
+    return int(y)
+
+
+def _words(line: str, face: Any, width: int) -> Iterator[str]:
+    """Words with the space after them; those that are longer than a line in parts."""
+    for word in line.split(" "):
+        part = word
+        while face.getlength(part) > width:
+            fits = max((n for n in range(1, len(part)) if face.getlength(part[:n]) <= width), default=1)
+            yield part[:fits]
+            part = part[fits:]
+        yield part + " "

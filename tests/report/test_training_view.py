@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from mmlab.data.collate import ChatCollate, PairCollate
+from mmlab.data.config import ImageTextDataConfig, Prompt
+from mmlab.data.image_condition import Conditioning
+from mmlab.data.sample_types import ImageSpec, Sample
+from mmlab.report.training_view import CUT, IMAGE, PROMPT, SUPERVISED, Piece, view_of, view_sheet
+from tests.tiny_tokenizers import llama_2
+
+TURNS = [
+    {"from": "human", "value": "<image>\nwhat is it?"},
+    {"from": "gpt", "value": "a cat"},
+    {"from": "human", "value": "is it black?"},
+    {"from": "gpt", "value": "no"},
+]
+SPEC = ImageSpec(8, tokens=4)
+PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return llama_2()
+
+
+def chat(tokenizer, length: int, **prompt) -> ChatCollate:
+    data = ImageTextDataConfig(root="x", global_batch=1, micro_batch=1, max_length=length)
+    return ChatCollate(data, Prompt(**prompt), tokenizer, SPEC)
+
+
+def view(collate, record, image=PIXELS):
+    return view_of(collate, Sample("k", "s", record, image, 0))
+
+
+def text(pieces: list[Piece], state: str) -> list[str]:
+    return [piece.text for piece in pieces if piece.state == state]
+
+
+def test_prompt_image_and_answers(tokenizer):
+    shown = view(chat(tokenizer, 500), {"conversations": TURNS})
+    (pieces,) = shown.texts
+    assert [piece.strip() for piece in text(pieces, SUPERVISED)] == ["a cat</s>", "no</s>"]
+    assert text(pieces, IMAGE) == ["<image: 4 tokens>"] and not text(pieces, CUT)
+    assert "what is it?" in "".join(text(pieces, PROMPT)) and "is it black?" in "".join(text(pieces, PROMPT))
+    assert shown.error is None and shown.counts["tokens_with_loss"] > 0
+
+
+def test_what_does_not_fit_is_cut_off(tokenizer):
+    whole = view(chat(tokenizer, 500), {"conversations": TURNS}).counts["tokens"]
+    collate = chat(tokenizer, whole - 1)
+    shown = view(collate, {"conversations": TURNS})
+    (pieces,) = shown.texts
+    assert "is it black?" in "".join(text(pieces, CUT)) and "no" in "".join(text(pieces, CUT))
+    assert [piece.strip() for piece in text(pieces, SUPERVISED)] == ["a cat</s>"]
+    assert shown.counts["turns_dropped"] == 1
+    shown = view(chat(tokenizer, 10), {"conversations": TURNS})
+    assert {piece.state for piece in shown.texts[0]} == {CUT}
+    assert "training would replace this sample (too-long)" in str(shown.error)
+
+
+def test_each_question_and_other_prompts(tokenizer):
+    record = {"caption": "a cat", "questions": [{"question": f"q{n}", "answer": f"a{n}"} for n in range(3)]}
+    shown = view(chat(tokenizer, 500), record)
+    assert [text(pieces, SUPERVISED)[0].strip() for pieces in shown.texts] == ["a0</s>", "a1</s>", "a2</s>"]
+    (pieces,) = view(chat(tokenizer, 500, supervise="all"), {"conversations": TURNS}).texts
+    assert "what is it?" in "".join(text(pieces, SUPERVISED))
+    (pieces,) = view(chat(tokenizer, 500, template="plain", pictures="scattered"), record, None).texts
+    assert text(pieces, IMAGE) == ["<scattered caption: 64 tokens>"]
+    assert "no-caption" in str(view(chat(tokenizer, 500), {}).error)
+
+
+def test_captions_and_classes(tokenizer):
+    data = ImageTextDataConfig(root="x", global_batch=1, micro_batch=1, max_length=6)
+    (pieces,) = view(PairCollate(data, tokenizer, SPEC), {"caption": "a cat and a dog and a bird"}).texts
+    assert "".join(piece.text for piece in pieces).endswith("a cat and a dog and a bird")
+    assert text(pieces, CUT) == [" dog and a bird"]
+
+    class Images:
+        conditioning = Conditioning(["cat", "dog"], tokenizer, 6)
+
+        def prepare(self, sample):
+            from mmlab.data.image_collate import conditioned
+
+            return conditioned(sample, {}, self.conditioning)
+
+    shown = view(Images(), {"class": "dog", "caption": "a"})
+    assert shown.texts[0] == [Piece("class: dog", PROMPT)] and shown.counts["pictures"] == 1
+    assert "no-class" in str(view(Images(), {"caption": "a"}).error)
+
+
+def test_the_sheet_grows_with_its_texts(tokenizer):
+    few = view(chat(tokenizer, 500), {"conversations": TURNS})
+    many = view(
+        chat(tokenizer, 2000), {"conversations": TURNS * 1 + [TURNS[2], {"from": "gpt", "value": "word " * 300}]}
+    )
+    sheets = [view_sheet([one], "title") for one in (few, many)]
+    assert sheets[0].width == sheets[1].width and sheets[0].height < sheets[1].height
+    assert view_sheet([few, many], "title").height > sheets[1].height
+    assert view_sheet([view(chat(tokenizer, 500), {"conversations": TURNS[2:]}, None)], "t").height < sheets[0].height
+    colors = {color for _, color in sheets[0].getcolors(100_000)}
+    assert {(0xC8, 0xE6, 0xC9), (0xCF, 0xE3, 0xFB)} <= colors
