@@ -1,6 +1,6 @@
 """What all stages share: which parts of the model are trained, and that the others stay as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,18 @@ class Stage(LightningModule):
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
         if not isinstance(strategy, ShardedStrategy):
             return
+        # Frozen weights are cast when training starts, too; here before they are copied.
+        strategy.shard(self.model, blocks(self.model), self.dtypes(precision))
+
+    def dtypes(self, precision: str) -> Callable[[str, nn.Parameter], torch.dtype]:
+        """The dtype of a weight during training, as a function of the name of its part and the weight."""
         rounded = self.rounded(precision)
 
         def dtype(part: str, weight: nn.Parameter) -> torch.dtype:
-            """Frozen weights are cast when training starts, too; here before they are copied."""
             half = precision == "bf16-true" or (part in rounded and not weight.requires_grad)
             return torch.bfloat16 if half else torch.float32
 
-        strategy.shard(self.model, blocks(self.model), dtype)
+        return dtype
 
     def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
         """Numbers that the FLOPs of a batch depend on, see `BatchFlops`."""
