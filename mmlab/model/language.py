@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -25,7 +25,7 @@ from mmlab.model.pretrained import (
 )
 from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
 from mmlab.model.quantization import dequantize, quantize
-from mmlab.weights import content_hash, finite, note_identity
+from mmlab.weights import content_hash, finite, is_sharded, note_identity
 
 
 class LanguageModel(ExactBuffers):
@@ -102,14 +102,16 @@ class LanguageModel(ExactBuffers):
     def generate(self, embeds_BTD: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         """Continue left-padded rows with the KV cache; returns new token ids `[B, new]`, padded on the right.
 
-        Models that padding would disturb continue rows of equal length together, without padding.
+        Models that padding would disturb continue rows of equal length together, without padding. Ranks that share
+        sharded weights may have different rows, but have to call this equally often.
 
         Raises:
             RunError: logits that are not finite, of which any token would be the answer.
         """
-        with self._finite_logits():
+        with self._in_step(embeds_BTD), self._finite_logits():
             return self._generate(embeds_BTD, mask_BT, **options)
 
+        options["synced_gpus"] = False  # `_in_step` synchronizes, also where ranks have other numbers of calls
     def _generate(self, embeds_BTD: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         pad = self.tokenizer.pad_token_id
         if pads_left(self.config):
@@ -133,6 +135,32 @@ class LanguageModel(ExactBuffers):
         finally:
             note.remove()
         if highest:
+    @contextmanager
+    def _in_step(self, embeds_BTD: Tensor) -> Iterator[None]:
+        """If the weights are sharded, run the model until every rank is done: each run gathers weights from all ranks.
+
+        Even with equal rows, the ranks' texts may end at different tokens: GPUs do not round alike.
+        """
+        if not any(map(is_sharded, self.parameters())):
+            yield
+            return
+
+        def any_runs(here: int) -> bool:
+            count = torch.tensor(here, device=embeds_BTD.device)
+            distributed.all_reduce(count)
+            return bool(count)
+
+        def announce(*_: Any) -> None:
+            any_runs(1)
+
+        announcing = self.causal.register_forward_pre_hook(announce)
+        try:
+            yield
+        finally:
+            announcing.remove()
+        while any_runs(0):
+            self.causal(inputs_embeds=embeds_BTD[:1, -1:], use_cache=False)
+
             finite(torch.cat(highest), "The language model's logits have")
 
     def save(self, folder: Path) -> None:

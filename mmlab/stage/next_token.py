@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
@@ -18,6 +19,7 @@ from mmlab.stage.token_loss import rescale_gradients, summed_cross_entropy, supe
 from mmlab.training.feature_cache import FeatureCache
 from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
+from mmlab.weights import is_sharded
 
 
 class NextTokenStage(Stage):
@@ -36,12 +38,26 @@ class NextTokenStage(Stage):
         super().__init__(config, model, optim)
         self.refuse()
         # Features before the connector change at every step if a part that makes them is trained.
-        encoders = {"vision", "qformer"} & parts_of(model).keys()
-        self.cache = FeatureCache(config.feature_cache_mb if encoders and encoders <= set(self.frozen) else 0)
+        encoders = self._encoders()
+        self.cache = FeatureCache(config.feature_cache_mb if encoders and encoders.keys() <= set(self.frozen) else 0)
         self.train_means, self.val_means = Means("loss"), Means("loss")
 
     def refuse(self) -> None:
         """Raise ConfigError for settings that contradict the paper's stage."""
+
+    def _encoders(self) -> dict[str, nn.Module]:
+        """The parts that make features of images."""
+        return {name: part for name, part in parts_of(self.model).items() if name in ("vision", "qformer")}
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.cache.budget and any(is_sharded(w) for part in self._encoders().values() for w in part.parameters()):
+            # A rank that finds its images in the cache would not encode, and those that do wait for its weights.
+            self.cache = FeatureCache(0)
+            rank_zero_warn(
+                "stage.feature_cache_mb is not used, because the encoder is sharded and all ranks encode together; a "
+                "larger trainer.fsdp.whole_below keeps it whole."
+            )
 
     def collate(self, data: ImageTextDataConfig) -> ChatCollate:
         """Return the collate function.

@@ -102,7 +102,7 @@ class EMA(StepCallback):
         """Put the average in place of the weights, and the weights back afterwards; nested uses change nothing."""
         self._depth += 1
         if self._depth == 1:
-            self._aside = [weight.detach().clone() for weight in self._weights.values()]
+            self._aside = [local(weight.detach()).clone() for weight in self._weights.values()]
             self._put_in()
         try:
             yield
@@ -110,12 +110,12 @@ class EMA(StepCallback):
             self._depth -= 1
             if self._depth == 0:
                 for weight, own in zip(self._weights.values(), self._aside, strict=True):
-                    weight.data.copy_(own)
+                    local(weight.data).copy_(own)
                 self._aside = []
 
     def _put_in(self) -> None:
         for name, weight in self._weights.items():
-            weight.data.copy_(self.average[name])
+            local(weight.data).copy_(local(self.average[name]))
 
     def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
         weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
