@@ -126,6 +126,11 @@ def test_on_several_ranks_its_gradients_are_there_and_zero():
     assert not any(g is None for g in gradients(module.model.first_stage).values())
 
 
+def test_a_step_with_the_discriminator_has_other_flops():
+    early, late = (at(stage(adversarial_start=5), step=step).batch_shape(batch()) for step in (4, 5))
+    assert early[:-1] == late[:-1] and early != late
+
+
 def test_the_latents_are_drawn_by_the_samples_seeds():
     module = at(stage())
     x, seeds = to_signed(batch()["pixel_values"]), batch()["seeds"]
