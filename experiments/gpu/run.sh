@@ -8,6 +8,7 @@ set -- . "$1"
 source "$(dirname "$0")/../begin.sh"
 export PYTHONPATH=$here/../..${PYTHONPATH:+:$PYTHONPATH} # mmlab need not be installed
 [ -n "$mmlab" ] || mmlab="$python -m mmlab"
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} # 126 of 140 GiB leave no room for gaps
 
 # One device does what each of the eight of the published run does: 16 samples per step.
 run=(experiment=llava/v15_7b_finetune stage.init_from=[] trainer.devices=1 data.global_batch=16 logger=none
