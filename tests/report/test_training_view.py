@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -70,6 +72,7 @@ def test_each_question_and_other_prompts(tokenizer):
 
 
 def test_captions_and_classes(tokenizer):
+    tokenizer = deepcopy(tokenizer)  # truncation stays switched on
     data = ImageTextDataConfig(root="x", global_batch=1, micro_batch=1, max_length=6)
     (pieces,) = view(PairCollate(data, tokenizer, SPEC), {"caption": "a cat and a dog and a bird"}).texts
     assert "".join(piece.text for piece in pieces).endswith("a cat and a dog and a bird")
@@ -90,9 +93,8 @@ def test_captions_and_classes(tokenizer):
 
 def test_the_sheet_grows_with_its_texts(tokenizer):
     few = view(chat(tokenizer, 500), {"conversations": TURNS})
-    many = view(
-        chat(tokenizer, 2000), {"conversations": TURNS * 1 + [TURNS[2], {"from": "gpt", "value": "word " * 300}]}
-    )
+    more = [TURNS[2], {"from": "gpt", "value": "word " * 300}]
+    many = view(chat(tokenizer, 2000), {"conversations": TURNS + more})
     sheets = [view_sheet([one], "title") for one in (few, many)]
     assert sheets[0].width == sheets[1].width and sheets[0].height < sheets[1].height
     assert view_sheet([few, many], "title").height > sheets[1].height
