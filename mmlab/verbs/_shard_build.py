@@ -195,6 +195,16 @@ def _messages(add: Add) -> None:
     _add_chats(add)
 
 
+@source("mmlab.data.sources.parquet.parquet", "parquet files of `datasets`: images with chats, captions or classes")
+def _parquet(add: Add) -> None:
+    add("path", metavar="parquet", type=existing, help="a file, or a folder with the files of one split")
+    add("--files", default="*.parquet", metavar="GLOB", help="files of the folder, such as 'train-*' (%(default)s)")
+    add("--images", type=folder, metavar="DIR", help="folder of images that rows name instead of holding them")
+    add("--caption-field", help="the column of captions")
+    add("--type", dest="kind", help="response type of rows without one")
+    _add_fields(add)
+
+
 def _add_chats(add: Add) -> None:
     add("--type", dest="kind", help="response type of records without one, such as conversation")
     help_captions = "take captions from the first answers of records that are captions, or from a table or JSON file"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -186,6 +188,23 @@ def messages():
     Path("chat.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\nnot JSON\n")
     reasons = {"no-picture", "pictures", "part", "remote", "missing", "unicode", "turns", "unsupported", "json"}
     return ["chat.jsonl", "--images", "pictures", "--missing-budget", "1"], 15, reasons
+
+
+@case("parquet")
+def parquet():
+    chat = pa.list_(pa.struct({"user": pa.string(), "assistant": pa.string()}))
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    texts = [{"user": "q", "assistant": "a"}]
+    rows = [
+        *((jpeg(), texts), (png(), [*texts, *texts]), (None, texts), (jpeg()[:300], texts), (bomb(), texts)),
+        *((png(), [{"user": "q", "assistant": None}]), (png(), None), (b"<html>", texts), (None, None)),
+    ]
+    columns = {
+        "image": pa.array([data and {"bytes": data, "path": None} for data, _ in rows], image),
+        "texts": pa.array([texts for _, texts in rows], chat),
+    }
+    pq.write_table(pa.table(columns), "a.parquet")
+    return ["a.parquet", "--missing-budget", "1"], 9, {"decode", "pixels", "empty-answer", "unsupported", "no-image"}
 
 
 @case("coco")

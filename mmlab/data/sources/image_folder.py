@@ -70,9 +70,10 @@ def images(
             kind = class_of(row, column_of_class)
             if kind is not None:
                 record["class"] = kind
-                tally.note("classes", str(kind))
             check_sample(record, (), True)
             tally.details["without_class"] += kind is None
+            if kind is not None:
+                tally.note("classes", str(kind))
             return str(plain), {**members, "json": record}
 
     def finish(tally: Tally) -> None:
