@@ -84,12 +84,12 @@ class Job:
         self.wait(lambda: self.show("JobState") in states, seconds, "its end")
         return self.show("JobState")
 
-    def start_again(self, seconds: float = 90) -> None:
-        """Wait until the job is requeued, then start it without SLURM's delay of two minutes."""
-        self.wait(lambda: (self.show("JobState"), self.show("Restarts")) == ("PENDING", "1"), seconds, "its requeue")
+    def start_again(self, *changes: str) -> None:
+        """Wait until the job is requeued, then change it, and start it without SLURM's delay of two minutes."""
+        self.wait(lambda: (self.show("JobState"), self.show("Restarts")) == ("PENDING", "1"), 90, "its requeue")
         # SLURM distinguishes the credentials of two starts by their second.
         time.sleep(2)
-        self.desk.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        self.desk.run("scontrol", "update", f"JobId={self.number}", *changes, "StartTime=now")
 
     def wait(self, happened: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds

@@ -97,6 +97,25 @@ def test_a_preempted_job_is_resumed(desk: Desk, uninterrupted, name):
     same_run(run, uninterrupted)
 
 
+def test_a_preempted_sharded_job_is_resumed_on_fewer_tasks(desk: Desk, uninterrupted):
+    options = ["--partition=low", "--exclusive", "--ntasks-per-node=2"]
+    job = desk.submit(*options, *ARGS, "run.root=sharded", "trainer.strategy=fsdp", "logger=wandb", pause=0.5)
+    run = desk.folder / "sharded" / uninterrupted.name
+    wait_for_steps(job, run)
+    urgent = Job(desk, desk.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=true"))
+    assert urgent.ended() == "COMPLETED"
+    (saved,) = run.glob("checkpoints/step-*")
+    assert len(list(saved.glob("shard-*-of-2.safetensors"))) == 2
+    # When a job gets other nodes, SLURM_NTASKS stays what it was.
+    job.start_again("NumTasks=1", "TasksPerNode=1")
+    assert job.ended() == "COMPLETED", job.log()
+    assert interrupted(run)
+    assert {line["start"] for line in lines(run, rank=1)} == {"0"}
+    same_run(run, uninterrupted, ranks=2)
+    segments = [folder.name.split("-", 3)[3] for folder in run.glob("wandb/offline-run-*")]
+    assert segments == [(run / "wandb_id").read_text().strip()] * 2
+
+
 def test_mismatched_tasks_are_refused_in_one_sentence(desk: Desk):
     job = desk.submit("--ntasks-per-node=2", *ARGS, "run.root=refused", "trainer.devices=1")
     assert job.ended() == "FAILED"
