@@ -4,10 +4,12 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.errors import ConfigError
+from mmlab.config.errors import ConfigError, RunError
 
 
 def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
@@ -79,6 +81,24 @@ def end_with_first_rank() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(first):  # it had ended before
             sys.exit(1)
+
+
+@contextmanager
+def connected_ranks() -> Iterator[None]:
+    """Raise one sentence if the connection to another rank is lost within the block.
+
+    Raises:
+        RunError: another rank has failed or was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo/transport" not in str(error):
+            raise
+        raise RunError(
+            "The connection to another process of this run is lost: it has failed, see its own message, or was killed. "
+            "The same command resumes the run."
+        ) from None
 
 
 def check_devices(trainer: DictConfig) -> None:

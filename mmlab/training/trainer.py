@@ -149,6 +149,10 @@ def quieten() -> None:
     """Silence Lightning's messages about itself; its warnings about a run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Before it kills the first rank because another one has ended, the launcher says so; once, not by each handler.
+    launcher = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    launcher.setLevel(logging.INFO)
+    launcher.handlers, launcher.propagate = [logging.StreamHandler()], False
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", r".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", r".*`srun` command is available on your system but is not used.*")

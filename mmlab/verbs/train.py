@@ -18,7 +18,7 @@ def train(cfg: DictConfig) -> None:
     mmlab train experiment=llava/align_tiny optim.lr=1e-3
     """
     from mmlab.runs.check import check
-    from mmlab.runs.ranks import check_devices, end_with_first_rank
+    from mmlab.runs.ranks import check_devices, connected_ranks, end_with_first_rank
     from mmlab.runs.run import prepare_run
 
     check(cfg)
@@ -59,9 +59,10 @@ def train(cfg: DictConfig) -> None:
     callbacks.insert(0, RunIdentity(start, identity_of(start, cfg, stage, data, frozen)))
     start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
-    metrics = fit(trainer, stage, data, start.fresh)
-    names = [*saved, *stage.completed]
-    gather(stage.model, names, stage.bases, folder)
+    with connected_ranks():
+        metrics = fit(trainer, stage, data, start.fresh)
+        names = [*saved, *stage.completed]
+        gather(stage.model, names, stage.bases, folder)
     if trainer.is_global_zero:
         card = {"run": cfg.run.name, "steps": steps}
         against = {**frozen, **{name: describe(parts_of(stage.model)[name], trained=True) for name in stage.completed}}

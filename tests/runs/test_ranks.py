@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mmlab.config.errors import ConfigError
-from mmlab.runs.ranks import accumulation, check_devices, check_tasks, under_srun, world_size
+from mmlab.config.errors import ConfigError, RunError
+from mmlab.runs.ranks import accumulation, check_devices, check_tasks, connected_ranks, under_srun, world_size
 from mmlab.training.config import TrainerConfig
+from tests.tiny_ranks import ranks
 
 
 def test_accumulation_fills_the_global_batch():
@@ -182,3 +184,23 @@ def test_ranks_end_with_the_first_one():
     first.communicate(timeout=20)  # the other one has the pipe, too
     late = {"LOCAL_RANK": "1", "MMLAB_FIRST_RANK": str(first.pid)}
     assert subprocess.run([sys.executable, "-c", rank], env={**env, **late}, timeout=20).returncode == 1
+
+
+def lose_a_rank(rank: int, folder: Path) -> None:
+    try:
+        if rank == 0:
+            with connected_ranks():
+                torch.distributed.all_reduce(torch.zeros(1))
+                torch.distributed.all_reduce(torch.zeros(1))
+        else:
+            torch.distributed.all_reduce(torch.zeros(1))
+    except RunError as error:
+        (folder / "error.txt").write_text(str(error))
+    os._exit(0)
+
+
+def test_a_lost_rank_is_named(tmp_path):
+    ranks(2, lose_a_rank, tmp_path)
+    assert "connection to another process of this run is lost" in (tmp_path / "error.txt").read_text()
+    with pytest.raises(RuntimeError, match="another error"), connected_ranks():
+        raise RuntimeError("another error")
