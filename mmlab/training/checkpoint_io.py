@@ -66,14 +66,16 @@ class FolderCheckpointIO(CheckpointIO):
         """
         rank, tensors = distributed.get_rank(), sharded_tensors(checkpoint)
         self.fault, draft, same = None, *_from_first_rank((_draft(target), twins(tensors)))
-        own: tuple[dict[str, Any], str | None] = {}, None
+        files: dict[str, Any] = {}
+        fault: str | None = None
         try:
             draft.mkdir(parents=True, exist_ok=True)
-            own = _write_share(draft, with_notes(checkpoint, same) if rank == 0 else None, tensors, same), None
+            rows = {name: tensor for name, tensor in tensors.items() if name not in same}
+            files = _write_share(draft, with_notes(checkpoint, same) if rank == 0 else None, rows)
         except OSError as error:
-            own = {}, f"{error.strerror or error} on rank {rank}"
+            fault = f"{error.strerror or error} on rank {rank}"
         every: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(every, own)  # also the barrier before the rename
+        distributed.all_gather_object(every, (files, fault))  # also the barrier before the rename
         fault = next((reason for _, reason in every if reason), None)
         if rank == 0:
             try:
@@ -237,7 +239,7 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     return file.facts()
 
 
-def _write_share(folder: Path, state: Any, tensors: Mapping[str, Any], same: Mapping[str, str]) -> dict[str, Any]:
+def _write_share(folder: Path, state: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Write this rank's rows of sharded tensors, and on the first rank the state; returns size and hash by file."""
     name = f"{SHARD}{distributed.get_rank()}-of-{distributed.get_world_size()}.safetensors"
     files = {} if state is None else {STATE: _write_state(folder, state)}
@@ -245,7 +247,7 @@ def _write_share(folder: Path, state: Any, tensors: Mapping[str, Any], same: Map
         return files
     with (folder / name).open("wb") as raw:
         file = _Hashed(raw)
-        write_rows({key: tensor for key, tensor in tensors.items() if key not in same}, file)
+        write_rows(tensors, file)
         _sync(raw)
     sync_folder(folder)
     return {**files, name: file.facts()}

@@ -66,6 +66,14 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, file, how):
     assert len(said) == 1 and str(new) in said[0] and file in said[0]
 
 
+def test_sizes_are_compared_without_reading_the_files(tmp_path):
+    target = save(tmp_path, 1)
+    damage(target / io.STATE, "flip")
+    assert io.find_fault(target, hashes=False) is None and io.find_fault(target) is not None
+    damage(target / io.STATE, "truncate")
+    assert io.find_fault(target, hashes=False) is not None
+
+
 def test_each_byte_of_the_manifest_counts(tmp_path):
     target = save(tmp_path, 1)
     whole = (target / io.MANIFEST).read_bytes()
