@@ -72,6 +72,14 @@ def held_out(text: str) -> tuple[str, float]:
     raise argparse.ArgumentTypeError(f"it is a name and a share between 0 and 1, such as val=0.05, not {text}")
 
 
+def mapping(text: str) -> dict[str, str]:
+    """The type of an argument that maps names to names: `image=input.jpg,text=output.txt`."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name and value for name, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"it is name=member,…, such as image=input.jpg,text=output.txt, not {text}")
+    return {name: value for name, _, value in pairs}
+
+
 def existing(path: str) -> str:
     """The type of an argument that is a path; ConfigError with the closest name if it does not exist."""
     place = Path(path).expanduser()
@@ -224,6 +232,30 @@ def _coco(add: Add) -> None:
     _add_budget(add)
 
 
+@source("mmlab.data.sources.boxes.voc", "images with boxes in Pascal VOC's XML files")
+def _voc(add: Add) -> None:
+    add("images", type=folder, help="image folder, such as JPEGImages")
+    add("annotations", type=folder, help="folder of XML files, such as Annotations")
+    help_list = "names of annotations to read, such as ImageSets/Main/train.txt"
+    add("--list", dest="listed", type=file, metavar="TXT", help=help_list)
+    _add_budget(add)
+
+
+@source("mmlab.data.sources.boxes.yolo", "images with boxes in YOLO's text files")
+def _yolo(add: Add) -> None:
+    add("images", type=folder, help="image folder, such as images/train")
+    add("--names", type=file, required=True, metavar="FILE", help="data.yaml, or a text file with a class per line")
+    add("--labels", type=folder, metavar="DIR", help="folder of text files (labels in place of images in the path)")
+    _add_budget(add)
+
+
+@source("mmlab.data.sources.tars.tars", "tars of webdataset with other names of members, also compressed")
+def _tars(add: Add) -> None:
+    add("path", metavar="tars", type=existing, help="a tar, or a folder of tars")
+    help_members = "members that are the image, text, json or class: image=input.jpg,text=output.txt"
+    add("--members", type=mapping, metavar="NAME=MEMBER,…", help=help_members)
+
+
 @source("mmlab.data.sources.scienceqa.scienceqa", "ScienceQA in its official layout, in LLaVA's single-turn form")
 def _scienceqa(add: Add) -> None:
     help_root = "folder with problems.json, pid_splits.json and, if there are images, images/<split>"
@@ -290,9 +322,9 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """What changes with the contents of an input: size and time of a file."""
+    """What changes with the contents of an input: its size and time."""
     place = Path(path).expanduser()
-    return (place.stat().st_size, place.stat().st_mtime_ns) if os.path.isfile(place) else None
+    return (place.stat().st_size, place.stat().st_mtime_ns) if os.path.exists(place) else None
 
 
 def _write(args: argparse.Namespace, samples: Any, total: int | None) -> None:

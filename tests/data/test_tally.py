@@ -21,7 +21,7 @@ from mmlab.data.sources.drawn_problems import write_problems
 from mmlab.data.tally import Tally
 from mmlab.verbs._shard_build import SOURCES
 from mmlab.verbs.shards import main
-from tests.tiny_files import bomb, jpeg, png
+from tests.tiny_files import bomb, jpeg, png, write_tar
 
 Case = tuple[str, Callable[[], tuple[list[str], int, set[str]]]]
 CASES: list[Case] = []
@@ -224,6 +224,45 @@ def coco_table():
     lines = ['{"image": "1.jpg", "captions": ["a"]}', "{", '"text"', '{"image": "2.jpg", "captions": ["\\udc00"]}']
     Path("t.jsonl").write_text("\n".join(lines))
     return ["pictures", "--table", "t.jsonl"], 4, {"json", "unicode"}
+
+
+@case("voc")
+def voc():
+    numbered()
+    Path("xml").mkdir()
+    thing = "<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>6</ymax></bndbox></object>"
+    names = ("1.jpg", "2.jpg", "page.jpg", "3.jpg", "../1.jpg", "1.jpg", "1.jpg")
+    for n, name in enumerate(names):
+        boxes = "" if n == 5 else thing.format("cat", 800 if n == 6 else 8)
+        size = "<size><width>8</width><height>6</height></size>"
+        Path(f"xml/{n}.xml").write_text(f"<annotation><filename>{name}</filename>{size}{boxes}</annotation>")
+    Path("xml/cut.xml").write_text("<annotation>")
+    reasons = {"unsupported", "missing", "outside", "without text", "box", "xml"}
+    return ["pictures", "xml", "--missing-budget", "1"], 8, reasons
+
+
+@case("yolo")
+def yolo():
+    folder()
+    Path("names.txt").write_text("cat\n")
+    for name, text in {"a": "0 0.5 0.5 1 1", "b": "", "sub/c": "1 0.5 0.5 1 1", "e": "x"}.items():
+        Path("labels", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("labels", f"{name}.txt").write_text(text)
+    for name in ("sub/deep/d", "f", "cut", "bomb", "猫", "a.b"):
+        Path("labels", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("labels", f"{name}.txt").write_text("0 0.5 0.5 1 1")
+    return ["pictures", "--labels", "labels", "--names", "names.txt"], 17, {*FOLDER_REASONS, "without text", "box"}
+
+
+@case("tars")
+def tars():
+    members = [
+        *(("a.jpg", jpeg()), ("a.txt", b"cat"), ("b.jpg", jpeg()[:300]), ("c.jpg", bomb()), ("d.txt", b"\xff")),
+        *(("e.json", b"["), ("f.jpg", b"<html>"), ("g.jpg", jpeg()), ("g.png", png()), ("h.pyd", b"x")),
+        *(("i.json", b'{"conversations": [{"from": "human", "value": "q"}]}'), ("._a.jpg", b"x")),
+    ]
+    write_tar(Path("t/0.tar"), *members)
+    return ["t"], 9, {"decode", "pixels", "unicode", "json", "unsupported", "pictures", "no-member", "no-answer"}
 
 
 @case("easy_vqa")

@@ -105,7 +105,7 @@ def _annotations(captions: Any, instances: Any) -> list[Annotated]:
             elif note.get("iscrowd"):
                 picture.crowds += 1
             else:
-                _add_box(picture, names.get(note.get("category_id")), _shares(note.get("bbox"), picture, where), where)
+                add_box(picture, names.get(note.get("category_id")), _shares(note.get("bbox"), picture, where), where)
     return list(pictures.values())
 
 
@@ -131,11 +131,11 @@ def _table(path: Path, tally: Tally) -> Iterator[Annotated]:
         for box in row.get("instances") or []:
             if not isinstance(box, dict):
                 raise DataError(f'{where}: an instance must be {{"category": text, "bbox": four fractions}}.')
-            _add_box(picture, box.get("category"), box.get("bbox"), where)
+            add_box(picture, box.get("category"), box.get("bbox"), where)
         yield picture
 
 
-def _add_box(picture: Annotated, category: Any, box: Any, where: str) -> None:
+def add_box(picture: Annotated, category: Any, box: Any, where: str) -> None:
     """Add a box; one without area is only counted."""
     if not isinstance(category, str) or not category.strip():
         raise DataError(f"{where}: its category has no name.")

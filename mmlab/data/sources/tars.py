@@ -1,0 +1,174 @@
+"""Tars of webdataset with other names of members, also compressed."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from mmlab.config.errors import ConfigError, DataError, nearest
+from mmlab.data.building import Entry, Rows
+from mmlab.data.dialogues import check_sample
+from mmlab.data.formats import MEMBER_CAP, Members, foreign_kind, record_type, split_name
+from mmlab.data.sample_types import SampleError
+from mmlab.data.sources.pictures import READ_SUFFIXES, files_of, stored
+from mmlab.data.tally import Tally
+from mmlab.data.tar import TarMember, walk
+
+_TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
+USUAL = {
+    "image": "|".join(suffix.removeprefix(".") for suffix in READ_SUFFIXES),
+    "text": "txt|text|caption|txt.gz",
+    "json": "json|json.gz",
+    "class": "cls",
+}
+"""What a sample's members are called; `|` separates names of which it has one."""
+
+_Found = tuple[IO[bytes], dict[str, TarMember]]
+"""An open tar, and members of one sample by their extension."""
+
+
+def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
+    """Read samples of tars: adjacent members with the same name up to its first dot.
+
+    Args:
+        path: a tar, or a folder of tars.
+        members: names of members by what they are, see `USUAL`, such as `{"image": "input.jpg", "text": "output.txt"}`;
+            then a sample must have each of them.
+
+    Returns:
+        A row for each sample. The text becomes the caption, the class the class, and the fields of the JSON the record.
+        Left out: `no-member`, `pictures` (several images), `json`, `unicode`, `unsupported`, and what `stored` names.
+
+    Raises:
+        ConfigError: a member of another kind.
+        DataError: no tar, or one that is damaged.
+    """
+    if wrong := next((name for name in members or () if name not in USUAL), None):
+        raise ConfigError(f"a sample has no member '{wrong}'.{nearest(wrong, USUAL)} Options: {', '.join(USUAL)}.")
+    names = {kind: tuple(name.lower().split("|")) for kind, name in (members or USUAL).items()}
+    place, tally = Path(path).expanduser(), Tally()
+    paths = [place] if place.is_file() else [one for one in files_of(place) if one.name.lower().endswith(_TARS)]
+    if not paths:
+        raise DataError(f"{place} holds no tar.")
+    wanted = {name for choices in names.values() for name in choices}
+
+    def convert(where: str, found: _Found, tally: Tally) -> tuple[str, Members] | None:
+        with tally.row(where):
+            for extension in found[1].keys() - wanted:
+                tally.details[f"not read .{extension}"] += 1
+            return _sample(where.rpartition(": ")[2], found, names, members is not None, tally)
+
+    return Rows(_entries(paths, tally), convert, tally, streamed=True)
+
+
+def _entries(paths: Sequence[Path], tally: Tally) -> Iterator[Entry]:
+    for path in paths:
+        file = _plain(path)
+        members = ((_key(member), member) for member in walk(file.fileno(), path))
+        for key, group in groupby(_of_samples(members, tally), lambda pair: pair[0]):
+            found = {parts[1]: member for _, member in group if (parts := split_name(member.name))}
+            yield f"{path}: {key}", (file, found)
+
+
+def _of_samples(members: Iterable[tuple[str | None, TarMember]], tally: Tally) -> Iterator[tuple[str, TarMember]]:
+    """The members that belong to a sample; macOS writes hidden files between them."""
+    for key, member in members:
+        if key is None:
+            tally.details["members_without_a_sample"] += 1
+        else:
+            yield key, member
+
+
+def _key(member: TarMember) -> str | None:
+    """The key of a member; None for one that belongs to no sample, such as a hidden file."""
+    parts, kind = split_name(member.name), foreign_kind(member.name)
+    # A kind that is an extension, such as `.url`, is only one that shards do not hold.
+    return None if parts is None or kind not in (None, f".{parts[1]}") else parts[0]
+
+
+def _plain(path: Path) -> IO[bytes]:
+    """An open tar; a compressed one is unpacked into a temporary file, so that its end is checked, too."""
+    file = open(path, "rb")  # noqa: SIM115
+    start = file.read(8)
+    opener = next((opener for magic, opener in _OPENERS if start.startswith(magic)), None)
+    if opener is None:
+        return file
+    plain = TemporaryFile()  # noqa: SIM115
+    try:
+        with opener(path) as packed:
+            shutil.copyfileobj(packed, plain)
+    except (EOFError, OSError, lzma.LZMAError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}.") from None
+    plain.flush()
+    return plain
+
+
+def _sample(
+    key: str, found: _Found, names: Mapping[str, Sequence[str]], strict: bool, tally: Tally
+) -> tuple[str, Members]:
+    """(name, members) of a sample; raises SampleError."""
+    data: dict[str, bytes] = {}
+    for kind, choices in names.items():
+        present = [name for name in choices if name in found[1]]
+        if kind == "image" and len(present) > 1:
+            raise SampleError(
+                "pictures", f"It has the images {' and '.join(present)}; choose one with --members image={present[0]}."
+            )
+        if present:
+            data[kind] = _read(found[0], found[1][present[0]])
+        elif strict:
+            has = ", ".join(f".{name}" for name in found[1])
+            raise SampleError("no-member", f"It has no .{' or .'.join(choices)}, but {has}.")
+    if not data:
+        raise SampleError("no-member", f"It has only {', '.join(f'.{name}' for name in found[1])}.")
+    record = _record(key, data)
+    parts = ["conversations"] if record.get("conversations") else []
+    parts += ["caption"] if record.get("caption") else []
+    check_sample(record, parts, "image" in data)
+    members: Members = {"json": record}
+    if "image" in data:
+        extension, image = stored(data["image"], key, tally)
+        members[extension] = image
+    if kind := record_type(record):
+        tally.details[f"type {kind}"] += 1
+    return key, members
+
+
+def _record(key: str, data: Mapping[str, bytes]) -> dict[str, Any]:
+    record: Any = {}
+    try:
+        if "json" in data:
+            record = json.loads(data["json"], parse_constant=lambda _: None)
+        text, label = (data[kind].decode("utf-8-sig").strip() if kind in data else "" for kind in ("text", "class"))
+    except UnicodeDecodeError as error:
+        raise SampleError("unicode", f"A text is not UTF-8: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise SampleError("json", f"Its JSON does not parse: {error}.") from None
+    if not isinstance(record, dict):
+        raise SampleError("json", f"Its JSON is a {type(record).__name__}, not an object.")
+    record = {"id": key, **record}
+    record |= {"caption": text} if text else {}
+    return record | ({"class": label} if label else {})
+
+
+def _read(file: IO[bytes], member: TarMember) -> bytes:
+    data = os.pread(file.fileno(), member.size, member.offset)
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as packed:
+            plain = packed.read(MEMBER_CAP + 1)
+    except (EOFError, OSError) as error:
+        raise SampleError("decode", f"Its member {member.name} cannot be unpacked: {error}.") from None
+    if len(plain) > MEMBER_CAP:
+        raise SampleError("decode", f"Its member {member.name} is larger than {MEMBER_CAP} bytes.")
+    return plain
