@@ -15,10 +15,15 @@ from mmlab.training.config import FSDPConfig
 from mmlab.training.sharding import ShardedStrategy
 
 
-def ranks(count: int, work: Callable[..., Any], folder: Path, *arguments: Any) -> None:
+def ranks(
+    count: int, work: Callable[..., Any], folder: Path, *arguments: Any, meanwhile: Callable[[], Any] = lambda: None
+) -> None:
     """Fork ranks that call `work(rank, folder, *arguments)` with a process group."""
-    store = folder / f"store-{os.urandom(4).hex()}"
-    mp.start_processes(_rank, (count, store, work, folder, arguments), nprocs=count, start_method="fork")  # type: ignore[attr-defined]
+    options = (count, folder / f"store-{os.urandom(4).hex()}", work, folder, arguments)
+    forked = mp.start_processes(_rank, options, nprocs=count, join=False, start_method="fork")  # type: ignore[attr-defined]
+    meanwhile()
+    while not forked.join():
+        pass
 
 
 def _rank(rank: int, count: int, store: Path, work: Callable[..., Any], folder: Path, arguments: Any) -> None:

@@ -41,7 +41,9 @@ class AdamW:
         if any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
             optimizer: torch.optim.Optimizer = StochasticAdamW(groups, **options)
         else:
-            optimizer = torch.optim.AdamW(groups, **options, foreach=True)
+            # Operations on lists take sharded weights or whole ones, and numbers beside them.
+            kinds = {is_sharded(p) for group in groups for p in group["params"] if p.dim()}
+            optimizer = torch.optim.AdamW(groups, **options, foreach=len(kinds) < 2)
         factors = [partial(self.factor, total_steps=total_steps, peak=group["lr"]) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,

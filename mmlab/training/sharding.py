@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from mmlab.training.checkpoint_io import FolderCheckpointIO
@@ -123,8 +124,10 @@ class ShardedStrategy(ModelParallelStrategy):
         """Gather in bf16 what autocast would cast; gradients are reduced in fp32."""
         precision = self.precision_plugin.precision
         learns = any(weight.requires_grad for weight in unit.parameters())
+        # A batch norm in bf16 does not take its statistics in fp32.
+        exact = getattr(unit, "exact", False) or any(isinstance(module, _BatchNorm) for module in unit.modules())
         # Frozen weights have their dtype already, and a stage may use them outside autocast.
-        casts = precision == "bf16-mixed" and learns and not getattr(unit, "exact", False)
+        casts = precision == "bf16-mixed" and learns and not exact
         return MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if casts else None,
             reduce_dtype=None if precision == "32-true" else torch.float32,
@@ -167,8 +170,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def least(trainer: Any, numbers: Tensor) -> Tensor:
     """The least of each number on all ranks, if each rank has only a share of the weights: all then end alike."""
-    if isinstance(trainer.strategy, ShardedStrategy):
-        distributed.all_reduce(numbers, distributed.ReduceOp.MIN)
+    if not isinstance(trainer.strategy, ShardedStrategy):
+        return numbers
+    numbers = numbers.to(trainer.strategy.root_device)
+    distributed.all_reduce(numbers, distributed.ReduceOp.MIN)
     return numbers
 
 

@@ -1,6 +1,5 @@
 """Tiny runs of every stage, and what is compared of them between strategies."""
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,29 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
+from torch import Tensor, nn
 
+from mmlab.config.errors import RunError
+from mmlab.data.config import ImageDataConfig
+from mmlab.data.image_collate import ImageCollate
+from mmlab.data.image_condition import Conditioning
 from mmlab.data.index import ShardIndex
 from mmlab.model.activation_checkpointing import checkpoint_activations
 from mmlab.model.language import LanguageOnly
-from mmlab.stage.config import EndToEndFinetuningConfig, LanguagePretrainingConfig
+from mmlab.stage.config import EndToEndFinetuningConfig, LanguagePretrainingConfig, StageConfig
+from mmlab.stage.stage import Stage
 from mmlab.training.config import EMAConfig, FSDPConfig, LoRAConfig
 from mmlab.training.ema import EMA
 from mmlab.training.finite import FiniteGuard
 from mmlab.training.lora import add_adapters
 from mmlab.training.optim import AdamW
 from mmlab.training.sharding import ShardedStrategy
-from mmlab.weights import is_sharded, whole
+from mmlab.weights import is_sharded, local, whole
 from tests.model import tiny
 from tests.model.tiny_priors import prior_model
 from tests.stage import tiny_adversarial
 from tests.stage.test_gradients import diffusion, vision_language
 from tests.stage.tiny_codes import code_data, code_stage
 from tests.stage.tiny_diffusion import image_data
-from tests.stage.tiny_stage import QUESTIONS, Watch, data_of, make_stage
+from tests.stage.tiny_stage import QUESTIONS, Watch, data_of, make_stage, optim
 from tests.tiny_trainer import trainer_for
 
-STEPS = int(os.environ.get("STEPS", "20"))
 EPS = 1e-5
 """Of AdamW: it would turn rounding errors into steps where a gradient is 0, as that of a key's bias is."""
 
@@ -82,19 +87,60 @@ def adapted(root: Path) -> Any:
     return stage
 
 
+class Part(nn.Module):
+    """Fewer rows than ranks, a weight whose memory is not in order, and one that another part has, too."""
+
+    def __init__(self, shared: nn.Parameter):
+        super().__init__()
+        self.row, self.shared = nn.Linear(3, 1), shared
+        self.turned = nn.Parameter(torch.randn(3, 5).T)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        return self.row(x_BC) + (x_BC @ self.turned.T).mean(1, keepdim=True) + x_BC @ self.shared
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Parameter(torch.randn(3, 1))
+        self.first, self.second, self.nothing = Part(shared), Part(shared), nn.Identity()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        return self.second(self.nothing(x_BC * self.scale)) * self.first(x_BC)
+
+
+class OddStage(Stage):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(StageConfig(trainable=["first", "second"]), Odd(), optim())
+        self.model.scale.requires_grad_(True)
+
+    def collate(self, data: ImageDataConfig) -> ImageCollate:
+        return ImageCollate(data, Conditioning())
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = (self.model(batch["pixel_values"].float().mean((2, 3)) / 255) - 1).square().mean()
+        self.log("train/loss", loss, batch_size=1)
+        return loss
+
+
+def odd_stage(root: Path) -> Any:
+    return OddStage()
+
+
 CHATS = ("align", "vision", "qformer", "qformer_align")
 KINDS: dict[str, Callable[[Path], Any]] = {
     **{kind: partial(vision_language, kind) for kind in ("contrastive", "qformer_pretraining", "finetune", *CHATS)},
     "language": language_stage,
+    "odd": odd_stage,
     "lora": adapted,
     "dit": partial(diffusion, "dit"),
     "unet": partial(diffusion, "unet"),
-    "prior": lambda root: code_stage(prior_model("class")),
-    "prior_text": lambda root: code_stage(prior_model("text", root / "tokenizer")),
-    "prior_map": lambda root: code_stage(prior_model("map")),
-    "kl": lambda root: tiny_adversarial.stage("kl", adversarial_start=3),
-    "vq": lambda root: tiny_adversarial.stage("vq", codebook={"revive_after": 2}),
-    "vq_ema": lambda root: tiny_adversarial.stage("vq", codebook={"revive_after": 5, "ema": 0.9}),
+    "prior": lambda root: code_stage(prior_model("map")),
+    "kl": lambda root: tiny_adversarial.stage("kl", lr=2e-4, adversarial_start=3),
+    "vq": lambda root: tiny_adversarial.stage("vq", lr=2e-4, codebook={"revive_after": 2}),
+    "vq_ema": lambda root: tiny_adversarial.stage("vq", lr=2e-4, codebook={"ema": 0.9}),
 }
 
 
@@ -107,35 +153,61 @@ class Case:
     hold_reduction: bool = False
     checkpoint: bool = False
     ema: bool = False
+    steps: int = 20
 
 
 CASES = {
-    **{kind: Case(kind) for kind in KINDS},
-    "whole_tower": Case("finetune", whole_below=10**6),
-    "accumulation": Case("finetune", micro_batch=1),
-    "held": Case("finetune", micro_batch=1, hold_reduction=True),
-    "scalars_accumulation": Case("contrastive", micro_batch=2),
-    "checkpointed": Case("finetune", checkpoint=True),
-    "checkpointed_unet": Case("unet", checkpoint=True),
-    "average": Case("finetune", ema=True),
-    "mixed": Case("finetune", precision="bf16-mixed"),
-    "mixed_lora": Case("lora", precision="bf16-mixed"),
-    "mixed_vq": Case("vq", precision="bf16-mixed"),
-    "mixed_prior": Case("prior", precision="bf16-mixed"),
-    "mixed_unet": Case("unet", precision="bf16-mixed"),
-    "half": Case("finetune", precision="bf16-true"),
-    "half_lora": Case("lora", precision="bf16-true"),
+    "contrastive": Case("contrastive", micro_batch=2),
+    "qformer_pretraining": Case("qformer_pretraining", steps=8),
+    "align": Case("align", micro_batch=1, hold_reduction=True, steps=8),
+    "finetune": Case("finetune", micro_batch=1, ema=True),
+    "vision": Case("vision", micro_batch=1, hold_reduction=True, steps=6),
+    "qformer": Case("qformer", steps=8),
+    "qformer_align": Case("qformer_align", whole_below=10**6, steps=8),
+    "language": Case("language", checkpoint=True),
+    "lora": Case("lora"),
+    "dit": Case("dit", ema=True),
+    "unet": Case("unet", checkpoint=True, steps=6),
+    "prior": Case("prior", micro_batch=2, steps=6),
+    "kl": Case("kl", steps=8),
+    "vq": Case("vq", steps=6),
+    "vq_ema": Case("vq_ema", steps=6),
+    "odd": Case("odd"),
+    "mixed": Case("finetune", precision="bf16-mixed", steps=6),
+    "mixed_vq": Case("vq", precision="bf16-mixed", steps=3),
+    "half": Case("finetune", precision="bf16-true", steps=6),
+    "half_lora": Case("lora", precision="bf16-true", steps=3),
 }
 
 
 def data_for(case: Case, stage: Any, root: Path) -> Any:
     if case.kind in ("kl", "vq", "vq_ema"):
         return tiny_adversarial.data_of(stage, root, micro_batch=case.micro_batch)
-    if case.kind in ("dit", "unet"):
+    if case.kind in ("dit", "unet", "odd"):
         return image_data(stage, ShardIndex.open(root / "maps"), micro_batch=case.micro_batch)
     if case.kind.startswith("prior"):
         return code_data(stage, ShardIndex.open(root / "maps"), micro_batch=case.micro_batch)
     return data_of(stage, [root / "train"], micro_batch=case.micro_batch)
+
+
+class Poison(L.Callback):
+    """Spoils one rank's share of a weight after the second step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            local(next(pl_module.model.connector.parameters())).data.fill_(torch.nan)
+
+
+def poisoned(root: Path) -> str:
+    """What a rank says in the end."""
+    case = CASES["finetune"]
+    stage = KINDS[case.kind](root)
+    data = data_for(case, stage, root)
+    strategy = ShardedStrategy(FSDPConfig(whole_below=0))
+    trainer = trainer_for(data, 3, 2, strategy=strategy, callbacks=[Poison(), FiniteGuard()])
+    with pytest.raises(RunError) as refusal:
+        trainer.fit(stage, data)
+    return str(refusal.value)
 
 
 def run(case: Case, root: Path, strategy: str, devices: int) -> dict[str, Any]:
@@ -150,7 +222,7 @@ def run(case: Case, root: Path, strategy: str, devices: int) -> dict[str, Any]:
     data = data_for(case, stage, root)
     trainer = trainer_for(
         data,
-        STEPS,
+        case.steps,
         devices,
         strategy=sharded if strategy == "fsdp" else strategy,
         precision=case.precision,
