@@ -94,6 +94,25 @@ def test_an_invalid_config_is_refused(conf, override, expected):
     assert expected in sentence(conf, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "trainer.precision=16-mixed",
+            "trainer.strategy=fsdp does not train with trainer.precision=16-mixed; use one of auto, 32-true, "
+            "bf16-mixed, bf16-true.",
+        ),
+        (
+            "model.language.quantize=nf4",
+            "model.language.quantize=nf4: 4-bit weights cannot be sharded; use trainer=ddp, or leave out",
+        ),
+        ("trainer.strategy=FSDP", "'trainer.strategy' cannot be 'FSDP'. Did you mean 'fsdp'?"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(conf, override, expected):
+    assert expected in sentence(conf, "trainer.strategy=fsdp", override)
+
+
 def test_no_learning_rate_rises_to_min_lr(conf):
     part = "+optim.part_lr.connector=1e-4"
     assert "optim.min_lr=0.001 is above optim.part_lr.connector=0.0001" in sentence(conf, part, "optim.min_lr=1e-3")

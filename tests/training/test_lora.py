@@ -10,12 +10,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.model.config import LanguageModelConfig
+from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.training.artifacts import describe_base, describe_frozen, save_parts
 from mmlab.training.config import LoRAConfig
 from mmlab.training.filling import fill_parts
-from mmlab.training.lora import adapter_weights, add_adapters, is_adapted, merge_adapter
+from mmlab.training.lora import adapter_weights, add_adapters, is_adapted, merge_adapter, save_adapter
 from mmlab.training.trainable import count_parameters, set_trainable
-from mmlab.weights import CARD
+from mmlab.weights import CARD, read_as_stored
 from tests.model import tiny
 
 PIXELS = torch.arange(2 * 3 * 16 * 16).remainder(251).to(torch.uint8).view(2, 3, 16, 16)
@@ -105,6 +107,38 @@ def test_an_adapter_is_float32_whatever_it_is_put_on(base, tmp_path, tokenizer_f
     name = "causal.model.layers.0.mlp.up_proj.weight"
     one, other = (each.language.get_parameter(name).float() for each in (exact, rounded))
     assert 0 < (one - other).abs().max() <= 2**-8 * one.abs().max()
+
+
+def test_weights_as_stored_show_neither_in_an_adapter_nor_in_a_sum(tmp_path, tokenizer_folder):
+    """Each rank reads weights in the dtype of their file, before it casts its share."""
+    stored = tiny.language(tokenizer_folder)
+    stored.causal.half()
+    stored.save(tmp_path / "model")
+    (tmp_path / "adapter").mkdir()
+
+    def read(as_stored: bool) -> LanguageOnly:
+        model = LanguageOnly(LanguageModel(LanguageModelConfig(source=str(tmp_path / "model"))))
+        if as_stored:
+            read_as_stored(model)
+        model.language.load_pretrained()
+        return model
+
+    adapters = []
+    for as_stored in (False, True):
+        model = read(as_stored)
+        torch.manual_seed(1)
+        add_adapters(model, {"language": LoRAConfig(rank=4, alpha=8)})
+        assert model.language.causal.get_input_embeddings().weight.dtype == (torch.half if as_stored else torch.float)
+        adapters.append(adapter_weights(model.language))
+    assert all(torch.equal(adapters[0][name], weight) for name, weight in adapters[1].items())
+    for weight in adapters[1].values():
+        weight.detach().add_(0.01)
+    save_adapter(model.language, tmp_path / "adapter", None)
+    sums = [read(as_stored) for as_stored in (False, True)]
+    for model in sums:
+        merge_adapter(model.language, tmp_path / "adapter")
+    whole, rounded = (model.language.state_dict() for model in sums)
+    assert all(torch.equal(whole[name], value.float()) for name, value in rounded.items())
 
 
 def test_layers_without_effect_get_no_adapter(monkeypatch, tokenizer_folder):

@@ -1,5 +1,6 @@
 """Two ranks that share a model compute what two with a model each compute, and what one process does."""
 
+import faulthandler
 import os
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ def _alone(root: Path) -> None:
 
 
 def _strategies(rank: int, root: Path) -> None:
+    faulthandler.dump_traceback_later(900, exit=True)  # later than other ranks: these have more to do
     os.environ["LOCAL_RANK"] = str(rank)  # Lightning then starts no processes
     for name, case in CASES.items():
         for strategy in ("ddp", "fsdp"):
