@@ -20,10 +20,9 @@ from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
     load_weights,
-    on_meta,
     read_config,
 )
-from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
+from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
 from mmlab.model.quantization import dequantize, quantize
 from mmlab.weights import content_hash, finite, is_sharded, note_identity
 
@@ -43,8 +42,7 @@ class LanguageModel(ExactBuffers):
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
         self.settings = config
-        # On the meta device nothing is read: a published model is counted without its tokenizer.
-        self.tokenizer: Any = None if on_meta() else load_tokenizer(config.tokenizer or config.source)
+        self.tokenizer: Any = find_tokenizer(config.tokenizer or config.source)
         defaults = {} if self.tokenizer is None else _token_fields(self.tokenizer)
         causal = read_config(config, "language", **defaults)
         attention = attention_of(causal_class(causal), config.attention)
