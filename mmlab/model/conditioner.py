@@ -27,10 +27,9 @@ from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
     load_weights,
-    on_meta,
     read_config,
 )
-from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
+from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
 from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
@@ -188,8 +187,7 @@ class TextCondition(Conditioner):
     def __init__(self, config: TextConditionConfig):
         super().__init__()
         self.settings = config
-        # On the meta device nothing is read: a published model is counted without its tokenizer.
-        self.tokenizer: Any = None if on_meta() else load_tokenizer(config.tokenizer or config.source, "conditioner")
+        self.tokenizer: Any = find_tokenizer(config.tokenizer or config.source, "conditioner")
         defaults = {}
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "right"  # a causal encoder must not see padding before the text

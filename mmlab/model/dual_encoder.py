@@ -1,6 +1,7 @@
 """Vision and text towers with a joint space, for contrastive pretraining. Legend: B pairs, T tokens, E joint width."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from transformers import AutoModel
 
 from mmlab.model.config import DualEncoderConfig, TextEncoderConfig
 from mmlab.model.pretrained import build_model, load_pretrained, read_config
-from mmlab.model.pretrained_tokenizer import fit_tokenizer, load_tokenizer
+from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
 from mmlab.model.vision import ImageEncoder, require_encoder
 
 
@@ -23,11 +24,13 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
         self.settings = config
-        self.tokenizer = load_tokenizer(config.tokenizer or config.source)
-        whole = read_config(config, "text", vocab_size=len(self.tokenizer))
+        self.tokenizer: Any = find_tokenizer(config.tokenizer or config.source)
+        size = {} if self.tokenizer is None else {"vocab_size": len(self.tokenizer)}
+        whole = read_config(config, "text", **size)
         self.config = getattr(whole, "text_config", whole)
         self.vocabulary: int = self.config.vocab_size
-        fit_tokenizer(self.tokenizer, self.vocabulary, "text")
+        if self.tokenizer is not None:
+            fit_tokenizer(self.tokenizer, self.vocabulary, "text")
         self.tower = build_model(AutoModel, self.config, config)
 
     def load_pretrained(self) -> None:

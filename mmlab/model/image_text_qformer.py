@@ -12,9 +12,12 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import ImageTextQFormerConfig
-from mmlab.model.pretrained_tokenizer import load_tokenizer
+from mmlab.model.pretrained_tokenizer import find_tokenizer
 from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import ImageEncoder, require_encoder
+
+BERT_TOKENS = 30522
+"""Of bert-base-uncased, BLIP-2's tokenizer."""
 
 
 class Words(nn.Module):
@@ -25,11 +28,11 @@ class Words(nn.Module):
         config: of the Q-Former: `hidden_size`, `max_position_embeddings`, `initializer_range`, `layer_norm_eps`.
     """
 
+    forward_methods = ("predict",)
+
     def __init__(self, vocabulary: int, config: Any):
         super().__init__()
         width = config.hidden_size
-    forward_methods = ("predict",)
-
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(config.max_position_embeddings, width)
         self.transform = nn.Sequential(
@@ -88,12 +91,12 @@ class ImageTextQFormer(nn.Module):
     def __init__(self, config: ImageTextQFormerConfig, vision: ImageEncoder, qformer: Callable[..., QFormer]):
         super().__init__()
         require_encoder(vision)
-        self.tokenizer = load_tokenizer(config.tokenizer, "words")
-        self.frame = _frame(self.tokenizer)
+        self.tokenizer: Any = find_tokenizer(config.tokenizer, "words")
+        self.frame = (0, 0) if self.tokenizer is None else _frame(self.tokenizer)
         self.vision = vision
         self.qformer = qformer(vision.width, text=True)
         # One token more: [DEC], which begins a text to be generated.
-        self.decode = len(self.tokenizer)
+        self.decode = BERT_TOKENS if self.tokenizer is None else len(self.tokenizer)
         self.words = Words(self.decode + 1, self.qformer.config)
         self.contrast = QueryContrast(self.qformer.width, config.width)
         self.match = nn.Linear(self.qformer.width, 2)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import check_gguf, find, read_json, split_gguf
-from mmlab.model.pretrained import NO_CODE, reason, refuse_code
+from mmlab.model.pretrained import NO_CODE, on_meta, reason, refuse_code
 from mmlab.weights import verify_files
 
 FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -75,6 +75,13 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def find_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast | None:
+    """`load_tokenizer`, or on the meta device None unless the source is a folder here: nothing is downloaded then, and
+    the vocabulary is that of the architecture."""
+    here = source is not None and Path(source).expanduser().is_dir()
+    return load_tokenizer(source, part) if here or not on_meta() else None
 
 
 def _has_tokenizer(folder: Path) -> bool:
