@@ -1,11 +1,13 @@
 """4-bit weights of language models (NF4; QLoRA, arXiv 2305.14314), through bitsandbytes."""
 
 import logging
+import math
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmlab.config.errors import ConfigError
@@ -54,6 +56,41 @@ def quantize(model: Any, dtype: torch.dtype) -> None:
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)
     model.is_loaded_in_4bit = True  # peft reads it
+
+
+def store_empty(model: Any) -> None:
+    """Give a model on the meta device layers that take the memory of 4-bit weights, forward and backward."""
+    for name, layer in quantized_layers(model).items():
+        model.set_submodule(name, _EmptyLinear4bit(layer))
+
+
+class _EmptyLinear4bit(nn.Linear):
+    """A layer whose packed weight is dequantized for each product, as bitsandbytes does."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, False, device="meta")
+        size = math.ceil(layer.weight.numel() * BITS / 8)
+        packed: Any = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+        packed.quant_state = SimpleNamespace(shape=layer.weight.shape)
+        self.weight, self.bias = packed, layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = _Dequantized.apply(input, (self.out_features, self.in_features))
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class _Dequantized(torch.autograd.Function):
+    """The product with a weight that exists only meanwhile."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        ctx.shape = shape
+        with torch.enable_grad():  # as around it: a second pass is told from the backward pass by that
+            return x.detach() @ x.new_empty(shape).T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient @ gradient.new_empty(ctx.shape), None
 
 
 @torch.no_grad()

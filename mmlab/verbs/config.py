@@ -37,6 +37,19 @@ class TrainConfig(Settings):
 
 
 @dataclass
+class PlanConfig(Settings):
+    """What the time of a planned run is computed from."""
+
+    gpu: str = "A100"  # its peak rate and memory are in mmlab/training/gpus.py
+    mfu: float = number(0.4, above=0, at_most=1)  # share of the peak rate (PaLM, table 3: 21 % to 46 %)
+
+
+@dataclass
+class PlannedRunConfig(TrainConfig):
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+
+@dataclass
 class EvalDataConfig(Settings):
     path: str = MISSING  # folder of shards
     blind_from: str | None = None  # training shards; their most frequent answers are the baseline that ignores images

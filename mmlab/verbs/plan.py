@@ -1,13 +1,8 @@
-"""Print the parameters, the memory and the batches of a run, without allocating anything."""
+"""Print what a run would take of each device, without allocating it."""
 
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mmlab.config.compose import hydra_verb
-
-# Precision → bytes of a trainable weight, and of its gradient and Adam's two moments.
-BYTES = {"32-true": (4, 12), "bf16-mixed": (4, 12), "bf16-true": (2, 6)}
 
 
 def main(argv: list[str]) -> int:
@@ -15,53 +10,24 @@ def main(argv: list[str]) -> int:
 
 
 def plan(cfg: DictConfig) -> None:
-    """Build the model on the meta device and print its parameters, the memory they need, and the batches.
+    """Run a step of the model on tensors without values, and print the memory, FLOPs and time that the run would need.
 
-    mmlab plan experiment=llava/v15_7b_finetune
+    mmlab plan experiment=llava/v15_7b_finetune trainer.devices=8
     """
-    import torch
+    from mmlab.config.build import check_targets
+    from mmlab.runs.check import check_length, check_rates, check_trainable
+    from mmlab.stage.estimate import estimate
+    from mmlab.training.gpus import GPUS, gpu_named
+    from mmlab.verbs._plan_report import memory_table, parts_table, remedies, step_lines, unknown_gpu
 
-    from mmlab.config.build import build, check_targets
-    from mmlab.model.quantization import BITS
-    from mmlab.runs.check import check_trainable
-    from mmlab.runs.ranks import accumulation, world_size
-    from mmlab.training.lora import add_adapters
-    from mmlab.training.trainable import count_parameters, parts_of, set_trainable
-
+    if (gpu := gpu_named(cfg.plan.gpu)) is None:
+        raise unknown_gpu(cfg.plan.gpu, GPUS)
     check_trainable(cfg)
+    check_rates(cfg.optim)
+    check_length(cfg)
     check_targets(cfg)
-    with torch.device("meta"):
-        model = build(cfg.model)
-        rounded = sum(_rounded(part) for part in parts_of(model).values())
-        set_trainable(model, cfg.stage.trainable, cfg.stage.get("lora") or ())
-        if cfg.stage.get("lora"):
-            lora: Any = OmegaConf.to_object(cfg.stage.lora)
-            add_adapters(model, lora)
-    counts = count_parameters(model)
-    print(f"{'part':<14}{'trainable':>16}{'frozen':>16}")
-    for part, count in counts.items():
-        print(f"{part:<14}{count['trainable']:>16,}{count['frozen']:>16,}")
-    trainable, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
-    print(f"{'all':<14}{trainable:>16,}{frozen:>16,}")
-    if rounded:
-        print(f"{'in 4 bits':<14}{'':>16}{rounded:>16,}")
-
-    world = world_size(cfg.trainer)
-    micro = accumulation(cfg.data.global_batch, cfg.data.micro_batch, world)
-    batch = f"{cfg.data.micro_batch} samples x {micro} micro-batches x {world} device(s)"
-    print(f"\nglobal batch {cfg.data.global_batch} = {batch}")
-    print(f"length: {cfg.trainer.max_steps or '-'} steps, {cfg.trainer.max_epochs or '-'} epochs")
-    for precision, (weight, state) in BYTES.items():
-        whole = (frozen - rounded) * (2 if "bf16" in precision else weight)
-        size = (trainable * (weight + state) + whole + rounded * BITS / 8) / 2**30
-        chosen = " (configured)" if cfg.trainer.precision == precision else ""
-        print(f"{precision:<12} weights, gradients, optimizer: {size:8.2f} GiB per device, plus activations{chosen}")
-
-
-def _rounded(part: Any) -> int:
-    """How many weights of a part are stored in 4 bits."""
-    from mmlab.model.quantization import quantized_layers
-
-    if getattr(getattr(part, "settings", None), "quantize", None) is None:
-        return 0
-    return sum(layer.weight.numel() for layer in quantized_layers(part.causal).values())
+    found = estimate(cfg)
+    for line in [*parts_table(found), "", *memory_table(cfg, found), "", *step_lines(cfg, found, gpu)]:
+        print(line)
+    for line in remedies(cfg, found):
+        print(line, flush=True)

@@ -1,0 +1,90 @@
+"""The largest micro-batch that a config allows, as shapes: what a run may need, without reading its data."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlab.data.batch import IGNORE
+from mmlab.data.config import ImageDataConfig, ImageTextDataConfig
+from mmlab.model.packed_rows import takes_masks
+from mmlab.stage.autoencoder_training import AutoencoderTraining
+from mmlab.stage.code_prior import CodePrior
+from mmlab.stage.contrastive import ContrastivePretraining
+from mmlab.stage.generative import GenerativeStage
+from mmlab.stage.next_token import NextTokenStage
+from mmlab.stage.qformer_pretraining import QFormerPretraining
+from mmlab.stage.stage import Stage
+
+
+def largest_batch(stage: Stage, data: Any) -> dict[str, Any] | None:
+    """Return a micro-batch of a stage in which every row is as long as it may be, None for a stage of a user's own.
+
+    Texts fill `data.max_length`, each row has an image, and every token that may have a label has one. A sample that
+    is split into several rows would make it larger.
+
+    Args:
+        stage: with its model.
+        data: settings of the data.
+    """
+    batch: dict[str, Any] | None = None
+    if isinstance(stage, NextTokenStage) and isinstance(data, ImageTextDataConfig):
+        batch = _chat(stage, data)
+    elif isinstance(stage, GenerativeStage | AutoencoderTraining) and isinstance(data, ImageDataConfig):
+        batch = _images(stage, data)
+    elif isinstance(data, ImageTextDataConfig) and isinstance(stage, ContrastivePretraining | QFormerPretraining):
+        ids = torch.zeros(data.micro_batch, data.max_length, dtype=torch.int64)
+        batch = {**_pixels(data.micro_batch, stage.model.vision.image_size), "input_ids": ids}
+        batch["attention_mask"] = torch.ones_like(ids)
+    return None if batch is None else {**batch, "keys": [str(row) for row in range(data.micro_batch)]}
+
+
+def supervised_positions(stage: Stage, batch: dict[str, Any]) -> int:
+    """The positions of a batch of `largest_batch` that a stage predicts from; 0 for one without tokens to predict."""
+    if not isinstance(stage, NextTokenStage):
+        return 0
+    rows, length = batch["input_ids"].shape
+    image = getattr(stage.model, "tokens_per_image", 0) if batch["image_keys"] else 0
+    return rows * (length - max(1, image))  # the first token of a row is not predicted
+
+
+def _chat(stage: NextTokenStage, data: ImageTextDataConfig) -> dict[str, Any]:
+    rows, length = data.micro_batch, -(-data.max_length // 8) * 8  # rows are padded to a multiple of 8
+    image = stage.image(data.aspect) if stage.config.prompt.pictures == "tokens" else None
+    ids = torch.zeros(rows, length, dtype=torch.int64)
+    place = torch.arange(length).expand(rows, -1)
+    batch: dict[str, Any] = {"input_ids": ids, "position_ids": place, "context_ids": ids, "labels": ids}
+    batch["segment_ids"] = torch.ones_like(ids)
+    batch["packed"] = data.pack and takes_masks(stage.model.language.config)
+    batch["image_keys"] = [] if image is None else [str(row) for row in range(rows)]
+    first = torch.arange(rows)[:, None] * torch.tensor([1, 0])
+    batch["image_positions"] = first[: len(batch["image_keys"])]
+    if image is None:
+        return {**batch, "pixel_values": torch.zeros(0, 3, 0, 0, dtype=torch.uint8)}
+    batch["labels"] = torch.where(place < image.tokens, IGNORE, ids)
+    return {**batch, **_pixels(rows, image.size)}
+
+
+def _images(stage: Any, data: ImageDataConfig) -> dict[str, Any]:
+    rows, model = data.micro_batch, stage.model
+    batch: dict[str, Any] = {"seeds": list(range(rows))}
+    if data.latents:
+        side = model.first_stage.side(data.size)
+        codes = torch.zeros(rows, side, side, dtype=torch.int64)
+        latents = torch.zeros(rows, model.first_stage.channels, side, side)
+        batch |= {"codes": codes, "map_codes": codes} if isinstance(stage, CodePrior) else {"mean": latents}
+        batch |= {} if isinstance(stage, CodePrior) else {"logvar": latents.clone()}
+    else:
+        batch |= _pixels(rows, data.size)
+        batch |= {"map_pixels": batch["pixel_values"].clone()} if getattr(model, "map_stage", None) is not None else {}
+    reads = getattr(getattr(model, "conditioner", None), "reads", "none")
+    if reads == "class":
+        batch["labels"] = torch.zeros(rows, dtype=torch.int64)
+    elif reads == "text":
+        ids = torch.zeros(rows, model.conditioner.max_length, dtype=torch.int64)
+        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return batch
+
+
+def _pixels(count: int, side: int) -> dict[str, Tensor]:
+    return {"pixel_values": torch.zeros(count, 3, side, side, dtype=torch.uint8)}

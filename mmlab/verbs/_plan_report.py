@@ -1,0 +1,187 @@
+"""The lines that `mmlab plan` prints."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mmlab.config.errors import ConfigError, nearest
+from mmlab.data.index import ShardIndex
+from mmlab.runs.index_files import has_index
+from mmlab.stage.estimate import DDP, Estimate, estimate
+from mmlab.training.config import FSDP
+from mmlab.training.gpus import GPU, GPUS
+from mmlab.training.trainer import precision
+
+GIB = 2**30
+FREE = 0.1
+"""Share of a GPU's memory that is left for CUDA itself, NCCL, kernels' workspaces and fragments of the allocator."""
+TARGET = 80
+"""GB of the GPU for which another setting is looked for."""
+MOST_DEVICES = 1024
+
+
+def unknown_gpu(name: str, gpus: Sequence[GPU]) -> ConfigError:
+    names = [" ".join(gpu.words) for gpu in gpus]
+    return ConfigError(f"'plan.gpu' cannot be '{name}'.{nearest(name, names)} Options: {', '.join(names)}.")
+
+
+def parts_table(found: Estimate) -> Iterator[str]:
+    """Parameters per part."""
+    yield f"{'parameters':<14}{'trainable':>16}{'frozen':>16}"
+    for part, count in found.counts.items():
+        yield f"{part:<14}{count['trainable']:>16,}{count['frozen']:>16,}"
+    both = [sum(count[kind] for count in found.counts.values()) for kind in ("trainable", "frozen")]
+    yield f"{'all':<14}{both[0]:>16,}{both[1]:>16,}"
+
+
+def memory_table(cfg: DictConfig, found: Estimate) -> Iterator[str]:
+    """Memory of a device, and the GPUs that have it."""
+    trainer = cfg.trainer
+    strategy = "ddp" if trainer.strategy in DDP or found.world > 1 else "one device"
+    words = [FSDP if trainer.strategy == FSDP else strategy, precision(trainer.precision, trainer.accelerator)]
+    words += ["gradient checkpointing"] if trainer.gradient_checkpointing else []
+    yield f"memory of each of {found.world} device(s), GiB: {', '.join(words)}"
+    states = {"weights": found.weights, "optimizer": found.optimizer, "average": found.average}
+    states |= {"feature cache": found.cache, "DDP's buckets": found.buckets}
+    gathered = "activations, gathered" if trainer.strategy == FSDP else "activations"
+    passes = {"gradients": found.gradients_at_peak, gathered: found.activations or 0}
+    for name, size in {**states, **passes}.items():
+        if size:
+            yield f"  {name:<22}{size / GIB:>8.2f}"
+    yield f"  {'peak of the passes':<22}{found.passes / GIB:>8.2f}" + (
+        "  without activations: the batches of this stage are not known" if found.activations is None else ""
+    )
+    yield f"  {'peak of the step':<22}{found.step / GIB:>8.2f}"
+    sizes = sorted({gb for gpu in GPUS for gb in gpu.gb})
+    fit, small = ([gb for gb in sizes if fits(found.peak, gb) == large] for large in (True, False))
+    yield "fits, with a tenth to spare, in GPUs of " + (f"{_listed(fit)} GB" if fit else "no size")
+    if small:
+        yield f"does not fit in {_listed(small)} GB"
+
+
+def fits(peak: int, gb: int) -> bool:
+    """Whether a GPU has the memory."""
+    return peak <= (1 - FREE) * gb * GIB
+
+
+def step_lines(cfg: DictConfig, found: Estimate, gpu: GPU) -> Iterator[str]:
+    """What a step reads, computes and takes, and the run."""
+    data = cfg.data
+    batch = f"{data.micro_batch} samples x {found.micro_batches} micro-batch(es) x {found.world} device(s)"
+    yield f"global batch {data.global_batch} = {batch}"
+    if found.tokens:
+        yield f"tokens of a step: at most {found.tokens:,}, with loss {found.supervised:,} (rows of data.max_length)"
+    steps, why = _steps(cfg)
+    if found.flops:
+        rate = found.world * gpu.tflops * 1e12 * cfg.plan.mfu
+        seconds = found.flops / rate
+        most = "at most " if found.tokens else ""
+        share = f"{100 * cfg.plan.mfu:g} % of {' '.join(gpu.words)}'s {gpu.tflops:g} TFLOP/s (bf16)"
+        yield f"step: {most}{found.flops:.3g} FLOPs, {most}{_time(seconds)} at {share}"
+        yield f"run: {why}" + (f", {most}{_time(seconds * steps)}" if steps else "")
+    else:
+        yield f"run: {why}"
+    whole = found.checkpoint * (found.world if cfg.trainer.strategy == FSDP else 1)
+    shares = f", {found.checkpoint / GIB:.2f} on each device" if cfg.trainer.strategy == FSDP else ""
+    yield f"checkpoint: {whole / GIB:.2f} GiB{shares}"
+
+
+def remedies(cfg: DictConfig, found: Estimate) -> Iterator[str]:
+    """The single settings with which the run would fit in a GPU of `TARGET` GB, if it does not."""
+    if fits(found.peak, TARGET):
+        return
+    yield f"\nto fit in {TARGET} GB, with one setting:"
+    any_fits = False
+    for change, peak in _candidates(cfg, found):
+        if fits(peak, TARGET):
+            any_fits = True
+            yield f"  {change:<44}{peak / GIB:>8.2f} GiB"
+    if not any_fits:
+        yield "  none of gradient checkpointing, fsdp, a smaller micro-batch, bf16-true and an adapter is enough alone"
+
+
+def _candidates(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
+    """(overrides, peak) of settings to try."""
+    trainer, data = cfg.trainer, cfg.data
+    if not trainer.gradient_checkpointing:
+        yield from _tried(cfg, {"trainer.gradient_checkpointing": True})
+    if precision(trainer.precision, trainer.accelerator) != "bf16-true":
+        yield from _tried(cfg, {"trainer.precision": "bf16-true"})
+    yield from _fewer_samples(cfg, found)
+    yield from _more_devices(cfg, found)
+    trained = [name for name in ("language",) if name in cfg.stage.trainable and not cfg.stage.get("lora")]
+    for name in trained:
+        yield from _tried(cfg, {f"stage.lora.{name}.rank": 128}, "+")
+    del data
+
+
+def _fewer_samples(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
+    """The largest micro-batch that fits; memory is about linear in it."""
+    most = cfg.data.micro_batch
+    smaller = [n for n in range(1, most) if (most * found.micro_batches) % n == 0]
+    one = next(_tried(cfg, {"data.micro_batch": 1}), None) if smaller else None
+    if one is None or not fits(one[1], TARGET):
+        return
+    slope = (found.peak - one[1]) / (most - 1)
+    likely = [n for n in smaller if fits(int(one[1] + slope * (n - 1)), TARGET)]
+    for n in reversed(likely[1:]):
+        tried = next(_tried(cfg, {"data.micro_batch": n}), one)
+        if fits(tried[1], TARGET):
+            yield tried
+            return
+    yield one
+
+
+def _more_devices(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
+    """The fewest devices among which the run fits when it is sharded, as a power of two."""
+    per_step = cfg.data.global_batch // cfg.data.micro_batch
+    numbers = [2**n for n in range(1, 11) if per_step % 2**n == 0]
+    now = found.world if cfg.trainer.strategy == FSDP else 0
+    for number in [n for n in numbers if n > now]:
+        nodes = max(1, number // 8)
+        changes: dict[str, Any] = {} if now else {"trainer.strategy": FSDP}
+        changes |= {"trainer.devices": number // nodes} | ({"trainer.num_nodes": nodes} if nodes > 1 else {})
+        tried = next(_tried(cfg, changes), None)
+        if tried is None or fits(tried[1], TARGET):
+            yield from [] if tried is None else [tried]
+            return
+
+
+def _tried(cfg: DictConfig, changes: dict[str, Any], sign: str = "") -> Iterator[tuple[str, int]]:
+    """The overrides and the peak with them, if such a run can be built."""
+    changed = OmegaConf.merge(cfg)
+    with open_dict(changed):
+        for key, value in changes.items():
+            OmegaConf.update(changed, key, value)
+    words = " ".join(f"{sign}{key}={str(value).lower()}" for key, value in changes.items())
+    try:
+        yield words, estimate(changed).peak  # type: ignore[arg-type]
+    except ConfigError:
+        return
+
+
+def _steps(cfg: DictConfig) -> tuple[int, str]:
+    """Optimizer steps of the run, 0 if the data are not here, and the words for them."""
+    trainer, limits = cfg.trainer, []
+    if trainer.max_steps is not None:
+        limits.append(trainer.max_steps)
+    if trainer.max_epochs is not None:
+        data: Any = OmegaConf.to_object(cfg.data)
+        folders = [data.folder(source) for source in data.train]
+        if not all(has_index(folder) for folder in folders):
+            return 0, f"{trainer.max_epochs:g} epoch(s) of data that are not here"
+        samples = sum(len(ShardIndex.open(folder)) for folder in folders)
+        limits.append(int(Fraction(str(trainer.max_epochs)) * samples / cfg.data.global_batch))
+    return min(limits), f"{min(limits):,} steps"
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
