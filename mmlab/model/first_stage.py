@@ -59,7 +59,8 @@ class Posterior:
 class FirstStage(nn.Module, ABC):
     """Base of first stages: shapes, and the statistics that normalize their latents for a denoiser.
 
-    The statistics are buffers, so they are saved with the weights; they stay float32 when the module is cast.
+    The statistics are buffers, so they are saved with the weights; they stay float32 when the module is cast. Sharded
+    weights are gathered in their own precision: codes, and latents that are measured, do not bear rounding.
 
     Args:
         channels: C, of the latents.
@@ -67,6 +68,7 @@ class FirstStage(nn.Module, ABC):
     """
 
     forward_methods: tuple[str, ...] = ("encode", "decode")
+    exact = True
 
     latent_mean: Tensor
     latent_std: Tensor

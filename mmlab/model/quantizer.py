@@ -37,7 +37,7 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Base of codebooks, which stay in full precision.
+    """Base of codebooks.
 
     Attributes:
         config: settings.
@@ -48,7 +48,6 @@ class Quantizer(nn.Module, ABC):
     """
 
     forward_methods = ("indices", "vectors", "book")
-    exact = True
 
     config: Any
     codes: int

@@ -106,7 +106,7 @@ class ShardedStrategy(ModelParallelStrategy):
                         weight.data = weight.data.to(dtype(name, weight)).contiguous()
                 if not whole:
                     # Without resharding, weights that change after a validation would not be gathered again.
-                    policy = self._policy(unit)
+                    policy = self._policy(unit, getattr(part, "exact", False))
                     fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=left)
                     for method in getattr(unit, "forward_methods", ()):
                         gather_in(unit, method)
@@ -120,12 +120,12 @@ class ShardedStrategy(ModelParallelStrategy):
             if name not in module._non_persistent_buffers_set
         ]
 
-    def _policy(self, unit: nn.Module) -> MixedPrecisionPolicy:
-        """Gather in bf16 what autocast would cast; gradients are reduced in fp32."""
+    def _policy(self, unit: nn.Module, exact: bool) -> MixedPrecisionPolicy:
+        """Gather in bf16 what autocast would cast, unless it is to be exact; gradients are reduced in fp32."""
         precision = self.precision_plugin.precision
         learns = any(weight.requires_grad for weight in unit.parameters())
         # A batch norm in bf16 does not take its statistics in fp32.
-        exact = getattr(unit, "exact", False) or any(isinstance(module, _BatchNorm) for module in unit.modules())
+        exact = exact or any(isinstance(module, _BatchNorm) for module in unit.modules())
         # Frozen weights have their dtype already, and a stage may use them outside autocast.
         casts = precision == "bf16-mixed" and learns and not exact
         return MixedPrecisionPolicy(
