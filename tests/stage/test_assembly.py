@@ -95,3 +95,31 @@ def test_weights_are_read_in_the_dtype_in_which_they_are_used(tmp_path, tokenize
         assert all(torch.equal(a, b.to(dtype)) for a, b in zip(*(part.parameters() for part in parts), strict=True))
         assert content_hash(parts[0]) == content_hash(parts[1]), "a hash is of what was stored"
         assert content_hash(parts[0], trained=True) != content_hash(parts[1]) or name not in rounded
+
+
+def test_a_sharded_run_reads_weights_as_stored(tmp_path, tokenizer_folder):
+    """Which adapters, drawn in the dtype of the run, do not show."""
+    lora = ["+stage.lora.language.rank=2", "trainer.precision=bf16-mixed"]
+    overrides = ["experiment=llava/finetune_tiny", *sources(tmp_path, tokenizer_folder), *lora]
+    stages = []
+    for strategy in ("ddp", "fsdp"):
+        torch.manual_seed(0)
+        stages.append(build_stage(compose("train", [*overrides, f"trainer.strategy={strategy}"])))
+    whole, sharded = (dict(stage.model.language.named_parameters()) for stage in stages)
+    for name, weight in sharded.items():
+        assert weight.dtype == (torch.float32 if ".lora_" in name else torch.float16), name
+        assert torch.equal(weight.bfloat16(), whole[name].bfloat16()), name
+        assert torch.equal(weight, whole[name]) or ".lora_" not in name, name
+
+
+def test_the_model_of_a_stage_of_another_class_is_not_sharded(tmp_path, monkeypatch):
+    (tmp_path / "plainlab.py").write_text(
+        "from lightning import LightningModule\n"
+        "class Plain(LightningModule):\n    def __init__(self, **options): super().__init__()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "plainlab")
+    cfg = compose("train", ["experiment=ldm/first_stage_kl_tiny", "trainer=cpu", "trainer.strategy=fsdp"])
+    cfg.stage._target_ = "plainlab.Plain"
+    with pytest.raises(ConfigError, match=r"shards the model of an mmlab.stage.stage.Stage, which Plain is not"):
+        build_stage(cfg)
