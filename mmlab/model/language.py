@@ -109,9 +109,9 @@ class LanguageModel(ExactBuffers):
         with self._in_step(embeds_BTD), self._finite_logits():
             return self._generate(embeds_BTD, mask_BT, **options)
 
-        options["synced_gpus"] = False  # `_in_step` synchronizes, also where ranks have other numbers of calls
     def _generate(self, embeds_BTD: Tensor, mask_BT: Tensor, **options: Any) -> Tensor:
         pad = self.tokenizer.pad_token_id
+        options["synced_gpus"] = False  # `_in_step` synchronizes, also where ranks have other numbers of calls
         if pads_left(self.config):
             return self.causal.generate(inputs_embeds=embeds_BTD, attention_mask=mask_BT, pad_token_id=pad, **options)
         rows: dict[int, Tensor] = {}
@@ -133,6 +133,8 @@ class LanguageModel(ExactBuffers):
         finally:
             note.remove()
         if highest:
+            finite(torch.cat(highest), "The language model's logits have")
+
     @contextmanager
     def _in_step(self, embeds_BTD: Tensor) -> Iterator[None]:
         """If the weights are sharded, run the model until every rank is done: each run gathers weights from all ranks.
@@ -158,8 +160,6 @@ class LanguageModel(ExactBuffers):
             announcing.remove()
         while any_runs(0):
             self.causal(inputs_embeds=embeds_BTD[:1, -1:], use_cache=False)
-
-            finite(torch.cat(highest), "The language model's logits have")
 
     def save(self, folder: Path) -> None:
         """Write weights, config and tokenizer as a transformers folder."""
