@@ -1,6 +1,8 @@
 """The tiny chain of runs through the command line, and swapping each part by one argument."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,21 @@ def test_gradient_checkpointing_trains_the_same_weights(mmlab):
     ]
     for name, plain in weights[0].items():
         torch.testing.assert_close(weights[1][name], plain, rtol=1e-5, atol=1e-7)
+
+
+def test_a_sharded_run_leaves_the_same_artifacts(mmlab, work):
+    options = ["trainer.strategy=fsdp", "trainer.fsdp.whole_below=0", "trainer.devices=2", "data.micro_batch=2"]
+    command = ["train", "experiment=llava/finetune_tiny", *SHORT, *options, "run.name=sharded"]
+    done = subprocess.run([sys.executable, "-m", "mmlab", *command], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "terminate" not in done.stderr, done.stderr
+    for part in ("connector", "language"):
+        whole, sharded = (Path("runs", run, "artifacts", part) for run in ("llava-finetune_tiny-short", "sharded"))
+        assert {path.name for path in whole.iterdir()} == {path.name for path in sharded.iterdir()}
+        ours, theirs = load_file(sharded / "model.safetensors"), load_file(whole / "model.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5) for name in ours)
+        assert card("sharded", part)["against"] == card("llava-finetune_tiny-short", part)["against"]
+    ask(mmlab, "sharded")
 
 
 def test_single_layers_can_be_trained_and_reused_by_the_next_run(mmlab):
