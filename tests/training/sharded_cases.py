@@ -157,15 +157,15 @@ class Case:
 
 
 CASES = {
-    "contrastive": Case("contrastive", micro_batch=2),
+    "contrastive": Case("contrastive", micro_batch=2, steps=8),
     "qformer_pretraining": Case("qformer_pretraining", steps=8),
     "align": Case("align", micro_batch=1, hold_reduction=True, steps=8),
-    "finetune": Case("finetune", micro_batch=1, ema=True),
-    "vision": Case("vision", micro_batch=1, hold_reduction=True, steps=6),
-    "qformer": Case("qformer", steps=8),
-    "qformer_align": Case("qformer_align", whole_below=10**6, steps=8),
+    "finetune": Case("finetune", micro_batch=1, ema=True, steps=8),
+    "vision": Case("vision", micro_batch=1, hold_reduction=True, steps=4),
+    "qformer": Case("qformer", steps=5),
+    "qformer_align": Case("qformer_align", whole_below=10**6, steps=5),
     "language": Case("language", checkpoint=True),
-    "lora": Case("lora"),
+    "lora": Case("lora", steps=8),
     "dit": Case("dit", ema=True),
     "unet": Case("unet", checkpoint=True, steps=6),
     "prior": Case("prior", micro_batch=2, steps=6),
