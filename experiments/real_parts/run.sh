@@ -12,7 +12,7 @@ step() { # step NAME COMMAND…: run a command; its time and memory go to steps.
     "$python" "$here/measured.py" "$@"
 }
 shards() { # shards NAME IMAGES: json/NAME.json becomes data/NAME
-    "$mmlab" shards build llava_json "json/$1.json" "$2" "data/$1" --overwrite
+    "$mmlab" shards build llava_json "json/$1.json" "$2" "data/$1" --separate --overwrite
 }
 train() { # train RECIPE
     step "train_$1" "$mmlab" train "experiment=real_parts/$1" --config-dir "$here/conf"

@@ -185,7 +185,8 @@ def by_type(sources: Sequence[Source]) -> list[Source]:
         if any(not source.index.type_names[code] for code in codes):
             raise DataError(
                 f"source '{source.name}' ({source.index.root}) has samples without a `type`, which data.balance=type "
-                f"needs; if their records have one, rebuild the index: `mmlab shards index {source.index.root}`."
+                "needs; if their records have one, build the shards with --separate, or rebuild the index: `mmlab "
+                f"shards index {source.index.root}`."
             )
         parts += [Source(f"{source.name}/{kind}", source.index, None, kind) for kind in source.index.type_names]
     sizes: Counter[str | None] = Counter()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.runs.disk import to_json
-from mmlab.verbs._shard_build import Parser, add, add_build, add_drawing, add_encode, existing, positive
+from mmlab.verbs._shard_arguments import Parser, add, existing, positive
+from mmlab.verbs._shard_build import add_build, add_drawing, add_encode
 
 # torch, Pillow and transformers are imported by the commands that need them, so that `--help` is fast.
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmlab.data.index import ShardIndex
+from mmlab.data.sources import image_folder
 from mmlab.verbs.shards import main
 from tests.tiny_files import png, write_tar
 
@@ -74,6 +75,39 @@ def test_foreign_formats(tmp_path, monkeypatch, capsys):
     assert sorted(os.listdir("out")) == ["chat", "side", "table"]
 
 
+def test_splits_limits_and_a_build_that_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("pictures/red")
+    for n in range(30):
+        (tmp_path / "pictures" / "red" / f"{n:02d}.png").write_bytes(png(n + 1))
+    build = ["build", "images", "pictures", "out", "--split", "val=0.3", "--limit", "20", "--shard-samples", "4"]
+    convert = image_folder.check_sample
+    with monkeypatch.context() as context:
+        seen = []
+
+        def stop(record, *rest):
+            seen.append(record)
+            if len(seen) == 15:
+                raise KeyboardInterrupt
+            return convert(record, *rest)
+
+        context.setattr(image_folder, "check_sample", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main([*build, "--workers", "1"])
+    assert os.listdir() == ["pictures", "out.building"] or sorted(os.listdir()) == ["out.building", "pictures"]
+    capsys.readouterr()
+    assert main([*build, "--workers", "3"]) == 0
+    printed = capsys.readouterr()
+    assert "continuing a build that was stopped after 1" in printed.err
+    assert "rows 20 = written 20 + left out 0" in printed.out and "out/val: " in printed.out
+    build[3] = "again"
+    assert main(build) == 0
+    for name in ("train", "val"):
+        assert ShardIndex.open(f"out/{name}").hash == ShardIndex.open(f"again/{name}").hash
+    assert len(ShardIndex.open("out/train")) + len(ShardIndex.open("out/val")) == 20
+    assert sorted(os.listdir()) == ["again", "out", "pictures"]
+
+
 def test_made_dialogues(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     build = ["build", "instructions", "--count", "6", "--size", "32"]
@@ -100,6 +134,14 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
         ("show drawn --columns 0", "--columns: it must be a whole number of at least 1, not 0"),
         ("tokenizer drawn --out tok --vocab-size 3", "at least 259"),
+        ("build images drawn out --split val", "it is a name and a share between 0 and 1, such as val=0.05, not val"),
+        ("build images drawn out --split val=1.5", "such as val=0.05, not val=1.5"),
+        ("build images drawn out --split val=.1 --split val=.2", "--split gives 'val' two shares"),
+        ("build images drawn out --split train=.1", "the split 'train' is what the others leave"),
+        ("build images drawn out --limit 0", "--limit: it must be a whole number of at least 1, not 0"),
+        ("build tars drawn out --members input.jpg", "such as image=input.jpg,text=output.txt, not input.jpg"),
+        ("build tars drawn out --members imgae=jpg", "Did you mean 'image'? Options: image, text, json, class."),
+        ("build llava_json drawn/index.npz drawn out --captions frm", "there is no file frm"),
         ("build images drawn out --missing-budget nan", "--missing-budget: it must be a share from 0 to 1, not nan"),
         ("build images drawn/index.npz out", "drawn/index.npz is a file; give a folder."),
         ("build llava_json drawn drawn out", "drawn is a folder; give a file, such as index.npz, shard-000000.tar"),
