@@ -86,6 +86,8 @@ def test_bf16_is_close_to_the_unsharded_computation(results, name):
     assert sharded["losses"] == pytest.approx(whole["losses"], rel=0.04)
     first = [torch.cat([value.flatten().double() for value in done["gradients"].values()]) for done in (sharded, whole)]
     assert (first[0] - first[1]).norm() < 0.04 * first[1].norm()
+    if CASES[name].kind == "vq":  # first stages are gathered in fp32
+        assert difference(sharded["weights"], whole["weights"]) < 1e-5
     dtypes = [{key: value.dtype for key, value in done["weights"].items()} for done in (sharded, whole)]
     assert dtypes[0] == dtypes[1]
 
