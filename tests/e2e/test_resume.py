@@ -127,9 +127,11 @@ def test_a_run_that_cannot_start_reports_its_error(tmp_path, monkeypatch, capsys
         assert says in capsys.readouterr().err
 
 
-def test_a_short_kill_matrix(tmp_path):
-    """experiments/kill_matrix/run.sh is the long version with 100 kills."""
-    done = subprocess.run([sys.executable, str(MATRIX), str(tmp_path / "out"), "5"], capture_output=True, text=True)
+@pytest.mark.parametrize("kills", ["5", "4 fsdp:2"])
+def test_a_short_kill_matrix(tmp_path, kills):
+    """experiments/kill_matrix/run.sh is the long version; on two ranks one is killed, or all, also in a save."""
+    command = [sys.executable, str(MATRIX), str(tmp_path / "out"), *kills.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] > 0 and figures["same_batches"] and figures["difference"] is None
