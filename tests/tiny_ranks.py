@@ -1,5 +1,6 @@
 """Forked processes with a process group, and models that are sharded over them."""
 
+import faulthandler
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ def ranks(
 ) -> None:
     """Fork ranks that call `work(rank, folder, *arguments)` with a process group."""
     options = (count, folder / f"store-{os.urandom(4).hex()}", work, folder, arguments)
-    forked = mp.start_processes(_rank, options, nprocs=count, join=False, start_method="fork")  # type: ignore[attr-defined]
+    forked: Any = mp.start_processes(_rank, options, nprocs=count, join=False, start_method="fork")  # type: ignore[attr-defined]
     meanwhile()
     while not forked.join():
         pass
@@ -28,6 +29,7 @@ def ranks(
 
 def _rank(rank: int, count: int, store: Path, work: Callable[..., Any], folder: Path, arguments: Any) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(300, exit=True)  # what not all ranks call together hangs
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=count)
     work(rank, folder, *arguments)
     torch.distributed.barrier()  # a rank that has left may take with it what another has not received
