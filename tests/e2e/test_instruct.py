@@ -76,7 +76,7 @@ def test_from_captions_and_boxes_to_a_finetuned_model(work, capsys):
     index = ShardIndex.open("made/shards")
     assert [index.type_of(i) for i in range(18)] == list(RESPONSE_TYPES) * 6
     for command in (
-        "shards build llava_json made/llava_instruct.json photos again",
+        "shards build llava_json made/llava_instruct.json photos again --separate",
         "shards tokenizer made/shards --out made/tokenizer",
         "train experiment=llava/finetune_tiny data.root=made data.train=[{path:shards}] data.val=[] data.balance=type "
         "stage.init_from=[] data.global_batch=6 data.micro_batch=3 trainer.max_steps=2 trainer=cpu logger=none "

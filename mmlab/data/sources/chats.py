@@ -205,6 +205,6 @@ def text_or_none(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def no_turns(expected: str) -> SampleError:
+def no_turns(expected: str, hint: str = "") -> SampleError:
     """The error for a record without turns."""
-    return SampleError("turns", f"Expected an object with {expected}.")
+    return SampleError("turns", f"Expected an object with {expected}.{hint}")

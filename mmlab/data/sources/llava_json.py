@@ -53,8 +53,10 @@ def _parse(entry: Any) -> Chat:
     """An entry with only the two fields of each turn."""
     turns = entry.get("conversations") if isinstance(entry, dict) else None
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise no_turns('"conversations", a list of {"from": text, "value": text}')
-    image = entry.get("image")
+        other = isinstance(entry, dict) and "messages" in entry
+        hint = " Records with messages are read by `mmlab shards build messages`." if other else ""
+        raise no_turns('"conversations", a list of {"from": text, "value": text}', hint)
+    image = entry.get("image", entry.get("images"))
     images = [] if image in (None, "", []) else image if isinstance(image, list) else [image]
     turns = [{"from": turn.get("from"), "value": turn.get("value")} for turn in turns]
     return Chat(turns, images, text_or_none(entry.get("id")), record_type(entry))

@@ -75,6 +75,8 @@ def test_forms_of_an_image(make, tmp_path):
     index, tally = make(entries)
     stored = [set(index.extensions(i)) - {"json"} for i in range(9)]
     assert stored == [{"png"}] * 4 + [{"jpg"}] * 2 + [set()] * 3
+    index, _ = make([{"images": ["7.jpg"], "conversations": TURNS}])
+    assert index.read(0)["jpg"] == jpeg()
     several = [{"image": image, "conversations": TURNS} for image in (["7.jpg", "7.jpg"], {"path": "7.jpg"}, True)]
     _, tally = make([*entries, *several])
     assert tally.rows == 12 and tally.left_out == {"pictures": 1, "no-image": 2}
@@ -120,6 +122,7 @@ def test_turns_are_checked_as_in_training(make):
         ({"a": 1}, "neither a JSON list of entries nor JSON lines"),
         ({"images": [], "annotations": []}, "`mmlab shards build coco`"),
         ([], "no samples"),
+        ([{"messages": []}], "Records with messages are read by `mmlab shards build messages`"),
         (["text"], "turns 1, such as .*entry 0: Expected an object"),
         ([{"conversations": [{"from": "gtp", "value": "x"}]}], "entry 0: A turn is from 'gtp'"),
         ([{"image": "../secret.png", "conversations": TURNS}], "points outside"),
