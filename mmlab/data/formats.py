@@ -129,6 +129,11 @@ def record_type(record: dict[str, Any]) -> str:
     return kind.replace("\0", "").strip() if isinstance(kind, str) and len(kind) <= TYPE_CAP else ""
 
 
+def question_types(record: dict[str, Any]) -> list[str]:
+    """The type of each of a record's `questions` that has one."""
+    return [kind for question in _dicts(record.get("questions")) if (kind := record_type(question))]
+
+
 def record_texts(record: dict[str, Any]) -> list[str]:
     """Every text of a record in order: caption, turns of the conversations, questions and answers."""
     texts = [record.get("caption")]

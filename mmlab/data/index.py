@@ -15,13 +15,12 @@ from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
 from mmlab.data.index_arrays import check_arrays, read_arrays, write_arrays
 from mmlab.data.sample_types import SampleError
-from mmlab.data.scan import ScanNotes, ShardScan, list_shards, local_folder, scan_shards
+from mmlab.data.scan import MOST_TYPES, ScanNotes, ShardScan, list_shards, local_folder, scan_shards
 from mmlab.runs.disk import to_json
 from mmlab.runs.index_files import index_files
 
 _VERSION = 1
 _ARRAYS = ("shard_sizes", "samples_per_shard", "image_sizes", "text_lengths", "type_codes")
-_MOST_TYPES = 256
 _OPEN_FILES = 64
 _BUILD = "build it with `mmlab shards index"
 
@@ -268,7 +267,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
 def _types(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and codes; none for a foreign set whose `type` has too many values to be a response type."""
     names = sorted(set(types))
-    if len(names) > _MOST_TYPES:
+    if len(names) > MOST_TYPES:
         return ("",), np.zeros(len(types), np.uint8)
     code = {name: i for i, name in enumerate(names)}
     return tuple(names), np.array([code[kind] for kind in types], np.uint8)
@@ -290,7 +289,7 @@ def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
         "shards": np.array(index.shards),
         "type_names": np.array(index.type_names),
         "keys": np.char.encode(index.keys, "utf-8"),
-        "notes": np.array(to_json(vars(index.notes))),
+        "notes": np.array(to_json(index.notes.as_json())),
         **{name: getattr(index, name) for name in _ARRAYS},
         **vars(index.members),
     }

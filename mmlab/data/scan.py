@@ -20,6 +20,7 @@ from mmlab.data.formats import (
     IMAGE_EXTENSIONS,
     foreign_kind,
     parse_record,
+    question_types,
     record_texts,
     record_type,
     split_name,
@@ -30,6 +31,8 @@ from mmlab.data.sample_types import SampleError
 from mmlab.data.tar import TarMember, fail, walk
 
 _INT32 = np.iinfo(np.int32).max
+MOST_TYPES = 256
+"""Response types of a set; more of them are some other field."""
 _NAMED = 20  # kinds of members that are not read, and bad records, that an index names
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -50,6 +53,7 @@ class ShardScan:
     types: list[str]  # [N]: response type of each record, or empty
     skipped: Counter[str]  # members that are not read: extension or other name → number
     bad_records: dict[str, str]  # key → why its record cannot be used
+    question_types: Counter[str]  # type → how many questions have it
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,13 @@ class ScanNotes:
         skipped: members that are not read, such as `.url` or `._*` → their number; the most common ones, and `other`.
         bad_records: number of records that cannot be used; the reader replaces their samples.
         examples: keys of some of them → what is wrong.
+        question_types: type → how many `questions` of records have it; none for sets with too many types.
     """
 
     skipped: dict[str, int] = field(default_factory=dict)
     bad_records: int = 0
     examples: dict[str, str] = field(default_factory=dict)
+    question_types: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """One line for each of them that there is."""
@@ -73,17 +79,23 @@ class ScanNotes:
         records = f"{self.bad_records:,} records cannot be used, such as {examples.rstrip('.')}"
         return [f"members that are not read: {skipped}"] * bool(skipped) + [records] * bool(self.bad_records)
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data; question types only where there are any, as indexes always were."""
+        return {name: value for name, value in vars(self).items() if value or name != "question_types"}
+
     @classmethod
     def of(cls, scans: Iterable[ShardScan]) -> "ScanNotes":
         """The notes on several shards."""
-        skipped, bad_records = Counter[str](), dict[str, str]()
+        skipped, bad_records, types = Counter[str](), dict[str, str](), Counter[str]()
         for scan in scans:
             skipped += scan.skipped
+            types += scan.question_types
             bad_records |= scan.bad_records
         common = dict(skipped.most_common(_NAMED))
         if other := skipped.total() - sum(common.values()):
             common["other"] = other
-        return cls(common, len(bad_records), dict(list(bad_records.items())[:_NAMED]))
+        named = dict(sorted(types.items())) if len(types) <= MOST_TYPES else {}
+        return cls(common, len(bad_records), dict(list(bad_records.items())[:_NAMED]), named)
 
     def instead(self) -> str:
         """For the message that there are no samples: what there is instead, and what would be a sample."""
@@ -105,8 +117,9 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
             missing, or there twice, or members of a key that are not adjacent.
     """
     keys, seen, first, members, summaries = [], set(), [], [], []
-    skipped, bad_records = Counter[str](), dict[str, str]()
+    skipped, bad_records, types = Counter[str](), dict[str, str](), Counter[str]()
     sample: dict[str, bytes] = {}
+    close = partial(_close, required=required, path=path, bad_records=bad_records, types=types)
     with open(path, "rb") as file:
         fd = file.fileno()
         for member in walk(fd, path):
@@ -120,7 +133,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
                     why = f"the members of {key!r} are not adjacent, or the key is used twice"
                     fail(path, member.header, f"member {member.name!r}: {why}")
                 if keys:
-                    summaries.append(_close(sample, keys[-1], required, path, member.header, bad_records))
+                    summaries.append(close(sample, keys[-1], at=member.header))
                 seen.add(key)
                 keys.append(key)
                 first.append(len(members))
@@ -132,7 +145,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
             members.append((EXTENSIONS.index(extension), member.offset, member.size, zlib.crc32(data)))
         size = os.fstat(fd).st_size
         if keys:
-            summaries.append(_close(sample, keys[-1], required, path, size, bad_records))
+            summaries.append(close(sample, keys[-1], at=size))
     table = np.array(members, np.int64).reshape(-1, 4)
     return ShardScan(
         size=size,
@@ -147,6 +160,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
         types=[kind for _, _, kind in summaries],
         skipped=skipped,
         bad_records=bad_records,
+        question_types=types,
     )
 
 
@@ -192,7 +206,13 @@ def _read(fd: int, member: TarMember, path: Path) -> bytes:
 
 
 def _close(
-    sample: dict[str, bytes], key: str, required: tuple[str, ...], path: Path, at: int, bad_records: dict[str, str]
+    sample: dict[str, bytes],
+    key: str,
+    required: tuple[str, ...],
+    path: Path,
+    at: int,
+    bad_records: dict[str, str],
+    types: Counter[str],
 ) -> tuple[tuple[int, int], int, str]:
     """Check a complete sample and return its image size, text length and response type.
 
@@ -208,6 +228,7 @@ def _close(
         record = parse_record(sample)
     except SampleError as error:
         bad_records[key] = str(error)
+    types.update(question_types(record))
     return size, sum(map(len, record_texts(record))), record_type(record)
 
 

@@ -227,6 +227,7 @@ def stats(index: ShardIndex) -> dict[str, Any]:
         "records_unreadable": index.notes.bad_records,
         "members_not_read": index.notes.skipped or None,
         "types": _type_counts(index),
+        "question_types": index.notes.question_types or None,
         "hash": index.hash,
     }
 

@@ -17,6 +17,7 @@ from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import stats
 from mmlab.runs.index_files import INDEX_NAME
 from tests.tiny_files import bomb, png, write_tar
+from tests.tiny_shapes import make_records
 
 
 def sample(key: str, caption: str = "a red thing") -> list[tuple[str, bytes]]:
@@ -60,6 +61,16 @@ def test_types_are_known_without_reading(tmp_path):
     expected = ["why", "", "", "talk", "", "why", ""]
     assert [index.type_of(i) for i in range(7)] == expected
     assert [ShardIndex.open(tmp_path).type_of(i) for i in range(7)] == expected
+
+
+def test_types_of_questions_are_counted(tmp_path):
+    typed = [{"question": "q", "answer": "a", "type": kind} for kind in ("color", "count", "color")]
+    records = [{"questions": typed}, {"questions": [*typed[:1], {"question": "q", "answer": "a"}]}, {"caption": "c"}]
+    index = make_records(tmp_path / "set", records, [None] * 3)
+    assert index.notes.question_types == {"color": 3, "count": 1}
+    assert stats(index)["question_types"] == {"color": 3, "count": 1}
+    plain = make_records(tmp_path / "plain", records[2:], [None])
+    assert plain.notes.question_types == {} and "question_types" not in plain.notes.as_json()
 
 
 def test_a_different_type_for_each_sample_is_ignored(tmp_path):
