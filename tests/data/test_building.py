@@ -85,17 +85,17 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
-@pytest.mark.parametrize("splits", [{}, SPLITS])
-def test_a_stopped_build_continues_and_ends_with_the_same_bytes(tmp_path, splits):
+@pytest.mark.parametrize(("splits", "streamed"), [({}, False), (SPLITS, False), (SPLITS, True)])
+def test_a_stopped_build_continues_and_ends_with_the_same_bytes(tmp_path, splits, streamed):
     build = Build(splits=splits, max_samples=7, identity="numbers")
     _, counts = write_rows(Numbers(100).rows(), tmp_path / "whole", build, quiet=True)
     out = tmp_path / "out"
     for stop in (30, 31, 75):
         with pytest.raises(KeyboardInterrupt):
-            write_rows(Numbers(100, stop).rows(), out, build, quiet=True)
+            write_rows(Numbers(100, stop).rows(streamed=streamed), out, build, quiet=True)
         assert not out.exists()
     rest = Numbers(100)
-    _, tally = write_rows(rest.rows(), out, build, quiet=True)
+    _, tally = write_rows(rest.rows(streamed=streamed), out, build, quiet=True)
     assert rest.converted[0] > 60
     assert contents(out) == contents(tmp_path / "whole") and tally.counts() == counts.counts()
     assert tally.lines() == counts.lines()
