@@ -117,32 +117,33 @@ class StepTrace:
         own = sum(local(w.grad).nbytes for w in weights if w.grad is not None)
         if batch is None:
             return {"activations": None, "gradients_at_peak": own, "passes": live.now}
-        if micro == 1 or self.hold:
-            self.optimizer.zero_grad()
-            for weight in weights:
-                weight.register_post_accumulate_grad_hook(self._note)
-        live.gradients = own if weights[0].grad is not None else 0
+        first = micro == 1 or self.hold  # of a step; otherwise a later one, with the gradients of the earlier ones
+        for weight in weights if first else ():
+            weight.register_post_accumulate_grad_hook(self._note)
+        live.gradients = own
         with live, ExitStack() as stack:
             stack.enter_context(_unmasked_rows())
             if self.cfg.trainer.accelerator != "cpu":
                 stack.enter_context(CudaAutocast())
             counter = stack.enter_context(FlopCounter())
-            without = live.now
+            states = live.now - own
             live.restart()
             if self.hold:
                 with self.strategy.block_backward_sync():
-                    self._micro_batch(batch, counter)
+                    self._micro_batch(batch, counter, first)
             counter.flops = 0
-            self._micro_batch(batch, counter)
+            self._micro_batch(batch, counter, first and not self.hold)
             self.flops = counter.flops
-        states = without - (own if weights[0].grad is not None and micro > 1 and not self.hold else 0)
         gradients = live.gradients_at_peak
         return {"activations": live.peak - states - gradients, "gradients_at_peak": gradients, "passes": live.peak}
 
-    def _micro_batch(self, batch: dict[str, Any], counter: FlopCounter) -> None:
+    def _micro_batch(self, batch: dict[str, Any], counter: FlopCounter, first: bool) -> None:
         batch = {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch.items()}
         with self.plugin.forward_context():
             loss = self.stage.training_step(batch, 0)
+        if first:  # Lightning drops the gradients of the last step here, after the forward pass
+            self.optimizer.zero_grad()
+            self.live.gradients = 0
         counter.in_backward = True
         loss.backward()
         counter.in_backward = False
