@@ -11,16 +11,13 @@ from mmlab.config.build import build, check_targets
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.config.schemas import schema_of
 from mmlab.runs.index_files import has_index
-from mmlab.runs.ranks import accumulation, check_tasks, world_size
+from mmlab.runs.ranks import FSDP, accumulation, check_tasks, world_size
 from mmlab.runs.redact import hide_known
 from mmlab.runs.run import find_run
 
 SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
 """`draws_from` of a stage → an option of conf/sampler that fits it."""
 
-
-FSDP = "fsdp"
-"""Our strategy of that name."""
 SHARDED_PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true")
 
 

@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, RunError
 
+FSDP = "fsdp"
+"""The `trainer.strategy` that is ours, in place of Lightning's of that name."""
+
 
 def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
     """Return the number of micro batches per optimizer step in each of `world` processes.

@@ -18,12 +18,11 @@ from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
 from mmlab.data.module import ShardDataModule
 from mmlab.model.activation_checkpointing import checkpoint_activations
-from mmlab.runs.ranks import rank
+from mmlab.runs.ranks import FSDP, rank
 from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.stage.stage import Stage
 from mmlab.training.artifacts import describe_base
-from mmlab.training.config import FSDP
 from mmlab.training.filling import fill_parts, random_parts
 from mmlab.training.lora import add_adapters
 from mmlab.training.run_identity import check_tokenizers

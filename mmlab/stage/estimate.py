@@ -21,12 +21,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.model.quantization import store_empty
-from mmlab.runs.ranks import accumulation, world_size
+from mmlab.runs.ranks import FSDP, accumulation, world_size
 from mmlab.stage.assembly import around
 from mmlab.stage.largest_batch import largest_batch, supervised_positions
 from mmlab.stage.stage import Stage
 from mmlab.stage.step_trace import StepTrace
-from mmlab.training.config import FSDP
 from mmlab.training.lora import add_adapters
 from mmlab.training.trainable import count_parameters, parts_of
 from mmlab.training.trainer import precision

@@ -7,9 +7,6 @@ from typing import Any
 
 from mmlab.config.fields import Settings, choice, number
 
-FSDP = "fsdp"
-"""Our strategy of that name in place of Lightning's."""
-
 
 @dataclass
 class AdamWConfig(Settings):

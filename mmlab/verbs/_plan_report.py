@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.index import ShardIndex
 from mmlab.runs.index_files import has_index
+from mmlab.runs.ranks import FSDP
 from mmlab.stage.estimate import DDP, Estimate, estimate
-from mmlab.training.config import FSDP
 from mmlab.training.gpus import GPU, GPUS
 from mmlab.training.trainer import precision
 
