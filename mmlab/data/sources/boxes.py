@@ -77,6 +77,8 @@ def yolo(images: str | Path, names: str | Path, labels: str | Path | None = None
     if labels is None:
         at = len(places) - 1 - places[::-1].index("images")
         labels = Path(*places[:at], "labels", *places[at + 1 :])
+        if not labels.is_dir():
+            raise DataError(f"{images} has no folder {labels} beside it; give the folder of text files as --labels.")
     below, classes, tally = existing_folder(labels), _names(Path(names)), Tally(*DETAILS)
     if not any(path.suffix == ".txt" for path in files_of(below)):
         raise DataError(f"{below} has no .txt file with boxes.")

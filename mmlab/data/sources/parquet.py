@@ -213,6 +213,8 @@ def _reader() -> Any:
         try:
             return ParquetFile(path)
         except (ArrowException, OSError) as error:
-            raise DataError(f"{path} is not a parquet file: {' '.join(str(error).split())[:200]}.") from None
+            raise DataError(
+                f"{path} is not a parquet file: {' '.join(str(error).split())[:200].rstrip('.')}."
+            ) from None
 
     return read

@@ -121,5 +121,9 @@ def test_folders_without_boxes_are_errors(folder):
         build_yolo(folder, {"a.txt": "0 0.5 0.5 1 1"}, "nc: 2\n")
     with pytest.raises(DataError, match="give --labels"):
         yolo(folder / "JPEGImages", folder / "classes.txt")
+    (folder / "labels").rename(folder / "labels-1")
+    with pytest.raises(DataError, match=r"train has no folder .*labels/train beside it; give .* as --labels"):
+        yolo(folder / "images/train", folder / "classes.txt")
+    (folder / "labels-1").rename(folder / "labels")
     index, _ = built(yolo(folder / "JPEGImages", folder / "classes.txt", folder / "labels/train"), folder / "other")
     assert index.keys.tolist() == ["a"]
