@@ -30,7 +30,8 @@ from mmlab.stage.latents import STATISTICS_PICTURES, LatentMoments, keyed_sample
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
 from mmlab.training.optim import AdamW
-from mmlab.training.sharding import ShardedStrategy, leaf_of
+from mmlab.training.sharding import leaf_of
+from mmlab.weights import is_sharded
 
 LEARNS = ("first_stage", "discriminator")
 
@@ -132,10 +133,10 @@ class AutoencoderTraining(Stage):
         logged = {"loss": loss, **terms.logged}
         discriminator: Any = self.model.discriminator
         if self.waiting:
-            ddp = self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, ShardedStrategy)
-            if ddp and discriminator is not None:
+            weights = [] if discriminator is None else [p for p in discriminator.parameters() if not is_sharded(p)]
+            if self.trainer.world_size > 1 and weights:
                 # DDP needs a gradient of every weight; these zeros are removed before the optimizer step.
-                loss = loss + 0 * torch.stack([p.sum() for p in discriminator.parameters()]).sum()
+                loss = loss + 0 * torch.stack([weight.sum() for weight in weights]).sum()
         else:
             real, fake = discriminator(x), discriminator(made.pixels.detach())
             hinge = hinge_loss(real, fake)
