@@ -19,7 +19,6 @@ FREE = 0.1
 """Share of a GPU's memory that is left for CUDA itself, NCCL, kernels' workspaces and fragments of the allocator."""
 TARGET = 80
 """GB of the GPU for which another setting is looked for."""
-MOST_DEVICES = 1024
 
 
 def unknown_gpu(name: str, gpus: Sequence[GPU]) -> ConfigError:
@@ -104,17 +103,15 @@ def remedies(cfg: DictConfig, found: Estimate) -> Iterator[str]:
 
 def _candidates(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
     """(overrides, peak) of settings to try."""
-    trainer, data = cfg.trainer, cfg.data
+    trainer = cfg.trainer
     if not trainer.gradient_checkpointing:
         yield from _tried(cfg, {"trainer.gradient_checkpointing": True})
     if precision(trainer.precision, trainer.accelerator) != "bf16-true":
         yield from _tried(cfg, {"trainer.precision": "bf16-true"})
     yield from _fewer_samples(cfg, found)
     yield from _more_devices(cfg, found)
-    trained = [name for name in ("language",) if name in cfg.stage.trainable and not cfg.stage.get("lora")]
-    for name in trained:
-        yield from _tried(cfg, {f"stage.lora.{name}.rank": 128}, "+")
-    del data
+    if "language" in cfg.stage.trainable and not cfg.stage.get("lora"):
+        yield from _tried(cfg, {"stage.lora.language.rank": 128}, "+")
 
 
 def _fewer_samples(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
@@ -137,7 +134,7 @@ def _fewer_samples(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]
 def _more_devices(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
     """The fewest devices among which the run fits when it is sharded, as a power of two."""
     per_step = cfg.data.global_batch // cfg.data.micro_batch
-    numbers = [2**n for n in range(1, 11) if per_step % 2**n == 0]
+    numbers = [2**n for n in range(1, per_step.bit_length()) if per_step % 2**n == 0]
     now = found.world if cfg.trainer.strategy == FSDP else 0
     for number in [n for n in numbers if n > now]:
         nodes = max(1, number // 8)
