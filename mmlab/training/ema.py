@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.training.config import EMAConfig
 from mmlab.training.sharded_checkpoint import like
-from mmlab.training.sharding import least
+from mmlab.training.sharding import minimum_over_ranks
 from mmlab.training.step_callback import StepCallback
 from mmlab.training.trainable import parts_of
 from mmlab.weights import all_finite, local
@@ -70,7 +70,7 @@ class EMA(StepCallback):
                     "out callbacks.ema."
                 )
         self.average = {name: like(weight, stored[name]).float() for name, weight in weights.items()}
-        if not least(trainer, all_finite(list(self.average.values())).long()):
+        if not minimum_over_ranks(trainer, all_finite(list(self.average.values())).long()):
             raise RunError(
                 f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to resume from an "
                 "earlier one."

@@ -7,12 +7,12 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from mmlab.config.errors import RunError
-from mmlab.training.sharding import least
+from mmlab.training.sharding import minimum_over_ranks
 from mmlab.training.step_callback import StepCallback
 from mmlab.weights import all_finite, values_of
 
 NEVER = torch.iinfo(torch.int64).max
-"""The first step at which something that is always finite was not."""
+"""In place of the first step at which something was not finite, if it always was."""
 LEAST_HALF = 2.0**-25
 """Numbers below it are 0 in float16."""
 
@@ -44,7 +44,7 @@ class FiniteGuard(StepCallback):
         self._loss = torch.zeros((), device=device)  # NaN after a micro-batch whose loss is not finite
         self._gradients = [torch.tensor(True, device=device)] * len(self._parts)
         self._first = torch.zeros(len(self._places), dtype=torch.int64, device=device)  # 0: always finite
-        finite = least(trainer, torch.stack([self._first.new_ones(()), *self._weights_finite(device)]))
+        finite = minimum_over_ranks(trainer, torch.stack([self._first.new_ones(()), *self._weights_finite(device)]))
         for name, healthy in zip(self._parts, finite[1:].tolist(), strict=True):
             if not healthy:
                 if trainer.ckpt_path is None:
@@ -95,7 +95,7 @@ class FiniteGuard(StepCallback):
 
     def check(self, trainer: Trainer) -> None:
         """Read what was noted; raises RunError if something was not finite."""
-        first = least(trainer, torch.where(self._first == 0, NEVER, self._first)).tolist()
+        first = minimum_over_ranks(trainer, torch.where(self._first == 0, NEVER, self._first)).tolist()
         noted = [(step, place) for step, place in zip(first, self._places, strict=True) if step < NEVER]
         if not noted:
             return

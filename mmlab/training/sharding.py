@@ -72,6 +72,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.checkpoint_io
 
     def setup_environment(self) -> None:
+        # Lightning takes the size when the strategy is built, which is before it knows the devices.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
@@ -83,23 +84,23 @@ class ShardedStrategy(ModelParallelStrategy):
     def shard(
         self, model: nn.Module, blocks: Sequence[nn.Module], dtype: Callable[[str, nn.Parameter], torch.dtype]
     ) -> None:
-        """Cast and shard a model, block by block: no more than a block is ever held whole.
+        """Cast and shard a model block by block, so that a device holds no more than one block whole.
 
-        Weights that cannot be sharded stay whole on each rank: numbers without dimensions, which have no rows, what
-        units share, and the model's own, which are in no part. The gradients of those that learn are averaged.
+        Weights that cannot be sharded stay whole on each rank: scalars, which have no rows, weights that several units
+        share, and the model's own, which are in no part. Their gradients are averaged over the ranks.
 
         Args:
             model: its direct children are the parts; its weights may be mapped from files in any dtype.
-            blocks: modules of the parts that are gathered together.
-            dtype: of a weight, from the name of its part and itself.
+            blocks: modules inside the parts whose weights are gathered together.
+            dtype: function of the name of a part and a weight of it; the dtype of the weight in training.
         """
         parts = parts_of(model)
         units = {name: [*inside(part, blocks), part] for name, part in parts.items()}
-        left = unsharded(units)
+        ignored = unsharded(units)
         for weight in model.parameters(recurse=False):
             weight.data = weight.data.to(dtype("", weight))
         for name, part in parts.items():
-            whole = stays_whole(part, self.config, left)
+            whole = stays_whole(part, self.config, ignored)
             for unit in units[name]:
                 for weight in unit.parameters():
                     if not is_sharded(weight):
@@ -107,7 +108,8 @@ class ShardedStrategy(ModelParallelStrategy):
                 if not whole:
                     # Without resharding, weights that change after a validation would not be gathered again.
                     policy = self._policy(unit, getattr(part, "exact", False))
-                    fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=left)
+                    options: Any = {"mp_policy": policy, "ignored_params": ignored}
+                    fully_shard(unit, mesh=self.mesh, reshard_after_forward=True, **options)
                     for method in getattr(unit, "forward_methods", ()):
                         gather_in(unit, method)
         self._averaged = [p for p in model.parameters() if p.requires_grad and not is_sharded(p)]
@@ -135,9 +137,9 @@ class ShardedStrategy(ModelParallelStrategy):
         )
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Average the gradients of weights that are not sharded, over the ranks.
+        """Average the gradients of weights that are not sharded over the ranks.
 
-        After each micro-batch: an average that is averaged again stays as it is.
+        This is done after each micro-batch: averaging again does not change what is already averaged.
         """
         super().post_backward(closure_loss)
         gradients = [weight.grad for weight in self._averaged if weight.grad is not None]
@@ -149,7 +151,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 gradient.copy_(share.view_as(gradient))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Step, then give all ranks the first one's buffers, as DDP does: each saw statistics of its own batches."""
+        """Step, then copy the first rank's buffers to all, as DDP does: running statistics differ between ranks."""
         result = super().optimizer_step(*args, **kwargs)
         for module, name in self._buffers:
             distributed.broadcast(module.get_buffer(name), 0)
@@ -157,7 +159,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """For all micro-batches of a step but the last: keep gradients whole, if the settings say so."""
+        """Entered for all micro-batches of a step but the last: with `hold_reduction`, gradients are not reduced."""
         roots = _roots(self.model) if self.config.hold_reduction and self.model is not None else []
         for root in roots:
             root.set_requires_gradient_sync(False)
@@ -168,8 +170,13 @@ class ShardedStrategy(ModelParallelStrategy):
                 root.set_requires_gradient_sync(True)
 
 
-def least(trainer: Any, numbers: Tensor) -> Tensor:
-    """The least of each number on all ranks, if each rank has only a share of the weights: all then end alike."""
+def minimum_over_ranks(trainer: Any, numbers: Tensor) -> Tensor:
+    """The elementwise minimum over the ranks if they share the weights, so that all of them see a fault in any share.
+
+    Args:
+        trainer: without `ShardedStrategy` each rank has all weights, and its numbers are returned.
+        numbers: of any shape.
+    """
     if not isinstance(trainer.strategy, ShardedStrategy):
         return numbers
     numbers = numbers.to(trainer.strategy.root_device)
@@ -177,27 +184,27 @@ def least(trainer: Any, numbers: Tensor) -> Tensor:
     return numbers
 
 
-def stays_whole(part: nn.Module, config: FSDPConfig, left: Set[nn.Parameter] = frozenset()) -> bool:
-    """Whether each rank keeps all weights of a part: of a small frozen one, which would be gathered all the time.
+def stays_whole(part: nn.Module, config: FSDPConfig, ignored: Set[nn.Parameter] = frozenset()) -> bool:
+    """Whether a part is not sharded: a small frozen one, which would be gathered again for every micro-batch.
 
     Args:
         part: of the model.
         config: settings.
-        left: weights that are never sharded.
+        ignored: weights that are never sharded.
     """
-    weights = [weight for weight in part.parameters() if weight not in left]
+    weights = [weight for weight in part.parameters() if weight not in ignored]
     frozen = not any(weight.requires_grad for weight in weights)
     return not weights or (frozen and sum(weight.numel() for weight in weights) < config.whole_below)
 
 
 def unsharded(units: Mapping[str, Sequence[nn.Module]]) -> set[nn.Parameter]:
-    """The weights that cannot be sharded: those without dimensions, and those of more than one unit.
+    """The weights that cannot be sharded: scalars, and those that belong to several units.
 
     Args:
-        units: of each part, the inner ones first.
+        units: name of a part → its modules that are sharded, the inner ones first.
     """
     owner: dict[nn.Parameter, nn.Module] = {}
-    left: set[nn.Parameter] = set()
+    ignored: set[nn.Parameter] = set()
     for part in units.values():
         seen: set[nn.Module] = set()
         for unit in part:
@@ -205,12 +212,15 @@ def unsharded(units: Mapping[str, Sequence[nn.Module]]) -> set[nn.Parameter]:
                 seen.add(module)
                 for weight in module.parameters(recurse=False):
                     if weight.dim() == 0 or owner.setdefault(weight, unit) is not unit:
-                        left.add(weight)
-    return left
+                        ignored.add(weight)
+    return ignored
 
 
 def gather_in(unit: nn.Module, method: str) -> None:
-    """Let a method gather the weights of a sharded module, as `forward` does, unless another one has gathered them."""
+    """Make a method of a sharded module gather its weights, as `forward` does.
+
+    Called by another such method, it does not: it would free the weights before the outer one is done.
+    """
     direct = getattr(unit, method)
     register_fsdp_forward_method(unit, method)
     gathering = getattr(unit, method)
@@ -225,7 +235,12 @@ def gather_in(unit: nn.Module, method: str) -> None:
 
 
 def leaf_of(part: nn.Module, weight: nn.Parameter) -> nn.Parameter:
-    """The leaf that stands for a weight in the graph of a forward pass: of a sharded one, the gathered weight."""
+    """The leaf of the autograd graph that a weight takes part in: the gathered weight if it is sharded.
+
+    Args:
+        part: that contains the weight.
+        weight: of any shape.
+    """
     if not is_sharded(weight):
         return weight
     name = next(name for name, other in part.named_parameters() if other is weight)
