@@ -1,7 +1,7 @@
 """Questions with right answers, read from shards."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record, record_type
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec, SampleError
-from mmlab.data.turns import IMAGE
+from mmlab.data.turns import IMAGE, Dialogue
 from mmlab.evaluate.scores.score_table import Reference, texts_of
 
 _PROMPTS = {part: Prompt(turns=part) for part in ("questions", "conversations")}
@@ -57,10 +57,10 @@ def read_questions(
 ) -> list[Question]:
     """The questions of a set of shards in their order.
 
-    They are what training would learn to answer: every one of a sample's `questions`, or else every question of its
-    dialogue. The type of a question is its own, or else that of the record, or else `question` or `conversation`. A
-    question may have `answers`, `types` and `choices` besides its answer; for the first question of a dialogue they
-    are in the record's `reference`.
+    They are what training would learn to answer: every one of a sample's `questions` with its `follow_ups`, or else
+    every question of its dialogue. The type of a question is its own, or else that of the record, or else `question` or
+    `conversation`. A question may have `answers`, `types` and `choices` besides its answer; for the first question of a
+    dialogue they are in the record's `reference`.
 
     Args:
         index: open shards.
@@ -108,21 +108,24 @@ def _questions(index: ShardIndex, i: int) -> list[Question]:
     dialogues = conversations_of(record, _PROMPTS[part], 0, picture)
     key, kind = str(index.keys[i]), record_type(record)
     if part == "questions":
-        return [
-            Question(i, key, one["question"], one["answer"], record_type(one) or kind or "question", *_reference(one))
-            for one in record["questions"]
-        ]
-    (dialogue,) = dialogues
+        listed = [(one, record_type(one) or kind or "question") for one in record["questions"]]
+    else:
+        listed = [(record.get("reference") or {}, kind or "conversation")]
+    return [
+        question
+        for dialogue, (about, type) in zip(dialogues, listed, strict=True)
+        for question in _asked(dialogue, picture, i, key, type, _reference(about))
+    ]
+
+
+def _asked(dialogue: Dialogue, picture: bool, i: int, key: str, type: str, reference: Any) -> Iterator[Question]:
+    """The questions of one dialogue; the reference is that of the first."""
     texts = [turn.text for turn in dialogue]
     texts[0] = texts[0].removeprefix(IMAGE).strip() if picture else texts[0].strip()
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
-    system, reference = dialogue[0].system, _reference(record.get("reference") or {})
-    questions = []
     for n, (text, answer) in enumerate(pairs):
-        own = reference if n == 0 else ((), (), 0)
-        earlier = tuple(pairs[:n])
-        questions.append(Question(i, key, text, answer, kind or "conversation", *own, earlier=earlier, system=system))
-    return questions
+        own: Any = reference if n == 0 else ((), (), 0)
+        yield Question(i, key, text, answer, type, *own, earlier=tuple(pairs[:n]), system=dialogue[0].system)
 
 
 def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:

@@ -92,6 +92,16 @@ def test_turns_are_those_that_training_uses(tmp_path):
     assert bad.reasons == {"order": 1, "empty-answer": 1}
 
 
+def test_later_turns_of_a_question_are_asked_with_their_history(tmp_path):
+    item = {**ASKED, "type": "letters", "system": "Be brief.", "follow_ups": [{"question": "e?", "answer": "f"}]}
+    index = make_records(tmp_path / "test", [{"questions": [{"question": "a?", "answer": "b"}, item]}], [png()])
+    assert read_questions(index) == [
+        Question(0, "s0000", "a?", "b", "question"),
+        Question(0, "s0000", "c?", "d", "letters", system="Be brief."),
+        Question(0, "s0000", "e?", "f", "letters", earlier=(("c?", "d"),), system="Be brief."),
+    ]
+
+
 def test_an_unknown_type_suggests_the_nearest(index, tmp_path):
     says = r"no question of type colour; its types are color, .* Did you mean 'color'"
     with pytest.raises(DataError, match=says):
