@@ -29,6 +29,7 @@ def check(cfg: DictConfig) -> None:
     """
     check_names(cfg.run)
     check_trainable(cfg)
+    check_bitsandbytes(cfg.model)
     check_quantized(cfg)
     check_rates(cfg.optim)
     check_process(cfg)
@@ -72,17 +73,22 @@ def check_trainable(cfg: DictConfig) -> None:
                 raise ConfigError(f"{key}: the model has no part '{name}'.{hint} Parts: {', '.join(parts)}.")
 
 
-def check_quantized(cfg: DictConfig) -> None:
-    """Check that parts with 4-bit weights are not trained, apart from an adapter, and that this machine can have them.
-
-    `mmlab plan` does not need it, and may run where bitsandbytes is not installed.
-    """
-    for part, node in cfg.model.items():
-        if not isinstance(node, DictConfig) or (kind := node.get("quantize")) is None:
-            continue
-        key = f"model.{part}.quantize={kind}"
+def check_bitsandbytes(model: DictConfig) -> None:
+    """Check that this machine can have the model's 4-bit weights; `mmlab plan` does not need it."""
+    for key in _quantized(model).values():
         if find_spec("bitsandbytes") is None:
             raise ConfigError(f"{key} needs bitsandbytes: pip install 'mmlab[qlora]'")
+
+
+def _quantized(model: DictConfig) -> dict[str, str]:
+    """Parts with 4-bit weights, and the settings that ask for them."""
+    nodes = {str(part): node.get("quantize") for part, node in model.items() if isinstance(node, DictConfig)}
+    return {part: f"model.{part}.quantize={kind}" for part, kind in nodes.items() if kind is not None}
+
+
+def check_quantized(cfg: DictConfig) -> None:
+    """Check that parts with 4-bit weights are not trained, apart from an adapter, nor sharded."""
+    for part, key in _quantized(cfg.model).items():
         if part not in (cfg.stage.get("lora") or {}) and part in {name.split(".")[0] for name in cfg.stage.trainable}:
             raise ConfigError(
                 f"{key}: 4-bit weights cannot be trained; add an adapter with +stage.lora.{part}.rank=64, or leave "

@@ -21,6 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.model.quantization import store_empty
+from mmlab.runs.check import check_quantized, check_strategy
 from mmlab.runs.ranks import FSDP, accumulation, world_size
 from mmlab.stage.assembly import around
 from mmlab.stage.largest_batch import largest_batch, supervised_positions
@@ -78,8 +79,10 @@ def estimate(cfg: DictConfig) -> Estimate:
     """Estimate a run from its config.
 
     Raises:
-        ConfigError: a model or a stage that cannot be built, or a strategy that is not counted.
+        ConfigError: a model or a stage that cannot be built or trained so, or a strategy that is not counted.
     """
+    check_strategy(cfg.trainer)
+    check_quantized(cfg)
     strategy, world = cfg.trainer.strategy, world_size(cfg.trainer)
     if strategy not in (*DDP, "auto", FSDP):
         raise ConfigError(f"`mmlab plan` cannot count trainer.strategy={strategy}; give auto, ddp or fsdp.")
