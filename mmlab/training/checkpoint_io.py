@@ -26,7 +26,7 @@ from torch import distributed
 
 from mmlab.config.errors import RunError
 from mmlab.runs.disk import sync_folder, to_json
-from mmlab.training.sharded_checkpoint import join, mapped, sharded_tensors, twins, whole, with_notes, write_rows
+from mmlab.training.sharded_checkpoint import join, mapped, read_whole, sharded_tensors, tied, with_notes, write_rows
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -65,7 +65,8 @@ class FolderCheckpointIO(CheckpointIO):
         If the disk fails for one rank, all have the fault, and nothing is renamed.
         """
         rank, tensors = distributed.get_rank(), sharded_tensors(checkpoint)
-        self.fault, draft, same = None, *_from_first_rank((_draft(target), twins(tensors)))
+        draft, same = _from_first_rank((_draft(target), tied(tensors)))
+        self.fault = None
         files: dict[str, Any] = {}
         fault: str | None = None
         try:
@@ -122,7 +123,7 @@ def write(state: Mapping[str, Any], folder: Path) -> None:
 def read(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Return the state of a checkpoint with all its tensors, whatever strategy has saved it."""
     state = torch.load(folder / STATE, map_location=map_location or "cpu", weights_only=True)
-    return whole(join(state, files)) if (files := _shards(folder)) else state
+    return read_whole(join(state, files)) if (files := _shards(folder)) else state
 
 
 def read_mapped(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint that are sharded: each rank writes its rows, and a rank of any later start reads its own.
+"""The sharded tensors of a checkpoint: each rank writes its rows, and reads its own, whatever ranks wrote them.
 
 In the state of such a checkpoint a note, `{"sharded": name, "shape": [64, 8], "dtype": "float32"}`, stands for each
 sharded tensor. The name is its place in the state, such as `optimizer_states/0/state/3/exp_avg`. Its rows are in the
@@ -44,10 +44,10 @@ class Stored:
         name: its place in the state.
         shape: of the whole tensor.
         dtype: of the whole tensor.
-        pieces: first row, and safetensors slice, of what each file has of it.
+        pieces: for each file with rows of it, the first one and the safetensors slice.
 
     Raises:
-        RunError: the files do not have all rows.
+        RunError: rows are missing.
     """
 
     def __init__(self, name: str, shape: Iterable[int], dtype: torch.dtype, pieces: Iterable[tuple[int, Any]]):
@@ -60,14 +60,14 @@ class Stored:
                 break
             end += count
         if self.shape.numel() and end != self.shape[0]:
-            raise RunError(f"The checkpoint has not all rows of {name}: row {end} of {self.shape[0]} is missing.")
+            raise RunError(f"The checkpoint lacks rows of {name}: row {end} of {self.shape[0]} is missing.")
 
     def __deepcopy__(self, memo: Any) -> "Stored":
-        """Itself: Lightning copies the state of each callback, such as the average of the weights."""
+        """Itself: Lightning copies the state of each callback, which may hold an average of all weights."""
         return self
 
     def copy_rows(self, first: int, target: Tensor) -> None:
-        """Copy rows `first` and following into all of `target`."""
+        """Fill `target` with the rows from `first` on."""
         end = first + len(target)
         for start, count, rows in self._pieces:
             low, high = max(first, start), min(end, start + count)
@@ -106,10 +106,10 @@ def sharded_tensors(state: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def twins(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name of each tensor that is the same memory as an earlier one, as tied weights are → the name of that one.
+def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name of each tensor that shares its memory with an earlier one → the name of that one.
 
-    Only the first rank knows: shares of other ranks may be empty.
+    Only right on the first rank: shares of other ranks may be empty.
     """
     names: dict[Any, str] = {}
     same: dict[str, str] = {}
@@ -122,7 +122,12 @@ def twins(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def with_notes(state: Any, same: Mapping[str, str]) -> Any:
-    """A copy of a nested state with a note in place of each sharded tensor; other leaves are the same objects."""
+    """A copy of a nested state with a note in place of each sharded tensor; other leaves are not copied.
+
+    Args:
+        state: nested dicts, lists and tuples.
+        same: see `tied`.
+    """
 
     def note(name: str, leaf: Any) -> Any:
         if not (isinstance(leaf, Tensor) and is_sharded(leaf)):
@@ -134,12 +139,15 @@ def with_notes(state: Any, same: Mapping[str, str]) -> Any:
 
 
 def write_rows(tensors: Mapping[str, Tensor], file: Writable) -> None:
-    """Write this rank's rows of sharded tensors as safetensors, with no more than one tensor's copy at a time.
+    """Write this rank's rows of sharded tensors as safetensors, copying one tensor at a time from the device.
 
-    The library would copy all tensors of a GPU first, and hide the reason of a failed write.
+    The library would copy all of them first, and hide why a write failed.
+
+    Raises:
+        OSError: the disk is full or fails.
     """
     shares = {name: local(tensor).detach() for name, tensor in tensors.items()}
-    # As the library does: every tensor is then aligned to its own dtype.
+    # Wider dtypes first, as the library does: every tensor is then aligned to its dtype.
     names = sorted((name for name, share in shares.items() if share.numel()), key=lambda name: -shares[name].itemsize)
     header: dict[str, Any] = {
         "__metadata__": {"format": "pt", "rows": json.dumps({name: _first_row(tensors[name]) for name in names})}
@@ -181,14 +189,18 @@ def mapped(state: Any) -> Any:
     return _replace(state, lambda name, leaf: leaf.as_subclass(Mapped) if isinstance(leaf, Tensor) else leaf)
 
 
-def whole(state: Any) -> Any:
-    """A nested state with whole tensors in place of those that are `Stored`; tied ones are read twice."""
+def read_whole(state: Any) -> Any:
+    """A nested state with whole tensors in place of `Stored` ones; tied ones are read twice."""
     return _replace(state, lambda name, leaf: leaf.whole() if isinstance(leaf, Stored) else leaf)
 
 
 @torch.no_grad()
 def copy_into(target: Tensor, stored: Tensor | Stored) -> None:
-    """Copy what a checkpoint has of a tensor: of a sharded one, this rank's rows alone are read."""
+    """Copy a tensor of a checkpoint into `target`; if that is sharded, only this rank's rows are read.
+
+    Raises:
+        RunError: they have different shapes.
+    """
     share, first = local(target), _first_row(target) if is_sharded(target) else 0
     if target.shape != stored.shape:
         raise RunError(f"The checkpoint has a tensor of shape {list(stored.shape)} for one of {list(target.shape)}.")
@@ -201,7 +213,11 @@ def copy_into(target: Tensor, stored: Tensor | Stored) -> None:
 
 
 def like(parameter: Any, stored: Tensor | Stored) -> Tensor:
-    """A copy of what a checkpoint has, in its own dtype, placed and sharded like a parameter of the same shape."""
+    """A copy of a tensor of a checkpoint, in its dtype, on the device of a parameter of its shape and sharded like it.
+
+    Raises:
+        RunError: they have different shapes.
+    """
     if not is_sharded(parameter):
         new = torch.empty_like(parameter.detach(), dtype=stored.dtype)
     else:
@@ -220,7 +236,7 @@ def restore_module(module: nn.Module, stored: Mapping[str, Tensor | Stored], str
     """`load_state_dict` of a module that is sharded, tensor by tensor.
 
     Raises:
-        RunError: other names, if it is strict, or another shape.
+        RunError: names differ and `strict` is set, or shapes differ.
     """
     own = module.state_dict()
     if strict and (names := sorted(own.keys() ^ stored.keys())):

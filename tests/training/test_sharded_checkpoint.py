@@ -254,7 +254,7 @@ def test_rows_that_no_file_has_are_not_made_up(folder, tmp_path):
     manifest = json.loads((path / io.MANIFEST).read_text())
     del manifest["files"]["shard-1-of-2.safetensors"]
     (tmp_path / io.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match=r"not all rows of state_dict/embed\.weight: row 5 of 10 is missing"):
+    with pytest.raises(RunError, match=r"lacks rows of state_dict/embed\.weight: row 5 of 10 is missing"):
         io.read(tmp_path)
 
 
