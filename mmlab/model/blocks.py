@@ -8,7 +8,7 @@ from mmlab.model.quantizer import Quantizer
 
 LAYERS = (GradientCheckpointingLayer, code_gpt.Block, dit.Block)
 LEVELS = ("down_blocks", "mid_block", "up_blocks")
-"""Of diffusers' networks."""
+"""Children of diffusers' networks that are levels of layers, or lists of these."""
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import ImageEncoder, require_encoder
 
 BERT_TOKENS = 30522
-"""Of bert-base-uncased, BLIP-2's tokenizer."""
+"""Vocabulary of bert-base-uncased, BLIP-2's tokenizer."""
 
 
 class Words(nn.Module):

@@ -78,8 +78,8 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
 
 
 def find_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast | None:
-    """`load_tokenizer`, or on the meta device None unless the source is a folder here: nothing is downloaded then, and
-    the vocabulary is that of the architecture."""
+    """Like `load_tokenizer`, but None on the meta device if the source is no local folder: nothing is downloaded, and
+    the architecture states the size of the vocabulary."""
     here = source is not None and Path(source).expanduser().is_dir()
     return load_tokenizer(source, part) if here or not on_meta() else None
 

@@ -1,4 +1,4 @@
-"""Whole weights of sharded parts, which a run's artifacts need: in a file, so that no rank holds a part in memory."""
+"""Whole weights of sharded parts, for a run's artifacts: mapped from a file, so that no rank holds them in memory."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,13 +16,13 @@ from mmlab.training.trainable import parts_of
 from mmlab.weights import is_sharded
 
 ALIGNED = 64
-"""Bytes, of which the place of each tensor in the file is a multiple."""
+"""Each tensor begins in the file at a multiple of so many bytes."""
 
 
 def gather(model: nn.Module, names: Iterable[str], adapted: Collection[str], folder: Path) -> None:
-    """Give sharded parts whole weights on the first rank, for artifacts; all ranks call it, none trains afterwards.
+    """Give sharded parts whole weights on the first rank. All ranks call it, after the training.
 
-    The weights are sent one by one, and mapped from a file without a name in `folder`, which is gone when they are.
+    The weights are gathered one by one, and mapped from an unnamed file in `folder`, whose space is freed with them.
     Parts that are not sharded stay as they are.
 
     Args:
@@ -48,7 +48,7 @@ def gather(model: nn.Module, names: Iterable[str], adapted: Collection[str], fol
         return
     for name, part in parts.items():
         _replace(part, dict(zip(weights, whole, strict=True)))
-        if name not in adapted:  # of the others, the weights that stay sharded must stay on their device
+        if name not in adapted:  # an adapted part still has sharded weights, which must stay on their device
             part.to("cpu")
 
 
@@ -88,7 +88,7 @@ def _append(file: BinaryIO, tensor: Tensor) -> int:
 
 
 def _replace(part: nn.Module, whole: Mapping[nn.Parameter, Tensor]) -> None:
-    """Put whole weights in the place of sharded ones, tied ones too, and undo what sharding did to classes."""
+    """Put whole weights in the place of sharded ones, tied ones too, and restore the classes that FSDP replaced."""
     new = {old: nn.Parameter(tensor, old.requires_grad) for old, tensor in whole.items()}
     for module in part.modules():
         for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):

@@ -22,7 +22,7 @@ class GPU:
     gb: tuple[int, ...]
 
 
-# The first whose words are all in a name is the one: variants come before the plain name.
+# The first entry whose words are all in a name counts, so variants come before the plain name.
 GPUS = (
     GPU(("GB200",), 2500, (186,)),
     GPU(("B200",), 2250, (180,)),
@@ -52,12 +52,12 @@ GPUS = (
 )
 
 
-# Slices of GPUs and slower models with the same number.
+# Words of slices of GPUs, and of other models with the same number.
 OTHERS = {"MIG", "Laptop", "Ti", "D", "SUPER"}
 
 
 def gpu_named(name: str) -> GPU | None:
-    """The GPU that CUDA calls so, such as "NVIDIA A100-SXM4-80GB"; None if the table does not have it."""
+    """The GPU of a name that CUDA reports, such as "NVIDIA A100-SXM4-80GB"; None if it is not in the table."""
     words = set(name.replace("-", " ").split())
     if words & OTHERS:
         return None

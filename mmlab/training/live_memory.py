@@ -18,8 +18,8 @@ ATEN: Any = torch.ops.aten
 class LiveMemory(TorchDispatchMode):
     """Adds up the bytes of the storages that are alive, within its context; put it inside a `FakeTensorMode`.
 
-    What only values decide is assumed: a mask selects `selected` positions, and a condition is false. Memory that a
-    kernel takes for itself is not seen, nor is what an allocator cannot use because it is fragmented.
+    Results that depend on values are assumed: a mask selects `selected` positions, and a condition is false. Workspaces
+    of kernels and fragmentation of the allocator are not included.
 
     Args:
         selected: positions that a bool mask selects, at most all.
@@ -43,7 +43,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __enter__(self) -> "LiveMemory":
         super().__enter__()
-        # FSDP frees what it has gathered in this way, which is no operation of a tensor.
+        # FSDP frees gathered weights by resizing their storage, which no dispatch mode sees.
         resize = self._resize = torch.UntypedStorage.resize_
 
         def noted(storage: torch.UntypedStorage, size: Any) -> Any:

@@ -19,7 +19,7 @@ from mmlab.training.step_callback import StepCallback
 
 @dataclass
 class Work:
-    """What was done in a time, by this rank."""
+    """What this rank did in some time."""
 
     wait: float = 0.0  # seconds without data
     samples: int = 0
@@ -34,12 +34,12 @@ class Progress(StepCallback, ProgressBar):
     """Shows loss, samples/s and the share of time spent waiting for data, per optimizer step.
 
     Logs them, and per step:
-        perf/tokens_per_s: tokens without padding that all ranks read, if the data have tokens; as if each rank read
-            as many as this one.
-        perf/mfu: model FLOPs of this rank, see `flops`, over those that its device could have done at its peak rate
-            in the same time, waiting for data included. Only if the peak is known.
-        perf/memory_gib: the most memory so far: on a GPU what torch had allocated on it, else what the process had
-            resident, files that it had mapped included.
+        perf/tokens_per_s: tokens of all ranks, without padding, if the data have tokens: this rank's, times the number
+            of ranks.
+        perf/mfu: model FLOPs of this rank, see `flops`, over what its device computes in the same time at its peak
+            rate; waiting for data counts as time. Only if the peak is known.
+        perf/memory_gib: peak memory so far: allocated by torch on a GPU, otherwise resident in the process, including
+            mapped files.
 
     Args:
         config: settings.
