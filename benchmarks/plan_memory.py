@@ -28,7 +28,7 @@ from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.shapes import shapes
 from mmlab.data.tokenizer import train_tokenizer
 from mmlab.runs.ranks import rank
-from mmlab.stage.assembly import around, put_on_adapters
+from mmlab.stage.assembly import build_around, put_on_adapters
 from mmlab.stage.estimate import estimate
 from mmlab.stage.largest_batch import largest_batch
 from mmlab.training.trainer import build_trainer
@@ -96,7 +96,7 @@ def measure(case: str, tokenizer: str, out: Path) -> None:
     cfg = compose("train", overrides(case, tokenizer))
     callback = Measure()
     model = build(cfg.model)
-    stage = around(model, cfg)
+    stage = build_around(model, cfg)
     stage.kept, stage.sources = [], {}
     if cfg.stage.lora:
         put_on_adapters(stage, list(cfg.stage.lora))

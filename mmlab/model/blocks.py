@@ -13,12 +13,12 @@ LEVELS = ("down_blocks", "mid_block", "up_blocks")
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The outermost layers of transformers, the levels of diffusers' networks, and codebooks, in the modules' order."""
-    found: list[nn.Module] = []
+    layers: list[nn.Module] = []
     for name, child in model.named_children():
         if isinstance(child, (*LAYERS, Quantizer)):
-            found.append(child)
+            layers.append(child)
         elif name in LEVELS:
-            found += list(child) if isinstance(child, nn.ModuleList) else [child]
+            layers += list(child) if isinstance(child, nn.ModuleList) else [child]
         else:
-            found += blocks(child)
-    return found
+            layers += blocks(child)
+    return layers

@@ -42,7 +42,7 @@ def build_stage(cfg: DictConfig) -> Any:
     """
     runs = [find_run(run, cfg.run.root) for run in cfg.stage.init_from]
     model = build(cfg.model)
-    stage = around(model, cfg)
+    stage = build_around(model, cfg)
     if isinstance(stage, Stage):
         read_in_bf16(model, stage.rounded(precision(cfg.trainer.precision, cfg.trainer.accelerator)))
     elif cfg.trainer.strategy == FSDP:
@@ -67,8 +67,8 @@ def build_stage(cfg: DictConfig) -> Any:
     return stage
 
 
-def around(model: nn.Module, cfg: DictConfig) -> Any:
-    """Build the optimizer and the stage around a model, filled or not; its layers are checkpointed if the run's are."""
+def build_around(model: nn.Module, cfg: DictConfig) -> Any:
+    """Build the optimizer and the stage around a model, empty or filled, with activation checkpointing if it is set."""
     parts = {name: build(cfg[name]) for name in ("process", "sampler") if cfg.get(name) is not None}
     if cfg.trainer.gradient_checkpointing:
         checkpoint_activations(model)

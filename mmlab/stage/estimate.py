@@ -1,4 +1,4 @@
-"""What a run would take of each device, from its own training step on tensors without values.
+"""Memory and FLOPs that a run would take, from its own training step on tensors without values.
 
 The stage is built on the meta device, and its step runs under torch's fake tensors: nothing is allocated. The graph is
 the real one, with activation checkpointing, frozen parts, adapters, casts, and FSDP on a process group of fake ranks.
@@ -23,7 +23,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.model.quantization import store_empty
 from mmlab.runs.check import check_quantized, check_strategy
 from mmlab.runs.ranks import FSDP, accumulation, world_size
-from mmlab.stage.assembly import around
+from mmlab.stage.assembly import build_around
 from mmlab.stage.largest_batch import largest_batch, supervised_positions
 from mmlab.stage.stage import Stage
 from mmlab.stage.step_trace import StepTrace
@@ -36,20 +36,21 @@ DDP = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one device, in bytes where nothing else is said.
+    """Memory of one device, in bytes, and work of an optimizer step.
 
     Attributes:
-        counts: of all devices, parameters per part, see `count_parameters`.
+        counts: parameters per part of the whole model, see `count_parameters`.
+        world: number of devices.
         weights, gradients, buckets, optimizer, average, cache: what stays between steps; buckets are DDP's second copy
             of the gradients, and the cache of features is full.
-        gradients_at_peak, activations: at the peak of forward and backward pass; with the activations all temporary
-            tensors and what FSDP has gathered, None for a stage whose batches are not known.
-        passes: the peak of forward and backward pass.
-        step: the peak of the optimizer step.
-        checkpoint: what the device writes; without FSDP only the first one writes.
+        gradients_at_peak, activations: at the peak of the forward and backward pass. Activations include temporary
+            tensors and weights that FSDP has gathered; None for a stage whose batches are not known.
+        passes: peak of the forward and backward pass.
+        step: peak of the optimizer step.
+        checkpoint: bytes that the device writes; without FSDP only the first device writes.
         flops: of an optimizer step on all devices, without what is computed a second time.
         micro_batches: per optimizer step.
-        tokens, supervised: at most, of an optimizer step on all devices; 0 where there are none.
+        tokens, supervised: the most in an optimizer step on all devices; 0 if there are none.
     """
 
     counts: dict[str, dict[str, int]]
@@ -89,7 +90,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     micro = accumulation(cfg.data.global_batch, cfg.data.micro_batch, world)
     with torch.device("meta"):
         model = build(cfg.model)
-    stage = around(model, cfg)
+    stage = build_around(model, cfg)
     chosen = precision(cfg.trainer.precision, cfg.trainer.accelerator)
     with torch.device("meta"):
         _adapt(stage, cfg)
@@ -101,7 +102,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     data: Any = OmegaConf.to_object(cfg.data)
     batch = largest_batch(stage, data) if isinstance(stage, Stage) else None
     with ExitStack() as stack:
-        # Of FSDP, for each part whose output is a view.
+        # FSDP warns of each part whose output is a view.
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         mesh = stack.enter_context(_simulated(world, strategy == FSDP))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -26,35 +26,35 @@ def unknown_gpu(name: str, gpus: Sequence[GPU]) -> ConfigError:
     return ConfigError(f"'plan.gpu' cannot be '{name}'.{nearest(name, names)} Options: {', '.join(names)}.")
 
 
-def parts_table(found: Estimate) -> Iterator[str]:
+def parts_table(expected: Estimate) -> Iterator[str]:
     """Parameters per part."""
     yield f"{'parameters':<14}{'trainable':>16}{'frozen':>16}"
-    for part, count in found.counts.items():
+    for part, count in expected.counts.items():
         yield f"{part:<14}{count['trainable']:>16,}{count['frozen']:>16,}"
-    both = [sum(count[kind] for count in found.counts.values()) for kind in ("trainable", "frozen")]
+    both = [sum(count[kind] for count in expected.counts.values()) for kind in ("trainable", "frozen")]
     yield f"{'all':<14}{both[0]:>16,}{both[1]:>16,}"
 
 
-def memory_table(cfg: DictConfig, found: Estimate) -> Iterator[str]:
+def memory_table(cfg: DictConfig, expected: Estimate) -> Iterator[str]:
     """Memory of a device, and the GPUs that have it."""
     trainer = cfg.trainer
-    strategy = "ddp" if trainer.strategy in DDP or found.world > 1 else "one device"
+    strategy = "ddp" if trainer.strategy in DDP or expected.world > 1 else "one device"
     words = [FSDP if trainer.strategy == FSDP else strategy, precision(trainer.precision, trainer.accelerator)]
     words += ["gradient checkpointing"] if trainer.gradient_checkpointing else []
-    yield f"memory of each of {found.world} device(s), GiB: {', '.join(words)}"
-    states = {"weights": found.weights, "optimizer": found.optimizer, "average": found.average}
-    states |= {"feature cache": found.cache, "DDP's buckets": found.buckets}
+    yield f"memory of each of {expected.world} device(s), GiB: {', '.join(words)}"
+    states = {"weights": expected.weights, "optimizer": expected.optimizer, "average": expected.average}
+    states |= {"feature cache": expected.cache, "DDP's buckets": expected.buckets}
     gathered = "activations, gathered" if trainer.strategy == FSDP else "activations"
-    passes = {"gradients": found.gradients_at_peak, gathered: found.activations or 0}
+    passes = {"gradients": expected.gradients_at_peak, gathered: expected.activations or 0}
     for name, size in {**states, **passes}.items():
         if size:
             yield f"  {name:<22}{size / GIB:>8.2f}"
-    yield f"  {'peak of the passes':<22}{found.passes / GIB:>8.2f}" + (
-        "  without activations: the batches of this stage are not known" if found.activations is None else ""
+    yield f"  {'peak of the passes':<22}{expected.passes / GIB:>8.2f}" + (
+        "  without activations: the batches of this stage are not known" if expected.activations is None else ""
     )
-    yield f"  {'peak of the step':<22}{found.step / GIB:>8.2f}"
+    yield f"  {'peak of the step':<22}{expected.step / GIB:>8.2f}"
     sizes = sorted({gb for gpu in GPUS for gb in gpu.gb})
-    fit, small = ([gb for gb in sizes if fits(found.peak, gb) == large] for large in (True, False))
+    fit, small = ([gb for gb in sizes if fits(expected.peak, gb) == large] for large in (True, False))
     yield "fits, with a tenth to spare, in GPUs of " + (f"{_listed(fit)} GB" if fit else "no size")
     if small:
         yield f"does not fit in {_listed(small)} GB"
@@ -65,35 +65,36 @@ def fits(peak: int, gb: int) -> bool:
     return peak <= (1 - FREE) * gb * GIB
 
 
-def step_lines(cfg: DictConfig, found: Estimate, gpu: GPU) -> Iterator[str]:
+def step_lines(cfg: DictConfig, expected: Estimate, gpu: GPU) -> Iterator[str]:
     """What a step reads, computes and takes, and the run."""
     data = cfg.data
-    batch = f"{data.micro_batch} samples x {found.micro_batches} micro-batch(es) x {found.world} device(s)"
+    batch = f"{data.micro_batch} samples x {expected.micro_batches} micro-batch(es) x {expected.world} device(s)"
     yield f"global batch {data.global_batch} = {batch}"
-    if found.tokens:
-        yield f"tokens of a step: at most {found.tokens:,}, with loss {found.supervised:,} (rows of data.max_length)"
+    if expected.tokens:
+        loss = f"{expected.supervised:,} of them in the loss"
+        yield f"tokens of a step: at most {expected.tokens:,}, {loss} (rows of data.max_length)"
     steps, why = _steps(cfg)
-    if found.flops:
-        rate = found.world * gpu.tflops * 1e12 * cfg.plan.mfu
-        seconds = found.flops / rate
-        most = "at most " if found.tokens else ""
+    if expected.flops:
+        rate = expected.world * gpu.tflops * 1e12 * cfg.plan.mfu
+        seconds = expected.flops / rate
+        most = "at most " if expected.tokens else ""
         share = f"{100 * cfg.plan.mfu:g} % of {' '.join(gpu.words)}'s {gpu.tflops:g} TFLOP/s (bf16)"
-        yield f"step: {most}{found.flops:.3g} FLOPs, {most}{_time(seconds)} at {share}"
+        yield f"step: {most}{expected.flops:.3g} FLOPs, {most}{_time(seconds)} at {share}"
         yield f"run: {why}" + (f", {most}{_time(seconds * steps)}" if steps else "")
     else:
         yield f"run: {why}"
-    whole = found.checkpoint * (found.world if cfg.trainer.strategy == FSDP else 1)
-    shares = f", {found.checkpoint / GIB:.2f} on each device" if cfg.trainer.strategy == FSDP else ""
+    whole = expected.checkpoint * (expected.world if cfg.trainer.strategy == FSDP else 1)
+    shares = f", {expected.checkpoint / GIB:.2f} on each device" if cfg.trainer.strategy == FSDP else ""
     yield f"checkpoint: {whole / GIB:.2f} GiB{shares}"
 
 
-def remedies(cfg: DictConfig, found: Estimate) -> Iterator[str]:
+def remedies(cfg: DictConfig, expected: Estimate) -> Iterator[str]:
     """The single settings with which the run would fit in a GPU of `TARGET` GB, if it does not."""
-    if fits(found.peak, TARGET):
+    if fits(expected.peak, TARGET):
         return
     yield f"\nto fit in {TARGET} GB, with one setting:"
     any_fits = False
-    for change, peak in _candidates(cfg, found):
+    for change, peak in _candidates(cfg, expected):
         if fits(peak, TARGET):
             any_fits = True
             yield f"  {change:<44}{peak / GIB:>8.2f} GiB"
@@ -101,27 +102,27 @@ def remedies(cfg: DictConfig, found: Estimate) -> Iterator[str]:
         yield "  none of gradient checkpointing, fsdp, a smaller micro-batch, bf16-true and an adapter is enough alone"
 
 
-def _candidates(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
+def _candidates(cfg: DictConfig, expected: Estimate) -> Iterator[tuple[str, int]]:
     """(overrides, peak) of settings to try."""
     trainer = cfg.trainer
     if not trainer.gradient_checkpointing:
         yield from _tried(cfg, {"trainer.gradient_checkpointing": True})
     if precision(trainer.precision, trainer.accelerator) != "bf16-true":
         yield from _tried(cfg, {"trainer.precision": "bf16-true"})
-    yield from _fewer_samples(cfg, found)
-    yield from _more_devices(cfg, found)
+    yield from _fewer_samples(cfg, expected)
+    yield from _more_devices(cfg, expected)
     if "language" in cfg.stage.trainable and not cfg.stage.get("lora"):
         yield from _tried(cfg, {"stage.lora.language.rank": 128}, "+")
 
 
-def _fewer_samples(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
+def _fewer_samples(cfg: DictConfig, expected: Estimate) -> Iterator[tuple[str, int]]:
     """The largest micro-batch that fits; memory is about linear in it."""
     most = cfg.data.micro_batch
-    smaller = [n for n in range(1, most) if (most * found.micro_batches) % n == 0]
+    smaller = [n for n in range(1, most) if (most * expected.micro_batches) % n == 0]
     one = next(_tried(cfg, {"data.micro_batch": 1}), None) if smaller else None
     if one is None or not fits(one[1], TARGET):
         return
-    slope = (found.peak - one[1]) / (most - 1)
+    slope = (expected.peak - one[1]) / (most - 1)
     likely = [n for n in smaller if fits(int(one[1] + slope * (n - 1)), TARGET)]
     for n in reversed(likely[1:]):
         tried = next(_tried(cfg, {"data.micro_batch": n}), one)
@@ -131,11 +132,11 @@ def _fewer_samples(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]
     yield one
 
 
-def _more_devices(cfg: DictConfig, found: Estimate) -> Iterator[tuple[str, int]]:
+def _more_devices(cfg: DictConfig, expected: Estimate) -> Iterator[tuple[str, int]]:
     """The fewest devices among which the run fits when it is sharded, as a power of two."""
     per_step = cfg.data.global_batch // cfg.data.micro_batch
     numbers = [2**n for n in range(1, per_step.bit_length()) if per_step % 2**n == 0]
-    now = found.world if cfg.trainer.strategy == FSDP else 0
+    now = expected.world if cfg.trainer.strategy == FSDP else 0
     for number in [n for n in numbers if n > now]:
         nodes = max(1, number // 8)
         changes: dict[str, Any] = {} if now else {"trainer.strategy": FSDP}

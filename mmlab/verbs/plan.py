@@ -26,8 +26,8 @@ def plan(cfg: DictConfig) -> None:
     check_rates(cfg.optim)
     check_length(cfg)
     check_targets(cfg)
-    found = estimate(cfg)
-    for line in [*parts_table(found), "", *memory_table(cfg, found), "", *step_lines(cfg, found, gpu)]:
+    expected = estimate(cfg)
+    for line in [*parts_table(expected), "", *memory_table(cfg, expected), "", *step_lines(cfg, expected, gpu)]:
         print(line)
-    for line in remedies(cfg, found):
+    for line in remedies(cfg, expected):
         print(line, flush=True)

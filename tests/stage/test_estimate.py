@@ -10,7 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from mmlab.config.build import build
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
-from mmlab.stage.assembly import around
+from mmlab.stage.assembly import build_around
 from mmlab.stage.estimate import Estimate, estimate
 from mmlab.stage.largest_batch import largest_batch
 
@@ -30,7 +30,7 @@ def estimated(*overrides: str) -> Estimate:
 def test_a_real_step_has_the_estimated_peak(recompute):
     overrides = (*DIT, f"trainer.gradient_checkpointing={recompute}", "data.micro_batch=8", "data.global_batch=8")
     cfg, found = compose("train", list(overrides)), estimated(*overrides)
-    stage = around(build(cfg.model), cfg)
+    stage = build_around(build(cfg.model), cfg)
     optimizer = stage.optim.build(stage.model, 1)["optimizer"]
     batch = largest_batch(stage, OmegaConf.to_object(cfg.data))
     assert batch is not None

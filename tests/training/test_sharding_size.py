@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mmlab.config.build import build
 from mmlab.config.compose import compose
 from mmlab.model.blocks import blocks
-from mmlab.stage.assembly import around
+from mmlab.stage.assembly import build_around
 from mmlab.training.config import FSDPConfig
 from mmlab.training.live_memory import LiveMemory
 from mmlab.training.sharding import inside
@@ -41,7 +41,7 @@ def built(experiment: str) -> Any:
     cfg = compose("train", [f"experiment={experiment}"])
     with torch.device("meta"):
         model = build(cfg.model).half()
-    return around(model, cfg)
+    return build_around(model, cfg)
 
 
 @contextmanager

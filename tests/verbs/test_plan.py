@@ -16,7 +16,7 @@ def test_the_plan_of_a_recipe(capsys, tmp_path, monkeypatch):
     assert "memory of each of 1 device(s), GiB: one device, 32-true" in lines
     assert any(line.startswith("fits, with a tenth to spare, in GPUs of 24, ") for line in lines)
     assert "global batch 16 = 16 samples x 1 micro-batch(es) x 1 device(s)" in lines
-    assert "tokens of a step: at most 4,096, with loss 3,072 (rows of data.max_length)" in lines
+    assert "tokens of a step: at most 4,096, 3,072 of them in the loss (rows of data.max_length)" in lines
     assert any(line.endswith("at 50 % of H100's 989 TFLOP/s (bf16)") for line in lines)
     assert any(line.startswith("run: 100 steps, at most ") for line in lines)
     assert list(tmp_path.iterdir()) == []
