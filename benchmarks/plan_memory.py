@@ -48,7 +48,7 @@ RECIPES = {
     "llava": LLAVA,
     "lora": [*LLAVA, "+stage.lora.language.rank=64"],
     "diffusion": ["experiment=diffusion/ddpm_tiny", "model/denoiser=dit_tiny", "model.denoiser.depth=16"]
-    + ["model.denoiser.width=1024", "model.denoiser.heads=16", "data.size=64"],
+    + ["model.denoiser.width=1024", "model.denoiser.heads=16", "data.size=64", "callbacks.ema=null"],
 }
 VARIANTS = {
     "": [],
