@@ -227,8 +227,8 @@ def question_of(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
     """As `_conversation`, for a question and its answer, and what follows them."""
     marked, dialogue = _conversation(turns_of(item), picture)
-    if not dialogue[0].text.strip():
-        raise SampleError("empty-question", "A question is empty.")
+    if item["question"] and not dialogue[0].text.strip():  # "" stands for an image without a question, see `_place`
+        raise SampleError("empty-question", "A question is blank.")
     return marked, dialogue
 
 

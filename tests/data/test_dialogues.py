@@ -161,6 +161,8 @@ def test_malformed_records_are_errors() -> None:
     assert reason({"conversations": "text"}) == "turns"
     assert reason({"questions": [{"question": "q", "answer": ""}]}) == "empty-answer"
     assert reason({"questions": [{"question": None, "answer": "a"}]}) == "empty-question"
+    assert reason({"questions": [{"question": " ", "answer": "a"}]}) == "empty-question"
+    assert reason({"questions": [{"question": "", "answer": "a"}]}, picture=False) == "empty-question"
     assert reason(talk("<image>\n<image>\nCompare", "a")) == "pictures"
     assert reason(talk("<image><image>\nCompare", "a")) == "pictures"
     assert reason(talk("<image>\nq", "a", "<image>\nand this?", "b")) == "pictures"

@@ -227,3 +227,10 @@ def test_requests_for_a_caption(make, question, asks):
     entries += [{"image": "00/a.jpg", "conversations": turns}]
     index, _ = make(entries, captions="from-first-answer")
     assert ("caption" in record(index, 1)) == asks
+
+
+def test_an_image_without_a_question_joins_others(make):
+    shown = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A gray cat."}]
+    index, _ = make([{"image": "7.jpg", "conversations": turns} for turns in (shown, TURNS)], separate=False)
+    texts = [[turn.text for turn in dialogue] for dialogue in conversations_of(record(index, 0), Prompt(), 0)]
+    assert texts == [["<image>", "A gray cat."], ["<image>\nWhat is this?", "A cat."]]
