@@ -203,7 +203,9 @@ def check_strategy(trainer: DictConfig) -> None:
             f"trainer.strategy={FSDP} does not train with trainer.precision={trainer.precision}; use one of "
             f"{', '.join(SHARDED_PRECISIONS)}."
         )
-    names = ["auto", *StrategyRegistry.available_strategies()]
+    # Others save checkpoints of their own, or cannot start our processes.
+    ddp = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp") and "spawn" not in name]
+    names = ["auto", *ddp, FSDP]
     if trainer.strategy.lower() not in names:
         plain = [name for name in names if "_" not in name]
         hint = nearest(trainer.strategy, names) or f" Options: {', '.join(plain)}, …."

@@ -53,7 +53,7 @@ class FSDPConfig(Settings):
 class TrainerConfig(HardwareConfig):
     devices: Any = 1  # how many, or auto
     num_nodes: int = number(1, above=0)
-    strategy: str = "auto"  # fsdp, or one of Lightning's, such as ddp
+    strategy: str = "auto"  # ddp (or a variant of Lightning's), or fsdp
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)  # for strategy=fsdp
     max_steps: int | None = number(None, above=0)  # optimizer steps
     max_epochs: float | None = number(None, above=0)

@@ -10,7 +10,7 @@ from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.index import ShardIndex
 from mmlab.runs.index_files import has_index
 from mmlab.runs.ranks import FSDP
-from mmlab.stage.estimate import DDP, Estimate, estimate
+from mmlab.stage.estimate import Estimate, estimate
 from mmlab.training.gpus import GPU, GPUS
 from mmlab.training.trainer import precision
 
@@ -38,7 +38,7 @@ def parts_table(expected: Estimate) -> Iterator[str]:
 def memory_table(cfg: DictConfig, expected: Estimate) -> Iterator[str]:
     """Memory of a device, and the GPUs that have it."""
     trainer = cfg.trainer
-    strategy = "ddp" if trainer.strategy in DDP or expected.world > 1 else "one device"
+    strategy = "ddp" if trainer.strategy.lower().startswith("ddp") or expected.world > 1 else "one device"
     words = [FSDP if trainer.strategy == FSDP else strategy, precision(trainer.precision, trainer.accelerator)]
     words += ["gradient checkpointing"] if trainer.gradient_checkpointing else []
     yield f"memory of each of {expected.world} device(s), GiB: {', '.join(words)}"

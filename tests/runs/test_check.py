@@ -61,7 +61,8 @@ def test_a_valid_config_passes(conf):
         ("trainer.devices=0", "'trainer.devices' must be a number above 0"),
         ("trainer.devices=[a]", "'trainer.devices' must be a number above 0, a list of numbers or auto, not ['a']."),
         ("trainer.strategy=dpp", "'trainer.strategy' cannot be 'dpp'. Did you mean 'ddp'?"),
-        ("trainer.strategy=2", "'trainer.strategy' cannot be '2'. Options: auto, ddp, "),
+        ("trainer.strategy=2", "'trainer.strategy' cannot be '2'. Options: auto, ddp, fsdp, …."),
+        ("trainer.strategy=ddp_spawn", "'trainer.strategy' cannot be 'ddp_spawn'. Did you mean 'ddp"),
         ("data.train=[]", "'data.train' has no source"),
         (
             "data.train=[{path: train, weight: 1},{path: val}]",

@@ -113,5 +113,5 @@ def test_every_stage_has_a_batch(recipe):
 
 
 def test_other_strategies_are_refused():
-    with pytest.raises(ConfigError, match=r"cannot count trainer\.strategy=deepspeed; give auto, ddp or fsdp"):
+    with pytest.raises(ConfigError, match=r"'trainer.strategy' cannot be 'deepspeed'. Options: auto, ddp, fsdp"):
         estimated(*CHAT, "trainer.strategy=deepspeed")
