@@ -93,10 +93,6 @@ class Stage(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         log_optimizer(self, optimizer)
 
-    def train(self, mode: bool = True) -> "Stage":
-        super().train(mode)
-        set_modes(self.model, mode)
-        return self
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -110,6 +106,10 @@ class Stage(LightningModule):
         norm = total_norm(gradients_of(optimizer))
         rescale_gradients(self.model.parameters(), (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
 
+    def train(self, mode: bool = True) -> "Stage":
+        super().train(mode)
+        set_modes(self.model, mode)
+        return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parts = tuple(f"model.{part}." for part in self.frozen)
