@@ -32,7 +32,7 @@ class EMA(StepCallback):
         config: settings.
 
     Raises:
-        ConfigError: parts that are not trained, or a strategy of Lightning's that shards the weights.
+        ConfigError: parts that are not trained.
         RunError: a checkpoint with the average of other weights, or with one that is not finite.
     """
 
@@ -57,9 +57,6 @@ class EMA(StepCallback):
         self.updates, self._loaded = state_dict["updates"], state_dict["average"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.strategy.restore_checkpoint_after_setup:
-            name = type(trainer.strategy).__name__
-            raise ConfigError(f"callbacks.ema cannot average what {name} shards; use trainer.strategy=fsdp or ddp.")
         model: Any = pl_module.model
         weights = self._trained(model)
         stored = weights if self._loaded is None else self._loaded
