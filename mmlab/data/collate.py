@@ -20,6 +20,8 @@ from mmlab.keyed import draw, stream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TOKENS = "image.tokens to the connector's number"
+
 
 class ChatCollate:
     """Dialogues about images as rows of segments, see `ChatBatch`.
@@ -58,12 +60,8 @@ class ChatCollate:
         self.image = image if prompt.pictures == "tokens" else None
         scattered = ImageSpec(0, tokens=prompt.places) if prompt.pictures == "scattered" else None
         self.spec = self.image or scattered
-        if self.spec and not 0 < self.spec.tokens < config.max_length:
-            key = "prompt.places" if scattered else "image.tokens to the connector's number"
-            raise ConfigError(
-                f"An image takes {self.spec.tokens} tokens and a row max_length={config.max_length}; set {key}, and "
-                "max_length above it."
-            )
+        if self.spec:
+            check_room(self.spec.tokens, config, "prompt.places" if scattered else TOKENS)
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tokenize one sample.
@@ -138,6 +136,24 @@ class ChatCollate:
         none = torch.zeros((0, 3, size, size), dtype=torch.uint8)
         pixels = torch.stack(images) if images else none
         return {**fields, "pixel_values": pixels, "image_keys": [group.image_key for group in owners]}
+
+
+def check_room(tokens: int, config: ImageTextDataConfig, key: str = TOKENS) -> None:
+    """Check that a row has room for text beside an image.
+
+    Args:
+        tokens: that an image takes.
+        config: settings of the data.
+        key: what sets the number of tokens, for the error.
+
+    Raises:
+        ConfigError: it has none, or an image takes no token.
+    """
+    if not 0 < tokens < config.max_length:
+        raise ConfigError(
+            f"An image takes {tokens} tokens and a row max_length={config.max_length}; set {key}, and "
+            "max_length above it."
+        )
 
 
 def _share(segments: list[Segment]) -> tuple[Segment | None, list[Segment]]:

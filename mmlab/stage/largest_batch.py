@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmlab.data.batch import IGNORE
+from mmlab.data.collate import check_room
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig
 from mmlab.model.packed_rows import takes_masks
 from mmlab.stage.autoencoder_training import AutoencoderTraining
@@ -26,6 +27,9 @@ def largest_batch(stage: Stage, data: Any) -> dict[str, Any] | None:
     Args:
         stage: with its model.
         data: settings of the data.
+
+    Raises:
+        ConfigError: rows have no room for text beside an image.
     """
     batch: dict[str, Any] | None = None
     if isinstance(stage, NextTokenStage) and isinstance(data, ImageTextDataConfig):
@@ -61,6 +65,7 @@ def _chat(stage: NextTokenStage, data: ImageTextDataConfig) -> dict[str, Any]:
     batch["image_positions"] = first[: len(batch["image_keys"])]
     if image is None:
         return {**batch, "pixel_values": torch.zeros(0, 3, 0, 0, dtype=torch.uint8)}
+    check_room(image.tokens, data)
     batch["labels"] = torch.where(place < image.tokens, IGNORE, ids)
     return {**batch, **_pixels(rows, image.size)}
 

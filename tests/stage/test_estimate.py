@@ -115,3 +115,8 @@ def test_every_stage_has_a_batch(recipe):
 def test_other_strategies_are_refused():
     with pytest.raises(ConfigError, match=r"'trainer.strategy' cannot be 'deepspeed'. Options: auto, ddp, fsdp"):
         estimated(*CHAT, "trainer.strategy=deepspeed")
+
+
+def test_rows_too_short_for_an_image_are_refused():
+    with pytest.raises(ConfigError, match="An image takes 64 tokens and a row max_length=64; "):
+        estimated(*CHAT, "data.max_length=64")
