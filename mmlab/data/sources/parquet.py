@@ -48,8 +48,8 @@ def parquet(
 
     Returns:
         A row for each row, with its chat (`messages`, `conversations`, or `texts` of `user` and `assistant`),
-        `question` and `answer`, caption and class. Left out: as `messages` and `class_of`, and `no-image` for one that
-        has no text either.
+        `question` and `answer`, caption and class; `without_text` counts those with none of these. Left out: as
+        `messages` and `class_of`, and `no-image` for one that has no text either.
 
     Raises:
         ConfigError: pyarrow is not installed.
@@ -65,12 +65,17 @@ def parquet(
             raise DataError(f"{one} has no column '{missing[0]}', which {paths[0]} has.")
 
     def entries() -> Iterator[Entry]:
+        from pyarrow import ArrowException
+
         for one, file in opened:
             number = 0
-            for batch in file.iter_batches(_BATCH, columns=columns.all):
-                for row in batch.to_pylist():
-                    yield f"{one}, row {number}", (number, row)
-                    number += 1
+            try:
+                for batch in file.iter_batches(_BATCH, columns=columns.all):
+                    for row in batch.to_pylist():
+                        yield f"{one}, row {number}", (number, row)
+                        number += 1
+            except (ArrowException, OSError) as error:
+                raise DataError(f"{one} is damaged after row {number}: {_sentence(error)}") from None
 
     folder = ImageFolder(images)
     count = sum(file.metadata.num_rows for _, file in opened)
@@ -79,7 +84,7 @@ def parquet(
         with tally.row(where):
             return columns.sample(*entry, where, folder, kind, tally)
 
-    return Rows(entries(), convert, Tally(), missing_budget, count, streamed=True)
+    return Rows(entries(), convert, Tally("without_text"), missing_budget, count, streamed=paths)
 
 
 class _Columns:
@@ -132,6 +137,7 @@ class _Columns:
             record["conversations"] = used_turns(record["conversations"])
         if not images and not parts and "caption" not in record:
             raise SampleError("no-image", "It has neither an image nor a text.")
+        tally.details["without_text"] += not parts and not {"caption", "captions", "class"} & record.keys()
         members: Members = {"json": record}
         if images:
             picture = folder.read(images, where, tally)
@@ -202,6 +208,10 @@ def _files(path: Path, pattern: str) -> list[Path]:
     return paths
 
 
+def _sentence(error: Exception) -> str:
+    return f"{' '.join(str(error).split())[:200].rstrip('.')}."
+
+
 def _reader() -> Any:
     try:
         from pyarrow import ArrowException
@@ -213,8 +223,6 @@ def _reader() -> Any:
         try:
             return ParquetFile(path)
         except (ArrowException, OSError) as error:
-            raise DataError(
-                f"{path} is not a parquet file: {' '.join(str(error).split())[:200].rstrip('.')}."
-            ) from None
+            raise DataError(f"{path} is not a parquet file: {_sentence(error)}") from None
 
     return read

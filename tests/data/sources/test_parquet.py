@@ -36,7 +36,7 @@ def test_images_with_classes_and_captions(tmp_path):
     index, tally = built(parquet(tmp_path / "train.parquet"), tmp_path / "out")
     assert records(index) == [{"id": "7", "caption": "one", "class": "dog"}, {"id": "8", "class": "cat"}, {"id": "9"}]
     assert index.keys.tolist() == ["7", "8", "9"] and index.read(0)["png"] == png() and index.read(1)["jpg"] == jpeg()
-    assert tally.counts() == {"rows": 3, "samples": 3, "classes": 2}
+    assert tally.counts() == {"rows": 3, "samples": 3, "classes": 2, "without_text": 1}
 
 
 CHATS = {
@@ -78,7 +78,10 @@ def test_questions_several_images_and_broken_rows(tmp_path):
     write(tmp_path / "a.parquet", features, *rows)
     index, tally = built(parquet(tmp_path / "a.parquet"), tmp_path / "out")
     assert records(index) == [{"id": "a-0000000", "questions": [{"question": "q", "answer": "a"}]}]
-    assert tally.left_out == {"pictures": 1, "decode": 1, "no-image": 1}
+    assert tally.left_out == {"pictures": 1, "decode": 1, "no-image": 1} and tally.details == {"without_text": 0}
+    write(tmp_path / "a.parquet", {**features, "answer": List(STRING)}, ([bytes_of(png())], "q", ["a", "b"]))
+    _, tally = built(parquet(tmp_path / "a.parquet"), tmp_path / "out")
+    assert tally.details == {"without_text": 1}
 
 
 def test_images_that_are_only_named(tmp_path):
@@ -102,6 +105,14 @@ def test_files_of_one_split(tmp_path):
     for workers in (1, 3):
         built(parquet(tmp_path, "train-*"), tmp_path / str(workers), workers=workers)
     assert (tmp_path / "1/shard-000000.tar").read_bytes() == (tmp_path / "3/shard-000000.tar").read_bytes()
+
+
+def test_a_damaged_file_is_an_error(tmp_path):
+    write(tmp_path / "a.parquet", {"image": Image(), "caption": STRING}, *[(bytes_of(png()), "text" * 99)] * 9)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[:8] + b"\xff" * 100 + data[108:])
+    with pytest.raises(DataError, match=r"a\.parquet is damaged after row 0: "):
+        built(parquet(tmp_path / "a.parquet"), tmp_path / "out")
 
 
 def test_other_files_are_errors(tmp_path, monkeypatch):
