@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Rows:
         tally: counts rows that `entries` leaves out, and names the details in the order in which they are printed.
         missing_budget: share of the rows whose image may be missing or unsupported.
         count: number of rows that name an image; None: each does.
-        streamed: whether the entries are not listed before the first one is converted, because they hold images.
+        streamed: files whose entries are not listed before the first one is converted, because they hold images.
         group: joins entries that make one sample.
         finish: is called with all counts before the shards get their names; may refuse them.
     """
@@ -53,7 +53,7 @@ class Rows:
     tally: Tally
     missing_budget: float = 0.0
     count: int | None = None
-    streamed: bool = False
+    streamed: Sequence[Path] = ()
     group: Callable[[Iterable[Entry]], Iterable[Entry]] = lambda entries: entries
     finish: Callable[[Tally], None] = lambda tally: None
 
@@ -135,10 +135,14 @@ def write_rows(
     draft = root.with_name(f"{root.name}.building")
     with writing(root), closing(claim(draft / "lock", "is writing shards in")):
         try:
-            work = _Draft(draft, build)
-            tally = _convert(rows, work, quiet)
+            entries = _limited(rows, build.limit)
+            entries = entries if rows.streamed else list(entries)
+            work = _Draft(draft, build, _inputs(rows, entries))
+            tally = _convert(rows, entries, work, quiet)
             rows.finish(tally)
             indexes = _finish(work, root, tally, quiet)
+        except OSError:  # such as a full disk, after which the build can continue
+            raise
         except Exception:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -149,8 +153,9 @@ def write_rows(
 class _Draft:
     """Unfinished shards and how far they have come: rows converted, their counts, their names, the ends of the tars."""
 
-    def __init__(self, folder: Path, build: Build):
+    def __init__(self, folder: Path, build: Build, inputs: str):
         self.folder, self.build = folder, build
+        self.identity = build.identity and f"{build.identity} {inputs}"
         self.keys, self.tally, self.converted = KeyMaker(), Tally(), 0
         self._state, self._names = folder / "state.json", folder / "names"
         state = self._read()
@@ -179,14 +184,15 @@ class _Draft:
         """What a killed build with the same identity has saved, if all of it is there."""
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
-            if self.build.identity is None or state["identity"] != self.build.identity:
+            if self.identity is None or state["identity"] != self.identity:
                 return None
-            last = {
-                self.folder / name / f"shard-{count // self.build.max_samples:06d}.tar": offset
+            size = self.build.max_samples
+            ends = {
+                self.folder / name / f"shard-{number:06d}.tar": offset if number == count // size else 0
                 for name, (count, offset) in state["tars"].items()
-                if offset
+                for number in range(-(-count // size))
             } | {self._names: state["names"]}
-            return state if all(path.stat().st_size >= offset for path, offset in last.items()) else None
+            return state if all(path.stat().st_size >= end for path, end in ends.items()) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -203,7 +209,7 @@ class _Draft:
         """Record that so many entries are converted."""
         self._log.flush()
         state = {
-            "identity": self.build.identity,
+            "identity": self.identity,
             "converted": converted,
             "names": self._log.tell(),
             "tally": self.tally.as_json(),
@@ -219,15 +225,14 @@ class _Draft:
         self._log.close()
 
 
-def _convert(rows: Rows, draft: _Draft, quiet: bool) -> Tally:
+def _convert(rows: Rows, entries: Iterable[Entry], draft: _Draft, quiet: bool) -> Tally:
     """Convert all rows; return their counts."""
     limit = draft.build.limit
-    entries: Iterable[Entry] = _limited(rows, limit)
     count = total = rows.count if limit is None or rows.count is None else min(limit, rows.count)
     if not rows.streamed:
-        entries = list(entries)
-        count = len(entries) if rows.count is None else count
-        entries = list(rows.group(entries))
+        listed = list(entries)
+        count = len(listed) if rows.count is None else count
+        entries = list(rows.group(listed))
         total = len(entries)
     if draft.converted and not quiet:
         print(f"continuing a build that was stopped after {draft.converted} entries", file=sys.stderr)
@@ -261,6 +266,16 @@ def _limited(rows: Rows, limit: int | None) -> Iterator[Entry]:
         if limit is not None and number + rows.tally.rows >= limit:
             return
         yield entry
+
+
+def _inputs(rows: Rows, entries: Iterable[Entry]) -> str:
+    """What changes when there are other rows, or other contents of the files that hold them."""
+    stats = ((path, path.stat()) for path in rows.streamed)
+    named = (f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+    digest = hashlib.sha256()
+    for name in named if rows.streamed else (where for where, _ in entries):
+        digest.update(name.encode("utf-8", "replace") + b"\0")
+    return digest.hexdigest()
 
 
 def _converted(

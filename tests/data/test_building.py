@@ -92,10 +92,10 @@ def test_a_stopped_build_continues_and_ends_with_the_same_bytes(tmp_path, splits
     out = tmp_path / "out"
     for stop in (30, 31, 75):
         with pytest.raises(KeyboardInterrupt):
-            write_rows(Numbers(100, stop).rows(streamed=streamed), out, build, quiet=True)
+            write_rows(Numbers(100, stop).rows(streamed=[Path(__file__)] * streamed), out, build, quiet=True)
         assert not out.exists()
     rest = Numbers(100)
-    _, tally = write_rows(rest.rows(streamed=streamed), out, build, quiet=True)
+    _, tally = write_rows(rest.rows(streamed=[Path(__file__)] * streamed), out, build, quiet=True)
     assert rest.converted[0] > 60
     assert contents(out) == contents(tmp_path / "whole") and tally.counts() == counts.counts()
     assert tally.lines() == counts.lines()
@@ -115,6 +115,42 @@ def test_another_build_starts_again(tmp_path):
         write_rows(again.rows(), tmp_path / "two", Build(7, True, identity="a"), quiet=True)
         assert again.converted[0] == 0
         assert contents(tmp_path / "two") == contents(tmp_path / "out")
+
+
+def test_changed_inputs_and_lost_shards_start_a_build_again(tmp_path):
+    source, build = tmp_path / "source", Build(7, True, identity="a")
+    draft = tmp_path / "out.building" / "train"
+    cases = {
+        "other rows": lambda: None,
+        "other contents": lambda: source.write_text("longer"),
+        "a lost shard": (draft / "shard-000002.tar").unlink,
+    }
+    for what, change in cases.items():
+        source.touch()
+        options = {"streamed": [source]} if what == "other contents" else {}
+        with pytest.raises(KeyboardInterrupt):
+            write_rows(Numbers(60, 50).rows(**options), tmp_path / "out", build, quiet=True)
+        change()
+        again = Numbers(61 if what == "other rows" else 60)
+        indexes, _ = write_rows(again.rows(**options), tmp_path / "out", build, quiet=True)
+        assert again.converted[0] == 0 and numbers(indexes["train"])[:3] == [0, 1, 2], what
+
+
+def test_a_build_continues_when_the_disk_has_room_again(tmp_path):
+    full, build = Numbers(60), Build(7, identity="a")
+
+    def no_room(where: str, n: int, tally: Tally):
+        if n == 50:
+            raise OSError(28, "No space left on device")
+        return Numbers.convert(full, where, n, tally)
+
+    rows = full.rows()
+    rows.convert = no_room
+    with pytest.raises(RunError, match="the disk is full"):
+        write_rows(rows, tmp_path / "out", build, quiet=True)
+    again = Numbers(60)
+    write_rows(again.rows(), tmp_path / "out", build, quiet=True)
+    assert again.converted[0] >= 40
 
 
 def test_a_limit_counts_rows_that_are_left_out(tmp_path):

@@ -67,7 +67,7 @@ def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
                 tally.details[f"not read .{extension}"] += 1
             return _sample(where.rpartition(": ")[2], found, names, members is not None, tally)
 
-    return Rows(_entries(paths, tally), convert, tally, streamed=True)
+    return Rows(_entries(paths, tally), convert, tally, streamed=paths)
 
 
 def _entries(paths: Sequence[Path], tally: Tally) -> Iterator[Entry]:
