@@ -89,7 +89,9 @@ class WandbLog(Logger):
         """Log a table whose cells are text, numbers or images; `step` counts finished optimizer steps."""
         import wandb
 
-        cells = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
+        cells: list[Any] = [
+            [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows
+        ]
         self.log({name: wandb.Table(columns=list(columns), data=cells)}, step)
 
     @rank_zero_only
