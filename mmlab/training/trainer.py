@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, RunError
@@ -28,6 +29,8 @@ from mmlab.training.config import HardwareConfig
 from mmlab.training.finite import FiniteGuard
 from mmlab.training.sharding import ShardedStrategy
 from mmlab.training.step_loop import StepFitLoop
+
+PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def precision(choice: str, accelerator: str) -> str:
@@ -64,7 +67,8 @@ def build_trainer(
     if cfg.deterministic:
         options["deterministic"] = True
     if cfg.profile is not None:
-        options["profiler"] = cfg.profile
+        # Without a file its report goes to a logger that is quiet.
+        options["profiler"] = PROFILERS[cfg.profile](folder, "profile")
     plugins: list[Any] = [FolderCheckpointIO()]
     if (cluster := environment()) is not None:
         plugins.append(cluster)

@@ -51,6 +51,14 @@ def test_options_are_passed_on_only_where_they_are_given(tmp_path):
     assert trainer.precision == "bf16-mixed"
 
 
+@pytest.mark.parametrize("profile", ["simple", "advanced", "pytorch"])
+def test_a_profile_is_written_to_the_folder(tmp_path, profile):
+    profiler = build(tmp_path, f"profile={profile}").profiler
+    profiler.setup("fit")
+    profiler.describe()
+    assert (tmp_path / "fit-profile.txt").is_file()
+
+
 @pytest.mark.parametrize("batches", [0, 3])
 def test_overfitting_repeats_one_global_batch_and_leaves_validation_alone(tmp_path, batches):
     trainer = build(tmp_path, "overfit=true", f"limit_val_batches={batches}")
