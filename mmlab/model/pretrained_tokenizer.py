@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from sentencepiece import SentencePieceProcessor
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
@@ -78,10 +80,18 @@ def load_tokenizer(source: str | None, part: str = "language") -> PreTrainedToke
 
 
 def find_tokenizer(source: str | None, part: str = "language") -> PreTrainedTokenizerFast | None:
-    """Like `load_tokenizer`, but None on the meta device if the source is no local folder: nothing is downloaded, and
-    the architecture states the size of the vocabulary."""
-    here = source is not None and Path(source).expanduser().is_dir()
+    """Like `load_tokenizer`, but None on the meta device if the source is not on this machine: nothing is downloaded,
+    and the architecture states the size of the vocabulary."""
+    here = source is not None and (Path(source).expanduser().is_dir() or _is_cached(source))
     return load_tokenizer(source, part) if here or not on_meta() else None
+
+
+def _is_cached(name: str) -> bool:
+    """Whether a tokenizer of the hub was downloaded earlier."""
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
+    except HFValidationError:  # a path
+        return False
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -42,7 +42,7 @@ def show_samples(root: str, overrides: Sequence[str], key: str | None, number: i
     for view in views:
         _print_view(view, print_styled, colored)
     with replacing(out) as draft:
-        view_sheet(views, f"{index.root.resolve().name} as {recipe} trains on it").save(draft, "PNG")
+        view_sheet(views, f"{'/'.join(index.root.resolve().parts[-2:])} as {recipe} trains on it").save(draft, "PNG")
     print(f"{out}: {len(views)} of {len(index)} samples of {index.root}, as {recipe} trains on them")
 
 
@@ -58,6 +58,10 @@ def _collate(cfg: Any) -> Any:
     check_targets(cfg)
     with torch.device("meta"):
         model = build(cfg.model)
+    for name, part in model.named_modules():
+        if getattr(part, "tokenizer", part) is None:
+            key = f"model.{name}".rstrip(".")
+            raise ConfigError(f"the tokenizer of {key} is not on this machine; set {key}.tokenizer to a folder.")
     parts = {name: build(cfg[name]) for name in ("process", "sampler") if cfg.get(name) is not None}
     stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
     data: Any = OmegaConf.to_object(cfg.data)

@@ -47,6 +47,7 @@ def test_show_samples_as_a_recipe_trains_on_them(drawn, capsys):
     for command, message in {
         "show drawn --key x": "--key shows a sample as a recipe trains on it",
         "show drawn experiment=llava/finetne_tiny": "Did you mean 'llava/finetune_tiny'?",
+        "show drawn experiment=llava/finetune_tiny": "tokenizer of model.language is not on this machine",
         f"show drawn {' '.join(recipe)} --key train-000003": "has no sample 'train-000003'. Did you mean 'train-0000",
     }.items():
         assert main(command.split()) == 2
