@@ -56,6 +56,8 @@ def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
         raise ConfigError(f"a sample has no member '{wrong}'.{nearest(wrong, USUAL)} Options: {', '.join(USUAL)}.")
     names = {kind: tuple(name.lower().split("|")) for kind, name in (members or USUAL).items()}
     place, tally = Path(path).expanduser(), Tally()
+    if not place.exists():
+        raise DataError(f"there is no {path}.")
     paths = [place] if place.is_file() else [one for one in files_of(place) if one.name.lower().endswith(_TARS)]
     if not paths:
         raise DataError(f"{place} holds no tar.")
@@ -131,8 +133,8 @@ def _sample(
     if not data:
         raise SampleError("no-member", f"It has only {', '.join(f'.{name}' for name in found[1])}.")
     record = _record(key, data)
-    parts = ["conversations"] if record.get("conversations") else []
-    parts += ["caption"] if record.get("caption") else []
+    parts = [part for part in ("questions", "conversations") if record.get(part)]
+    parts += ["caption"] if record.get("caption") or record.get("captions") else []
     check_sample(record, parts, "image" in data)
     members: Members = {"json": record}
     if "image" in data:

@@ -44,6 +44,9 @@ def test_usual_names_records_and_classes(tmp_path):
     }
     assert index.type_of(1) == "vqa" and tally.left_out == {"json": 1, "no-member": 1, "pictures": 1}
     assert "choose one with --members image=jpg" in tally.examples["pictures"]
+    broken = {"questions": [{"question": "q", "answer": ""}]}
+    write_tar(tmp_path / "t/3.tar", ("6.jpg", jpeg()), ("6.json", json.dumps(broken).encode()))
+    assert built(tars(tmp_path / "t"), tmp_path / "out")[1].left_out["empty-answer"] == 1
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
@@ -70,5 +73,7 @@ def test_damaged_tars_and_wrong_names_are_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"no member 'imgae'\. Did you mean 'image'"):
         tars(path, {"imgae": "jpg"})
     (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"there is no .*nowhere"):
+        tars(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no tar"):
         tars(tmp_path / "empty")
