@@ -315,8 +315,8 @@ def _finish(draft: _Draft, root: Path, tally: Tally, quiet: bool) -> dict[str, S
             share = draft.build.splits.get(name)
             said = name if share is None else f"{name}={share:g}"
             raise DataError(
-                f"the split {said} gets none of {sum(counts.values())} samples, which are drawn one by one; give it a "
-                "larger share, or another --seed."
+                f"the split {said} gets none of {sum(counts.values())} samples, which are drawn one by one; give "
+                f"{'the others smaller shares' if share is None else 'it a larger share'}, or another --seed."
             )
     for name in counts:
         build_index(draft.folder / name, quiet=quiet, elsewhere=False)

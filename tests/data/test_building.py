@@ -193,6 +193,12 @@ def test_what_cannot_be_built_is_one_sentence(tmp_path):
         (ConfigError, "file is a file", "file", {"splits": SPLITS}),
         (ConfigError, "split/val is not empty", "split", {"splits": SPLITS}),
         (ConfigError, "'thesis.tex' in it is not part", "split", {"splits": SPLITS, "overwrite": True}),
+        (
+            DataError,
+            r"train gets none of 7 samples.*the others smaller shares",
+            "x",
+            {"splits": {"val": 0.999}},
+        ),
         (DataError, r"the split val=0\.001 gets none of 7 samples", "x", {"splits": {"val": 0.001}}),
     ]
     for error, message, name, options in cases:
