@@ -1,10 +1,8 @@
 """Foreign data sets become shards: in parallel, in splits, and from where a killed build stopped."""
 
 import hashlib
-import json
 import shutil
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import IMAGE_EXTENSIONS, KeyMaker, Members
+from mmlab.data.formats import IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.progress_bar import progress
-from mmlab.data.shard_files import NumberedTars, check_destination, check_members, put_in_place
+from mmlab.data.shard_draft import ShardDraft
+from mmlab.data.shard_files import check_destination, put_in_place
 from mmlab.data.tally import Tally
 from mmlab.keyed import draw
-from mmlab.runs.disk import claim, to_json, write_text, writing
+from mmlab.runs.disk import claim, to_json, writing
 
 REST = "train"
 """The split of all that no other split draws."""
-_SAVE_EVERY = 5.0  # seconds
 
 Entry = tuple[str, Any]
 """Where a row is, and what it holds."""
@@ -137,10 +135,11 @@ def write_rows(
         try:
             entries = _limited(rows, build.limit)
             entries = entries if rows.streamed else list(entries)
-            work = _Draft(draft, build, _inputs(rows, entries))
-            tally = _convert(rows, entries, work, quiet)
+            identity = build.identity and f"{build.identity} {_inputs(rows, entries)}"
+            work = ShardDraft(draft, build.folders(draft), build.max_samples, identity)
+            tally = _convert(rows, entries, work, build, quiet)
             rows.finish(tally)
-            indexes = _finish(work, root, tally, quiet)
+            indexes = _finish(work, root, tally, build, quiet)
         except OSError:  # such as a full disk, after which the build can continue
             raise
         except Exception:
@@ -150,84 +149,9 @@ def write_rows(
     return indexes, tally
 
 
-class _Draft:
-    """Unfinished shards and how far they have come: rows converted, their counts, their names, the ends of the tars."""
-
-    def __init__(self, folder: Path, build: Build, inputs: str):
-        self.folder, self.build = folder, build
-        self.identity = build.identity and f"{build.identity} {inputs}"
-        self.keys, self.tally, self.converted = KeyMaker(), Tally(), 0
-        self._state, self._names = folder / "state.json", folder / "names"
-        state = self._read()
-        if state is None:
-            for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != "lock":
-                    path.unlink()
-            self._names.touch()
-            state = {"converted": 0, "names": 0, "tally": self.tally.as_json(), "tars": {}}
-        self.converted, self.tally = state["converted"], Tally.from_json(state["tally"])
-        with self._names.open("r+b") as file:
-            for line in file.read(state["names"]).splitlines():
-                self.keys(json.loads(line))
-        self._log = self._names.open("r+b")
-        self._log.truncate(state["names"])
-        self._log.seek(state["names"])
-        self.tars: dict[str, NumberedTars] = {}
-        for name in build.folders(folder):
-            (folder / name).mkdir(exist_ok=True)
-            self.tars[name] = NumberedTars(folder / name, build.max_samples, *state["tars"].get(name, (0, 0)))
-        self._saved = time.monotonic()
-
-    def _read(self) -> dict[str, Any] | None:
-        """What a killed build with the same identity has saved, if all of it is there."""
-        try:
-            state = json.loads(self._state.read_text(encoding="utf-8"))
-            if self.identity is None or state["identity"] != self.identity:
-                return None
-            size = self.build.max_samples
-            ends = {
-                self.folder / name / f"shard-{number:06d}.tar": offset if number == count // size else 0
-                for name, (count, offset) in state["tars"].items()
-                for number in range(-(-count // size))
-            } | {self._names: state["names"]}
-            return state if all(path.stat().st_size >= end for path, end in ends.items()) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, name: str, members: Members) -> None:
-        """Write a sample to the tars of its split."""
-        key = self.keys(name)
-        check_members(key, members)
-        self._log.write(json.dumps(name).encode() + b"\n")
-        full = self.tars[self.build.split_of(members)].write(key, members)
-        if full or time.monotonic() - self._saved > _SAVE_EVERY:
-            self.save(self.converted + 1)
-
-    def save(self, converted: int) -> None:
-        """Record that so many entries are converted."""
-        self._log.flush()
-        state = {
-            "identity": self.identity,
-            "converted": converted,
-            "names": self._log.tell(),
-            "tally": self.tally.as_json(),
-            "tars": {name: tars.flush() for name, tars in self.tars.items()},
-        }
-        write_text(self._state, json.dumps(state))
-        self._saved = time.monotonic()
-
-    def close(self) -> None:
-        """End all tars."""
-        for tars in self.tars.values():
-            tars.close()
-        self._log.close()
-
-
-def _convert(rows: Rows, entries: Iterable[Entry], draft: _Draft, quiet: bool) -> Tally:
+def _convert(rows: Rows, entries: Iterable[Entry], draft: ShardDraft, build: Build, quiet: bool) -> Tally:
     """Convert all rows; return their counts."""
-    limit = draft.build.limit
+    limit = build.limit
     count = total = rows.count if limit is None or rows.count is None else min(limit, rows.count)
     if not rows.streamed:
         listed = list(entries)
@@ -237,7 +161,7 @@ def _convert(rows: Rows, entries: Iterable[Entry], draft: _Draft, quiet: bool) -
     if draft.converted and not quiet:
         print(f"continuing a build that was stopped after {draft.converted} entries", file=sys.stderr)
     allowed = None if count is None else int(rows.missing_budget * count)
-    made = _converted(islice(entries, draft.converted, None), rows.convert, draft.build.workers)
+    made = _converted(islice(entries, draft.converted, None), rows.convert, build.workers)
     skipped = range(draft.converted)  # counted by the progress bar
     for one in progress(chain(skipped, made), "writing samples", total, quiet):
         if isinstance(one, int):
@@ -249,7 +173,7 @@ def _convert(rows: Rows, entries: Iterable[Entry], draft: _Draft, quiet: bool) -
             text = f"missing or unsupported: {number}, the missing budget allows {allowed}"
             raise DataError(f"{draft.tally.lost[allowed].rstrip('.')} ({text}).")
         if sample is not None:
-            draft.write(*sample)
+            draft.write(*sample, build.split_of(sample[1]))
         draft.converted += 1
     draft.close()
     tally = Tally()
@@ -303,7 +227,7 @@ def _converted(
             pool.shutdown(cancel_futures=True)
 
 
-def _finish(draft: _Draft, root: Path, tally: Tally, quiet: bool) -> dict[str, ShardIndex]:
+def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bool) -> dict[str, ShardIndex]:
     """Index all splits and give them their names."""
     if tally.rows and not tally.written:
         raise DataError(f"none of {tally.rows} rows can be used: {'; '.join(tally.lines())}")
@@ -312,7 +236,7 @@ def _finish(draft: _Draft, root: Path, tally: Tally, quiet: bool) -> dict[str, S
         raise DataError(f"there are no samples to write to {root}.")
     for name, count in counts.items():
         if not count:
-            share = draft.build.splits.get(name)
+            share = build.splits.get(name)
             said = name if share is None else f"{name}={share:g}"
             raise DataError(
                 f"the split {said} gets none of {sum(counts.values())} samples, which are drawn one by one; give "
@@ -320,7 +244,7 @@ def _finish(draft: _Draft, root: Path, tally: Tally, quiet: bool) -> dict[str, S
             )
     for name in counts:
         build_index(draft.folder / name, quiet=quiet, elsewhere=False)
-    folders = draft.build.folders(root)
+    folders = build.folders(root)
     for name, folder in folders.items():
         folder.parent.mkdir(parents=True, exist_ok=True)
         put_in_place(draft.folder / name, folder)
