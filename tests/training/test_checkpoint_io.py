@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there, and a damaged one is found out."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -118,6 +119,22 @@ def test_pruning_keeps_the_newest_and_waits_for_a_whole_one(tmp_path):
     io.prune(tmp_path, 2)
     assert list(io.steps(tmp_path)) == [20, 3]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_pruning_does_not_read_a_sharded_checkpoint(tmp_path):
+    for number in (1, 2, 3):
+        save(tmp_path, number)
+    newest = tmp_path / "step-3"
+    shard = newest / f"{io.SHARD}0-of-1.safetensors"
+    shard.write_bytes(b"rows")
+    manifest = json.loads((newest / io.MANIFEST).read_text())
+    manifest["files"][shard.name] = {"size": 5, "sha256": "not compared"}
+    (newest / io.MANIFEST).write_text(json.dumps(manifest))
+    io.prune(tmp_path, 2)
+    assert list(io.steps(tmp_path)) == [3, 2, 1]  # a byte is missing
+    shard.write_bytes(b"rows.")
+    io.prune(tmp_path, 2)
+    assert list(io.steps(tmp_path)) == [3, 2]
 
 
 def test_saving_a_step_again_replaces_a_damaged_one(tmp_path):
