@@ -129,10 +129,12 @@ def _adapt(stage: Any, cfg: DictConfig) -> None:
 
 def _cast(stage: Stage, chosen: str) -> None:
     dtype = stage.dtypes(chosen)
+    # Lightning casts everything to these.
+    whole = {"16-true": torch.float16, "64-true": torch.float64}.get(chosen)
     for name, part in parts_of(stage.model).items():
         for weight in part.parameters():
             if weight.is_floating_point():
-                weight.data = weight.data.to(dtype(name, weight))
+                weight.data = weight.data.to(whole or dtype(name, weight))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -43,7 +43,9 @@ class StepTrace:
         if "mixed" in chosen:
             self.plugin = MixedPrecision("bf16-mixed", "cpu")
         elif chosen in ("bf16-true", "16-true"):
-            self.plugin = HalfPrecision("bf16-true")
+            self.plugin = HalfPrecision(chosen)
+        elif chosen == "64-true":
+            self.plugin = DoublePrecision()
         self.strategy: Any = None
         if mesh is not None:
             settings: Any = OmegaConf.to_object(cfg.trainer.fsdp)

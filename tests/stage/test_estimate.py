@@ -120,3 +120,10 @@ def test_other_strategies_are_refused():
 def test_rows_too_short_for_an_image_are_refused():
     with pytest.raises(ConfigError, match="An image takes 64 tokens and a row max_length=64; "):
         estimated(*CHAT, "data.max_length=64")
+
+
+@pytest.mark.parametrize(("precision", "share"), [("16-true", 0.5), ("64-true", 2)])
+def test_a_true_precision_is_that_of_all_weights(precision, share):
+    usual, found = estimated(*CHAT), estimated(*CHAT, f"trainer.precision={precision}")
+    assert found.weights == pytest.approx(share * usual.weights, rel=0.01)
+    assert found.step == pytest.approx(share * usual.step, rel=0.1)
