@@ -117,7 +117,7 @@ def check_devices(trainer: DictConfig) -> None:
     there = {"cpu": 0, "cuda": gpus, "mps": int(mps)}.get(kind, 1 if mps else gpus)
     if kind in ("gpu", "cuda", "mps") and not there:
         what = "mps" if kind == "mps" else "GPU that torch can use"
-        raise ConfigError(f"trainer.accelerator={kind}, but this machine has no {what}; give trainer=cpu.")
+        raise ConfigError(f"trainer.accelerator={kind}, but this machine has no {what}; give trainer.accelerator=cpu.")
     if OmegaConf.is_list(devices) and not there:
         raise ConfigError(f"trainer.devices={devices} names GPUs; on a CPU give their number, as in trainer.devices=1.")
     if there == 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # each process of torchrun may see only its own GPU

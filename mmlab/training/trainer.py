@@ -164,6 +164,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", r".*overridden `on_before_batch_transfer`.*")
     warnings.filterwarnings("ignore", r".*returned a view tensor.*")  # of a sharded part; nothing changes it in place
+    warnings.filterwarnings("ignore", r".*sync_dist=True.*when logging on epoch level.*")  # means are of all ranks
     warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
 
 

@@ -18,7 +18,7 @@ def train(cfg: DictConfig) -> None:
     mmlab train experiment=llava/align_tiny optim.lr=1e-3
     """
     from mmlab.runs.check import check
-    from mmlab.runs.ranks import check_devices, connected_ranks, end_with_first_rank
+    from mmlab.runs.ranks import check_devices, connected_ranks, end_with_first_rank, rank
     from mmlab.runs.run import prepare_run
 
     check(cfg)
@@ -51,7 +51,7 @@ def train(cfg: DictConfig) -> None:
     frozen = describe_frozen(stage.model, saved)
     data = build_data(cfg, stage)
     steps = data.plan(cfg.trainer.max_steps, cfg.trainer.max_epochs)
-    for part, count in count_parameters(stage.model).items():
+    for part, count in count_parameters(stage.model).items() if rank() == 0 else ():
         print(f"{part:<12} {count['trainable']:>14,} trainable {count['frozen']:>14,} frozen")
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
     if not start.fresh:
