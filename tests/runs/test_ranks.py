@@ -96,7 +96,12 @@ def test_existing_devices_pass(machine, gpus, mps, changes):
     [
         (0, False, {"accelerator": "gpu"}, "trainer.accelerator=gpu, but this machine has no GPU that torch can use"),
         (0, True, {"accelerator": "cuda", "devices": "auto"}, "trainer.accelerator=cuda, but this machine has no GPU"),
-        (1, False, {"accelerator": "mps"}, "trainer.accelerator=mps, but this machine has no mps; give trainer.accelerator=cpu"),
+        (
+            1,
+            False,
+            {"accelerator": "mps"},
+            "this machine has no mps; give trainer.accelerator=cpu",
+        ),
         (0, False, {"devices": [0]}, r"trainer.devices=\[0\] names GPUs; on a CPU give their number"),
         (1, False, {"devices": 2}, "trainer.devices=2, but torch finds 1 GPU; trainer.devices=auto"),
         (2, False, {"devices": [0, 2]}, r"trainer.devices=\[0, 2\], but torch finds 2 GPUs, 0 to 1;"),
