@@ -10,7 +10,7 @@ from typing import Any
 from mmlab.data.formats import KeyMaker, Members
 from mmlab.data.shard_files import NumberedTars, check_members
 from mmlab.data.tally import Tally
-from mmlab.runs.disk import write_text
+from mmlab.runs.disk import to_json, write_text
 
 _SAVE_EVERY = 5.0  # seconds
 
@@ -71,7 +71,7 @@ class ShardDraft:
         """Write a sample to the tars of a split."""
         key = self.keys(name)
         check_members(key, members)
-        self._log.write(json.dumps(name).encode() + b"\n")
+        self._log.write(to_json(name).encode() + b"\n")
         full = self.tars[split].write(key, members)
         if full or time.monotonic() - self._saved > _SAVE_EVERY:
             self.save(self.converted + 1)
@@ -86,7 +86,7 @@ class ShardDraft:
             "tally": self.tally.as_json(),
             "tars": {name: tars.flush() for name, tars in self.tars.items()},
         }
-        write_text(self._state, json.dumps(state))
+        write_text(self._state, to_json(state))
         self._saved = time.monotonic()
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mmlab.config.errors import RunError
+from mmlab.runs.disk import to_json
 from mmlab.weights import is_sharded, local
 
 _NOTE = {"sharded", "shape", "dtype"}
@@ -150,14 +151,14 @@ def write_rows(tensors: Mapping[str, Tensor], file: Writable) -> None:
     # Wider dtypes first, as the library does: every tensor is then aligned to its dtype.
     names = sorted((name for name, share in shares.items() if share.numel()), key=lambda name: -shares[name].itemsize)
     header: dict[str, Any] = {
-        "__metadata__": {"format": "pt", "rows": json.dumps({name: _first_row(tensors[name]) for name in names})}
+        "__metadata__": {"format": "pt", "rows": to_json({name: _first_row(tensors[name]) for name in names})}
     }
     end = 0
     for name in names:
         share = shares[name]
         begin, end = end, end + share.nbytes
         header[name] = {"dtype": _CODES[share.dtype], "shape": list(share.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = to_json(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:

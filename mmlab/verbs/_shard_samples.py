@@ -1,6 +1,5 @@
 """`mmlab shards show` with a recipe: samples as it would train on them."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.runs.disk import to_json
 
 
 def show_samples(root: str, overrides: Sequence[str], key: str | None, number: int, out: Path) -> None:
@@ -97,7 +97,7 @@ def _print_view(view: Any, print_styled: Any, colored: bool) -> None:
     for name, value in view.record.items():
         lines = value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else [value]
         for number, line in enumerate(lines):
-            print(f"  {name if number == 0 else '':<16}{json.dumps(line, ensure_ascii=False)}")
+            print(f"  {name if number == 0 else '':<16}{to_json(line, ensure_ascii=False)}")
     if colored:
         print_styled([*((f" {state} ", STYLES[state]) for state in STYLES), ("\n", "")])
     else:
