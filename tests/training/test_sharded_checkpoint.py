@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import gc
 import json
 import os
 import re
@@ -135,6 +136,7 @@ def measure(folder: Path) -> list[float]:
     torch.distributed.barrier()
     growths = []
     for path in (folder / "step-1", whole):
+        gc.collect()  # of cycles that hold memory of what was sharded and saved
         before = private_memory()
         state = copy.deepcopy(io.read_mapped(path))  # as Lightning copies the state of callbacks
         kept = like(large.weight, state["x"])
