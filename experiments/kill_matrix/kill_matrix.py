@@ -280,7 +280,8 @@ class Start:
     def check(self) -> None:
         """Fail if a rank has ended."""
         ended = [pid for pid in self.pids if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)]
-        assert not ended, f"the run ended by itself: see {self.run.resolve()}/output-*.log"
+        logs = "\n".join(log.read_text()[-2000:] for log in sorted(self.run.glob("output-*.log")))
+        assert not ended, f"the run ended by itself, see {self.run.resolve()}:\n{logs}"
 
     def kill(self, who: str) -> None:
         if who == "all":
