@@ -255,6 +255,7 @@ class Start:
             os.environ["TMPDIR"] = str(self.tmpdir)
             if strategy != "auto":  # as Lightning starts ranks, but without importing everything again
                 env = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+                env |= {"MMLAB_FIRST_RANK": ""}  # the first rank of another run may be in the environment
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in env.items()}}
             os._exit(self._train(rank, passes))
 
