@@ -49,7 +49,7 @@ def test_every_recipe_is_checked_here():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters(size, capsys):
-    assert cli.main(["plan", f"experiment=prismatic/dinosiglip_{size}"]) == 0
+    assert cli.main(["plan", f"experiment=prismatic/dinosiglip_{size}", "trainer.devices=8"]) == 0
     rows = re.findall(r"^(\w+) +([\d,]+) +([\d,]+)$", capsys.readouterr().out, re.MULTILINE)
     counts = {part: tuple(int(number.replace(",", "")) for number in numbers) for part, *numbers in rows}
     width, language = SIZES[size]
