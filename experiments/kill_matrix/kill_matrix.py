@@ -281,8 +281,10 @@ class Start:
     def check(self) -> None:
         """Fail if a rank has ended."""
         ended = [pid for pid in self.pids if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)]
-        logs = "\n".join(log.read_text()[-2000:] for log in sorted(self.run.glob("output-*.log")))
-        assert not ended, f"the run ended by itself, see {self.run.resolve()}:\n{logs}"
+        if ended:
+            self.kill("all")  # the other ranks would wait for it
+            logs = "\n".join(log.read_text()[-2000:] for log in sorted(self.run.glob("output-*.log")))
+            raise AssertionError(f"the run ended by itself, see {self.run.resolve()}:\n{logs}")
 
     def kill(self, who: str) -> None:
         if who == "all":
