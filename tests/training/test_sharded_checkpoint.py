@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import statistics
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -134,16 +135,18 @@ def measure(folder: Path) -> list[float]:
         whole.mkdir()
         io.write(io.read(folder / "step-1"), whole)
     torch.distributed.barrier()
-    growths = []
-    for path in (folder / "step-1", whole):
-        gc.collect()  # of cycles that hold memory of what was sharded and saved
-        before = private_memory()
-        state = copy.deepcopy(io.read_mapped(path))  # as Lightning copies the state of callbacks
-        kept = like(large.weight, state["x"])
-        growths.append((private_memory() - before) / (4 * MANY))
-        assert torch.equal(local(kept), local(large.weight.detach()))
-        del kept
-    return growths
+    return [statistics.median(growth(path, large.weight) for _ in range(3)) for path in (folder / "step-1", whole)]
+
+
+def growth(path: Path, weight: torch.Tensor) -> float:
+    """What one reading adds, of which three are made: memory of the save may be freed during the first."""
+    gc.collect()
+    before = private_memory()
+    state = copy.deepcopy(io.read_mapped(path))  # as Lightning copies the state of callbacks
+    kept = like(weight, state["x"])
+    growth = (private_memory() - before) / (4 * MANY)
+    assert torch.equal(local(kept), local(weight.detach()))
+    return growth
 
 
 def private_memory() -> int:
