@@ -6,8 +6,8 @@ import gc
 import json
 import os
 import re
-import statistics
 import signal
+import statistics
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
