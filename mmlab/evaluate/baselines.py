@@ -1,0 +1,176 @@
+"""The blind baseline: what a model answers if its pictures are blank, and whether its answers depend on them at all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.conversation import Segment
+from mmlab.data.formats import IMAGE_EXTENSIONS
+from mmlab.data.images import PAD_COLOR
+from mmlab.data.index import ShardIndex
+from mmlab.evaluate.answers import Answerer, answer_questions
+from mmlab.evaluate.questions import Question
+from mmlab.evaluate.scores.constant_reply import with_baselines
+from mmlab.evaluate.scores.score_table import Reference, Scorer, Scores, share
+from mmlab.evaluate.scores.scorers import matches
+from mmlab.keyed import stream
+
+
+class BlindAnswerer(Answerer):
+    """Asks the same model with blank pictures.
+
+    A blank picture has the color with which LLaVA pads pictures, and takes the same places in the prompt. Without these
+    places the prompt would be one that a model never saw in training, and its answers worse than a guess.
+
+    Equal prompts get equal answers, so each is computed once.
+
+    Args:
+        answerer: asks the model with its pictures.
+    """
+
+    def __init__(self, answerer: Answerer):
+        vars(self).update(vars(answerer))
+        self._replies: dict[Any, tuple[str, bool]] = {}
+
+    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Any]) -> list[tuple[str, bool]]:
+        shown = [blank(picture) for picture in pictures]
+        keys = [(tuple(prompt.input_ids), _form(picture)) for prompt, picture in zip(prompts, shown, strict=True)]
+        places = {key: n for n, key in enumerate(keys) if key not in self._replies}
+        if places:
+            chosen = list(places.values())
+            replies = super().complete([prompts[n] for n in chosen], [shown[n] for n in chosen])
+            self._replies |= zip(places, replies, strict=True)
+        return [self._replies[key] for key in keys]
+
+
+def blank(picture: Any) -> Any:
+    """A picture without content: uint8 pixels `[…, 3, H, W]`, a `Picture`, a sequence of either, or None."""
+    if picture is None:
+        return None
+    if isinstance(picture, Tensor):
+        return torch.tensor(PAD_COLOR, dtype=picture.dtype).view(3, 1, 1).expand_as(picture)
+    if isinstance(picture, Sequence):
+        return [blank(one) for one in picture]
+    return replace(picture, tiles=blank(picture.tiles))
+
+
+def _form(picture: Any) -> Any:
+    """What blank pictures differ in: their shapes."""
+    if picture is None or isinstance(picture, Tensor):
+        return None if picture is None else tuple(picture.shape)
+    return tuple(map(_form, picture)) if isinstance(picture, Sequence) else tuple(picture.tiles.shape)
+
+
+def blind_places(
+    index: ShardIndex, questions: Sequence[Question], limit: int | None = None, seed: int = 0
+) -> list[int]:
+    """The places of questions that are also asked blind, in order.
+
+    They are all questions about some samples with pictures, drawn by the seed.
+
+    Args:
+        index: the questions' shards.
+        questions: of the evaluation.
+        limit: no further sample is taken once there are so many questions; None: all.
+        seed: of the draw.
+    """
+    samples: dict[int, list[int]] = {}
+    for n, question in enumerate(questions):
+        samples.setdefault(question.sample, []).append(n)
+    drawn = list(samples)
+    if limit is not None and limit < len(questions):
+        stream(seed, "blind").shuffle(drawn)
+    places: list[int] = []
+    for sample in drawn:
+        if limit is not None and len(places) >= limit:
+            break
+        if any(name in IMAGE_EXTENSIONS for name in index.extensions(sample)):
+            places += samples[sample]
+    return sorted(places)
+
+
+def answer_blind(
+    answerer: Answerer,
+    index: ShardIndex,
+    questions: Sequence[Question],
+    batch_size: int,
+    limit: int | None = None,
+    own: bool = False,
+) -> dict[int, str]:
+    """Place in `questions` → the answer to it with a blank picture, for `limit` questions or a few more.
+
+    Args:
+        answerer: asks the model with its pictures.
+        index, questions, limit: see `blind_places`.
+        batch_size, own: as for `answer_questions`.
+    """
+    places = blind_places(index, questions, limit)
+    bad = BadSamples(index.root, len(index), 1.0)  # the same samples are counted where they are asked with pictures
+    asked = [questions[n] for n in places]
+    answers = answer_questions(BlindAnswerer(answerer), index, asked, batch_size, bad, own=own)
+    return {places[n]: text for n, text in answers}
+
+
+def blind_scores(
+    scorer: Scorer, references: Sequence[Reference], replies: Sequence[str | None], blind: Mapping[int, str]
+) -> dict[str, Any]:
+    """The scores of blind answers beside those of the answers with pictures to the same questions.
+
+    Args:
+        scorer: of the metric.
+        references: the right answers.
+        replies: the answers with pictures.
+        blind: place of a question → its blind answer; at least one.
+
+    Returns:
+        The scores as JSON. Each row has `seen`, the main number of the answers with pictures, and `gain`, by how much
+        it is higher. `unchanged` is the share of the questions whose answer is the same with and without the picture;
+        if it is 1, the pictures are not used.
+    """
+    places = sorted(blind)
+    asked, seen = [references[n] for n in places], [replies[n] for n in places]
+    without, given = scorer([blind[n] for n in places], asked), scorer(seen, asked)
+    same = sum(matches(text or "", blind[n]) for n, text in zip(places, seen, strict=True))
+    table = without.as_json()
+    rows = [(table, given.all), *((table["types"][name], row) for name, row in given.types.items())]
+    for row, other in rows:
+        low, high = row.get(without.main), other.get(without.main)
+        row["seen"] = high
+        row["gain"] = None if low is None or high is None else high - low
+    return {**table, "unchanged": share(same, len(places))}
+
+
+def scores_beside_blind(
+    answerer: Answerer,
+    index: ShardIndex,
+    questions: Sequence[Question],
+    scorer: Scorer,
+    batch_size: int,
+    bad: BadSamples | None = None,
+) -> tuple[Scores, dict[str, Any]]:
+    """Ask questions with and without their pictures.
+
+    Args:
+        answerer: asks the model.
+        index: the questions' shards.
+        questions: some questions that the scorer can score; all are asked twice.
+        scorer: of the metric.
+        batch_size: questions at a time.
+        bad: where samples are counted that cannot be used.
+
+    Returns:
+        The scores, and as JSON with `constant` and `replies` (see `with_baselines`) and `blind` (see `blind_scores`;
+        None if no question has a picture).
+    """
+    answers = dict(answer_questions(answerer, index, questions, batch_size, bad))
+    places = sorted(answers)
+    questions, replies = [questions[n] for n in places], [answers[n] for n in places]
+    references = [question.reference for question in questions]
+    scores = scorer(replies, references)
+    blind = answer_blind(answerer, index, questions, batch_size)
+    beside = blind_scores(scorer, references, replies, blind) if blind else None
+    return scores, {**scores.as_json(), "blind": beside, **with_baselines(scorer, replies, references)}

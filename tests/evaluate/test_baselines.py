@@ -1,0 +1,94 @@
+"""The blind baseline tells a model that looks at its pictures from one that does not."""
+
+import pytest
+import torch
+
+from mmlab.data.config import Prompt
+from mmlab.data.sample_types import ImageSpec
+from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.baselines import BlindAnswerer, answer_blind, blank, blind_places, blind_scores, scores_beside_blind
+from mmlab.evaluate.questions import read_picture, read_questions
+from mmlab.evaluate.scores.score_table import Reference
+from mmlab.evaluate.scores.scorers import exact
+from tests.model import tiny
+from tests.tiny_files import png
+from tests.tiny_shapes import make_records
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Three questions about each of six pictures, a dialogue among them, and one about none."""
+    color = {"question": "color?", "answer": "seen", "type": "color"}
+    follow_ups = [{"question": "sure?", "answer": "blank"}]
+    count = {"question": "count?", "answer": "seen", "type": "count", "follow_ups": follow_ups}
+    records = [{"questions": [color, count]}] * 7
+    return make_records(tmp_path_factory.mktemp("blind") / "test", records, [*[png()] * 6, None])
+
+
+@pytest.fixture
+def answerer(tokenizer_folder, asked, monkeypatch):
+    """Says whether its picture is blank."""
+
+    def complete(self, prompts, pictures):
+        asked.extend(prompts)
+        return [("blank" if is_blank(picture) else "seen", True) for picture in pictures]
+
+    monkeypatch.setattr(Answerer, "complete", complete)
+    return Answerer(tiny.vlm(tokenizer_folder), Prompt("v1", system=""), "stretch")
+
+
+@pytest.fixture
+def asked():
+    """The prompts that reach the model."""
+    return []
+
+
+def is_blank(picture) -> bool:
+    return picture is not None and torch.equal(picture, blank(picture))
+
+
+def test_a_blank_picture_has_the_shape_but_nothing_else(index):
+    picture = read_picture(index, 0, ImageSpec(28))
+    assert picture is not None
+    empty = blank(picture)
+    assert empty.shape == picture.shape and empty.dtype == picture.dtype and not torch.equal(empty, picture)
+    assert empty.flatten(1).unique(dim=1).tolist() == [[122], [116], [104]]
+    assert torch.equal(blank([picture, picture])[1], empty) and blank(None) is None
+
+
+def test_equal_prompts_are_computed_once(index, answerer, asked):
+    questions = read_questions(index)
+    answers = answer_blind(answerer, index, questions, 4)
+    assert answers == dict.fromkeys(range(18), "blank"), "questions without a picture are not asked"
+    assert len(asked) == 3
+    assert BlindAnswerer(answerer).spec is answerer.spec
+
+
+def test_some_whole_samples_are_asked(index):
+    questions = read_questions(index)
+    assert blind_places(index, questions) == list(range(18))
+    places = blind_places(index, questions, 4)
+    samples = [questions[n].sample for n in places]
+    assert len(places) == 6 and len(set(samples)) == 2 and sorted(samples) == samples
+    assert places == blind_places(index, questions, 4)
+    assert any(blind_places(index, questions, 4, seed) != places for seed in range(1, 5))
+
+
+def test_the_gain_is_of_the_same_questions():
+    references = [Reference(f"q{n}", (answer,), ("t",) if n else ()) for n, answer in enumerate("abcd")]
+    found = blind_scores(exact, references, ["a", "b", "A.", None], {0: "a", 2: "a", 3: "d"})
+    assert {name: found[name] for name in ("accuracy", "questions", "seen", "gain", "unchanged")} == pytest.approx(
+        {"accuracy": 2 / 3, "questions": 3, "seen": 1 / 3, "gain": -1 / 3, "unchanged": 2 / 3}
+    )
+    assert found["types"] == {"t": {"accuracy": 0.5, "questions": 2, "seen": 0.0, "gain": -0.5}}
+
+
+def test_scores_with_and_without_pictures(index, answerer):
+    questions = read_questions(index)[:18]
+    scores, summary = scores_beside_blind(answerer, index, questions, exact, 5)
+    assert scores.all["accuracy"] == pytest.approx(2 / 3)
+    blind, types = summary["blind"], summary["blind"]["types"]
+    assert (blind["accuracy"], blind["unchanged"]) == (pytest.approx(1 / 3), 0)
+    assert (types["color"]["gain"], types["count"]["gain"]) == (1, 0)
+    assert summary["replies"]["distinct"] == 1 and summary["constant"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores_beside_blind(answerer, index, read_questions(index)[18:], exact, 5)[1]["blind"] is None
