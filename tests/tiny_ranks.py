@@ -1,7 +1,8 @@
-"""Forked processes with a process group, and models that are sharded over them."""
+"""Forked processes, alone or with a process group, and models that are sharded over them."""
 
 import faulthandler
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from mmlab.model.blocks import blocks
 from mmlab.training.config import FSDPConfig
 from mmlab.training.sharding import ShardedStrategy
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """Call `work` in a fork, which has all imports done; returns its exit code, which is negative after a signal."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def ranks(

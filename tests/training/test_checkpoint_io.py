@@ -3,8 +3,8 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from mmlab.config.errors import RunError
 from mmlab.training import checkpoint_io as io
+from tests.tiny_ranks import forked
 
 FILES = (io.STATE, io.MANIFEST)
 
@@ -183,61 +184,51 @@ def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, monkeypatch, ca
     assert writer.fault is None and io.newest_whole(tmp_path, pytest.fail) == tmp_path / "step-2"
 
 
-def test_a_real_limit_on_file_size_is_such_a_fault(tmp_path):
-    script = f"""
-import resource, signal
-from pathlib import Path
-import torch
-from mmlab.training import checkpoint_io as io
-folder = Path({str(tmp_path)!r})
-writer = io.FolderCheckpointIO()
-writer.save_checkpoint({{"x": torch.zeros(10)}}, folder / "step-1")
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-writer.save_checkpoint({{"x": torch.zeros(100_000)}}, folder / "step-2")
-print(writer.fault, [p.name for p in folder.iterdir()])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "step-2 could not be written (File too large)" in done.stdout and "['step-1']" in done.stdout
+def test_a_real_limit_on_file_size_is_such_a_fault(tmp_path, capfd):
+    def fill() -> None:
+        writer = io.FolderCheckpointIO()
+        writer.save_checkpoint({"x": torch.zeros(10)}, tmp_path / "step-1")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        writer.save_checkpoint({"x": torch.zeros(100_000)}, tmp_path / "step-2")
+        assert "step-2 could not be written (File too large)" in str(writer.fault)
+
+    assert forked(fill) == 0, capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 
 POINTS = ["mkdir", "torch.save", "fsync", "manifest", "rename", "after"]
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_inside_a_save_leaves_a_whole_checkpoint(tmp_path, point):
+def test_a_kill_inside_a_save_leaves_a_whole_checkpoint(tmp_path, point, capfd):
     """SIGKILL at chosen points of a save: the checkpoint before it is found, and what is left is cleared."""
-    script = f"""
-import os, signal, sys
-from pathlib import Path
-import torch
-from mmlab.training import checkpoint_io as io
-folder, point = Path({str(tmp_path)!r}), {point!r}
-io.FolderCheckpointIO().save_checkpoint({{"step": 1}}, folder / "step-1")
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-def half(state, file):
-    file.write(b"half")
-    file.flush()
-    die()
-if point == "mkdir":
-    io.write = die
-elif point == "torch.save":
-    torch.save = half
-elif point == "fsync":
-    os.fsync = die
-elif point == "manifest":
-    io.json.dumps = die
-elif point == "rename":
-    io._replace = die
-io.FolderCheckpointIO().save_checkpoint({{"step": 2}}, folder / "step-2")
-if point == "after":
-    die()
-sys.exit("not killed")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == -9, done.stderr
+
+    def die(*args, **kwargs) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(state, file) -> None:
+        file.write(b"half")
+        file.flush()
+        die()
+
+    def save_twice() -> None:
+        io.FolderCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "step-1")
+        if point == "mkdir":
+            io.write = die
+        elif point == "torch.save":
+            torch.save = half
+        elif point == "fsync":
+            os.fsync = die
+        elif point == "manifest":
+            io.json.dumps = die
+        elif point == "rename":
+            io._replace = die
+        io.FolderCheckpointIO().save_checkpoint({"step": 2}, tmp_path / "step-2")
+        if point == "after":
+            die()
+
+    assert forked(save_twice) == -signal.SIGKILL, capfd.readouterr().err
     newest = io.newest_whole(tmp_path, pytest.fail)
     assert newest is not None and io.read(newest)["step"] == (2 if point == "after" else 1)
     assert len(list(tmp_path.glob(".draft-*"))) == (0 if point == "after" else 1)

@@ -5,11 +5,10 @@ import pickle
 import signal
 from pathlib import Path
 
-import torch
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
-from torch.multiprocessing.spawn import spawn
 
 from mmlab.training.preemption import Preempted, Signals
+from tests.tiny_ranks import ranks
 
 
 def test_what_is_raised_can_be_sent():
@@ -17,20 +16,18 @@ def test_what_is_raised_can_be_sent():
     assert (str(sent), sent.exit_code) == ("stopped", 130)
 
 
-def rank(number: int, folder: str, noted: list[tuple[int, int]]) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=2)
+def agree(number: int, folder: Path, noted: list[tuple[int, int]]) -> None:
     agreed = []
     for pair in noted:
         signals = Signals()
         signals.noted = pair[number]
         agreed.append(signals.agreed())
-    Path(folder, f"{number}.json").write_text(json.dumps(agreed))
-    torch.distributed.destroy_process_group()
+    (folder / f"{number}.json").write_text(json.dumps(agreed))
 
 
 def test_ranks_agree_and_a_new_start_is_not_hidden(tmp_path):
     term, usr1, usr2 = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
-    spawn(rank, (str(tmp_path), [(0, 0), (0, term), (usr1, term), (term, usr2)]), 2)
+    ranks(2, agree, tmp_path, [(0, 0), (0, term), (usr1, term), (term, usr2)])
     for number in range(2):
         assert json.loads((tmp_path / f"{number}.json").read_text()) == [0, term, usr1, usr2]
 
