@@ -1,6 +1,6 @@
 """The blind baseline: what a model answers if its pictures are blank, and whether its answers depend on them at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,7 @@ from mmlab.data.index import ShardIndex
 from mmlab.evaluate.answers import Answerer, answer_questions
 from mmlab.evaluate.questions import Question
 from mmlab.evaluate.scores.constant_reply import with_baselines
-from mmlab.evaluate.scores.score_table import Reference, Scorer, Scores, share
-from mmlab.evaluate.scores.scorers import matches
+from mmlab.evaluate.scores.score_table import Scorer, Scores
 from mmlab.keyed import stream
 
 
@@ -115,35 +114,6 @@ def answer_blind(
     return {places[n]: text for n, text in answers}
 
 
-def blind_scores(
-    scorer: Scorer, references: Sequence[Reference], replies: Sequence[str | None], blind: Mapping[int, str]
-) -> dict[str, Any]:
-    """The scores of blind answers beside those of the answers with pictures to the same questions.
-
-    Args:
-        scorer: of the metric.
-        references: the right answers.
-        replies: the answers with pictures.
-        blind: place of a question → its blind answer; at least one.
-
-    Returns:
-        The scores as JSON. Each row has `seen`, the main number of the answers with pictures, and `gain`, by how much
-        it is higher. `unchanged` is the share of the questions whose answer is the same with and without the picture;
-        if it is 1, the pictures are not used.
-    """
-    places = sorted(blind)
-    asked, seen = [references[n] for n in places], [replies[n] for n in places]
-    without, given = scorer([blind[n] for n in places], asked), scorer(seen, asked)
-    same = sum(matches(text or "", blind[n]) for n, text in zip(places, seen, strict=True))
-    table = without.as_json()
-    rows = [(table, given.all), *((table["types"][name], row) for name, row in given.types.items())]
-    for row, other in rows:
-        low, high = row.get(without.main), other.get(without.main)
-        row["seen"] = high
-        row["gain"] = None if low is None or high is None else high - low
-    return {**table, "unchanged": share(same, len(places))}
-
-
 def scores_beside_blind(
     answerer: Answerer,
     index: ShardIndex,
@@ -163,8 +133,8 @@ def scores_beside_blind(
         bad: where samples are counted that cannot be used.
 
     Returns:
-        The scores, and as JSON with `constant` and `replies` (see `with_baselines`) and `blind` (see `blind_scores`;
-        None if no question has a picture).
+        The scores, and as JSON with `constant` and `replies`, and `blind` if a question has a picture; see
+        `with_baselines`.
     """
     answers = dict(answer_questions(answerer, index, questions, batch_size, bad))
     places = sorted(answers)
@@ -172,5 +142,4 @@ def scores_beside_blind(
     references = [question.reference for question in questions]
     scores = scorer(replies, references)
     blind = answer_blind(answerer, index, questions, batch_size)
-    beside = blind_scores(scorer, references, replies, blind) if blind else None
-    return scores, {**scores.as_json(), "blind": beside, **with_baselines(scorer, replies, references)}
+    return scores, {**scores.as_json(), **with_baselines(scorer, replies, references, blind=blind)}

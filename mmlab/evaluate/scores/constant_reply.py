@@ -1,16 +1,18 @@
-"""What one reply to every question would score, and how varied a model's replies are.
+"""What replies without pictures score: the same reply to all questions of a type, and the model's own, blind.
 
-A model that ignores its images can score high where right answers are alike; these numbers beside a score show it.
+A model that ignores its pictures can score high where right answers are alike; these numbers beside a score show it,
+and how varied its replies are.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmlab.evaluate.scores.score_table import BASELINES, Reference, Scorer, share, show
-from mmlab.evaluate.scores.scorers import normalized
+from mmlab.evaluate.scores.score_table import BASELINES, UNTYPED, Reference, Scorer, share, show
+from mmlab.evaluate.scores.scorers import matches, normalized
 
 CANDIDATES = 16  # of the commonest right answers, and as many spread over the others
+LEAST = 10  # right answers of a type from which it gets a reply of its own
 TRIED_ON = 300  # references that candidates are compared on, because scoring captions is slow
 
 
@@ -19,6 +21,7 @@ def with_baselines(
     replies: Sequence[str | None],
     references: Sequence[Reference],
     training: Sequence[Reference] | None = None,
+    blind: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """The numbers that belong beside the scores of replies.
 
@@ -26,13 +29,43 @@ def with_baselines(
         scorer: of the metric.
         replies: of the model.
         references: the right answers to the same questions.
-        training: right answers of the training set, from which the constant reply is taken; None: `references`.
+        training: right answers of the training set, from which constant replies are taken; None: `references`.
+        blind: place of a question → the model's reply to it without its picture.
 
     Returns:
-        `constant`: the scores of the reply that scores best when it is given to every question, with its text as
-        `reply`; `replies`: see `variety`.
+        `constant`: the scores of one reply to all questions of a type (the first one that a reference has), the best
+        one, with the texts by type as `replies`, and as `reply` if all are the same; `replies`: see `variety`;
+        `blind`: see `blind_scores`, if there is a blind reply.
     """
-    return {"constant": _best_constant(scorer, replies, references, training), "replies": variety(replies)}
+    table = {"constant": _constant(scorer, replies, references, training), "replies": variety(replies)}
+    return {**({"blind": blind_scores(scorer, references, replies, blind)} if blind else {}), **table}
+
+
+def blind_scores(
+    scorer: Scorer, references: Sequence[Reference], replies: Sequence[str | None], blind: Mapping[int, str]
+) -> dict[str, Any]:
+    """The scores of blind replies beside those of the replies with pictures to the same questions.
+
+    Args:
+        scorer: of the metric.
+        references: the right answers.
+        replies: the replies with pictures.
+        blind: place of a question → its blind reply; at least one.
+
+    Returns:
+        The scores as JSON. Each row has `seen`, the main number of the replies with pictures, and `gain`, by how much
+        it is higher. `unchanged` is the share of the questions whose reply is the same with and without the picture;
+        if it is 1, the pictures are not used.
+    """
+    places = sorted(blind)
+    asked, seen = [references[n] for n in places], [replies[n] for n in places]
+    without, given = scorer([blind[n] for n in places], asked), scorer(seen, asked)
+    for row, other in [(without.all, given.all), *((row, given.types[name]) for name, row in without.types.items())]:
+        low, high = row.get(without.main), other.get(without.main)
+        row["seen"] = high
+        row["gain"] = None if low is None or high is None else high - low
+    same = sum(matches(text or "", blind[n]) for n, text in zip(places, seen, strict=True))
+    return {**without.as_json(), "unchanged": share(same, len(places))}
 
 
 def variety(replies: Sequence[str | None]) -> dict[str, Any]:
@@ -59,23 +92,52 @@ def beside(main: str, summary: dict[str, Any]) -> str:
     return "; ".join(filter(None, [*rows, varied]))
 
 
-def _best_constant(
+def _constant(
     scorer: Scorer,
     replies: Sequence[str | None],
     references: Sequence[Reference],
     training: Sequence[Reference] | None,
 ) -> dict[str, Any]:
-    candidates = _candidates(references if training is None else training)
+    learned = references if training is None else training
+    known: dict[str, list[Reference]] = {}
+    for reference in learned:
+        known.setdefault(_first_type(reference), []).append(reference)
+    types: dict[str, list[int]] = {}
+    for n, reference in enumerate(references):
+        types.setdefault(_first_type(reference), []).append(n)
     # The model's commonest reply, too: no model that always says the same looks better than this baseline.
-    candidates = list(dict.fromkeys([*candidates, variety(replies)["commonest"]]))
+    everywhere = _best(scorer, references, [*_candidates(learned), _usual(replies)])
+    best = dict.fromkeys(types, everywhere)
+    for name, places in types.items():
+        if len(types) > 1 and len(known.get(name, [])) >= LEAST:
+            candidates = [*_candidates(known[name]), _usual([replies[n] for n in places]), everywhere]
+            best[name] = _best(scorer, [references[n] for n in places], candidates)
+    # Numbers such as F1 are no means over types, and may be lower with the best reply of each.
+    options = [best, dict.fromkeys(types, everywhere)]
+    scores = [scorer([texts[_first_type(one)] for one in references], references) for texts in options]
+    n = max(range(2), key=lambda n: scores[n].all[scores[n].main] or 0.0)
+    texts = {name or UNTYPED: text for name, text in options[n].items()}
+    same = {"reply": everywhere} if set(texts.values()) == {everywhere} else {}
+    return {**same, "replies": texts, **scores[n].as_json()}
+
+
+def _first_type(reference: Reference) -> str:
+    return reference.types[0] if reference.types else ""
+
+
+def _usual(replies: Sequence[str | None]) -> str:
+    return str(variety(replies)["commonest"])
+
+
+def _best(scorer: Scorer, references: Sequence[Reference], candidates: Sequence[str]) -> str:
+    """The candidate that scores best as the reply to all questions."""
     some = _some(references)
 
     def value(reply: str) -> float:
         scores = scorer([reply] * len(some), some)
         return scores.all[scores.main] or 0.0
 
-    best = max(candidates, key=value)
-    return {"reply": best, **scorer([best] * len(references), references).as_json()}
+    return max(dict.fromkeys(candidates), key=value)
 
 
 def _candidates(references: Sequence[Reference]) -> list[str]:

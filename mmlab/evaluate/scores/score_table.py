@@ -15,8 +15,11 @@ POINTS = (
     *("perplexity", "loss"),
 )
 """Numbers that are not shares."""
-BASELINES = ("blind", "constant")
-"""Scores of replies without images: the commonest answer to each question in training, and one reply to all."""
+BASELINES = ("blind", "question_only", "constant")
+"""Scores of replies without pictures: the model's own to blank ones, the commonest answer to each question in training,
+and one reply to all questions of a type."""
+UNTYPED = "(none)"
+"""The row of questions without a type, where others have one."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Reference:
     Attributes:
         key: its id in errors and files.
         answers: the right answers; several if several people answered or wrote captions.
-        types: the rows of the table in which it counts, besides the first.
+        types: the rows of the table in which it counts, besides the first; see `UNTYPED`.
         picture: id of the image; questions about one image may be scored together.
         choices: number of letters to choose from; 0 for an open question.
     """
@@ -83,9 +86,10 @@ def rows_of(
     """
     places: dict[str, list[int]] = {}
     for n, reference in enumerate(references):
-        for name in reference.types:
+        for name in reference.types or (UNTYPED,):
             places.setdefault(name, []).append(n)
-    names = sorted(places) if order is None else order
+    typed = any(reference.types for reference in references)
+    names = order if order is not None else sorted(places, key=lambda name: (name == UNTYPED, name)) if typed else ()
     return row(list(range(len(references)))), {name: row(places.get(name, [])) for name in names}
 
 
@@ -94,24 +98,39 @@ def share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def table(scores: dict[str, Any], main: str = "accuracy") -> str:
-    """Scores as a text table, a row for each type.
+def cells_of(scores: dict[str, Any], main: str = "accuracy", short: bool = False) -> list[list[str]]:
+    """A table of scores: the names of its columns, then a row for all questions and one for each type.
 
-    `BASELINES` among the scores are last columns with their main number.
+    Args:
+        scores: as JSON. `BASELINES` among them are further columns with their main number, and `gain`, by how much the
+            main number is higher than that of blind replies to the same questions.
+        main: name of the main number.
+        short: leave out the other numbers.
     """
     baselines = {name: scores[name] for name in BASELINES if scores.get(name)}
-    rows = [("all", scores, list(baselines.values()))]
-    for name, row in scores["types"].items():
-        rows.append((name, row, [baseline["types"].get(name, {}) for baseline in baselines.values()]))
-    columns = [name for name in _columns(scores) if name != "questions"]
-    width = max(14, *(len(name) + 2 for name, *_ in rows))
-    head = f"{'':<{width}}{'questions':>10}" + "".join(f"{_head(name):>{_width(name)}}" for name in columns)
-    lines = [head + "".join(f"{name:>10}" for name in baselines)]
-    for name, row, others in rows:
-        cells = "".join(f"{show(column, row.get(column)):>{_width(column)}}" for column in columns)
-        tail = "".join(f"{show(main, other.get(main)):>10}" for other in others)
-        lines.append(f"{name:<{width}}{row['questions']:>10,}{cells}{tail}")
-    return "\n".join(lines)
+    columns = [name for name in _columns(scores) if name != "questions" and (name == main or not short)]
+    gain = ["gain"] if "gain" in baselines.get("blind", {}) else []
+    rows = [["", "questions", *(name.replace("_", " ") for name in [*columns, *baselines, *gain])]]
+    for name, row in {"all": scores, **scores["types"]}.items():
+        others = [one if row is scores else one["types"].get(name, {}) for one in baselines.values()]
+        numbers = [show(column, row.get(column)) for column in columns]
+        numbers += [show(main, other.get(main)) for other in others]
+        numbers += [_signed(main, others[0].get("gain")) for _ in gain]
+        rows.append([name, f"{row['questions']:,}", *numbers])
+    return rows
+
+
+def table(scores: dict[str, Any], main: str = "accuracy") -> str:
+    """`cells_of` as text."""
+    rows = cells_of(scores, main)
+    first = max(14, *(len(row[0]) + 2 for row in rows))
+    widths = [max(10, len(name) + 2) for name in rows[0][1:]]
+    numbers = ["".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True)) for row in rows]
+    return "\n".join(f"{row[0]:<{first}}{line}" for row, line in zip(rows, numbers, strict=True))
+
+
+def _signed(main: str, gain: float | None) -> str:
+    return show(main, gain) if gain is None or gain < 0 else f"+{show(main, gain)}"
 
 
 def show(name: str, value: float | int | None) -> str:
@@ -128,14 +147,6 @@ def _columns(scores: dict[str, Any]) -> list[str]:
     for row in (scores, *scores["types"].values()):
         names |= {name: None for name, value in row.items() if value is None or isinstance(value, int | float)}
     return list(names)
-
-
-def _head(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _width(name: str) -> int:
-    return max(10, len(name) + 2)
 
 
 def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
