@@ -153,29 +153,29 @@ class Case:
     hold_reduction: bool = False
     checkpoint: bool = False
     ema: bool = False
-    steps: int = 20
+    steps: int = 4
 
 
 CASES = {
-    "contrastive": Case("contrastive", micro_batch=2, steps=8),
-    "qformer_pretraining": Case("qformer_pretraining", steps=8),
-    "align": Case("align", micro_batch=1, hold_reduction=True, steps=8),
-    "finetune": Case("finetune", micro_batch=1, ema=True, steps=8),
-    "vision": Case("vision", micro_batch=1, hold_reduction=True, steps=4),
-    "qformer": Case("qformer", steps=5),
-    "qformer_align": Case("qformer_align", whole_below=10**6, steps=5),
+    "contrastive": Case("contrastive", micro_batch=2),
+    "qformer_pretraining": Case("qformer_pretraining"),
+    "align": Case("align", micro_batch=1, hold_reduction=True),
+    "finetune": Case("finetune", micro_batch=1, ema=True),
+    "vision": Case("vision", micro_batch=1, hold_reduction=True, steps=3),
+    "qformer": Case("qformer", steps=3),
+    "qformer_align": Case("qformer_align", whole_below=10**6, steps=3),
     "language": Case("language", checkpoint=True),
-    "lora": Case("lora", steps=8),
+    "lora": Case("lora"),
     "dit": Case("dit", ema=True),
-    "unet": Case("unet", checkpoint=True, steps=6),
-    "prior": Case("prior", micro_batch=2, steps=6),
-    "kl": Case("kl", steps=8),
-    "vq": Case("vq", steps=6),
-    "vq_ema": Case("vq_ema", steps=6),
+    "unet": Case("unet", checkpoint=True, steps=3),
+    "prior": Case("prior", micro_batch=2, steps=3),
+    "kl": Case("kl", steps=6),
+    "vq": Case("vq"),
+    "vq_ema": Case("vq_ema"),
     "odd": Case("odd"),
-    "mixed": Case("finetune", precision="bf16-mixed", steps=6),
+    "mixed": Case("finetune", precision="bf16-mixed"),
     "mixed_vq": Case("vq", precision="bf16-mixed", steps=3),
-    "half": Case("finetune", precision="bf16-true", steps=6),
+    "half": Case("finetune", precision="bf16-true"),
     "half_lora": Case("lora", precision="bf16-true", steps=3),
 }
 
