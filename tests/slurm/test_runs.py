@@ -37,19 +37,17 @@ def test_a_run_as_a_job(uninterrupted):
     assert len(logged_steps(uninterrupted)) == len(set(logged_steps(uninterrupted))) == STEPS
 
 
-@pytest.mark.parametrize("script", ["one_node", "many_nodes"])
-def test_a_signal_requeues_the_job_and_the_run_is_resumed(desk: Desk, uninterrupted, script):
+def test_a_signal_requeues_the_job_and_the_run_is_resumed(desk: Desk, uninterrupted):
     """On one node with two tasks, `many_nodes` is the run of `one_node` with gloo's DDP."""
-    ranks = {"one_node": 1, "many_nodes": 2}[script]
-    options = ["--nodes=1", "--gpus-per-node=0", f"--ntasks-per-node={ranks}"]
-    job = desk.submit(*options, *ARGS, f"run.root={script}", "logger=wandb", script=script, pause=0.5)
-    run = desk.folder / script / uninterrupted.name
+    options = ["--nodes=1", "--gpus-per-node=0", "--ntasks-per-node=2"]
+    job = desk.submit(*options, *ARGS, "run.root=signal", "logger=wandb", script="many_nodes", pause=0.5)
+    run = desk.folder / "signal" / uninterrupted.name
     wait_for_steps(job, run)
     job.signal("USR2")
     job.start_again()
     assert job.ended() == "COMPLETED", job.log()
     assert interrupted(run)
-    same_run(run, uninterrupted, ranks)
+    same_run(run, uninterrupted, ranks=2)
     # One wandb run in a segment for each start: offline-run-<time>-<id>.
     segments = [folder.name.split("-", 3)[3] for folder in run.glob("wandb/offline-run-*")]
     assert segments == [(run / "wandb_id").read_text().strip()] * 2
@@ -81,12 +79,10 @@ def test_a_terminated_job_is_not_requeued_and_the_same_command_resumes_it(desk: 
     same_run(run, uninterrupted)
 
 
-# SLURM sends SIGTERM without preempt_send_user_signal.
-@pytest.mark.parametrize("name", ["USR2", "TERM"])
-def test_a_preempted_job_is_resumed(desk: Desk, uninterrupted, name):
-    root = f"preempted-{name}"
-    job = desk.submit(f"--signal={name}@120", "--partition=low", "--exclusive", *ARGS, f"run.root={root}", pause=0.5)
-    run = desk.folder / root / uninterrupted.name
+def test_a_preempted_job_is_resumed(desk: Desk, uninterrupted):
+    """SIGTERM is what SLURM sends without preempt_send_user_signal; the sharded job below gets SIGUSR2."""
+    job = desk.submit("--signal=TERM@120", "--partition=low", "--exclusive", *ARGS, "run.root=preempted", pause=0.5)
+    run = desk.folder / "preempted" / uninterrupted.name
     wait_for_steps(job, run)
     urgent = Job(desk, desk.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=true"))
     assert urgent.ended() == "COMPLETED"
