@@ -1,5 +1,6 @@
 """Samples become batches: dialogues about images, and images paired with captions."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
+from mmlab.data.class_texts import class_name, class_text
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.conversation import Segment, check_tokenizer, check_vocabulary, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of, conversations_of
@@ -175,9 +177,8 @@ class PairCollate:
         image: how images are decoded.
         frame: ids that begin and end a caption, in place of the tokenizer's special tokens; a cut one has both.
         vocabulary: tokens that the text encoder has, if the tokenizer may have more.
+        class_prompt: makes a caption of a sample's class where the record has none, see `class_text`.
     """
-
-    members: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -186,12 +187,15 @@ class PairCollate:
         image: ImageSpec,
         frame: tuple[int, int] | None = None,
         vocabulary: int | None = None,
+        class_prompt: str | None = None,
     ):
         self.config = config
         self.tokenizer = tokenizer
         self.image: ImageSpec | None = image
         self.frame = frame
         self.vocabulary = vocabulary
+        self.class_prompt = class_prompt
+        self.members: tuple[str, ...] = () if class_prompt is None else ("cls",)
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tokenize the caption; of several, the one drawn by the sample's seed.
@@ -201,34 +205,46 @@ class PairCollate:
         """
         caption = caption_of(sample.record, sample.seed)
         if caption is None:
-            raise SampleError("no-caption", "The record has no caption.")
+            caption = self._class_caption(sample)
         if sample.image is None:
             raise SampleError("no-picture", "The sample has no image.")
-        ids, cut = self._tokens(caption)
-        check_vocabulary(ids, self.vocabulary, self.tokenizer)
+        ids, cut = self.tokens(caption)
         image = _crop(sample.image, sample.seed) if self.config.augment else sample.image
         return Prepared((image, ids), {"truncated": int(cut), "tokens": len(ids), "pictures": 1})
 
-    def _tokens(self, caption: str) -> tuple[list[int], bool]:
-        """A caption's ids, as many as fit, and whether it was cut."""
-        length = self.config.max_length
+    def _class_caption(self, sample: Sample) -> str:
+        """Raises SampleError without a class, or without a prompt for it."""
+        name = class_name(sample.record, sample.members)
+        if self.class_prompt is not None and name is not None:
+            return class_text(self.class_prompt, name)
+        hint = "" if name is None else "; \"stage.class_prompt='a photo of a {}.'\" makes one of its class"
+        raise SampleError("no-caption", f"The record has no caption{hint}.")
+
+    def tokens(self, caption: str) -> tuple[list[int], bool]:
+        """A caption's ids, as many as fit, and whether it was cut; raises what `check_vocabulary` raises."""
+        length, cut = self.config.max_length, False
         ids = list(self.tokenizer(caption, add_special_tokens=self.frame is None, verbose=False)["input_ids"])
         if self.frame is not None:
             begin, end = self.frame
-            return [begin, *ids[: length - 2], end], len(ids) > length - 2
-        if len(ids) <= length:
-            return ids, False
-        return list(self.tokenizer(caption, truncation=True, max_length=length)["input_ids"]), True
+            ids, cut = [begin, *ids[: length - 2], end], len(ids) > length - 2
+        elif len(ids) > length:
+            ids, cut = list(self.tokenizer(caption, truncation=True, max_length=length)["input_ids"]), True
+        check_vocabulary(ids, self.vocabulary, self.tokenizer)
+        return ids, cut
 
     def batch(self, contents: list[tuple[Tensor, list[int]]]) -> dict[str, Any]:
         """Pad captions to the longest: a `PairBatch`."""
         images, captions = zip(*contents, strict=True)
+        return {"pixel_values": torch.stack(images), **self.padded(captions)}
+
+    def padded(self, captions: Sequence[list[int]]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of captions, padded to the longest."""
         shape = len(captions), max(map(len, captions))
         ids, mask = torch.full(shape, pad_id(self.tokenizer)), torch.zeros(shape, dtype=torch.int64)
         for i, caption in enumerate(captions):
             ids[i, : len(caption)] = torch.tensor(caption)
             mask[i, : len(caption)] = 1
-        return {"pixel_values": torch.stack(images), "input_ids": ids, "attention_mask": mask}
+        return {"input_ids": ids, "attention_mask": mask}
 
 
 def _crop(image: Tensor, seed: int) -> Tensor:

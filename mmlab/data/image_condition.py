@@ -1,13 +1,14 @@
 """Class or caption of an image, which a generative model is conditioned on."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmlab.class_names import class_index
 from mmlab.config.errors import nearest
+from mmlab.data.class_texts import class_name
 from mmlab.data.conversation import check_vocabulary, pad_id
 from mmlab.data.dialogues import caption_of
 from mmlab.data.sample_types import Sample, SampleError
@@ -69,12 +70,10 @@ class Conditioning:
 
     def _label(self, sample: Sample, labels: Sequence[str]) -> int:
         """The class's number, see `class_index`."""
-        name: Any = sample.record.get("class")
-        if name is None and "cls" in sample.members:
-            name = sample.members["cls"].decode(errors="replace").strip()
-        if name is None:
+        text = class_name(sample.record, sample.members)
+        if text is None:
             raise SampleError("no-class", "The record has no class, and there is no .cls member.")
-        if (text := str(name)) not in self._numbers:
+        if text not in self._numbers:
             try:
                 self._numbers[text] = class_index(text, labels)
             except ValueError as error:

@@ -85,6 +85,12 @@ class DualEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors `[B, E]` of the images and of the texts."""
-        image = self.vision_head(self.vision(pixel_values).mean(1))
-        text = self.text_head(self.text(input_ids, attention_mask))
-        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        return self.encode_images(pixel_values), self.encode_texts(input_ids, attention_mask)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Return unit vectors `[B, E]`."""
+        return F.normalize(self.vision_head(self.vision(pixel_values).mean(1)).float(), dim=-1)
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return unit vectors `[B, E]`."""
+        return F.normalize(self.text_head(self.text(input_ids, attention_mask)).float(), dim=-1)

@@ -106,6 +106,17 @@ class ImageTextQFormer(nn.Module):
         queries, text = self._read("contrast", features_BPV, input_ids_BT, mask_BT)
         return self.contrast(queries, text[:, 0])
 
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Return unit vectors `[B, Q, E]`, of which the one most similar to a text counts; see `QueryContrast`."""
+        queries = self.qformer(self.vision(pixel_values))
+        return F.normalize(self.contrast.picture(queries).float(), dim=-1)
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return unit vectors `[B, E]`; the texts see no image."""
+        nothing = self.contrast.picture.weight.new_zeros(len(input_ids), 1, self.vision.width)
+        _, text = self._read("contrast", nothing, input_ids, attention_mask)
+        return F.normalize(self.contrast.text(text[:, 0]).float(), dim=-1)
+
     def matches(self, features_BPV: Tensor, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Return logits `[B, 2]` of whether image and text are a pair (index 1); all positions attend to all."""
         queries, _ = self._read("match", features_BPV, input_ids_BT, mask_BT)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING, OmegaConf
 
 from mmlab.config.fields import Settings, choice, entries, number
+from mmlab.data.class_texts import check_prompt
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig, Prompt
 from mmlab.training.config import LoRAConfig
 
@@ -58,14 +59,26 @@ class LanguagePretrainingConfig(NextTokenStageConfig):
 
 
 @dataclass
-class ContrastivePretrainingConfig(StageConfig):
+class PairStageConfig(StageConfig):
+    """Of stages that compare the images of a micro-batch with its captions."""
+
     compares_samples: ClassVar[bool] = True
+    # The caption of a sample that has a class and no caption, such as 'a photo of a {}.'; null: such a sample is bad.
+    class_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_prompt is not None:
+            check_prompt(self.class_prompt, "stage.class_prompt")
+
+
+@dataclass
+class ContrastivePretrainingConfig(PairStageConfig):
     _target_: str = "mmlab.stage.contrastive.ContrastivePretraining"
 
 
 @dataclass
-class QFormerPretrainingConfig(StageConfig):
-    compares_samples: ClassVar[bool] = True
+class QFormerPretrainingConfig(PairStageConfig):
     _target_: str = "mmlab.stage.qformer_pretraining.QFormerPretraining"
 
 

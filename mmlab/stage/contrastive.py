@@ -31,7 +31,9 @@ class ContrastivePretraining(Stage):
         if data.pack:
             raise ConfigError("stage=contrastive compares whole images and captions; data.pack=true does not apply.")
         text, image = self.model.text, ImageSpec(self.model.vision.image_size, data.aspect)
-        return PairCollate(data, text.tokenizer, image, vocabulary=text.vocabulary)
+        return PairCollate(
+            data, text.tokenizer, image, vocabulary=text.vocabulary, class_prompt=self.config.class_prompt
+        )
 
     def similarities(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Return (logits `[B, B]` of image i against text j, bool `[B, B]` whether they match)."""

@@ -41,7 +41,8 @@ class QFormerPretraining(Stage):
         if length < 3:
             raise ConfigError(f"data.max_length={length} has no room for a word between the begin and end tokens.")
         image = ImageSpec(self.model.vision.image_size, data.aspect)
-        return PairCollate(data, self.model.tokenizer, image, self.model.frame)
+        prompt = self.config.class_prompt
+        return PairCollate(data, self.model.tokenizer, image, self.model.frame, class_prompt=prompt)
 
     def losses(self, batch: PairBatch, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Return ({itc, itm, itg}, how often an image's most similar caption of the batch is its own).

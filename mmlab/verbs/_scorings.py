@@ -33,6 +33,7 @@ from mmlab.training.artifacts import content_hashes
 from mmlab.training.config import HardwareConfig
 from mmlab.training.trainer import place
 from mmlab.verbs._generators import check_guidance, generator_of, generator_settings
+from mmlab.verbs._matching import score_matching
 
 ANSWER_TOKENS = AnswerQualityConfig.max_new_tokens
 REASONING_TOKENS = 1024  # the answer comes last; as in LLaVA's published evaluation of ScienceQA
@@ -181,6 +182,7 @@ SCORINGS = {
     "answers": score_answers,
     "describes": score_descriptions,
     "writes": score_texts,
+    "compares": score_matching,
     "reconstructs": score_first_stage,
     "draws": score_generator,
 }

@@ -109,7 +109,12 @@ class EvalConfig(DrawConfig):
     batch_size: int = number(64, above=0)
     max_new_tokens: int | None = number(None, above=0)  # None: 64 for answers, 1024 for ScienceQA, 300 for descriptions
     limit: int | None = number(None, above=0)  # maximal number of questions or images
-    features: str | None = None  # network for FID and KID: a run of stage=contrastive, or inception
+    # Of a model that compares images and texts: names of the classes, in the order of their numbers; empty: those of
+    # the data. And texts with {} for the class; empty: the run's class_prompt, or 'a photo of a {}.'.
+    classes: list[str] = field(default_factory=list)
+    class_prompts: list[str] = field(default_factory=list)
+    # Network for FID and KID: a run of stage=contrastive, inception, or another model's folder or name on the hub.
+    features: str | None = None
     samples: int = number(1000, above=1)  # number of samples from a generative model
     candidates: int = number(1, above=0)  # samples per accepted sample in classifier rejection; 1: no rejection
     classifier: str | None = None  # network of the classifier; None: as features, which biases FID and KID

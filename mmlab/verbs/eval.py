@@ -25,6 +25,8 @@ def evaluate(cfg: DictConfig) -> None:
     metric=captions also BLEU, ROUGE-L and CIDEr-D. template=minigpt4 uses the prompt of MiniGPT-4's stage 2.
     describe=false (or types, or data.blind_from) asks the questions in the data instead.
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
+    A model that compares images and texts: recall of captions and images, and accuracy of classes by their names.
+      mmlab eval run=llava-vision_tiny data.path=data/shapes/test 'class_prompts=["a picture of a {}."]'
     A language model: the perplexity of the answers, per type.
       mmlab eval run=llava-language_tiny data.path=data/shapes/test
     A model that reconstructs images: PSNR, SSIM, rFID. data.train_from is training data for a PCA baseline.
@@ -53,7 +55,7 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
     """
     from mmlab.config.errors import ConfigError
 
-    if kind in ("reconstructs", "draws", "writes"):
+    if kind in ("reconstructs", "draws", "writes", "compares"):
         return kind
     if kind not in ("answers", "describes"):
         raise ConfigError(f"{cfg.run} neither answers questions nor makes images; there is nothing to score.")
@@ -73,10 +75,15 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
     """
     from mmlab.config.errors import ConfigError
 
-    if kind == "writes":
+    if kind in ("writes", "compares"):
         refused = ("metric", "describe", "template", "max_new_tokens", "data.blind_from")
         if keys := [key for key in refused if OmegaConf.select(cfg, key) is not None]:
-            raise ConfigError(f"{cfg.run} is a language model, whose score is its perplexity; leave out {keys[0]}.")
+            what = "is a language model, whose score is its perplexity"
+            what = what if kind == "writes" else "compares images and texts, and is scored by what it finds"
+            raise ConfigError(f"{cfg.run} {what}; leave out {keys[0]}.")
+    for key in ("classes", "class_prompts"):
+        if cfg[key] and kind != "compares":
+            raise ConfigError(f"{key} applies only to models that compare images and texts, and {cfg.run} does not.")
     if cfg.metric is not None and kind in ("draws", "reconstructs"):
         raise ConfigError(f"metric={cfg.metric} applies to answers and descriptions; {cfg.run} makes pictures.")
     if cfg.metric is not None and (cfg.metric == "captions") != (kind == "describes"):

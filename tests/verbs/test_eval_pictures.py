@@ -77,7 +77,7 @@ def test_a_diffusion_model(work, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["run=eye"], "neither answers questions nor makes images"),
+        (["run=denoiser", "features=eye", "classes=[a,b]"], "classes applies only to models that compare images"),
         (["run=denoiser"], "set features to a run of stage=contrastive"),
         (["run=denoiser", "features=ey"], "Did you mean 'eye'?"),
         (["run=denoiser", "features=eye", "sampler=dimm"], "Did you mean 'ddim'?"),
