@@ -54,8 +54,9 @@ def single_rows(batch: dict, model: VisionLanguageModel, image_token: int) -> di
     rows, labels, pictures = [], [], []
     for row in range(len(batch["input_ids"])):
         segments, contexts = batch["segment_ids"][row], batch["context_ids"][row]
-        picture = next(n for n, (r, _) in enumerate(batch["image_positions"].tolist()) if r == row)
-        start = int(batch["image_positions"][picture, 1])
+        place = next(n for n, (r, _) in enumerate(batch["image_positions"].tolist()) if r == row)
+        picture = int(batch["image_features"][place]) // model.vision.tokens_per_image
+        start = int(batch["image_positions"][place, 1])
         ids = batch["input_ids"][row].clone()
         ids[start : start + model.vision.tokens_per_image] = image_token
         for segment in range(1, int(segments.max()) + 1):

@@ -61,7 +61,7 @@ class LocalModel:
         dialogue = [Turn(ROLES[turn["role"]], turn["content"]) for turn in turns]  # type: ignore[arg-type]
         tokenizer = self.language.tokenizer
         prompt = Prompt(self.settings["template"], pictures="none", system=system)
-        tokens = chat_prompt(dialogue, prompt, tokenizer, None).input_ids
+        tokens = chat_prompt(dialogue, prompt, tokenizer).input_ids
         try:
             check_vocabulary(tokens, self.language.vocabulary, tokenizer)
         except SampleError as error:

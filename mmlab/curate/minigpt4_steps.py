@@ -6,15 +6,12 @@ Each takes rows, yields rows and depends on nothing but its arguments.
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from mmlab.curate.client import Client, Message, NoReply, unanswered_error
 from mmlab.curate.journal import Row
 from mmlab.curate.rules import caught_by
 from mmlab.data.formats import IMAGE_EXTENSIONS
-from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.sample_types import Picture, SampleError
 from mmlab.data.turns import Turn
 
 
@@ -24,19 +21,18 @@ class Describer(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
-    @property
-    def spec(self) -> ImageSpec: ...
+    def decode(self, files: Sequence[bytes], /) -> Sequence[Picture]: ...
 
-    def __call__(self, dialogues: Sequence[list[Turn]], images: Sequence[Tensor | None], /) -> list[str]: ...
+    def __call__(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Sequence[Picture]], /) -> list[str]: ...
 
-    def ask(self, question: str, image: Tensor | None, /) -> list[Turn]: ...
+    def ask(self, question: str, pictures: int, /) -> list[Turn]: ...
 
 
 def describe(rows: Sequence[Row], describer: Describer, index: ShardIndex, instruction: str) -> Iterator[Row]:
     """Step 1, on one batch: `text` and its `tokens` for each image; an unreadable image is a fault."""
     images = _images(rows, describer, index)
-    readable = {key: image for key, image in images.items() if isinstance(image, Tensor)}
-    dialogues = [describer.ask(instruction, image) for image in readable.values()]
+    readable = {key: image for key, image in images.items() if not isinstance(image, SampleError)}
+    dialogues = [describer.ask(instruction, len(image)) for image in readable.values()]
     texts = describer(dialogues, list(readable.values())) if readable else []
     described = dict(zip(readable, texts, strict=True))
     for row in rows:
@@ -54,7 +50,7 @@ def continue_short(
     short = [row for row in rows if row["tokens"] <= up_to]
     images = list(_images(short, describer, index).values())
     dialogues = [
-        [*describer.ask(instruction, image), Turn("gpt", row["text"]), Turn("human", continuation)]
+        [*describer.ask(instruction, len(image)), Turn("gpt", row["text"]), Turn("human", continuation)]
         for row, image in zip(short, images, strict=True)
     ]
     texts = describer(dialogues, images) if short else []
@@ -107,12 +103,12 @@ def sift(rows: Sequence[Row], rules: Sequence[str]) -> Iterator[Row]:
 
 
 def _images(rows: Sequence[Row], describer: Describer, index: ShardIndex) -> dict[str, Any]:
-    """key → the image, uint8 `[3, H, W]`, or the SampleError that tells why it is unreadable."""
+    """key → the image, as the list that `Describer` takes, or the SampleError that tells why it is unreadable."""
     images: dict[str, Any] = {}
     for row in rows:
         try:
             (data, *_) = index.read(row["sample"], IMAGE_EXTENSIONS).values()
-            images[row["key"]] = decode_image(data, describer.spec)
+            images[row["key"]] = describer.decode([data])
         except SampleError as error:
             images[row["key"]] = error
     return images

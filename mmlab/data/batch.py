@@ -1,4 +1,7 @@
-"""The batches that stages receive. Legend: B rows, T tokens, N images, H/W pixels, C/h/w sizes of latents.
+"""The batches that stages receive.
+
+Legend: B rows, T tokens, N pictures, K tiles (a square picture is one), P features of a tile, M places of pictures,
+H/W pixels, C/h/w sizes of latents.
 
 The reader adds `keys` (one per sample), `stats` (counters per source) and `bad` (replaced samples) to every batch.
 """
@@ -23,9 +26,10 @@ class ChatBatch(TypedDict):
     segment_ids: Tensor  # int64 [B, T]; 0 = padding
     context_ids: Tensor  # int64 [B, T]; 0 = none
     labels: Tensor  # int64 [B, T]; IGNORE where there is no loss, else the token at this place
-    pixel_values: Tensor  # uint8 [N, 3, H, W]
-    image_positions: Tensor  # int64 [N, 2]: row and first token of each image
-    image_keys: list[str]  # N, one per image, unique over all shards
+    pixel_values: Tensor  # uint8 [K, 3, H, W]; the tiles of all pictures
+    image_positions: Tensor  # int64 [M, 2]: row and column of each place of a picture
+    image_features: Tensor  # int64 [M]: which of the K * P features each place takes; K * P stands for the newline
+    image_keys: list[str]  # K, one per tile, unique over all shards
     packed: bool  # whether a row has more than one segment; set by the stage, on the host
     keys: list[str]
     stats: dict[str, dict[str, int]]

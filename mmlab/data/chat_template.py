@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,7 +47,6 @@ class ChatTemplate:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         system: str | None,
-        image: bool,
         answer: bool,
     ) -> Rendered:
         """See `render`; with `system` None or empty, the chat template writes its own system message."""
@@ -58,7 +57,11 @@ class ChatTemplate:
         rendered = Rendered(frame[0])
         for i, (text, after) in enumerate(zip(texts, frame[1:], strict=True)):
             if i % 2 == 0:
-                rendered.ask(text, image and i == 0)
+                first, *later = replace(dialogue[i], text=text).pieces
+                rendered.say(first)
+                for piece in later:
+                    rendered.show()
+                    rendered.say(piece)
                 rendered.say(after.removesuffix(gap))
                 continue
             if i == len(texts) - 1 and not answer:

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.class_texts import class_name, class_text
-from mmlab.data.config import ImageTextDataConfig, Prompt
+from mmlab.data.config import ANYRES, ASPECTS, ImageTextDataConfig, Prompt
 from mmlab.data.conversation import Segment, check_tokenizer, check_vocabulary, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of, conversations_of
-from mmlab.data.packing import Group, first_fit, lay_out, split
+from mmlab.data.packing import Group, first_fit, lay_out, place_pictures, split
 from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
 from mmlab.data.templates import template_named
+from mmlab.data.turns import Dialogue
 from mmlab.keyed import draw, stream
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ TOKENS = "image.tokens to the connector's number"
 class ChatCollate:
     """Dialogues about images as rows of segments, see `ChatBatch`.
 
-    Several questions about one image share its tokens: the text up to the image is one segment that every
-    question sees. A row holds one sample, or with `pack` as many as fit. A sample longer than `max_length`
+    Several questions about a sample's pictures share their tokens: the text up to the last picture is one segment that
+    every question sees. A row holds one sample, or with `pack` as many as fit. A sample longer than `max_length`
     continues in another row that repeats the image, so a batch may have more rows than samples.
 
     Args:
@@ -60,10 +61,10 @@ class ChatCollate:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.image = image if prompt.pictures == "tokens" else None
-        scattered = ImageSpec(0, tokens=prompt.places) if prompt.pictures == "scattered" else None
-        self.spec = self.image or scattered
-        if self.spec:
-            check_room(self.spec.tokens, config, "prompt.places" if scattered else TOKENS)
+        if self.image:
+            check_room(self.image.most_tokens, config)
+        elif prompt.pictures == "scattered":
+            check_room(prompt.places, config, "prompt.places")
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tokenize one sample.
@@ -73,12 +74,12 @@ class ChatCollate:
                 `no-caption` if a caption that is to be scattered has no token.
         """
         length = self.config.max_length
-        picture = self.image is not None and sample.image is not None
         segments: list[Segment] = []
-        dialogues = conversations_of(sample.record, self.prompt, sample.seed, picture)
+        dialogues = self.dialogues(sample)
+        places = self.places(sample)
         for dialogue in dialogues:
             try:
-                segments.append(encode(dialogue, self.prompt, self.tokenizer, self.spec, length))
+                segments.append(encode(dialogue, self.prompt, self.tokenizer, places, length))
             except SampleError as error:
                 if error.reason != "too-long" or len(dialogues) == 1:
                     raise
@@ -90,8 +91,7 @@ class ChatCollate:
             segments = [self._scatter(segment, sample) for segment in segments]
         for segment in segments:
             check_vocabulary(segment.input_ids, self.vocabulary, self.tokenizer)
-        image = sample.image if has_image else None
-        groups = split(*_share(segments), length, image, f"{sample.shards}/{sample.key}")
+        groups = split(*_share(segments), length, sample.pictures, f"{sample.shards}/{sample.key}")
         laid_out = [segment for group in groups for segment in group.segments]
         counters = {
             "truncated": int(dropped > 0),
@@ -102,6 +102,17 @@ class ChatCollate:
             "pictures": sum(len(segment.image_starts) for segment in laid_out),
         }
         return Prepared(groups, counters)
+
+    def dialogues(self, sample: Sample) -> list[Dialogue]:
+        """The dialogues of a sample; raises what `conversations_of` raises."""
+        shown = 0 if self.image is None else len(sample.pictures)
+        return conversations_of(sample.record, self.prompt, sample.seed, shown)
+
+    def places(self, sample: Sample) -> list[int]:
+        """The number of places that each picture of a sample takes."""
+        if self.prompt.pictures == "scattered":
+            return [self.prompt.places]
+        return [len(picture.places) for picture in sample.pictures]
 
     def _scatter(self, segment: Segment, sample: Sample) -> Segment:
         """Fill an image's places with tokens of its caption, drawn at random, and random others between them.
@@ -132,12 +143,9 @@ class ChatCollate:
         """Lay samples out in rows: a `ChatBatch`."""
         groups = [group for sample in contents for group in sample]
         rows = first_fit(groups, self.config.max_length) if self.config.pack else [[group] for group in groups]
-        fields, owners = lay_out(rows, pad_id(self.tokenizer))
-        images = [group.image for group in owners if group.image is not None]
-        size = self.image.size if self.image else 0
-        none = torch.zeros((0, 3, size, size), dtype=torch.uint8)
-        pixels = torch.stack(images) if images else none
-        return {**fields, "pixel_values": pixels, "image_keys": [group.image_key for group in owners]}
+        fields, shown = lay_out(rows, pad_id(self.tokenizer))
+        tokens, size = (self.image.tokens, self.image.size) if self.image else (0, 0)
+        return {**fields, **place_pictures(shown, tokens, size)}
 
 
 def check_room(tokens: int, config: ImageTextDataConfig, key: str = TOKENS) -> None:
@@ -161,7 +169,10 @@ def check_room(tokens: int, config: ImageTextDataConfig, key: str = TOKENS) -> N
 def _share(segments: list[Segment]) -> tuple[Segment | None, list[Segment]]:
     """The segment that several dialogues about an image begin with, and the rest of each."""
     first, n = segments[0], segments[0].shared
-    same = all(one.input_ids[: one.shared] == first.input_ids[:n] and one.shared == n for one in segments)
+    same = all(
+        (one.input_ids[: one.shared], one.image_starts, one.shared) == (first.input_ids[:n], first.image_starts, n)
+        for one in segments
+    )
     if len(segments) == 1 or n == 0 or not same:
         return None, segments
     context = Segment(first.input_ids[:n], first.labels[:n], first.image_starts)
@@ -191,6 +202,8 @@ class PairCollate:
     ):
         self.config = config
         self.tokenizer = tokenizer
+        if image.aspect == ANYRES:
+            raise ConfigError(f"data.aspect={ANYRES} is for stages that write text; choose {', '.join(ASPECTS)} here.")
         self.image: ImageSpec | None = image
         self.frame = frame
         self.vocabulary = vocabulary

@@ -13,6 +13,8 @@ FLOOR = 10
 """Replaced samples that never stop a run, so that a bad one among the first does not."""
 ASPECTS = ("pad", "crop", "stretch")
 """How an image becomes square: padded with CLIP's mean color, cropped to its center, or stretched."""
+ANYRES = "anyres"
+"""A base view, stretched to a square, and as many tiles of its size as the image's own size asks for (LLaVA-NeXT)."""
 
 
 @dataclass
@@ -103,7 +105,9 @@ class ImageTextDataConfig(ShardsConfig):
     _target_: str = "mmlab.data.module.ImageTextData"
     max_length: int = number(2048, above=0)  # longest row or caption in tokens, image tokens included
     pack: bool = False  # fill rows with several samples
-    aspect: str = choice(*ASPECTS)
+    aspect: str = choice(*ASPECTS, ANYRES)
+    # Rows and columns of the tiles that `anyres` chooses from. LLaVA-NeXT's `image_grid_pinpoints` for tiles of 336 px.
+    grids: list[list[int]] = field(default_factory=lambda: [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]])
     augment: bool = False  # crop a random square of 70 to 100 % of the area; nothing is mirrored
 
 

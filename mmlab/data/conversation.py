@@ -1,7 +1,7 @@
 """From a dialogue to text, and from text to token ids with labels."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.chat_template import ChatTemplate
 from mmlab.data.config import Prompt
-from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.data.templates import template_named
-from mmlab.data.turns import Dialogue, NoSystem, Rendered, shows_image, tokenizer_name
+from mmlab.data.turns import Dialogue, NoSystem, Rendered, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class Segment:
         input_ids: ids; the pad id at the places of images.
         labels: the id where there is loss, else `IGNORE`.
         image_starts: the first place of each image.
-        shared: tokens up to and including the image's last place, 0 without an image.
+        shared: tokens up to and including the last image's last place, 0 without an image.
         turns_dropped: pairs of question and answer that did not fit.
     """
 
@@ -59,13 +59,12 @@ def render(dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBa
     roles = [turn.role for turn in dialogue]
     if not roles or roles != (["human", "gpt"] * len(roles))[: len(roles)] or (roles[-1] == "gpt") != answer:
         raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
-    image = prompt.pictures in ("tokens", "scattered") and shows_image(dialogue)
     template = template_named(prompt.template)
     if isinstance(template, ChatTemplate):
         template = ChatTemplate(prompt.date)
     own = dialogue[0].system if prompt.system is None else None
     try:
-        rendered = template.render(dialogue, tokenizer, system=own or prompt.system, image=image, answer=answer)
+        rendered = template.render(dialogue, tokenizer, system=own or prompt.system, answer=answer)
     except NoSystem:
         if own is None:
             raise
@@ -80,24 +79,29 @@ def encode(
     dialogue: Dialogue,
     prompt: Prompt,
     tokenizer: "PreTrainedTokenizerBase",
-    spec: ImageSpec | None,
+    pictures: Sequence[int] = (),
     max_length: int | None = None,
 ) -> Segment:
     """Token ids and labels of a dialogue that ends with an answer.
 
-    Text before and after the image is tokenized separately, as LLaVA does; the beginning-of-text id comes
-    once. A dialogue longer than `max_length`, image tokens included, loses its last turns, never a part of one.
+    Text before and after a picture is tokenized separately, as LLaVA does; the beginning-of-text id comes once. A
+    dialogue longer than `max_length`, image tokens included, loses its last turns, never a part of one.
+
+    Args:
+        dialogue, prompt, tokenizer: as for `render`.
+        pictures: number of places that each of the sample's pictures takes, in order.
+        max_length: of the tokens; None: any.
 
     Raises:
-        ConfigError: a tokenizer without offsets, or a dialogue that shows an image without `spec`.
+        ConfigError: a tokenizer without offsets, or a dialogue that shows more pictures than `pictures` has.
         SampleError: `too-long` if not even the first question and answer fit, `no-loss`; see `render`.
     """
     pairs = keep = len(dialogue) // 2
-    segment, ends = _encode(render(dialogue, prompt, tokenizer), prompt, tokenizer, spec)
+    segment, ends = _encode(render(dialogue, prompt, tokenizer), prompt, tokenizer, pictures)
     if max_length is not None and len(segment) > max_length:
         keep = min(keep - 1, sum(end <= max_length for end in ends))
         while keep:
-            segment, _ = _encode(render(dialogue[: 2 * keep], prompt, tokenizer), prompt, tokenizer, spec)
+            segment, _ = _encode(render(dialogue[: 2 * keep], prompt, tokenizer), prompt, tokenizer, pictures)
             if len(segment) <= max_length:
                 break
             keep -= 1
@@ -129,7 +133,7 @@ def asking(prompt: Prompt, template: str | None = None) -> Prompt:
 
 
 def chat_prompt(
-    dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", spec: ImageSpec | None
+    dialogue: Dialogue, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", pictures: Sequence[int] = ()
 ) -> Segment:
     """Token ids of a dialogue that ends with a question, up to the place where the model speaks.
 
@@ -138,21 +142,21 @@ def chat_prompt(
     Raises:
         ConfigError, SampleError: as `encode`.
     """
-    segment, _ = _encode(render(dialogue, prompt, tokenizer, answer=False), prompt, tokenizer, spec)
+    segment, _ = _encode(render(dialogue, prompt, tokenizer, answer=False), prompt, tokenizer, pictures)
     return replace(segment, labels=[IGNORE] * len(segment))
 
 
 def _encode(
-    rendered: Rendered, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", spec: ImageSpec | None
+    rendered: Rendered, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", pictures: Sequence[int]
 ) -> tuple[Segment, list[int]]:
     """The tokens of a text, and the number of tokens up to and including each answer's stop."""
     check_tokenizer(tokenizer)
-    if rendered.images and (spec is None or spec.tokens < 1):
+    if len(rendered.images) > sum(tokens > 0 for tokens in pictures):
         raise ConfigError("The dialogue shows an image, but its number of tokens is not set (image.tokens).")
     text, spans, bos = rendered.text, rendered.spans, tokenizer.bos_token_id
     ids = leading_bos(tokenizer, text)
     labels, places, starts, shared, at = [IGNORE] * len(ids), [-1] * len(ids), [], 0, 0
-    for stop, resume in [*rendered.images, (len(text), len(text))]:
+    for n, (stop, resume) in enumerate([*rendered.images, (len(text), len(text))]):
         inside = [(max(a, at) - at, min(b, stop) - at) for a, b in spans if a < stop and b > at]
         span = 0
         for token, a, b in tokenize(text[at:stop], inside, tokenizer):
@@ -162,11 +166,11 @@ def _encode(
             ids.append(token)
             labels.append(token if every or (span < len(inside) and inside[span][0] < b) else IGNORE)
             places.append(at + a)
-        if resume > stop and spec is not None:
+        if n < len(rendered.images):
             starts.append(len(ids))
-            ids += [pad_id(tokenizer)] * spec.tokens
-            labels += [IGNORE] * spec.tokens
-            places += [stop] * spec.tokens
+            ids += [pad_id(tokenizer)] * pictures[n]
+            labels += [IGNORE] * pictures[n]
+            places += [stop] * pictures[n]
             shared = len(ids)
         at = resume
     ends = [bisect_left(places, end) for _, end in spans]

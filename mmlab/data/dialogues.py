@@ -82,27 +82,31 @@ def _formatted(caption: str, form: str) -> str:
     return caption if form == "raw" else " ".join(_MARKS.sub(" ", caption.lower()).split()[:BLIP_WORDS])
 
 
-def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, picture: bool = True) -> list[Dialogue]:
-    """The dialogues of a record; if the image is shown, each opens with `<image>` and a line break.
+def conversations_of(record: dict[str, Any], prompt: Prompt, seed: int, pictures: int = 1) -> list[Dialogue]:
+    """The dialogues of a record, with `<image>` in human turns where its pictures are shown (`Turn.images`).
+
+    A single picture opens the turn that marks it, as in LLaVA's code (`preprocess_multimodal`), or else the first one,
+    followed by a line break. Several stand where the turns mark them, as often as there are pictures; if none is
+    marked, all of them open the first turn.
 
     Args:
         record: canonical record.
         prompt: which part of it is used, and what stands for the image.
         seed: of the sample; draws a caption and the request for it.
-        picture: whether the sample has a decoded image.
+        pictures: number of the sample's pictures that the model is shown.
 
     Raises:
-        SampleError: `no-caption`, `no-answer`, `empty-answer`, `empty-question`, `order`, `role`, `pictures`
-            (several), `no-picture`, or `turns` for a malformed list.
+        SampleError: `no-caption`, `no-answer`, `empty-answer`, `empty-question`, `order`, `role`, `pictures` (more or
+            fewer are marked), `no-picture`, or `turns` for a malformed list.
     """
     if prompt.template == "plain":
         caption = caption_for(record, prompt, seed)
-        shown = prompt.pictures == "scattered" or (picture and prompt.pictures == "tokens")
-        return [_opened([Turn("human", ""), Turn("gpt", caption)], IMAGE if shown else "", "")]
+        shown = {"scattered": 1, "tokens": pictures}.get(prompt.pictures, 0)
+        return [[Turn("human", IMAGE * shown, images=shown), Turn("gpt", caption)]]
     return [
-        _place(dialogue, record, prompt, seed, picture, marked, kind != "conversations")
+        _place(dialogue, record, prompt, seed, pictures, marked, kind != "conversations")
         for kind in kinds_of(record, prompt.turns, seed)
-        for marked, dialogue in _dialogues(kind, record, prompt, seed, picture)
+        for marked, dialogue in _dialogues(kind, record, prompt, seed, pictures)
     ]
 
 
@@ -111,20 +115,20 @@ def _every(turns: str) -> Prompt:
     return Prompt(turns=turns)
 
 
-def check_sample(record: dict[str, Any], parts: Sequence[str], picture: bool) -> dict[str, Any]:
+def check_sample(record: dict[str, Any], parts: Sequence[str], pictures: int) -> dict[str, Any]:
     """Return a record if training can use it, whatever the prompt; converters check what they write with this.
 
     Args:
         record: canonical record.
         parts: of it that must be usable: `conversations`, `questions`, `caption`.
-        picture: whether the sample has an image.
+        pictures: number of the sample's pictures.
 
     Raises:
         SampleError: as `check_record` and `conversations_of`.
     """
     check_record(record)
     for part in parts:
-        conversations_of(record, _every(part), 0, picture)
+        conversations_of(record, _every(part), 0, pictures)
     return record
 
 
@@ -142,15 +146,15 @@ def kinds_of(record: dict[str, Any], turns: str, seed: int) -> list[str]:
 
 
 def _dialogues(
-    kind: str, record: dict[str, Any], prompt: Prompt, seed: int, picture: bool
-) -> list[tuple[bool, Dialogue]]:
-    """(whether it marks the image, dialogue) of each dialogue of one part of the record."""
+    kind: str, record: dict[str, Any], prompt: Prompt, seed: int, pictures: int
+) -> list[tuple[int | None, Dialogue]]:
+    """Each dialogue of one part of the record, as `_conversation` gives it."""
     if kind == "questions":
-        return [_one_turn(item, picture) for item in _list(record, "questions")]
+        return [_one_turn(item, pictures) for item in _list(record, "questions")]
     if kind == "conversations":
-        return [_conversation(_list(record, "conversations"), picture)]
+        return [_conversation(_list(record, "conversations"), pictures)]
     caption = caption_for(record, prompt, seed)
-    return [(False, [Turn("human", choose(REQUESTS[prompt.requests], seed, "question")), Turn("gpt", caption)])]
+    return [(None, [Turn("human", choose(REQUESTS[prompt.requests], seed, "question")), Turn("gpt", caption)])]
 
 
 def _place(
@@ -158,37 +162,37 @@ def _place(
     record: dict[str, Any],
     prompt: Prompt,
     seed: int,
-    picture: bool,
-    marked: bool,
+    pictures: int,
+    marked: int | None,
     about: bool,
 ) -> Dialogue:
-    """Put the image marker, its caption or nothing before the first question.
+    """Put the image markers, a caption or nothing before a question.
 
     Args:
-        dialogue: without the marker.
-        record, prompt, seed, picture: as for `conversations_of`.
-        marked: whether the dialogue had a marker.
-        about: whether it is about an image even without a marker.
+        dialogue: without the marker, or with the markers of several pictures in place.
+        record, prompt, seed, pictures: as for `conversations_of`.
+        marked: the turn that has the marker, if one has.
+        about: whether it is about a picture even without a marker.
     """
-    if prompt.pictures == "tokens" and marked and not picture:
-        raise SampleError("no-picture", "The conversation marks an image, but the sample has none.")
-    opening = ""
-    if prompt.pictures == "tokens" and picture:
-        opening = IMAGE
-    elif prompt.pictures in ("text", "scattered") and (marked or picture or about):
+    if any(turn.images for turn in dialogue):
+        return dialogue
+    at, opening, shown = marked or 0, "", 0
+    if prompt.pictures == "tokens":
+        if marked is not None and not pictures:
+            raise SampleError("no-picture", "The conversation marks an image, but the sample has none.")
+        opening, shown = "\n".join([IMAGE] * pictures), pictures
+    elif prompt.pictures in ("text", "scattered") and (marked is not None or pictures or about):
         caption = caption_for(record, prompt, seed)
-        opening = caption if prompt.pictures == "text" else IMAGE
-    if not opening and not dialogue[0].text.strip():
-        raise SampleError("empty-question", "A question without an image is empty.")
-    return _opened(dialogue, opening, "\n")
-
-
-def _opened(dialogue: Dialogue, opening: str, joint: str) -> Dialogue:
-    """The dialogue with `opening` before its first question; `joint` separates the two if neither is empty."""
-    question = dialogue[0].text
+        opening, shown = (caption, 0) if prompt.pictures == "text" else (IMAGE, 1)
+    for n, turn in enumerate(dialogue):
+        if turn.role == "human" and not turn.text.strip() and not (n == at and opening):
+            later = "A later question is empty." if n else "A question without an image is empty."
+            raise SampleError("empty-question", later)
     if not opening:
         return dialogue
-    return [replace(dialogue[0], text=opening + joint + question if question else opening), *dialogue[1:]]
+    text = dialogue[at].text
+    opened = replace(dialogue[at], text=f"{opening}\n{text}" if text else opening, images=shown)
+    return [*dialogue[:at], opened, *dialogue[at + 1 :]]
 
 
 def _list(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -215,7 +219,7 @@ def question_of(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         SampleError: as `conversations_of`.
     """
-    _, dialogue = _conversation(list(turns), True)
+    _, dialogue = _conversation(list(turns), 1)
     pairs = [
         {"question": question.text.strip(), "answer": answer.text}
         for question, answer in zip(dialogue[::2], dialogue[1::2], strict=True)
@@ -224,9 +228,9 @@ def question_of(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return item | pairs[0] | ({"follow_ups": pairs[1:]} if pairs[1:] else {})
 
 
-def _one_turn(item: dict[str, Any], picture: bool) -> tuple[bool, Dialogue]:
+def _one_turn(item: dict[str, Any], pictures: int) -> tuple[int | None, Dialogue]:
     """As `_conversation`, for a question and its answer, and what follows them."""
-    marked, dialogue = _conversation(turns_of(item), picture)
+    marked, dialogue = _conversation(turns_of(item), pictures)
     if item["question"] and not dialogue[0].text.strip():  # "" stands for an image without a question, see `_place`
         raise SampleError("empty-question", "A question is blank.")
     return marked, dialogue
@@ -260,26 +264,37 @@ def used_turns(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return system + turns
 
 
-def _conversation(items: list[dict[str, Any]], picture: bool) -> tuple[bool, Dialogue]:
-    """(whether the turns mark an image, the turns without the marker)."""
+def _conversation(items: list[dict[str, Any]], pictures: int) -> tuple[int | None, Dialogue]:
+    """(the turn that marks the picture, if one does; the turns without the marker, or with those of several)."""
     items = used_turns(items)
     system = _system(items[0]) if items and items[0].get("from") == "system" else None
     dialogue = _alternating(items[1:] if items and items[0].get("from") == "system" else items)
-    count = 0
-    for i in range(0, len(dialogue), 2):
-        text, markers = _without_markers(dialogue[i].text)
-        count += markers
-        if markers:
-            dialogue[i] = Turn("human", text)
-    if not count and picture and IMAGE in dialogue[0].text:  # marked within a line
-        dialogue[0] = Turn("human", dialogue[0].text.replace(IMAGE, "", 1).strip())
-        count = 1
-    if count > 1:
-        raise SampleError("pictures", f"The conversation marks {count} images; only one is supported.")
-    if any(turn.role == "human" and not turn.text.strip() for turn in dialogue[2:]):
-        raise SampleError("empty-question", "A later question is empty.")
     dialogue[0] = replace(dialogue[0], system=system)
-    return bool(count), dialogue
+    return (None, _with_several(dialogue, pictures)) if pictures > 1 else _with_one(dialogue, pictures)
+
+
+def _with_one(dialogue: Dialogue, pictures: int) -> tuple[int | None, Dialogue]:
+    """(the turn that marks the picture, if one does; the turns without the marker)."""
+    dialogue, marks = list(dialogue), list[int]()
+    for i in range(0, len(dialogue), 2):
+        text, count = _without_markers(dialogue[i].text)
+        marks += [i] * count
+        if count:
+            dialogue[i] = replace(dialogue[i], text=text)
+    if not marks and pictures and IMAGE in dialogue[0].text:  # marked within a line
+        dialogue[0] = replace(dialogue[0], text=dialogue[0].text.replace(IMAGE, "", 1).strip())
+        marks = [0]
+    if len(marks) > 1 and pictures:
+        raise SampleError("pictures", f"The conversation marks {len(marks)} images, but the sample has one.")
+    return (marks[0] if marks else None), dialogue
+
+
+def _with_several(dialogue: Dialogue, pictures: int) -> Dialogue:
+    """The turns with the markers of several pictures; without any, as they are."""
+    count = sum(turn.text.count(IMAGE) for turn in dialogue[::2])
+    if count not in (0, pictures):
+        raise SampleError("pictures", f"The conversation marks {count} images, but the sample has {pictures}.")
+    return [replace(turn, images=turn.text.count(IMAGE)) if turn.role == "human" else turn for turn in dialogue]
 
 
 def _alternating(items: list[dict[str, Any]]) -> Dialogue:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from mmlab.config.errors import DataError
@@ -18,7 +19,12 @@ FIRST_STAGE, MAP_STAGE = "first_stage", "map_stage"
 """Fields of the record with the hashes of the first stages that encoded the image and its map."""
 ENCODED_AS = "encoded_as"
 """The record's field with the size and aspect of the encoded image, see `ImageSpec.form`."""
-EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", LATENTS, MAP)
+MOST_PICTURES = 32
+"""The most numbered pictures of a sample, `key.0.jpg`, `key.1.jpg`, … beside `key.jpg`."""
+_NUMBERED = tuple(f"{n}.{kind}" for n in range(MOST_PICTURES) for kind in IMAGE_EXTENSIONS)
+PICTURES = (*IMAGE_EXTENSIONS, *_NUMBERED)
+"""Members that may hold a picture, in the order of a sample's pictures; of several kinds, the first one counts."""
+EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", LATENTS, MAP, *_NUMBERED)
 """Members that are read; reading them never runs code.
 
 An index refers to them by their position here, so new ones come last.
@@ -84,6 +90,16 @@ def check_extension(extension: str, name: str) -> None:
     """Raise DataError unless `extension` is one of `EXTENSIONS`."""
     if extension not in EXTENSIONS:
         raise DataError(f"member {name!r} is refused: a shard holds {', '.join(EXTENSIONS)}.")
+
+
+def pictures_among(extensions: Iterable[str]) -> list[str]:
+    """The members that hold a sample's pictures, in order: `jpg`, then `0.jpg`, `1.jpg`, …"""
+    present = frozenset(extensions)
+    chosen: dict[str, str] = {}  # number, empty for the one without → member
+    for name in PICTURES:
+        if name in present:
+            chosen.setdefault(name.rpartition(".")[0], name)
+    return list(chosen.values())
 
 
 def image_kind(data: bytes) -> str | None:

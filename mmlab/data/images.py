@@ -16,9 +16,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from mmlab.config.fields import check_value
-from mmlab.data.config import ASPECTS
+from mmlab.data.anyres import best_grid, fitted_size, places_of
+from mmlab.data.config import ANYRES, ASPECTS
 from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind
-from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec, Picture, SampleError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +43,30 @@ def decode_image(data: bytes, spec: ImageSpec) -> "Tensor":
             unreadable.
         ConfigError: `spec.aspect` is unknown.
     """
+    return resize(_decoded(data), spec)
+
+
+def decode_picture(data: bytes, spec: ImageSpec) -> Picture:
+    """Decode an image file as a vision encoder reads it: one square, or with `anyres` several.
+
+    Raises:
+        SampleError, ConfigError: as `decode_image`.
+    """
+    import torch
+
+    if spec.aspect != ANYRES:
+        return Picture(decode_image(data, spec)[None], torch.arange(spec.tokens))
+    image = _decoded(data)
+    height, width = image.shape[1:]
+    return Picture(cut(image, spec), torch.from_numpy(places_of(width, height, spec)))
+
+
+def _decoded(data: bytes) -> "Tensor":
     import torch
 
     with decoding(data):
         image = load_rgb(data)
-    return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), spec)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @contextmanager
@@ -98,6 +118,32 @@ def resize(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
     top, left = (size - inner.shape[1]) // 2, (size - inner.shape[2]) // 2
     square[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
     return square
+
+
+def cut(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
+    """Cut a picture into its base view and its tiles (`anyres`).
+
+    The base view is the whole picture, stretched to a square. For the tiles it is resized, its shape kept, to fit into
+    the grid, and centered on black.
+
+    Args:
+        image_3HW: uint8 `[3, H, W]` with any strides.
+        spec: side, and the grids to choose from.
+
+    Returns:
+        uint8 `[1 + rows * columns, 3, S, S]`.
+    """
+    import torch
+
+    size = spec.size
+    height, width = image_3HW.shape[1:]
+    rows, columns = best_grid(width, height, spec)
+    new_width, new_height = fitted_size(width, height, columns * size, rows * size)
+    top, left = (rows * size - new_height) // 2, (columns * size - new_width) // 2
+    canvas = torch.zeros(3, rows * size, columns * size, dtype=torch.uint8)
+    canvas[:, top : top + new_height, left : left + new_width] = _scale(image_3HW, new_height, new_width)
+    tiles = canvas.reshape(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
+    return torch.cat([_scale(image_3HW, size, size)[None], tiles])
 
 
 def _scale(image_3HW: "Tensor", height: int, width: int) -> "Tensor":

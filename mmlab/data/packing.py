@@ -1,12 +1,15 @@
-"""Segments of tokens laid out in rows. Legend: B rows, T tokens, N images."""
+"""Segments of tokens laid out in rows. Legend: B rows, T tokens, K tiles of pictures, P features of a tile."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmlab.data.batch import IGNORE
 from mmlab.data.conversation import Segment
+from mmlab.data.sample_types import NEWLINE, Picture
 
 _MULTIPLE = 8  # row lengths that suit tensor cores
 
@@ -18,27 +21,27 @@ class Group:
     Attributes:
         segments: in their order in the row.
         shared: whether every later segment also sees the first one and continues its positions.
-        image: uint8 `[3, H, W]` if a segment shows the sample's image, else None.
-        image_key: of the image, unique over all shards.
+        pictures: of the sample; a segment with n pictures shows the first n.
+        key: of the sample, unique over all shards.
     """
 
     segments: list[Segment]
     shared: bool = False
-    image: Tensor | None = None
-    image_key: str = ""
+    pictures: Sequence[Picture] = ()
+    key: str = ""
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
 
 def split(
-    context: Segment | None, segments: list[Segment], max_length: int, image: Tensor | None = None, image_key: str = ""
+    context: Segment | None, segments: list[Segment], max_length: int, pictures: Sequence[Picture] = (), key: str = ""
 ) -> list[Group]:
     """Groups of at most `max_length` tokens; if there are several, each repeats the `context`."""
     groups: list[Group] = []
     for segment in segments:
         if not groups or len(groups[-1]) + len(segment) > max_length:
-            groups.append(Group([context] if context else [], context is not None, image, image_key))
+            groups.append(Group([context] if context else [], context is not None, pictures, key))
         groups[-1].segments.append(segment)
     return groups
 
@@ -55,21 +58,66 @@ def first_fit(groups: list[Group], max_length: int) -> list[list[Group]]:
     return rows
 
 
-def lay_out(rows: list[list[Group]], pad: int) -> tuple[dict[str, Tensor], list[Group]]:
+@dataclass(frozen=True)
+class Shown:
+    """A picture in a batch.
+
+    Attributes:
+        picture: its tiles and places.
+        row, column: of its first place.
+        key: unique over all shards.
+    """
+
+    picture: Picture
+    row: int
+    column: int
+    key: str = ""
+
+
+def place_pictures(shown: Sequence[Shown], tokens: int, size: int) -> dict[str, Any]:
+    """Gather the tiles of a batch's pictures, and what each of their places takes of the tiles' features.
+
+    Args:
+        shown: in any order.
+        tokens: P, features of a tile.
+        size: side of a tile in pixels.
+
+    Returns:
+        `pixel_values`, `image_positions`, `image_features` and `image_keys` of a `ChatBatch`.
+    """
+    tiles = [one.picture.tiles for one in shown]
+    pixels = torch.cat(tiles) if tiles else torch.zeros((0, 3, size, size), dtype=torch.uint8)
+    positions = [torch.zeros((0, 2), dtype=torch.int64)]
+    features = [torch.zeros(0, dtype=torch.int64)]
+    keys: list[str] = []
+    for one in shown:
+        places = one.picture.places
+        columns = torch.arange(one.column, one.column + len(places))
+        positions.append(torch.stack([torch.full_like(columns, one.row), columns], 1))
+        features.append(torch.where(places == NEWLINE, len(pixels) * tokens, places + len(keys) * tokens))
+        keys += [f"{one.key}/{tile}" if tile else one.key for tile in range(len(one.picture.tiles))]
+    return {
+        "pixel_values": pixels,
+        "image_positions": torch.cat(positions),
+        "image_features": torch.cat(features),
+        "image_keys": keys,
+    }
+
+
+def lay_out(rows: list[list[Group]], pad: int) -> tuple[dict[str, Tensor], list[Shown]]:
     """Write rows of groups into tensors.
 
     The first token of a segment has no label: the token before it in its row belongs to another text.
 
     Returns:
-        `input_ids`, `position_ids`, `segment_ids`, `context_ids`, `labels` (int64 `[B, T]`, T a multiple of 8) and
-        `image_positions` (int64 `[N, 2]`) of a `ChatBatch`; and the group of each image.
+        `input_ids`, `position_ids`, `segment_ids`, `context_ids` and `labels` (int64 `[B, T]`, T a multiple of 8) of a
+        `ChatBatch`; and the pictures in them.
     """
     longest = max((sum(map(len, row)) for row in rows), default=0)
     shape = len(rows), -(-longest // _MULTIPLE) * _MULTIPLE
     ids, labels = torch.full(shape, pad), torch.full(shape, IGNORE)
     positions, numbers, contexts = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-    images: list[tuple[int, int]] = []
-    owners: list[Group] = []
+    shown: list[Shown] = []
     for r, row in enumerate(rows):
         at = number = 0
         for group in row:
@@ -83,8 +131,9 @@ def lay_out(rows: list[list[Group]], pad: int) -> tuple[dict[str, Tensor], list[
                 positions[r, place] = torch.arange(start, start + len(segment))
                 numbers[r, place] = number
                 contexts[r, place] = context if after else 0
-                images += [(r, at + first) for first in segment.image_starts]
-                owners += [group] * len(segment.image_starts)
+                for n, first in enumerate(segment.image_starts):
+                    # A key has no dot.
+                    shown.append(Shown(group.pictures[n], r, at + first, f"{group.key}.{n}" if n else group.key))
                 at += len(segment)
     fields = {
         "input_ids": ids,
@@ -92,6 +141,5 @@ def lay_out(rows: list[list[Group]], pad: int) -> tuple[dict[str, Tensor], list[
         "segment_ids": numbers,
         "context_ids": contexts,
         "labels": labels,
-        "image_positions": torch.tensor(images, dtype=torch.int64).reshape(-1, 2),
     }
-    return fields, owners
+    return fields, shown

@@ -11,8 +11,8 @@ from mmlab.config.errors import DataError
 from mmlab.data.bad_samples import sample_errors
 from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.counters import DataReport
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
-from mmlab.data.images import decode_image
+from mmlab.data.formats import parse_record, pictures_among
+from mmlab.data.images import decode_picture
 from mmlab.data.mixture import Mixture, Sequential, Source
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
 from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
@@ -179,10 +179,9 @@ class LocalBatches(Dataset):
 
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         spec = self.collate.image
-        images = () if spec is None else IMAGE_EXTENSIONS
-        members = source.index.read(i, (*images, "json", "txt", *self.collate.members))
+        names = [] if spec is None else pictures_among(source.index.extensions(i))
+        members = source.index.read(i, (*names, "json", "txt", *self.collate.members))
         record = parse_record(members)
-        data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-        image = None if data is None or spec is None else decode_image(data, spec)
+        pictures = [] if spec is None else [decode_picture(members[name], spec) for name in names]
         further = {name: members[name] for name in self.collate.members if name in members}
-        return Sample(key, source.name, record, image, seed, further, source.index.hash)
+        return Sample(key, source.name, record, pictures, seed, further, source.index.hash)

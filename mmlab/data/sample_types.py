@@ -1,7 +1,11 @@
 """One sample on its way from a shard to a batch. Loads without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import TYPE_CHECKING, Any
+
+from mmlab.data.config import ANYRES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,18 +34,50 @@ class ImageSpec:
 
     Attributes:
         size: side of the square image in pixels.
-        aspect: how it becomes square, see `ASPECTS`.
-        tokens: places that one image takes in the language model's sequence.
+        aspect: how it becomes square, see `ASPECTS`; or `anyres`, several squares.
+        tokens: places that one square takes in the language model's sequence.
+        grids: rows and columns of the tiles that `anyres` chooses from.
     """
 
     size: int
     aspect: str = "pad"
     tokens: int = 0
+    grids: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def most_tokens(self) -> int:
+        """Places of the picture that takes the most of them."""
+        if self.aspect != ANYRES:
+            return self.tokens
+        side = isqrt(self.tokens)
+        return self.tokens + max(rows * side * (columns * side + 1) for rows, columns in self.grids)
+
+    @property
+    def most_tiles(self) -> int:
+        """Squares of the picture that has the most of them."""
+        return 1 if self.aspect != ANYRES else 1 + max(rows * columns for rows, columns in self.grids)
 
     @property
     def form(self) -> str:
         """Size and aspect, as a record of latents or codes states them (`ENCODED_AS`)."""
         return f"data.size={self.size} data.aspect={self.aspect}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the vision encoder reads it, and the places that it takes in the sequence.
+
+    Attributes:
+        tiles: uint8 `[K, 3, S, S]`; one square, or with `anyres` a base view and then a grid of tiles.
+        places: int64 `[M]`; for each place, in order, which of the `K * P` features it takes, or `NEWLINE`.
+    """
+
+    tiles: "Tensor"
+    places: "Tensor"
+
+
+NEWLINE = -1
+"""A place that takes the feature at the end of a row of features."""
 
 
 @dataclass
@@ -52,7 +88,7 @@ class Sample:
         key: its key in its shard.
         source: name of the mixture source that it came from.
         record: canonical record (`caption`, `conversations`, `questions`, …).
-        image: uint8 `[3, H, W]`, already resized, or None for text alone.
+        pictures: in the order in which the text names them; none for text alone.
         seed: function of (run seed, epoch, position); all per-sample randomness comes from it.
         members: bytes of further members that the collate reads, by extension.
         shards: hash of the index that it came from: a source of another split may have the same name and keys.
@@ -61,10 +97,15 @@ class Sample:
     key: str
     source: str
     record: dict[str, Any]
-    image: "Tensor | None"
+    pictures: "Sequence[Picture]"
     seed: int
     members: dict[str, bytes] = field(default_factory=dict)
     shards: str = ""
+
+    @property
+    def image(self) -> "Tensor | None":
+        """The first picture as one square, uint8 `[3, S, S]`."""
+        return self.pictures[0].tiles[0] if self.pictures else None
 
 
 @dataclass(frozen=True)

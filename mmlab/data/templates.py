@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmlab.config.errors import ConfigError
 from mmlab.config.fields import check_value
 from mmlab.data.chat_template import ChatTemplate
-from mmlab.data.turns import IMAGE, Dialogue, NoSystem, Rendered, tokenizer_name
+from mmlab.data.turns import Dialogue, NoSystem, Rendered, tokenizer_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class Template:
         end: the stop; learned.
         tail: after the last stop; not learned.
         asks: False drops the question and keeps only the image.
-        before, behind: around the image; `behind` None keeps the line break that a dialogue has there.
+        before, behind: around an image; `behind` None keeps the line break that a dialogue has there.
     """
 
     system: str = ""
@@ -78,7 +78,6 @@ class Template:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         system: str | None,
-        image: bool,
         answer: bool,
     ) -> Rendered:
         """See `render`."""
@@ -92,23 +91,22 @@ class Template:
             if turn.role == "gpt":
                 rendered.learn(self.answer + turn.text + self.close + stop)
                 continue
-            here = image and i == 0
             if i > 0:
                 rendered.say(self.later.replace("{bos}", bos))
-            rendered.say(self.before if here else "")
-            rendered.ask(self._question(turn.text, here), here)
+            self._ask(rendered, turn.pieces)
             rendered.say(self.speak)
         if answer:
             rendered.say(self.tail)
         return rendered
 
-    def _question(self, text: str, image: bool) -> str:
-        """The text of a question, which may open with an image."""
-        if not self.asks:
-            return IMAGE if image else ""
-        if not image or self.behind is None:
-            return text
-        return IMAGE + self.behind + text.removeprefix(IMAGE).removeprefix("\n")
+    def _ask(self, rendered: Rendered, pieces: list[str]) -> None:
+        """Write a question, with pictures between its pieces."""
+        rendered.say(pieces[0] if self.asks else "")
+        for piece in pieces[1:]:
+            rendered.say(self.before)
+            rendered.show()
+            if self.asks:
+                rendered.say(piece if self.behind is None else self.behind + piece.removeprefix("\n"))
 
 
 _ASSISTANT = "The assistant gives helpful, detailed, and polite answers to the {user}'s questions."

@@ -1,6 +1,5 @@
 """A dialogue, and the text that it becomes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -10,16 +9,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IMAGE = "<image>"
-"""Marks the image where it opens the first human turn; anywhere else it is text."""
+"""Marks a picture in a human turn, see `Turn.images`; anywhere else it is text."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says; the first turn may have a system message before it."""
+    """What one side says.
+
+    Attributes:
+        role: who.
+        text: what.
+        system: the first turn may have a system message before it.
+        images: how many of the image markers in the text, from the first, stand for a picture; others are text.
+    """
 
     role: Literal["human", "gpt"]
     text: str
     system: str | None = None
+    images: int = 0
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text before, between and after the pictures."""
+        return self.text.split(IMAGE, self.images) if self.images else [self.text]
 
 
 Dialogue = list[Turn]
@@ -53,16 +65,15 @@ class Rendered:
         self.spans.append((len(self.text), len(self.text) + len(text)))
         self.text += text
 
-    def ask(self, text: str, image: bool) -> None:
-        """Write a question; with `image` it opens with the marker."""
-        if image:
-            self.images.append((len(self.text), len(self.text) + len(IMAGE)))
-        self.text += text
+    def show(self) -> None:
+        """Write the marker of a picture."""
+        self.images.append((len(self.text), len(self.text) + len(IMAGE)))
+        self.text += IMAGE
 
 
-def shows_image(dialogue: Sequence[Turn]) -> bool:
-    """Whether the dialogue's first turn opens with the image marker."""
-    return bool(dialogue) and dialogue[0].role == "human" and dialogue[0].text.startswith(IMAGE)
+def text_without_images(turn: Turn) -> str:
+    """What a turn says beside its pictures."""
+    return turn.text.replace(IMAGE, "", turn.images).strip() if turn.images else turn.text
 
 
 def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:

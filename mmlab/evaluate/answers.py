@@ -1,4 +1,4 @@
-"""Answers of a trained model. Legend: B rows, T tokens, N images."""
+"""Answers of a trained model. Legend: B rows, T tokens."""
 
 import json
 import os
@@ -11,19 +11,25 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmlab.data.anyres import image_spec
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import Segment, chat_prompt, check_vocabulary, pad_id
 from mmlab.data.dialogues import conversations_of
+from mmlab.data.images import decode_picture
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.packing import Shown, place_pictures
+from mmlab.data.sample_types import Picture, SampleError
 from mmlab.data.templates import template_named
-from mmlab.data.turns import Turn
+from mmlab.data.turns import Dialogue, Turn
 from mmlab.evaluate.config import AnswerQualityConfig
-from mmlab.evaluate.questions import Question, read_picture
+from mmlab.evaluate.questions import Question, read_pictures
 from mmlab.model.language import LanguageOnly
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.runs.disk import to_json, write_text, writing
+
+Pictures = Sequence[Picture]
+"""What one dialogue shows."""
 
 
 class Answerer:
@@ -32,7 +38,7 @@ class Answerer:
     Args:
         model: in eval mode, on its device.
         prompt: the prompt's settings.
-        aspect: how images become square, as in training.
+        data: settings of the data that it was trained on, which say how pictures are decoded.
         max_new_tokens: longest answer.
         temperature: 0 is greedy decoding; otherwise tokens are sampled.
     """
@@ -41,16 +47,14 @@ class Answerer:
         self,
         model: VisionLanguageModel | LanguageOnly,
         prompt: Prompt,
-        aspect: str,
+        data: Any,
         max_new_tokens: int = AnswerQualityConfig.max_new_tokens,
         temperature: float = 0.0,
     ):
         self.model = model
         self.prompt = prompt
         self.tokenizer = model.language.tokenizer
-        self.spec = ImageSpec(0, aspect)
-        if isinstance(model, VisionLanguageModel):
-            self.spec = ImageSpec(model.vision.image_size, aspect, model.tokens_per_image)
+        self.spec = image_spec(model, data) if isinstance(model, VisionLanguageModel) else None
         self.stop = template_named(prompt.template).stop(self.tokenizer)
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
@@ -58,33 +62,41 @@ class Answerer:
         if self.stop != self.tokenizer.eos_token:
             self.options |= {"stop_strings": [self.stop], "tokenizer": self.tokenizer}
 
-    def __call__(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[str]:
-        """Answers to dialogues that end with a question; row b is about image b, uint8 `[3, H, W]` or None."""
+    def __call__(self, dialogues: Sequence[Dialogue], pictures: Sequence[Pictures]) -> list[str]:
+        """Answers to dialogues that end with a question; dialogue b shows the pictures b."""
         return [text for text, _ in self.replies(dialogues, pictures)]
 
-    def replies(self, dialogues: Sequence[list[Turn]], pictures: Sequence[Tensor | None]) -> list[tuple[str, bool]]:
+    def replies(self, dialogues: Sequence[Dialogue], pictures: Sequence[Pictures]) -> list[tuple[str, bool]]:
         """The answers, and whether each one was finished rather than cut off at `max_new_tokens`."""
-        return self.complete([self.tokens(dialogue) for dialogue in dialogues], pictures)
+        pairs = zip(dialogues, pictures, strict=True)
+        return self.complete([self.tokens(dialogue, shown) for dialogue, shown in pairs], pictures)
 
-    def tokens(self, dialogue: list[Turn]) -> Segment:
+    def decode(self, files: Sequence[bytes]) -> Pictures:
+        """Pictures as the model reads them; none for a language model. Raises SampleError as `decode_image`."""
+        return [] if self.spec is None else [decode_picture(data, self.spec) for data in files]
+
+    def tokens(self, dialogue: Dialogue, pictures: Pictures) -> Segment:
         """The prompt of a dialogue that ends with a question; raises SampleError if its texts make none."""
-        prompt = chat_prompt(dialogue, self.prompt, self.tokenizer, self.spec)
+        prompt = chat_prompt(dialogue, self.prompt, self.tokenizer, [len(picture.places) for picture in pictures])
         check_vocabulary(prompt.input_ids, self.model.language.vocabulary, self.tokenizer)
         return prompt
 
-    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Tensor | None]) -> list[tuple[str, bool]]:
+    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Pictures]) -> list[tuple[str, bool]]:
         """As `replies`, to prompts that are tokens."""
         # Padded on the left, because generation continues at the right edge of every row.
         rows = [torch.tensor(one.input_ids, dtype=torch.int64) for one in prompts]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad_id(self.tokenizer), padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        starts = [(row, place) for row, one in enumerate(prompts) for place in one.image_starts]
-        positions = [(row, ids.shape[1] - len(rows[row]) + place) for row, place in starts]
-        shown = [picture for row, _ in starts if (picture := pictures[row]) is not None]
-        size, device = self.spec.size, next(self.model.parameters()).device
-        pixels = torch.stack(shown) if shown else torch.zeros(0, 3, size, size, dtype=torch.uint8)
-        places = torch.tensor(positions, dtype=torch.int64).reshape(-1, 2)
-        new = self.model.generate(ids.to(device), mask.to(device), pixels.to(device), places.to(device), **self.options)
+        shown = [
+            Shown(picture, row, ids.shape[1] - len(rows[row]) + start)
+            for row, (one, there) in enumerate(zip(prompts, pictures, strict=True))
+            for start, picture in zip(one.image_starts, there, strict=False)  # later turns may show more of them
+        ]
+        tokens, size = (self.spec.tokens, self.spec.size) if self.spec else (0, 0)
+        placed = place_pictures(shown, tokens, size)
+        inputs = (ids, mask, placed["pixel_values"], placed["image_positions"], placed["image_features"])
+        device = next(self.model.parameters()).device
+        new = self.model.generate(*(tensor.to(device) for tensor in inputs), **self.options)
         return [(self._text(row), self._ended(row)) for row in new]
 
     def _text(self, ids: Tensor) -> str:
@@ -101,28 +113,27 @@ class Answerer:
     def ask(
         self,
         question: str,
-        picture: Tensor | None,
+        pictures: int,
         earlier: Sequence[tuple[str, str]] = (),
         system: str | None = None,
-    ) -> list[Turn]:
-        """A dialogue that ends with a question, with the image in front of its first one.
+    ) -> Dialogue:
+        """A dialogue that ends with a question, with its pictures where `conversations_of` puts them.
 
         Args:
             question: the last question.
-            picture: the image, or None.
+            pictures: how many it is about.
             earlier: the questions and answers before it.
             system: the dialogue's own system message; None: the prompt's.
 
         Raises:
-            SampleError: a first question that is empty and not about an image.
+            SampleError: a first question that is empty and not about a picture, and what `conversations_of` raises.
         """
-        questions = [*(text for text, _ in earlier), question]
-        turns = [{"from": "human", "value": questions[0]}, {"from": "gpt", "value": "?"}]
-        record = {"conversations": [{"from": "system", "value": system}] * (system is not None) + turns}
+        turns = [{"from": "system", "value": system}] * (system is not None)
+        for text in (*(text for text, _ in earlier), question):
+            turns += [{"from": "human", "value": text}, {"from": "gpt", "value": "?"}]
         prompt = replace(self.prompt, turns="conversations")
-        dialogue = conversations_of(record, prompt, 0, picture is not None)[0][:1]
-        for (_, answer), later in zip(earlier, questions[1:], strict=True):
-            dialogue += [Turn("gpt", answer), Turn("human", later)]
+        dialogue = conversations_of({"conversations": turns}, prompt, 0, pictures)[0][:-1]
+        dialogue[1::2] = [Turn("gpt", answer) for _, answer in earlier]  # a model's own answer may be empty
         return dialogue
 
 
@@ -159,12 +170,12 @@ def answer_questions(
             for n in left[start : start + batch_size]:
                 question = questions[n]
                 with bad.left_out(question.key):
-                    picture = read_picture(index, question.sample, answerer.spec)
+                    shown = answerer.decode(read_pictures(index, question.sample))
                     earlier = _with_own(question, places, answers) if own else question.earlier
-                    prompt = answerer.tokens(answerer.ask(question.text, picture, earlier, question.system))
+                    dialogue = answerer.ask(question.text, len(shown), earlier, question.system)
+                    prompts.append(answerer.tokens(dialogue, shown))
                     batch.append(n)
-                    prompts.append(prompt)
-                    pictures.append(picture)
+                    pictures.append(shown)
             if batch:
                 texts = [text for text, _ in answerer.complete(prompts, pictures)]
                 answers.update(zip(batch, texts, strict=True))

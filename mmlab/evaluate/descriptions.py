@@ -7,15 +7,14 @@ from textwrap import shorten
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import ImageSpec, SampleError
-from mmlab.data.turns import IMAGE
-from mmlab.evaluate.answers import Answerer, AnswerFile
+from mmlab.data.turns import text_without_images
+from mmlab.evaluate.answers import Answerer, AnswerFile, Pictures
 from mmlab.evaluate.pictures.picture_set import PictureSet
-from mmlab.evaluate.questions import Question, read_picture
+from mmlab.evaluate.questions import Question, read_picture, read_pictures
 from mmlab.evaluate.scores.constant_reply import beside, variety
 from mmlab.evaluate.scores.incoherence import faults_of, finished, incoherence, words_of
 from mmlab.evaluate.scores.scorers import matches
@@ -67,21 +66,25 @@ def describe(
     descriptions: list[Description] = []
     starts = range(0, len(pictures), batch_size)
     for start in progress(starts, "describing images", len(starts)):
-        rows: list[tuple[int, Tensor, dict[str, Any]]] = []
+        rows: list[tuple[int, Pictures, dict[str, Any]]] = []
         for n in range(start, min(start + batch_size, len(pictures))):
             with pictures.bad.left_out(pictures.key(n)):
-                rows.append((n, pictures.picture(n), pictures.sample(n).record))
+                files = read_pictures(pictures.index, pictures.places[n])
+                if not files:
+                    raise SampleError("no-picture", "It has no image.")
+                shown = answerer.decode(files)
+                rows.append((n, shown, pictures.sample(n).record))
         # The request does not depend on the caption, which an image need not have.
-        requests = [conversations_of({"caption": "?"}, answerer.prompt, n)[0][:1] for n, _, _ in rows]
+        requests = [conversations_of({"caption": "?"}, answerer.prompt, n, len(shown))[0][:1] for n, shown, _ in rows]
         earlier = {} if saved is None else saved.answers
         if earlier.keys() >= {n for n, _, _ in rows}:
             replies = [earlier[n] for n, _, _ in rows]
         else:
-            replies = answerer.replies(requests, [picture for _, picture, _ in rows])
+            replies = answerer.replies(requests, [shown for _, shown, _ in rows])
             if saved is not None:
                 saved.add({n: reply for (n, _, _), reply in zip(rows, replies, strict=True)})
         for (n, _, record), dialogue, (text, ended) in zip(rows, requests, replies, strict=True):
-            question = dialogue[0].text.removeprefix(IMAGE).strip()
+            question = text_without_images(dialogue[0]).strip()
             caption = caption_of(record, n, answerer.prompt.captions)
             # The caption as stored, whatever form of it a run learned: runs that are asked the same are judged the
             # same.

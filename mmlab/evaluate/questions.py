@@ -9,11 +9,11 @@ from mmlab.config.errors import DataError, nearest
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import conversations_of
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record, record_type
+from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record, pictures_among, record_type
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec, SampleError
-from mmlab.data.turns import IMAGE, Dialogue
+from mmlab.data.turns import Dialogue, text_without_images
 from mmlab.evaluate.scores.score_table import Reference, texts_of
 
 _PROMPTS = {part: Prompt(turns=part) for part in ("questions", "conversations")}
@@ -26,7 +26,8 @@ class Question:
     Attributes:
         sample: place of the image's sample in the index.
         key: the sample's key.
-        text, answer: the question and its right answer.
+        text, answer: the question and its right answer. The marker of a single picture that opens the dialogue is left
+            out; others stand in the text.
         type: type of question, by which scores are split.
         answers: all right answers, if there are several, or if they differ from what a model learns to say.
         types: the types, if it has several.
@@ -101,11 +102,11 @@ def read_questions(
 def _questions(index: ShardIndex, i: int) -> list[Question]:
     """The questions of sample `i`; raises SampleError for a record that training would refuse."""
     record = parse_record(index.read(i, ("json", "txt")))
-    picture = any(name in IMAGE_EXTENSIONS for name in index.extensions(i))
+    pictures = len(pictures_among(index.extensions(i)))
     part = next((part for part in _PROMPTS if record.get(part)), None)
     if part is None:
         return []
-    dialogues = conversations_of(record, _PROMPTS[part], 0, picture)
+    dialogues = conversations_of(record, _PROMPTS[part], 0, pictures)
     key, kind = str(index.keys[i]), record_type(record)
     if part == "questions":
         listed = [(one, record_type(one) or kind or "question") for one in record["questions"]]
@@ -114,14 +115,15 @@ def _questions(index: ShardIndex, i: int) -> list[Question]:
     return [
         question
         for dialogue, (about, type) in zip(dialogues, listed, strict=True)
-        for question in _asked(dialogue, picture, i, key, type, _reference(about))
+        for question in _asked(dialogue, i, key, type, _reference(about))
     ]
 
 
-def _asked(dialogue: Dialogue, picture: bool, i: int, key: str, type: str, reference: Any) -> Iterator[Question]:
+def _asked(dialogue: Dialogue, i: int, key: str, type: str, reference: Any) -> Iterator[Question]:
     """The questions of one dialogue; the reference is that of the first."""
     texts = [turn.text for turn in dialogue]
-    texts[0] = texts[0].removeprefix(IMAGE).strip() if picture else texts[0].strip()
+    alone = sum(turn.images for turn in dialogue) == dialogue[0].images <= 1  # the picture that opens the dialogue
+    texts[0] = text_without_images(dialogue[0]).strip() if alone else texts[0]
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
     for n, (text, answer) in enumerate(pairs):
         own: Any = reference if n == 0 else ((), (), 0)
@@ -145,6 +147,13 @@ def read_picture(index: ShardIndex, i: int, spec: ImageSpec):
     members = index.read(i, IMAGE_EXTENSIONS)
     data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
     return None if data is None else decode_image(data, spec)
+
+
+def read_pictures(index: ShardIndex, i: int) -> list[bytes]:
+    """The files of sample i's pictures, in order."""
+    names = pictures_among(index.extensions(i))
+    members = index.read(i, names)
+    return [members[name] for name in names]
 
 
 class BlindAnswers:

@@ -237,23 +237,23 @@ def _probes(prompt: Prompt, pictures: bool) -> Iterator[tuple[str, Dialogue]]:
     """(what it is, dialogue that ends with a question) for each form that a prompt can have."""
     mark = IMAGE if pictures else ""
     if prompt.template == "plain":
-        yield "a question", [Turn("human", mark)]
+        yield "a question", [Turn("human", mark, images=int(pictures))]
         return
     joint = "\n" if pictures else ""
     for question in ("What is this?", "a b", "Écris 3 mots: \n\n- un"):
-        yield "a question", [Turn("human", mark + joint + question)]
+        yield "a question", [Turn("human", mark + joint + question, images=int(pictures))]
         if pictures:
             yield "a question without a picture", [Turn("human", question)]
     for name, answer in LATER_ANSWERS.items():
         later = [Turn("gpt", answer), Turn("human", "What else?")]
-        yield name, [Turn("human", mark + joint + "Who?"), *later]
+        yield name, [Turn("human", mark + joint + "Who?", images=int(pictures)), *later]
 
 
 def _equal(
     dialogue: Dialogue, template: str, prompt: Prompt, tokenizer: Any, theirs: Any, spec: ImageSpec | None
 ) -> bool:
     try:
-        segment = chat_prompt(dialogue, prompt, tokenizer, spec)
+        segment = chat_prompt(dialogue, prompt, tokenizer, [spec.tokens] if spec else ())
     except SampleError:
         return True  # training has no form for it either
     ours = list(segment.input_ids)
@@ -267,7 +267,7 @@ def messages_of(dialogue: Sequence[Turn]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in dialogue:
         content: Any = turn.text
-        if turn.text.startswith(IMAGE):
+        if turn.images:
             content = [{"type": "image"}, {"type": "text", "text": turn.text.removeprefix(IMAGE).removeprefix("\n")}]
         messages.append({"role": "user" if turn.role == "human" else "assistant", "content": content})
     return messages

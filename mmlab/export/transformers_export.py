@@ -141,7 +141,8 @@ def _write_adapters(adapters: Mapping[str, Path], model: Any, exported: Any, out
 def _logits(model: VisionLanguageModel, probe: list[int], pixels_13HW: torch.Tensor) -> torch.Tensor:
     """Our logits `[T, vocabulary]` of a picture with token ids behind it."""
     row = torch.tensor([[0] * model.tokens_per_image + probe])
-    embeds = model.embed(row, model.features(pixels_13HW), torch.tensor([[0, 0]]))
+    places = torch.arange(model.tokens_per_image)
+    embeds = model.embed(row, model.features(pixels_13HW), torch.stack([torch.zeros_like(places), places], 1), places)
     return model.language.causal(inputs_embeds=embeds, use_cache=False).logits[0].float()
 
 

@@ -84,6 +84,12 @@ class LinearConnectorConfig(Settings):
 
 
 @dataclass
+class NewlineConfig(Settings):
+    _target_: str = "mmlab.model.connector.Newline"
+    _partial_: bool = True  # the model gives the width
+
+
+@dataclass
 class QFormerConfig(PretrainedPartConfig):
     """`source` is a BLIP-2 checkpoint, or a run's artifact."""
 
@@ -96,12 +102,13 @@ class QFormerConfig(PretrainedPartConfig):
 class VisionLanguageModelConfig(Settings):
     kind: ClassVar[str] = "answers"
     # The names that stage.trainable may take.
-    parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "connector", "language")
+    parts: ClassVar[tuple[str, ...]] = ("vision", "qformer", "connector", "newline", "language")
     _target_: str = "mmlab.model.vlm.VisionLanguageModel"
     vision: Any = section("model/vision")
     connector: Any = section("model/connector")
     language: Any = section("model/language")
     qformer: Any = section("model/qformer", default=None)  # between vision encoder and connector
+    newline: Any = section("model/newline", default=None)  # of pictures that are several tiles, data.aspect=anyres
 
 
 @dataclass

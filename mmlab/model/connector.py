@@ -1,5 +1,6 @@
 """Connectors: from the vision encoder's width to the language model's. Legend: N images, P tokens, V/D widths."""
 
+import torch
 from torch import Tensor, nn
 
 from mmlab.model.config import MLPConnectorConfig
@@ -61,3 +62,19 @@ class FusedMLPConnector(nn.Module):
 
     def forward(self, features_NPV: Tensor) -> Tensor:
         return self.layers(features_NPV)
+
+
+class Newline(nn.Module):
+    """The learned feature at the end of each row of a picture's tiles (LLaVA-NeXT, `image_newline`).
+
+    Args:
+        language_width: D, width of the language model.
+    """
+
+    def __init__(self, language_width: int):
+        super().__init__()
+        self.feature = nn.Parameter(torch.randn(language_width) * language_width**-0.5)
+
+    def forward(self) -> Tensor:
+        """Return the feature `[D]`."""
+        return self.feature

@@ -218,8 +218,14 @@ class LanguageOnly(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, input_ids_BT: Tensor, mask_BT: Tensor, pixels_N3HW: Tensor, image_positions_N2: Tensor, **options: Any
+        self,
+        input_ids_BT: Tensor,
+        mask_BT: Tensor,
+        pixels_K3HW: Tensor,
+        positions_M2: Tensor,
+        chosen_M: Tensor,
+        **options: Any,
     ) -> Tensor:
         """Answer left-padded prompts without images, see `VisionLanguageModel.generate`."""
-        assert len(pixels_N3HW) == 0
+        assert len(pixels_K3HW) == 0
         return self.language.generate(self.language.embed(input_ids_BT), mask_BT, **options)

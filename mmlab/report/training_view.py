@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from mmlab.data.batch import IGNORE
 from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.conversation import Segment, encode
-from mmlab.data.dialogues import caption_of, conversations_of
+from mmlab.data.dialogues import caption_of
 from mmlab.data.sample_types import Sample, SampleError
 from mmlab.report.contact_sheet import CARD, FAINT, INK, LINE, PAGE, as_picture, font
 
@@ -65,16 +65,16 @@ def view_of(collate: Any, sample: Sample) -> View:
 
 def _texts(collate: Any, sample: Sample) -> Iterator[list[Piece]]:
     if isinstance(collate, ChatCollate):
-        picture = collate.image is not None and sample.image is not None
-        for dialogue in conversations_of(sample.record, collate.prompt, sample.seed, picture):
-            whole = encode(dialogue, collate.prompt, collate.tokenizer, collate.spec)
+        places = collate.places(sample)
+        for dialogue in collate.dialogues(sample):
+            whole = encode(dialogue, collate.prompt, collate.tokenizer, places)
             try:
-                fits = encode(dialogue, collate.prompt, collate.tokenizer, collate.spec, collate.config.max_length)
+                fits = encode(dialogue, collate.prompt, collate.tokenizer, places, collate.config.max_length)
             except SampleError as error:
                 if error.reason != "too-long":
                     raise
                 fits = Segment([], [])
-            yield _dialogue(whole, fits, collate)
+            yield _dialogue(whole, fits, places, collate)
         return
     conditioning = getattr(collate, "conditioning", None)
     if getattr(conditioning, "labels", None) is not None:
@@ -98,7 +98,7 @@ def _caption(caption: str, tokenizer: Any, length: int) -> list[Piece]:
     return list(_joined(whole, states, tokenizer))
 
 
-def _dialogue(whole: Segment, fits: Segment, collate: ChatCollate) -> list[Piece]:
+def _dialogue(whole: Segment, fits: Segment, places: Sequence[int], collate: ChatCollate) -> list[Piece]:
     """The pieces of a dialogue, of which `fits` is the part that is trained on."""
     same = zip(whole.input_ids, fits.input_ids, strict=False)
     kept = next((n for n, (a, b) in enumerate(same) if a != b), min(len(whole), len(fits)))
@@ -107,12 +107,11 @@ def _dialogue(whole: Segment, fits: Segment, collate: ChatCollate) -> list[Piece
     states = [CUT if n >= kept else SUPERVISED if learned[n] else PROMPT for n in range(len(whole))]
     pieces: list[Piece] = []
     at = 0
-    places = collate.spec.tokens if collate.spec else 0
-    for start in whole.image_starts:
+    for start, tokens in zip(whole.image_starts, places, strict=False):
         pieces += _joined(whole.input_ids[at:start], states[at:start], collate.tokenizer)
         what = "image" if collate.image else "scattered caption"
-        pieces.append(Piece(f"<{what}: {places} tokens>", CUT if start >= kept else IMAGE))
-        at = start + places
+        pieces.append(Piece(f"<{what}: {tokens} tokens>", CUT if start >= kept else IMAGE))
+        at = start + tokens
     return pieces + list(_joined(whole.input_ids[at:], states[at:], collate.tokenizer))
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from mmlab.data.batch import IGNORE
 from mmlab.data.collate import check_room
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig
+from mmlab.data.packing import Shown, place_pictures
+from mmlab.data.sample_types import Picture
 from mmlab.model.packed_rows import takes_masks
 from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.stage.code_prior import CodePrior
@@ -48,26 +50,25 @@ def supervised_positions(stage: Stage, batch: dict[str, Any]) -> int:
     if not isinstance(stage, NextTokenStage):
         return 0
     rows, length = batch["input_ids"].shape
-    image = getattr(stage.model, "tokens_per_image", 0) if batch["image_keys"] else 0
+    image = len(batch["image_positions"]) // rows
     return rows * (length - max(1, image))  # the first token of a row is not predicted
 
 
 def _chat(stage: NextTokenStage, data: ImageTextDataConfig) -> dict[str, Any]:
     rows, length = data.micro_batch, -(-data.max_length // 8) * 8  # rows are padded to a multiple of 8
-    image = stage.image(data.aspect) if stage.config.prompt.pictures == "tokens" else None
+    image = stage.image(data) if stage.config.prompt.pictures == "tokens" else None
     ids = torch.zeros(rows, length, dtype=torch.int64)
     place = torch.arange(length).expand(rows, -1)
     batch: dict[str, Any] = {"input_ids": ids, "position_ids": place, "context_ids": ids, "labels": ids}
     batch["segment_ids"] = torch.ones_like(ids)
     batch["packed"] = data.pack and takes_masks(stage.model.language.config)
-    batch["image_keys"] = [] if image is None else [str(row) for row in range(rows)]
-    first = torch.arange(rows)[:, None] * torch.tensor([1, 0])
-    batch["image_positions"] = first[: len(batch["image_keys"])]
     if image is None:
-        return {**batch, "pixel_values": torch.zeros(0, 3, 0, 0, dtype=torch.uint8)}
-    check_room(image.tokens, data)
-    batch["labels"] = torch.where(place < image.tokens, IGNORE, ids)
-    return {**batch, **_pixels(rows, image.size)}
+        return {**batch, **place_pictures([], 0, 0)}
+    check_room(image.most_tokens, data)
+    batch["labels"] = torch.where(place < image.most_tokens, IGNORE, ids)
+    picture = Picture(_pixels(image.most_tiles, image.size)["pixel_values"], torch.zeros(image.most_tokens).long())
+    shown = [Shown(picture, row, 0, str(row)) for row in range(rows)]
+    return {**batch, **place_pictures(shown, image.tokens, image.size)}
 
 
 def _images(stage: Any, data: ImageDataConfig) -> dict[str, Any]:

@@ -68,9 +68,9 @@ class NextTokenStage(Stage):
         if data.augment:
             raise ConfigError("data.augment=true crops images that questions are about; use it with stage=contrastive.")
         language, prompt = self.model.language, self.config.prompt
-        return ChatCollate(data, prompt, language.tokenizer, self.image(data.aspect), language.vocabulary)
+        return ChatCollate(data, prompt, language.tokenizer, self.image(data), language.vocabulary)
 
-    def image(self, aspect: str) -> ImageSpec | None:
+    def image(self, data: ImageTextDataConfig) -> ImageSpec | None:
         """How images are decoded; None does not read them."""
         return None
 

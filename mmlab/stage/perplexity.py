@@ -66,7 +66,7 @@ def perplexities(
         with bad.left_out(key):
             record = parse_record(index.read(i, ("json", "txt")))
             waiting += [
-                (kind, collates[part].prepare(Sample(key, str(index.root), one, None, i)).content)
+                (kind, collates[part].prepare(Sample(key, str(index.root), one, (), i)).content)
                 for kind, part, one in _parts(record, prompt, i)
                 if not types or kind in types
             ]

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.anyres import image_spec
 from mmlab.data.batch import ChatBatch
+from mmlab.data.config import ImageTextDataConfig
 from mmlab.data.sample_types import ImageSpec
 from mmlab.stage.next_token import NextTokenStage
 
@@ -11,8 +13,8 @@ from mmlab.stage.next_token import NextTokenStage
 class VisionLanguageStage(NextTokenStage):
     """Next-token training of a vision-language model (parts: vision, connector, language; with a Q-Former, qformer)."""
 
-    def image(self, aspect: str) -> ImageSpec | None:
-        return ImageSpec(self.model.vision.image_size, aspect, self.model.tokens_per_image)
+    def image(self, data: ImageTextDataConfig) -> ImageSpec | None:
+        return image_spec(self.model, data)
 
     def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
         features = self.cache(batch["image_keys"], batch["pixel_values"], self.model.features)

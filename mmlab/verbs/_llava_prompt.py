@@ -132,10 +132,10 @@ def _chat_template(folder: Path, tokenizer: Any) -> str | None:
 
 def _matched(template: Template, tokenizer: Any, written: str) -> dict[str, Any] | None:
     """The system message with which a template writes that text, white space aside; None if with none."""
-    dialogue = [Turn("human", f"{IMAGE}\nWhat is this?")]
+    dialogue = [Turn("human", f"{IMAGE}\nWhat is this?", images=1)]
     body = written.removeprefix(tokenizer.bos_token or "").strip()
     for system in (_MARK, "") if template.has_system else ("",):
-        text = template.render(dialogue, tokenizer, system=system, image=True, answer=False).text
+        text = template.render(dialogue, tokenizer, system=system, answer=False).text
         words = [word for word in re.split(rf"\s+|({_MARK})", text) if word]
         pattern = r"\s*".join("(.*?)" if word == _MARK else re.escape(word) for word in words)
         if match := re.fullmatch(pattern, body, re.DOTALL):
@@ -148,7 +148,7 @@ def _fits_own(tokenizer: Any) -> bool:
     """Whether the tokenizer's chat template writes plain texts, with places for labels."""
     try:
         TEMPLATES["tokenizer"].render(
-            [Turn("human", f"{IMAGE}\nWhat is this?")], tokenizer, system=None, image=True, answer=False
+            [Turn("human", f"{IMAGE}\nWhat is this?", images=1)], tokenizer, system=None, answer=False
         )
     except (ConfigError, SampleError, KeyError, TypeError):
         return False

@@ -52,7 +52,7 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     questions = [questions[n] for n in scorable(scorer, [question.reference for question in questions], bad)]
     prompt = run_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
-    answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
+    answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data, longest)
     # Answers are saved by the place of their question; which questions there are depends on the metric, too.
     settings = {**asdict(prompt), "max_new_tokens": longest, "metric": metric}
     settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit, "history": cfg.history}
@@ -108,8 +108,7 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
     pictures = PictureSet(cfg.data.path, ImageSpec(1), cfg.limit, cfg.data.bad_budget)
     questions = described.caption_questions(pictures) if cfg.metric == "captions" else {}
     longest = cfg.max_new_tokens or DESCRIPTION_TOKENS
-    answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data.aspect, longest)
-    pictures.spec = answerer.spec
+    answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data, longest)
     about = {"template": prompt.template, "max_new_tokens": longest}
     settings = {**asdict(prompt), **about, "data": pictures.index.hash, "limit": cfg.limit}
     unfinished = AnswerFile(out / "descriptions.unfinished.jsonl", {"parts": content_hashes(folder), **settings})

@@ -71,8 +71,8 @@ def _collate(cfg: Any) -> Any:
 def _sample(index: Any, i: int, collate: Any, seed: int) -> Any:
     """Sample `i` as the reader decodes it in the first epoch, at the place of its number."""
     from mmlab.data.bad_samples import sample_errors
-    from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
-    from mmlab.data.images import decode_image
+    from mmlab.data.formats import parse_record, pictures_among
+    from mmlab.data.images import decode_picture
     from mmlab.data.order import sample_seed
     from mmlab.data.sample_types import Sample, SampleError
 
@@ -81,12 +81,12 @@ def _sample(index: Any, i: int, collate: Any, seed: int) -> Any:
         with sample_errors():
             members = index.read(i)
             record = parse_record(members)
-            data = next((members[one] for one in IMAGE_EXTENSIONS if one in members), None)
-            image = None if data is None or collate.image is None else decode_image(data, collate.image)
+            spec = collate.image
+            pictures = [] if spec is None else [decode_picture(members[one], spec) for one in pictures_among(members)]
     except SampleError as error:
         raise ConfigError(f"sample '{key}' of {index.root} cannot be read ({error.reason}): {error}") from None
     further = {one: members[one] for one in collate.members if one in members}
-    return Sample(key, name, record, image, sample_seed(seed, 0, i, name), further, index.hash)
+    return Sample(key, name, record, pictures, sample_seed(seed, 0, i, name), further, index.hash)
 
 
 def _print_view(view: Any, print_styled: Any, colored: bool) -> None:

@@ -17,7 +17,6 @@ def chat(cfg: DictConfig) -> None:
 
     mmlab chat run=llava-finetune_tiny image=photo.jpg question="what color is the circle?"
     """
-    from mmlab.data.images import decode_image
     from mmlab.data.sample_types import SampleError
     from mmlab.evaluate.answers import Answerer
     from mmlab.runs.run import find_run, load_run_config
@@ -34,30 +33,30 @@ def chat(cfg: DictConfig) -> None:
         raise ConfigError(f"{cfg.run} is a language model and sees no images; leave out image.")
     model, trained = restore(folder)
     prompt, limits = run_prompt(trained, cfg.template), (cfg.max_new_tokens, cfg.temperature)
-    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data.aspect, *limits)
+    answerer = Answerer(place(model, cfg.trainer), prompt, trained.data, *limits)
     try:
-        picture = None if data is None else decode_image(data, answerer.spec)
+        pictures = answerer.decode([] if data is None else [data])
     except SampleError as error:
         raise ConfigError(f"{cfg.image} cannot be read as an image: {error}") from error
     if cfg.question is not None:
         try:
-            print(reply(answerer, answerer.ask(cfg.question, picture), picture))
+            print(reply(answerer, answerer.ask(cfg.question, len(pictures)), pictures))
         except SampleError as error:
             raise ConfigError(f"The question cannot be asked: {error}") from error
         return
-    talk(answerer, picture)
+    talk(answerer, pictures)
 
 
-def reply(answerer, dialogue, picture) -> str:
+def reply(answerer, dialogue, pictures) -> str:
     """Return the answer to a dialogue; raises SampleError if its texts cannot become a prompt."""
     from mmlab.data.bad_samples import sample_errors
 
     with sample_errors():
-        prompt = answerer.tokens(dialogue)
-    return answerer.complete([prompt], [picture])[0][0]
+        prompt = answerer.tokens(dialogue, pictures)
+    return answerer.complete([prompt], [pictures])[0][0]
 
 
-def talk(answerer, picture) -> None:
+def talk(answerer, pictures) -> None:
     """Read questions from the terminal; earlier turns stay part of the dialogue."""
     from mmlab.data.sample_types import SampleError
     from mmlab.data.turns import Turn
@@ -70,9 +69,9 @@ def talk(answerer, picture) -> None:
             return
         if not question:
             return
-        asked = [*dialogue, Turn("human", question)] if dialogue else answerer.ask(question, picture)
+        asked = [*dialogue, Turn("human", question)] if dialogue else answerer.ask(question, len(pictures))
         try:
-            answer = reply(answerer, asked, picture)
+            answer = reply(answerer, asked, pictures)
         except SampleError as error:
             print(f"The question cannot be asked: {error}")
             continue

@@ -52,7 +52,7 @@ def minigpt4(cfg: DictConfig) -> None:
 
     def load_describer() -> Answerer:
         model, trained = restore(folder)
-        return Answerer(place(model, config.trainer), prompt, trained.data.aspect, config.max_new_tokens)
+        return Answerer(place(model, config.trainer), prompt, trained.data, config.max_new_tokens)
 
     identity = {"run": folder.name, "parts": content_hashes(folder), "template": prompt.template}
     identity |= {"system": prompt.system, "max_new_tokens": config.max_new_tokens}

@@ -15,6 +15,7 @@ from mmlab.curate.decisions import Review
 from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.journal import Journal, read_rows
 from mmlab.curate.minigpt4_pipeline import curate
+from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
@@ -53,7 +54,8 @@ class Scripted:
         batches: the number of images in each call.
     """
 
-    spec = ImageSpec(4, "stretch", 1)
+    def decode(self, files: Any) -> list[Any]:
+        return [decode_image(data, ImageSpec(4, "stretch")) for data in files]
 
     def __init__(self):
         self.batches: list[int] = []
@@ -61,14 +63,14 @@ class Scripted:
     def tokenizer(self, text: str, add_special_tokens: bool = True) -> dict[str, list[str]]:
         return {"input_ids": text.split()}
 
-    def ask(self, question: str, image: Any) -> list[Turn]:
+    def ask(self, question: str, pictures: int) -> list[Turn]:
         return [Turn("human", question)]
 
     def __call__(self, dialogues, images) -> list[str]:
         self.batches.append(len(dialogues))
         said = []
         for dialogue, image in zip(dialogues, images, strict=True):
-            which = int(image[0, 0, 0]) // 20
+            which = int(image[0][0, 0, 0]) // 20
             assert dialogue[0].text == "What is it?"
             assert len(dialogue) == 1 or [t.text for t in dialogue[1:]] == [SAID[which], "Go on"]
             said.append(SAID[which] if len(dialogue) == 1 else CONTINUED[which])

@@ -16,6 +16,7 @@ from mmlab.data.conversation import Segment, encode
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.sample_types import ImageSpec, Sample, SampleError
+from tests.tiny_pictures import square
 from tests.tiny_tokenizers import TOKENIZERS, llama_2, llama_3, wordpiece
 
 SPEC = ImageSpec(size=4, tokens=5)
@@ -24,8 +25,9 @@ PROMPT = Prompt("v1", system="Look.")
 
 
 def sample(key: str, record: dict, image: bool = True, source: str = "shapes") -> Sample:
-    picture = torch.full((3, 4, 4), sum(map(ord, key)) % 256, dtype=torch.uint8) if image else None
-    return Sample(key, source, record, picture, seed=sum(map(ord, key)), shards=f"hash of {source}")
+    pixels = torch.full((3, 4, 4), sum(map(ord, key)) % 256, dtype=torch.uint8)
+    pictures = [square(pixels, SPEC.tokens)] if image else []
+    return Sample(key, source, record, pictures, seed=sum(map(ord, key)), shards=f"hash of {source}")
 
 
 def questions(n: int, words: int = 1) -> dict:
@@ -63,6 +65,13 @@ def batch_of(samples: list[Sample], collate: ChatCollate | PairCollate) -> dict:
     return {**collate.batch([made.content for made in prepared]), "stats": stats}
 
 
+def starts(batch: dict, tokens: int = SPEC.tokens) -> list[list[int]]:
+    """Row and first column of each picture, the places of which follow each other."""
+    positions = batch["image_positions"].reshape(-1, tokens, 2)
+    assert (positions - positions[:, :1] == torch.arange(tokens)[:, None] * torch.tensor([0, 1])).all()
+    return positions[:, 0].tolist()
+
+
 def segments_of(collate: ChatCollate, one: Sample) -> list[Segment]:
     return [segment for group in collate.prepare(one).content for segment in group.segments]
 
@@ -90,8 +99,8 @@ def dialogues_in(batch: dict) -> list[tuple[tuple[int, int, int], ...]]:
 
 
 def expected(one: Sample) -> list[tuple[tuple[int, int, int], ...]]:
-    dialogues = conversations_of(one.record, PROMPT, one.seed, one.image is not None)
-    encoded = [encode(dialogue, PROMPT, llama_2(), SPEC) for dialogue in dialogues]
+    dialogues = conversations_of(one.record, PROMPT, one.seed, len(one.pictures))
+    encoded = [encode(dialogue, PROMPT, llama_2(), [SPEC.tokens]) for dialogue in dialogues]
     return [tuple(zip(range(len(e.labels)), e.input_ids, e.labels, strict=True)) for e in encoded]
 
 
@@ -114,13 +123,12 @@ def test_every_dialogue_has_the_tokens_that_it_has_alone(pack: bool, max_length:
 def test_images_have_the_positions_that_the_batch_states(pack: bool) -> None:
     batch = batch_of(SAMPLES, chat(max_length=90, pack=pack))
     assert batch["pixel_values"].dtype == torch.uint8
-    assert len(batch["pixel_values"]) == len(batch["image_positions"]) == len(batch["image_keys"])
+    assert len(batch["pixel_values"]) == len(batch["image_keys"]) == len(starts(batch))
+    assert batch["image_features"].tolist() == list(range(len(batch["pixel_values"]) * SPEC.tokens))
     assert sorted(set(batch["image_keys"])) == [f"hash of shapes/{key}" for key in "abdef"]
     images = {f"hash of {one.source}/{one.key}": one.image for one in SAMPLES if one.image is not None}
     marked = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    for picture, (row, at), key in zip(
-        batch["pixel_values"], batch["image_positions"].tolist(), batch["image_keys"], strict=True
-    ):
+    for picture, (row, at), key in zip(batch["pixel_values"], starts(batch), batch["image_keys"], strict=True):
         assert torch.equal(picture, images[key])
         places = slice(at, at + SPEC.tokens)
         assert len(set(batch["segment_ids"][row, places].tolist())) == 1
@@ -136,7 +144,7 @@ def test_questions_share_one_image() -> None:
     assert segments.max() == 5
     assert (contexts[segments == 1] == 0).all() and (contexts[segments > 1] == 1).all()
     prefix = int((segments == 1).sum())
-    assert batch["image_positions"].tolist() == [[0, prefix - SPEC.tokens]]
+    assert starts(batch) == [[0, prefix - SPEC.tokens]]
     for question in range(2, 6):
         assert batch["position_ids"][0][segments == question][0] == prefix
     sees = seen_by(batch, 0)
@@ -151,14 +159,14 @@ def test_questions_of_packed_samples_share_their_own_image() -> None:
     assert torch.equal(batch["pixel_values"], torch.stack([longer.image, shorter.image]))
     pairs = set(zip(segments[0], contexts[0], strict=True)) - {(0, 0)}
     assert pairs == {(1, 0), (2, 1), (3, 1), (4, 1), (5, 0), (6, 5), (7, 5)}
-    assert [segments[0][at] for _, at in batch["image_positions"].tolist()] == [1, 5]
+    assert [segments[0][at] for _, at in starts(batch)] == [1, 5]
 
 
 def test_a_sample_that_overflows_repeats_its_image() -> None:
     batch = batch_of([SAMPLES[0]], chat(max_length=60))
     rows = batch["input_ids"].shape[0]
     assert rows > 1 and batch["image_keys"] == ["hash of shapes/a"] * rows
-    assert batch["image_positions"][:, 0].tolist() == list(range(rows))
+    assert [row for row, _ in starts(batch)] == list(range(rows))
     assert Counter(dialogues_in(batch)) == Counter(expected(SAMPLES[0]))
 
 
@@ -233,10 +241,11 @@ def test_scattered_captions_have_the_places_of_images() -> None:
     scattered, shown = Prompt("v1", pictures="scattered", places=40), ImageSpec(4, tokens=40)
     collate = chat(scattered, None)
     batch = batch_of([sample("a", record, image=False)], collate)
-    like = batch_of([sample("a", record)], chat(Prompt("v1"), shown))
+    picture = square(torch.zeros(3, 4, 4, dtype=torch.uint8), 40)
+    like = batch_of([replace(sample("a", record), pictures=[picture])], chat(Prompt("v1"), shown))
     for name in ("segment_ids", "context_ids", "position_ids", "labels"):
         assert torch.equal(batch[name], like[name]), name
-    (row, at), caption = like["image_positions"][0].tolist(), llama_2().encode("Two circles", add_special_tokens=False)
+    (row, at), caption = starts(like, 40)[0], llama_2().encode("Two circles", add_special_tokens=False)
     places = torch.zeros_like(batch["segment_ids"], dtype=torch.bool)
     places[row, at : at + 40] = True
     assert torch.equal(batch["input_ids"][~places], like["input_ids"][~places])
@@ -341,7 +350,7 @@ def test_pairs_without_caption_or_image_are_errors() -> None:
 def test_augmentation_crops_and_never_mirrors() -> None:
     collate = pairs(llama_3(), ImageSpec(64), augment=True)
     ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64).contiguous()
-    one = Sample("a", "s", {"caption": "a"}, ramp, seed=0)
+    one = Sample("a", "s", {"caption": "a"}, [square(ramp)], seed=0)
     crops = []
     for seed in range(40):
         one.seed = seed

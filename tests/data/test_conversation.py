@@ -13,12 +13,13 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import chat_prompt, encode, pad_id, render
-from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.sample_types import SampleError
 from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import Turn
 from tests.tiny_tokenizers import CHATML_TEMPLATE, TOKENIZERS, gpt_2, llama_2, llama_3, wordpiece
 
-SPEC = ImageSpec(size=8, tokens=3)
+TOKENS = 3
+PLACES = [TOKENS]
 V1 = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -78,7 +79,7 @@ def dialogue_of(answers: list[str], template: str = "v1", image: bool = True) ->
     for i, answer in enumerate(answers[:1] if template == "plain" else answers):
         question = QUESTIONS[i % len(QUESTIONS)]
         dialogue += [
-            Turn("human", f"<image>\n{question}" if image and i == 0 else question),
+            Turn("human", f"<image>\n{question}", images=1) if image and i == 0 else Turn("human", question),
             Turn("gpt", answer),
         ]
     return dialogue
@@ -117,14 +118,14 @@ def same(spoken: str, text: str, name: str) -> bool:
 @pytest.mark.parametrize("image", [True, False])
 def test_labels_are_the_answers_and_their_stops(tokenizer: str, template: str, case: str, image: bool) -> None:
     dialogue = dialogue_of(ANSWERS[case], template, image)
-    encoded = encode(dialogue, Prompt(template), TOKENIZERS[tokenizer](), SPEC)
+    encoded = encode(dialogue, Prompt(template), TOKENIZERS[tokenizer](), PLACES)
     assert all(label in (token, IGNORE) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
     spoken = [decoded(run, tokenizer) for run in runs(encoded.labels)]
     answers = [turn.text for turn in dialogue if turn.role == "gpt"]
     expected = [learned(a, template, tokenizer) for a in answers]
     assert len(spoken) == len(expected)
     assert all(same(*pair, tokenizer) for pair in zip(spoken, expected, strict=True)), (spoken, expected)
-    assert encoded.image_starts == ([encoded.shared - SPEC.tokens] if image else [])
+    assert encoded.image_starts == ([encoded.shared - TOKENS] if image else [])
 
 
 @tokenizers
@@ -136,9 +137,9 @@ def test_the_prompt_of_inference_is_a_prefix_of_the_training_ids(
 ) -> None:
     fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
     dialogue = dialogue_of(ANSWERS[case], template, image)
-    trained = encode(dialogue, prompt, fast, SPEC)
+    trained = encode(dialogue, prompt, fast, PLACES)
     for turns in range(1, len(dialogue), 2):
-        prompted = chat_prompt(dialogue[:turns], prompt, fast, SPEC)
+        prompted = chat_prompt(dialogue[:turns], prompt, fast, PLACES)
         n = len(prompted.input_ids)
         assert prompted.input_ids == trained.input_ids[:n] and n < len(trained.input_ids)
         assert prompted.image_starts == trained.image_starts
@@ -155,7 +156,7 @@ def test_the_prompt_of_inference_is_a_prefix_of_the_training_ids(
 def test_ids_are_those_of_llava(tokenizer: str, template: str, case: str, image: bool) -> None:
     fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
     dialogue = dialogue_of(ANSWERS[case], template, image)
-    dialogue = [Turn(t.role, t.text.replace("\n<image> \n", "")) for t in dialogue]
+    dialogue = [replace(t, text=t.text.replace("\n<image> \n", "")) for t in dialogue]
     rendered = render(dialogue, prompt, fast)
     before, after = (
         (rendered.text[: rendered.images[0][0]], rendered.text[rendered.images[0][1] :])
@@ -170,8 +171,8 @@ def test_ids_are_those_of_llava(tokenizer: str, template: str, case: str, image:
         part = list(fast(after)["input_ids"])
         part = part[1:] if part[:1] == [fast.bos_token_id] else part
         pad = fast.eos_token_id if fast.pad_token_id is None else fast.pad_token_id
-        expected += [pad] * SPEC.tokens + part
-    assert encode(dialogue, prompt, fast, SPEC).input_ids == expected
+        expected += [pad] * TOKENS + part
+    assert encode(dialogue, prompt, fast, PLACES).input_ids == expected
 
 
 @pytest.mark.parametrize("tokenizer", ["llama_2", "metaspace"])
@@ -192,15 +193,16 @@ def test_ids_are_those_of_minigpt4(
     def ids(text: str) -> list[int]:
         return list(fast(text, add_special_tokens=False)["input_ids"])
 
-    dialogue = [Turn("human", f"<image>\n{question}"), Turn("gpt", answer)]
-    encoded = encode(dialogue, Prompt(template), fast, SPEC)
-    prompted = [fast.bos_token_id, *ids(before), *[pad_id(fast)] * SPEC.tokens, *ids(behind.format(q=question))]
+    dialogue = [Turn("human", f"<image>\n{question}", images=1), Turn("gpt", answer)]
+    encoded = encode(dialogue, Prompt(template), fast, PLACES)
+    prompted = [fast.bos_token_id, *ids(before), *[pad_id(fast)] * TOKENS, *ids(behind.format(q=question))]
     assert encoded.input_ids == prompted + ids(answer + stop)
     assert encoded.labels == [IGNORE] * len(prompted) + ids(answer + stop)
 
 
 def test_templates_write_the_published_forms() -> None:
-    dialogue = [Turn("human", "<image>\nQ1"), Turn("gpt", "A1"), Turn("human", "Q2"), Turn("gpt", "A2")]
+    first = Turn("human", "<image>\nQ1", images=1)
+    dialogue = [first, Turn("gpt", "A1"), Turn("human", "Q2"), Turn("gpt", "A2")]
 
     def text(template: str, turns: int = 4, system: str | None = None) -> str:
         return render(dialogue[:turns], Prompt(template, system=system), llama_2(), answer=turns % 2 == 0).text
@@ -247,8 +249,8 @@ def test_a_conversation_has_its_own_system_message() -> None:
     assert render(dialogue, Prompt("v1", system=""), llama_2()).text == "USER: Q ASSISTANT: A</s>"
     assert render(dialogue, Prompt("v1", system="S"), llama_2()).text == "S USER: Q ASSISTANT: A</s>"
     longer = [*dialogue, Turn("human", "R"), Turn("gpt", "long " * 50)]
-    kept = encode(longer, Prompt("v1"), llama_2(), None, max_length=60)
-    assert kept == replace(encode(dialogue, Prompt("v1"), llama_2(), None), turns_dropped=1)
+    kept = encode(longer, Prompt("v1"), llama_2(), (), max_length=60)
+    assert kept == replace(encode(dialogue, Prompt("v1"), llama_2()), turns_dropped=1)
     assert render(dialogue, Prompt("tokenizer"), gpt_2()).text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
     for template in ("minigpt4", "tokenizer"):  # the tiny Llama's chat template drops it without a word
         with pytest.raises(SampleError, match=rf"{template} has no place .* prompt\.system=''") as caught:
@@ -309,16 +311,16 @@ def test_stops() -> None:
 def test_truncation_drops_whole_turns(tokenizer: str, template: str, case: str) -> None:
     fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
     dialogue = dialogue_of(ANSWERS[case], template)
-    whole = encode(dialogue, prompt, fast, SPEC)
-    assert encode(dialogue, prompt, fast, SPEC, len(whole.input_ids)) == whole
-    lengths = [len(encode(dialogue[:n], prompt, fast, SPEC).input_ids) for n in range(2, len(dialogue) + 1, 2)]
+    whole = encode(dialogue, prompt, fast, PLACES)
+    assert encode(dialogue, prompt, fast, PLACES, len(whole.input_ids)) == whole
+    lengths = [len(encode(dialogue[:n], prompt, fast, PLACES).input_ids) for n in range(2, len(dialogue) + 1, 2)]
     for pairs, length in enumerate(lengths[:-1], 1):
         for room in (length, lengths[pairs] - 1):
-            cut = encode(dialogue, prompt, fast, SPEC, room)
+            cut = encode(dialogue, prompt, fast, PLACES, room)
             assert cut.turns_dropped == len(lengths) - pairs
-            assert cut.input_ids == encode(dialogue[: 2 * pairs], prompt, fast, SPEC).input_ids
+            assert cut.input_ids == encode(dialogue[: 2 * pairs], prompt, fast, PLACES).input_ids
     with pytest.raises(SampleError, match="first question and answer") as error:
-        encode(dialogue, prompt, fast, SPEC, lengths[0] - 1)
+        encode(dialogue, prompt, fast, PLACES, lengths[0] - 1)
     assert error.value.reason == "too-long"
 
 
@@ -326,15 +328,15 @@ def test_truncation_drops_whole_turns(tokenizer: str, template: str, case: str) 
 @templates
 def test_supervise_all_learns_everything_but_the_start_and_images(tokenizer: str, template: str) -> None:
     fast = TOKENIZERS[tokenizer]()
-    encoded = encode(dialogue_of(["A red square."], template), Prompt(template, supervise="all"), fast, SPEC)
+    encoded = encode(dialogue_of(["A red square."], template), Prompt(template, supervise="all"), fast, PLACES)
     unlearned = [i for i, label in enumerate(encoded.labels) if label == IGNORE]
     starts = [0] if encoded.input_ids[0] == fast.bos_token_id and fast.bos_token_id != fast.eos_token_id else []
-    assert [i for i in unlearned if i not in range(encoded.shared - SPEC.tokens, encoded.shared)] == starts
+    assert [i for i in unlearned if i not in range(encoded.shared - TOKENS, encoded.shared)] == starts
 
 
 def test_an_image_needs_places() -> None:
     with pytest.raises(ConfigError, match=r"image\.tokens"):
-        encode(dialogue_of(["a"]), Prompt(), llama_2(), None)
+        encode(dialogue_of(["a"]), Prompt(), llama_2())
 
 
 def test_unusable_tokenizers_are_refused() -> None:
@@ -342,18 +344,18 @@ def test_unusable_tokenizers_are_refused() -> None:
         is_fast, name_or_path, bos_token, eos_token = False, "my/slow", None, "</s>"
 
     with pytest.raises(ConfigError, match="my/slow is not a fast one"):
-        encode(dialogue_of(["a"]), Prompt(), Slow(), SPEC)  # type: ignore[arg-type]
+        encode(dialogue_of(["a"]), Prompt(), Slow(), PLACES)  # type: ignore[arg-type]
     fast = llama_3().__class__(tokenizer_object=llama_3().backend_tokenizer)
     with pytest.raises(ConfigError, match="no eos_token"):
-        encode(dialogue_of(["a"]), Prompt(), fast, SPEC)
+        encode(dialogue_of(["a"]), Prompt(), fast, PLACES)
     with pytest.raises(ConfigError, match="no chat template"):
-        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, SPEC)
+        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, PLACES)
     fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     with pytest.raises(ConfigError, match="without a special token"):
-        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, SPEC)
+        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, PLACES)
     fast.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ConfigError, match="once and in order"):
-        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, SPEC)
+        encode(dialogue_of(["a"]), Prompt("tokenizer"), fast, PLACES)
 
 
 @pytest.mark.parametrize("space", [None, "▁"])
@@ -363,9 +365,9 @@ def test_a_token_across_the_start_of_an_answer_is_cut(space: str | None) -> None
     fast = unsplit_bpe("\nx", space)
     answered = [Turn("human", "Q"), Turn("gpt", "xy")]
     assert "\nx" in fast.tokenize(render(answered, Prompt("chatml"), fast).text)
-    encoded = encode(answered, Prompt("chatml"), fast, None)
+    encoded = encode(answered, Prompt("chatml"), fast)
     assert fast.convert_ids_to_tokens(runs(encoded.labels)[0]) == list("xy<|im_end|>")
-    prompted = chat_prompt(answered[:1], Prompt("chatml"), fast, None)
+    prompted = chat_prompt(answered[:1], Prompt("chatml"), fast)
     assert encoded.input_ids[: len(prompted.input_ids)] == prompted.input_ids
 
 
@@ -373,16 +375,16 @@ def test_a_token_across_the_colon_of_a_role_is_cut() -> None:
     fast = unsplit_bpe(": x")
     answered = [Turn("human", "Q"), Turn("gpt", "x")]
     assert ": x" in fast.tokenize(render(answered, Prompt("v0"), fast).text)
-    encoded = encode(answered, Prompt("v0"), fast, None)
+    encoded = encode(answered, Prompt("v0"), fast)
     assert fast.convert_ids_to_tokens(runs(encoded.labels)[0]) == list(" x\n###")
-    prompted = chat_prompt(answered[:1], Prompt("v0"), fast, None)
+    prompted = chat_prompt(answered[:1], Prompt("v0"), fast)
     assert encoded.input_ids[: len(prompted.input_ids)] == prompted.input_ids
 
 
 def test_a_dialogue_without_a_token_to_learn_is_an_error() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"H": 0}, [])))
     with pytest.raises(SampleError) as error:
-        encode([Turn("human", "H"), Turn("gpt", "x")], Prompt("v0"), fast, None)
+        encode([Turn("human", "H"), Turn("gpt", "x")], Prompt("v0"), fast)
     assert error.value.reason == "no-loss"
 
 
@@ -391,7 +393,7 @@ def test_a_token_across_the_end_of_an_answer_is_cut() -> None:
     fast = unsplit_bpe("### H")
     dialogue = [Turn("human", "Q"), Turn("gpt", "x"), Turn("human", "Q"), Turn("gpt", "y")]
     assert fast.tokenize(render(dialogue, Prompt("v0"), fast).text).count("### H") == 2
-    encoded = encode(dialogue, Prompt("v0"), fast, None)
+    encoded = encode(dialogue, Prompt("v0"), fast)
     spoken = ["".join(fast.convert_ids_to_tokens(run)) for run in runs(encoded.labels)]
     assert spoken == [" x\n###", " y\n### "]
 
@@ -403,7 +405,7 @@ def test_white_space_that_groups_with_what_follows_is_cut() -> None:
     answered, prompt = [Turn("human", "Q"), Turn("gpt", "A")], Prompt("tokenizer")
     alone = fast(render(answered[:1], prompt, fast, answer=False).text)["input_ids"]
     assert fast(render(answered, prompt, fast).text)["input_ids"][: len(alone)] != alone
-    assert encode(answered, prompt, fast, None).input_ids[: len(alone)] == alone
+    assert encode(answered, prompt, fast).input_ids[: len(alone)] == alone
 
 
 def unsplit_bpe(word: str, space: str | None = None) -> PreTrainedTokenizerFast:

@@ -24,6 +24,7 @@ from mmlab.data.mixture import Source
 from mmlab.data.reader import GlobalBatches, LocalBatches
 from mmlab.data.sample_types import ImageSpec, Sample, SampleError
 from mmlab.data.shard_files import ShardWriter
+from tests.tiny_pictures import square
 from tests.tiny_shards import settings
 from tests.tiny_tokenizers import llama_2, wordpiece
 
@@ -43,7 +44,7 @@ def latents_of(first_stage: str = "abc", flip: bool = False, labels: Any = None)
 
 
 def sample(record: dict[str, Any], seed: int = STRAIGHT, **members: bytes) -> Sample:
-    return Sample("k", "s", record, RAMP.clone(), seed, members)
+    return Sample("k", "s", record, [square(RAMP.clone())], seed, members)
 
 
 def latent(
@@ -53,7 +54,7 @@ def latent(
     encoded_as: str | None = FORM,
 ) -> Sample:
     record = {FIRST_STAGE: made_by, ENCODED_AS: encoded_as}
-    return Sample("k", "s", record, None, seed, {"safetensors": save(tensors or posterior())})
+    return Sample("k", "s", record, [], seed, {"safetensors": save(tensors or posterior())})
 
 
 def posterior(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -123,7 +124,7 @@ def test_an_image_without_conditions_needs_no_class_and_no_caption():
     assert set(one(images_of(), sample({}))) == {"pixel_values", "seeds"}
     assert images_of().prepare(sample({})).counters == {"pictures": 1}
     with pytest.raises(SampleError, match="no image"):
-        images_of().prepare(Sample("k", "s", {}, None, 0))
+        images_of().prepare(Sample("k", "s", {}, [], 0))
     with pytest.raises(SampleError, match=r"data\.latents=true"):
         images_of().prepare(latent())
 
@@ -191,7 +192,7 @@ def test_a_cache_that_does_not_fit_is_refused(one_sample, flip, says):
 
 
 def test_damaged_latents_are_a_bad_sample():
-    broken = Sample("k", "s", {FIRST_STAGE: "abc", ENCODED_AS: FORM}, None, 0, {"safetensors": b"no"})
+    broken = Sample("k", "s", {FIRST_STAGE: "abc", ENCODED_AS: FORM}, [], 0, {"safetensors": b"no"})
     for one_sample in (broken, latent({"logvar": torch.zeros(2, 3, 3)})):
         with pytest.raises(SampleError) as caught:
             latents_of().prepare(one_sample)

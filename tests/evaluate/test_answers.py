@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmlab.data.bad_samples import BadSamples
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.conversation import encode
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.formats import parse_record
@@ -15,12 +15,15 @@ from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
 from mmlab.evaluate.answer_report import predict
 from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
-from mmlab.evaluate.questions import read_picture, read_questions
+from mmlab.evaluate.questions import read_pictures, read_questions
 from mmlab.stage.config import EndToEndFinetuningConfig
 from tests.model import tiny
 from tests.stage.tiny_stage import data_of, fit, make_stage
 from tests.tiny_files import png
+from tests.tiny_pictures import square
 from tests.tiny_shapes import make_records, make_shapes
+
+STRETCH = ImageTextDataConfig(aspect="stretch")
 
 FACTS = {"what is it?": "a red star", "how many of them are there?": "two", "is it red?": "yes"}
 
@@ -40,7 +43,7 @@ def test_answers_end_at_the_template_s_stop(tokenizer_folder, facts, template, s
     config = EndToEndFinetuningConfig(trainable=["connector", "language"], prompt=prompt)
     stage = make_stage(config, tiny.vlm(tokenizer_folder))
     fit(stage, data_of(stage, [facts.root], 3, 3, max_length=400), 60)
-    answerer = Answerer(stage.model.eval(), prompt, "stretch", max_new_tokens=40)
+    answerer = Answerer(stage.model.eval(), prompt, STRETCH, max_new_tokens=40)
     ends = []
     generate = stage.model.generate
 
@@ -72,8 +75,8 @@ def test_text_after_the_stop_is_removed(tokenizer_folder, template, said, answer
     model = tiny.vlm(tokenizer_folder)
     ids = model.language.tokenizer(said, add_special_tokens=False)["input_ids"]
     model.generate = lambda *args, **options: torch.tensor([ids])
-    answerer = Answerer(model, Prompt(template, system=""), "stretch")
-    assert answerer([answerer.ask("what?", None)], [None]) == [answer]
+    answerer = Answerer(model, Prompt(template, system=""), STRETCH)
+    assert answerer([answerer.ask("what?", 0)], [[]]) == [answer]
 
 
 @pytest.fixture(scope="module")
@@ -92,44 +95,44 @@ def test_batched_answers_equal_answers_one_by_one(untrained, batch_size):
     root, model = untrained
     index = ShardIndex.open(root / "train")
     questions = read_questions(index)
-    answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=6)
+    answerer = Answerer(model, Prompt("v1", system=""), STRETCH, max_new_tokens=6)
     batched = dict(answer_questions(answerer, index, questions, batch_size))
     assert sorted(batched) == list(range(len(questions))) and len(questions) > 15
     alone = []
     for question in questions:
-        picture = read_picture(index, question.sample, answerer.spec)
-        alone += answerer([answerer.ask(question.text, picture)], [picture])
+        shown = answerer.decode(read_pictures(index, question.sample))
+        alone += answerer([answerer.ask(question.text, 1)], [shown])
     assert [batched[n] for n in range(len(questions))] == alone
     assert len(set(alone)) > len(alone) // 2, "they differ, so that a mix-up would show"
 
 
 def test_rows_with_and_without_images_are_batched_together(untrained):
     _, model = untrained
-    answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=6)
+    answerer = Answerer(model, Prompt("v1", system=""), STRETCH, max_new_tokens=6)
     picture = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
     questions = ["what color is the circle?", "how many?", "is there a star?"]
-    pictures = [None, picture, None]
-    dialogues = [answerer.ask(q, p) for q, p in zip(questions, pictures, strict=True)]
+    pictures = [[], [square(picture, 4)], []]
+    dialogues = [answerer.ask(q, len(p)) for q, p in zip(questions, pictures, strict=True)]
     together = answerer(dialogues, pictures)
     assert together == [answerer([d], [p])[0] for d, p in zip(dialogues, pictures, strict=True)]
 
 
 def test_a_dialogue_of_several_turns(untrained):
     _, model = untrained
-    answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=4)
+    answerer = Answerer(model, Prompt("v1", system=""), STRETCH, max_new_tokens=4)
     picture = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    first = answerer.ask("what is it?", picture)
+    first = answerer.ask("what is it?", 1)
     assert [turn.role for turn in first] == ["human"] and first[0].text == "<image>\nwhat is it?"
     dialogue = [*first, Turn("gpt", "a star"), Turn("human", "is it red?")]
-    assert isinstance(answerer([dialogue], [picture])[0], str)
+    assert isinstance(answerer([dialogue], [[square(picture, 4)]])[0], str)
 
 
 def test_a_model_may_see_no_image(untrained):
     _, model = untrained
     prompt = replace(Prompt("v1", system=""), pictures="none")
-    answerer = Answerer(model, prompt, "stretch", max_new_tokens=4)
+    answerer = Answerer(model, prompt, STRETCH, max_new_tokens=4)
     black, white = (torch.full((3, 16, 16), value, dtype=torch.uint8) for value in (0, 255))
-    answers = {answerer([answerer.ask("what is it?", p)], [p])[0] for p in (black, white)}
+    answers = {answerer([answerer.ask("what is it?", 1)], [[square(p, 4)]])[0] for p in (black, white)}
     assert len(answers) == 1
     assert answerer.spec == ImageSpec(16, "stretch", 4)
 
@@ -137,8 +140,8 @@ def test_a_model_may_see_no_image(untrained):
 def test_a_temperature_samples_tokens(untrained):
     _, model = untrained
     torch.manual_seed(0)
-    answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=6, temperature=2.0)
-    assert len({answerer([answerer.ask("what?", None)], [None])[0] for _ in range(6)}) > 1
+    answerer = Answerer(model, Prompt("v1", system=""), STRETCH, max_new_tokens=6, temperature=2.0)
+    assert len({answerer([answerer.ask("what?", 0)], [[]])[0] for _ in range(6)}) > 1
 
 
 ABOUT = {"parts": {"language": "abc"}, "limit": None}
@@ -177,16 +180,17 @@ def test_answers_that_depend_on_anything_else_are_discarded(tmp_path):
 class Repeats:
     """Answers each question with its own text, and is killed after some batches."""
 
-    spec = ImageSpec(8)
-
     def __init__(self, batches: int):
         self.batches = batches
         self.asked: list[str] = []
 
-    def ask(self, question, picture, earlier=(), system=None):
+    def decode(self, files):
+        return []
+
+    def ask(self, question, pictures, earlier=(), system=None):
         return "".join(f"{text} {answer} " for text, answer in earlier) + question
 
-    def tokens(self, dialogue):
+    def tokens(self, dialogue, pictures):
         return dialogue
 
     def complete(self, prompts, pictures):
@@ -218,7 +222,7 @@ def test_a_bad_image_costs_only_its_own_questions(untrained, tmp_path):
     records = [{"questions": questions} for questions in asked]
     index = make_records(tmp_path / "shards", records, [png(), png()[:40], png(), None])
     questions, bad = read_questions(index), BadSamples("shards", 4)
-    answerer = Answerer(model, Prompt("v1", system=""), "stretch", max_new_tokens=2)
+    answerer = Answerer(model, Prompt("v1", system=""), STRETCH, max_new_tokens=2)
     for saved in (AnswerFile(tmp_path / "answers.jsonl", ABOUT), AnswerFile(tmp_path / "answers.jsonl", ABOUT)):
         predictions = predict(answerer, index, questions, 3, saved, bad)
         assert [text is None for text in predictions] == [False] * 2 + [True] * 2 + [False] * 4
@@ -263,11 +267,12 @@ def test_a_question_is_asked_as_it_was_trained(untrained, talks):
     """The prompt of a dialogue's last question is the training sequence up to its answer."""
     _, model = untrained
     prompt = Prompt("v1", turns="conversations")
-    answerer, questions = Answerer(model, prompt, "stretch"), read_questions(talks)
+    answerer, questions = Answerer(model, prompt, STRETCH), read_questions(talks)
     for question in (questions[2], questions[4]):
-        picture = read_picture(talks, question.sample, answerer.spec)
+        shown = answerer.decode(read_pictures(talks, question.sample))
         record = parse_record(talks.read(question.sample, ("json",)))
-        (dialogue,) = conversations_of(record, prompt, 0, picture is not None)
-        trained = encode(dialogue, prompt, answerer.tokenizer, answerer.spec).input_ids
-        asked = answerer.tokens(answerer.ask(question.text, picture, question.earlier, question.system)).input_ids
+        (dialogue,) = conversations_of(record, prompt, 0, len(shown))
+        trained = encode(dialogue, prompt, answerer.tokenizer, [4] * len(shown)).input_ids
+        asked = answerer.ask(question.text, len(shown), question.earlier, question.system)
+        asked = answerer.tokens(asked, shown).input_ids
         assert trained[: len(asked)] == asked and len(asked) < len(trained)

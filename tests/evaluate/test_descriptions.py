@@ -9,7 +9,7 @@ import torch
 from PIL import ImageColor
 
 from mmlab.config.errors import DataError
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import Turn
@@ -31,6 +31,8 @@ from tests.model import tiny
 from tests.stage.tiny_stage import data_of, fit, make_stage
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
+
+STRETCH = ImageTextDataConfig(aspect="stretch")
 
 ASKED = Prompt("minigpt4", turns="caption", requests="minigpt4")
 
@@ -63,7 +65,7 @@ def learned(tokenizer, shards, prompt: Prompt):
     ],
 )
 def test_finished_descriptions_are_coherent(tokenizer_folder, shards, prompt, text, questions):
-    answerer = Answerer(learned(tokenizer_folder, shards, prompt), prompt, "stretch", max_new_tokens=30)
+    answerer = Answerer(learned(tokenizer_folder, shards, prompt), prompt, STRETCH, max_new_tokens=30)
     said = describe(answerer, pictures(shards), 3)
     assert [one.text for one in said] == [text] * 4 and all(one.ended for one in said)
     assert {one.question for one in said} <= questions and [one.key for one in said] == [
@@ -87,14 +89,14 @@ def test_finished_descriptions_are_coherent(tokenizer_folder, shards, prompt, te
 
 
 def test_a_description_that_is_cut_off_has_no_end(tokenizer_folder, shards):
-    answerer = Answerer(learned(tokenizer_folder, shards, ASKED), ASKED, "stretch", max_new_tokens=4)
+    answerer = Answerer(learned(tokenizer_folder, shards, ASKED), ASKED, STRETCH, max_new_tokens=4)
     said = describe(answerer, pictures(shards, limit=2), 2)
     assert [one.ended for one in said] == [False, False]
     assert all("no_end" in wrong and "fragment" in wrong for wrong in judge(said))
 
 
 def test_the_request_depends_on_the_image(tokenizer_folder, shards):
-    answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, "stretch", max_new_tokens=2)
+    answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, STRETCH, max_new_tokens=2)
     asked = [[one.question for one in describe(answerer, pictures(shards), size)] for size in (1, 4)]
     assert asked[0] == asked[1] and len(set(asked[0])) > 1
 
@@ -165,7 +167,7 @@ def test_images_that_cannot_be_used_are_left_out(tmp_path, tokenizer_folder):
     index = make_records(tmp_path / "some", records, [png(), png()[:40], png(), None])
     some = pictures(index.root)
     assert list(caption_questions(some)) == [0, 1, 3]
-    answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, "stretch", max_new_tokens=2)
+    answerer = Answerer(tiny.minigpt4(tokenizer_folder), ASKED, STRETCH, max_new_tokens=2)
     replies = describe(answerer, some, 2, AnswerFile(tmp_path / "saved", {}))
     assert [(reply.place, reply.key) for reply in replies] == [(0, "s0000"), (2, "s0002")]
     assert some.bad.reasons == {"no-caption": 1, "decode": 1, "no-picture": 1}
@@ -177,12 +179,12 @@ def test_images_that_cannot_be_used_are_left_out(tmp_path, tokenizer_folder):
 def test_the_end_of_text_token_finishes_a_description(tokenizer_folder):
     """A model in a template other than it learned may end with its own token."""
     model = tiny.minigpt4(tokenizer_folder)
-    answerer = Answerer(model, ASKED, "stretch")
+    answerer = Answerer(model, ASKED, STRETCH)
     tokenizer = model.language.tokenizer
     for said, ended in (("a star</s><pad>", True), ("a star###", True), ("a star", False)):
         ids = tokenizer(said, add_special_tokens=False)["input_ids"]
         model.generate = lambda *args, ids=ids, **options: torch.tensor([ids])  # type: ignore[method-assign]
-        assert answerer.replies([[Turn("human", "what?")]], [None]) == [("a star", ended)]
+        assert answerer.replies([[Turn("human", "what?")]], [[]]) == [("a star", ended)]
 
 
 def test_one_description_for_all_images_is_seen_on_the_sheet(shards):

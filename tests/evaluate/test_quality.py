@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.index import ShardIndex
 from mmlab.evaluate.answer_report import answer_scores, predict
 from mmlab.evaluate.answers import Answerer
@@ -17,6 +17,8 @@ from mmlab.evaluate.scores.scorers import exact
 from mmlab.stage.config import ProjectorAlignmentConfig
 from tests.evaluate.test_sample_sheets import Watch, stage_of, train
 from tests.tiny_shapes import make_shapes
+
+STRETCH = ImageTextDataConfig(aspect="stretch")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_it_equals_a_later_evaluation_and_does_not_change_training(root, tmp_pat
     assert scored.seen == plain.seen
     index = ShardIndex.open(root / "val")
     found = read_questions(index)
-    answerer = Answerer(stage.model.eval(), asked[0], "stretch", 3)
+    answerer = Answerer(stage.model.eval(), asked[0], STRETCH, 3)
     scores, _ = answer_scores(exact, found, predict(answerer, index, found, 9))
     expected = {"val/accuracy": scores.all["accuracy"]}
     expected |= {f"val/accuracy/{name}": row["accuracy"] for name, row in scores.types.items()}

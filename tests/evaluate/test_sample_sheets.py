@@ -125,11 +125,13 @@ def test_colors(monkeypatch):
     from mmlab.evaluate.callbacks.sample_sheets import answer_card
 
     def color(answer: str, prediction: str) -> str | None:
-        return answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", answer)], prediction).color
+        return answer_card(
+            "k", None, [Turn("human", "<image>\nwhat?", images=1), Turn("gpt", answer)], prediction
+        ).color
 
     assert color("red", "Red.") == GOOD and color("red", "blue") == BAD
     assert color("a big red circle", "a circle") is None
-    card = answer_card("k", None, [Turn("human", "<image>\nwhat?"), Turn("gpt", "red")], "")
+    card = answer_card("k", None, [Turn("human", "<image>\nwhat?", images=1), Turn("gpt", "red")], "")
     assert card.text == "what?\n(nothing)\n(right: red)"
 
 

@@ -23,10 +23,14 @@ from tests.tiny_tokenizers import TOKENIZERS
 
 
 def _dialogues() -> list[list[Turn]]:
-    shown = [Turn("human", f"{IMAGE}\nÉcris: \n\n- 3 mots"), Turn("gpt", "no. 1 + 1 = 2"), Turn("human", "b c ")]
+    shown = [
+        Turn("human", f"{IMAGE}\nÉcris: \n\n- 3 mots", images=1),
+        Turn("gpt", "no. 1 + 1 = 2"),
+        Turn("human", "b c "),
+    ]
     words = [Turn("human", "a b"), Turn("gpt", "Two yellow triangles,"), Turn("human", "* &"), Turn("gpt", "x\n y")]
     ends = [Turn("human", "Why?", None)]
-    own = [Turn("human", f"{IMAGE}\nWho?", "Speak French.")]
+    own = [Turn("human", f"{IMAGE}\nWho?", "Speak French.", 1)]
     return [shown[:1], shown, words[:1], words[:3], [*words, *ends], own]
 
 
@@ -47,14 +51,14 @@ def test_a_prompt_has_the_same_ids(name, template, tokenizers):
         text, wrong = exact_template(prompt, tokenizer, IMAGE, spec)
         assert not wrong
         processor = llava_processor("full", images, tokenizer, 4, text)
-        for dialogue in [[Turn("human", IMAGE)]] if template == "plain" else _dialogues():
-            shown = dialogue[0].text.startswith(IMAGE)
+        for dialogue in [[Turn("human", IMAGE, images=1)]] if template == "plain" else _dialogues():
+            shown = dialogue[0].images
             first = dialogue[0].text.removeprefix(IMAGE).removeprefix("\n")
             asked = messages(first, picture, *dialogue[1:])
             asked[0]["content"] = asked[0]["content"] if shown else first
             asked = [{"role": "system", "content": dialogue[0].system}] * bool(dialogue[0].system) + asked
             try:
-                one = chat_prompt(dialogue, prompt, tokenizer, spec)
+                one = chat_prompt(dialogue, prompt, tokenizer, [spec.tokens])
             except (SampleError, ConfigError):
                 with pytest.raises(TemplateError):
                     processor.apply_chat_template(asked, add_generation_prompt=True)

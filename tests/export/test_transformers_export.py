@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from mmlab import cli
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.images import decode_image
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import IMAGE, Turn
@@ -50,6 +51,7 @@ from tests.evaluate.tiny_scores import make_run
 from tests.export.tiny_chats import messages, photo, png
 from tests.export.tiny_eye import TinyEyeConfig
 from tests.model import tiny
+from tests.tiny_pictures import placed, square
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "What is it?"
@@ -59,12 +61,14 @@ LATER = [Turn("gpt", "A square."), Turn("human", "Who?")]
 
 def raw(answerer: Answerer, dialogue: list[Turn], pixels: torch.Tensor) -> tuple[list[int], torch.Tensor, list[int]]:
     """(ids with -1 for the picture, logits of the row, new tokens) of our model."""
-    model, one = answerer.model, answerer.tokens(dialogue)
-    row, places = torch.tensor([one.input_ids]), torch.tensor([[0, start] for start in one.image_starts])
+    model: Any = answerer.model
+    one = answerer.tokens(dialogue, [square(pixels, model.tokens_per_image)])
+    row = torch.tensor([one.input_ids])
+    places = placed([(0, start) for start in one.image_starts], model.tokens_per_image).values()
     with torch.no_grad():
-        embeds = model.embed(row, model.features(pixels[None]), places)
+        embeds = model.embed(row, model.features(pixels[None]), *places)
         logits = model.language.causal(inputs_embeds=embeds).logits[0]
-        new = model.generate(row, torch.ones_like(row), pixels[None], places, **answerer.options)[0].tolist()
+        new = model.generate(row, torch.ones_like(row), pixels[None], *places, **answerer.options)[0].tolist()
     ids = list(one.input_ids)
     for start in one.image_starts:
         ids[start : one.shared] = [-1] * (one.shared - start)
@@ -90,10 +94,13 @@ def build(tokenizers, eye, tongue, connector, tokenizer, **options) -> VisionLan
 
 def compare(model: VisionLanguageModel, prompt: Prompt, aspect: str, out: Path) -> None:
     """Export, load and compare: ids, pixels, logits and greedy tokens."""
-    answerer = Answerer(model, prompt, aspect, 12)
+    answerer = Answerer(model, prompt, ImageTextDataConfig(aspect=aspect), 12)
     picture = photo(model.vision.image_size, model.vision.image_size)
     pixels = decode_image(png(picture), answerer.spec)
-    dialogues = [[Turn("human", f"{IMAGE}\n{QUESTION}")], [Turn("human", f"{IMAGE}\n{QUESTION}"), *LATER]]
+    dialogues = [
+        [Turn("human", f"{IMAGE}\n{QUESTION}", images=1)],
+        [Turn("human", f"{IMAGE}\n{QUESTION}", images=1), *LATER],
+    ]
     ours = [raw(answerer, dialogue, pixels) for dialogue in dialogues]
     vocabulary = model.language.vocabulary
     export_vision_language(model, prompt, aspect, FP32, out)
@@ -175,7 +182,7 @@ def test_a_language_model_gives_the_same_ids_and_tokens(tokenizers, tmp_path):
     torch.manual_seed(0)
     model = LanguageOnly(tiny.language(tokenizers["llama_2"])).eval()
     prompt = Prompt("v1", pictures="none")
-    answerer = Answerer(model, prompt, "stretch", 12)
+    answerer = Answerer(model, prompt, ImageTextDataConfig(aspect="stretch"), 12)
     asked = [Turn("human", QUESTION), *LATER]
     one = answerer.tokens(asked)
     row = torch.tensor([one.input_ids])

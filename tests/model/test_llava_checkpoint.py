@@ -29,6 +29,7 @@ from mmlab.model.llava_layouts import read_llava
 from mmlab.stage.assembly import restore, run_prompt
 from mmlab.weights import content_hash, verify_files
 from tests.model import tiny_llava as tiny
+from tests.tiny_pictures import placed, square
 
 PLACES = (tiny.SIDE // tiny.PATCH) ** 2
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -61,23 +62,24 @@ def work(tmp_path_factory) -> Path:
 def compare(run: Path, reference: Any) -> None:
     """Compare the logits of a prompt with a picture, and the words that follow it."""
     model, cfg = restore(run)
-    answerer = Answerer(model, run_prompt(cfg), cfg.data.aspect, max_new_tokens=12)
+    answerer = Answerer(model, run_prompt(cfg), cfg.data, max_new_tokens=12)
     drawn = torch.Generator().manual_seed(0)
     for question in ("What is in the picture?", "A red square"):
         picture = torch.randint(256, (3, tiny.SIDE, tiny.SIDE), generator=drawn, dtype=torch.uint8)
-        segment = answerer.tokens(answerer.ask(question, picture))
+        shown = [square(picture, PLACES)]
+        segment = answerer.tokens(answerer.ask(question, 1), shown)
         ids, start = torch.tensor([segment.input_ids]), segment.image_starts[0]
         theirs = ids.clone()
         theirs[0, start : start + PLACES] = tiny.IMAGE_TOKEN
         inputs = {"input_ids": theirs, "pixel_values": ((picture / 255 - MEAN) / STD)[None]}
         inputs["attention_mask"] = torch.ones_like(ids)
         with torch.no_grad():
-            embeds = model.embed(ids, model.features(picture[None]), torch.tensor([[0, start]]))
+            embeds = model.embed(ids, model.features(picture[None]), *placed([(0, start)], PLACES).values())
             logits = model.language.causal(inputs_embeds=embeds).logits
             torch.testing.assert_close(logits, reference(**inputs).logits[..., : tiny.TOKENS], atol=1e-5, rtol=1e-5)
             words = reference.generate(**inputs, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
         words = model.language.tokenizer.decode(words, skip_special_tokens=True).strip()
-        assert answerer.complete([segment], [picture])[0][0] == words and words
+        assert answerer.complete([segment], [shown])[0][0] == words and words
 
 
 @pytest.mark.parametrize("name", ["port", "new_names", "own", "own_tower", "linear_port", "linear"])

@@ -13,6 +13,7 @@ from mmlab.model.config import QFormerConfig, VisionEncoderConfig
 from mmlab.model.qformer import QFormer, visible
 from mmlab.model.vision import VisionEncoder
 from tests.model import tiny
+from tests.tiny_pictures import placed
 
 QUERIES = 5
 PIXELS = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -75,7 +76,7 @@ def test_logits_equal_transformers_blip2(tokenizer_folder, theirs, checkpoint, a
     ids = torch.cat([text[:, :at], places, text[:, at:]], 1)
     row = {
         "input_ids": ids.masked_fill(ids == vocabulary, 0),
-        "image_positions": torch.tensor([[0, at], [1, at]]),
+        **placed([(0, at), (1, at)], QUERIES),
         "segment_ids": torch.ones_like(ids),
         "context_ids": torch.zeros_like(ids),
         "position_ids": torch.arange(ids.shape[1]).expand_as(ids),

@@ -4,6 +4,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from mmlab.config.errors import ConfigError, RunError
 from tests.model import tiny
+from tests.tiny_pictures import placed
 
 PATCHES = 4
 
@@ -19,7 +20,7 @@ def one_row(ids: list[int], at: int):
     positions = torch.arange(tokens.shape[1])[None]
     return {
         "input_ids": tokens,
-        "image_positions": torch.tensor([[0, at]]),
+        **placed([(0, at)], PATCHES),
         "segment_ids": ones,
         "context_ids": 0 * ones,
         "position_ids": positions,
@@ -82,7 +83,7 @@ def test_packed_rows_equal_single_rows(tokenizer_folder, tongue):
         features = model.features(pixels)
         row = {
             "input_ids": torch.tensor([ids]),
-            "image_positions": torch.tensor([[0, 2]]),
+            **placed([(0, 2)], PATCHES),
             "segment_ids": torch.tensor([segments]),
             "context_ids": torch.tensor([contexts]),
             "position_ids": torch.tensor([positions]),
@@ -97,7 +98,7 @@ def test_packed_rows_equal_single_rows(tokenizer_folder, tongue):
             assert torch.allclose(packed[start : start + len(question)], single[6:], atol=1e-5)
             start += len(question)
         row = one_row(text, at=0)
-        row = {**row, "input_ids": torch.tensor([text]), "image_positions": torch.zeros(0, 2, dtype=torch.int64)}
+        row = {**row, "input_ids": torch.tensor([text]), **placed([], PATCHES)}
         row = {**row, **{k: row[k][:, :3] for k in ("segment_ids", "context_ids", "position_ids")}}
         single = model(row, model.features(pixels[:0]), everywhere(row))
         assert torch.allclose(packed[start:], single, atol=1e-5)
@@ -110,7 +111,7 @@ def test_leak_is_noticed(tokenizer_folder):
     segments = torch.tensor([[1, 1, 1, 2, 2, 2]])
     row = {
         "input_ids": ids,
-        "image_positions": torch.zeros(0, 2, dtype=torch.int64),
+        **placed([], PATCHES),
         "context_ids": 0 * ids,
         "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
         "packed": True,

@@ -8,6 +8,7 @@ from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.image_condition import Conditioning
 from mmlab.data.sample_types import ImageSpec, Sample
 from mmlab.report.training_view import CUT, IMAGE, PROMPT, SUPERVISED, Piece, view_of, view_sheet
+from tests.tiny_pictures import square
 from tests.tiny_tokenizers import llama_2
 
 TURNS = [
@@ -31,7 +32,7 @@ def chat(tokenizer, length: int, **prompt) -> ChatCollate:
 
 
 def view(collate, record, image=PIXELS):
-    return view_of(collate, Sample("k", "s", record, image, 0))
+    return view_of(collate, Sample("k", "s", record, [] if image is None else [square(image, 4)], 0))
 
 
 def text(pieces: list[Piece], state: str) -> list[str]:

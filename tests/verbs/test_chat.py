@@ -62,7 +62,7 @@ def test_a_language_model_answers_and_has_a_perplexity(work, monkeypatch, capsys
     scores = json.loads((work / "runs" / "tongue" / "eval" / "asked" / "scores.json").read_text())
     language = restore(work / "runs" / "tongue")[0].language
     dialogue = [Turn("human", "color?"), Turn("gpt", "red")]
-    segment = encode(dialogue, Prompt("v1", pictures="none"), language.tokenizer, None)
+    segment = encode(dialogue, Prompt("v1", pictures="none"), language.tokenizer)
     ids = torch.tensor([segment.input_ids])
     with torch.no_grad():
         losses = language.causal(ids).logits[0, :-1].log_softmax(-1)

@@ -96,8 +96,8 @@ class AnswerQuality(Quality):
         self.references = [question.reference for question in self.questions]
 
     def scores(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        aspect = trainer.datamodule.collate.image.aspect  # type: ignore[attr-defined]
-        answerer = Answerer(module.model, self.prompt, aspect, self.config.max_new_tokens)
+        data = trainer.datamodule.config  # type: ignore[attr-defined]
+        answerer = Answerer(module.model, self.prompt, data, self.config.max_new_tokens)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             batch_size = self.config.batch_size
             answers = dict(answer_questions(answerer, self.index, self.questions, batch_size, self.bad))

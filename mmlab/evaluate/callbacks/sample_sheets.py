@@ -17,10 +17,11 @@ from mmlab.data.cache_collate import stored_tensors
 from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.formats import LATENTS, MAP, parse_record
 from mmlab.data.image_collate import map_of
+from mmlab.data.images import decode_picture
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
-from mmlab.data.sample_types import SampleError
-from mmlab.data.turns import IMAGE, Turn
+from mmlab.data.sample_types import Picture, SampleError
+from mmlab.data.turns import Turn, text_without_images
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.config import (
     AnsweredSamplesConfig,
@@ -30,7 +31,7 @@ from mmlab.evaluate.config import (
 )
 from mmlab.evaluate.pictures.generators import GENERATIVE, conditions, stage_generator
 from mmlab.evaluate.pictures.reconstructions import reconstruct
-from mmlab.evaluate.questions import read_picture
+from mmlab.evaluate.questions import read_picture, read_pictures
 from mmlab.evaluate.scores.scorers import matches
 from mmlab.model.autoencoder import AutoencoderModel
 from mmlab.model.fidelity import psnr
@@ -173,32 +174,38 @@ class AnsweredSamples(ValidationSamples):
     config: AnsweredSamplesConfig
     models = (VisionLanguageModel,)
 
-    def choose(self, data: ShardDataModule, module: Any) -> list[tuple[str, Tensor | None, list[Turn]]]:
-        """Keys, images, and dialogues of one question and its answer."""
+    def choose(self, data: ShardDataModule, module: Any) -> list[tuple[str, list[Picture], list[Turn]]]:
+        """Keys, pictures, and dialogues of one question and its answer."""
         spec: Any = data.collate.image
         if spec is None or module.config.prompt.pictures != "tokens":
             return []
 
-        def read(n: int, index: ShardIndex, i: int) -> tuple[str, Tensor | None, list[Turn]]:
-            picture = read_picture(index, i, spec)
+        def read(n: int, index: ShardIndex, i: int) -> tuple[str, list[Picture], list[Turn]]:
+            pictures = [decode_picture(data, spec) for data in read_pictures(index, i)]
             record = parse_record(index.read(i, ("json", "txt")))
-            dialogues = conversations_of(record, module.config.prompt, 0, picture is not None)
+            dialogues = conversations_of(record, module.config.prompt, 0, len(pictures))
             # Another of an image's questions each time: the first ones are often all alike.
-            return str(index.keys[i]), picture, dialogues[n % len(dialogues)][:2]
+            return str(index.keys[i]), pictures, dialogues[n % len(dialogues)][:2]
 
         return spread(data, self.config.count, read)
 
     def make_cards(self, data: ShardDataModule, module: Any, chosen: Any) -> list[Card]:
-        spec: Any = data.collate.image
-        answerer = Answerer(module.model, module.config.prompt, spec.aspect, self.config.max_new_tokens)
-        answers = answerer([dialogue[:1] for *_, dialogue in chosen], [picture for _, picture, _ in chosen])
-        rows = zip(chosen, answers, strict=True)
-        return [answer_card(key, picture, dialogue, answer) for (key, picture, dialogue), answer in rows]
+        answerer = Answerer(module.model, module.config.prompt, data.config, self.config.max_new_tokens)
+        answers = answerer([dialogue[:1] for *_, dialogue in chosen], [pictures for _, pictures, _ in chosen])
+        return [
+            answer_card(key, _side_by_side(pictures), dialogue, answer)
+            for (key, pictures, dialogue), answer in zip(chosen, answers, strict=True)
+        ]
+
+
+def _side_by_side(pictures: list[Picture]) -> Tensor | None:
+    """Pictures in one row, each as one square."""
+    return torch.cat([picture.tiles[0] for picture in pictures], -1) if pictures else None
 
 
 def answer_card(key: str, picture: Tensor | None, dialogue: list[Turn], prediction: str) -> Card:
     """The card of a question; its edge is green or red if the answer is right or wrong."""
-    question, answer = dialogue[0].text.removeprefix(IMAGE).strip(), dialogue[1].text
+    question, answer = text_without_images(dialogue[0]).strip(), dialogue[1].text
     right = matches(prediction, answer)
     color = GOOD if right else BAD if len(answer.split()) <= SHORT else None
     lines = [question, prediction or "(nothing)", "" if right else f"(right: {answer})"]

@@ -74,7 +74,7 @@ class PictureSet:
             SampleError: its record cannot be used.
         """
         members = self.index.read(self.places[n], ("json", "txt", "cls", MAP))
-        return Sample(self.key(n), self.index.root.name, parse_record(members), None, n, members)
+        return Sample(self.key(n), self.index.root.name, parse_record(members), (), n, members)
 
     def batches(self, size: int, label: str) -> Iterator[Tensor]:
         """All images, uint8 `[B, 3, S, S]`, B ≤ size, with a progress bar called `label`.
