@@ -4,7 +4,7 @@ torch is imported where a tensor is made, so that `mmlab shards` reads headers w
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from mmlab.config.fields import check_value
 from mmlab.data.anyres import best_grid, fitted_size, places_of
 from mmlab.data.config import ANYRES, ASPECTS
-from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind
+from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind, pictures_among
 from mmlab.data.sample_types import ImageSpec, Picture, SampleError
 
 if TYPE_CHECKING:
@@ -59,6 +59,14 @@ def decode_picture(data: bytes, spec: ImageSpec) -> Picture:
     image = _decoded(data)
     height, width = image.shape[1:]
     return Picture(cut(image, spec), torch.from_numpy(places_of(width, height, spec)))
+
+
+def pictures_read(extensions: Iterable[str], spec: ImageSpec | None) -> list[str]:
+    """The members that hold the pictures which a model takes of a sample, in order."""
+    if spec is None:
+        return []
+    names = pictures_among(extensions)
+    return names if spec.tokens else names[:1]
 
 
 def _decoded(data: bytes) -> "Tensor":

@@ -11,8 +11,8 @@ from mmlab.config.errors import DataError
 from mmlab.data.bad_samples import sample_errors
 from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.counters import DataReport
-from mmlab.data.formats import parse_record, pictures_among
-from mmlab.data.images import decode_picture
+from mmlab.data.formats import parse_record
+from mmlab.data.images import decode_picture, pictures_read
 from mmlab.data.mixture import Mixture, Sequential, Source
 from mmlab.data.order import EpochOrder, replacement, sample_seed, source_seed
 from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
@@ -179,9 +179,9 @@ class LocalBatches(Dataset):
 
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         spec = self.collate.image
-        names = [] if spec is None else pictures_among(source.index.extensions(i))
+        names = pictures_read(source.index.extensions(i), spec)
         members = source.index.read(i, (*names, "json", "txt", *self.collate.members))
         record = parse_record(members)
-        pictures = [] if spec is None else [decode_picture(members[name], spec) for name in names]
+        pictures = [decode_picture(members[name], spec) for name in names] if spec is not None else []
         further = {name: members[name] for name in self.collate.members if name in members}
         return Sample(key, source.name, record, pictures, seed, further, source.index.hash)

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
-from mmlab.data.config import ANYRES
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -35,7 +33,8 @@ class ImageSpec:
     Attributes:
         size: side of the square image in pixels.
         aspect: how it becomes square, see `ASPECTS`; or `anyres`, several squares.
-        tokens: places that one square takes in the language model's sequence.
+        tokens: places that one square takes in the language model's sequence; 0: none, and the model takes only the
+            first of a sample's pictures.
         grids: rows and columns of the tiles that `anyres` chooses from.
     """
 
@@ -47,7 +46,7 @@ class ImageSpec:
     @property
     def most_tokens(self) -> int:
         """Places of the picture that takes the most of them."""
-        if self.aspect != ANYRES:
+        if not self.grids:
             return self.tokens
         side = isqrt(self.tokens)
         return self.tokens + max(rows * side * (columns * side + 1) for rows, columns in self.grids)
@@ -55,7 +54,7 @@ class ImageSpec:
     @property
     def most_tiles(self) -> int:
         """Squares of the picture that has the most of them."""
-        return 1 if self.aspect != ANYRES else 1 + max(rows * columns for rows, columns in self.grids)
+        return 1 + max((rows * columns for rows, columns in self.grids), default=0)
 
     @property
     def form(self) -> str:

@@ -71,8 +71,8 @@ def _collate(cfg: Any) -> Any:
 def _sample(index: Any, i: int, collate: Any, seed: int) -> Any:
     """Sample `i` as the reader decodes it in the first epoch, at the place of its number."""
     from mmlab.data.bad_samples import sample_errors
-    from mmlab.data.formats import parse_record, pictures_among
-    from mmlab.data.images import decode_picture
+    from mmlab.data.formats import parse_record
+    from mmlab.data.images import decode_picture, pictures_read
     from mmlab.data.order import sample_seed
     from mmlab.data.sample_types import Sample, SampleError
 
@@ -82,7 +82,8 @@ def _sample(index: Any, i: int, collate: Any, seed: int) -> Any:
             members = index.read(i)
             record = parse_record(members)
             spec = collate.image
-            pictures = [] if spec is None else [decode_picture(members[one], spec) for one in pictures_among(members)]
+            names = pictures_read(members, spec)
+            pictures = [decode_picture(members[one], spec) for one in names] if spec is not None else []
     except SampleError as error:
         raise ConfigError(f"sample '{key}' of {index.root} cannot be read ({error.reason}): {error}") from None
     further = {one: members[one] for one in collate.members if one in members}
