@@ -144,14 +144,14 @@ def test_other_models_show_nothing(root):
 def test_an_unreadable_sample_is_left_out(root, tmp_path, monkeypatch):
     from mmlab.evaluate.callbacks import sample_sheets
 
-    read = sample_sheets.read_picture
+    read = sample_sheets.read_pictures
 
-    def fails_first(index, i, spec):
+    def fails_first(index, i):
         if i == 0:
             raise TypeError("broken")
-        return read(index, i, spec)
+        return read(index, i)
 
-    monkeypatch.setattr(sample_sheets, "read_picture", fails_first)
+    monkeypatch.setattr(sample_sheets, "read_pictures", fails_first)
     kept = Kept(AnsweredSamplesConfig(count=3, max_new_tokens=2))
     train(root, tmp_path, stage_of(root), kept, steps=1)
     assert len(kept.cards) == 2

@@ -202,7 +202,8 @@ def test_other_families(tmp_path, name):
     with torch.no_grad():
         pixels = (picture - model.vision.mean) / model.vision.std
         logits = reference(input_ids=ids, pixel_values=pixels).logits[..., : tiny.TOKENS]
-        embeds = model.embed(ids.clamp(max=tiny.TOKENS - 1), model.features(picture), torch.tensor([[0, 2]]))
+        places = placed([(0, 2)], model.tokens_per_image).values()
+        embeds = model.embed(ids.clamp(max=tiny.TOKENS - 1), model.features(picture), *places)
         torch.testing.assert_close(model.language.causal(inputs_embeds=embeds).logits, logits, atol=1e-5, rtol=1e-5)
 
 

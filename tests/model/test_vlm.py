@@ -127,7 +127,7 @@ def test_leak_is_noticed(tokenizer_folder):
 def test_text_only_batch_reaches_every_connector_weight(tokenizer_folder, eye, connector):
     model = tiny.vlm(tokenizer_folder, eye=eye, connector=connector)
     features = model.features(torch.zeros(0, 3, 16, 16, dtype=torch.uint8))
-    embeds = model.embed(torch.tensor([[1, 2, 3]]), features, torch.zeros(0, 2, dtype=torch.int64))
+    embeds = model.embed(torch.tensor([[1, 2, 3]]), features, *placed([], PATCHES).values())
     assert torch.equal(embeds, model.language.embed(torch.tensor([[1, 2, 3]])))
     embeds.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.connector.parameters())
@@ -153,12 +153,12 @@ def test_generate_continues_as_full_forward_says(tokenizer_folder):
         pad = width - len(tokens)
         rows.append([0] * pad + tokens)
         masks.append([0] * pad + [1] * len(tokens))
-        places.append([n, pad + 1])
+        places.append((n, pad + 1))
     new = model.generate(
         torch.tensor(rows),
         torch.tensor(masks),
         pixels,
-        torch.tensor(places),
+        *placed(places, PATCHES).values(),
         max_new_tokens=4,
         do_sample=False,
         eos_token_id=None,
