@@ -143,11 +143,17 @@ def build_model(auto: Any, config: PretrainedConfig, settings: PretrainedPartCon
         config: of the model.
         settings: of the part.
         **options: further arguments of the model's class.
+
+    Raises:
+        ConfigError: sizes with which it cannot be built.
     """
-    if settings.init == "random" or on_meta():
-        return auto.from_config(config, **options)
-    with torch.device("meta"):
-        return auto.from_config(config, dtype=torch.float32, **options).eval()
+    try:
+        if settings.init == "random" or on_meta():
+            return auto.from_config(config, **options)
+        with torch.device("meta"):
+            return auto.from_config(config, dtype=torch.float32, **options).eval()
+    except ArithmeticError as error:
+        raise ConfigError(f"'{config.model_type}' cannot be built with a size of 0 ({error}).") from error
 
 
 def load_pretrained(

@@ -66,13 +66,18 @@ class Start:
         Only rank 0 writes.
 
         Raises:
-            RunError: another process is training the run.
+            RunError: another process is training the run, or the folder cannot be created.
         """
         if rank() > 0:
             return
         if self.fresh:
             _rename_old(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be created: {error.strerror}; set run.root to another folder."
+            ) from error
         _lock(self.folder)
         if not (self.folder / "config.yaml").is_file():
             self.record({"run": self.run_id, "job": _job(), "cwd": os.getcwd()})

@@ -87,6 +87,12 @@ def test_random_parts_keep_their_weights():
     assert all(torch.equal(weight, before[name]) for name, weight in part.state_dict().items())
 
 
+def test_a_size_of_0_is_refused(tokenizer_folder):
+    with pytest.raises(ConfigError, match="'llama' cannot be built with a size of 0"):
+        config = {"model_type": "llama", "hidden_size": 0, "num_attention_heads": 2}
+        LanguageModel(LanguageModelConfig(init="random", architecture=config, tokenizer=str(tokenizer_folder)))
+
+
 def test_a_tokenizer_may_have_a_few_tokens_without_embedding(tokenizer_folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     size = len(tokenizer)

@@ -251,6 +251,11 @@ def test_only_rank_0_writes(conf, monkeypatch):
     assert not prepare(conf).exists()
 
 
+def test_a_folder_that_cannot_be_created_is_named(conf):
+    with pytest.raises(RunError, match=r"/proc/x/llava-align_tiny cannot be created: No such file .*; set run\.root"):
+        prepare(conf, "run.root=/proc/x")
+
+
 def test_a_run_is_locked_by_its_process(conf):
     folder = prepare(conf)
     script = f"""
