@@ -9,7 +9,7 @@ MMLAB := $(BIN)/mmlab
 DATA := data/shapes
 SCENES := --max-objects 1 --kinds circle square triangle --overwrite
 
-.PHONY: setup train test check format bench clean
+.PHONY: setup train test check tests format bench clean
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -40,9 +40,14 @@ $(DATA)/test/index.npz: | setup
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
 
-# Three workers on two cores: tests of SLURM jobs and of killed runs mostly wait.
-test: setup check
-	$(BIN)/pytest --numprocesses=3
+# pyright needs one core and runs beside the tests.
+test: setup
+	$(MAKE) --no-print-directory --jobs=2 check tests
+
+# Three workers on two cores: tests of SLURM jobs and of killed runs mostly wait. The tests of a file share what they
+# train, so one worker runs them all.
+tests: setup
+	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
