@@ -44,7 +44,7 @@ def test_pages_build_and_run_nothing(conf, key, page, capsys):
     if page.startswith("data"):  # a page of a group reaches `hydra` only with another package
         text = f"# @package _global_\ndefaults: [/schema/ImageTextDataConfig@data, _self_]\ndata: {DATA}"
     (conf / f"{page}.yaml").write_text(f"{text}\ncallbacks: {{evil: {{a: {TOUCH}}}}}\nhydra:\n  {PAGES[key]}\n")
-    for verb in (["train"], ["train", "-m", "seed=1,2"], ["plan"], ["train", "--cfg", "hydra"]):
+    for verb in (["train"], ["train", "-m", "seed=1,2"], ["train", "--cfg", "hydra"]):
         assert cli.main([*verb, RECIPE, "--config-path", str(conf)]) == 2, verb
         error = capsys.readouterr().err
         assert f"'hydra.{key}" in error and len(error.splitlines()) == 1, error
