@@ -71,6 +71,15 @@ class AnswerQualityConfig(Settings):
 
 
 @dataclass
+class PictureUseConfig(Settings):
+    """Whether a vision-language model uses its pictures, at the end of a run."""
+
+    _target_: str = "mmlab.evaluate.callbacks.picture_use.PictureUse"
+    questions: int = number(64, above=1)  # fixed validation questions; each is asked three times
+    max_new_tokens: int = number(16, above=0)  # longest answer
+
+
+@dataclass
 class SampleQualityConfig(Settings):
     """FID and KID of samples at the end of a run."""
 
