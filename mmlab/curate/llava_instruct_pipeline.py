@@ -15,11 +15,12 @@ from mmlab.curate.journal import REPORT, SHARDS, Row, Steps, by_key, exclusive, 
 from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt, Questions, draw_questions
 from mmlab.curate.llava_instruct_steps import parse, request, sift
 from mmlab.curate.report import LOSSES, instruct_report
-from mmlab.data.building import REST, Build, write_rows
+from mmlab.data.building import Build, write_rows
 from mmlab.data.formats import IMAGE_EXTENSIONS, Members, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.data.sources.coco import coco
+from mmlab.data.splits import REST
 from mmlab.data.turns import IMAGE
 from mmlab.keyed import draw
 from mmlab.runs.disk import to_json, write_text

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import IMAGE_EXTENSIONS, Members
+from mmlab.data.formats import Members
 from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.progress_bar import progress
 from mmlab.data.shard_draft import ShardDraft
-from mmlab.data.shard_files import check_destination, put_in_place
+from mmlab.data.shard_files import NumberedTars, check_destination, put_in_place
+from mmlab.data.splits import REST, digests_of, most_connected, representatives, split_of
 from mmlab.data.tally import Tally
-from mmlab.keyed import draw
-from mmlab.runs.disk import claim, to_json, writing
-
-REST = "train"
-"""The split of all that no other split draws."""
+from mmlab.runs.disk import claim, writing
 
 Entry = tuple[str, Any]
 """Where a row is, and what it holds."""
@@ -90,18 +87,9 @@ class Build:
         """Name of each split → its folder; without splits `root` itself."""
         return {name: root / name for name in (REST, *self.splits)} if self.splits else {REST: root}
 
-    def split_of(self, members: Members) -> str:
-        """The split of a sample: a function of the bytes of its image (or record) and the seed."""
-        if not self.splits:
-            return REST
-        content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), members.get("json", b""))
-        data = content if isinstance(content, bytes) else to_json(content, sort_keys=True).encode()
-        place = draw(self.seed, f"split/{hashlib.sha256(data).hexdigest()}")
-        for name, share in self.splits.items():
-            if place < share:
-                return name
-            place -= share
-        return REST
+    def split_of(self, digest: str) -> str:
+        """The split of a sample with that picture, see `mmlab.data.splits.split_of`."""
+        return split_of(digest, self.splits, self.seed)
 
 
 def write_rows(
@@ -173,7 +161,8 @@ def _convert(rows: Rows, entries: Iterable[Entry], draft: ShardDraft, build: Bui
             text = f"missing or unsupported: {number}, the missing budget allows {allowed}"
             raise DataError(f"{draft.tally.lost[allowed].rstrip('.')} ({text}).")
         if sample is not None:
-            draft.write(*sample, build.split_of(sample[1]))
+            digests = digests_of(sample[1]) if build.splits else []
+            draft.write(*sample, build.split_of(digests[0]) if digests else REST, digests)
         draft.converted += 1
     draft.close()
     tally = Tally()
@@ -231,7 +220,11 @@ def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bo
     """Index all splits and give them their names."""
     if tally.rows and not tally.written:
         raise DataError(f"none of {tally.rows} rows can be used: {'; '.join(tally.lines())}")
-    counts = {name: tars.count for name, tars in draft.tars.items()}
+    places = {name: (draft.folder / name, tars.count) for name, tars in draft.tars.items()}
+    digests = draft.digests() if draft.several else []
+    if digests:
+        places = _rejoined(draft, digests, build)
+    counts = {name: count for name, (_, count) in places.items()}
     if not sum(counts.values()):
         raise DataError(f"there are no samples to write to {root}.")
     for name, count in counts.items():
@@ -239,13 +232,45 @@ def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bo
             share = build.splits.get(name)
             said = name if share is None else f"{name}={share:g}"
             raise DataError(
-                f"the split {said} gets none of {sum(counts.values())} samples, which are drawn one by one; give "
+                f"the split {said} gets none of {sum(counts.values())} samples, {_drawn(digests)}; give "
                 f"{'the others smaller shares' if share is None else 'it a larger share'}, or another --seed."
             )
     for name in counts:
-        build_index(draft.folder / name, quiet=quiet, elsewhere=False)
+        build_index(places[name][0], quiet=quiet, elsewhere=False)
     folders = build.folders(root)
     for name, folder in folders.items():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        put_in_place(draft.folder / name, folder)
+        put_in_place(places[name][0], folder)
     return {name: ShardIndex.open(folder) for name, folder in folders.items()}
+
+
+def _rejoined(draft: ShardDraft, digests: Sequence[Sequence[str]], build: Build) -> dict[str, tuple[Path, int]]:
+    """Write the samples again, so that those that share a picture are in one split; (folder, samples) of each.
+
+    The draft was written by the first picture of each sample: which ones share a picture is known at its end. It stays
+    as it is, so that a killed build can continue.
+    """
+    before = [build.split_of(one[0]) for one in digests]
+    after = [build.split_of(one) for one in representatives(digests)]
+    indexes = {name: build_index(draft.folder / name, quiet=True, elsewhere=False) for name in set(before)}
+    tars: dict[str, NumberedTars] = {}
+    for name in draft.tars:
+        folder = draft.folder / f"{name}.joined"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        tars[name] = NumberedTars(folder, build.max_samples)
+    read = Counter[str]()
+    for source, target in zip(before, after, strict=True):
+        index, i = indexes[source], read[source]
+        tars[target].write(str(index.keys[i]), dict(index.read(i)))
+        read[source] += 1
+    for one in tars.values():
+        one.close()
+    return {name: (one.folder, one.count) for name, one in tars.items()}
+
+
+def _drawn(digests: Sequence[Sequence[str]]) -> str:
+    """How samples are drawn, for an error."""
+    if (most := most_connected(digests)) < 2:
+        return "which are drawn one by one"
+    return f"of which {most} share pictures, also through each other, and stay together"

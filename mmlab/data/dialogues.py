@@ -1,4 +1,4 @@
-"""From a record in the shards' canonical form to dialogues."""
+"""From a record in the shards' canonical form to dialogues with pictures in place."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 from mmlab.data.config import Prompt
 from mmlab.data.formats import check_record
+from mmlab.data.record_turns import listed_in, read_question, read_turns, turns_of
 from mmlab.data.sample_types import SampleError
 from mmlab.data.turns import IMAGE, Dialogue, Turn
 from mmlab.keyed import choose
@@ -39,7 +40,6 @@ REQUESTS = {"llava": BRIEF_DESCRIPTION, "minigpt4": DETAILED_DESCRIPTION}
 BLIP_WORDS = 50  # longest caption in words (LAVIS and MiniGPT-4, processors/blip_processors.py)
 
 _MARKS = re.compile(r'[.!"()*#:;~]')
-_OWN_LINE = re.compile(rf"^[ \t]*{IMAGE}[ \t]*$\n?", re.MULTILINE)
 
 
 def caption_of(record: dict[str, Any], seed: int, form: str = "raw") -> str | None:
@@ -148,11 +148,11 @@ def kinds_of(record: dict[str, Any], turns: str, seed: int) -> list[str]:
 def _dialogues(
     kind: str, record: dict[str, Any], prompt: Prompt, seed: int, pictures: int
 ) -> list[tuple[int | None, Dialogue]]:
-    """Each dialogue of one part of the record, as `_conversation` gives it."""
+    """Each dialogue of one part of the record, as `read_turns` gives it."""
     if kind == "questions":
-        return [_one_turn(item, pictures) for item in _list(record, "questions")]
+        return [read_question(item, pictures) for item in listed_in(record, "questions")]
     if kind == "conversations":
-        return [_conversation(_list(record, "conversations"), pictures)]
+        return [read_turns(listed_in(record, "conversations"), pictures)]
     caption = caption_for(record, prompt, seed)
     return [(None, [Turn("human", choose(REQUESTS[prompt.requests], seed, "question")), Turn("gpt", caption)])]
 
@@ -174,10 +174,10 @@ def _place(
         marked: the turn that has the marker, if one has.
         about: whether it is about a picture even without a marker.
     """
-    if any(turn.images for turn in dialogue):
-        return dialogue
     at, opening, shown = marked or 0, "", 0
-    if prompt.pictures == "tokens":
+    if any(turn.images for turn in dialogue):
+        pass  # several pictures are in place
+    elif prompt.pictures == "tokens":
         if marked is not None and not pictures:
             raise SampleError("no-picture", "The conversation marks an image, but the sample has none.")
         opening, shown = "\n".join([IMAGE] * pictures), pictures
@@ -195,47 +195,6 @@ def _place(
     return [*dialogue[:at], opened, *dialogue[at + 1 :]]
 
 
-def _list(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    items = record.get(name)
-    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
-        raise SampleError("turns", f"The record's {name} are missing or not a list of objects.")
-    return items
-
-
-def turns_of(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """The turns of one of a record's `questions`: perhaps a system message, then it and its `follow_ups`."""
-    follow_ups = item.get("follow_ups") or []
-    if not isinstance(follow_ups, list) or not all(isinstance(one, dict) for one in follow_ups):
-        raise SampleError("turns", "The follow_ups of a question are not a list of objects.")
-    turns = [{"from": "system", "value": item["system"]}] if item.get("system") else []
-    for one in (item, *follow_ups):
-        turns += [{"from": "human", "value": one.get("question")}, {"from": "gpt", "value": one.get("answer")}]
-    return turns
-
-
-def question_of(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Turns about an image as one of a record's `questions`, without its marker: the inverse of `turns_of`.
-
-    Raises:
-        SampleError: as `conversations_of`.
-    """
-    _, dialogue = _conversation(list(turns), 1)
-    pairs = [
-        {"question": question.text.strip(), "answer": answer.text}
-        for question, answer in zip(dialogue[::2], dialogue[1::2], strict=True)
-    ]
-    item: dict[str, Any] = {"system": dialogue[0].system} if dialogue[0].system else {}
-    return item | pairs[0] | ({"follow_ups": pairs[1:]} if pairs[1:] else {})
-
-
-def _one_turn(item: dict[str, Any], pictures: int) -> tuple[int | None, Dialogue]:
-    """As `_conversation`, for a question and its answer, and what follows them."""
-    marked, dialogue = _conversation(turns_of(item), pictures)
-    if item["question"] and not dialogue[0].text.strip():  # "" stands for an image without a question, see `_place`
-        raise SampleError("empty-question", "A question is blank.")
-    return marked, dialogue
-
-
 def _last_answer(record: dict[str, Any], form: str, seed: int) -> str:
     """The caption of a record in LLaVA's pretraining form: its last gpt turn."""
     turns = record.get("conversations") or []
@@ -247,93 +206,3 @@ def _last_answer(record: dict[str, Any], form: str, seed: int) -> str:
     if not last.strip():
         raise SampleError("no-caption", "The record has neither a caption nor a conversation that ends with one.")
     return last
-
-
-def used_turns(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The turns of a conversation that are used, perhaps with one from `system` first.
-
-    As in LLaVA's code (`preprocess_v1`), an answer before the first question is skipped. A last question without an
-    answer has nothing to learn, and is left out.
-    """
-    system = list(items[:1]) if items and items[0].get("from") == "system" else []
-    turns = list(items[len(system) :])
-    if turns and turns[0].get("from") == "gpt":
-        turns = turns[1:]
-    if len(turns) > 1 and turns[-1].get("from") == "human":
-        turns = turns[:-1]
-    return system + turns
-
-
-def _conversation(items: list[dict[str, Any]], pictures: int) -> tuple[int | None, Dialogue]:
-    """(the turn that marks the picture, if one does; the turns without the marker, or with those of several)."""
-    items = used_turns(items)
-    system = _system(items[0]) if items and items[0].get("from") == "system" else None
-    dialogue = _alternating(items[1:] if items and items[0].get("from") == "system" else items)
-    dialogue[0] = replace(dialogue[0], system=system)
-    return (None, _with_several(dialogue, pictures)) if pictures > 1 else _with_one(dialogue, pictures)
-
-
-def _with_one(dialogue: Dialogue, pictures: int) -> tuple[int | None, Dialogue]:
-    """(the turn that marks the picture, if one does; the turns without the marker)."""
-    dialogue, marks = list(dialogue), list[int]()
-    for i in range(0, len(dialogue), 2):
-        text, count = _without_markers(dialogue[i].text)
-        marks += [i] * count
-        if count:
-            dialogue[i] = replace(dialogue[i], text=text)
-    if not marks and pictures and IMAGE in dialogue[0].text:  # marked within a line
-        dialogue[0] = replace(dialogue[0], text=dialogue[0].text.replace(IMAGE, "", 1).strip())
-        marks = [0]
-    if len(marks) > 1 and pictures:
-        raise SampleError("pictures", f"The conversation marks {len(marks)} images, but the sample has one.")
-    return (marks[0] if marks else None), dialogue
-
-
-def _with_several(dialogue: Dialogue, pictures: int) -> Dialogue:
-    """The turns with the markers of several pictures; without any, as they are."""
-    count = sum(turn.text.count(IMAGE) for turn in dialogue[::2])
-    if count not in (0, pictures):
-        raise SampleError("pictures", f"The conversation marks {count} images, but the sample has {pictures}.")
-    return [replace(turn, images=turn.text.count(IMAGE)) if turn.role == "human" else turn for turn in dialogue]
-
-
-def _alternating(items: list[dict[str, Any]]) -> Dialogue:
-    """The turns of a conversation without a system message, each as in the record."""
-    dialogue: Dialogue = []
-    for i, item in enumerate(items):
-        role, text = item.get("from"), item.get("value")
-        if role not in ("human", "gpt"):
-            raise SampleError("role", f"A turn is from {role!r}; turns are from 'human' and 'gpt'.")
-        if role != ("human", "gpt")[i % 2]:
-            raise SampleError("order", "The turns do not alternate between human and gpt, human first.")
-        if role == "gpt" and not (isinstance(text, str) and text.strip()):
-            raise SampleError("empty-answer", "An answer is empty or not text.")
-        if not isinstance(text, str):
-            raise SampleError("empty-question", "A question is not text.")
-        dialogue.append(Turn(role, text))
-    if len(dialogue) < 2:
-        raise SampleError("no-answer", "The conversation has no question with an answer.")
-    if dialogue[-1].role == "human":
-        raise SampleError("order", "The conversation's last question has no answer.")
-    return dialogue
-
-
-def _system(item: dict[str, Any]) -> str | None:
-    """The text of a system turn; None for an empty one."""
-    text = item.get("value")
-    if not isinstance(text, str):
-        raise SampleError("role", "A system message is not text.")
-    return text.strip() or None
-
-
-def _without_markers(text: str) -> tuple[str, int]:
-    """A question without the image markers at its start, at its end or on a line of their own; others are text."""
-    rest, count = _OWN_LINE.subn("", text)
-    if not count:
-        bare = text.strip()
-        if bare.startswith(IMAGE):
-            rest, count = bare[len(IMAGE) :], 1
-        elif bare.endswith(IMAGE):
-            rest, count = bare[: -len(IMAGE)], 1
-        count += len(_OWN_LINE.findall(rest))
-    return (rest.strip(), count) if count else (text, 0)

@@ -20,7 +20,7 @@ FIRST_STAGE, MAP_STAGE = "first_stage", "map_stage"
 ENCODED_AS = "encoded_as"
 """The record's field with the size and aspect of the encoded image, see `ImageSpec.form`."""
 MOST_PICTURES = 32
-"""The most numbered pictures of a sample, `key.0.jpg`, `key.1.jpg`, … beside `key.jpg`."""
+"""The most pictures of a sample: `key.jpg`, `key.0.jpg`, `key.1.jpg`, …"""
 _NUMBERED = tuple(f"{n}.{kind}" for n in range(MOST_PICTURES) for kind in IMAGE_EXTENSIONS)
 PICTURES = (*IMAGE_EXTENSIONS, *_NUMBERED)
 """Members that may hold a picture, in the order of a sample's pictures; of several kinds, the first one counts."""
@@ -89,7 +89,8 @@ def check_key(key: str) -> None:
 def check_extension(extension: str, name: str) -> None:
     """Raise DataError unless `extension` is one of `EXTENSIONS`."""
     if extension not in EXTENSIONS:
-        raise DataError(f"member {name!r} is refused: a shard holds {', '.join(EXTENSIONS)}.")
+        single = ", ".join(one for one in EXTENSIONS if one not in _NUMBERED)
+        raise DataError(f"member {name!r} is refused: a shard holds {single}, and further pictures as 0.jpg, 1.jpg, ….")
 
 
 def pictures_among(extensions: Iterable[str]) -> list[str]:
@@ -100,6 +101,11 @@ def pictures_among(extensions: Iterable[str]) -> list[str]:
         if name in present:
             chosen.setdefault(name.rpartition(".")[0], name)
     return list(chosen.values())
+
+
+def picture_members(pictures: Iterable[tuple[str, bytes]]) -> Members:
+    """The members of a sample with these pictures, (extension, bytes) of each: `jpg`, `0.jpg`, `1.jpg`, …"""
+    return {f"{n - 1}.{kind}" if n else kind: data for n, (kind, data) in enumerate(pictures)}
 
 
 def image_kind(data: bytes) -> str | None:

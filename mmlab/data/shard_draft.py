@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ _SAVE_EVERY = 5.0  # seconds
 class ShardDraft:
     """Unfinished shards and how far they have come: rows converted, their counts, their names, the ends of the tars.
 
+    `several` is the number of samples with several pictures in a build with splits.
+
     Args:
         folder: where they are.
         splits: names of the splits, each of which gets a subfolder.
@@ -27,7 +29,7 @@ class ShardDraft:
 
     def __init__(self, folder: Path, splits: Iterable[str], max_samples: int, identity: str | None):
         self.folder, self.max_samples, self.identity = folder, max_samples, identity
-        self.keys, self.tally, self.converted = KeyMaker(), Tally(), 0
+        self.keys, self.tally, self.converted, self.several = KeyMaker(), Tally(), 0, 0
         self._state, self._names = folder / "state.json", folder / "names"
         state = self._read()
         if state is None:
@@ -37,11 +39,11 @@ class ShardDraft:
                 elif path.name != "lock":
                     path.unlink()
             self._names.touch()
-            state = {"converted": 0, "names": 0, "tally": self.tally.as_json(), "tars": {}}
-        self.converted, self.tally = state["converted"], Tally.from_json(state["tally"])
+            state = {"converted": 0, "several": 0, "names": 0, "tally": self.tally.as_json(), "tars": {}}
+        self.converted, self.several, self.tally = state["converted"], state["several"], Tally.from_json(state["tally"])
         with self._names.open("r+b") as file:
             for line in file.read(state["names"]).splitlines():
-                self.keys(json.loads(line))
+                self.keys(json.loads(line)[0])
         self._log = self._names.open("r+b")
         self._log.truncate(state["names"])
         self._log.seek(state["names"])
@@ -57,7 +59,7 @@ class ShardDraft:
             state = json.loads(self._state.read_text(encoding="utf-8"))
             if self.identity is None or state["identity"] != self.identity:
                 return None
-            size = self.max_samples
+            size, _ = self.max_samples, state["several"]  # an earlier version had none, and other names
             ends = {
                 self.folder / name / f"shard-{number:06d}.tar": offset if number == count // size else 0
                 for name, (count, offset) in state["tars"].items()
@@ -67,14 +69,20 @@ class ShardDraft:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, name: str, members: Members, split: str) -> None:
-        """Write a sample to the tars of a split."""
+    def write(self, name: str, members: Members, split: str, digests: Sequence[str] = ()) -> None:
+        """Write a sample to the tars of a split; `digests` are of its pictures, see `digests_of`."""
         key = self.keys(name)
         check_members(key, members)
-        self._log.write(to_json(name).encode() + b"\n")
+        self._log.write(to_json([name, *digests]).encode() + b"\n")
+        self.several += len(digests) > 1
         full = self.tars[split].write(key, members)
         if full or time.monotonic() - self._saved > _SAVE_EVERY:
             self.save(self.converted + 1)
+
+    def digests(self) -> list[list[str]]:
+        """The digests of the pictures of each sample, in the order in which they were written."""
+        with self._names.open("rb") as file:
+            return [json.loads(line)[1:] for line in file]
 
     def save(self, converted: int) -> None:
         """Record that so many entries are converted."""
@@ -82,6 +90,7 @@ class ShardDraft:
         state = {
             "identity": self.identity,
             "converted": converted,
+            "several": self.several,
             "names": self._log.tell(),
             "tally": self.tally.as_json(),
             "tars": {name: tars.flush() for name, tars in self.tars.items()},

@@ -40,7 +40,8 @@ class NumberedTars:
         self._file: Any = None
         if count % max_samples:
             self._open(offset)
-        for path in sorted(folder.iterdir())[-(-count // max_samples) :]:
+        tars = sorted(folder.glob("shard-*.tar"))[: -(-count // max_samples)]
+        for path in set(folder.iterdir()).difference(tars):  # such as an index
             path.unlink()
 
     def write(self, key: str, members: Members) -> bool:

@@ -175,7 +175,7 @@ def _yolo(add: Add) -> None:
 @source("mmlab.data.sources.tars.tars", "tars of webdataset with other names of members, also compressed")
 def _tars(add: Add) -> None:
     add("path", metavar="tars", type=existing, help="a tar, or a folder of tars")
-    help_members = "members that are the image, text, json or class: image=input.jpg,text=output.txt"
+    help_members = "members that are the images, text, json or class: image=input.jpg,image0=next.jpg,text=output.txt"
     add("--members", type=mapping, metavar="NAME=MEMBER,…", help=help_members)
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
-from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION, conversations_of, question_of
-from mmlab.data.formats import record_texts
+from mmlab.data.dialogues import BRIEF_DESCRIPTION, DETAILED_DESCRIPTION, conversations_of
 from mmlab.data.sample_types import SampleError
 
 
@@ -63,22 +62,6 @@ def test_the_caption_stands_in_for_the_image() -> None:
     assert pairs(talk("Hello", "x"), prompt, picture=False) == [("Hello", "x")]
     assert pairs(talk("<image>\nWho?", "x"), Prompt(pictures="none"), picture=False) == [("Who?", "x")]
     assert reason(talk("<image>\nWho?", "x"), prompt, picture=False) == "no-caption"
-
-
-def test_a_question_may_have_follow_ups_and_a_system_message() -> None:
-    said = [{"from": "system", "value": "s"}, *talk("<image>\nfirst?", "one", "then?", "two")["conversations"]]
-    item = question_of(said)
-    assert item == {
-        **{"system": "s", "question": "first?", "answer": "one"},
-        "follow_ups": [{"question": "then?", "answer": "two"}],
-    }
-    record = {"questions": [item, {"question": "other?", "answer": "three"}]}
-    first, second = conversations_of(record, Prompt(), 0)
-    assert [turn.text for turn in first] == ["<image>\nfirst?", "one", "then?", "two"]
-    assert first[0].system == "s" and second[0].text == "<image>\nother?" and second[0].system is None
-    assert record_texts(record) == ["first?", "one", "then?", "two", "other?", "three"]
-    drawn = {pairs(record, Prompt("plain"), seed)[0] for seed in range(20)}
-    assert drawn == {("<image>", "two"), ("<image>", "three")}, "without a caption, the last answer to a question"
 
 
 @pytest.mark.parametrize("follow_ups", ["text", ["text"], [{"question": "q"}], [{"question": " ", "answer": "a"}]])
@@ -187,3 +170,47 @@ def test_config_errors() -> None:
             Prompt(template, system="Be brief.")
     with pytest.raises(ConfigError, match="pictures=none"):
         Prompt("plain", pictures="text")
+
+
+def several(*texts: str, pictures: int = 2, prompt: Prompt | None = None) -> list[tuple[str, int]]:
+    (dialogue,) = conversations_of(talk(*texts), prompt or Prompt(), 0, pictures)
+    return [(turn.text, turn.images) for turn in dialogue if turn.role == "human"]
+
+
+@pytest.mark.parametrize(
+    ("questions", "shown"),
+    [
+        (["Is <image> left of <image>?"], [("Is <image> left of <image>?", 2)]),
+        (["<image>\n<image>"], [("<image>\n<image>", 2)]),
+        (["Which?"], [("<image>\n<image>\nWhich?", 2)]),
+        ([""], [("<image>\n<image>", 2)]),
+        (["<image> Who?", "And <image>?"], [("<image> Who?", 1), ("And <image>?", 1)]),
+        (["Who?", "<image>\nOr\n<image>"], [("Who?", 0), ("<image>\nOr\n<image>", 2)]),
+    ],
+)
+def test_several_images_stand_where_they_are_marked(questions: list[str], shown: list[tuple[str, int]]) -> None:
+    texts = [text for question in questions for text in (question, "an <image> is a tag")]
+    assert several(*texts) == shown
+
+
+def test_as_many_images_are_marked_as_there_are_or_none() -> None:
+    for question, marked in (("<image> Who?", "marks 1 image,"), ("<image> <image> <image>", "marks 3 images,")):
+        with pytest.raises(SampleError, match=f"{marked} but the sample has 2") as caught:
+            several(question, "a")
+        assert caught.value.reason == "pictures"
+    with pytest.raises(SampleError, match="A later question is empty") as caught:
+        several("<image> and <image>?", "a", " ", "b")
+    assert caught.value.reason == "empty-question"
+
+
+def test_questions_share_several_images_and_captions_follow_them() -> None:
+    record = {
+        "caption": "c",
+        "questions": [{"question": "q", "answer": "a"}, {"question": "<image> <image>", "answer": "b"}],
+    }
+    dialogues = conversations_of(record, Prompt(), 0, 2)
+    assert [dialogue[0].text for dialogue in dialogues] == ["<image>\n<image>\nq", "<image> <image>"]
+    ((shown, caption),) = conversations_of(record, Prompt("plain"), 0, 2)
+    assert (shown.text, shown.images, caption.text) == ("<image><image>", 2, "c")
+    ((asked, _),) = conversations_of(record, Prompt(turns="caption"), 0, 3)
+    assert asked.text.startswith("<image>\n<image>\n<image>\n") and asked.images == 3

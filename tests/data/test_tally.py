@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import conversations_of
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
+from mmlab.data.formats import PICTURES, parse_record, pictures_among
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
@@ -175,7 +175,7 @@ def messages():
     image = {"type": "image"}
     entries = [
         *(chat(image, images=["1.jpg"]), chat(), chat({**image, "url": "pictures/2.jpg"})),
-        *(chat(image), chat(image, image, images=["1.jpg", "2.jpg"]), chat({"type": "audio"})),
+        *(chat(image), chat(image, image, images=["1.jpg", "2.jpg", "1.jpg"]), chat({"type": "audio"})),
         *(
             chat({**image, "url": "https://x.org/1.jpg"}),
             chat(image, images=["3.jpg"]),
@@ -316,11 +316,11 @@ def test_rows_add_up_and_can_be_trained_on(tmp_path, monkeypatch, capsys, source
     joined = re.search("records joined ([0-9]+)", printed)
     assert len(index) == written - (int(joined[1]) if joined else 0)
     for i in range(len(index)):
-        members = index.read(i, (*IMAGE_EXTENSIONS, "json", "txt"))
+        members = index.read(i, (*PICTURES, "json", "txt"))
         record = parse_record(members)
-        pictures = [decode_image(members[name], ImageSpec(4)) for name in IMAGE_EXTENSIONS if name in members]
+        pictures = [decode_image(members[name], ImageSpec(4)) for name in pictures_among(members)]
         if any(record.get(part) for part in ("conversations", "questions", "caption", "captions")):
-            assert conversations_of(record, Prompt(turns="every"), 0, bool(pictures))
+            assert conversations_of(record, Prompt(turns="every"), 0, len(pictures))
 
 
 def test_an_example_is_one_line_without_control_characters():

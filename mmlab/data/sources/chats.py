@@ -1,16 +1,17 @@
-"""Records of dialogues about images, in whatever form: those about one image become one sample."""
+"""Records of dialogues about images, in whatever form: those about the same images become one sample."""
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import DataError
 from mmlab.data.building import Entry, Rows
-from mmlab.data.dialogues import REQUESTS, check_sample, question_of, used_turns
-from mmlab.data.formats import Members
+from mmlab.data.dialogues import REQUESTS, check_sample
+from mmlab.data.formats import Members, picture_members
+from mmlab.data.record_turns import question_of, used_turns
 from mmlab.data.sample_types import SampleError
 from mmlab.data.sources.pictures import ImageFolder, Picture
 from mmlab.data.sources.tables import IMAGE_FIELDS, column, rows
@@ -82,7 +83,7 @@ class Chats:
         return Rows(entries, self.convert, tally, missing_budget, group=self.grouped, finish=finish)
 
     def grouped(self, entries: Iterable[Entry]) -> Iterable[Entry]:
-        """Records about the same image together, at the place of the first."""
+        """Records about the same images together, at the place of the first."""
         groups: dict[Any, list[tuple[str, int, Any]]] = {}
         for number, (where, entry) in enumerate(entries):
             name = None if self.separate else _shared(self.parse, entry)
@@ -91,37 +92,40 @@ class Chats:
             yield group[0][0], group
 
     def convert(self, _: str, group: list[tuple[str, int, Any]], tally: Tally) -> tuple[str, Members] | None:
-        """Make the sample of records about one image, or of one without."""
-        picture: Picture | None = None
+        """Make the sample of records about the same images, or of one without."""
+        pictures: list[Picture] = []
         chats: list[Chat] = []
         for where, number, entry in group:
             with tally.row(where):
                 chat = self._checked(self.parse(entry), number)
-                if chat.images and picture is None:
-                    picture = self.folder.read(chat.images, where, tally)
+                if chat.images and not pictures:
+                    pictures = self.folder.read_all(chat.images, where, tally)
                 self._count(chat, tally)
                 chats.append(chat)
         if not chats:
             return None
         tally.details["records_joined"] += len(chats) - 1
+        if len(pictures) > 1:
+            tally.details["several_images"] += 1
         record: dict[str, Any] = {"id": chats[0].name}
         if len(chats) == 1:
             record["conversations"] = chats[0].turns
         else:
             record["questions"] = [
-                {"id": chat.name, **question_of(chat.turns)} | ({"type": chat.type} if chat.type else {})
+                {"id": chat.name, **question_of(chat.turns, len(pictures))} | ({"type": chat.type} if chat.type else {})
                 for chat in chats
             ]
         if len({chat.type for chat in chats}) == 1 and chats[0].type:
             record["type"] = chats[0].type
-        self._add_captions(record, chats, picture, tally)
-        members: Members = {"json": record}
-        return str(chats[0].name), members if picture is None else members | {picture.extension: picture.data}
+        if len(pictures) == 1:  # a caption is of one image
+            self._add_captions(record, chats, pictures[0], tally)
+        shown = picture_members((picture.extension, picture.data) for picture in pictures)
+        return str(chats[0].name), {"json": record, **shown}
 
     def _checked(self, chat: Chat, number: int) -> Chat:
         """A record with only the turns that are used."""
         check_sample(
-            {"id": chat.name, "type": chat.type, "conversations": chat.turns}, ["conversations"], bool(chat.images)
+            {"id": chat.name, "type": chat.type, "conversations": chat.turns}, ["conversations"], len(chat.images)
         )
         name, kind = str(number) if chat.name is None else chat.name, chat.type or self.kind or ""
         used = used_turns(chat.turns)
@@ -136,10 +140,8 @@ class Chats:
         if chat.type:
             tally.details[f"type {chat.type}"] += 1
 
-    def _add_captions(
-        self, record: dict[str, Any], chats: Sequence[Chat], picture: Picture | None, tally: Tally
-    ) -> None:
-        if self.captions is None or picture is None:
+    def _add_captions(self, record: dict[str, Any], chats: Sequence[Chat], picture: Picture, tally: Tally) -> None:
+        if self.captions is None:
             return
         if isinstance(self.captions, str):
             texts = [text for chat in chats if (text := self._caption_in(chat)) is not None]
@@ -153,19 +155,24 @@ class Chats:
 
     def _caption_in(self, chat: Chat) -> str | None:
         """The first answer of a record that is a caption."""
-        item = question_of(chat.turns)
+        item = question_of(chat.turns, 1)
         asks = not item["question"] or item["question"] in REQUESTS["llava"] + REQUESTS["minigpt4"]
         named = chat.type in self.caption_types or _CAPTION_TYPE.search(chat.type) is not None
         return item["answer"].strip() if named or asks or _ASKS.fullmatch(item["question"]) else None
 
 
-def _shared(parse: Callable[[Any], Chat], entry: Any) -> str | None:
-    """What the records about one image have in common; None for a record without one, or that will be left out."""
+def _shared(parse: Callable[[Any], Chat], entry: Any) -> Hashable:
+    """What records about the same images have in common; None for a record without any, or that will be left out."""
     try:
         images = parse(entry).images
     except Exception:  # it is counted where it is converted
         return None
-    image = images[0] if len(images) == 1 else None
+    names = [_normal(image) for image in images]
+    return None if not names or None in names else tuple(names)
+
+
+def _normal(image: Any) -> str | None:
+    """The path or id of an image in one of its spellings; None for another kind of image."""
     if isinstance(image, int) and not isinstance(image, bool):
         return str(image)
     if not isinstance(image, str) or not image.strip():

@@ -23,8 +23,8 @@ def llava_json(
 ) -> Rows:
     """Read `[{"id", "image", "conversations": [{"from", "value"}, …]}, …]`; entries without `image` are only text.
 
-    Entries about the same image make one sample with `questions`; a single one keeps its `conversations`. Both keep the
-    entries' types and the turns that `used_turns` returns.
+    `image` names one image, or as a list several. Entries about the same images make one sample with `questions`; a
+    single one keeps its `conversations`. Both keep the entries' types and the turns that `used_turns` returns.
 
     Args:
         path: the file: a JSON list, or JSON lines.

@@ -16,6 +16,8 @@ from mmlab.data.turns import IMAGE
 _ROLES = {"user": "human", "assistant": "gpt", "developer": "system", "model": "gpt", "bot": "gpt"}
 _REFERENCES = ("image", "url", "path", "image_url", "base64", "data")
 _UNREAD = ("videos", "video", "audios", "audio")
+_PART, _MARKER = object(), object()
+"""An image part that names no image, and a marker in a text: the next one of the images beside the messages."""
 
 
 def messages(
@@ -30,8 +32,8 @@ def messages(
     """Read `{"messages": [{"role", "content"}, …], "images": […]}`, a record per line or in a list.
 
     A message's `content` is text, in which `<image>` may mark an image of `images`, or a list of parts: text, and
-    images that they name or that `images` does. Records may also have `prompt` and `completion` in place of `messages`,
-    or `conversations` of `from` and `value`, and a `system` text.
+    images that they name or that `images` does, in this order. Records may also have `prompt` and `completion` in place
+    of `messages`, or `conversations` of `from` and `value`, and a `system` text.
 
     Args:
         path: the file: JSON lines, or a JSON list.
@@ -59,21 +61,27 @@ def chat_of(entry: Any) -> Chat:
     listed = _messages(entry)
     if unread := next((name for name in _UNREAD if entry.get(name)), None):
         raise SampleError("part", f"It has {unread}; only texts and images are read.")
-    turns, named, placeholders = [], [], 0
+    turns, shown = [], []
     for message in listed:
         role = message.get("role", message.get("from"))
-        text, images, empty = _content(message.get("content", message.get("value")))
+        text, images = _content(message.get("content", message.get("value")))
         turns.append({"from": _ROLES.get(role, role) if isinstance(role, str) else role, "value": text})
-        named += images
-        placeholders += empty
+        shown += images if turns[-1]["from"] == "human" else [image for image in images if image is not _MARKER]
     if isinstance(system := entry.get("system"), str) and system.strip() and turns[0]["from"] != "system":
         turns.insert(0, {"from": "system", "value": system})
     beside = entry.get("images") if entry.get("images") is not None else entry.get("image")
     beside = beside if isinstance(beside, list) else [] if beside in (None, "") else [beside]
-    images = named + [image for image in beside if image not in named]
-    if placeholders > len(images):
-        raise SampleError("no-picture", f"It has {placeholders + len(named)} images, and names {len(images)}.")
-    return Chat(turns, images, text_or_none(entry.get("id")), record_type(entry))
+    return Chat(turns, _named(shown, beside), text_or_none(entry.get("id")), record_type(entry))
+
+
+def _named(shown: list[Any], beside: list[Any]) -> list[Any]:
+    """The images of a record in the order of their markers; those `beside` the messages fill what names none."""
+    named = [image for image in shown if image is not _PART and image is not _MARKER]
+    rest = iter([image for image in beside if image not in named])
+    images = [next(rest, image) if image is _PART or image is _MARKER else image for image in shown]
+    if _PART in images:
+        raise SampleError("no-picture", f"Image {images.index(_PART) + 1} of its messages is not named.")
+    return [image for image in images if image is not _MARKER] + list(rest)
 
 
 def _messages(entry: Any) -> list[dict[str, Any]]:
@@ -88,14 +96,14 @@ def _messages(entry: Any) -> list[dict[str, Any]]:
     return listed
 
 
-def _content(content: Any) -> tuple[str, list[Any], int]:
-    """(text with a marker where an image is, the images that its parts name, the number of image parts that name none).
+def _content(content: Any) -> tuple[str, list[Any]]:
+    """(text with a marker where an image is; for each marker, the image that its part names, `_PART` or `_MARKER`).
 
     Texts of several parts are joined as chat templates do; a marker has a line of its own.
     """
     if not isinstance(content, list):
-        return content, [], 0
-    text, named, empty = "", [], 0
+        return content, [_MARKER] * (content.count(IMAGE) if isinstance(content, str) else 0)
+    text, images = "", []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(part, str) or (isinstance(part, dict) and kind in (None, "text", "input_text")):
@@ -103,14 +111,14 @@ def _content(content: Any) -> tuple[str, list[Any], int]:
             if not isinstance(piece, str):
                 raise SampleError("part", f"A part of a message has a text that is not text: {piece!r:.100}.")
             text += ("\n" if text.endswith(IMAGE) else "") + piece
+            images += [_MARKER] * piece.count(IMAGE)
         elif kind in ("image", "image_url", "input_image"):
             image = _named_by(part)
-            named += [] if image is None else [image]
-            empty += image is None
+            images.append(_PART if image is None else image)
             text += ("\n" if text and not text.endswith("\n") else "") + IMAGE
         else:
             raise SampleError("part", f"A part of a message is {kind!r}; texts and images are read.")
-    return text, named, empty
+    return text, images
 
 
 def _named_by(part: dict[str, Any]) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.building import Entry, Rows
-from mmlab.data.dialogues import check_sample, used_turns
-from mmlab.data.formats import Members, record_type
+from mmlab.data.dialogues import check_sample
+from mmlab.data.formats import Members, picture_members, record_type
+from mmlab.data.record_turns import used_turns
 from mmlab.data.sample_types import SampleError
 from mmlab.data.sources.messages import chat_of
 from mmlab.data.sources.pictures import ImageFolder, files_of
@@ -34,7 +35,7 @@ def parquet(
     missing_budget: float = 0.0,
     kind: str | None = None,
 ) -> Rows:
-    """Read rows with an image, as bytes, and what is said about it.
+    """Read rows with one or more images, as bytes, and what is said about them.
 
     Args:
         path: a file, or a folder with files of one split.
@@ -132,16 +133,17 @@ class _Columns:
         if (value := class_of({"class": label}, "class")) is not None:
             record["class"] = value
         parts = [part for part in ("conversations", "questions") if part in record]
-        check_sample(record, [*parts, *(["caption"] if {"caption", "captions"} & record.keys() else [])], bool(images))
+        check_sample(record, [*parts, *(["caption"] if {"caption", "captions"} & record.keys() else [])], len(images))
         if "conversations" in record:
             record["conversations"] = used_turns(record["conversations"])
         if not images and not parts and "caption" not in record:
             raise SampleError("no-image", "It has neither an image nor a text.")
         tally.details["without_text"] += not parts and not {"caption", "captions", "class"} & record.keys()
-        members: Members = {"json": record}
-        if images:
-            picture = folder.read(images, where, tally)
-            members[picture.extension] = picture.data
+        pictures = folder.read_all(images, where, tally)
+        if len(pictures) > 1:
+            tally.details["several_images"] += 1
+        members: Members = picture_members((picture.extension, picture.data) for picture in pictures)
+        members["json"] = record
         if named:
             tally.details[f"type {named}"] += 1
         if value is not None:

@@ -3,7 +3,7 @@
 import io
 import os
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -14,7 +14,7 @@ from PIL.ImageOps import exif_transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mmlab.config.errors import DataError, existing_folder
-from mmlab.data.formats import image_kind
+from mmlab.data.formats import MOST_PICTURES, image_kind
 from mmlab.data.images import check_size, decoding, load_rgb
 from mmlab.data.sample_types import SampleError
 from mmlab.data.tally import Tally
@@ -77,7 +77,7 @@ class ImageFolder:
                 `pixels` or `decode`.
         """
         if isinstance(name, list) and len(name) > 1:
-            raise SampleError("pictures", f"It names {len(name)} images; only one is supported.")
+            raise SampleError("pictures", f"It names {len(name)} images, of which only chats can have several.")
         name = name[0] if isinstance(name, list) and name else name
         name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
         if isinstance(name, dict) and isinstance(name.get("bytes"), bytes):
@@ -95,6 +95,16 @@ class ImageFolder:
                 tally.lost.append(f"{where}: {error}")
             raise
         return Picture(as_text(inside), extension, data)
+
+    def read_all(self, names: Sequence[Any], where: str, tally: Tally) -> list[Picture]:
+        """Read the images of a sample, each as `read` does.
+
+        Raises:
+            SampleError: as `read`; `pictures` for more than a sample holds.
+        """
+        if len(names) > MOST_PICTURES:
+            raise SampleError("pictures", f"It has {len(names)} images; a sample holds at most {MOST_PICTURES}.")
+        return [self.read(name, where, tally) for name in names]
 
     def _inside(self, name: str) -> str:
         """The path from the folder; a relative one that stays in it is returned as it is."""

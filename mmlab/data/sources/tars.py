@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -16,7 +17,15 @@ from typing import IO, Any
 from mmlab.config.errors import ConfigError, DataError, nearest
 from mmlab.data.building import Entry, Rows
 from mmlab.data.dialogues import check_sample
-from mmlab.data.formats import MEMBER_CAP, Members, foreign_kind, record_type, split_name
+from mmlab.data.formats import (
+    MEMBER_CAP,
+    MOST_PICTURES,
+    Members,
+    foreign_kind,
+    picture_members,
+    record_type,
+    split_name,
+)
 from mmlab.data.sample_types import SampleError
 from mmlab.data.sources.pictures import READ_SUFFIXES, files_of, stored
 from mmlab.data.tally import Tally
@@ -24,13 +33,16 @@ from mmlab.data.tar import TarMember, walk
 
 _TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
+_IMAGES = tuple(suffix.removeprefix(".") for suffix in READ_SUFFIXES)
 USUAL = {
-    "image": "|".join(suffix.removeprefix(".") for suffix in READ_SUFFIXES),
+    "image": "|".join(_IMAGES),
+    **{f"image{n}": "|".join(f"{n}.{name}" for name in _IMAGES) for n in range(MOST_PICTURES)},
     "text": "txt|text|caption|txt.gz",
     "json": "json|json.gz",
     "class": "cls",
 }
-"""What a sample's members are called; `|` separates names of which it has one."""
+"""What a sample's members are called; `|` separates names of which it has one. `image` is the first of several."""
+_IMAGE = re.compile(r"image\d*")
 
 _Found = tuple[IO[bytes], dict[str, TarMember]]
 """An open tar, and members of one sample by their extension."""
@@ -41,20 +53,24 @@ def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
 
     Args:
         path: a tar, or a folder of tars.
-        members: names of members by what they are, see `USUAL`, such as `{"image": "input.jpg", "text": "output.txt"}`;
-            then a sample must have each of them.
+        members: names of members by what they are, see `USUAL`, such as `{"image": "input.jpg", "text": "output.txt"}`
+            or `{"image0": "left.png", "image1": "right.png"}`; then a sample must have each of them.
 
     Returns:
         A row for each sample. The text becomes the caption, the class the class, and the fields of the JSON the record.
-        Left out: `no-member`, `pictures` (several images), `json`, `unicode`, `unsupported`, and what `stored` names.
+        Left out: `no-member`, `pictures` (an image in two formats, or too many), `json`, `unicode`, `unsupported`, and
+        what `stored` names.
 
     Raises:
         ConfigError: a member of another kind.
         DataError: no tar, or one that is damaged.
     """
     if wrong := next((name for name in members or () if name not in USUAL), None):
-        raise ConfigError(f"a sample has no member '{wrong}'.{nearest(wrong, USUAL)} Options: {', '.join(USUAL)}.")
-    names = {kind: tuple(name.lower().split("|")) for kind, name in (members or USUAL).items()}
+        single = [name for name in USUAL if name == "image" or not _IMAGE.fullmatch(name)]
+        options = f"{', '.join(single)}; image0, image1, … are further images"
+        raise ConfigError(f"a sample has no member '{wrong}'.{nearest(wrong, single)} Options: {options}.")
+    kinds = [kind for kind in USUAL if kind in (members or USUAL)]  # in the order of the images
+    names = {kind: tuple((members or USUAL)[kind].lower().split("|")) for kind in kinds}
     place, tally = Path(path).expanduser(), Tally()
     if not place.exists():
         raise DataError(f"there is no {path}.")
@@ -119,27 +135,31 @@ def _sample(
 ) -> tuple[str, Members]:
     """(name, members) of a sample; raises SampleError."""
     data: dict[str, bytes] = {}
+    images: list[bytes] = []
     for kind, choices in names.items():
         present = [name for name in choices if name in found[1]]
-        if kind == "image" and len(present) > 1:
+        if _IMAGE.fullmatch(kind) and len(present) > 1:
             raise SampleError(
-                "pictures", f"It has the images {' and '.join(present)}; choose one with --members image={present[0]}."
+                "pictures", f"It has the images {' and '.join(present)}; choose one with --members {kind}={present[0]}."
             )
-        if present:
+        if present and _IMAGE.fullmatch(kind):
+            images.append(_read(found[0], found[1][present[0]]))
+        elif present:
             data[kind] = _read(found[0], found[1][present[0]])
         elif strict:
             has = ", ".join(f".{name}" for name in found[1])
             raise SampleError("no-member", f"It has no .{' or .'.join(choices)}, but {has}.")
-    if not data:
+    if not data and not images:
         raise SampleError("no-member", f"It has only {', '.join(f'.{name}' for name in found[1])}.")
     record = _record(key, data)
     parts = [part for part in ("questions", "conversations") if record.get(part)]
     parts += ["caption"] if record.get("caption") or record.get("captions") else []
-    check_sample(record, parts, "image" in data)
-    members: Members = {"json": record}
-    if "image" in data:
-        extension, image = stored(data["image"], key, tally)
-        members[extension] = image
+    if len(images) > MOST_PICTURES:
+        raise SampleError("pictures", f"It has {len(images)} images; a sample holds at most {MOST_PICTURES}.")
+    check_sample(record, parts, len(images))
+    members: Members = {"json": record, **picture_members(stored(image, key, tally) for image in images)}
+    if len(images) > 1:
+        tally.details["several_images"] += 1
     if kind := record_type(record):
         tally.details[f"type {kind}"] += 1
     return key, members

@@ -82,6 +82,29 @@ def test_forms_of_an_image(make, tmp_path):
     assert tally.rows == 12 and tally.left_out == {"pictures": 1, "no-image": 2}
 
 
+def test_several_images_of_records_are_joined_if_all_are_the_same(make):
+    both = [{"from": "human", "value": "<image> Is it <image>?"}, {"from": "gpt", "value": "No."}]
+    entries = [
+        {"id": "a", "type": "pair", "image": ["00/a.jpg", "7.jpg"], "conversations": both},
+        {"id": "b", "image": ["7.jpg", "00/a.jpg"], "conversations": both},
+        {"id": "c", "image": ["./00/a.jpg", "7.jpg"], "conversations": both},
+        {"id": "d", "image": ["00/../00/a.jpg", "7.jpg"], "conversations": SAID},
+        {"id": "e", "type": "caption", "image": "7.jpg", "conversations": TURNS},
+        {"id": "f", "image": ["7.jpg"] * 33, "conversations": SAID},
+        {"id": "g", "image": ["7.jpg", "7.jpg"], "conversations": TURNS},
+    ]
+    index, tally = make(entries, separate=False, captions="from-first-answer", caption_types=["pair"])
+    assert index.keys.tolist() == ["a", "b", "e"] and tally.left_out == {"pictures": 2}
+    assert "It has 33 images; a sample holds at most 32." in tally.examples["pictures"]
+    assert (tally.details["records_joined"], tally.details["several_images"], tally.details["captions"]) == (2, 2, 1)
+    members = index.read(0)
+    assert (members["png"], members["0.jpg"]) == (png(), jpeg()) and list(index.read(1)) == ["0.png", "jpg", "json"]
+    record = json.loads(members["json"])
+    assert [one["question"] for one in record["questions"]] == [both[0]["value"], both[0]["value"], "What is this?"]
+    shown = [dialogue[0].text for dialogue in conversations_of(record, Prompt(), 0, 2)]
+    assert shown == [both[0]["value"], both[0]["value"], "<image>\n<image>\nWhat is this?"]
+
+
 def test_json_lines_under_any_name(make):
     lines = [json.dumps({"id": n, "conversations": SAID}) for n in range(3)]
     index, tally = make("\n".join([lines[0], "", lines[1], "{", lines[2]]))

@@ -97,11 +97,38 @@ def test_system_types_and_images_that_are_shared(make):
     assert index.type_of(0) == "vqa"
 
 
+SEVERAL = [
+    {"images": ["a.jpg", "b.jpg"], "messages": [say("user", image(), text("or"), image(), text("?")), ANSWER]},
+    {"images": ["b.jpg"], "messages": [say("user", image(path="a.jpg"), text("or"), image(), text("?")), ANSWER]},
+    {"images": ["a.jpg"], "messages": [say("user", image(), text("or"), image(path="b.jpg"), text("?")), ANSWER]},
+    {"messages": [say("user", image(path="a.jpg"), text("or"), image(url="b.jpg"), text("?")), ANSWER]},
+    {"images": ["a.jpg", "b.jpg"], "messages": [say("user", "<image>\nor\n<image>\n?"), ANSWER]},
+    {"images": ["a.jpg", "b.jpg"], "messages": [say("user", text("<image>\nor\n<image>\n?")), ANSWER]},
+]
+
+
+def test_several_images_are_in_the_order_of_their_markers(make, tmp_path):
+    (tmp_path / "photos" / "b.jpg").write_bytes(png())
+    for entry in SEVERAL:
+        index, tally = make([entry], separate=True)
+        assert index.extensions(0) == ["0.png", "jpg", "json"] and tally.details["several_images"] == 1
+        assert index.read(0)["jpg"] == jpeg() and index.read(0)["0.png"] == png()
+        (dialogue,) = conversations_of(json.loads(index.read(0)["json"]), Prompt(), 0, 2)
+        assert (dialogue[0].text, dialogue[0].images) == ("<image>\nor\n<image>\n?", 2)
+    later = [say("user", image(), text("q")), ANSWER, say("user", text("and"), image()), ANSWER]
+    index, _ = make([{"images": ["a.jpg", "b.jpg"], "messages": later}])
+    (dialogue,) = conversations_of(json.loads(index.read(0)["json"]), Prompt(), 0, 2)
+    assert [turn.images for turn in dialogue] == [1, 0, 1, 0]
+    assert chat_of({"images": ["a", "b", "a"], "messages": [say("user", "q"), ANSWER]}).images == ["a", "b", "a"]
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"images": ["a.jpg", "b.jpg"], "messages": [say("user", image(), image(), text("q")), ANSWER]}, "pictures"),
-        ({"messages": [say("user", image(path="a.jpg"), image(path="b.jpg")), ANSWER]}, "pictures"),
+        ({"images": ["a.jpg", "b.jpg"], "messages": [say("user", image(), text("q")), ANSWER]}, "pictures"),
+        ({"images": ["a.jpg"] * 33, "messages": [say("user", text("q")), ANSWER]}, "pictures"),
+        ({"images": ["a.jpg", "c.jpg"], "messages": [say("user", text("q")), ANSWER]}, "missing"),
+        ({"images": ["a.jpg"], "messages": [say("user", image(), image(), text("q")), ANSWER]}, "no-picture"),
         ({"messages": [say("user", image(), text("q")), ANSWER]}, "no-picture"),
         ({"messages": [say("user", image(url="https://x.org/a.jpg")), ANSWER]}, "remote"),
         ({"messages": [say("user", image(url="data:image/png,x")), ANSWER]}, "no-image"),

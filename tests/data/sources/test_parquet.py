@@ -77,8 +77,10 @@ def test_questions_several_images_and_broken_rows(tmp_path):
     ]
     write(tmp_path / "a.parquet", features, *rows)
     index, tally = built(parquet(tmp_path / "a.parquet"), tmp_path / "out")
-    assert records(index) == [{"id": "a-0000000", "questions": [{"question": "q", "answer": "a"}]}]
-    assert tally.left_out == {"pictures": 1, "decode": 1, "no-image": 1} and tally.details == {"without_text": 0}
+    assert records(index) == [{"id": f"a-000000{n}", "questions": [{"question": "q", "answer": "a"}]} for n in range(2)]
+    assert [index.extensions(i) for i in range(2)] == [["json", "png"], ["0.png", "json", "png"]]
+    assert tally.left_out == {"decode": 1, "no-image": 1}
+    assert tally.details == {"without_text": 0, "several_images": 1}
     write(tmp_path / "a.parquet", {**features, "answer": List(STRING)}, ([bytes_of(png())], "q", ["a", "b"]))
     _, tally = built(parquet(tmp_path / "a.parquet"), tmp_path / "out")
     assert tally.details == {"without_text": 1}

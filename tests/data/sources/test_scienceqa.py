@@ -220,7 +220,7 @@ def test_names_are_checked(tmp_path):
 def test_it_is_one_turn_that_opens_with_the_image(build):
     index, _ = build({"1": problem(image="image.png")}, split="test")
     record = json.loads(index.read(0)["json"])
-    [dialogue] = conversations_of(record, Prompt("v1"), 0, picture=True)
+    [dialogue] = conversations_of(record, Prompt("v1"), 0, pictures=1)
     assert [turn.text for turn in dialogue] == [
         "<image>\nWhat is it made of?\nContext: N/A\nOptions: (A) wood (B) glass",
         "Glass is clear. One can see through it. The answer is B.",

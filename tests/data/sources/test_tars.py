@@ -49,6 +49,28 @@ def test_usual_names_records_and_classes(tmp_path):
     assert built(tars(tmp_path / "t"), tmp_path / "out")[1].left_out["empty-answer"] == 1
 
 
+def test_several_images_by_number_or_by_name(tmp_path):
+    talk = {"conversations": [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "a"}]}
+    record = json.dumps(talk).encode()
+    path = write_tar(
+        tmp_path / "x.tar",
+        *(("a.jpg", jpeg()), ("a.0.png", png()), ("a.json", record)),
+        *(("b.1.jpg", jpeg()), ("b.0.png", png()), ("b.json", record)),
+        *(("c.0.jpg", jpeg()), ("c.1.jpg", jpeg()), ("c.2.jpg", jpeg()), ("c.json", record)),
+        *(("d.0.jpg", jpeg()), ("d.0.png", png()), ("d.json", b"{}")),
+    )
+    index, tally = built(tars(path), tmp_path / "out")
+    assert [(*index.read(i),) for i in range(2)] == [("0.png", "jpg", "json"), ("0.jpg", "json", "png")]
+    assert tally.left_out == {"pictures": 2} and tally.details["several_images"] == 2
+    members = [("a.left.png", png()), ("a.right.jpg", jpeg()), ("b.left.png", png()), ("c.right.jpg", jpeg())]
+    path = write_tar(tmp_path / "y.tar", *members)
+    index, tally = built(tars(path, {"image1": "right.jpg", "image0": "left.png"}), tmp_path / "named")
+    assert index.keys.tolist() == ["a"] and [*index.read(0)] == ["0.jpg", "json", "png"]
+    assert tally.left_out == {"no-member": 2}
+    with pytest.raises(ConfigError, match=r"Options: image, text, json, class; image0, image1, … are further images"):
+        tars(path, {"image32": "x"})
+
+
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
 def test_a_compressed_tar_is_the_same(tmp_path, mode):
     plain = write_tar(tmp_path / "x.tar", ("a.png", png()), ("a.txt", b"cat"))
