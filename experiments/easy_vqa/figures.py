@@ -22,7 +22,7 @@ figures = {
     "yesno_accuracy": accuracy(finetune, ("yesno",)),
     "align_only_open_accuracy": accuracy(align, open_types),
     "no_align_accuracy": no_align["accuracy"],
-    "blind_accuracy": finetune["blind"]["accuracy"],
+    "blind_accuracy": finetune["question_only"]["accuracy"],
     "minutes": seconds / 60,
 }
 print(json.dumps({name: round(value, 4) for name, value in figures.items()}))

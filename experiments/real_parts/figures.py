@@ -67,7 +67,7 @@ def main(root: Path, seconds: int) -> None:
     for stage in ("lora", "full"):
         scores = json.loads(Path("eval", stage, "easy/scores.json").read_text())
         figures["easy_vqa_accuracy"][stage] = scores["accuracy"]
-        figures["easy_vqa_accuracy"]["question_only"] = scores["blind"]["accuracy"]
+        figures["easy_vqa_accuracy"]["question_only"] = scores["question_only"]["accuracy"]
     figures["text_kept"] = {"before": len(asked)}
     for stage in ("lora", "full"):
         after = text_answers(stage)

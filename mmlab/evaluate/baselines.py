@@ -5,14 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.conversation import Segment
-from mmlab.data.formats import IMAGE_EXTENSIONS
+from mmlab.data.formats import pictures_among
 from mmlab.data.images import PAD_COLOR
 from mmlab.data.index import ShardIndex
-from mmlab.evaluate.answers import Answerer, answer_questions
+from mmlab.data.sample_types import Picture
+from mmlab.evaluate.answer_report import predict
+from mmlab.evaluate.answers import Answerer, AnswerFile, Pictures, answer_questions
 from mmlab.evaluate.questions import Question
 from mmlab.evaluate.scores.constant_reply import with_baselines
 from mmlab.evaluate.scores.score_table import Scorer, Scores
@@ -35,9 +36,12 @@ class BlindAnswerer(Answerer):
         vars(self).update(vars(answerer))
         self._replies: dict[Any, tuple[str, bool]] = {}
 
-    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Any]) -> list[tuple[str, bool]]:
-        shown = [blank(picture) for picture in pictures]
-        keys = [(tuple(prompt.input_ids), _form(picture)) for prompt, picture in zip(prompts, shown, strict=True)]
+    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Pictures]) -> list[tuple[str, bool]]:
+        shown = [[blank(picture) for picture in there] for there in pictures]
+        keys = [
+            (tuple(prompt.input_ids), *(picture.places.numpy().tobytes() for picture in there))
+            for prompt, there in zip(prompts, shown, strict=True)
+        ]
         places = {key: n for n, key in enumerate(keys) if key not in self._replies}
         if places:
             chosen = list(places.values())
@@ -46,22 +50,10 @@ class BlindAnswerer(Answerer):
         return [self._replies[key] for key in keys]
 
 
-def blank(picture: Any) -> Any:
-    """A picture without content: uint8 pixels `[…, 3, H, W]`, a `Picture`, a sequence of either, or None."""
-    if picture is None:
-        return None
-    if isinstance(picture, Tensor):
-        return torch.tensor(PAD_COLOR, dtype=picture.dtype).view(3, 1, 1).expand_as(picture)
-    if isinstance(picture, Sequence):
-        return [blank(one) for one in picture]
-    return replace(picture, tiles=blank(picture.tiles))
-
-
-def _form(picture: Any) -> Any:
-    """What blank pictures differ in: their shapes."""
-    if picture is None or isinstance(picture, Tensor):
-        return None if picture is None else tuple(picture.shape)
-    return tuple(map(_form, picture)) if isinstance(picture, Sequence) else tuple(picture.tiles.shape)
+def blank(picture: Picture) -> Picture:
+    """A picture of the same shape without content."""
+    color = torch.tensor(PAD_COLOR, dtype=picture.tiles.dtype).view(3, 1, 1)
+    return replace(picture, tiles=color.expand_as(picture.tiles))
 
 
 def blind_places(
@@ -87,7 +79,7 @@ def blind_places(
     for sample in drawn:
         if limit is not None and len(places) >= limit:
             break
-        if any(name in IMAGE_EXTENSIONS for name in index.extensions(sample)):
+        if pictures_among(index.extensions(sample)):
             places += samples[sample]
     return sorted(places)
 
@@ -99,19 +91,25 @@ def answer_blind(
     batch_size: int,
     limit: int | None = None,
     own: bool = False,
+    saved: AnswerFile | None = None,
+    label: str = "",
 ) -> dict[int, str]:
     """Place in `questions` → the answer to it with a blank picture, for `limit` questions or a few more.
+
+    There are none for a model that reads no pictures.
 
     Args:
         answerer: asks the model with its pictures.
         index, questions, limit: see `blind_places`.
-        batch_size, own: as for `answer_questions`.
+        batch_size, own, saved, label: as for `predict`.
     """
+    if answerer.spec is None or answerer.prompt.pictures != "tokens":
+        return {}
     places = blind_places(index, questions, limit)
     bad = BadSamples(index.root, len(index), 1.0)  # the same samples are counted where they are asked with pictures
     asked = [questions[n] for n in places]
-    answers = answer_questions(BlindAnswerer(answerer), index, asked, batch_size, bad, own=own)
-    return {places[n]: text for n, text in answers}
+    answers = predict(BlindAnswerer(answerer), index, asked, batch_size, saved, bad, own, label)
+    return {n: text for n, text in zip(places, answers, strict=True) if text is not None}
 
 
 def scores_beside_blind(

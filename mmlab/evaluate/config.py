@@ -66,6 +66,8 @@ class AnswerQualityConfig(Settings):
     template: str | None = None  # to ask in; null: the one that the run is trained with
     types: list[str] = field(default_factory=list)  # question types to score; empty: all
     limit: int | None = number(None, above=0)  # score at most this many questions
+    # Questions that are also asked with blank pictures, for the baseline blind; 0: none; null: all.
+    blind: int | None = number(500, at_least=0)
     batch_size: int = number(64, above=0)
     max_new_tokens: int = number(64, above=0)  # longest answer
 

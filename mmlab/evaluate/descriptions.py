@@ -15,7 +15,7 @@ from mmlab.data.turns import text_without_images
 from mmlab.evaluate.answers import Answerer, AnswerFile, Pictures
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question, read_picture, read_pictures
-from mmlab.evaluate.scores.constant_reply import beside, variety
+from mmlab.evaluate.scores.constant_reply import beside, variety, variety_line
 from mmlab.evaluate.scores.incoherence import faults_of, finished, incoherence, words_of
 from mmlab.evaluate.scores.scorers import matches
 from mmlab.report.contact_sheet import BAD, GOOD, contact_sheet
@@ -38,6 +38,7 @@ class Description:
         ended: whether it was finished rather than cut off.
         caption: the sample's own caption in the form that the run learned, or None.
         sentence: whether the model was asked, and the sample's caption as stored ends with a full stop.
+        blind: what the model answers without the image, or None.
     """
 
     place: int
@@ -47,10 +48,15 @@ class Description:
     ended: bool
     caption: str | None
     sentence: bool = False
+    blind: str | None = None
 
 
 def describe(
-    answerer: Answerer, pictures: PictureSet, batch_size: int, saved: AnswerFile | None = None
+    answerer: Answerer,
+    pictures: PictureSet,
+    batch_size: int,
+    saved: AnswerFile | None = None,
+    blind: Answerer | None = None,
 ) -> list[Description]:
     """A description of each image that can be used, in order; others are counted in `pictures.bad`.
 
@@ -59,6 +65,7 @@ def describe(
         pictures: the images; the request for the n-th is drawn by n.
         batch_size: images at a time.
         saved: descriptions of an earlier start, and whether each ended; new ones are added batch by batch.
+        blind: a `BlindAnswerer` that is asked the same; None: without.
 
     Raises:
         DataError: no image can be used, or more are bad than the budget allows.
@@ -83,13 +90,16 @@ def describe(
             replies = answerer.replies(requests, [shown for _, shown, _ in rows])
             if saved is not None:
                 saved.add({n: reply for (n, _, _), reply in zip(rows, replies, strict=True)})
+        without = [] if blind is None else blind.replies(requests, [shown for _, shown, _ in rows])
+        unseen = {n: text for (n, *_), (text, _) in zip(rows, without, strict=False)}
         for (n, _, record), dialogue, (text, ended) in zip(rows, requests, replies, strict=True):
             question = text_without_images(dialogue[0]).strip()
             caption = caption_of(record, n, answerer.prompt.captions)
             # The caption as stored, whatever form of it a run learned: runs that are asked the same are judged the
             # same.
             sentence = answerer.prompt.template != "plain" and finished(caption_of(record, n) or "")
-            descriptions.append(Description(n, pictures.key(n), question, text, ended, caption, sentence))
+            about = (pictures.key(n), question, text, ended, caption, sentence, unseen.get(n))
+            descriptions.append(Description(n, *about))
     if not descriptions:
         pictures.bad.refuse_all("images")
     return descriptions
@@ -111,14 +121,31 @@ def description_scores(descriptions: Sequence[Description], faults: Sequence[Seq
     """Shares of incoherent descriptions, mean length, and the share of descriptions that equal the caption.
 
     Returns:
-        The scores of `incoherence`, with `words`, `sentences` (see `in_sentences`), `exact` if there are captions, and
-        `replies`, see `variety`.
+        The scores of `incoherence`, with `words`, `sentences` (see `in_sentences`), `exact` if there are captions,
+        `replies`, see `variety`, and `unchanged`, the share of descriptions that are the same without the image.
     """
     equal = [matches(one.text, one.caption) for one in descriptions if one.caption is not None]
     words = sum(len(words_of(one.text)) for one in descriptions) / len(descriptions)
     replies = {"replies": variety([one.text for one in descriptions])}
     exact = {"exact": sum(equal) / len(equal)} if equal else {}
-    return {**incoherence(faults), "words": words, "sentences": in_sentences(descriptions), **exact, **replies}
+    same = [matches(one.text, one.blind) for one in descriptions if one.blind is not None]
+    unchanged = {"unchanged": sum(same) / len(same)} if same else {}
+    sentences = {"sentences": in_sentences(descriptions)}
+    return {**incoherence(faults), "words": words, **sentences, **exact, **unchanged, **replies}
+
+
+def description_notes(scores: dict[str, Any]) -> list[str]:
+    """Lines for below the scores: the baselines of captions, and how varied the descriptions are."""
+    lines = []
+    if blind := scores.get("blind"):
+        lines.append(f"without the images CIDEr-D is {blind['cider_d']:.4g}, a gain of {blind['gain']:+.4g}")
+    if constant := scores.get("constant"):
+        lines.append(f"the best constant caption has CIDEr-D {constant['cider_d']:.4g}: {constant['reply']!r}")
+    if replies := scores.get("replies"):
+        lines.append(variety_line(replies, scores["descriptions"]))
+    if scores.get("unchanged") is not None:
+        lines.append(f"{scores['unchanged']:.1%} of the descriptions stay the same without the image")
+    return lines
 
 
 def caption_questions(pictures: PictureSet) -> dict[int, Question]:
@@ -166,12 +193,18 @@ def description_sheet(
 ) -> Image.Image:
     """Images spread evenly over the set with their descriptions: green if coherent, else red, with the faults.
 
-    A description that most images have is red, too: it does not depend on the image.
+    Descriptions that do not depend on the image are red, too: one that most images have, and ones that stay the same
+    without the image, if most do.
     """
     replies = scores["replies"]
     stuck = replies["commonest"] if replies["commonest_share"] > MOST and len(descriptions) > 1 else None
+    blind = (scores.get("unchanged") or 0) > MOST
     faults = [
-        [*found, *(["said of most images"] if stuck is not None and matches(one.text, stuck) else [])]
+        [
+            *found,
+            *(["said of most images"] if stuck is not None and matches(one.text, stuck) else []),
+            *(["the same without the image"] if blind and matches(one.text, one.blind or "") else []),
+        ]
         for one, found in zip(descriptions, faults, strict=True)
     ]
     chosen = range(0, len(descriptions), max(1, len(descriptions) // cells))[:cells]

@@ -14,7 +14,7 @@ from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.turns import Dialogue, text_without_images
-from mmlab.evaluate.scores.score_table import Reference, texts_of
+from mmlab.evaluate.scores.score_table import UNTYPED, Reference, texts_of
 
 _PROMPTS = {part: Prompt(turns=part) for part in ("questions", "conversations")}
 
@@ -90,11 +90,8 @@ def read_questions(
         bad.refuse_all("questions")
     if not questions:
         wrong = [name for name in types if name not in seen]
-        has = (
-            f"its types are {', '.join(sorted(seen))}.{nearest(wrong[0], seen) if wrong else ''}"
-            if seen
-            else "it has none."
-        )
+        names = ", ".join(sorted(seen, key=lambda name: (name == UNTYPED, name)))
+        has = f"its types are {names}.{nearest(wrong[0], seen) if wrong else ''}" if seen else "it has none."
         raise DataError(f"{index.root} has no question{' of type ' + ', '.join(types) if types else ''}; {has}")
     return questions
 
@@ -109,9 +106,9 @@ def _questions(index: ShardIndex, i: int) -> list[Question]:
     dialogues = conversations_of(record, _PROMPTS[part], 0, pictures)
     key, kind = str(index.keys[i]), record_type(record)
     if part == "questions":
-        listed = [(one, record_type(one) or kind or "question") for one in record["questions"]]
+        listed = [(one, record_type(one) or kind or UNTYPED) for one in record["questions"]]
     else:
-        listed = [(record.get("reference") or {}, kind or "conversation")]
+        listed = [(record.get("reference") or {}, kind or UNTYPED)]
     return [
         question
         for dialogue, (about, type) in zip(dialogues, listed, strict=True)
@@ -156,8 +153,8 @@ def read_pictures(index: ShardIndex, i: int) -> list[bytes]:
     return [members[name] for name in names]
 
 
-class BlindAnswers:
-    """A baseline without images: the most frequent answer to the same question in the training set.
+class CommonestAnswers:
+    """A baseline from the question alone: the most frequent answer to the same question in the training set.
 
     A question that does not occur there gets the most frequent answer to any question.
 

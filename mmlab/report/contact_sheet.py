@@ -23,6 +23,7 @@ def contact_sheet(
     title: str = "",
     cell: int = 256,
     max_lines: int = 16,
+    table: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
     """Lay images out as cards.
 
@@ -35,6 +36,7 @@ def contact_sheet(
         title: a line above the cards.
         cell: side of the square that an image is fitted into, in pixels; a row is as tall as its tallest image.
         max_lines: lines of text; longer texts are cut off with an ellipsis.
+        table: rows of equally many cells, shown between title and cards; the first one is the head.
 
     Returns:
         The sheet, RGB.
@@ -57,10 +59,12 @@ def contact_sheet(
     heights = [_STRIPE + 3 * _PADDING + side + _LEADING * most for side, most in zip(sides, lines, strict=True)]
     card = cell + 2 * _PADDING
     top = _MARGIN + (_TITLE_HEIGHT if title else 0)
+    above, top = top, top + (_LEADING * len(table) + _GAP if table else 0)
     width = 2 * _MARGIN + columns * (card + _GAP) - _GAP
     sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * _GAP + _MARGIN), PAGE)
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), title, font=font(24), fill=INK)
+    _tabulate(pen, table, (_MARGIN, above))
     for row, side, height in zip(rows, sides, heights, strict=True):
         for column, i in enumerate(row):
             left = _MARGIN + column * (card + _GAP)
@@ -92,6 +96,18 @@ def font(size: int = _FONT_SIZE):
         except OSError:
             continue
     return ImageFont.load_default(size)
+
+
+def _tabulate(pen: ImageDraw.ImageDraw, table: Sequence[Sequence[str]], corner: tuple[int, int]) -> None:
+    """The first column is flush left, the others flush right."""
+    face, (left, top) = font(), corner
+    for n, column in enumerate(zip(*table, strict=True)):
+        width = max(face.getlength(text) for text in column)
+        left += _MARGIN if n else 0
+        for row, text in enumerate(column):
+            place = (left + width if n else left, top + row * _LEADING)
+            pen.text(place, text, font=face, fill=INK if row else FAINT, anchor="ra" if n else "la")
+        left += round(width)
 
 
 def _frame(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: str | None) -> None:

@@ -12,8 +12,9 @@ from mmlab.data.config import ImageTextDataConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate import descriptions as described
-from mmlab.evaluate.answer_report import answer_scores, draw_grid, predict, worst_page, write_predictions
+from mmlab.evaluate.answer_report import answer_scores, draw_grid, notes_of, predict, worst_page, write_predictions
 from mmlab.evaluate.answers import Answerer, AnswerFile
+from mmlab.evaluate.baselines import BlindAnswerer, answer_blind
 from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, feature_network
 from mmlab.evaluate.pictures.picture_set import PictureSet
@@ -22,7 +23,7 @@ from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
 from mmlab.evaluate.pictures.sample_scores import score_samples
 from mmlab.evaluate.questions import Question, read_questions
 from mmlab.evaluate.scores.caption_scores import captions
-from mmlab.evaluate.scores.constant_reply import variety_line, with_baselines
+from mmlab.evaluate.scores.constant_reply import with_baselines
 from mmlab.evaluate.scores.scienceqa_score import result_layout
 from mmlab.evaluate.scores.score_table import table, write_scores
 from mmlab.evaluate.scores.scorers import scorable, scorer_named
@@ -46,7 +47,7 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     scorer, index = scorer_named(metric), ShardIndex.open(cfg.data.path)
     bad = BadSamples(index.root, len(index), cfg.data.bad_budget)
     questions = read_questions(index, cfg.types, cfg.limit, bad)
-    blind, blind_bad = blind_questions(cfg)
+    training, training_bad = training_questions(cfg)
     asked = {question.sample for question in questions}
     without = 0 if cfg.limit else len(index) - len(asked) - len(bad)
     questions = [questions[n] for n in scorable(scorer, [question.reference for question in questions], bad)]
@@ -56,7 +57,8 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     # Answers are saved by the place of their question; which questions there are depends on the metric, too.
     settings = {**asdict(prompt), "max_new_tokens": longest, "metric": metric}
     settings |= {"data": index.hash, "types": list(cfg.types), "limit": cfg.limit, "history": cfg.history}
-    unfinished = AnswerFile(out / "answers.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
+    settings["parts"] = content_hashes(folder)
+    unfinished = AnswerFile(out / "answers.unfinished.jsonl", settings)
     replies = predict(answerer, index, questions, cfg.batch_size, unfinished, bad, cfg.history == "own")
     answered = [(question, text) for question, text in zip(questions, replies, strict=True) if text is not None]
     if not answered:
@@ -64,29 +66,33 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     # Again, because some scores need all questions about an image.
     places = scorable(scorer, [question.reference for question, _ in answered], bad)
     questions, predictions = [answered[n][0] for n in places], [answered[n][1] for n in places]
-    scores, summary = answer_scores(scorer, questions, predictions, blind)
+    unfinished_blind = AnswerFile(out / "blind.unfinished.jsonl", {**settings, "blind": cfg.blind})
+    how = (cfg.history == "own", unfinished_blind, "answering without pictures")
+    blind = answer_blind(answerer, index, questions, cfg.batch_size, cfg.blind, *how)
+    scores, summary = answer_scores(scorer, questions, predictions, training, blind)
     left_out = {"bad_samples": bad.as_json(), "samples_without_question": without}
-    if blind_bad:
-        left_out["bad_samples_of_blind_from"] = blind_bad.as_json()
+    if training_bad:
+        left_out["bad_samples_of_blind_from"] = training_bad.as_json()
     write_scores(out, {"metric": metric, **summary, **left_out})
-    write_predictions(out, questions, predictions, scores.each)
+    write_predictions(out, questions, predictions, scores.each, blind)
     if metric == "scienceqa":
         layout = result_layout(predictions, [question.reference for question in questions])
         write_json(out / "results.json", layout, indent=2)
     with replacing(out / "grid.png") as draft:
         draw_grid(index, questions, predictions, scores, summary).save(draft)
-    write_text(out / "worst.html", worst_page(index, questions, predictions, scores, summary))
+    write_text(out / "worst.html", worst_page(index, questions, predictions, scores, summary, blind))
     unfinished.remove()
+    unfinished_blind.remove()
     print(table(summary, scores.main))
-    print(variety_line(summary["replies"], len(questions)))
+    print(*notes_of(summary), sep="\n")
     if without:
         print(f"{without:,} of {len(index):,} samples have no question{' of these types' * bool(cfg.types)}")
-    print_bad(bad, blind_bad)
+    print_bad(bad, training_bad)
     print(f"pictures with answers: {out / 'grid.png'}; the worst: {out / 'worst.html'}")
 
 
-def blind_questions(cfg: DictConfig) -> tuple[list[Question] | None, BadSamples | None]:
-    """The questions of the training set for the baseline that ignores images, and its samples that are left out."""
+def training_questions(cfg: DictConfig) -> tuple[list[Question] | None, BadSamples | None]:
+    """The questions of the training set, from which baselines are taken, and its samples that are left out."""
     if cfg.data.blind_from is None:
         return None, None
     index = ShardIndex.open(cfg.data.blind_from)
@@ -112,7 +118,8 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
     about = {"template": prompt.template, "max_new_tokens": longest}
     settings = {**asdict(prompt), **about, "data": pictures.index.hash, "limit": cfg.limit}
     unfinished = AnswerFile(out / "descriptions.unfinished.jsonl", {"parts": content_hashes(folder), **settings})
-    replies = described.describe(answerer, pictures, cfg.batch_size, unfinished)
+    blind = None if cfg.blind == 0 else BlindAnswerer(answerer)
+    replies = described.describe(answerer, pictures, cfg.batch_size, unfinished, blind)
     verdicts = described.judge(replies)
     scores = described.description_scores(replies, verdicts)
     described.write_descriptions(out, replies, verdicts)
@@ -121,8 +128,12 @@ def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: 
         asked, texts = [question for question, _ in pairs], [text for _, text in pairs]
         caption_scores = captions(texts, [question.reference for question in asked])
         scores |= {name: value for name, value in caption_scores.all.items() if name not in ("questions", "words")}
-        scores |= with_baselines(captions, texts, [question.reference for question in asked])
-        page = worst_page(pictures.index, asked, texts, caption_scores, {**caption_scores.all, **scores})
+        unseen = [reply.blind for reply in replies if reply.place in questions]
+        blind_texts = {n: text for n, text in enumerate(unseen) if text is not None}
+        baselines = with_baselines(captions, texts, [question.reference for question in asked], blind=blind_texts)
+        scores |= baselines
+        summary = {**caption_scores.as_json(), **baselines}
+        page = worst_page(pictures.index, asked, texts, caption_scores, summary, blind_texts)
         write_text(out / "worst.html", page)
     unfinished.remove()
     sheets = {"grid": described.description_sheet(pictures, replies, verdicts, scores)}
@@ -245,10 +256,8 @@ def report(scores: dict, sheets: dict, out: Path, bad: BadSamples, train_bad: Ba
     for name, value in rows.items():
         if isinstance(value, int | float):
             print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
-    if constant := scores.get("constant"):
-        print(f"the best constant caption has CIDEr-D {constant['cider_d']:.4g}: {constant['reply']!r}")
-    if replies := scores.get("replies"):
-        print(variety_line(replies, scores["descriptions"]))
+    for line in described.description_notes(scores):
+        print(line)
     if features := scores.get("features"):
         print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
     if reason := scores.get("linear_left_out"):

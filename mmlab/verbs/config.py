@@ -8,7 +8,7 @@ from omegaconf import MISSING, OmegaConf
 
 from mmlab.config.fields import Settings, check_fields, choice, number, section
 from mmlab.data.config import ShardsConfig
-from mmlab.evaluate.config import METRICS
+from mmlab.evaluate.config import METRICS, AnswerQualityConfig
 from mmlab.model.config import ANSWER_TOKENS
 from mmlab.runs.config import RunConfig, SweepConfig
 from mmlab.runs.naming import name_run
@@ -52,7 +52,7 @@ class PlannedRunConfig(TrainConfig):
 @dataclass
 class EvalDataConfig(Settings):
     path: str = MISSING  # folder of shards
-    blind_from: str | None = None  # training shards; their most frequent answers are the baseline that ignores images
+    blind_from: str | None = None  # training shards, from whose answers the baselines question_only and constant are
     train_from: str | None = None  # training images, for the linear code of the same size and for nearest neighbors
     # Share of a set's samples that may be unusable; those are left out of the scores.
     bad_budget: float = number(ShardsConfig.bad_budget, at_least=0, at_most=1)
@@ -103,6 +103,7 @@ class EvalConfig(DrawConfig):
     types: list[str] = field(default_factory=list)  # question types; empty: all
     # What precedes a dialogue's later questions: the right answers to the earlier ones, or the model's own.
     history: str = choice("right", "own")
+    blind: int | None = number(AnswerQualityConfig.blind, at_least=0)  # as callbacks.answer_quality.blind
     describe: bool | None = None  # ask for descriptions instead of answers; None: true if trained only on captions
     # None: exact match for answers; for descriptions only their incoherence.
     metric: str | None = choice(*METRICS, default=None)

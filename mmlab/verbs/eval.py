@@ -18,7 +18,8 @@ def evaluate(cfg: DictConfig) -> None:
     """Write scores.json and images to `<run>/eval/<name of data.path>`. What is scored depends on the run's model.
 
     A model that answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa, facts.
-    data.blind_from is training data for a baseline that always gives the most common answer.
+    Beside it stand the scores of the same model with blank pictures (blind), of the most common answer to the same
+    question in training (data.blind_from), and of one reply to all questions of a type (constant).
       mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
       mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=96
     A model that describes images: the shares of descriptions that repeat themselves, break off or do not end; with

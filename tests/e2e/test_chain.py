@@ -76,6 +76,8 @@ def ask(mmlab, run: str) -> None:
     assert scores["questions"] == 8 and 0 <= scores["accuracy"] <= 1
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and sum(row["right"] for row in rows) == scores["accuracy"] * 8
+    assert scores["blind"]["questions"] == 8 and "gain" in out.splitlines()[0]
+    assert sum(row["blind"] == row["prediction"] for row in rows) == scores["blind"]["unchanged"] * 8
     assert Image.open(folder / "grid.png").width > 500
     answer = mmlab("chat", f"run={run}", "image=photo.png", "question=what is it?", "max_new_tokens=4")
     assert answer.endswith("\n") and len(answer.splitlines()) <= 5

@@ -1,6 +1,7 @@
 """ScienceQA from synthetic problems to scores, through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,12 @@ def test_generation_and_scores(mmlab):
     scores = json.loads(Path("scored/scores.json").read_text())
     assert scores["metric"] == "scienceqa" and scores["questions"] == 8 and scores["types"]["IMG"]["questions"] == 4
     assert scores["failed"] == 8, "three tokens name no letter"
-    assert 0 <= scores["blind"]["accuracy"] <= 1 and scores["blind"]["failed"] < 8
+    assert 0 <= scores["question_only"]["accuracy"] <= 1 and scores["question_only"]["failed"] < 8
+    assert scores["blind"]["failed"] == scores["blind"]["questions"] == 4, "half of the questions have a picture"
     rows = [json.loads(line) for line in Path("scored/predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and all("The answer is " in row["answer"] for row in rows)
     assert Path("scored/worst.html").read_text().count("<article") == 8
-    assert not Path("scored/answers.unfinished.jsonl").exists()
+    assert not list(Path("scored").glob("*.unfinished.jsonl"))
     # `mmlab score` reads the replies in LLaVA's layout and computes the same scores.
     results = json.loads(Path("scored/results.json").read_text())
     assert set(results["results"].values()) == {-1} and results["count"] == 8
@@ -92,30 +94,33 @@ def test_reasoning_is_not_cut_off_before_its_answer(mmlab, monkeypatch):
 
     monkeypatch.setattr("mmlab.evaluate.answers.Answerer.complete", empty_replies)
     for metric in ("scienceqa", "exact"):
-        mmlab(f"{EVAL.replace('max_new_tokens=3 ', '')} metric={metric} limit=1 out=empty")
+        mmlab(f"{EVAL.replace('max_new_tokens=3 ', '')} metric={metric} limit=1 blind=0 out=empty")
     assert longest == [1024, 64]
 
 
-def test_a_killed_evaluation_is_resumed(mmlab, monkeypatch):
+@pytest.mark.parametrize(("answered", "left"), [(3, 5 + 4), (8 + 3, 1)])
+def test_a_killed_evaluation_is_resumed(mmlab, monkeypatch, answered, left):
+    """Eight questions, and four of them without their picture."""
     from mmlab.evaluate.answers import Answerer
 
     asked = []
     answer = Answerer.complete
 
     def dies(self, prompts, pictures):
-        if len(asked) == 3:
+        if len(asked) == answered:
             raise KeyboardInterrupt
         asked.extend(prompts)
         return answer(self, prompts, pictures)
 
     monkeypatch.setattr(Answerer, "complete", dies)
+    shutil.rmtree("killed", ignore_errors=True)
     mmlab(f"{EVAL} out=killed", 130)
     assert not Path("killed/scores.json").exists()
     monkeypatch.setattr(Answerer, "complete", answer)
     asked.clear()
     monkeypatch.setattr(Answerer, "complete", lambda *args: asked.extend(args[1]) or answer(*args))
     mmlab(f"{EVAL} out=killed")
-    assert len(asked) == 5, "three of eight were answered before"
+    assert len(asked) == left, "the others were answered before"
     mmlab(f"{EVAL} out=straight")
     files = ("predictions.jsonl", "scores.json")
     assert all(Path("killed", name).read_text() == Path("straight", name).read_text() for name in files)

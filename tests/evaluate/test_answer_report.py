@@ -2,13 +2,14 @@
 
 import base64
 import io
+import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mmlab.evaluate.answer_report import answer_scores, draw_grid, worst, worst_page
+from mmlab.evaluate.answer_report import answer_scores, draw_grid, notes_of, worst, worst_page, write_predictions
 from mmlab.evaluate.questions import read_questions
 from mmlab.evaluate.scores.scorers import exact
 from mmlab.report.contact_sheet import BAD, GOOD
@@ -48,6 +49,39 @@ def test_a_long_list_is_thinned_evenly(index):
     assert whole.mode == "RGB" and thin.width < whole.width and thin.height < whole.height
 
 
+def test_the_sheet_shows_questions_of_all_types(tmp_path):
+    """Of every n-th question, all could be of one type: the first one about each picture."""
+    asked = [{"question": kind, "answer": kind, "type": kind} for kind in ("one", "two")]
+    index = make_records(tmp_path / "two", [{"questions": asked}] * 12, [png()] * 12)
+    assert has(sheet := grid(index, ["one", "?"] * 12, cells=12), GOOD) and has(sheet, BAD)
+
+
+def test_the_sheet_has_a_table_of_a_few_types(tmp_path):
+    def height(types: int) -> int:
+        records = [{"questions": [{"question": f"{n}?", "answer": "1", "type": f"t{n}"}]} for n in range(types)]
+        index = make_records(tmp_path / f"types{types}", records, [png()] * types)
+        return grid(index, ["1"] * types, cells=1).height
+
+    assert height(3) > height(1) and height(18) == height(15), "further ones are in scores.json"
+
+
+def test_baselines_are_beside_the_scores(index, tmp_path):
+    questions = read_questions(index)
+    blind = {1: "1", 2: "?"}
+    scores, summary = answer_scores(exact, questions, [str(i) for i in range(9)], questions, blind)
+    assert (summary["blind"]["accuracy"], summary["blind"]["gain"], summary["question_only"]["accuracy"]) == (
+        0.5,
+        0.5,
+        1,
+    )
+    assert notes_of(summary)[1] == (
+        "blind and gain: 2 of 9 questions; 50.0% of the replies stay the same without the picture"
+    )
+    write_predictions(tmp_path, questions, ["1"] * 9, scores.each, blind)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row.get("blind") for row in rows[:4]] == [None, "1", "?", None]
+
+
 def test_the_lowest_scores_come_first():
     assert worst([1, 0.3, 0, 0.9, 1, 0], 9) == [2, 5, 1, 3]
     assert worst([1, 0.3, 0, 0.9, 1, 0], 3) == [2, 5, 1]
@@ -61,10 +95,16 @@ def test_the_page(tmp_path):
     index = make_records(tmp_path / "shards", records, [png(), None, png()])
     questions = read_questions(index)
     predictions = ["<script>alert(1)</script>", "", "yes"]
-    scores, summary = answer_scores(exact, questions, predictions)
-    page = worst_page(index, questions, predictions, scores, summary)
-    assert "accuracy 33.33% of 3 questions (constant: 33.33%; 3 distinct replies to 3 questions; 33.3% are " in page
+    blind = {0: "red & blue", 2: "no"}
+    scores, summary = answer_scores(exact, questions, predictions, blind=blind)
+    page = worst_page(index, questions, predictions, scores, summary, blind)
+    assert (
+        "accuracy 33.33% of 3 questions (blind: 50.00%; constant: 33.33%; 3 distinct replies to 3 questions; 33.3% are "
+        in page
+    )
     assert "); 2 of 2 not entirely right" in page
+    assert "<tr><td>t</td><td>3</td><td>33.33%</td><td>50.00%</td><td>33.33%</td><td>+0.00%</td></tr>" in page
+    assert page.count("<dt>blind</dt>") == 1 and "<p>blind and gain: 2 of 3 questions; " in page
     assert page.count("<article") == 2 and "is it?" not in page
     assert "what is &lt;b&gt;it&lt;/b&gt;?" in page and "red &amp; blue" in page and "(nothing)" in page
     assert "<script" not in page and "http" not in page, "the page runs nothing and loads nothing"

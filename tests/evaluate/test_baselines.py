@@ -1,13 +1,16 @@
 """The blind baseline tells a model that looks at its pictures from one that does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mmlab.data.config import Prompt
+from mmlab.data.config import ImageTextDataConfig, Prompt
+from mmlab.data.images import decode_picture
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.baselines import BlindAnswerer, answer_blind, blank, blind_places, scores_beside_blind
-from mmlab.evaluate.questions import read_picture, read_questions
+from mmlab.evaluate.questions import read_pictures, read_questions
 from mmlab.evaluate.scores.scorers import exact
 from tests.model import tiny
 from tests.tiny_files import png
@@ -33,7 +36,7 @@ def answerer(tokenizer_folder, asked, monkeypatch):
         return [("blank" if is_blank(picture) else "seen", True) for picture in pictures]
 
     monkeypatch.setattr(Answerer, "complete", complete)
-    return Answerer(tiny.vlm(tokenizer_folder), Prompt("v1", system=""), "stretch")
+    return Answerer(tiny.vlm(tokenizer_folder), Prompt("v1", system=""), ImageTextDataConfig(aspect="stretch"))
 
 
 @pytest.fixture
@@ -42,17 +45,15 @@ def asked():
     return []
 
 
-def is_blank(picture) -> bool:
-    return picture is not None and torch.equal(picture, blank(picture))
+def is_blank(pictures) -> bool:
+    return any(torch.equal(picture.tiles, blank(picture).tiles) for picture in pictures)
 
 
 def test_a_blank_picture_has_the_shape_but_nothing_else(index):
-    picture = read_picture(index, 0, ImageSpec(28))
-    assert picture is not None
+    picture = decode_picture(read_pictures(index, 0)[0], ImageSpec(28, tokens=4))
     empty = blank(picture)
-    assert empty.shape == picture.shape and empty.dtype == picture.dtype and not torch.equal(empty, picture)
-    assert empty.flatten(1).unique(dim=1).tolist() == [[122], [116], [104]]
-    assert torch.equal(blank([picture, picture])[1], empty) and blank(None) is None
+    assert empty.tiles.shape == (1, 3, 28, 28) and empty.tiles.dtype == torch.uint8 and empty.places is picture.places
+    assert empty.tiles[0].flatten(1).unique(dim=1).tolist() == [[122], [116], [104]]
 
 
 def test_equal_prompts_are_computed_once(index, answerer, asked):
@@ -61,6 +62,8 @@ def test_equal_prompts_are_computed_once(index, answerer, asked):
     assert answers == dict.fromkeys(range(18), "blank"), "questions without a picture are not asked"
     assert len(asked) == 3
     assert BlindAnswerer(answerer).spec is answerer.spec
+    answerer.prompt = replace(answerer.prompt, pictures="none")
+    assert answer_blind(answerer, index, questions, 4) == {}
 
 
 def test_some_whole_samples_are_asked(index):

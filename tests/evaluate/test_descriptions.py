@@ -18,6 +18,7 @@ from mmlab.evaluate.descriptions import (
     Description,
     caption_questions,
     describe,
+    description_notes,
     description_scores,
     description_sheet,
     judge,
@@ -25,6 +26,9 @@ from mmlab.evaluate.descriptions import (
 )
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import Question
+from mmlab.evaluate.scores.caption_scores import captions
+from mmlab.evaluate.scores.constant_reply import with_baselines
+from mmlab.evaluate.scores.score_table import Reference
 from mmlab.report.contact_sheet import BAD, GOOD
 from mmlab.stage.config import EndToEndFinetuningConfig
 from tests.model import tiny
@@ -188,6 +192,24 @@ def test_the_end_of_text_token_finishes_a_description(tokenizer_folder):
         ids = tokenizer(said, add_special_tokens=False)["input_ids"]
         model.generate = lambda *args, ids=ids, **options: torch.tensor([ids])  # type: ignore[method-assign]
         assert answerer.replies([[Turn("human", "what?")]], [[]]) == [("a star", ended)]
+
+
+def test_descriptions_that_stay_the_same_without_the_image_are_told(shards):
+    """A request is drawn for each image, so that replies to it may differ although no image is used."""
+    said = describe(Numbers(2), pictures(shards), 2, blind=Numbers(2))  # type: ignore[arg-type]
+    assert [one.blind for one in said] == [one.text for one in said] and len({one.text for one in said}) == 4
+    scores = description_scores(said, [[]] * 4)
+    assert scores["unchanged"] == 1
+    assert description_notes(scores)[-1] == "100.0% of the descriptions stay the same without the image"
+    sheet = np.asarray(description_sheet(pictures(shards), said, [[]] * 4, scores))
+    assert not (sheet == ImageColor.getrgb(GOOD)).all(-1).any()
+    said = describe(Numbers(2), pictures(shards), 2, blind=Numbers(2, first=2))  # type: ignore[arg-type]
+    assert description_scores(said, [[]] * 4)["unchanged"] == 0
+    sheet = np.asarray(description_sheet(pictures(shards), said, [[]] * 4, description_scores(said, [[]] * 4)))
+    assert (sheet == ImageColor.getrgb(GOOD)).all(-1).any()
+    found = with_baselines(captions, ["a", "b"], [Reference(t, (t,)) for t in "ab"], blind={0: "a", 1: "a"})
+    notes = description_notes({"descriptions": 2, **found})
+    assert notes[0].startswith("without the images CIDEr-D is ") and "the best constant caption" in notes[1]
 
 
 def test_one_description_for_all_images_is_seen_on_the_sheet(shards):

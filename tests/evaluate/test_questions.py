@@ -7,8 +7,8 @@ from mmlab.config.errors import DataError
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.shard_files import ShardWriter
-from mmlab.evaluate.questions import BlindAnswers, Question, read_picture, read_questions
-from mmlab.evaluate.scores.score_table import Reference
+from mmlab.evaluate.questions import CommonestAnswers, Question, read_picture, read_questions
+from mmlab.evaluate.scores.score_table import UNTYPED, Reference
 from tests.tiny_files import png
 from tests.tiny_shapes import make_records
 
@@ -42,14 +42,14 @@ def test_questions_come_in_their_order(index):
     assert read_questions(index) == [
         Question(0, "s0000", "what color is it?", "red", "color"),
         Question(0, "s0000", "how many are there?", "1", "count"),
-        Question(1, "s0001", "what is it?", "a star", "conversation"),
-        Question(1, "s0001", "is it red?", "no", "conversation", earlier=(("what is it?", "a star"),)),
-        Question(3, "s0003", "is it blue?", "yes", "question"),
+        Question(1, "s0001", "what is it?", "a star", UNTYPED),
+        Question(1, "s0001", "is it red?", "no", UNTYPED, earlier=(("what is it?", "a star"),)),
+        Question(3, "s0003", "is it blue?", "yes", UNTYPED),
     ]
 
 
 def test_types_and_limit(index):
-    assert [q.answer for q in read_questions(index, ["count", "question"])] == ["1", "yes"]
+    assert [q.answer for q in read_questions(index, ["count", UNTYPED])] == ["1", "a star", "no", "yes"]
     assert [q.answer for q in read_questions(index, limit=1)] == ["red"]
     assert [q.answer for q in read_questions(index, ["count"], limit=1)] == ["1"]
     assert len(read_questions(index, limit=99)) == 5
@@ -69,8 +69,8 @@ def test_the_type_of_a_record(tmp_path):
         {"conversations": turns},
     ]
     index = make_records(tmp_path / "test", records, [None] * 3)
-    assert [question.type for question in read_questions(index)] == ["count"] * 3 + ["own", "conversation"]
-    assert len(read_questions(index, ["count"])) == 3 and len(read_questions(index, ["conversation"])) == 1
+    assert [question.type for question in read_questions(index)] == ["count"] * 3 + ["own", UNTYPED]
+    assert len(read_questions(index, ["count"])) == 3 and len(read_questions(index, [UNTYPED])) == 1
 
 
 def test_turns_are_those_that_training_uses(tmp_path):
@@ -85,9 +85,9 @@ def test_turns_are_those_that_training_uses(tmp_path):
     index = make_records(tmp_path / "test", records, [None] * 4)
     bad = BadSamples("test", 4)
     assert read_questions(index, bad=bad) == [
-        Question(0, "s0000", "what?", "it", "conversation", system="Be brief."),
-        Question(0, "s0000", "what?", "it", "conversation", earlier=(("what?", "it"),), system="Be brief."),
-        Question(1, "s0001", "what?", "it", "conversation"),
+        Question(0, "s0000", "what?", "it", UNTYPED, system="Be brief."),
+        Question(0, "s0000", "what?", "it", UNTYPED, earlier=(("what?", "it"),), system="Be brief."),
+        Question(1, "s0001", "what?", "it", UNTYPED),
     ]
     assert bad.reasons == {"order": 1, "empty-answer": 1}
 
@@ -96,7 +96,7 @@ def test_later_turns_of_a_question_are_asked_with_their_history(tmp_path):
     item = {**ASKED, "type": "letters", "system": "Be brief.", "follow_ups": [{"question": "e?", "answer": "f"}]}
     index = make_records(tmp_path / "test", [{"questions": [{"question": "a?", "answer": "b"}, item]}], [png()])
     assert read_questions(index) == [
-        Question(0, "s0000", "a?", "b", "question"),
+        Question(0, "s0000", "a?", "b", UNTYPED),
         Question(0, "s0000", "c?", "d", "letters", system="Be brief."),
         Question(0, "s0000", "e?", "f", "letters", earlier=(("c?", "d"),), system="Be brief."),
     ]
@@ -123,7 +123,7 @@ def test_references(tmp_path):
     assert [question.reference for question in questions] == [
         Reference("s0000", ("B",), ("NAT", "IMG"), "s0000", 3),
         Reference("s0001", ("red", "pink"), ("color",), "s0001"),
-        Reference("s0002", ("so",), ("question",), "s0002"),
+        Reference("s0002", ("so",), (UNTYPED,), "s0002"),
     ]
     assert questions[0].text == "which?" and questions[0].answer == "Because. The answer is B."
     assert [question.key for question in read_questions(index, ["IMG"])] == ["s0000"]
@@ -175,10 +175,10 @@ def test_a_broken_picture(tmp_path):
         read_picture(broken, 0, ImageSpec(16))
 
 
-def test_blind_answers_are_the_most_frequent_ones():
+def test_the_commonest_answers():
     def of(text: str, *answers: str) -> list[Question]:
         return [Question(0, "k", text, answer, "t") for answer in answers]
 
-    blind = BlindAnswers(of("color?", "red", "blue", "blue") + of("how many?", "2", "1", "2", "2", "2"))
-    assert [blind(q) for q in of("color?", "") + of("how many?", "")] == ["blue", "2"]
-    assert blind(of("never asked?", "")[0]) == "2", "the commonest of all answers"
+    guess = CommonestAnswers(of("color?", "red", "blue", "blue") + of("how many?", "2", "1", "2", "2", "2"))
+    assert [guess(q) for q in of("color?", "") + of("how many?", "")] == ["blue", "2"]
+    assert guess(of("never asked?", "")[0]) == "2", "the commonest of all answers"

@@ -13,6 +13,7 @@ from mmlab.data.conversation import asking
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer, answer_questions
+from mmlab.evaluate.baselines import answer_blind
 from mmlab.evaluate.config import AnswerQualityConfig, SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import PictureConditions, draw_samples
 from mmlab.evaluate.pictures.feature_networks import feature_network, features_of
@@ -20,6 +21,8 @@ from mmlab.evaluate.pictures.fid import compare
 from mmlab.evaluate.pictures.generators import GENERATIVE, stage_generator
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import read_questions
+from mmlab.evaluate.scores.constant_reply import with_baselines
+from mmlab.evaluate.scores.score_table import BASELINES
 from mmlab.evaluate.scores.scorers import scorable, scorer_named
 from mmlab.model.vlm import VisionLanguageModel
 from mmlab.training.ema import averaged
@@ -65,6 +68,9 @@ class Quality(L.Callback, ABC):
 class AnswerQuality(Quality):
     """Logs a score of generated answers: `val/accuracy`, and `val/accuracy/<type>`; of `facts`, `val/facts` and so on.
 
+    Beside it are the scores without pictures, see `with_baselines`: `val/accuracy_blind`, `val/accuracy_gain` and
+    `val/accuracy_constant`, and the replies' variety, `val/distinct_replies` and `val/commonest_reply`, a share.
+
     Decoding is greedy, as in `mmlab eval`, which gives the same numbers later.
 
     Args:
@@ -101,15 +107,24 @@ class AnswerQuality(Quality):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             batch_size = self.config.batch_size
             answers = dict(answer_questions(answerer, self.index, self.questions, batch_size, self.bad))
+            blind = answer_blind(answerer, self.index, self.questions, batch_size, self.config.blind)
         if self.bad:
             rank_zero_warn(f"callbacks.{self.name}: {self.bad}")
         if not answers:
             self.bad.refuse_all("questions")
         answered = sorted(answers)
         places = [answered[n] for n in scorable(self.scorer, [self.references[n] for n in answered], self.bad)]
-        scores = self.scorer([answers[n] for n in places], [self.references[n] for n in places])
+        replies, references = [answers[n] for n in places], [self.references[n] for n in places]
+        scores = self.scorer(replies, references)
         rows = {scores.main: scores.all} | {f"{scores.main}/{name}": row for name, row in scores.types.items()}
-        return {name: value for name, row in rows.items() if (value := row.get(scores.main)) is not None}
+        blind = {n: blind[place] for n, place in enumerate(places) if place in blind}
+        beside = with_baselines(self.scorer, replies, references, blind=blind)
+        rows |= {f"{scores.main}_{name}": beside[name] for name in BASELINES if name in beside}
+        values = {name: row.get(scores.main) for name, row in rows.items()}
+        values[f"{scores.main}_gain"] = beside["blind"]["gain"] if blind else None
+        values["distinct_replies"] = float(beside["replies"]["distinct"])
+        values["commonest_reply"] = beside["replies"]["commonest_share"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class SampleQuality(Quality):

@@ -85,9 +85,17 @@ def variety_line(replies: dict[str, Any], questions: int) -> str:
     return f"{distinct}; {part:.1%} are {text!r}"
 
 
+def blind_line(blind: dict[str, Any], questions: int) -> str:
+    """How many questions were asked blind, and how many replies that changed, as text."""
+    same = blind["unchanged"] or 0
+    asked = f"blind and gain: {blind['questions']:,} of {questions:,} questions"
+    return f"{asked}; {same:.1%} of the replies stay the same without the picture"
+
+
 def beside(main: str, summary: dict[str, Any]) -> str:
     """The baselines of a summary and the variety of its replies as a line, for titles; `main` is the main number."""
-    rows = [f"{name}: {show(main, summary[name].get(main))}" for name in BASELINES if summary.get(name)]
+    baselines = [(name.replace("_", " "), summary[name]) for name in BASELINES if summary.get(name)]
+    rows = [f"{name}: {show(main, row.get(main))}" for name, row in baselines]
     varied = variety_line(summary["replies"], summary["questions"]) if summary.get("replies") else ""
     return "; ".join(filter(None, [*rows, varied]))
 
