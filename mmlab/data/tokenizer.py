@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.bad_samples import BadSamples
+from mmlab.data.class_texts import PLACE, class_name, class_text
 from mmlab.data.formats import parse_record, record_texts
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
@@ -32,6 +33,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Learn merges from all texts of the shards and from `ROLES`, and save a folder that `AutoTokenizer` loads.
 
+    Shards without texts give the names of their classes.
+
     A text begins with `<s>`, as LLaVA's language models expect; `</s>` ends an answer and is added by the
     template.
 
@@ -45,14 +48,16 @@ def train_tokenizer(
 
     Raises:
         ConfigError: `vocab_size` is smaller than the alphabet of bytes.
-        DataError: the shards hold no text, or more bad records than the budget allows.
+        DataError: the shards hold neither text nor classes, or more bad records than the budget allows.
     """
     if vocab_size < SMALLEST:
         raise ConfigError(f"a byte-level vocabulary has at least {SMALLEST} tokens, not {vocab_size}.")
     bad = [BadSamples(index.root, len(index)) for index in indexes] if bad is None else bad
-    texts = [*_texts(indexes, bad, quiet), *extra]
+    classes: set[str] = set()
+    texts = [*_texts(indexes, bad, quiet, classes), *extra]
+    texts = texts or sorted(class_text(PLACE, name) for name in classes)
     if not texts:
-        raise DataError("the shards hold no text to learn a tokenizer from.")
+        raise DataError("the shards hold neither texts nor classes to learn a tokenizer from.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,12 +84,16 @@ def train_tokenizer(
     return fast
 
 
-def _texts(indexes: Sequence[ShardIndex], bad: Sequence[BadSamples], quiet: bool) -> Iterator[str]:
+def _texts(indexes: Sequence[ShardIndex], bad: Sequence[BadSamples], quiet: bool, classes: set[str]) -> Iterator[str]:
+    """Every text; the classes are added to `classes`."""
     places = ((index, i, left) for index, left in zip(indexes, bad, strict=True) for i in range(len(index)))
     for index, i, left in progress(places, "reading texts", sum(map(len, indexes)), quiet):
         record: dict[str, Any] = {}
         with left.left_out(str(index.keys[i])):
-            record = parse_record(index.read(i, only=("json", "txt")))
+            members = index.read(i, only=("json", "txt", "cls"))
+            record = parse_record(members)
+            if (name := class_name(record, members)) is not None:
+                classes.add(name)
         for text in record_texts(record):
             # As at the start of a line, and as after a word or "ASSISTANT:".
             yield from (text, f" {text}")

@@ -86,7 +86,8 @@ class SampleQualityConfig(Settings):
     """FID and KID of samples at the end of a run."""
 
     _target_: str = "mmlab.evaluate.callbacks.quality.SampleQuality"
-    features: str = MISSING  # network whose features are compared: a run of stage=contrastive, or inception
+    # Network whose features are compared: a run of stage=contrastive, inception, or a pretrained vision encoder.
+    features: str = MISSING
     pictures: str = MISSING  # folder of shards to compare with
     aspect: str = "${data.aspect}"  # how their images become square
     samples: int = number(1000, above=1)

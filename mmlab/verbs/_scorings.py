@@ -165,7 +165,10 @@ def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: P
 def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
     """Draw samples under the conditions of real images, and compare them with these."""
     if cfg.features is None:
-        raise ConfigError("FID and KID need a network; set features to a run of stage=contrastive, or to inception.")
+        raise ConfigError(
+            "FID and KID need a network; set features to a run of stage=contrastive (experiment=classes/features trains "
+            "one on classes), to a pretrained vision encoder, or to inception."
+        )
     process, sampler, about = generator_settings(cfg, trained)
     check_rejection(cfg, trained)
     classifier = None if cfg.classifier is None else feature_network(cfg.classifier, cfg.root)

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from mmlab.config.fields import Settings, check_fields, choice, number, section
-from mmlab.data.config import ShardsConfig
+from mmlab.data.config import ASPECTS, ShardsConfig
 from mmlab.evaluate.config import METRICS, AnswerQualityConfig
 from mmlab.model.config import ANSWER_TOKENS
 from mmlab.runs.config import RunConfig, SweepConfig
@@ -136,6 +136,23 @@ class ScoreConfig(Settings):
     # Share of the predictions, and of the references, that may be unusable.
     bad_budget: float = number(ShardsConfig.bad_budget, at_least=0, at_most=1)
     out: str | None = None  # folder for scores.json and scored.jsonl; None: only print
+
+
+@dataclass
+class FIDConfig(Settings):
+    """Distances between two sets of images, without a model that draws them."""
+
+    pictures: str = MISSING  # folder of image files or shards, such as a model's samples
+    references: str = MISSING  # the same of real images
+    features: str = MISSING  # network whose features are compared, as for mmlab eval
+    root: str = "runs"  # folder of all runs
+    size: int | None = number(None, above=0)  # side in pixels at which images are compared; None: of the first picture
+    aspect: str = choice(*ASPECTS, default="crop")  # how images become square
+    limit: int | None = number(None, above=0)  # maximal number of images of each set, evenly spread
+    batch_size: int = number(64, above=0)
+    bad_budget: float = number(ShardsConfig.bad_budget, at_least=0, at_most=1)  # share of images that may be unusable
+    out: str | None = None  # folder for scores.json and pictures.png; None: only print
+    trainer: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Score recorded outputs of any model: ScienceQA, VQAv2, GQA, POPE, MME, captions, exact match."""
+"""Score recorded outputs of any model: ScienceQA, VQAv2, GQA, POPE, MME, captions, exact match, FID."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from mmlab.config.compose import hydra_verb
 def main(argv: list[str]) -> int:
     if argv[:1] == ["llava_bench"]:
         return hydra_verb("score_llava_bench", llava_bench, argv[1:])
+    if argv[:1] == ["fid"]:
+        return hydra_verb("score_fid", fid, argv[1:])
     if argv and argv[0].isidentifier():  # the metric's name alone
         argv = [f"metric={argv[0]}", *argv[1:]]
     return hydra_verb("score", score, argv)
@@ -23,6 +25,7 @@ def score(cfg: DictConfig) -> None:
     mmlab score vqa predictions=answers.jsonl references=v2_mscoco_val2014_annotations.json
     mmlab score pope predictions=answers.jsonl references=coco_pope_random.json
     mmlab score captions predictions=captions.json references=captions_val2014.json out=scores
+    mmlab score fid pictures=samples references=data/classes/val features=classes/features
     mmlab score llava_bench …     a language model marks answers (mmlab score llava_bench --help)
 
     Predictions are LLaVA's result file ({outputs: {id: text}, results: {id: index}}), {id: text}, or objects with an id
@@ -84,6 +87,20 @@ def write(out: Path, summary: dict, references: list, predictions: list, scores)
     if summary["metric"] == "scienceqa":
         write_json(out / "results.json", result_layout(predictions, references), indent=2)
     print(f"scores: {out / 'scores.json'}")
+
+
+def fid(cfg: DictConfig) -> None:
+    """Compare a folder of images, such as a model's samples, with real ones: FID and KID; `out` also writes files.
+
+    mmlab score fid pictures=samples references=data/classes/val features=classes/features
+    mmlab score fid pictures=samples references=photos features=facebook/dinov2-base size=256 out=scores
+
+    Both are folders of image files or of shards. The network is a run of stage=contrastive, also one that was trained
+    on classes alone (experiment=classes/features), inception, or another model's folder or name on the hub.
+    """
+    from mmlab.verbs._fid import score_folders
+
+    score_folders(cfg)
 
 
 def llava_bench(cfg: DictConfig) -> None:

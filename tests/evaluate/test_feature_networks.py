@@ -11,7 +11,9 @@ import torch
 from mmlab.config.errors import ConfigError
 from mmlab.evaluate.pictures import feature_networks
 from mmlab.evaluate.pictures.feature_networks import WEIGHTS, feature_network, resized
+from mmlab.model.preprocessing import statistics
 from tests.evaluate.tiny_scores import contrastive_run, make_run
+from tests.model import tiny
 
 
 def pictures(count: int = 3, side: int = 16) -> torch.Tensor:
@@ -31,6 +33,38 @@ def test_features_of_a_run_are_its_trained_encoder_s(tmp_path, tokenizer_folder)
     assert torch.equal(network(pictures()[:1]), features[:1])
     larger = pictures(side=40)
     assert torch.equal(network(larger), network(resized(larger, 16)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2", "siglip"])
+def test_features_of_a_pretrained_model_are_what_its_head_pools(tmp_path, kind):
+    torch.manual_seed(0)
+    tower = tiny.vision(kind, feature_layer=-1).tower.eval()
+    tower.save_pretrained(tmp_path / "eye")
+    preprocessor = {"crop_size": {"height": 24, "width": 24}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    side = 24 if kind == "dinov2" else 16  # it interpolates its positions, as the preprocessor of its checkpoints asks
+    if kind == "dinov2":
+        (tmp_path / "eye" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    network = feature_network(str(tmp_path / "eye"))
+    pixels = pictures(side=40)
+    mean, std = (torch.tensor(v)[:, None, None] for v in statistics(preprocessor if kind == "dinov2" else {}))
+    with torch.no_grad():
+        result = tower(pixel_values=(resized(pixels, side) / 255 - mean) / std)
+    expected = result.last_hidden_state.mean(1) if kind == "siglip" else result.pooler_output
+    assert torch.allclose(network(pixels), expected, atol=1e-5)
+    about = network.describe()
+    assert about["width"] == 32 and about["input"].startswith(f"{side} px") and len(about["hash"]) == 64
+
+
+def test_a_model_that_does_not_encode_images_is_one_sentence(tmp_path, tokenizer_folder, monkeypatch):
+    tiny.language(tokenizer_folder).save(tmp_path / "tongue")
+    with pytest.raises(ConfigError, match=r"features=.*tongue: 'llama' cannot be used, because it takes other inputs"):
+        feature_network(str(tmp_path / "tongue"))
+    monkeypatch.setattr(feature_networks, "cached_file", lambda *_: (_ for _ in ()).throw(OSError("no network.")))
+    with pytest.raises(ConfigError, match=r"no run 'some/eye' in .*Nor can a model of this name be read.*no network"):
+        feature_network("some/eye", tmp_path)
+    with pytest.raises(ConfigError) as error:
+        feature_network("emoji/features", tmp_path)
+    assert "hub" not in str(error.value), "it is a recipe"
 
 
 def test_a_run_without_a_vision_encoder_is_refused(tmp_path, tokenizer_folder):

@@ -11,19 +11,27 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file
 
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
+from mmlab.config.folders import conf_dir
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.fid import FeatureSet
 from mmlab.evaluate.pictures.picture_set import PictureSet
-from mmlab.model.preprocessing import resized
+from mmlab.model.config import VisionEncoderConfig
+from mmlab.model.preprocessing import pixels_of, read_preprocessor, resized
+from mmlab.model.pretrained import reason
+from mmlab.model.vision import VisionEncoder
+from mmlab.model.vision_layout import inputs_of
 from mmlab.runs.references import locate_files
 from mmlab.runs.run import find_run, load_run_config
 from mmlab.training.filling import fill_parts
 from mmlab.weights import content_hash
 
 INCEPTION = "inception"
+CONFIG = "config.json"
+"""The file that every model of transformers has."""
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """The weights of the Inception network of the published FID numbers, as torch-fidelity names them."""
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
@@ -46,16 +54,31 @@ class FeatureNetwork(Protocol):
 
 
 def feature_network(name: str, root: str | Path = "runs") -> FeatureNetwork:
-    """`inception`, or the vision encoder of a run.
+    """`inception`, the vision encoder of a run, or a pretrained one of transformers.
 
     Args:
-        name: `inception`, or name or folder of a run.
+        name: `inception`, name or folder of a run, or a model's folder or name on the hub.
         root: folder of the runs.
 
     Raises:
-        ConfigError: no such run, a run without a vision encoder, or Inception is not installed.
+        ConfigError: no such run or model, one without a vision encoder, or Inception is not installed.
     """
-    return Inception() if name == INCEPTION else RunFeatures(find_run(name, root))
+    if name == INCEPTION:
+        return Inception()
+    if Path(name).expanduser().joinpath(CONFIG).is_file():
+        return PretrainedFeatures(name)
+    try:
+        folder = find_run(name, root)
+    except ConfigError as error:
+        # A recipe's name looks like one on the hub.
+        if name.count("/") != 1 or Path(name).exists() or (conf_dir() / "experiment" / f"{name}.yaml").is_file():
+            raise
+        try:
+            cached_file(name, CONFIG)
+        except OSError as miss:
+            raise ConfigError(f"{error} Nor can a model of this name be read from the hub: {reason(miss)}") from None
+        return PretrainedFeatures(name)
+    return RunFeatures(folder)
 
 
 def features_of(
@@ -86,7 +109,8 @@ class RunFeatures:
         cfg = load_run_config(folder)
         if "vision" not in cfg.model:
             raise ConfigError(
-                f"{folder} has no vision encoder; set features to a run of stage=contrastive, or to inception."
+                f"{folder} has no vision encoder; set features to a run of stage=contrastive, to a pretrained vision "
+                "encoder, or to inception."
             )
         locate_files(cfg, folder)
         holder = nn.ModuleDict({"vision": build(cfg.model.vision)})
@@ -109,6 +133,56 @@ class RunFeatures:
             "hash": content_hash(self.vision),
             "width": self.vision.width,
             "input": f"{self.vision.image_size} px, bicubic with antialiasing, uint8",
+            "stand_in": True,
+        }
+
+
+class PretrainedFeatures:
+    """A pretrained vision encoder of transformers, such as CLIP's or DINOv2's.
+
+    Its feature of an image is what its own head pools (`pooler_output`: the normed class token of CLIP and DINOv2,
+    SigLIP's attention pooling, the mean of a ConvNet's last map), or else the mean over the patches.
+
+    Args:
+        source: name on the hub, or folder.
+
+    Raises:
+        ConfigError: it cannot be read, or does not encode images.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        size = pixels_of(read_preprocessor(source))
+        try:
+            # With its last layer, an encoder has its whole tower.
+            self.vision = VisionEncoder(VisionEncoderConfig(source=source, image_size=size, feature_layer=-1))
+            self.vision.load_pretrained()
+        except ConfigError as error:
+            raise ConfigError(f"features={source}: {str(error).removeprefix('model.vision: ')}") from error
+        self.vision.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        device = next(self.vision.parameters()).device
+        pixels = self.vision.normalize(resized(pixels_N3HW.to(device), self.vision.image_size))
+        result = self.vision.tower(**inputs_of(self.vision.tower, pixels))
+        pooled = getattr(result, "pooler_output", None)
+        if pooled is None:
+            hidden = result.last_hidden_state
+            pooled = hidden[:, self.vision.prefix :].mean(1) if hidden.dim() == 3 else hidden.mean((2, 3))
+        return pooled.flatten(1).float()
+
+    def to(self, device: torch.device) -> "PretrainedFeatures":
+        self.vision.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        size = self.vision.image_size
+        return {
+            "network": f"{self.vision.config.model_type} of {self.source}, as its head pools it",
+            "hash": content_hash(self.vision.tower),
+            "width": self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1],
+            "input": f"{size} px, bicubic with antialiasing, uint8",
             "stand_in": True,
         }
 

@@ -14,6 +14,7 @@ from mmlab.data.formats import MAP, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import ImageSpec, Sample, SampleError
+from mmlab.evaluate.pictures.picture_files import PictureFiles
 from mmlab.evaluate.questions import read_picture
 
 
@@ -21,7 +22,7 @@ class PictureSet:
     """Images spread evenly over a set of shards.
 
     Args:
-        path: folder of shards.
+        path: folder of shards, or the opened images.
         spec: how images are decoded.
         limit: at most this many; None: all.
         budget: share of the images that may be unusable; those are left out.
@@ -35,9 +36,13 @@ class PictureSet:
     """
 
     def __init__(
-        self, path: str | Path, spec: ImageSpec, limit: int | None = None, budget: float = ShardsConfig.bad_budget
+        self,
+        path: str | Path | ShardIndex | PictureFiles,
+        spec: ImageSpec,
+        limit: int | None = None,
+        budget: float = ShardsConfig.bad_budget,
     ):
-        self.index = ShardIndex.open(path)
+        self.index: Any = ShardIndex.open(path) if isinstance(path, str | Path) else path
         self.spec = spec
         count = min(limit or len(self.index), len(self.index))
         self.places = np.unique(np.linspace(0, len(self.index) - 1, count).round().astype(int)).tolist()
