@@ -116,6 +116,7 @@ class Answerer:
         pictures: int,
         earlier: Sequence[tuple[str, str]] = (),
         system: str | None = None,
+        caption: str | None = None,
     ) -> Dialogue:
         """A dialogue that ends with a question, with its pictures where `conversations_of` puts them.
 
@@ -124,6 +125,7 @@ class Answerer:
             pictures: how many it is about.
             earlier: the questions and answers before it.
             system: the dialogue's own system message; None: the prompt's.
+            caption: stands for the picture, if the prompt says so (`pictures=text`).
 
         Raises:
             SampleError: a first question that is empty and not about a picture, and what `conversations_of` raises.
@@ -132,7 +134,9 @@ class Answerer:
         for text in (*(text for text, _ in earlier), question):
             turns += [{"from": "human", "value": text}, {"from": "gpt", "value": "?"}]
         prompt = replace(self.prompt, turns="conversations")
-        dialogue = conversations_of({"conversations": turns}, prompt, 0, pictures)[0][:-1]
+        told = caption is not None and prompt.pictures == "text"
+        record = {"conversations": turns, **({"caption": caption} if told else {})}
+        dialogue = conversations_of(record, prompt, 0, int(told) or pictures)[0][:-1]
         dialogue[1::2] = [Turn("gpt", answer) for _, answer in earlier]  # a model's own answer may be empty
         return dialogue
 
@@ -172,7 +176,7 @@ def answer_questions(
                 with bad.left_out(question.key):
                     shown = answerer.decode(read_pictures(index, question.sample))
                     earlier = _with_own(question, places, answers) if own else question.earlier
-                    dialogue = answerer.ask(question.text, len(shown), earlier, question.system)
+                    dialogue = answerer.ask(question.text, len(shown), earlier, question.system, question.caption)
                     prompts.append(answerer.tokens(dialogue, shown))
                     batch.append(n)
                     pictures.append(shown)

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import Prompt
-from mmlab.data.dialogues import conversations_of
+from mmlab.data.dialogues import caption_of, conversations_of
 from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record, pictures_among, record_type
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
@@ -34,6 +34,7 @@ class Question:
         choices: number of letters to choose from.
         earlier: the questions and right answers before it in its dialogue.
         system: the dialogue's own system message, if it has one.
+        caption: of the record, which a language model may read in place of the picture.
     """
 
     sample: int
@@ -46,6 +47,7 @@ class Question:
     choices: int = 0
     earlier: tuple[tuple[str, str], ...] = ()
     system: str | None = None
+    caption: str | None = None
 
     @property
     def reference(self) -> Reference:
@@ -109,8 +111,9 @@ def _questions(index: ShardIndex, i: int) -> list[Question]:
         listed = [(one, record_type(one) or kind or UNTYPED) for one in record["questions"]]
     else:
         listed = [(record.get("reference") or {}, kind or UNTYPED)]
+    caption = caption_of(record, 0)
     return [
-        question
+        replace(question, caption=caption)
         for dialogue, (about, type) in zip(dialogues, listed, strict=True)
         for question in _asked(dialogue, i, key, type, _reference(about))
     ]

@@ -160,6 +160,19 @@ def run_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
     return asking(trained_prompt(cfg), template)
 
 
+def told_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
+    """Return the prompt for questions of a data set: `run_prompt`, for a language model with the caption of an image
+    in its place if it was trained so.
+
+    Raises:
+        ConfigError: as `run_prompt`.
+    """
+    prompt, pictures = run_prompt(cfg, template), trained_prompt(cfg).pictures
+    if kind_of(cfg) != "writes":
+        return prompt
+    return replace(prompt, pictures="none" if pictures == "none" else "text")
+
+
 def description_prompt(cfg: DictConfig, template: str | None = None) -> Prompt:
     """Return the prompt for descriptions by a run's model: the trained one, or with another template.
 

@@ -47,8 +47,9 @@ def perplexities(
         batch_size: texts that are predicted together.
 
     Returns:
-        `questions` (number of texts), `perplexity` (e to the mean loss of a token), `loss`, `tokens`, and as `types`
-        the same for each type.
+        `questions` (number of texts), `perplexity` (e to the mean loss of a token), `answer_perplexity` (e to the mean
+        loss of a whole answer), `loss` of a token, `tokens`, `answers`, and as `types` the same for each type. An
+        answer is a run of predicted tokens: its words and its stop.
 
     Raises:
         DataError: no sample can be used, or none is of these types.
@@ -77,7 +78,7 @@ def perplexities(
         bad.refuse_all("texts" + f" of type {', '.join(types)}" * bool(types))
     whole = _Row()
     for row in rows.values():
-        whole.add(row.loss, row.tokens, row.texts)
+        whole.add(row.loss, row.tokens, row.texts, row.answers)
     return {**whole.as_json(), "types": {kind: rows[kind].as_json() for kind in sorted(rows)}}
 
 
@@ -106,7 +107,10 @@ def _add(
     losses_S = F.cross_entropy(logits_SV.float(), targets, reduction="none")
     losses = finite(losses_S, "The language model's losses have").tolist()
     for row, loss in zip(keep.nonzero()[:, 0].tolist(), losses, strict=True):
-        rows[kinds[row]].add(loss, 1, 0)
+        rows[kinds[row]].add(loss, 1)
+    before = F.pad(keep, (1, 0))[:, :-1]
+    for kind, answers in zip(kinds, (keep & ~before).sum(1).tolist(), strict=True):
+        rows[kind].answers += answers
     for kind, _ in texts:
         rows[kind].texts += 1
 
@@ -118,10 +122,19 @@ class _Row:
     loss: float = 0.0
     tokens: int = 0
     texts: int = 0
+    answers: int = 0
 
-    def add(self, loss: float, tokens: int, texts: int) -> None:
-        self.loss, self.tokens, self.texts = self.loss + loss, self.tokens + tokens, self.texts + texts
+    def add(self, loss: float, tokens: int, texts: int = 0, answers: int = 0) -> None:
+        self.loss, self.tokens = self.loss + loss, self.tokens + tokens
+        self.texts, self.answers = self.texts + texts, self.answers + answers
 
     def as_json(self) -> dict[str, float | int]:
-        mean = self.loss / max(self.tokens, 1)
-        return {"questions": self.texts, "perplexity": math.exp(min(mean, 700)), "loss": mean, "tokens": self.tokens}
+        token, answer = self.loss / max(self.tokens, 1), self.loss / max(self.answers, 1)
+        return {
+            "questions": self.texts,
+            "perplexity": math.exp(min(token, 700)),
+            "answer_perplexity": math.exp(min(answer, 700)),
+            "loss": token,
+            "tokens": self.tokens,
+            "answers": self.answers,
+        }

@@ -28,7 +28,7 @@ from mmlab.evaluate.scores.scienceqa_score import result_layout
 from mmlab.evaluate.scores.score_table import table, write_scores
 from mmlab.evaluate.scores.scorers import scorable, scorer_named
 from mmlab.runs.disk import replacing, write_json, write_text
-from mmlab.stage.assembly import description_prompt, restore, run_prompt, trained_prompt
+from mmlab.stage.assembly import description_prompt, restore, told_prompt, trained_prompt
 from mmlab.stage.perplexity import perplexities
 from mmlab.training.artifacts import content_hashes
 from mmlab.training.config import HardwareConfig
@@ -51,7 +51,7 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     asked = {question.sample for question in questions}
     without = 0 if cfg.limit else len(index) - len(asked) - len(bad)
     questions = [questions[n] for n in scorable(scorer, [question.reference for question in questions], bad)]
-    prompt = run_prompt(trained, cfg.template)
+    prompt = told_prompt(trained, cfg.template)
     longest = cfg.max_new_tokens or (REASONING_TOKENS if metric == "scienceqa" else ANSWER_TOKENS)
     answerer = Answerer(place(restore(folder)[0], cfg.trainer), prompt, trained.data, longest)
     # Answers are saved by the place of their question; which questions there are depends on the metric, too.

@@ -28,7 +28,7 @@ def evaluate(cfg: DictConfig) -> None:
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
     A model that compares images and texts: recall of captions and images, and accuracy of classes by their names.
       mmlab eval run=llava-vision_tiny data.path=data/shapes/test 'class_prompts=["a picture of a {}."]'
-    A language model: the perplexity of the answers, per type.
+    A language model: the perplexity of the answers, per type; with metric=exact (or vqa, …) its own answers.
       mmlab eval run=llava-language_tiny data.path=data/shapes/test
     A model that reconstructs images: PSNR, SSIM, rFID. data.train_from is training data for a PCA baseline.
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
@@ -56,6 +56,8 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
     """
     from mmlab.config.errors import ConfigError
 
+    if kind == "writes" and cfg.metric not in (None, "captions"):
+        return "answers"
     if kind in ("reconstructs", "draws", "writes", "compares"):
         return kind
     if kind not in ("answers", "describes"):
@@ -79,7 +81,7 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
     if kind in ("writes", "compares"):
         refused = ("metric", "describe", "template", "max_new_tokens", "data.blind_from")
         if keys := [key for key in refused if OmegaConf.select(cfg, key) is not None]:
-            what = "is a language model, whose score is its perplexity"
+            what = "is a language model, whose score is its perplexity, or with metric=exact that of its answers"
             what = what if kind == "writes" else "compares images and texts, and is scored by what it finds"
             raise ConfigError(f"{cfg.run} {what}; leave out {keys[0]}.")
     for key in ("classes", "class_prompts"):

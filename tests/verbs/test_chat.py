@@ -12,6 +12,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.conversation import encode
 from mmlab.data.shard_files import ShardWriter
 from mmlab.data.turns import Turn
+from mmlab.evaluate.answers import Answerer
 from mmlab.stage.assembly import restore
 from mmlab.verbs.chat import read_image_file
 from tests.evaluate.tiny_scores import make_run
@@ -68,17 +69,41 @@ def test_a_language_model_answers_and_has_a_perplexity(work, monkeypatch, capsys
         losses = language.causal(ids).logits[0, :-1].log_softmax(-1)
     learned = [n for n, label in enumerate(segment.labels) if label >= 0]
     loss = -sum(float(losses[n - 1, segment.labels[n]]) for n in learned) / len(learned)
-    assert scores["types"]["color"] == pytest.approx(
-        {"questions": 1, "perplexity": math.exp(loss), "loss": loss, "tokens": len(learned)}, rel=1e-5
-    )
+    numbers = {"perplexity": math.exp(loss), "answer_perplexity": math.exp(loss * len(learned)), "loss": loss}
+    counts = {"questions": 1, "tokens": len(learned), "answers": 1}
+    assert scores["types"]["color"] == pytest.approx({**numbers, **counts}, rel=1e-5)
     assert scores["questions"] == 2 and set(scores["types"]) == {"color", "yesno"}
+
+
+def test_a_language_model_answers_the_questions_of_a_data_set(work, monkeypatch, capsys, tokenizer_folder):
+    """As it was trained: with the caption of the picture in its place, or without."""
+    asked = ("eval", "run=tongue", "data.path=asked", "metric=exact", "max_new_tokens=2")
+    code, out, err = run(work, monkeypatch, capsys, *asked)
+    assert code == 0, err
+    assert "constant" in out and "distinct" in out
+    language = ["model=language_only", "model/language=llama_tiny", f"model.language.tokenizer={tokenizer_folder}"]
+    make_run(work / "runs", "told", [*language, "data=shapes", "stage=language_pretraining"], ["language"])
+    prompts: list[str] = []
+    complete = Answerer.complete
+
+    def note(self, rows, pictures):
+        prompts.extend(self.tokenizer.decode(row.input_ids) for row in rows)
+        return complete(self, rows, pictures)
+
+    monkeypatch.setattr(Answerer, "complete", note)
+    code, _, err = run(work, monkeypatch, capsys, *asked, "run=told")
+    assert code == 0, err
+    assert len(prompts) == 2 and all(" red\n" in prompt for prompt in prompts), prompts
+    prompts.clear()
+    assert run(work, monkeypatch, capsys, *asked, "out=again")[0] == 0
+    assert len(prompts) == 2 and not any(" red\n" in prompt for prompt in prompts)
 
 
 def test_what_a_language_model_cannot_do_is_one_sentence(work, monkeypatch, capsys):
     (work / "a.png").write_bytes(b"")
     for argv, sentence in {
         ("chat", "run=tongue", "image=a.png", "question=hi"): "tongue is a language model and sees no images",
-        ("eval", "run=tongue", "data.path=asked", "metric=vqa"): "is its perplexity; leave out metric",
+        ("eval", "run=tongue", "data.path=asked", "metric=captions"): "leave out metric",
         ("eval", "run=tongue", "data.path=asked", "types=[count]"): "no texts of type count",
     }.items():
         code, _, err = run(work, monkeypatch, capsys, *argv)

@@ -12,7 +12,7 @@ Row = dict[str, float | int | None]
 
 POINTS = (
     *("cider_d", "score", "perception", "cognition", "relative", "mark", "baseline_mark", "words"),
-    *("perplexity", "loss"),
+    *("perplexity", "answer_perplexity", "loss"),
 )
 """Numbers that are not shares."""
 BASELINES = ("blind", "question_only", "constant")
