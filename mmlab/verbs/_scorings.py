@@ -166,8 +166,8 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     """Draw samples under the conditions of real images, and compare them with these."""
     if cfg.features is None:
         raise ConfigError(
-            "FID and KID need a network; set features to a run of stage=contrastive (experiment=classes/features trains "
-            "one on classes), to a pretrained vision encoder, or to inception."
+            "FID and KID need a network; set features to a run of stage=contrastive (experiment=classes/features is "
+            "trained on classes), to a pretrained vision encoder, or to inception."
         )
     process, sampler, about = generator_settings(cfg, trained)
     check_rejection(cfg, trained)
