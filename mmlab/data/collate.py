@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.augmentation import cropped, placed
 from mmlab.data.batch import IGNORE
 from mmlab.data.class_texts import class_name, class_text
 from mmlab.data.config import ANYRES, ASPECTS, ImageTextDataConfig, Prompt
 from mmlab.data.conversation import Segment, check_tokenizer, check_vocabulary, encode, pad_id
 from mmlab.data.dialogues import caption_for, caption_of, conversations_of
 from mmlab.data.packing import Group, first_fit, lay_out, place_pictures, split
-from mmlab.data.sample_types import ImageSpec, Prepared, Sample, SampleError
+from mmlab.data.sample_types import ImageSpec, Picture, Prepared, Sample, SampleError
 from mmlab.data.templates import template_named
 from mmlab.data.turns import Dialogue
-from mmlab.keyed import draw, stream
+from mmlab.keyed import stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +61,8 @@ class ChatCollate:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.image = image if prompt.pictures == "tokens" else None
+        if self.image and config.augment and self.image.aspect == ANYRES:
+            raise ConfigError(f"data.augment=true moves square pictures; with data.aspect={ANYRES} leave it out.")
         if self.image:
             check_room(self.image.most_tokens, config)
         elif prompt.pictures == "scattered":
@@ -91,7 +93,8 @@ class ChatCollate:
             segments = [self._scatter(segment, sample) for segment in segments]
         for segment in segments:
             check_vocabulary(segment.input_ids, self.vocabulary, self.tokenizer)
-        groups = split(*_share(segments), length, sample.pictures, f"{sample.shards}/{sample.key}")
+        pictures = self._varied(sample) if self.config.augment else sample.pictures
+        groups = split(*_share(segments), length, pictures, f"{sample.shards}/{sample.key}")
         laid_out = [segment for group in groups for segment in group.segments]
         counters = {
             "truncated": int(dropped > 0),
@@ -113,6 +116,10 @@ class ChatCollate:
         if self.prompt.pictures == "scattered":
             return [self.prompt.places]
         return [len(picture.places) for picture in sample.pictures]
+
+    def _varied(self, sample: Sample) -> list[Picture]:
+        """The sample's pictures, all at the same random place in their squares."""
+        return [replace(one, tiles=placed(one.tiles[0], sample.seed)[None]) for one in sample.pictures]
 
     def _scatter(self, segment: Segment, sample: Sample) -> Segment:
         """Fill an image's places with tokens of its caption, drawn at random, and random others between them.
@@ -222,7 +229,7 @@ class PairCollate:
         if sample.image is None:
             raise SampleError("no-picture", "The sample has no image.")
         ids, cut = self.tokens(caption)
-        image = _crop(sample.image, sample.seed) if self.config.augment else sample.image
+        image = cropped(sample.image, sample.seed) if self.config.augment else sample.image
         return Prepared((image, ids), {"truncated": int(cut), "tokens": len(ids), "pictures": 1})
 
     def _class_caption(self, sample: Sample) -> str:
@@ -258,13 +265,3 @@ class PairCollate:
             ids[i, : len(caption)] = torch.tensor(caption)
             mask[i, : len(caption)] = 1
         return {"input_ids": ids, "attention_mask": mask}
-
-
-def _crop(image: Tensor, seed: int) -> Tensor:
-    """A square of 70 to 100 % of the area of a uint8 image `[3, S, S]`, drawn by `seed` and resized to S."""
-    whole = image.shape[-1]
-    side = round(whole * (0.7 + 0.3 * draw(seed, "crop/area")) ** 0.5)
-    y, x = (int(draw(seed, f"crop/{axis}") * (whole - side + 1)) for axis in "yx")
-    part = image[None, :, y : y + side, x : x + side].float()
-    resized = F.interpolate(part, size=(whole, whole), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].round().clamp(0, 255).to(torch.uint8)

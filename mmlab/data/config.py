@@ -108,7 +108,8 @@ class ImageTextDataConfig(ShardsConfig):
     aspect: str = choice(*ASPECTS, ANYRES)
     # Rows and columns of the tiles that `anyres` chooses from. LLaVA-NeXT's `image_grid_pinpoints` for tiles of 336 px.
     grids: list[list[int]] = field(default_factory=lambda: [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]])
-    augment: bool = False  # crop a random square of 70 to 100 % of the area; nothing is mirrored
+    # contrastive: a random crop of 70 to 100 % of the area; with questions: the whole at this size, at a random place.
+    augment: bool = False
 
 
 @dataclass

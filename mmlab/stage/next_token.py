@@ -65,8 +65,8 @@ class NextTokenStage(Stage):
         Raises:
             ConfigError: an option that this stage's batches do not have.
         """
-        if data.augment:
-            raise ConfigError("data.augment=true crops images that questions are about; use it with stage=contrastive.")
+        if data.augment and self.config.feature_cache_mb:
+            raise ConfigError("data.augment=true varies pictures each time, so set stage.feature_cache_mb=0.")
         language, prompt = self.model.language, self.config.prompt
         return ChatCollate(data, prompt, language.tokenizer, self.image(data), language.vocabulary)
 

@@ -363,3 +363,22 @@ def test_augmentation_crops_and_never_mirrors() -> None:
         crops.append(crop)
     assert len({crop.numpy().tobytes() for crop in crops}) > 20
     assert torch.equal(ramp, torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64))
+
+
+def test_pictures_of_questions_are_moved_and_nothing_is_cut_off() -> None:
+    config = ImageTextDataConfig(max_length=120, augment=True, global_batch=1, micro_batch=1)
+    collate = ChatCollate(config, Prompt(turns="caption"), llama_3(), ImageSpec(64, tokens=4))
+    framed = torch.full((3, 64, 64), 200, dtype=torch.uint8)
+    framed[:, (0, -1)] = framed[:, :, (0, -1)] = 255
+    one = Sample("a", "s", {"caption": "a"}, [square(framed, 4)], seed=0)
+    seen = set()
+    for seed in range(20):
+        one.seed = seed
+        (group,) = collate.prepare(one).content
+        (picture,) = group.pictures
+        rows, columns = (torch.where((picture.tiles[0, 0] > 180).any(axis))[0] for axis in (1, 0))
+        height, width = (int(places[-1] - places[0]) + 1 for places in (rows, columns))
+        assert height == width and 0.7 * 64**2 - 64 <= height**2 <= 64**2, "the whole picture is there"
+        seen.add((int(rows[0]), int(columns[0]), height))
+    assert len(seen) > 10
+    assert framed[0, 1, 1] == 200 and framed[0, 0, 0] == 255

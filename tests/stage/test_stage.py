@@ -132,8 +132,8 @@ def test_what_a_stage_does_not_read_is_refused(root):
     model = tiny.vlm(root / "tokenizer")
     with pytest.raises(ConfigError, match="has no questions; use v1"):
         make_stage(finetune(["connector", "language"], Prompt("plain")), model)
-    with pytest.raises(ConfigError, match="crops images that questions are about"):
-        data_of(build("finetune", root), [root / "train"], augment=True)
+    with pytest.raises(ConfigError, match="feature_cache_mb=0"):
+        data_of(build("align", root, feature_cache_mb=8), [root / "train"], augment=True)
     with pytest.raises(ConfigError, match="whole images and captions"):
         data_of(build("contrastive", root), [root / "train"], pack=True)
 
