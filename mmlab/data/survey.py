@@ -1,0 +1,115 @@
+"""What a set of shards holds, counted for the choice of a recipe: pictures, captions, questions and their lengths."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mmlab.data.bad_samples import BadSamples
+from mmlab.data.formats import parse_record, pictures_among, record_texts
+from mmlab.data.index import ShardIndex
+from mmlab.data.progress_bar import progress
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts of a set of shards; texts are measured in characters.
+
+    Attributes:
+        samples: how many there are.
+        pictures: samples with a picture.
+        side: median of the longer sides of the (first) pictures in pixels; 0 without pictures.
+        square: whether all of these pictures are square.
+        several: the most pictures of a sample.
+        captions: samples with a picture and a caption.
+        caption_answers: those whose caption is also the answer to one of their questions.
+        questions: questions with an answer, the later turns of dialogues included.
+        answer_words: 95th percentile of the words of an answer; 0 without questions.
+        answers: different answers.
+        longest: 99th percentile of the characters of a dialogue or caption; 0 without either.
+        words: different words and numbers that occur at least twice.
+        classes: different classes; 0 if no sample has one.
+    """
+
+    samples: int
+    pictures: int
+    side: int
+    square: bool
+    several: int
+    captions: int
+    caption_answers: int
+    questions: int
+    answer_words: int
+    answers: int
+    longest: int
+    words: int
+    classes: int
+
+
+def survey(index: ShardIndex, quiet: bool = False) -> Survey:
+    """Count what a set of shards holds; samples that training would leave out may be counted, too.
+
+    Args:
+        index: open shards.
+        quiet: show no progress.
+
+    Raises:
+        DataError: more records cannot be read than the budget allows.
+    """
+    bad = BadSamples(index.root, len(index))
+    pictures = captions = caption_answers = several = 0
+    words: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    answer_words, lengths, classes = [], [], set()
+    for i in progress(range(len(index)), "reading records", len(index), quiet):
+        with bad.left_out(str(index.keys[i])):
+            record = parse_record(index.read(i, ("json", "txt", "cls")))
+            count = len(pictures_among(index.extensions(i)))
+            caption = record.get("caption") or next(iter(record.get("captions") or []), None)
+            pictures, several = pictures + bool(count), max(several, count)
+            captions += bool(count and isinstance(caption, str))
+            lengths += [len(caption)] if isinstance(caption, str) else []
+            dialogues = list(_dialogues(record))
+            caption_answers += any(caption == answer for dialogue in dialogues for _, answer in dialogue)
+            for dialogue in dialogues:
+                lengths.append(sum(len(question) + len(answer) for question, answer in dialogue))
+                answers.update(answer.strip().lower() for _, answer in dialogue)
+                answer_words += [len(answer.split()) for _, answer in dialogue]
+            for text in record_texts(record):
+                words.update(re.findall(r"\w+", text.lower()))
+            if (name := record.get("class")) is not None or "cls" in index.extensions(i):
+                classes.add(str(name if name is not None else index.read(i, ("cls",))["cls"]))
+    width, height = index.image_sizes[index.image_sizes[:, 0] > 0].T
+    return Survey(
+        samples=len(index),
+        pictures=pictures,
+        side=int(np.median(np.maximum(width, height))) if len(width) else 0,
+        square=bool((width == height).all()),
+        several=several,
+        captions=captions,
+        caption_answers=caption_answers,
+        questions=len(answer_words),
+        answer_words=int(np.percentile(answer_words, 95)) if answer_words else 0,
+        answers=len(answers),
+        longest=int(np.percentile(lengths, 99)) if lengths else 0,
+        words=sum(count > 1 for count in words.values()),
+        classes=len(classes),
+    )
+
+
+def _dialogues(record: dict[str, Any]) -> Iterator[list[tuple[str, str]]]:
+    """The questions and answers of each of a record's dialogues, without checks of their form."""
+    for one in record.get("questions") or []:
+        turns = [one, *(one.get("follow_ups") or [])]
+        yield [(str(turn.get("question", "")), str(turn.get("answer", ""))) for turn in turns]
+    turns = record.get("conversations") or []
+    texts = [(turn.get("from"), str(turn.get("value", ""))) for turn in turns]
+    pairs = [
+        (one[1], two[1]) for one, two in zip(texts, texts[1:], strict=False) if (one[0], two[0]) == ("human", "gpt")
+    ]
+    if pairs:
+        yield pairs
