@@ -95,7 +95,8 @@ def place_pictures(shown: Sequence[Shown], tokens: int, size: int) -> dict[str, 
         columns = torch.arange(one.column, one.column + len(places))
         positions.append(torch.stack([torch.full_like(columns, one.row), columns], 1))
         features.append(torch.where(places == NEWLINE, len(pixels) * tokens, places + len(keys) * tokens))
-        keys += [f"{one.key}/{tile}" if tile else one.key for tile in range(len(one.picture.tiles))]
+        # After the last slash, a key has no dot.
+        keys += [f"{one.key}.tile{tile}" if tile else one.key for tile in range(len(one.picture.tiles))]
     return {
         "pixel_values": pixels,
         "image_positions": torch.cat(positions),
@@ -132,7 +133,6 @@ def lay_out(rows: list[list[Group]], pad: int) -> tuple[dict[str, Tensor], list[
                 numbers[r, place] = number
                 contexts[r, place] = context if after else 0
                 for n, first in enumerate(segment.image_starts):
-                    # A key has no dot.
                     shown.append(Shown(group.pictures[n], r, at + first, f"{group.key}.{n}" if n else group.key))
                 at += len(segment)
     fields = {

@@ -77,4 +77,4 @@ class Newline(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the feature `[D]`."""
-        return self.feature
+        return self.feature.clone()  # with FSDP the gathered weight itself is gone after this call

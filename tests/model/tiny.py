@@ -35,6 +35,8 @@ LANGUAGE = {
     "qwen2": {"model_type": "qwen2", "intermediate_size": 48, "num_key_value_heads": 1},
     "gpt2": {"model_type": "gpt2", "n_positions": 128, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
 }
+UNMASKED = {"bloom": {"model_type": "bloom", "hidden_dropout": 0.0, "attention_dropout": 0.0}}
+"""Language models that are not given the masks of packed rows."""
 
 
 def pretrained(part: Part) -> Part:
@@ -51,7 +53,9 @@ def vision(kind: str = "clip", **options) -> VisionEncoder:
 def language(tokenizer: Path, kind: str = "llama") -> LanguageModel:
     size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     return LanguageModel(
-        LanguageModelConfig(init="random", architecture={**LANGUAGE[kind], **size}, tokenizer=str(tokenizer))
+        LanguageModelConfig(
+            init="random", architecture={**{**LANGUAGE, **UNMASKED}[kind], **size}, tokenizer=str(tokenizer)
+        )
     )
 
 

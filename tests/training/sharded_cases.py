@@ -30,7 +30,7 @@ from mmlab.training.sharding import ShardedStrategy
 from mmlab.weights import is_sharded, local, whole
 from tests.model import tiny
 from tests.model.tiny_priors import prior_model
-from tests.stage import tiny_adversarial
+from tests.stage import tiny_adversarial, tiny_several
 from tests.stage.test_gradients import diffusion, vision_language
 from tests.stage.tiny_codes import code_data, code_stage
 from tests.stage.tiny_diffusion import image_data
@@ -135,6 +135,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "language": language_stage,
     "odd": odd_stage,
     "lora": adapted,
+    "tiles": lambda root: tiny_several.tiles_stage(root / "tokenizer"),
     "dit": partial(diffusion, "dit"),
     "unet": partial(diffusion, "unet"),
     "prior": lambda root: code_stage(prior_model("map")),
@@ -166,6 +167,7 @@ CASES = {
     "qformer_align": Case("qformer_align", whole_below=10**6, steps=3),
     "language": Case("language", checkpoint=True),
     "lora": Case("lora"),
+    "tiles": Case("tiles", micro_batch=1, steps=3),
     "dit": Case("dit", ema=True),
     "unet": Case("unet", checkpoint=True, steps=3),
     "prior": Case("prior", micro_batch=2, steps=3),
@@ -185,6 +187,8 @@ def data_for(case: Case, stage: Any, root: Path) -> Any:
         return tiny_adversarial.data_of(stage, root, micro_batch=case.micro_batch)
     if case.kind in ("dit", "unet", "odd"):
         return image_data(stage, ShardIndex.open(root / "maps"), micro_batch=case.micro_batch)
+    if case.kind == "tiles":  # some micro-batches have no picture
+        return tiny_several.data_of(stage, root / "several", micro_batch=case.micro_batch)
     if case.kind.startswith("prior"):
         return code_data(stage, ShardIndex.open(root / "maps"), micro_batch=case.micro_batch)
     return data_of(stage, [root / "train"], micro_batch=case.micro_batch)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.stage.tiny_codes import make_maps
+from tests.stage.tiny_several import make_several
 from tests.tiny_ranks import ranks
 from tests.tiny_shapes import make_shapes
 from tests.training import sharded_cases
@@ -28,6 +29,7 @@ def results(tmp_path_factory):
     """The folder with what each strategy computed, see `sharded_cases.run`."""
     root = make_shapes(tmp_path_factory.mktemp("sharding"))
     make_maps(root, 8, "maps")
+    make_several(root / "several")
     ranks(RANKS, _strategies, root, meanwhile=partial(_alone, root))
     return root
 
