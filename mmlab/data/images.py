@@ -52,13 +52,17 @@ def decode_picture(data: bytes, spec: ImageSpec) -> Picture:
     Raises:
         SampleError, ConfigError: as `decode_image`.
     """
+    return picture_of(_decoded(data), spec)
+
+
+def picture_of(image_3HW: "Tensor", spec: ImageSpec) -> Picture:
+    """A decoded image, uint8 `[3, H, W]`, as a vision encoder reads it."""
     import torch
 
     if spec.aspect != ANYRES:
-        return Picture(decode_image(data, spec)[None], torch.arange(spec.tokens))
-    image = _decoded(data)
-    height, width = image.shape[1:]
-    return Picture(cut(image, spec), torch.from_numpy(places_of(width, height, spec)))
+        return Picture(resize(image_3HW, spec)[None], torch.arange(spec.tokens))
+    height, width = image_3HW.shape[1:]
+    return Picture(cut(image_3HW, spec), torch.from_numpy(places_of(width, height, spec)))
 
 
 def pictures_read(extensions: Iterable[str], spec: ImageSpec | None) -> list[str]:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,16 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.anyres import image_spec
 from mmlab.data.config import Prompt
-from mmlab.data.images import PAD_COLOR
-from mmlab.data.sample_types import ImageSpec
+from mmlab.data.images import PAD_COLOR, picture_of
+from mmlab.data.packing import Shown, place_pictures
+from mmlab.data.sample_types import ImageSpec, Picture
 from mmlab.data.templates import template_named
 from mmlab.data.turns import IMAGE, tokenizer_name
 from mmlab.export.adapters import write_adapters
-from mmlab.export.chat_jinja import LATER, different_ids, exact_template
+from mmlab.export.chat_ids import INEXACT, LATER, SEVERAL, different_ids, exact_template
+from mmlab.export.processors import image_processor, llava_processor
 from mmlab.export.transformers_modules import add_image_token, blip2, llava
 from mmlab.model.config import ANSWER_TOKENS
 from mmlab.model.language import LanguageOnly
@@ -48,7 +50,7 @@ def export_language(
         ConfigError: prompts that transformers tokenizes differently.
     """
     causal, tokenizer = model.language.causal.to(dtype), model.language.tokenizer
-    tokenizer.chat_template, later = exact_template(prompt, tokenizer, "", None)
+    tokenizer.chat_template, inexact = exact_template(prompt, tokenizer, "", None)
     ends, notes = end_tokens(tokenizer, prompt)
     causal.generation_config = generation_config(causal, ends, tokenizer.pad_token_id)
     quieten()
@@ -58,23 +60,26 @@ def export_language(
     load = f'AutoModelForCausalLM.from_pretrained("{out}")'
     if adapters:
         load = _write_adapters(adapters, model, causal, out, load)
-    return f'{load}, AutoTokenizer.from_pretrained("{out}")', notes + _later(later)
+    return f'{load}, AutoTokenizer.from_pretrained("{out}")', notes + _notes(inexact)
 
 
 def export_vision_language(
     model: VisionLanguageModel,
     prompt: Prompt,
-    aspect: str,
+    data: Any,
     dtype: torch.dtype,
     out: Path,
     adapters: Mapping[str, Path] = NO_ADAPTERS,
 ) -> tuple[str, list[str]]:
-    """Write a `LlavaForConditionalGeneration`, or a `Blip2ForConditionalGeneration` of a model with a Q-Former.
+    """Write a `LlavaForConditionalGeneration`, or another class of the kind.
+
+    It is `Blip2ForConditionalGeneration` for a model with a Q-Former, and `LlavaNextForConditionalGeneration` for
+    pictures of several tiles.
 
     Args:
         model: the trained model, whose modules become parts of what is written.
         prompt: of questions, or of captions.
-        aspect: how images became square.
+        data: settings of the data that it was trained on, which say how pictures are decoded.
         dtype: of the weights.
         out: the folder.
         adapters: part → artifact of an adapter that the model does not contain; they are written beside it.
@@ -93,33 +98,35 @@ def export_vision_language(
             f"transformers' classes cannot hold a {type(vision).__name__}; export takes a VisionEncoder, or a "
             "subclass, around one model of transformers."
         )
-    size, places = vision.image_size, model.tokens_per_image
-    picture, probe = Image.linear_gradient("L").resize((size, size)).convert("RGB"), [1, 2, 3]
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    ours, normalized = _logits(model, probe, pixels), vision.normalize(pixels)
+    spec = image_spec(model, data)
+    drawn, probe = Image.linear_gradient("L").resize((spec.size, spec.size)).convert("RGB"), [1, 2, 3]
+    picture = picture_of(torch.from_numpy(np.array(drawn)).permute(2, 0, 1), spec)
+    ours, normalized = _logits(model, probe, picture), vision.normalize(picture.tiles)
     image_id = add_image_token(tokenizer, causal)
-    processed = image_processor(aspect, size, vision.image_mean, vision.image_std)
+    images = image_processor(spec, vision.image_mean, vision.image_std)
     with vision.whole_tower() if model.qformer is None else nullcontext():
-        exported = (llava if model.qformer is None else blip2)(model, image_id)
-        inputs = processed(picture, return_tensors="pt").to(dtype)
-        _check_pixels(inputs["pixel_values"], normalized, vision)
+        exported = llava(model, image_id, spec) if model.qformer is None else blip2(model, image_id)
+        inputs = images(drawn, return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        _check_pixels(inputs["pixel_values"].flatten(0, -4), normalized, vision)
         # Large models amplify the last bits of the pixels, so both get the same ones.
-        inputs["pixel_values"] = normalized
-        _check(ours, exported, torch.tensor([[image_id] * places + probe]), inputs, vision)
-        template, later = exact_template(prompt, tokenizer, IMAGE, ImageSpec(size, aspect, places))
+        inputs["pixel_values"] = normalized.view_as(inputs["pixel_values"])
+        _check(ours, exported, torch.tensor([[image_id] * len(picture.places) + probe]), inputs, vision)
+        template, inexact = exact_template(prompt, tokenizer, IMAGE, spec)
         ends, notes = end_tokens(tokenizer, prompt)
         exported.generation_config = generation_config(causal, ends, tokenizer.pad_token_id)
         strategy = getattr(exported.config, "vision_feature_select_strategy", "full")
-        processor = llava_processor(strategy, processed, tokenizer, places, template)
+        processor = llava_processor(strategy, images, tokenizer, spec, template)
         quieten()
         exported.save_pretrained(out)
         processor.save_pretrained(out)
     again = AutoProcessor.from_pretrained(out, **NO_CODE)
     again.tokenizer.chat_template = again.chat_template
-    _check_tokenizer(tokenizer, again.tokenizer, prompt, ImageSpec(size, aspect, places))
-    notes += _later(later)
-    if aspect == "pad" and (color := tuple(int(mean * 255) for mean in vision.image_mean)) != PAD_COLOR:
-        notes.append(f"pictures that are not square are padded with the color {color}, not {PAD_COLOR}.")
+    _check_tokenizer(tokenizer, again.tokenizer, prompt, spec)
+    notes += _notes(inexact)
+    mean_color = tuple(int(mean * 255) for mean in vision.image_mean)
+    if spec.aspect == "pad" and mean_color != PAD_COLOR:
+        notes.append(f"pictures that are not square are padded with the color {mean_color}, not {PAD_COLOR}.")
     load = f'{type(exported).__name__}.from_pretrained("{out}")'
     if adapters:
         load = _write_adapters(adapters, model, exported, out, load)
@@ -138,17 +145,20 @@ def _write_adapters(adapters: Mapping[str, Path], model: Any, exported: Any, out
 
 
 @torch.no_grad()
-def _logits(model: VisionLanguageModel, probe: list[int], pixels_13HW: torch.Tensor) -> torch.Tensor:
+def _logits(model: VisionLanguageModel, probe: list[int], picture: Picture) -> torch.Tensor:
     """Our logits `[T, vocabulary]` of a picture with token ids behind it."""
-    row = torch.tensor([[0] * model.tokens_per_image + probe])
-    places = torch.arange(model.tokens_per_image)
-    embeds = model.embed(row, model.features(pixels_13HW), torch.stack([torch.zeros_like(places), places], 1), places)
+    row = torch.tensor([[0] * len(picture.places) + probe])
+    batch = place_pictures([Shown(picture, 0, 0)], model.tokens_per_image, picture.tiles.shape[-1])
+    features = model.features(batch["pixel_values"])
+    embeds = model.embed(row, features, batch["image_positions"], batch["image_features"])
     return model.language.causal(inputs_embeds=embeds, use_cache=False).logits[0].float()
 
 
 def _check_pixels(processed: torch.Tensor, normalized: torch.Tensor, vision: Any) -> None:
     """Raise ConfigError unless transformers' image processor gives what the tower reads."""
-    if not torch.allclose(processed, normalized, 1e-2, 1e-5 if normalized.dtype == torch.float32 else 1e-2):
+    rounding = 2 / 255 / min(vision.image_std) if len(processed) > 1 else 0  # of tiles, which are resized
+    tolerance = rounding + (1e-5 if normalized.dtype == torch.float32 else 1e-2)
+    if not torch.allclose(processed, normalized, 1e-2, tolerance):
         raise ConfigError(
             f"transformers' image processors cannot normalize pixels as {type(vision).__name__} does, which has to be "
             "by its image_mean and image_std."
@@ -174,57 +184,11 @@ def _check(ours: torch.Tensor, exported: Any, ids: torch.Tensor, inputs: Any, vi
 
 def _check_tokenizer(tokenizer: Any, loaded: Any, prompt: Prompt, spec: ImageSpec | None) -> None:
     """Raise ConfigError if transformers loads another tokenizer than was written, as for some types of model."""
-    if not set(different_ids(prompt, tokenizer, loaded, loaded.chat_template, spec)) <= LATER:
+    if not set(different_ids(prompt, tokenizer, loaded, loaded.chat_template, spec)) <= INEXACT:
         raise ConfigError(
             f"transformers loads a {type(loaded).__name__} for this type of model, which gives other token ids than "
             f"the run's tokenizer {tokenizer_name(tokenizer)}; such a run cannot be exported."
         )
-
-
-def image_processor(aspect: str, size: int, mean: list[float], std: list[float]) -> Any:
-    """Return transformers' image processor that makes images square as `aspect` does.
-
-    Each is the one whose order of steps is ours: `stretch` only resizes, `crop` crops and then resizes, `pad` resizes
-    and then pads. Pillow and torch round differently, by at most 2 of 255.
-    """
-    import transformers as library
-
-    square = {"height": size, "width": size}
-    options = {"size": square, "resample": Image.Resampling.BICUBIC, "image_mean": mean, "image_std": std}
-    name, own = {
-        "stretch": ("CLIPImageProcessor", {"do_center_crop": False, "crop_size": square}),
-        "crop": ("PerceiverImageProcessor", {"crop_size": square}),
-        "pad": ("DeepseekVLImageProcessor", {"min_size": 1}),
-    }[aspect]
-    return getattr(library, f"{name}Pil")(**options, **own, do_convert_rgb=True)
-
-
-def llava_processor(strategy: str, images: Any, tokenizer: Any, places: int, template: str) -> Any:
-    """Return a LlavaProcessor: one token for a picture in a text becomes P.
-
-    Also for BLIP-2, whose own processor has no chat template and puts the picture in front of the text.
-
-    Args:
-        strategy: `vision_feature_select_strategy` of the model.
-        images: the image processor.
-        tokenizer: with the picture's token.
-        places: P.
-        template: the chat template.
-    """
-    from transformers import LlavaProcessor
-
-    # P is stated as a grid of patches and a number of further tokens, of which "default" drops one.
-    side, grid = images.size["height"], isqrt(places)
-    patch = side // grid if grid * grid == places and side // (side // grid) == grid else side
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=patch,
-        vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=places - (side // patch) ** 2 + int(strategy == "default"),
-        image_token=IMAGE,
-        chat_template=template,
-    )
 
 
 def generation_config(causal: Any, ends: Collection[int], padding: int) -> GenerationConfig:
@@ -263,5 +227,8 @@ def end_tokens(tokenizer: Any, prompt: Prompt) -> tuple[set[int], list[str]]:
     return ends | last, notes
 
 
-def _later(wrong: list[str]) -> list[str]:
-    return [f"the prompt has other token ids in {wrong[0]} of a dialogue."] if wrong else []
+def _notes(inexact: list[str]) -> list[str]:
+    """What is different in dialogues with other token ids."""
+    later, several = ([name for name in inexact if name in kind] for kind in (LATER, SEVERAL))
+    notes = [f"the prompt has other token ids in {later[0]} of a dialogue."] if later else []
+    return [*notes, f"a prompt that shows {several[0]} has other token ids."] if several else notes

@@ -11,7 +11,10 @@ from torch import nn
 from transformers import MODEL_MAPPING, AddedToken, PretrainedConfig
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.config import ANYRES
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import IMAGE
+from mmlab.export.processors import grid_pixels
 from mmlab.model.connector import LinearConnector, MLPConnector
 from mmlab.model.vlm import VisionLanguageModel
 
@@ -37,38 +40,50 @@ def add_image_token(tokenizer: Any, causal: Any) -> int:
     return image_id
 
 
-def llava(model: VisionLanguageModel, image_id: int) -> Any:
+def llava(model: VisionLanguageModel, image_id: int, spec: ImageSpec) -> Any:
     """Return a `LlavaForConditionalGeneration` of the model's parts, whose vision tower has all its layers.
+
+    With `anyres` it is a `LlavaNextForConditionalGeneration`.
 
     Raises:
         ConfigError: a part that the class cannot hold.
     """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    import transformers as library
 
+    tiled = spec.aspect == ANYRES
+    name = "LlavaNext" if tiled else "Llava"
     vision: Any = model.vision
     causal = model.language.causal
     base, head = causal.base_model, causal.get_output_embeddings()
     kind = causal.config.model_type
     if type(base) is not _mapped(causal.config) or getattr(head, "bias", None) is not None:
         raise ConfigError(
-            f"LlavaForConditionalGeneration cannot hold a {kind} with its output layer; export needs one "
+            f"{name}ForConditionalGeneration cannot hold a {kind} with its output layer; export needs one "
             "such as llama, qwen2 or mistral."
         )
     tower_config = vision.tower.config
+    if not hasattr(tower_config, "hidden_size"):  # of a tower with stages, such as LeViT; the projector asks for it
+        tower_config.hidden_size = vision.width
     if type(vision.tower) is not _mapped(tower_config):
-        raise ConfigError(f"LlavaForConditionalGeneration cannot hold a {tower_config.model_type}.")
+        raise ConfigError(f"{name}ForConditionalGeneration cannot hold a {tower_config.model_type}.")
     if vision.prefix > 1 and not vision.keep_class:
         raise ConfigError(
-            f"LlavaForConditionalGeneration drops one token before the patches, but the tower "
+            f"{name}ForConditionalGeneration drops one token before the patches, but the tower "
             f"{tower_config.model_type} has {vision.prefix}."
         )
-    act, first, second = _projector(model.connector)
+    if tiled and (spec.size // tower_config.patch_size) ** 2 != spec.tokens:
+        raise ConfigError(
+            f"LlavaNextForConditionalGeneration takes a feature for each patch of a tile, but the tower "
+            f"{tower_config.model_type} gives {spec.tokens} for {spec.size} pixels and patches of "
+            f"{tower_config.patch_size}."
+        )
+    act, first, second = _projector(model.connector, name)
     tied = head.weight is causal.get_input_embeddings().weight
     if tied and not hasattr(base, "embed_tokens"):  # the class finds tied weights by this name
         head, tied = copy.deepcopy(head), False
     text_config = copy.deepcopy(causal.config)
     text_config.tie_word_embeddings = tied
-    config = LlavaConfig(
+    config = getattr(library, f"{name}Config")(
         vision_config=tower_config,
         text_config=text_config,
         image_token_index=image_id,
@@ -77,12 +92,16 @@ def llava(model: VisionLanguageModel, image_id: int) -> Any:
         vision_feature_layer=vision.feature_layer,
         vision_feature_select_strategy="default" if vision.prefix and not vision.keep_class else "full",
         tie_word_embeddings=tied,
+        **({"image_grid_pinpoints": grid_pixels(spec)} if tiled else {}),
     )
     with torch.device("meta"):
-        exported: Any = LlavaForConditionalGeneration(config)
+        exported: Any = getattr(library, f"{name}ForConditionalGeneration")(config)
     exported.model.vision_tower, exported.model.language_model, exported.lm_head = vision.tower, base, head
     exported.model.multi_modal_projector.linear_1 = first
     exported.model.multi_modal_projector.linear_2 = second
+    if tiled:
+        assert model.newline is not None
+        exported.model.image_newline = model.newline.feature
     return exported.eval()
 
 
@@ -91,8 +110,8 @@ def _mapped(config: PretrainedConfig) -> Any:
     return MODEL_MAPPING.get(type(config), None)
 
 
-def _projector(connector: nn.Module) -> tuple[str, nn.Module, nn.Module]:
-    """(activation, first layer, second layer) of LLaVA's projector in transformers.
+def _projector(connector: nn.Module, name: str) -> tuple[str, nn.Module, nn.Module]:
+    """(activation, first layer, second layer) of the projector of transformers' `Llava` or `LlavaNext`.
 
     Behind a single linear layer there is an identity, which changes no number.
 
@@ -107,7 +126,7 @@ def _projector(connector: nn.Module) -> tuple[str, nn.Module, nn.Module]:
     if len(layers) != 1:
         depth = f" of depth {len(layers)}" if layers else ""
         raise ConfigError(
-            f"LlavaForConditionalGeneration cannot hold a {type(connector).__name__}{depth}; it takes "
+            f"{name}ForConditionalGeneration cannot hold a {type(connector).__name__}{depth}; it takes "
             "model/connector=linear, and model/connector=mlp2x_gelu."
         )
     width, like = layers[0].out_features, layers[0].weight

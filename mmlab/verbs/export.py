@@ -26,8 +26,9 @@ def main(argv: list[str]) -> int:
 def export(cfg: DictConfig) -> None:
     """Write a run for diffusers or transformers; print the line that loads it.
 
-    A LLaVA run becomes a LlavaForConditionalGeneration, a MiniGPT-4 run a Blip2ForConditionalGeneration, with processor
-    and chat template: `transformers serve` answers questions about pictures with the folder.
+    A LLaVA run becomes a LlavaForConditionalGeneration (with tiles, LlavaNextForConditionalGeneration), a MiniGPT-4 run a
+    Blip2ForConditionalGeneration, with processor and chat template: `transformers serve` answers questions about
+    pictures with the folder.
 
     A first stage becomes diffusers' autoencoder, a diffusion model a pipeline with the run's sampler (give another one
     if diffusers does not have it), a code prior diffusers' VQModel and transformers' GPT-2, with a loader.
@@ -110,4 +111,4 @@ def _text(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, l
     apart = {} if cfg.merge else adapters
     if kind == "writes":
         return export_language(model, prompt, dtype, draft, apart)
-    return export_vision_language(model, prompt, trained.data.aspect, dtype, draft, apart)
+    return export_vision_language(model, prompt, trained.data, dtype, draft, apart)

@@ -11,13 +11,10 @@ from mmlab.data.conversation import chat_prompt
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import IMAGE, Turn
-from mmlab.export.chat_jinja import exact_template
-from mmlab.export.transformers_export import (
-    image_processor,
-    llava_processor,
-)
+from mmlab.export.chat_ids import exact_template
+from mmlab.export.processors import image_processor, llava_processor
 from mmlab.export.transformers_modules import add_image_token
-from tests.export.tiny_chats import messages, photo
+from tests.export.tiny_chats import photo, showing
 from tests.model import tiny
 from tests.tiny_tokenizers import TOKENIZERS
 
@@ -31,15 +28,20 @@ def _dialogues() -> list[list[Turn]]:
     words = [Turn("human", "a b"), Turn("gpt", "Two yellow triangles,"), Turn("human", "* &"), Turn("gpt", "x\n y")]
     ends = [Turn("human", "Why?", None)]
     own = [Turn("human", f"{IMAGE}\nWho?", "Speak French.", 1)]
-    return [shown[:1], shown, words[:1], words[:3], [*words, *ends], own]
+    several = [Turn("human", f"{IMAGE}\n{IMAGE}\nÉcris 1 ", images=2), Turn("gpt", "no."), Turn("human", "Why?")]
+    inside = [Turn("human", f"a {IMAGE}{IMAGE} b\n{IMAGE} c", images=3)]
+    again = [Turn("human", f"{IMAGE} Who?", images=1), Turn("gpt", "x"), Turn("human", f"{IMAGE}\nAnd now?", images=1)]
+    pictures = [several[:1], several, inside, again]
+    return [shown[:1], shown, words[:1], words[:3], [*words, *ends], own, *pictures]
 
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "wordpiece"])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_prompt_has_the_same_ids(name, template, tokenizers):
     """With the processor of transformers, for each system message, and for whole dialogues as in training."""
-    images = image_processor("stretch", 16, [0.5] * 3, [0.5] * 3)
+    images = image_processor(ImageSpec(16, "stretch"), [0.5] * 3, [0.5] * 3)
     picture, compared = photo(16, 16), 0
+    captions = [[Turn("human", IMAGE * count, images=count)] for count in (1, 2)]
     for system in (None, "", "Be brief."):
         if system and template.startswith(("plain", "minigpt4")):
             continue
@@ -50,15 +52,11 @@ def test_a_prompt_has_the_same_ids(name, template, tokenizers):
         assert tokenizer.get_vocab() == {**before, IMAGE: image_id}
         text, wrong = exact_template(prompt, tokenizer, IMAGE, spec)
         assert not wrong
-        processor = llava_processor("full", images, tokenizer, 4, text)
-        for dialogue in [[Turn("human", IMAGE, images=1)]] if template == "plain" else _dialogues():
-            shown = dialogue[0].images
-            first = dialogue[0].text.removeprefix(IMAGE).removeprefix("\n")
-            asked = messages(first, picture, *dialogue[1:])
-            asked[0]["content"] = asked[0]["content"] if shown else first
-            asked = [{"role": "system", "content": dialogue[0].system}] * bool(dialogue[0].system) + asked
+        processor = llava_processor("full", images, tokenizer, spec, text)
+        for dialogue in captions if template == "plain" else _dialogues():
+            asked = showing(dialogue, [picture] * 3)
             try:
-                one = chat_prompt(dialogue, prompt, tokenizer, [spec.tokens])
+                one = chat_prompt(dialogue, prompt, tokenizer, [4] * 3)
             except (SampleError, ConfigError):
                 with pytest.raises(TemplateError):
                     processor.apply_chat_template(asked, add_generation_prompt=True)
@@ -66,10 +64,10 @@ def test_a_prompt_has_the_same_ids(name, template, tokenizers):
             theirs = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=True)
             ours = list(one.input_ids)
             for start in one.image_starts:
-                ours[start : one.shared] = [image_id] * 4
+                ours[start : start + 4] = [image_id] * 4
             assert theirs[0] == ours, (system, dialogue)
             compared += 1
-    assert compared >= (1 if template == "plain" else 5)
+    assert compared >= (2 if template == "plain" else 9)
 
 
 def test_a_tokenizers_own_template_keeps_the_runs_date_and_opens_answers_as_in_training(tokenizers):
@@ -93,20 +91,33 @@ def test_a_chat_that_training_has_no_form_for_is_refused(tokenizers):
     model = tiny.vlm(tokenizers["llama_3"])
     add_image_token(model.language.tokenizer, model.language.causal)
     text, _ = exact_template(Prompt("v1"), model.language.tokenizer, IMAGE, ImageSpec(16, "crop", 4))
-    picture = {"type": "image"}
-    for asked, says in {
-        "order": [{"role": "assistant", "content": "a"}],
-        "pictures": [{"role": "user", "content": [picture, picture]}],
-        "picture later": [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": "b"},
-            {"role": "user", "content": [picture]},
-        ],
-        "sound": [{"role": "user", "content": [{"type": "audio"}]}],
+    for says, asked in {
+        "alternate": [{"role": "assistant", "content": "a"}],
+        "Only the user": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "image"}]}],
+        "not audio": [{"role": "user", "content": [{"type": "audio"}]}],
     }.items():
-        words = {"order": "alternate", "sound": "not audio"}.get(asked, "only one")
-        with pytest.raises(TemplateError, match=words):
-            model.language.tokenizer.apply_chat_template(says, chat_template=text, tokenize=False)
+        with pytest.raises(TemplateError, match=says):
+            model.language.tokenizer.apply_chat_template(asked, chat_template=text, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        (["Who? ", 0], "<image>\nWho? "),
+        ([0, 0, "Who?"], "<image>\n<image>\nWho?"),
+        (["Is ", 0, " like ", 0, "?"], "Is <image> like <image>?"),
+        (["", 0, 0, "Who?"], "<image><image>Who?"),
+        ([0, 0], "<image>\n<image>"),
+    ],
+)
+def test_where_the_pictures_of_a_message_stand(content, written, tokenizers):
+    model = tiny.vlm(tokenizers["llama_3"])
+    add_image_token(model.language.tokenizer, model.language.causal)
+    text, _ = exact_template(Prompt("v1", system=""), model.language.tokenizer, IMAGE, ImageSpec(16, "crop", 4))
+    parts = [{"type": "image"} if one == 0 else {"type": "text", "text": one} for one in content]
+    asked = [{"role": "user", "content": parts}]
+    rendered = model.language.tokenizer.apply_chat_template(asked, chat_template=text, tokenize=False)
+    assert str(rendered).endswith(f"USER: {written}")
 
 
 def test_a_tokenizer_that_ends_every_text_is_refused(tokenizers):

@@ -27,17 +27,18 @@ from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.images import decode_image
+from mmlab.data.packing import Shown, place_pictures
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.turns import IMAGE, Turn
 from mmlab.evaluate.answers import Answerer
+from mmlab.export.processors import image_processor
 from mmlab.export.transformers_export import (
     end_tokens,
     export_language,
     export_vision_language,
-    image_processor,
 )
 from mmlab.model.config import LanguageModelConfig, MLPConnectorConfig, VisionEncoderConfig
-from mmlab.model.connector import LinearConnector, MLPConnector
+from mmlab.model.connector import LinearConnector, MLPConnector, Newline
 from mmlab.model.language import LanguageModel, LanguageOnly
 from mmlab.model.vision import VisionEncoder
 from mmlab.model.vlm import VisionLanguageModel
@@ -48,7 +49,7 @@ from mmlab.training.config import LoRAConfig
 from mmlab.training.filling import fill_parts
 from mmlab.training.lora import add_adapters
 from tests.evaluate.tiny_scores import make_run
-from tests.export.tiny_chats import messages, photo, png
+from tests.export.tiny_chats import messages, photo, png, showing
 from tests.export.tiny_eye import TinyEyeConfig
 from tests.model import tiny
 from tests.tiny_pictures import placed, square
@@ -56,6 +57,7 @@ from tests.tiny_pictures import placed, square
 ROOT = Path(__file__).parents[2]
 QUESTION = "What is it?"
 FP32 = torch.float32
+CROP = ImageTextDataConfig(aspect="crop")
 LATER = [Turn("gpt", "A square."), Turn("human", "Who?")]
 
 
@@ -103,7 +105,7 @@ def compare(model: VisionLanguageModel, prompt: Prompt, aspect: str, out: Path) 
     ]
     ours = [raw(answerer, dialogue, pixels) for dialogue in dialogues]
     vocabulary = model.language.vocabulary
-    export_vision_language(model, prompt, aspect, FP32, out)
+    export_vision_language(model, prompt, ImageTextDataConfig(aspect=aspect), FP32, out)
     exported, processor = AutoModelForImageTextToText.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
     image_id = exported.config.image_token_id
     assert processor.tokenizer.convert_ids_to_tokens(image_id) == IMAGE
@@ -132,6 +134,74 @@ def test_llava_gives_the_same_ids_logits_and_tokens(case, tokenizers, tmp_path):
     compare(build(tokenizers, *parts, **options), prompt, aspect, tmp_path / "out")
 
 
+PICTURES = [photo(40, 22), photo(16, 33)]
+SEVERAL = {
+    "one picture": [Turn("human", f"{IMAGE}\n{QUESTION}", images=1)],
+    "two in a question": [Turn("human", f"Is {IMAGE} larger than {IMAGE}?", images=2)],
+    "two turns": [Turn("human", f"{IMAGE}\nWho?", images=1), LATER[0], Turn("human", f"{IMAGE}\n And?", images=1)],
+}
+
+
+@torch.no_grad()
+def compare_several(model: VisionLanguageModel, prompt: Prompt, data: ImageTextDataConfig, out: Path) -> Any:
+    """Export, load and compare dialogues of several pictures, which have to be resized: as `compare`."""
+    answerer, ours = Answerer(model, prompt, data, 8), []
+    shown = answerer.decode([png(picture) for picture in PICTURES])
+    for dialogue in SEVERAL.values():
+        one = answerer.tokens(dialogue, shown)
+        first = zip(shown, one.image_starts, strict=False)
+        batch = place_pictures([Shown(picture, 0, start) for picture, start in first], answerer.spec.tokens, 16)
+        ids, pixels = torch.tensor([one.input_ids]), batch["pixel_values"]
+        places = batch["image_positions"], batch["image_features"]
+        logits = model.language.causal(inputs_embeds=model.embed(ids, model.features(pixels), *places)).logits
+        new = model.generate(ids, torch.ones_like(ids), pixels, *places, **answerer.options)
+        ids[0, places[0][:, 1]] = -1
+        ours.append((ids, model.vision.normalize(pixels), logits, new[0].tolist()))
+    vocabulary = model.language.vocabulary
+    _, notes = export_vision_language(model, prompt, data, FP32, out)
+    exported, processor = AutoModelForImageTextToText.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
+    for dialogue, (ids, pixels, logits, new) in zip(SEVERAL.values(), ours, strict=True):
+        inputs = processor.apply_chat_template(
+            showing(dialogue, PICTURES),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert torch.equal(inputs["input_ids"], torch.where(ids < 0, exported.config.image_token_id, ids))
+        tiles = inputs["pixel_values"].flatten(0, -4)
+        tiles = tiles[tiles.flatten(1).abs().sum(1) > 0]  # of fewer tiles than another picture's, the rest is zero
+        torch.testing.assert_close(tiles, pixels, rtol=0, atol=0.05)
+        inputs["pixel_values"] = pixels
+        theirs = exported(**inputs).logits[..., :vocabulary]
+        torch.testing.assert_close(theirs, logits, rtol=1e-5, atol=1e-5)
+        answer = exported.generate(**inputs, max_new_tokens=8)[0, ids.shape[1] :].tolist()
+        assert answer[: len(new)] == new
+    assert not any("shows" in note for note in notes)
+    return exported
+
+
+@pytest.mark.parametrize("aspect", ["stretch", "anyres"])
+def test_several_pictures_give_the_same_ids_logits_and_tokens(aspect, tokenizers, tmp_path):
+    """Squares as `LlavaForConditionalGeneration`, tiles as `LlavaNextForConditionalGeneration`."""
+    model = build(tokenizers, "clip", "llama", "mlp", "llama_3")
+    if aspect == "anyres":
+        model.newline = Newline(24)
+    data = ImageTextDataConfig(aspect=aspect, grids=[[1, 2], [2, 1], [2, 2], [3, 1]])
+    exported = compare_several(model, Prompt("v1"), data, tmp_path / "out")
+    name = {"stretch": "Llava", "anyres": "LlavaNext"}[aspect]
+    assert type(exported).__name__ == f"{name}ForConditionalGeneration"
+
+
+def test_tiles_of_a_tower_that_joins_patches_are_refused(tokenizers, tmp_path):
+    """transformers counts the tower's patches, not its features."""
+    model = build(tokenizers, "clip", "llama", "mlp", "llama_3")
+    model.newline = Newline(24)
+    model.vision.tower.config.patch_size = 4
+    with pytest.raises(ConfigError, match="takes a feature for each patch of a tile, but the tower clip_vision_model"):
+        export_vision_language(model, Prompt("v1"), ImageTextDataConfig(aspect="anyres"), FP32, tmp_path / "out")
+
+
 @pytest.mark.parametrize(("template", "tongue"), [("minigpt4", "llama"), ("minigpt4_llama_2", "qwen2")])
 def test_minigpt4_gives_the_same_ids_logits_and_tokens(template, tongue, tokenizers, tmp_path):
     model = tiny.minigpt4(tokenizers["llama_2"], tongue)
@@ -147,7 +217,8 @@ def test_an_image_has_the_same_pixels(aspect):
     raw = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     for size in (24, 56):
-        processed, spec = image_processor(aspect, size, mean, std), ImageSpec(size, aspect)
+        spec = ImageSpec(size, aspect)
+        processed = image_processor(spec, mean, std)
         for width, height in ((size, size), (64, 48), (48, 71), (200, 9), (9, 200), (30, 29), (90, 60)):
             image = photo(width, height)
             ours = decode_image(png(image), spec).numpy().astype(int)
@@ -170,7 +241,7 @@ def test_a_file_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "turned.png").write_bytes(png(photo(40, 24), exif=exif))
-    processed = image_processor("stretch", 24, [0.5] * 3, [0.5] * 3)
+    processed = image_processor(ImageSpec(24, "stretch"), [0.5] * 3, [0.5] * 3)
     read = processed.fetch_images(str(tmp_path / "turned.png"))
     theirs = processed(read, do_rescale=False, do_normalize=False)["pixel_values"][0]
     ours = decode_image((tmp_path / "turned.png").read_bytes(), ImageSpec(24, "stretch")).numpy()
@@ -184,7 +255,7 @@ def test_a_language_model_gives_the_same_ids_and_tokens(tokenizers, tmp_path):
     prompt = Prompt("v1", pictures="none")
     answerer = Answerer(model, prompt, ImageTextDataConfig(aspect="stretch"), 12)
     asked = [Turn("human", QUESTION), *LATER]
-    one = answerer.tokens(asked)
+    one = answerer.tokens(asked, [])
     row = torch.tensor([one.input_ids])
     new = model.language.generate(model.language.embed(row), torch.ones_like(row), **answerer.options)
     export_language(model, prompt, FP32, tmp_path)
@@ -224,7 +295,7 @@ def test_adapters_beside_the_weights_are_those_that_were_merged(tongue, tokenize
     for merge in (True, False):
         fill_parts(model := built(), runs, merge=merge)
         out = tmp_path / str(merge)
-        line, _ = export_vision_language(model.eval(), prompt, "crop", FP32, out, {} if merge else adapters)
+        line, _ = export_vision_language(model.eval(), prompt, CROP, FP32, out, {} if merge else adapters)
         scope = {"PeftModel": PeftModel, "LlavaForConditionalGeneration": AutoModelForImageTextToText}
         loaded.append(eval(line, {**scope, "AutoProcessor": AutoProcessor})[0].eval())
     processor = AutoProcessor.from_pretrained(tmp_path / "True")
@@ -248,11 +319,11 @@ def test_an_adapter_of_the_connector_is_not_kept_apart(tokenizers, tmp_path):
     save_parts(model, ["connector"], tmp_path / "run", {}, {}, bases)
     adapters = {"connector": tmp_path / "run" / "connector"}
     with pytest.raises(ConfigError, match=r"adapter of a \w*Connector cannot be kept .* merge=false out"):
-        export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), "crop", FP32, tmp_path / "out", adapters)
+        export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), CROP, FP32, tmp_path / "out", adapters)
 
 
 def test_weights_are_stored_in_the_given_dtype(tokenizers, tmp_path):
-    export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), "crop", torch.bfloat16, tmp_path)
+    export_vision_language(tiny.vlm(tokenizers["gpt_2"]), Prompt("v1"), CROP, torch.bfloat16, tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
 
@@ -262,7 +333,7 @@ def test_rows_for_the_picture_token_are_never_chosen(tokenizers, tmp_path):
     rows = model.language.vocabulary
     with torch.no_grad():
         model.language.causal.lm_head.weight.add_(torch.randn(24))  # so that most logits can be negative
-    export_vision_language(model, Prompt("v1"), "crop", FP32, tmp_path)
+    export_vision_language(model, Prompt("v1"), CROP, FP32, tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     head = loaded.get_output_embeddings().weight
     assert len(head) % 64 == 0 and len(head) > rows
@@ -297,7 +368,7 @@ def own_eye(tokenizers, width: int = 12) -> VisionLanguageModel:
 
 def test_a_users_own_tower_is_exported(tokenizers, tmp_path):
     compare(own_eye(tokenizers), Prompt("v1"), "crop", tmp_path / "out")
-    line, _ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, tmp_path / "again")
+    line, _ = export_vision_language(own_eye(tokenizers), Prompt("v1"), CROP, FP32, tmp_path / "again")
     assert line.startswith("import tests.export.tiny_eye; LlavaForConditionalGeneration.from_pretrained(")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert (processor.patch_size, processor.num_additional_image_tokens) == (8, 0)  # 24 px: 3 x 3 tokens
@@ -373,7 +444,7 @@ REFUSED = {
 def test_what_the_classes_cannot_hold_is_refused(case, tokenizers, tmp_path):
     make, sentence = REFUSED[case]
     with pytest.raises(ConfigError) as error:
-        export_vision_language(make(tokenizers), Prompt("v1"), "crop", FP32, tmp_path)
+        export_vision_language(make(tokenizers), Prompt("v1"), CROP, FP32, tmp_path)
     assert sentence in str(error.value) and "\n" not in str(error.value) and not any(tmp_path.iterdir())
 
 
@@ -385,7 +456,7 @@ def test_a_model_that_transformers_computes_otherwise_is_refused(tokenizers, tmp
     settings = LanguageModelConfig(init="random", architecture=architecture, tokenizer=str(tokenizers["llama_3"]))
     model = VisionLanguageModel(tiny.vision("clip"), LinearConnector, LanguageModel(settings)).eval()
     with pytest.raises(ConfigError, match=r"computes other logits than this run .* with a clip_vision_model and gran"):
-        export_vision_language(model, Prompt("v1"), "crop", FP32, tmp_path)
+        export_vision_language(model, Prompt("v1"), CROP, FP32, tmp_path)
 
 
 BLOCKED = "import sys; sys.modules['mmlab'] = None; "
@@ -460,7 +531,7 @@ PAD_NOTE = (
 def test_without_mmlab_a_pipeline_says_the_same_words(exported, work, tokenizers):
     """And the printed line is all that loads a user's own tower."""
     out, words = exported
-    own, _ = export_vision_language(own_eye(tokenizers), Prompt("v1"), "crop", FP32, work / "own")
+    own, _ = export_vision_language(own_eye(tokenizers), Prompt("v1"), CROP, FP32, work / "own")
     register, _, load = own.rpartition("; ")
     script = BLOCKED + (
         "from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline; "

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmlab.data.turns import Turn
+from mmlab.export.chat_ids import messages_of
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -26,3 +27,12 @@ def messages(question: str, image: Image.Image | str, *later: Turn) -> list[dict
     roles = {"human": "user", "gpt": "assistant"}
     rest = [{"role": roles[turn.role], "content": [{"type": "text", "text": turn.text}]} for turn in later]
     return [{"role": "user", "content": content}, *rest]
+
+
+def showing(dialogue: list[Turn], pictures: list[Image.Image]) -> list[dict]:
+    """The messages of a dialogue with the pictures that they show, after its system message."""
+    asked, rest = messages_of(dialogue), iter(pictures)
+    for message in asked:
+        for part in [] if isinstance(message["content"], str) else message["content"]:
+            part |= {"image": next(rest)} if part["type"] == "image" else {}
+    return [{"role": "system", "content": dialogue[0].system}] * bool(dialogue[0].system) + asked
