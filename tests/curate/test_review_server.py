@@ -39,7 +39,7 @@ def server(tmp_path):
 
 def ask(server, path, said=None, method=None, **headers):
     """Status, headers and body of a response; _ stands for - in the names of headers."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     sent = {"Content-Type": "application/json"} if said is not None else {}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     body = said if isinstance(said, bytes | None) else json.dumps(said).encode()

@@ -129,21 +129,21 @@ def png_of(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("data", [bomb(), png_of(8000, 8000), png_of(2**31 - 1, 2**31 - 1), png_of(70_000, 1)])
 def test_bombs_are_refused_from_the_header(data):
-    start, memory = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(SampleError) as caught:
         decode_image(data, ImageSpec(16))
     assert caught.value.reason == "pixels"
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 50_000  # kB
 
 
 def test_a_compressed_text_bomb_is_refused():
     data = encode(Image.new("RGB", (8, 8)))
     text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000)))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SampleError):
         decode_image(data[:33] + text + data[33:], ImageSpec(16))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(marker) (w) file\nshowpage\n"
@@ -188,7 +188,7 @@ def test_flipped_bytes_raise_only_sample_errors():
 
 @pytest.mark.parametrize("aspect", ["pad", "crop", "stretch"])
 def test_long_thin_images_are_fast(aspect):
-    start = time.perf_counter()
+    start = time.process_time()
     for shape in ((3, 1, 60_000), (3, 60_000, 1)):
         assert resize(torch.zeros(shape, dtype=torch.uint8), ImageSpec(64, aspect)).shape == (3, 64, 64)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
