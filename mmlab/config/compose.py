@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra import version
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import configure_log
-from hydra.types import RunMode
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mmlab.config.disk_errors import disk_error
@@ -119,10 +120,9 @@ def _search_path(config_path: Path | str | None, config_dir: str | None) -> Conf
 
 
 def _run(hydra: Hydra, config_name: str, task: Task, args: Namespace, sweep: Sweep) -> None:
-    mode = RunMode.MULTIRUN if args.multirun else hydra.get_mode(config_name, args.overrides) or RunMode.RUN
-    overrides = [*args.overrides, f"hydra.mode={mode.name}"]
-    if mode == RunMode.MULTIRUN:
-        cfg = hydra.compose_config(config_name, overrides, mode)
+    cfg = None if args.multirun else _compose_run(hydra, config_name, args.overrides)
+    if cfg is None:
+        cfg = hydra.compose_config(config_name, [*args.overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
         configure_log(cfg.hydra.job_logging, cfg.hydra.verbose)
         sweep(Multirun(hydra.config_loader, cfg, _flags(args)), task)
         return
@@ -139,9 +139,29 @@ def _run(hydra: Hydra, config_name: str, task: Task, args: Namespace, sweep: Swe
                 raise
             failures.append(fault)
 
-    hydra.run(config_name=config_name, task_function=job, overrides=overrides)
+    # As `Hydra.run` does, which would compose the config a second time.
+    callbacks = Callbacks(cfg)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    callbacks.on_run_start(config=cfg, config_name=config_name)
+    done = run_job(job, cfg, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
+    callbacks.on_run_end(config=cfg, config_name=config_name, job_return=done)
+    _ = done.return_value  # raises the job's exception
     if failures:
         raise failures[0]
+
+
+def _compose_run(hydra: Hydra, config_name: str, overrides: list[str]) -> DictConfig | None:
+    """The config of a run; None if the config itself asks for a sweep, with `hydra.mode: MULTIRUN`."""
+    try:
+        cfg = hydra.compose_config(config_name, list(overrides), RunMode.RUN, with_log_configuration=True)
+    except Exception:
+        # What is wrong in a run may be right in a sweep.
+        if hydra.get_mode(config_name, overrides) == RunMode.MULTIRUN:
+            return None
+        raise
+    if cfg.hydra.mode is None:
+        cfg.hydra.mode = RunMode.RUN
+    return cfg if cfg.hydra.mode == RunMode.RUN else None
 
 
 def _flags(args: Namespace) -> list[str]:
