@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from mmlab.data.bad_samples import BadSamples
+from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
-from mmlab.evaluate.questions import CommonestAnswers, Question, read_picture
+from mmlab.evaluate.questions import CommonestAnswers, Question, read_pictures
 from mmlab.evaluate.scores.constant_reply import beside, blind_line, variety_line, with_baselines
 from mmlab.evaluate.scores.score_table import Scorer, Scores, cells_of, show
 from mmlab.keyed import stream
@@ -148,8 +151,7 @@ def draw_grid(
     """
     # Drawn: of every n-th question, all could be the first one about their picture.
     chosen = sorted(stream(0, "grid").sample(range(len(questions)), min(cells, len(questions))))
-    spec = ImageSpec(GRID_SIDE)
-    pictures = [read_picture(index, questions[n].sample, spec) for n in chosen]
+    pictures = [_side_by_side(index, questions[n].sample, GRID_SIDE) for n in chosen]
     right = [scores.each[n] >= 1 for n in chosen]
     texts = [_text(questions[n], predictions[n], ok) for n, ok in zip(chosen, right, strict=True)]
     title = f"{show(scores.main, scores.all[scores.main])} of {len(questions):,} questions"
@@ -159,6 +161,15 @@ def draw_grid(
         table = [*table[: GRID_TYPES + 2], [f"{further} more", *[""] * (len(table[0]) - 1)]]
     colors = [GOOD if ok else BAD for ok in right]
     return contact_sheet(pictures, texts, columns=6, colors=colors, title=title, table=table)
+
+
+def _side_by_side(index: ShardIndex, sample: int, side: int) -> Tensor | None:
+    """A sample's pictures in one row with white between them, uint8 `[3, side, W]`; None if it has none."""
+    row: list[Tensor] = []
+    for data in read_pictures(index, sample):
+        row += [torch.full((3, side, side // 16), 255, dtype=torch.uint8)] if row else []
+        row.append(decode_image(data, ImageSpec(side)))
+    return torch.cat(row, -1) if row else None
 
 
 def _text(question: Question, prediction: str, right: bool) -> str:
@@ -197,11 +208,10 @@ def worst_page(
         blind: place of a question → its blind answer.
         count: number of answers.
     """
-    spec = ImageSpec(PAGE_SIDE)
     chosen = worst(scores.each, count)
     cases = [
         Case(
-            read_picture(index, questions[n].sample, spec),
+            _side_by_side(index, questions[n].sample, PAGE_SIDE),
             f"{questions[n].key} · {', '.join(questions[n].reference.types)} · {scores.each[n]:.2f}",
             {
                 **({"question": questions[n].text} if questions[n].text else {}),

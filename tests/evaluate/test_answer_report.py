@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from mmlab.data.shard_files import ShardWriter
 from mmlab.evaluate.answer_report import answer_scores, draw_grid, notes_of, worst, worst_page, write_predictions
 from mmlab.evaluate.questions import read_questions
 from mmlab.evaluate.scores.scorers import exact
@@ -54,6 +55,17 @@ def test_the_sheet_shows_questions_of_all_types(tmp_path):
     asked = [{"question": kind, "answer": kind, "type": kind} for kind in ("one", "two")]
     index = make_records(tmp_path / "two", [{"questions": asked}] * 12, [png()] * 12)
     assert has(sheet := grid(index, ["one", "?"] * 12, cells=12), GOOD) and has(sheet, BAD)
+
+
+def test_all_pictures_of_a_question_are_shown(tmp_path):
+    def picture(color: str) -> bytes:
+        Image.new("RGB", (8, 8), color).save(file := io.BytesIO(), "PNG")
+        return file.getvalue()
+
+    with ShardWriter(tmp_path / "pairs", quiet=True) as writer:
+        record = {"questions": [{"question": "which?", "answer": "?"}]}
+        writer.write("0", {"png": picture("#0102fe"), "0.png": picture("#03fd04"), "json": record})
+    assert has(sheet := grid(writer.index, ["?"]), "#0102fe") and has(sheet, "#03fd04")
 
 
 def test_the_sheet_has_a_table_of_a_few_types(tmp_path):
