@@ -4,6 +4,7 @@ The parts lie in folders of their names on the hub, and the data in those of the
 is: on a CPU, with small batches, for two steps.
 """
 
+import json
 from pathlib import Path
 from shutil import copytree
 
@@ -58,7 +59,12 @@ def test_a_recipe_trains_from_its_parts(workplace, monkeypatch, recipe):
     monkeypatch.chdir(workplace)
     folder = train(recipe)
     cfg = compose("train", [f"experiment={recipe}"])
+    done = json.loads((folder / "done.json").read_text())
+    assert done["steps"] == 2 and 0 < done["train/loss"] < 200
     adapted = cfg.stage.get("lora") or {}
+    assert {path.name for path in (folder / "artifacts").iterdir()} == set(cfg.stage.trainable)
     for name in cfg.stage.trainable:
         file = "adapter_model.safetensors" if name in adapted else "model.safetensors"
-        assert (folder / "artifacts" / name / file).is_file(), name
+        assert (folder / "artifacts" / name / file).stat().st_size > 0, name
+        assert (folder / "artifacts" / name / "card.json").is_file()
+    assert json.loads((folder / "data_report.json").read_text())["train"]["seen"] == 4

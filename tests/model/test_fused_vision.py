@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
+from mmlab.config.build import build
+from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.model.connector import FusedMLPConnector
 from mmlab.model.fused_vision import FusedVisionEncoder
@@ -41,6 +43,12 @@ def test_features_are_concatenated_at_each_position():
     assert (encoder.image_size, encoder.tokens_per_image, encoder.width) == (16, 4, 64)
     assert torch.equal(features, torch.cat([encoder.first(pixels), encoder.second(pixels)], -1))
     assert not torch.equal(encoder.first.mean, encoder.second.mean)
+
+
+def test_the_page_of_two_small_encoders():
+    encoder = build(compose("train", ["experiment=llava/align_tiny", "model/vision=fused"]).model.vision)
+    pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+    assert encoder(pixels).shape == (1, encoder.tokens_per_image, encoder.width) == (1, 64, 256)
 
 
 def test_each_encoder_has_its_size():
