@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
-from mmlab.data.class_texts import check_prompt, class_name, class_text
 from mmlab.data.config import ImageTextDataConfig
 from mmlab.evaluate.image_text import Distinct, PairEncoder
 from mmlab.evaluate.zero_shot import class_vectors, classes_of, confusion_sheet, zero_shot, zero_shot_table
@@ -90,10 +89,3 @@ def test_a_class_is_the_mean_of_its_prompts(tokenizer_folder):
     single = encoder.texts([encoder.tokens(text) for text in texts], 1)
     assert torch.allclose(both[0], F.normalize(single.mean(0), dim=-1), atol=1e-6)
     assert torch.allclose(both.norm(dim=-1), torch.ones(2))
-
-
-def test_a_class_in_words():
-    assert class_text("a photo of a {}.", "red__apple ") == "a photo of a red apple."
-    assert class_name({"class": 3}, {}) == "3" and class_name({}, {"cls": b"7\n"}) == "7" and class_name({}, {}) is None
-    with pytest.raises(ConfigError, match=r"has no \{\} where the class belongs"):
-        check_prompt("a photo", "class_prompts")
