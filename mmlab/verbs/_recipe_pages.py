@@ -12,11 +12,11 @@ STRIDE = 16  # pixels along a side of what becomes one token
 FINE = 320  # pixels of a picture's longer side from which it is seen with SIDES[1] pixels
 SIDES = (128, 192)
 BATCH = 16
-EPOCHS = {"language": 10, "align": 20, "finetune": 60}
-STEPS = {"language": (300, 2000), "align": (300, 3000), "finetune": (1000, 10000)}  # fewest and most
+EPOCHS = {"language": 6, "align": 15, "finetune": 60}
+STEPS = {"language": (300, 500), "align": (300, 1000), "finetune": (1000, 4000)}  # fewest, and most: half an hour in all
 VOCABULARIES = (512, 1024, 2048, 4096, 8192)
 LONGEST = 2048  # tokens of a row
-POSITIONS = 512  # of the language model, if rows are not longer
+POSITIONS = 512  # of the language model, unless rows are longer
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ aspect: {"stretch" if recipe.counts.square else "pad"}
 
 
 def _language_settings(recipe: Recipe) -> str:
-    return f"{{architecture: {{max_position_embeddings: {max(POSITIONS, recipe.max_length)}}}}}"
+    return f"{{architecture: {{n_positions: {max(POSITIONS, recipe.max_length)}}}}}"
 
 
 def _model(recipe: Recipe) -> str:
@@ -128,6 +128,7 @@ def _model(recipe: Recipe) -> str:
 defaults:
   - llava
   - override vision: levit_tiny
+  - override language: gpt2_tiny
   - _self_
 vision: {{architecture: {{image_size: {recipe.side}}}}}
 language: {_language_settings(recipe)}
@@ -139,6 +140,7 @@ def _language(recipe: Recipe) -> str:
 # Stage 1: a small language model, on the texts of the data with the caption in place of the picture.
 {_header(recipe)}defaults:
   - override /model: language_only
+  - override /model/language: gpt2_tiny
   - override /data: {recipe.name}
   - override /stage: language_pretraining
 model: {{language: {_language_settings(recipe)}}}
@@ -150,13 +152,13 @@ trainer: {{max_steps: {recipe.steps("language")}, gradient_clip_val: 1.0}}
 
 def _align(recipe: Recipe) -> str:
     return f"""# @package _global_
-# Stage 2: vision encoder and connector, on captions that the frozen language model writes.
+# Stage 2: all parts, on captions: what is in a picture is learned from these with the fewest steps.
 {_header(recipe)}defaults:
   - override /model: {recipe.name}
   - override /data: {recipe.name}
   - override /stage: finetune
 stage:
-  trainable: [vision, connector]
+  trainable: [vision, connector, language]
   init_from: [{recipe.name}/language]
   prompt: {{system: "", turns: caption}}
 data: {{augment: true}}
@@ -166,8 +168,7 @@ trainer: {{max_steps: {recipe.steps("align")}, gradient_clip_val: 1.0}}
 
 
 def _finetune(recipe: Recipe) -> str:
-    runs = [f"{recipe.name}/{stage}" for stage in recipe.stages[:-1]]
-    start = f"  init_from: [{', '.join(runs)}]\n" if runs else ""
+    start = f"  init_from: [{recipe.name}/align]\n" if "align" in recipe.stages else ""
     return f"""# @package _global_
 # Last stage: all parts, on questions and answers.
 {_header(recipe)}defaults:

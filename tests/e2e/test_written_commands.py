@@ -13,7 +13,9 @@ import pytest
 from mmlab import cli
 from mmlab.config.compose import conf_dir, hydra_verb
 from mmlab.config.multirun import Multirun
+from mmlab.data.survey import Survey
 from mmlab.verbs import _shard_build, shards
+from mmlab.verbs._recipe_pages import Recipe, pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")]
@@ -22,7 +24,11 @@ RECIPE = "experiment=llava/align_tiny"
 
 
 def write_own_pages(folder: Path) -> None:
-    """Write the configs of a user's own that pages show, each below its path."""
+    """Write the configs of a user's own that pages show, each below its path, and those of `mmlab init mydata`."""
+    counts = dict.fromkeys(Survey.__dataclass_fields__, 1) | {"side": 160, "square": False, "caption_answers": 0}
+    for name, text in pages(Recipe("mydata", Path("data/mine"), "train", Survey(**counts), 1)).items():
+        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / name).write_text(text, encoding="utf-8")
     for page in PAGES:
         for name, text in re.findall(
             r"^```yaml\n# (conf/\S+\.yaml)(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL

@@ -56,12 +56,15 @@ def test_the_stages_follow_from_what_there_is(here, capsys, record, stages, turn
     assert cfg.stage.prompt.turns == turns and list(cfg.data.val) == []
 
 
-def test_each_page_trains(here, capsys):
+def test_each_page_trains_and_transformers_takes_the_result(here, capsys):
     make_shapes(here / "data", train=6, val=2)
     assert run("init", "mine", "data") == 0
     for stage in ("language", "align", "finetune"):
         assert run("train", f"experiment=mine/{stage}", *QUICK) == 0, capsys.readouterr().err
     assert {path.name for path in Path("runs").glob("*finetune*/artifacts/*")} == {"vision", "connector", "language"}
+    (folder,) = Path("runs").glob("*finetune*")
+    assert run("export", f"run={folder}", "to=transformers", "out=exported") == 0, capsys.readouterr().err
+    assert "LlavaForConditionalGeneration" in Path("exported/config.json").read_text()
 
 
 def test_sizes_follow_from_the_counts(here, capsys):
@@ -71,7 +74,7 @@ def test_sizes_follow_from_the_counts(here, capsys):
     assert run("init", "mine", "data") == 0
     cfg = compose("train", ["experiment=mine/finetune"])
     assert cfg.model.vision.architecture.image_size == 192 and cfg.data.aspect == "pad"
-    assert cfg.data.max_length == 640 == cfg.model.language.architecture.max_position_embeddings
+    assert cfg.data.max_length == 640 == cfg.model.language.architecture.n_positions
     assert cfg.trainer.max_steps == 1000 and cfg.data.val[0].path == "val"
     page = Path("conf/experiment/mine/finetune.yaml").read_text()
     assert "from 5 samples with 5 pictures (longer side 400 px)" in page and "0 captions, 5 questions" in page
