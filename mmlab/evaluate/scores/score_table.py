@@ -124,7 +124,7 @@ def table(scores: dict[str, Any], main: str = "accuracy") -> str:
     """`cells_of` as text."""
     rows = cells_of(scores, main)
     first = max(14, *(len(row[0]) + 2 for row in rows))
-    widths = [max(10, len(name) + 2) for name in rows[0][1:]]
+    widths = [10, *(max(10, len(name) + 2) for name in rows[0][2:])]
     numbers = ["".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True)) for row in rows]
     return "\n".join(f"{row[0]:<{first}}{line}" for row, line in zip(rows, numbers, strict=True))
 
