@@ -34,7 +34,8 @@ import mmlab.stage.next_token
 import mmlab.training.ema
 import mmlab.training.trainer  # noqa: F401
 from mmlab import cli
-from mmlab.training.checkpoint_io import newest_whole, read, steps
+from mmlab.training.checkpoint_folder import newest_whole, steps
+from mmlab.training.checkpoint_io import read
 from mmlab.training.resume_proof import SPEED, BatchLog, difference, read_batches, results
 
 COMMON = [

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mmlab.config.errors import RunError
 from mmlab.training import rng
-from mmlab.training.checkpoint_io import PREFIX, newest_whole, prune, remove_drafts
+from mmlab.training.checkpoint_folder import PREFIX, newest_whole, prune, remove_drafts
 from mmlab.training.config import CheckpointsConfig
 from mmlab.training.preemption import Preempted, Signals, requeue
 from mmlab.training.step_callback import StepCallback

@@ -13,10 +13,7 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,15 +21,9 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import distributed
 
-from mmlab.config.errors import RunError
 from mmlab.runs.disk import sync_folder, to_json
+from mmlab.training.checkpoint_folder import MANIFEST, SHARD, STATE, draft_of, find_fault, remove
 from mmlab.training.sharded_checkpoint import join, mapped, read_whole, sharded_tensors, tied, with_notes, write_rows
-
-STATE = "state.pt"
-MANIFEST = "manifest.json"
-PREFIX = "step-"
-SHARD = "shard-"
-_DRAFT = ".draft-"
 
 
 class FolderCheckpointIO(CheckpointIO):
@@ -48,7 +39,7 @@ class FolderCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        draft = _draft(target)
+        draft = draft_of(target)
         self.fault = None
         try:
             draft.mkdir(parents=True)
@@ -65,7 +56,7 @@ class FolderCheckpointIO(CheckpointIO):
         If the disk fails for one rank, all have the fault, and nothing is renamed.
         """
         rank, tensors = distributed.get_rank(), sharded_tensors(checkpoint)
-        draft, same = _from_first_rank((_draft(target), tied(tensors)))
+        draft, same = _from_first_rank((draft_of(target), tied(tensors)))
         self.fault = None
         files: dict[str, Any] = {}
         fault: str | None = None
@@ -96,7 +87,7 @@ class FolderCheckpointIO(CheckpointIO):
             print(f"WARNING: {self.fault}", file=sys.stderr, flush=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint of `newest_whole`; objects are never unpickled, whatever `weights_only` is."""
+        """Read a checkpoint that is intact; objects are never unpickled, whatever `weights_only` is."""
         checkpoint = read(Path(path), map_location)
         self.check(checkpoint, Path(path))
         return checkpoint
@@ -130,106 +121,6 @@ def read_mapped(folder: Path) -> dict[str, Any]:
     """Return the state of a checkpoint with tensors that are mapped from its files; sharded ones are `Stored`."""
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     return join(mapped(state), _shards(folder))
-
-
-def find_fault(folder: Path, hashes: bool = True) -> str | None:
-    """Return what is wrong with a checkpoint (a missing file, a wrong size or hash), or None if it is intact.
-
-    Args:
-        folder: of the checkpoint.
-        hashes: whether files are read and hashed.
-    """
-    try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        expected = {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()}
-        if STATE not in expected or any(Path(name).name != name for name in expected):
-            return f"{MANIFEST} does not name {STATE}"
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        facts = [(folder / name, size, sha256 if hashes else None) for name, (size, sha256) in expected.items()]
-        faults = list(pool.map(lambda file: _fault_of(*file), facts))
-    return next((fault for fault in faults if fault), None)
-
-
-def _fault_of(path: Path, size: int, sha256: str | None) -> str | None:
-    """What is wrong with a file of a checkpoint, or None."""
-    try:
-        with path.open("rb") as file:
-            actual = os.fstat(file.fileno()).st_size
-            if actual != size:
-                return f"{path.name} has {actual} bytes instead of {size}"
-            if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return f"the contents of {path.name} have changed"
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    return None
-
-
-def steps(folder: Path) -> dict[int, Path]:
-    """Return step → checkpoint of a folder of checkpoints, the newest first, damaged ones too."""
-    checkpoints = {}
-    for path in folder.glob(f"{PREFIX}*"):
-        with suppress(ValueError):
-            checkpoints[int(path.name.removeprefix(PREFIX))] = path
-    return dict(sorted(checkpoints.items(), reverse=True))
-
-
-def newest_whole(folder: Path, warn: Callable[[str], None], hashes: bool = True) -> Path | None:
-    """Return the newest intact checkpoint, or None if there are no checkpoints.
-
-    Args:
-        folder: of the run's checkpoints.
-        warn: called with a sentence about each damaged one that is skipped.
-        hashes: whether files are read and hashed.
-
-    Raises:
-        RunError: there are checkpoints, and all are damaged.
-    """
-    faults = []
-    for path in steps(folder).values():
-        fault = find_fault(path, hashes)
-        if fault is None:
-            return path
-        faults.append(f"{path} is damaged: {fault}")
-        warn(faults[-1])
-    if faults:
-        raise RunError(f"All checkpoints of this run are damaged: {'; '.join(faults)}. run.fresh=true starts it over.")
-    return None
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, if the newest is intact on the disk."""
-    checkpoints = list(steps(folder).values())
-    if len(checkpoints) <= keep:
-        return
-    # All ranks would wait while a sharded one is read again: of its files, only the sizes are compared.
-    sharded = any(checkpoints[0].glob(f"{SHARD}*"))
-    if find_fault(checkpoints[0], hashes=not sharded) is None:
-        for path in checkpoints[keep:]:
-            remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a checkpoint atomically: a kill leaves a draft, not half a checkpoint."""
-    draft = _draft(path)
-    with suppress(FileNotFoundError):
-        path.rename(draft)
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove the drafts of killed processes."""
-    for path in folder.glob(f"{_DRAFT}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _draft(target: Path) -> Path:
-    return target.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}")
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:

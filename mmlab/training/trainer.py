@@ -23,8 +23,8 @@ from mmlab.runs.finished_runs import DONE
 from mmlab.runs.ranks import FSDP, under_srun, world_size
 from mmlab.runs.run import read_json
 from mmlab.training.checkpoint import Checkpoints
+from mmlab.training.checkpoint_folder import steps as checkpoint_steps
 from mmlab.training.checkpoint_io import FolderCheckpointIO
-from mmlab.training.checkpoint_io import steps as checkpoint_steps
 from mmlab.training.config import HardwareConfig
 from mmlab.training.finite import FiniteGuard
 from mmlab.training.sharding import ShardedStrategy

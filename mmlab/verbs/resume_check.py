@@ -98,7 +98,8 @@ def check(
 
 def compare(straight: Path, killed: Path) -> str | None:
     """Return the first difference between two runs' batches, last checkpoints, or metrics and reports."""
-    from mmlab.training.checkpoint_io import newest_whole, read
+    from mmlab.training.checkpoint_folder import newest_whole
+    from mmlab.training.checkpoint_io import read
     from mmlab.training.resume_proof import difference, read_batches, results
 
     expected, _ = read_batches(straight)

@@ -10,7 +10,8 @@ import torch
 
 from mmlab import cli
 from mmlab.stage.assembly import restore
-from mmlab.training.checkpoint_io import newest_whole, read
+from mmlab.training.checkpoint_folder import newest_whole
+from mmlab.training.checkpoint_io import read
 from mmlab.training.lora import is_adapted
 from tests.tiny_commands import carry_out
 from tests.tiny_shapes import make_shapes

@@ -16,7 +16,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.module import ShardDataModule
-from mmlab.training import checkpoint_io, preemption
+from mmlab.training import checkpoint_folder, checkpoint_io, preemption
 from mmlab.training.config import BatchLogConfig, CheckpointsConfig
 from mmlab.training.preemption import Preempted
 from mmlab.training.resume_proof import BatchLog, difference, read_batches
@@ -159,8 +159,8 @@ def test_checkpoints_are_kept_and_cleared(root, tmp_path):
 def test_a_damaged_checkpoint_costs_one_interval(root, tmp_path, straight, capsys):
     with pytest.raises(Kill):
         train(root, tmp_path, KillAt("start", 15))
-    newest = max(checkpoint_io.steps(tmp_path / "checkpoints").items())[1]
-    (newest / checkpoint_io.STATE).write_bytes(b"")
+    newest = max(checkpoint_folder.steps(tmp_path / "checkpoints").items())[1]
+    (newest / checkpoint_folder.STATE).write_bytes(b"")
     train(root, tmp_path)
     assert f"{newest} is damaged" in capsys.readouterr().err
     assert difference(last_state(tmp_path), straight[0]) is None
@@ -191,7 +191,7 @@ def test_a_signal_lets_the_step_end_saves_and_leaves(root, tmp_path, straight, n
         train(root, tmp_path, SignalAt(8, number), workers=2)
     assert left.value.exit_code == (130 if number == signal.SIGINT else 143)
     assert signal.getsignal(number) == before
-    assert max(checkpoint_io.steps(tmp_path / "checkpoints")) == 5
+    assert max(checkpoint_folder.steps(tmp_path / "checkpoints")) == 5
     assert len((tmp_path / "batches-0.jsonl").read_text().splitlines()) == 10
     train(root, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "batches-0.jsonl").read_text().splitlines()]
@@ -218,7 +218,7 @@ def test_a_signal_during_validation_leaves_and_the_validation_is_made_up_for(roo
 def test_ctrl_c_twice_leaves_at_once(root, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(root, tmp_path, SignalAt(8, signal.SIGINT, signal.SIGINT))
-    assert max(checkpoint_io.steps(tmp_path / "checkpoints")) == 4
+    assert max(checkpoint_folder.steps(tmp_path / "checkpoints")) == 4
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -272,7 +272,7 @@ def test_a_launchers_own_handler_requeues(root, tmp_path, fake_slurm, capsys):
     seen = []
 
     def submitit(number, frame):
-        seen.append((number, max(checkpoint_io.steps(tmp_path / "checkpoints"))))
+        seen.append((number, max(checkpoint_folder.steps(tmp_path / "checkpoints"))))
         raise SystemExit(-1)
 
     before = signal.signal(signal.SIGUSR2, submitit)
@@ -296,7 +296,7 @@ def test_a_full_disk_does_not_end_training_but_leaving_says_what_is_lost(root, t
     assert "step-3 could not be written" in capsys.readouterr().err
     monkeypatch.undo()
     train(root, tmp_path)
-    assert max(checkpoint_io.steps(tmp_path / "checkpoints")) == 12
+    assert max(checkpoint_folder.steps(tmp_path / "checkpoints")) == 12
 
 
 def test_ranks_may_change(root, tmp_path, straight):
@@ -304,7 +304,7 @@ def test_ranks_may_change(root, tmp_path, straight):
     options = {"global_batch": 8, "micro_batch": 2}
     with pytest.raises(ProcessRaisedException, match="Preempted"):
         train(root, tmp_path, SignalOnOneRank(4), devices=2, **options)
-    assert max(checkpoint_io.steps(tmp_path / "checkpoints")) == 4
+    assert max(checkpoint_folder.steps(tmp_path / "checkpoints")) == 4
     assert {len((tmp_path / f"batches-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)} == {8}
     with pytest.raises(Preempted):
         train(root, tmp_path, SignalAt(31, signal.SIGTERM), **options)

@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from mmlab.config.errors import RunError
 from mmlab.data.module import ShardDataModule
+from mmlab.training import checkpoint_folder
 from mmlab.training import checkpoint_io as io
 from mmlab.training.config import BatchLogConfig, EMAConfig, FSDPConfig
 from mmlab.training.ema import EMA
@@ -169,13 +170,13 @@ def expected() -> dict[str, Any]:
 
 def test_the_ranks_files_are_the_whole_state(folder, expected):
     path = folder / "two" / "step-1"
-    assert io.find_fault(path) is None
+    assert checkpoint_folder.find_fault(path) is None
     assert difference(io.read(path), expected) is None
     assert sorted(file.name for file in path.iterdir()) == [
-        io.MANIFEST,
+        checkpoint_folder.MANIFEST,
         "shard-0-of-2.safetensors",
         "shard-1-of-2.safetensors",
-        io.STATE,
+        checkpoint_folder.STATE,
     ]
 
 
@@ -201,7 +202,7 @@ def test_another_number_of_ranks_reads_it(folder, tmp_path, expected, count):
 def reread(rank: int, folder: Path, path: Path) -> None:
     state = restored(io.read_mapped(path))
     if rank == 0:
-        io.remove(path.with_name("none"))
+        checkpoint_folder.remove(path.with_name("none"))
     save(folder / "step-2", state)
 
 
@@ -230,7 +231,7 @@ def test_a_full_disk_of_one_rank_is_a_fault_for_all(folder):
     assert "step-2 could not be written (No space left on device on rank 1); earlier" in first
     assert "step-2 could not be written (No space left on device); earlier" in second
     assert left == left_again == ["step-1"] and last is None
-    assert io.newest_whole(folder / "two", pytest.fail) == folder / "two" / "step-3"
+    assert checkpoint_folder.newest_whole(folder / "two", pytest.fail) == folder / "two" / "step-3"
 
 
 def test_a_missing_or_damaged_shard_is_named_and_the_one_before_is_taken(folder, tmp_path):
@@ -243,7 +244,7 @@ def test_a_missing_or_damaged_shard_is_named_and_the_one_before_is_taken(folder,
             shard.unlink()
         else:
             shard.write_bytes(damaged)
-        assert io.newest_whole(tmp_path, seen.append) == tmp_path / "step-1"
+        assert checkpoint_folder.newest_whole(tmp_path, seen.append) == tmp_path / "step-1"
     shard.write_bytes(data)
     assert [said.split("is damaged: ")[1] for said in seen] == [
         f"shard-1-of-2.safetensors has {len(data) - 1} bytes instead of {len(data)}",
@@ -256,9 +257,9 @@ def test_rows_that_no_file_has_are_not_made_up(folder, tmp_path):
     path = folder / "two" / "step-1"
     for file in path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    manifest = json.loads((path / io.MANIFEST).read_text())
+    manifest = json.loads((path / checkpoint_folder.MANIFEST).read_text())
     del manifest["files"]["shard-1-of-2.safetensors"]
-    (tmp_path / io.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / checkpoint_folder.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"lacks rows of state_dict/embed\.weight: row 5 of 10 is missing"):
         io.read(tmp_path)
 
@@ -271,9 +272,9 @@ def test_a_kill_of_one_rank_leaves_the_checkpoint_before(folder, tmp_path, point
     (tmp_path / "step-1").symlink_to(folder / "two" / "step-1")
     with pytest.raises(ProcessExitedException):
         ranks(2, killed, tmp_path, *POINTS[point])
-    assert io.newest_whole(tmp_path, pytest.fail) == tmp_path / "step-1"
+    assert checkpoint_folder.newest_whole(tmp_path, pytest.fail) == tmp_path / "step-1"
     assert len(list(tmp_path.glob(".draft-*"))) == 1
-    io.remove_drafts(tmp_path)
+    checkpoint_folder.remove_drafts(tmp_path)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -322,7 +323,7 @@ def train(shards: Path, folder: Path, end: int | None = None, sharded: bool = Fa
 def two_ranks_resume(rank: int, folder: Path, shards: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)  # for Lightning: the ranks are there
     train(shards, folder / "whole first", 2 * 6, sharded=True)
-    newest = next(iter(io.steps(folder / "whole first" / "checkpoints").values()))
+    newest = next(iter(checkpoint_folder.steps(folder / "whole first" / "checkpoints").values()))
     torch.distributed.barrier()
     if rank == 0:
         shard = newest / "shard-1-of-2.safetensors"
@@ -341,7 +342,7 @@ def test_a_run_goes_on_under_another_strategy_with_another_number_of_ranks(tmp_p
     last = f"checkpoints/step-{STEPS}"
     expected, batches = io.read(tmp_path / "straight" / last), read_batches(tmp_path / "straight")[0]
     for name in ("whole first", "sharded first"):
-        saved = io.steps(tmp_path / name / "checkpoints")
+        saved = checkpoint_folder.steps(tmp_path / name / "checkpoints")
         assert next(iter(saved.values())).joinpath("shard-1-of-2.safetensors").is_file()
         train(shards, tmp_path / name)
         state = io.read(tmp_path / name / last)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmlab.data.module import ShardDataModule
-from mmlab.training import checkpoint_io
+from mmlab.training import checkpoint_folder, checkpoint_io
 from mmlab.training.config import AdamWConfig, CSVLogConfig
 from mmlab.training.csv_log import CSVLog, read_table
 from mmlab.training.optim import AdamW
@@ -173,6 +173,6 @@ def test_the_rates_after_a_resume_are_those_of_the_new_end(root, tmp_path, sched
     else:
         with pytest.raises(Kill):
             train(root, tmp_path, end, KillAt("start", 2 * killed_in - 1), schedule=schedule)
-    begins = max(checkpoint_io.steps(tmp_path / "checkpoints")) + 1
+    begins = max(checkpoint_folder.steps(tmp_path / "checkpoints")) + 1
     resumed = train(root, tmp_path, later, schedule=schedule)[0].rates
     assert resumed == {step: straight[step] for step in range(begins, later + 1)}
