@@ -13,6 +13,8 @@ from mmlab.data.tally import Tally
 
 SHEETS = ("grid.png", "strip.png")
 """What `mmlab sample` writes beside its images."""
+MEMBER = "jpg"
+"""The name of an image among a sample's members, whatever its format is."""
 
 
 class PictureFiles:
@@ -46,11 +48,14 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self._files)
 
+    def extensions(self, i: int) -> tuple[str, ...]:
+        """The members of the i-th image."""
+        return (MEMBER,)
+
     def read(self, i: int, only: Sequence[str]) -> dict[str, bytes]:
-        """The i-th image by its extension, if that is one of `only`; raises SampleError if it cannot be decoded."""
+        """The i-th image, if `only` has its member; raises SampleError if it cannot be decoded."""
         name = str(self._files[i])
-        picture = self._folder.read(name, name, self._tally)
-        return {picture.extension: picture.data} if picture.extension in only else {}
+        return {MEMBER: self._folder.read(name, name, self._tally).data} if MEMBER in only else {}
 
 
 def open_pictures(path: str | Path) -> ShardIndex | PictureFiles:
