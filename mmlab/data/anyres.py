@@ -74,6 +74,14 @@ def places_of(width: int, height: int, spec: ImageSpec) -> np.ndarray:
     return np.concatenate([np.arange(spec.tokens), lines.reshape(-1)])
 
 
+def tiles_and_places(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
+    """Tiles of a picture of that size, and the places that it takes in the sequence."""
+    if spec.aspect != ANYRES:
+        return 1, spec.tokens
+    rows, columns = best_grid(width, height, spec)
+    return 1 + rows * columns, len(places_of(width, height, spec))
+
+
 def fitted_size(width: int, height: int, target_width: int, target_height: int) -> tuple[int, int]:
     """Width and height of a picture that is resized to fit into a target, its shape kept."""
     by_width, by_height = target_width / width, target_height / height

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -62,7 +62,8 @@ def picture_of(image_3HW: "Tensor", spec: ImageSpec) -> Picture:
     if spec.aspect != ANYRES:
         return Picture(resize(image_3HW, spec)[None], torch.arange(spec.tokens))
     height, width = image_3HW.shape[1:]
-    return Picture(cut(image_3HW, spec), torch.from_numpy(places_of(width, height, spec)))
+    _, columns = best_grid(width, height, spec)
+    return Picture(cut(image_3HW, spec), torch.from_numpy(places_of(width, height, spec)), columns)
 
 
 def pictures_read(extensions: Iterable[str], spec: ImageSpec | None) -> list[str]:
@@ -188,6 +189,32 @@ def open_image(data: bytes) -> ImageFile:
     if kind is None:
         raise ValueError("neither JPEG nor PNG nor WebP")
     return _OPENERS[kind](io.BytesIO(data))
+
+
+def size_in(data: bytes) -> tuple[int, int]:
+    """Width and height of an image as `load_rgb` returns it, from its header.
+
+    Raises:
+        ValueError: neither JPEG nor PNG nor WebP.
+        Exception: whatever Pillow raises on a broken header.
+    """
+    image = open_image(data)
+    width, height = image.size
+    if not _may_turn(data, image):
+        return width, height
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return (height, width) if orientation in _TURNED else (width, height)
+
+
+def _may_turn(data: bytes, image: ImageFile) -> bool:
+    """Whether an image may state another orientation: that of a PNG may follow its pixels, which are then decoded."""
+    if isinstance(image, PngImageFile):
+        return any(mark in data for mark in _PNG_MARKS) and image.width * image.height <= PIXEL_CAP
+    return "exif" in image.info or "xmp" in image.info
+
+
+_TURNED = (5, 6, 7, 8)  # orientations of EXIF that swap width and height
+_PNG_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def check_size(width: int, height: int) -> None:

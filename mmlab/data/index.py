@@ -13,7 +13,7 @@ import numpy as np
 
 from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
-from mmlab.data.index_arrays import check_arrays, read_arrays, write_arrays
+from mmlab.data.index_arrays import check_arrays, picture_counts, read_arrays, write_arrays
 from mmlab.data.sample_types import SampleError
 from mmlab.data.scan import MOST_TYPES, ScanNotes, ShardScan, list_shards, local_folder, scan_shards
 from mmlab.runs.disk import to_json
@@ -48,7 +48,8 @@ class ShardIndex:
     shard_sizes: np.ndarray = field(repr=False)  # int64 [S], bytes of each file
     samples_per_shard: np.ndarray = field(repr=False)  # int64 [S]
     keys: np.ndarray = field(repr=False)  # '<U' [N]
-    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: width, height; 0, 0: none, or unreadable
+    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: of the first picture; 0, 0: none, or unreadable
+    further_sizes: np.ndarray = field(repr=False)  # int32 [F, 2]: of all further pictures, sample by sample
     text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
     type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `type_names`
     type_names: tuple[str, ...]  # response types that occur; empty for samples without one
@@ -95,6 +96,7 @@ class ShardIndex:
                 hash=str(arrays.pop("hash")),
                 notes=ScanNotes(**json.loads(str(arrays.pop("notes", "{}")))),
                 members=Members(**{name: arrays.pop(name) for name in Members.__dataclass_fields__}),
+                further_sizes=arrays.pop("further_sizes", np.zeros((0, 2), np.int32)),
                 **{name: arrays.pop(name) for name in _ARRAYS},
             )
             check_arrays(index)
@@ -151,6 +153,27 @@ class ShardIndex:
     def extensions(self, i: int) -> list[str]:
         """The member extensions of sample `i`, without reading it."""
         return [EXTENSIONS[e] for e in self.members.extension[self.members.first[i] : self.members.first[i + 1]]]
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """int64 `[N]`: number of pictures of each sample."""
+        return picture_counts(self.members.first, self.members.extension)
+
+    def picture_sizes(self, i: int) -> np.ndarray:
+        """int32 `[n, 2]`: width and height of each picture of sample `i`, upright; 0, 0 for an unreadable one."""
+        start, stop = self._further[i : i + 2]
+        return np.concatenate([self.image_sizes[i : i + 1], self.further_sizes[start:stop]])[: self.pictures[i]]
+
+    @cached_property
+    def _further(self) -> np.ndarray:
+        """int64 `[N + 1]`: where the further pictures of each sample begin."""
+        return np.concatenate([[0], np.cumsum(self.pictures.clip(1) - 1)])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32 `[K, 2]`: width and height of every picture that can be read, in any order."""
+        sizes = np.concatenate([self.image_sizes, self.further_sizes])
+        return sizes[sizes[:, 0] > 0]
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -255,6 +278,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
         samples_per_shard=samples_per_shard,
         keys=np.array(list(owner)),
         image_sizes=np.concatenate([part.image_sizes for part in parts]),
+        further_sizes=np.concatenate([part.further_sizes for part in parts]),
         text_lengths=np.concatenate([part.text_lengths for part in parts]),
         type_codes=type_codes,
         type_names=type_names,
@@ -282,7 +306,8 @@ def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: li
 
 
 def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
-    """What an index is written as."""
+    """What an index is written as; sizes of further pictures only where there are any, as indexes always were."""
+    further = {"further_sizes": index.further_sizes} if len(index.further_sizes) else {}
     return {
         "version": np.array(_VERSION),
         "hash": np.array(index.hash),
@@ -292,4 +317,5 @@ def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
         "notes": np.array(to_json(index.notes.as_json())),
         **{name: getattr(index, name) for name in _ARRAYS},
         **vars(index.members),
+        **further,
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import DataError, RunError
-from mmlab.data.formats import EXTENSIONS
+from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PICTURES
 from mmlab.runs.disk import replacing
 from mmlab.runs.index_files import index_files
 
@@ -67,6 +67,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
 
 
+def picture_counts(first: np.ndarray, extension: np.ndarray) -> np.ndarray:
+    """Number of pictures of each sample, as `pictures_among` returns them.
+
+    Args:
+        first: int64 `[N + 1]`, see `Members`.
+        extension: uint8 `[M]`.
+
+    Returns:
+        int64 `[N]`.
+    """
+    stems = list(dict.fromkeys(name.rpartition(".")[0] for name in PICTURES))
+    number = [stems.index(name.rpartition(".")[0]) if name in PICTURES else -1 for name in EXTENSIONS]
+    numbers = np.array(number)[extension]
+    samples = np.repeat(np.arange(len(first) - 1), np.diff(first))
+    shown = np.unique((samples * len(stems) + numbers)[numbers >= 0])  # of several kinds, one counts
+    return np.bincount(shown // len(stems), minlength=len(first) - 1)
+
+
 def check_arrays(index: Any) -> None:
     """Check that the arrays of a `ShardIndex` fit each other; a wrong length would be read into memory.
 
@@ -88,6 +106,9 @@ def check_arrays(index: Any) -> None:
     fit = fit and (np.diff(members.first) >= 0).all()
     if not fit or members.extension.max() >= len(EXTENSIONS) or index.type_codes.max() >= len(index.type_names):
         raise ValueError("its arrays do not fit each other")
+    several = members.extension.max() >= EXTENSIONS.index(PICTURES[len(IMAGE_EXTENSIONS)])
+    if index.further_sizes.shape != (int((index.pictures.clip(1) - 1).sum()) if several else 0, 2):
+        raise ValueError("it has not the size of each picture")
     sizes = index.shard_sizes.repeat(index.samples_per_shard).repeat(np.diff(members.first))
     if (members.offset < 0).any() or (members.length < 0).any() or (members.offset > sizes - members.length).any():
         raise ValueError("it names places outside its shards")

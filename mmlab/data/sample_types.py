@@ -69,10 +69,12 @@ class Picture:
     Attributes:
         tiles: uint8 `[K, 3, S, S]`; one square, or with `anyres` a base view and then a grid of tiles.
         places: int64 `[M]`; for each place, in order, which of the `K * P` features it takes, or `NEWLINE`.
+        columns: tiles beside each other in the grid.
     """
 
     tiles: "Tensor"
     places: "Tensor"
+    columns: int = 1
 
 
 NEWLINE = -1

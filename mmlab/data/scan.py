@@ -17,15 +17,15 @@ import numpy as np
 from mmlab.config.errors import DataError, nearest
 from mmlab.data.formats import (
     EXTENSIONS,
-    IMAGE_EXTENSIONS,
     foreign_kind,
     parse_record,
+    pictures_among,
     question_types,
     record_texts,
     record_type,
     split_name,
 )
-from mmlab.data.images import open_image
+from mmlab.data.images import size_in
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import SampleError
 from mmlab.data.tar import TarMember, fail, walk
@@ -48,7 +48,8 @@ class ShardScan:
     offset: np.ndarray  # int64 [M], first byte of the member's data
     length: np.ndarray  # int64 [M]
     crc: np.ndarray  # uint32 [M]
-    image_sizes: np.ndarray  # int32 [N, 2]: width, height; 0, 0: no image, or an unreadable header
+    image_sizes: np.ndarray  # int32 [N, 2]: width, height of the first picture; 0, 0: none, or an unreadable header
+    further_sizes: np.ndarray  # int32 [F, 2]: of the further pictures of the samples, in order
     text_lengths: np.ndarray  # int32 [N]: characters of all texts of the record
     types: list[str]  # [N]: response type of each record, or empty
     skipped: Counter[str]  # members that are not read: extension or other name → number
@@ -155,7 +156,8 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
         offset=table[:, 1],
         length=table[:, 2],
         crc=table[:, 3].astype(np.uint32),
-        image_sizes=np.array([size for size, _, _ in summaries], np.int32).reshape(-1, 2),
+        image_sizes=np.array([sizes[0] for sizes, _, _ in summaries], np.int32).reshape(-1, 2),
+        further_sizes=np.array([size for sizes, _, _ in summaries for size in sizes[1:]], np.int32).reshape(-1, 2),
         text_lengths=np.array([length for _, length, _ in summaries], np.int32),
         types=[kind for _, _, kind in summaries],
         skipped=skipped,
@@ -213,29 +215,30 @@ def _close(
     at: int,
     bad_records: dict[str, str],
     types: Counter[str],
-) -> tuple[tuple[int, int], int, str]:
-    """Check a complete sample and return its image size, text length and response type.
+) -> tuple[list[tuple[int, int]], int, str]:
+    """Check a complete sample and return the sizes of its pictures, its text length and its response type.
 
-    A record that cannot be used counts as empty, because the reader will replace and count the sample.
+    Without a picture there is one size, 0, 0. A record that cannot be used counts as empty, because the reader will
+    replace and count the sample.
     """
     for names in required:
         if not any(name in sample for name in names.split("|")):
             has = ", ".join(f".{name}" for name in sample)
             fail(path, at, f"sample {key!r} has no .{names.replace('|', ' or .')} (it has {has})")
-    size = next((_image_size(sample[name]) for name in IMAGE_EXTENSIONS if name in sample), (0, 0))
+    sizes = [_image_size(sample[name]) for name in pictures_among(sample)] or [(0, 0)]
     record: dict[str, Any] = {}
     try:
         record = parse_record(sample)
     except SampleError as error:
         bad_records[key] = str(error)
     types.update(question_types(record))
-    return size, sum(map(len, record_texts(record))), record_type(record)
+    return sizes, sum(map(len, record_texts(record))), record_type(record)
 
 
 def _image_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the header; 0, 0 for an unreadable image, which the reader will replace and count."""
+    """Width and height, upright; 0, 0 for an unreadable image, which the reader will replace and count."""
     try:
-        width, height = open_image(data).size
+        width, height = size_in(data)
     except Exception:  # Pillow's parsers raise nearly anything on broken bytes
         return 0, 0
     return min(width, _INT32), min(height, _INT32)

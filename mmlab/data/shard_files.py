@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
+from mmlab.data.anyres import tiles_and_places
+from mmlab.data.formats import EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
 from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.progress_bar import progress
+from mmlab.data.sample_types import ImageSpec
 from mmlab.data.scan import scan_shards
 from mmlab.data.tally import Tally
 from mmlab.runs.disk import writing
@@ -204,13 +206,17 @@ def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardInde
     return index
 
 
-def stats(index: ShardIndex) -> dict[str, Any]:
-    """Summarize a set of shards from its index, as plain JSON data."""
+def stats(index: ShardIndex, spec: ImageSpec | None = None) -> dict[str, Any]:
+    """Summarize a set of shards from its index, as plain JSON data.
+
+    Args:
+        index: open shards.
+        spec: of a vision-language model, whose tiles and tokens per picture are counted; None: of none.
+    """
     members = np.bincount(index.members.extension, minlength=len(EXTENSIONS))
-    is_image = np.isin(index.members.extension, [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS])
-    has_image = np.logical_or.reduceat(is_image, index.members.first[:-1])
-    width, height = index.image_sizes[has_image].astype(np.int64).T
-    readable = width > 0
+    count = int(index.pictures.sum())
+    width, height = index.sizes.astype(np.int64).T
+    shown = {} if spec is None else _shown(index, spec)
     return {
         "root": str(index.root),
         "samples": len(index),
@@ -218,11 +224,13 @@ def stats(index: ShardIndex) -> dict[str, Any]:
         "bytes": int(index.shard_sizes.sum()),
         "samples_per_shard": _spread(index.samples_per_shard),
         "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
-        "pictures": int(has_image.sum()),
-        "pictures_unreadable": int((~readable).sum()),
+        "pictures": count,
+        "pictures_per_sample": _spread(index.pictures),
+        "pictures_unreadable": count - len(width),
         "pictures_beyond_cap": int((width * height > PIXEL_CAP).sum()),
-        "width": _spread(width[readable]),
-        "height": _spread(height[readable]),
+        "width": _spread(width),
+        "height": _spread(height),
+        **shown,
         "text_characters": _spread(index.text_lengths),
         "samples_without_text": int((index.text_lengths == 0).sum()),
         "records_unreadable": index.notes.bad_records,
@@ -233,6 +241,14 @@ def stats(index: ShardIndex) -> dict[str, Any]:
     }
 
 
+def _shown(index: ShardIndex, spec: ImageSpec) -> dict[str, Any]:
+    """What pictures take in a model: tiles, and places in the sequence."""
+    sizes, numbers = np.unique(index.sizes, axis=0, return_inverse=True)
+    each = np.array([tiles_and_places(width, height, spec) for width, height in sizes.tolist()]).reshape(-1, 2)
+    tiles, tokens = each[numbers.reshape(-1)].T
+    return {"tiles": _spread(tiles, 95), "image_tokens": _spread(tokens, 95)}
+
+
 def _type_counts(index: ShardIndex) -> dict[str, int] | None:
     if index.type_names == ("",):
         return None
@@ -240,10 +256,11 @@ def _type_counts(index: ShardIndex) -> dict[str, int] | None:
     return {name or "none": count for name, count in zip(index.type_names, counts, strict=True)}
 
 
-def _spread(values: np.ndarray) -> dict[str, float] | None:
+def _spread(values: np.ndarray, percentile: int | None = None) -> dict[str, float] | None:
     if not len(values):
         return None
-    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+    high = {} if percentile is None else {f"{percentile} %": float(np.percentile(values, percentile))}
+    return {"min": int(values.min()), "median": float(np.median(values)), **high, "max": int(values.max())}
 
 
 def check_members(key: str, members: Members) -> None:

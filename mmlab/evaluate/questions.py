@@ -9,7 +9,7 @@ from mmlab.config.errors import DataError, nearest
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import caption_of, conversations_of
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record, pictures_among, record_type
+from mmlab.data.formats import parse_record, pictures_among, record_type
 from mmlab.data.images import decode_image
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec, SampleError
@@ -139,14 +139,13 @@ def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 
 def read_picture(index: ShardIndex, i: int, spec: ImageSpec):
-    """Sample i's image as uint8 `[3, H, W]`, or None if it has none.
+    """Sample i's first picture as uint8 `[3, H, W]`, or None if it has none.
 
     Raises:
-        SampleError: the image cannot be decoded.
+        SampleError: the picture cannot be decoded.
     """
-    members = index.read(i, IMAGE_EXTENSIONS)
-    data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-    return None if data is None else decode_image(data, spec)
+    names = pictures_among(index.extensions(i))[:1]
+    return decode_image(index.read(i, names)[names[0]], spec) if names else None
 
 
 def read_pictures(index: ShardIndex, i: int) -> list[bytes]:

@@ -4,11 +4,11 @@ import numpy as np
 from PIL import Image
 
 from mmlab.data.bad_samples import sample_errors
-from mmlab.data.formats import IMAGE_EXTENSIONS, parse_record
+from mmlab.data.formats import parse_record, pictures_among
 from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import SampleError
-from mmlab.report.contact_sheet import contact_sheet
+from mmlab.report.contact_sheet import CARD, contact_sheet
 
 
 def sample_sheet(index: ShardIndex, count: int, columns: int = 4) -> Image.Image:
@@ -28,21 +28,36 @@ def _card(index: ShardIndex, i: int) -> tuple[Image.Image | None, str]:
         members = index.read(i)
     except SampleError as error:
         return None, str(error)
-    picture, lines = None, []
-    data = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-    try:
-        picture = None if data is None else load_rgb(data)
-    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        lines.append(f"unreadable image: {error}")
+    pictures, lines, names = [], [], pictures_among(members)
+    for name in names:
+        try:
+            pictures.append(load_rgb(members[name]))
+        except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+            lines.append(f"unreadable image: {error}")
     try:
         with sample_errors():
-            lines += _lines(parse_record(members))
+            lines += _lines(parse_record(members), len(names))
     except SampleError as error:
         lines.append(f"unreadable record: {error}")
-    return picture, "\n".join(lines)
+    return _beside(pictures), "\n".join(lines)
 
 
-def _lines(record: dict) -> list[str]:
+def _beside(pictures: list[Image.Image]) -> Image.Image | None:
+    """Pictures beside each other, of the same height."""
+    if len(pictures) < 2:
+        return pictures[0] if pictures else None
+    height = max(picture.height for picture in pictures)
+    fitted = [one.resize((max(1, round(one.width * height / one.height)), height)) for one in pictures]
+    gap = max(1, height // 16)
+    sheet = Image.new("RGB", (sum(one.width + gap for one in fitted) - gap, height), CARD)
+    left = 0
+    for one in fitted:
+        sheet.paste(one, (left, 0))
+        left += one.width + gap
+    return sheet
+
+
+def _lines(record: dict, pictures: int) -> list[str]:
     lines = [f"class: {record['class']}"] if record.get("class") is not None else []
     lines += [f"“{record['caption']}”"] if record.get("caption") else []
     for item in record.get("questions") or ():
@@ -50,5 +65,6 @@ def _lines(record: dict) -> list[str]:
             lines.append(f"{one['question']} → {one['answer']}")
     for turn in () if record.get("questions") else record.get("conversations") or ():
         speaker = {"human": "Q", "gpt": "A"}.get(turn["from"], turn["from"])
-        lines.append(f"{speaker}: {turn['value'].replace('<image>', '').strip()}")
+        text = turn["value"] if pictures > 1 else turn["value"].replace("<image>", "")
+        lines.append(f"{speaker}: {text.strip()}")
     return lines

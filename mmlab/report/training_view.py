@@ -10,7 +10,7 @@ from mmlab.data.batch import IGNORE
 from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.conversation import Segment, encode
 from mmlab.data.dialogues import caption_of
-from mmlab.data.sample_types import Sample, SampleError
+from mmlab.data.sample_types import Picture, Sample, SampleError
 from mmlab.report.contact_sheet import CARD, FAINT, INK, LINE, PAGE, as_picture, font
 
 PROMPT, SUPERVISED, CUT, IMAGE = "prompt", "supervised", "cut off", "image"
@@ -18,7 +18,7 @@ MARKS = {PROMPT: ("", ""), SUPERVISED: ("⟦", "⟧"), CUT: ("⟪", "⟫"), IMAG
 """What stands around a text where there is no color."""
 STYLES = {PROMPT: "", SUPERVISED: "\x1b[1;32m", CUT: "\x1b[9;31m", IMAGE: "\x1b[36m"}
 _FILLS = {PROMPT: CARD, SUPERVISED: "#c8e6c9", CUT: "#ffcdd2", IMAGE: "#cfe3fb"}
-_WIDTH, _PICTURE, _MARGIN, _LEADING = 1120, 320, 20, 24
+_WIDTH, _PICTURE, _MARGIN, _LEADING, _GAP = 1120, 320, 20, 24, 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class View:
     Attributes:
         key: its key.
         record: its record.
-        image: uint8 `[3, H, W]` as the model gets it, or None.
+        pictures: as the model gets them.
         texts: the pieces of each sequence.
         counts: what the data report counts.
         error: why training would replace the sample, or None.
@@ -44,7 +44,7 @@ class View:
 
     key: str
     record: dict[str, Any]
-    image: Any
+    pictures: Sequence[Picture]
     texts: list[list[Piece]]
     counts: dict[str, int]
     error: str | None = None
@@ -60,7 +60,17 @@ def view_of(collate: Any, sample: Sample) -> View:
         counts = collate.prepare(sample).counters
     except SampleError as caught:
         error = f"training would replace this sample ({caught.reason}): {caught}"
-    return View(sample.key, sample.record, sample.image, texts, counts, error)
+    return View(sample.key, sample.record, sample.pictures, texts, counts, error)
+
+
+def shape_of(picture: Picture) -> str:
+    """The size of a picture as the model gets it; of several tiles, with the places that they take."""
+    count, _, height, width = picture.tiles.shape
+    if count == 1:
+        return f"{width} × {height}"
+    rows = (count - 1) // picture.columns
+    tiles = f"1 + {rows} × {picture.columns} tiles of {width} × {height}"
+    return f"{tiles}, {len(picture.places)} tokens"
 
 
 def _texts(collate: Any, sample: Sample) -> Iterator[list[Piece]]:
@@ -153,23 +163,64 @@ def _card(view: View) -> Image.Image:
     if view.counts:
         pages.append([Piece(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in view.counts.items()), "title")])
     pages += [[Piece(view.error, CUT)]] if view.error else []
-    left = _PICTURE + 2 * _MARGIN if view.image is not None else _MARGIN
+    left = _PICTURE + 2 * _MARGIN if view.pictures else _MARGIN
     draft = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     bottom = _flow(draft, pages, left)
-    side = _PICTURE + 2 * _MARGIN if view.image is not None else 0
-    card = Image.new("RGB", (_WIDTH, max(bottom, side) + _MARGIN), CARD)
+    shown = _pictures(view.pictures)
+    card = Image.new("RGB", (_WIDTH, max(bottom, shown.height + 2 * _MARGIN if view.pictures else 0) + _MARGIN), CARD)
     pen = ImageDraw.Draw(card)
-    if view.image is not None:
-        picture = as_picture(view.image)
-        factor = _PICTURE / max(picture.size)
-        size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-        method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-        card.paste(picture.resize(size, method), (_MARGIN, _MARGIN))
-        said = f"{picture.width} × {picture.height} px, as the model gets it"
-        pen.text((_MARGIN, _MARGIN + size[1] + 6), said, font=font(), fill=FAINT)
+    card.paste(shown, (_MARGIN, _MARGIN))
     _flow(pen, pages, left)
     pen.rectangle((0, 0, card.width - 1, card.height - 1), outline=LINE)
     return card
+
+
+def _pictures(pictures: Sequence[Picture]) -> Image.Image:
+    """Pictures below each other, each with its shape; more than two in two columns."""
+    columns = 2 if len(pictures) > 2 else 1
+    width = (_PICTURE - (columns - 1) * _GAP) // columns
+    drawn = [_fit(_tiled(picture), width) for picture in pictures]
+    rows = [range(start, min(start + columns, len(drawn))) for start in range(0, len(drawn), columns)]
+    heights = [max(drawn[n].height for n in row) + _LEADING for row in rows]
+    sheet = Image.new("RGB", (_PICTURE, max(1, sum(heights))), CARD)
+    pen, top = ImageDraw.Draw(sheet), 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, n in enumerate(row):
+            left = column * (width + _GAP)
+            sheet.paste(drawn[n], (left, top))
+            pen.rectangle((left, top, left + drawn[n].width - 1, top + drawn[n].height - 1), outline=LINE)
+            said = shape_of(pictures[n])
+            if len(pictures[n].tiles) == 1:
+                said += " px, as the model gets it" if columns == 1 else " px"
+            elif columns > 1:  # which has less room
+                said = f"{len(pictures[n].tiles)} tiles, {len(pictures[n].places)} tokens"
+            pen.text((left, top + drawn[n].height + 4), said, font=font(), fill=FAINT)
+        top += height
+    return sheet
+
+
+def _tiled(picture: Picture) -> Image.Image:
+    """A picture as the model gets it: its base view, and beside it its tiles in their grid."""
+    base, *tiles = [as_picture(tile) for tile in picture.tiles]
+    if not tiles:
+        return base
+    side, gap, columns = base.width, max(1, base.width // 24), picture.columns
+    rows = len(tiles) // columns
+    size = side + 2 * gap + columns * (side + gap), rows * (side + gap) - gap
+    sheet = Image.new("RGB", size, LINE)
+    sheet.paste(base, (0, 0))
+    sheet.paste(CARD, (0, side + gap, side + gap, size[1]))
+    for n, tile in enumerate(tiles):
+        row, column = divmod(n, columns)
+        sheet.paste(tile, (side + 3 * gap + column * (side + gap), row * (side + gap)))
+    return sheet
+
+
+def _fit(picture: Image.Image, width: int) -> Image.Image:
+    """A picture of that width, or as wide as a square of it."""
+    factor = width / max(picture.size)
+    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    return picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
 
 
 def _flow(pen: ImageDraw.ImageDraw, pages: list[list[Piece]], left: int) -> int:

@@ -46,6 +46,23 @@ def show_samples(root: str, overrides: Sequence[str], key: str | None, number: i
     print(f"{out}: {len(views)} of {len(index)} samples of {index.root}, as {recipe} trains on them")
 
 
+def spec_of(overrides: Sequence[str]) -> Any:
+    """The `ImageSpec` of a vision-language recipe.
+
+    Raises:
+        ConfigError: another recipe.
+    """
+    from mmlab.config.compose import compose
+
+    spec = _collate(compose("train", list(overrides))).image
+    if spec is None or not spec.tokens:
+        raise ConfigError(
+            "this recipe gives pictures no tokens to count; name a vision-language one, such as "
+            "experiment=llava/finetune_tiny."
+        )
+    return spec
+
+
 def _collate(cfg: Any) -> Any:
     """The collate of the recipe's stage around a model without weights."""
     import torch
@@ -91,10 +108,11 @@ def _sample(index: Any, i: int, collate: Any, seed: int) -> Any:
 
 
 def _print_view(view: Any, print_styled: Any, colored: bool) -> None:
-    from mmlab.report.training_view import CUT, MARKS, STYLES, SUPERVISED
+    from mmlab.report.training_view import CUT, MARKS, STYLES, SUPERVISED, shape_of
 
-    shape = "no image" if view.image is None else "image {2} × {1}".format(*view.image.shape)
-    print(f"sample {view.key} ({shape})")
+    shapes = [shape_of(picture) for picture in view.pictures]
+    several = f"{len(shapes)} images: {'; '.join(shapes)}"
+    print(f"sample {view.key} ({several if len(shapes) > 1 else f'image {shapes[0]}' if shapes else 'no image'})")
     for name, value in view.record.items():
         lines = value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else [value]
         for number, line in enumerate(lines):

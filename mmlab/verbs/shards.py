@@ -46,7 +46,12 @@ def _stats(args: argparse.Namespace) -> None:
     from mmlab.data.index import ShardIndex
     from mmlab.data.shard_files import stats
 
-    summary = stats(ShardIndex.open(args.root))
+    index, spec = ShardIndex.open(args.root), None
+    if args.overrides:
+        from mmlab.verbs._shard_samples import spec_of
+
+        spec = spec_of(args.overrides)
+    summary = stats(index, spec)
     if args.json:
         print(to_json(summary))
         return
@@ -114,6 +119,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--workers", type=int, default=1, help="processes that read in parallel (%(default)s)")
     stats = add(commands, "stats", _stats, "sizes, members, images and text lengths")
     stats.add_argument("root", type=existing)
+    help_recipe = "a vision-language recipe and changes to it, to count the tokens of its pictures: experiment=…"
+    stats.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=help_recipe)
     stats.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     show = add(commands, "show", _show, "draw a contact sheet, or show samples as a recipe would train on them")
     show.add_argument("root", type=existing)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmlab.config.errors import DataError, RunError
 from mmlab.data import index_arrays
+from mmlab.data.formats import pictures_among
+from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.sample_types import SampleError
 from mmlab.data.shard_files import stats
@@ -104,6 +107,55 @@ def test_side_files_of_img2dataset_are_ignored(root):
 def test_a_bomb_is_recorded_not_fatal(tmp_path):
     write_tar(tmp_path / "0.tar", ("x.jpg", bomb()))
     assert build_index(tmp_path).image_sizes.tolist() == [[30000, 30000]]
+
+
+def turned(orientation: int, kind: str = "JPEG", late: bool = False) -> bytes:
+    """An image of 8 × 6 pixels with an EXIF orientation; `late`: after the pixels of a PNG."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (8, 6)).save(file, kind, exif=exif)
+    data = file.getvalue()
+    if late:
+        start = data.index(b"eXIf") - 4
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        data = data[:start] + data[stop:-12] + data[start:stop] + data[-12:]
+    return data
+
+
+def test_sizes_of_all_pictures_are_those_that_are_decoded(tmp_path):
+    pictures = {
+        "a": {"jpg": turned(6), "0.png": png(5, 4), "1.jpg": b"junk", "2.webp": turned(8, "WEBP")},
+        "b": {"json": b"{}"},
+        "c": {"1.png": turned(3, "PNG"), "0.png": turned(5, "PNG", late=True), "png": turned(7, "PNG")},
+        "d": {"png": png(3, 2), "jpg": turned(2), "0.jpg": turned(6), "0.jpeg": png()},
+        "e": {"0.png": png(9, 1)},
+    }
+    write_tar(
+        tmp_path / "0.tar", *((f"{key}.{name}", data) for key, one in pictures.items() for name, data in one.items())
+    )
+    for index in (build_index(tmp_path), ShardIndex.open(tmp_path)):
+        assert index.pictures.tolist() == [4, 0, 3, 2, 1]
+        for i in range(5):
+            shown = [index.read(i)[name] for name in pictures_among(index.extensions(i))]
+            sizes = [[0, 0] if data == b"junk" else list(load_rgb(data).size) for data in shown]
+            assert index.picture_sizes(i).tolist() == sizes and (not sizes or index.image_sizes[i].tolist() == sizes[0])
+        assert index.picture_sizes(0).tolist() == [[6, 8], [5, 4], [0, 0], [6, 8]] and len(index.sizes) == 9
+    summary = stats(index)
+    assert (summary["pictures"], summary["pictures_unreadable"]) == (10, 1)
+    assert summary["pictures_per_sample"] == {"min": 0, "median": 2.0, "max": 4} and summary["width"]["max"] == 9
+
+
+def test_an_index_without_further_pictures_has_no_sizes_of_them(root):
+    build_index(root)
+    with zipfile.ZipFile(root / INDEX_NAME) as file:
+        assert "further_sizes.npy" not in file.namelist()
+    assert ShardIndex.open(root).picture_sizes(0).tolist() == [[8, 6]]
+    write_tar(root / "2.tar", ("x.png", png()), ("x.0.png", png()))
+    build_index(root)
+    arrays = dict(np.load(root / INDEX_NAME))
+    np.savez(root / INDEX_NAME, **{name: array for name, array in arrays.items() if name != "further_sizes"})
+    with pytest.raises(DataError, match="it has not the size of each picture"):
+        ShardIndex.open(root)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 from webdataset.compat import WebDataset
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.data.formats import Members
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample_types import SampleError
+from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.shard_files import Samples, ShardWriter, stats, verify, write_shards
 from mmlab.data.tally import Tally
 from tests.tiny_files import bomb, png, write_tar
@@ -158,6 +159,23 @@ def test_stats(tmp_path):
     assert summary["text_characters"]["max"] == 4
     assert summary["bytes"] == sum((index.root / name).stat().st_size for name in index.shards)
     json.dumps(summary)
+
+
+def test_stats_counts_the_tiles_and_tokens_of_a_recipe(tmp_path):
+    members: list[Members] = [{"png": png(*size), "json": {}} for size in ((8, 8), (16, 8), (16, 8), (8, 30))]
+    with ShardWriter(tmp_path / "set", quiet=True) as writer:
+        for n, one in enumerate(members):
+            writer.write(f"s{n}", {**one, "0.png": png(40, 10)} if n == 3 else one)
+    summary = stats(writer.index, ImageSpec(8, "anyres", 4, ((1, 2), (2, 1), (1, 4))))
+    assert summary["tiles"] == {"min": 3, "median": 3.0, "95 %": 4.6, "max": 5}
+    assert summary["image_tokens"]["max"] == 4 + 2 * (8 + 1)
+    assert stats(writer.index, ImageSpec(8, "pad", 4))["image_tokens"] == {
+        "min": 4,
+        "median": 4.0,
+        "95 %": 4.0,
+        "max": 4,
+    }
+    assert "tiles" not in stats(writer.index)
 
 
 def test_stats_counts_unusable_images(tmp_path):

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ import torch
 from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.sample_types import ImageSpec, Sample
-from mmlab.report.training_view import CUT, IMAGE, PROMPT, SUPERVISED, Piece, view_of, view_sheet
+from mmlab.data.sample_types import ImageSpec, Picture, Sample
+from mmlab.report.training_view import CUT, IMAGE, PROMPT, SUPERVISED, Piece, shape_of, view_of, view_sheet
 from tests.tiny_pictures import square
 from tests.tiny_tokenizers import llama_2
 
@@ -46,6 +47,26 @@ def test_prompt_image_and_answers(tokenizer):
     assert text(pieces, IMAGE) == ["<image: 4 tokens>"] and not text(pieces, CUT)
     assert "what is it?" in "".join(text(pieces, PROMPT)) and "is it black?" in "".join(text(pieces, PROMPT))
     assert shown.error is None and shown.counts["tokens_with_loss"] > 0
+
+
+def test_several_pictures_and_tiles(tokenizer):
+    pictures = [
+        square(PIXELS, 4),
+        Picture(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(14), 2),
+        Picture(torch.full((3, 3, 8, 8), 255, dtype=torch.uint8), torch.arange(6), 1),
+    ]
+    said = [{"from": "human", "value": "is <image> like <image> or <image>?"}, {"from": "gpt", "value": "a cat"}]
+    views = [
+        view_of(chat(tokenizer, length), Sample("k", "s", {"conversations": said}, pictures, 0)) for length in (500, 30)
+    ]
+    assert text(views[0].texts[0], IMAGE) == [f"<image: {n} tokens>" for n in (4, 14, 6)]
+    assert views[0].counts["pictures"] == 3 and {piece.state for piece in views[1].texts[0]} == {CUT}
+    assert [shape_of(picture) for picture in pictures] == [
+        *("8 × 8", "1 + 2 × 2 tiles of 8 × 8, 14 tokens", "1 + 2 × 1 tiles of 8 × 8, 6 tokens")
+    ]
+    heights = [view_sheet([replace(views[0], pictures=pictures[:n])], "title").height for n in range(4)]
+    assert heights[0] + 200 < heights[1] < heights[2], "two are below each other"
+    assert heights[3] < heights[2], "more are beside each other"
 
 
 def test_what_does_not_fit_is_cut_off(tokenizer):

@@ -44,7 +44,11 @@ def test_show_samples_as_a_recipe_trains_on_them(drawn, capsys):
     assert "sample train-0000003 (image 64 × 64)" in printed and "<image: 64 tokens>" in printed
     assert re.search("ASSISTANT:⟦ [a-z0-9]+</s>⟧", printed) and "cut off: ⟪…⟫" in printed
     assert "as llava/finetune_tiny trains on them" in printed and Image.open("one.png").width > 1000
+    anyres = [*recipe, "model=llava_next", "data.aspect=anyres", "data.max_length=1024"]
+    assert main(["stats", "drawn", *anyres]) == 0
+    assert re.search(r"image tokens +min 136  median 136  95 % 136  max 136", capsys.readouterr().out)
     for command, message in {
+        "stats drawn experiment=llava/language_tiny model.language.tokenizer=tok": "gives pictures no tokens to count",
         "show drawn --key x": "--key shows a sample as a recipe trains on it",
         "show drawn experiment=llava/finetne_tiny": "Did you mean 'llava/finetune_tiny'?",
         "show drawn experiment=llava/finetune_tiny": "tokenizer of model.language is not on this machine",
@@ -141,7 +145,7 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("build images drawn out --split train=.1", "the split 'train' is what the others leave"),
         ("build images drawn out --limit 0", "--limit: it must be a whole number of at least 1, not 0"),
         ("build tars drawn out --members input.jpg", "such as image=input.jpg,text=output.txt, not input.jpg"),
-        ("build tars drawn out --members imgae=jpg", "Did you mean 'image'? Options: image, text, json, class."),
+        ("build tars drawn out --members imgae=jpg", "Did you mean 'image'? Options: image, text, json, class;"),
         ("build llava_json drawn/index.npz drawn out --captions frm", "there is no file frm"),
         ("build images drawn out --missing-budget nan", "--missing-budget: it must be a share from 0 to 1, not nan"),
         ("build images drawn/index.npz out", "drawn/index.npz is a file; give a folder."),
