@@ -23,8 +23,6 @@ from mmlab.keyed import stream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENS = "image.tokens to the connector's number"
-
 
 class ChatCollate:
     """Dialogues about images as rows of segments, see `ChatBatch`.
@@ -64,9 +62,9 @@ class ChatCollate:
         if self.image and config.augment and self.image.aspect == ANYRES:
             raise ConfigError(f"data.augment=true moves square pictures; with data.aspect={ANYRES} leave it out.")
         if self.image:
-            check_room(self.image.most_tokens, config)
-        elif prompt.pictures == "scattered":
-            check_room(prompt.places, config, "prompt.places")
+            check_room(self.image, config)
+        elif prompt.pictures == "scattered" and prompt.places >= config.max_length:
+            raise _no_room(f"A scattered caption takes {prompt.places}", config, "prompt.places below it")
 
     def prepare(self, sample: Sample) -> Prepared:
         """Tokenize one sample.
@@ -155,22 +153,29 @@ class ChatCollate:
         return {**fields, **place_pictures(shown, tokens, size)}
 
 
-def check_room(tokens: int, config: ImageTextDataConfig, key: str = TOKENS) -> None:
-    """Check that a row has room for text beside an image.
+def check_room(image: ImageSpec, config: ImageTextDataConfig) -> None:
+    """Check that a row has room for text beside the picture that takes the most tokens.
 
     Args:
-        tokens: that an image takes.
+        image: how pictures are decoded.
         config: settings of the data.
-        key: what sets the number of tokens, for the error.
 
     Raises:
         ConfigError: it has none, or an image takes no token.
     """
-    if not 0 < tokens < config.max_length:
-        raise ConfigError(
-            f"An image takes {tokens} tokens and a row max_length={config.max_length}; set {key}, and "
-            "max_length above it."
+    if not image.tokens:
+        raise ConfigError("An image takes 0 tokens; set image.tokens to the connector's number.")
+    if image.most_tokens >= config.max_length and image.aspect == ANYRES:
+        raise _no_room(
+            f"With data.aspect={ANYRES} an image takes up to {image.most_tokens}", config, "fewer tiles in data.grids"
         )
+    if image.most_tokens >= config.max_length:
+        raise _no_room(f"An image takes {image.most_tokens}", config)
+
+
+def _no_room(takes: str, config: ImageTextDataConfig, *others: str) -> ConfigError:
+    remedies = ", or ".join(["data.max_length above it", *others])
+    return ConfigError(f"{takes} tokens and a row data.max_length={config.max_length}; set {remedies}.")
 
 
 def _share(segments: list[Segment]) -> tuple[Segment | None, list[Segment]]:

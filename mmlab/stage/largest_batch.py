@@ -23,8 +23,8 @@ from mmlab.stage.stage import Stage
 def largest_batch(stage: Stage, data: Any) -> dict[str, Any] | None:
     """Return a micro-batch of a stage in which every row is as long as it may be, None for a stage of a user's own.
 
-    Texts fill `data.max_length`, each row has an image, and every token that may have a label has one. A sample that
-    is split into several rows would make it larger.
+    Texts fill `data.max_length`, each row has a picture (with `anyres` of the most tiles), and every token that may have
+    a label has one. A sample of several pictures, or one that is split into several rows, would make it larger.
 
     Args:
         stage: with its model.
@@ -64,7 +64,7 @@ def _chat(stage: NextTokenStage, data: ImageTextDataConfig) -> dict[str, Any]:
     batch["packed"] = data.pack and takes_masks(stage.model.language.config)
     if image is None:
         return {**batch, **place_pictures([], 0, 0)}
-    check_room(image.most_tokens, data)
+    check_room(image, data)
     batch["labels"] = torch.where(place < image.most_tokens, IGNORE, ids)
     picture = Picture(_pixels(image.most_tiles, image.size)["pixel_values"], torch.zeros(image.most_tokens).long())
     shown = [Shown(picture, row, 0, str(row)) for row in range(rows)]

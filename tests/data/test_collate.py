@@ -288,10 +288,18 @@ def test_a_caption_without_a_token_cannot_be_scattered() -> None:
 
 
 def test_impossible_lengths_are_refused() -> None:
-    with pytest.raises(ConfigError, match="takes 5 tokens and a row max_length=5"):
+    with pytest.raises(
+        ConfigError, match="An image takes 5 tokens and a row data.max_length=5; set data.max_length above it"
+    ):
         chat(max_length=5)
     with pytest.raises(ConfigError, match=r"image\.tokens"):
         chat(spec=ImageSpec(4))
+    tiles = ImageSpec(4, "anyres", 4, ((1, 1), (1, 2)))
+    with pytest.raises(ConfigError, match=r"up to 14 tokens .* above it, or fewer tiles in data\.grids"):
+        chat(spec=tiles, max_length=14)
+    assert chat(spec=tiles, max_length=15).image == tiles
+    with pytest.raises(ConfigError, match=r"A scattered caption takes 9 .* or prompt\.places below it"):
+        chat(Prompt("v1", pictures="scattered", places=9), max_length=9)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from mmlab.data.shard_files import ShardWriter
 from mmlab.stage.assembly import put_on_adapters
+from mmlab.stage.largest_batch import largest_batch
 from mmlab.training import checkpoint_io
 from mmlab.training.config import EMAConfig, LoRAConfig
 from mmlab.training.ema import EMA
 from mmlab.training.resume_proof import difference
 from tests.stage.tiny_several import TRAINED, data_of, make_several, tiles_stage
 from tests.stage.tiny_stage import first_batch, fit
+from tests.tiny_files import png
 from tests.tiny_shapes import make_shapes
 from tests.tiny_trainer import Kill, KillAt, run
 
@@ -92,3 +95,21 @@ def test_adapters_learn_beside_connector_and_newline(root):
     fit(stage, data_of(stage, root / "several"), 3, callbacks=[ema])
     assert {f"model.{name}" for name in ema.average} == set(before)
     assert not any(torch.equal(weight, before[name]) for name, weight in learnt(stage).items())
+
+
+@BOTH
+def test_the_largest_batch_is_that_of_the_largest_picture(root, tmp_path, aspect):
+    """A square picture has the most tiles, and no padding among them."""
+    with ShardWriter(tmp_path / "large", quiet=True) as writer:
+        question = {"question": "what is it?", "answer": "a long square"}
+        for n in range(3):
+            writer.write(f"s{n}", {"json": {"questions": [question]}, "png": png(64, 64)})
+    stage = tiles_stage(root / "tokenizer")
+    data = data_of(stage, tmp_path / "large", aspect)
+    length = first_batch(stage, data)["input_ids"].shape[1]
+    largest = largest_batch(stage, data_of(stage, tmp_path / "large", aspect, max_length=length).config)
+    real = first_batch(stage, data)
+    assert largest is not None
+    shapes = [{name: x.shape for name, x in batch.items() if hasattr(x, "shape")} for batch in (largest, real)]
+    assert shapes[0] == shapes[1] and len(largest["image_keys"]) == len(real["image_keys"])
+    assert len(real["pixel_values"]) == (15 if aspect == "anyres" else 3)

@@ -41,8 +41,8 @@ def make_several(root: Path, count: int = 12) -> ShardIndex:
             record = {"questions": [{**first, "follow_ups": [later]}]}
             if shown < 2:  # several questions about one picture share its tokens
                 record["questions"].append({"question": "what is shown?", "answer": "a circle"})
-            pictures: Members = {("png", "0.png")[i]: picture(n + i) for i in range(shown)}
-            writer.write(f"s{n:03d}", pictures | {"json": record})
+            members: Members = {("png", "0.png")[i]: picture(n + i) for i in range(shown)}
+            writer.write(f"s{n:03d}", {**members, "json": record})
     return writer.index
 
 
