@@ -147,6 +147,8 @@ TEMPLATES: dict[str, Template | ChatTemplate] = {
         answer=" ",
         close=" ",
     ),
+    # LLaVA-NeXT on Mistral-Instruct (`mistral_instruct`): as `llama_2`, without a system message or a second start.
+    "mistral": Template(bare="[INST] ", later="[INST] ", speak=" [/INST]", answer=" ", close=" "),
     # ChatML, as LLaVA-NeXT writes it for Qwen.
     "chatml": Template(
         system="You are a helpful assistant.",

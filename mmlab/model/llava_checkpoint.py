@@ -38,7 +38,8 @@ class LlavaCheckpoint:
         vision_source: where the tower comes from, if the checkpoint names it.
         feature_layer, features: settings of the vision encoder; `all` of the port is every token that the tower has.
         base: where the language model comes from, if the checkpoint names it.
-        aspect: how images become square; None if the checkpoint does not say.
+        aspect: how images become square; None if the checkpoint does not say, or has `pinpoints`.
+        pinpoints: height and width of each grid of tiles in pixels; none of a checkpoint that sees one square.
         normalization: mean and standard deviation of the pixels, if the checkpoint has them.
         image_token: id of the token that stands for an image, in the port.
         weights: part → tensors by name; the connector's are our names, the others those of transformers.
@@ -55,6 +56,7 @@ class LlavaCheckpoint:
     features: str = "patch"
     base: str | None = None
     aspect: str | None = None
+    pinpoints: list[list[int]] = field(default_factory=list)
     normalization: dict[str, list[float]] = field(default_factory=dict)
     image_token: int | None = None
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import PICKLED, SAFETENSORS, read_json
 from mmlab.model.llava_checkpoint import BUFFERS, LlavaCheckpoint, part_config, read_weights, require
-from mmlab.model.llava_own import PROJECTOR, read_lora, read_own, read_projector
+from mmlab.model.llava_own import PROJECTOR, pinpoints, read_lora, read_own, read_projector
 from mmlab.model.pretrained import quieten
 
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
@@ -23,6 +23,8 @@ PORT = {
     "multi_modal_projector.": "connector",
     "model.language_model.": "base",
     "language_model.": "language",
+    "model.image_newline": "newline",
+    "image_newline": "newline",
 }
 
 
@@ -74,12 +76,13 @@ def read_llava(path: Path) -> LlavaCheckpoint:
 
 
 def _port(path: Path, config: dict[str, Any]) -> LlavaCheckpoint:
-    """`LlavaForConditionalGeneration`, with the names of any version of transformers."""
+    """`LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`, with the names of any version."""
     kind, layers = config.get("model_type"), config.get("vision_feature_layer", -2)
-    if kind != "llava":
-        several = "; it sees an image as several tiles" if kind in ("llava_next", "llava_onevision") else ""
+    tiled = kind == "llava_next"
+    if kind not in ("llava", "llava_next"):
         raise ConfigError(
-            f"{path} is a {kind}{several}; of transformers' models, `llava` (LLaVA and LLaVA-1.5) can be converted."
+            f"{path} is a {kind}; of transformers' models, `llava` (LLaVA and LLaVA-1.5) and `llava_next` can be "
+            "converted."
         )
     if not isinstance(layers, int):
         raise ConfigError(f"{path} reads its vision tower at the layers {layers}; mmlab's encoder reads one.")
@@ -103,11 +106,13 @@ def _port(path: Path, config: dict[str, Any]) -> LlavaCheckpoint:
         checkpoint.language.tie_word_embeddings = config["tie_word_embeddings"]  # type: ignore[union-attr]
     whole = read_json(path / "processor_config.json") or {}
     processor = read_json(path / "preprocessor_config.json") or whole.get("image_processor") or {}
-    checkpoint.aspect = _aspect(processor)
+    checkpoint.aspect = None if tiled else _aspect(processor)
+    if tiled:
+        checkpoint.pinpoints = pinpoints(path, config.get("image_grid_pinpoints"))
     checkpoint.normalization = {key: processor[key] for key in ("image_mean", "image_std") if key in processor}
     checkpoint.weights = _split_port(read_weights(path), checkpoint.language)  # type: ignore[arg-type]
     checkpoint.weights["connector"] = _port_connector(path, checkpoint.weights["connector"], config)
-    require(checkpoint, "language", "connector", "vision")
+    require(checkpoint, "language", "connector", "vision", *(["newline"] if tiled else []))
     return checkpoint
 
 
@@ -124,13 +129,15 @@ def _split_port(tensors: Mapping[str, Tensor], language: PretrainedConfig) -> di
     """Sort the tensors of the port by part; the language model's get the names that it has alone."""
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(language)]
     prefix = kind.base_model_prefix
-    weights: dict[str, dict[str, Tensor]] = {"language": {}, "connector": {}, "vision": {}}
+    weights: dict[str, dict[str, Tensor]] = {"language": {}, "connector": {}, "vision": {}, "newline": {}}
     for name, tensor in tensors.items():
         before = next((each for each in PORT if name.startswith(each)), "")
         part, rest = PORT.get(before, "language"), name.removeprefix(before)
         if part == "language" and rest.startswith("model."):  # the base of any family, as transformers 5 saves it
             part, rest = "base", rest.removeprefix("model.")
-        if not name.endswith(BUFFERS):
+        if part == "newline":
+            weights[part]["feature"] = tensor
+        elif not name.endswith(BUFFERS):
             weights["language" if part == "base" else part][f"{prefix}.{rest}" if part == "base" else rest] = tensor
     return weights
 

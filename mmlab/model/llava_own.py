@@ -1,5 +1,6 @@
 """Checkpoints in the layout of LLaVA's own repository: whole models, projectors, and what LoRA training leaves."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_own(path: Path, config: dict[str, Any]) -> LlavaCheckpoint:
             f"{path} holds the differences to its base model, not weights (a delta); add them to the base with LLaVA's "
             "`llava.model.apply_delta` first."
         )
-    require(checkpoint, "language", "connector")
+    require(checkpoint, "language", "connector", *(["newline"] if checkpoint.pinpoints else []))
     return checkpoint
 
 
@@ -46,11 +47,12 @@ def _own_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         ConfigError: a variant that our model does not compute.
     """
     aspect, merge = config.get("image_aspect_ratio"), config.get("mm_patch_merge_type") or "flat"
-    resampler = config.get("mm_resampler_type")
+    resampler, tiled = config.get("mm_resampler_type"), "anyres" in str(aspect)
     reasons = [
         (
-            "anyres" in str(aspect) or merge != "flat",
-            "sees an image as several tiles (LLaVA-NeXT's anyres), not as one",
+            (aspect != "anyres" or merge != "spatial_unpad") if tiled else merge != "flat",
+            f"has image_aspect_ratio={aspect} with mm_patch_merge_type={merge}; of pictures in tiles, anyres with "
+            "spatial_unpad can be converted, as LLaVA-NeXT's models of January 2024 have it",
         ),
         (
             config.get("mm_use_im_start_end"),
@@ -71,9 +73,23 @@ def _own_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         "vision_source": tower if isinstance(tower, str) else None,
         "feature_layer": config.get("mm_vision_select_layer", -2),
         "features": config.get("mm_vision_select_feature", "patch"),
-        "aspect": "pad" if aspect == "pad" else "crop",
+        "aspect": None if tiled else "pad" if aspect == "pad" else "crop",
+        # LLaVA states width and height.
+        "pinpoints": [pair[::-1] for pair in pinpoints(path, config.get("image_grid_pinpoints"))] if tiled else [],
         "base": config.get("_name_or_path"),
     }
+
+
+def pinpoints(path: Path, stated: Any) -> list[list[int]]:
+    """The pairs of `image_grid_pinpoints` in a config, which some versions state as text."""
+    try:
+        grids = json.loads(stated.replace("(", "[").replace(")", "]")) if isinstance(stated, str) else stated
+        return [[int(first), int(second)] for first, second in grids]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} has image_grid_pinpoints={stated}; pairs of sides in pixels can be converted, such as "
+            "[[336, 672], [672, 336]]."
+        ) from error
 
 
 def _language_config(path: Path, config: Mapping[str, Any]) -> PretrainedConfig:
@@ -97,7 +113,7 @@ def _language_config(path: Path, config: Mapping[str, Any]) -> PretrainedConfig:
 
 def split_own(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Sort the tensors of LLaVA's own layout by part, whatever wrapped them when they were saved."""
-    weights: dict[str, dict[str, Tensor]] = {"language": {}, "connector": {}, "vision": {}}
+    weights: dict[str, dict[str, Tensor]] = {"language": {}, "connector": {}, "vision": {}, "newline": {}}
     for name, tensor in tensors.items():
         if name.endswith(BUFFERS):
             continue
@@ -106,6 +122,8 @@ def split_own(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             weights["connector"][ours] = tensor
         elif match := re.search(r"(?:^|\.)vision_tower\.vision_tower\.(.+)$", name):
             weights["vision"][match[1]] = tensor
+        elif re.search(r"(?:^|\.)image_newline$", name):
+            weights["newline"]["feature"] = tensor
         else:
             weights["language"][re.sub(r"^(base_model\.model\.)", "", name)] = tensor
     return weights
@@ -146,5 +164,5 @@ def read_lora(path: Path, config: dict[str, Any] | None) -> LlavaCheckpoint:
     checkpoint.weights = split_own(read_weights(path / EXTRA))
     checkpoint.adapter = (read_weights(adapters[0]), adapter)
     matrices_of(*checkpoint.adapter, path)  # refused before anything is written
-    require(checkpoint, "connector")
+    require(checkpoint, "connector", *(["newline"] if checkpoint.pinpoints else []))
     return checkpoint

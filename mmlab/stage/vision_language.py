@@ -26,16 +26,17 @@ class ProjectorAlignment(VisionLanguageStage):
 
     Vision encoder and language model are frozen; only the connector is trained, to map image features among the word
     embeddings such that the language model writes the image's caption. The prompt is the image alone (template
-    `plain`); the loss is on the caption and its end.
+    `plain`); the loss is on the caption and its end. LLaVA-NeXT trains its newline in stage 2; it may learn here, too.
 
     Raises:
-        ConfigError: other parts than the connector are trained.
+        ConfigError: other parts than the connector (and newline) are trained.
     """
 
     def refuse(self) -> None:
-        if self.frozen != ["vision", "language"]:
+        if [name for name in self.frozen if name != "newline"] != ["vision", "language"]:
+            newline = "" if self.model.newline is None else ", or [connector, newline] with data.aspect=anyres"
             raise ConfigError(
-                "stage=align trains only the connector, so stage.trainable must be [connector]; "
+                f"stage=align trains only the connector, so stage.trainable must be [connector]{newline}; "
                 "use stage=finetune to train more."
             )
 

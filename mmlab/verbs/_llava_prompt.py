@@ -102,6 +102,7 @@ def prompt_of(checkpoint: LlavaCheckpoint, tokenizer: Any, template: str | None)
         template: chosen by the user; None: the one that writes what the checkpoint's chat template writes, or else the
             one that LLaVA trained such a projector with.
     """
+    kind = checkpoint.language.model_type if checkpoint.language else None
     if template is not None:
         return {"template": template}, template == "tokenizer"
     if checkpoint.image_token is not None and (text := _chat_template(checkpoint.path, tokenizer)) is not None:
@@ -111,7 +112,8 @@ def prompt_of(checkpoint: LlavaCheckpoint, tokenizer: Any, template: str | None)
             written = str(tokenizer.apply_chat_template([{"role": "user", "content": content}], **options))
         except Exception:  # whatever a foreign template raises
             written = ""
-        for name, each in TEMPLATES.items():
+        # Where several templates write the same first question, the language model's own comes first.
+        for name, each in sorted(TEMPLATES.items(), key=lambda pair: pair[0] != kind):
             if isinstance(each, Template) and each.asks and (prompt := _matched(each, tokenizer, written)) is not None:
                 return {"template": name, **prompt}, False
         if _fits_own(tokenizer):
@@ -121,6 +123,8 @@ def prompt_of(checkpoint: LlavaCheckpoint, tokenizer: Any, template: str | None)
             "that it was trained with as --template (plain, if that was captions alone).",
             file=sys.stderr,
         )
+    if kind == "mistral":
+        return {"template": kind}, False
     return {"template": "v1" if len(checkpoint.weights["connector"]) > 2 else "v0"}, False
 
 

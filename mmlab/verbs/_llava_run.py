@@ -18,7 +18,7 @@ from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
 from mmlab.model.config import LanguageModelConfig, MLPConnectorConfig
-from mmlab.model.connector import LinearConnector, MLPConnector
+from mmlab.model.connector import LinearConnector, MLPConnector, Newline
 from mmlab.model.foreign_weights import Merged, write_model
 from mmlab.model.language import LanguageModel
 from mmlab.model.llava_checkpoint import LlavaCheckpoint, aligned, read_weights
@@ -154,10 +154,14 @@ class _Writer:
         fill(connector.to(first.dtype), weights, self.checkpoint.path)
         holder = nn.Module()
         holder.connector = connector
+        if newline := self.checkpoint.weights.get("newline"):
+            holder.newline = Newline(len(newline["feature"]))
+            fill(holder.newline.to(first.dtype), newline, self.checkpoint.path)
         language = self.checkpoint.language
         if self.checkpoint.kind == "connector" and language is not None:
             against = {**against, "language": {"vocabulary": language.vocab_size}}
-        save_parts(holder, ["connector"], self.artifacts, self.about, dict(against))
+        parts = [name for name, _ in holder.named_children()]
+        save_parts(holder, parts, self.artifacts, self.about, dict(against))
 
     def write_language(
         self, config: PretrainedConfig, tensors: Mapping[str, Tensor], source: Path, against: Mapping[str, Any]

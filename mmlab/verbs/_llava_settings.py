@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig
 
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.config.folders import conf_dir
+from mmlab.data.config import ANYRES
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.llava_checkpoint import LlavaCheckpoint
+from mmlab.model.pretrained import NO_CODE, refuse_code
 from mmlab.runs.check import looks_local
 
 
@@ -48,7 +51,8 @@ def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
     connector = "linear" if "proj.weight" in checkpoint.weights["connector"] else "mlp2x_gelu"
     page = _page(choices.vision or checkpoint.vision_source)
     parts = [f"model/vision={page}", f"model/connector={connector}"]
-    cfg: Any = compose("train", ["model=llava", *parts, "data=llava_mix_665k", f"stage={stage}"])
+    model = "llava_next" if checkpoint.weights.get("newline") else "llava"
+    cfg: Any = compose("train", [f"model={model}", *parts, "data=llava_mix_665k", f"stage={stage}"])
     vision = cfg.model.vision
     if page == "pretrained" or reachable(choices.vision or checkpoint.vision_source):
         vision.source = _tower(checkpoint, choices)
@@ -60,8 +64,37 @@ def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
         raise ConfigError(f"There is no folder {choices.base}; give the language model's folder or hub name as --base.")
     base = choices.base or (checkpoint.base if reachable(checkpoint.base) else None)
     cfg.model.language = OmegaConf.structured(LanguageModelConfig(source=base))
-    cfg.data.aspect = choices.aspect or checkpoint.aspect or "pad"
+    tiled = choices.aspect is None and checkpoint.weights.get("newline")
+    cfg.data.aspect = ANYRES if tiled else choices.aspect or checkpoint.aspect or "pad"
+    if tiled:
+        cfg.data.grids = _grids(checkpoint, _side(checkpoint, vision))
     return cfg
+
+
+def _side(checkpoint: LlavaCheckpoint, vision: Any) -> int:
+    """The side of the squares that the vision tower reads, in pixels."""
+    if checkpoint.vision is not None:
+        return checkpoint.vision.image_size
+    if is_folder(vision.source):
+        refuse_code(vision.source)
+        config = AutoConfig.from_pretrained(Path(vision.source).expanduser(), **NO_CODE)
+        return getattr(config, "vision_config", config).image_size
+    side = (vision.architecture or {}).get("image_size")
+    if side is None:
+        raise ConfigError(
+            f"{checkpoint.path} sees pictures as tiles of the vision tower {vision.source}, whose config is not here; "
+            "give a folder with its config.json as --vision."
+        )
+    return side
+
+
+def _grids(checkpoint: LlavaCheckpoint, side: int) -> list[list[int]]:
+    """Rows and columns of tiles in each grid of a checkpoint."""
+    wrong = next((pair for pair in checkpoint.pinpoints if any(pixels % side or not pixels for pixels in pair)), None)
+    if wrong is not None or not checkpoint.pinpoints:
+        has = "no grids of tiles" if wrong is None else f"a grid of {wrong[0]} x {wrong[1]} pixels"
+        raise ConfigError(f"{checkpoint.path} has {has}; grids of whole tiles of {side} pixels can be converted.")
+    return [[height // side, width // side] for height, width in checkpoint.pinpoints]
 
 
 def _minigpt4(checkpoint: LlavaCheckpoint) -> Any:

@@ -9,7 +9,7 @@ from mmlab.data.config import ASPECTS
 from mmlab.runs.check import looks_local
 
 KINDS = {
-    "llava": "LLaVA, in the layout of its own repository or of transformers: a run to evaluate or to start from",
+    "llava": "LLaVA (also NeXT), in its own layout or that of transformers: a run to evaluate or to start from",
     "taming": "VQ autoencoders of taming-transformers and latent diffusion: the folder of a first stage",
 }
 

@@ -38,6 +38,7 @@ LEARNED = {
     "v0": " {a}\n###",
     "v1": " {a}{eos}",
     "llama_2": " {a} {eos}",
+    "mistral": " {a} {eos}",
     "chatml": "{a}<|im_end|>",
     "minigpt4": " {a}###",
     "minigpt4_llama_2": " {a}{eos}",
@@ -219,6 +220,8 @@ def test_templates_write_the_published_forms() -> None:
         f"[INST] <<SYS>>\n{LLAVA_LLAMA_2}\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST] A2 </s>"
     )
     assert text("llama_2", 1, system="") == "[INST] <image>\nQ1 [/INST]"
+    # LLaVA's `mistral_instruct`: no second <s>, and the tokenizer puts the first.
+    assert text("mistral") == "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST] A2 </s>"
     assert text("chatml") == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1"
         "<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
@@ -296,6 +299,7 @@ def test_stops() -> None:
         "v0": "###",
         "v1": "</s>",
         "llama_2": "</s>",
+        "mistral": "</s>",
         "chatml": "<|im_end|>",
         "minigpt4": "###",
         "minigpt4_llama_2": "</s>",

@@ -16,6 +16,7 @@ from transformers import (
     Dinov2Config,
     GPT2Config,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
     MistralConfig,
     Phi3Config,
     Qwen2Config,
@@ -24,16 +25,22 @@ from transformers import (
 
 from mmlab import cli
 from mmlab.config.errors import ConfigError
+from mmlab.data.packing import Shown, place_pictures
 from mmlab.evaluate.answers import Answerer
 from mmlab.model.llava_layouts import read_llava
 from mmlab.stage.assembly import restore, run_prompt
 from mmlab.weights import content_hash, verify_files
+from tests.export.tiny_chats import photo, png
 from tests.model import tiny_llava as tiny
 from tests.tiny_pictures import placed, square
 
 PLACES = (tiny.SIDE // tiny.PATCH) ** 2
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+NAMES = ("port", "new_names", "own", "own_tower", "linear_port", "linear")
+NEXT = ("next_port", "next_own")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,10 @@ def work(tmp_path_factory) -> Path:
     tiny.own(root / "linear", linear, eye)
     tiny.lora(root / "lora", model, eye, base)
     tiny.projector(root / "projector", model, eye, base)
+    tiny.next_port(root / "next_port", (following := tiny.tiny_next()))
+    tiny.own(root / "next_own", following, tiny.tower(root / "next_eye", following), **tiny.TILED)
     options = {"own_tower": ["--vision", str(eye)], "merged": ["--base", str(base)]}
-    for name in ("port", "new_names", "linear_port", "own", "own_tower", "linear", "lora", "merged", "projector"):
+    for name in (*NAMES, "lora", "merged", "projector", *NEXT):
         source = root / ("lora" if name == "merged" else name)
         assert cli.main(["convert", "llava", str(source), str(root / "runs" / name), *options.get(name, [])]) == 0
     return root
@@ -82,11 +91,36 @@ def compare(run: Path, reference: Any) -> None:
         assert answerer.complete([segment], [shown])[0][0] == words and words
 
 
-@pytest.mark.parametrize("name", ["port", "new_names", "own", "own_tower", "linear_port", "linear"])
+@pytest.mark.parametrize("name", NAMES)
 def test_it_computes_what_transformers_does(work, name):
     port = work / ("linear_port" if "linear" in name else "port")
     reference = LlavaForConditionalGeneration.from_pretrained(port, dtype=torch.float32).eval()
     compare(work / "runs" / name, reference)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NEXT)
+def test_pictures_in_tiles(work, name):
+    """LLaVA-NeXT, with two pictures in one question."""
+    reference: Any = LlavaNextForConditionalGeneration.from_pretrained(work / "next_port", dtype=torch.float32).eval()
+    model, cfg = restore(work / "runs" / name)
+    assert cfg.data.aspect == "anyres" and cfg.data.grids == [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
+    assert cfg.stage.prompt.template == "mistral"
+    answerer = Answerer(model, run_prompt(cfg), cfg.data, max_new_tokens=12)
+    shown = answerer.decode([png(photo(90, 40)), png(photo(33, 64))])
+    segment = answerer.tokens(answerer.ask("Is the red square in both?", 2), shown)
+    placed = [Shown(*one) for one in zip(shown, [0, 0], segment.image_starts, strict=True)]
+    batch, ids = place_pictures(placed, PLACES, tiny.SIDE), torch.tensor([segment.input_ids])
+    places, pixels = (batch["image_positions"], batch["image_features"]), batch["pixel_values"]
+    theirs = ids.clone()
+    theirs[0, places[0][:, 1]] = tiny.IMAGE_TOKEN
+    inputs = {"input_ids": theirs, "pixel_values": (pixels / 255 - MEAN) / STD, "attention_mask": torch.ones_like(ids)}
+    inputs["image_sizes"] = torch.tensor([[40, 90], [64, 33]])
+    logits = model.language.causal(inputs_embeds=model.embed(ids, model.features(pixels), *places)).logits
+    torch.testing.assert_close(logits, reference(**inputs).logits[..., : tiny.TOKENS], atol=1e-5, rtol=1e-5)
+    words = reference.generate(**inputs, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    words = model.language.tokenizer.decode(words, skip_special_tokens=True).strip()
+    assert answerer.complete([segment], [shown])[0][0] == words and words
 
 
 @pytest.mark.parametrize("name", ["lora", "merged"])
@@ -232,8 +266,21 @@ def changed(folder: Path, out: Path, **fields) -> Path:
 @pytest.mark.parametrize(
     ("name", "fields", "sentence"),
     [
-        ("own", {"image_aspect_ratio": "anyres"}, "sees an image as several tiles"),
-        ("own", {"mm_patch_merge_type": "spatial_unpad"}, "sees an image as several tiles"),
+        (
+            "next_own",
+            {"image_aspect_ratio": "anyres_max_9"},
+            "has image_aspect_ratio=anyres_max_9 with mm_patch_merge_type=spatial_unpad; of pictures in tiles, anyres",
+        ),
+        ("next_own", {"mm_patch_merge_type": "spatial"}, "anyres with mm_patch_merge_type=spatial; of pictures"),
+        ("next_own", {"image_aspect_ratio": "pad"}, "image_aspect_ratio=pad with mm_patch_merge_type=spatial_unpad;"),
+        (
+            "next_own",
+            {"image_grid_pinpoints": "(1x1),...,(6x6)"},
+            r"image_grid_pinpoints=\(1x1\),...,\(6x6\); pairs of",
+        ),
+        ("next_port", {"image_grid_pinpoints": [[32, 48]]}, "has a grid of 32 x 48 pixels; grids of whole tiles of 32"),
+        ("port", {"model_type": "llava_next", "image_grid_pinpoints": [[32, 64]]}, "has no weights of the newline"),
+        ("own", {**tiny.TILED}, "has no weights of the newline"),
         ("own", {"mm_use_im_start_end": True}, "has images between <im_start> and <im_end>"),
         ("own", {"mm_resampler_type": "perceiver"}, r"has a resampler \(perceiver\)"),
         ("own", {"mm_projector_type": "mlp2x_res"}, "a projector of the type 'mlp2x_res'"),
@@ -244,12 +291,7 @@ def changed(folder: Path, out: Path, **fields) -> Path:
             r"no causal language model 'llamo'\. Did you mean 'llama'\?",
         ),
         ("own", {"architectures": ["LlavaMistralForCausalLM"], "head_dim": 7}, "does not fit|should be"),
-        (
-            "port",
-            {"model_type": "llava_next"},
-            "is a llava_next; it sees an image as several tiles; of transformers' models",
-        ),
-        ("port", {"model_type": "vipllava"}, r"is a vipllava; of transformers' models, `llava`"),
+        ("port", {"model_type": "vipllava"}, r"is a vipllava; of transformers' models, `llava` .* and `llava_next`"),
         ("port", {"vision_feature_layer": [-2, -5]}, r"at the layers \[-2, -5\]"),
         ("port", {"projector_hidden_act": "relu"}, "the activation 'relu'"),
         ("base", {}, "is a llama, not a LLaVA checkpoint; name its folder as model.language.source"),

@@ -18,6 +18,9 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
 )
 
 from tests.tiny_tokenizers import CORPUS
@@ -34,6 +37,12 @@ TEXT: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
 }  # fmt: skip
+PINPOINTS = [[rows * SIDE, columns * SIDE] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+TILED: dict[str, Any] = {
+    "architectures": ["LlavaMistralForCausalLM"], "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": [pair[::-1] for pair in PINPOINTS], "mm_patch_merge_type": "spatial_unpad",
+}  # fmt: skip
+"""Fields of LLaVA-NeXT's own config, which states width and height."""
 # As llava-hf/llava-1.5-7b-hf has it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
@@ -82,8 +91,25 @@ def tiny_model(act: str = "gelu", seed: int = 0) -> LlavaForConditionalGeneratio
         projector_hidden_act=act,
         image_seq_length=(SIDE // PATCH) ** 2,
     )
+    return _drawn(LlavaForConditionalGeneration, config, seed)
+
+
+def tiny_next() -> Any:
+    """The same with tiles, and with the language model of llava-hf/llava-v1.6-mistral-7b-hf."""
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=MistralConfig(**TEXT, vocab_size=PADDED, initializer_range=0.2),
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=(SIDE // PATCH) ** 2,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return _drawn(LlavaNextForConditionalGeneration, config, 0)
+
+
+def _drawn(kind: Any, config: Any, seed: int) -> Any:
+    """A model of a config with random values that fp16 holds."""
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
+    model = kind(config)
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "language" not in name:
             torch.nn.init.normal_(weight, std=0.2)
@@ -95,9 +121,12 @@ def tiny_model(act: str = "gelu", seed: int = 0) -> LlavaForConditionalGeneratio
 
 def parts_of(model: LlavaForConditionalGeneration) -> dict[str, dict[str, Tensor]]:
     """Part → tensors in fp16, by the names in the part alone; the tower's as those of earlier versions."""
-    parts: dict[str, dict[str, Tensor]] = {"vision": {}, "connector": {}, "language": {}}
+    parts: dict[str, dict[str, Tensor]] = {"vision": {}, "connector": {}, "language": {}, "newline": {}}
     for name, value in model.state_dict().items():
         value = value.half()
+        if name == "model.image_newline":
+            parts["newline"]["image_newline"] = value
+            continue
         if name.startswith("model.vision_tower."):
             parts["vision"][
                 f"vision_model.{name.removeprefix('model.vision_tower.').removeprefix('vision_model.')}"
@@ -160,6 +189,33 @@ def port(folder: Path, model: LlavaForConditionalGeneration, names: str = "old")
     return folder
 
 
+def next_port(folder: Path, model: Any) -> Path:
+    """llava-hf/llava-v1.6-mistral-7b-hf, with the names of transformers 4."""
+    port(folder, model)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next"}
+    config |= {"image_grid_pinpoints": PINPOINTS, "use_image_newline_parameter": True}
+    config["text_config"] |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    write(path, config)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    save_file({**parts_of(model)["newline"]}, folder / "newline.safetensors", {"format": "pt"})
+    index["weight_map"]["image_newline"] = "newline.safetensors"
+    write(folder / "model.safetensors.index.json", index)
+    square = {"height": SIDE, "width": SIDE}
+    processor = {"crop_size": square, "size": {"shortest_edge": SIDE}, "do_center_crop": True, "do_pad": True}
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    processor |= {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINPOINTS}
+    write(folder / "preprocessor_config.json", {**processor, "image_mean": mean, "image_std": std})
+    template = CHAT_TEMPLATE.split("{% if message")[0] + (
+        "{% if message['role'] == 'user' %}{{ '[INST] ' }}{% for content in message['content'] %}{% if "
+        "content['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ content['text'] + ' ' }}{% endif %}{% endfor %}"
+        "{{ '[/INST]' }}{% else %}{{ ' ' + message['content'][0]['text'] + '</s> ' }}{% endif %}{% endfor %}"
+    )
+    write(folder / "chat_template.json", {"chat_template": template})
+    return folder
+
+
 def tower(folder: Path, model: LlavaForConditionalGeneration) -> Path:
     """openai/clip-vit-large-patch14-336, its vision tower."""
     vision = CLIPVisionModel(CLIPVisionConfig(**VISION))
@@ -208,6 +264,7 @@ def own(
     """liuhaotian/llava-v1.5-7b, in shards of `pytorch_model.bin`; with act=linear LLaVA v1's projector."""
     write(folder / "config.json", own_config(tower, model.config.projector_hidden_act == "linear", **changes))
     tensors = {**own_language(model), **own_projector(model)}
+    tensors |= {f"model.{name}": value for name, value in parts_of(model)["newline"].items()}
     if with_tower:
         tensors |= {f"model.vision_tower.vision_tower.{n}": v for n, v in parts_of(model)["vision"].items()}
     shards(folder, tensors, "pytorch_model")
