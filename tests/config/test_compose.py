@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose, hydra_verb
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.config.multirun import run_in_turn
 from mmlab.model.config import MLPConnectorConfig, VisionEncoderConfig
 from mmlab.verbs.config import TrainConfig
 from tests.config.tiny_conf import write_conf
@@ -77,6 +78,24 @@ def test_multirun_names_each_point(conf):
     hydra_verb("train", lambda cfg: names.append((cfg.run.name, cfg.optim.lr)), argv)
     assert [lr for _, lr in names] == [1e-3, 1e-2]
     assert len({name for name, _ in names}) == 2
+
+
+@pytest.mark.parametrize("points", [["seed=0,1"], ["seed=0"]])
+@pytest.mark.parametrize("page", [True, False])
+def test_a_page_or_an_override_can_ask_for_a_sweep(conf, page, points):
+    """Without `-m`; a run would refuse two seeds."""
+    if page:
+        file = conf / "experiment" / "llava" / "align_tiny.yaml"
+        file.write_text(f"{file.read_text()}hydra: {{mode: MULTIRUN}}\n")
+    seeds, sweeps = [], []
+
+    def in_turn(multirun, task):
+        sweeps.append(multirun)
+        run_in_turn(multirun, task)
+
+    argv = ["--config-path", str(conf), RECIPE, *points, *([] if page else ["hydra.mode=MULTIRUN"])]
+    hydra_verb("train", lambda cfg: seeds.append(str(cfg.seed)), argv, in_turn)
+    assert ",".join(seeds) == points[0].partition("=")[2] and len(sweeps) == 1
 
 
 def test_multirun_refuses_an_invalid_point(conf):
