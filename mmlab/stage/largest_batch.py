@@ -23,8 +23,8 @@ from mmlab.stage.stage import Stage
 def largest_batch(stage: Stage, data: Any) -> dict[str, Any] | None:
     """Return a micro-batch of a stage in which every row is as long as it may be, None for a stage of a user's own.
 
-    Texts fill `data.max_length`, each row has a picture (with `anyres` of the most tiles), and every token that may have
-    a label has one. A sample of several pictures, or one that is split into several rows, would make it larger.
+    Texts fill `data.max_length`, each row has a picture (with `anyres` of the most tiles), and every token that may
+    have a label has one. A sample of several pictures, or one that is split into several rows, would make it larger.
 
     Args:
         stage: with its model.

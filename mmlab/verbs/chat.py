@@ -1,4 +1,4 @@
-"""Chat with a trained model about an image."""
+"""Chat with a trained model about images."""
 
 from pathlib import Path
 
@@ -16,6 +16,8 @@ def chat(cfg: DictConfig) -> None:
     """Answer one question, or read questions from the terminal until an empty line; image=… is optional.
 
     mmlab chat run=llava-finetune_tiny image=photo.jpg question="what color is the circle?"
+
+    Several images, image=[a.jpg,b.jpg], stand where the questions mark them with <image>, or all before the first one.
     """
     from mmlab.data.sample_types import SampleError
     from mmlab.evaluate.answers import Answerer
@@ -24,22 +26,26 @@ def chat(cfg: DictConfig) -> None:
     from mmlab.training.trainer import place
 
     # Before the model, which takes long to load.
-    data = None if cfg.image is None else read_image_file(cfg.image)
+    files = [] if cfg.image is None else [cfg.image] if isinstance(cfg.image, str) else list(cfg.image)
+    data = [read_image_file(str(file)) for file in files]
     folder = find_run(cfg.run, cfg.root)
     kind = kind_of(load_run_config(folder))
     if kind not in ("answers", "describes", "writes"):
         raise ConfigError(f"{cfg.run} does not write text; chat with a run of a language or vision-language model.")
-    if kind == "writes" and data is not None:
+    if kind == "writes" and data:
         raise ConfigError(f"{cfg.run} is a language model and sees no images; leave out image.")
     model, trained = restore(folder)
     prompt, limits = run_prompt(trained, cfg.template), (cfg.max_new_tokens, cfg.temperature)
     answerer = Answerer(place(model, cfg.trainer), prompt, trained.data, *limits)
-    try:
-        pictures = answerer.decode([] if data is None else [data])
-    except SampleError as error:
-        raise ConfigError(f"{cfg.image} cannot be read as an image: {error}") from error
+    pictures = []
+    for file, content in zip(files, data, strict=True):
+        try:
+            pictures += answerer.decode([content])
+        except SampleError as error:
+            raise ConfigError(f"{file} cannot be read as an image: {error}") from error
     if cfg.question is not None:
         try:
+            check_marks(cfg.question, len(pictures), answerer)
             print(reply(answerer, answerer.ask(cfg.question, len(pictures)), pictures))
         except SampleError as error:
             raise ConfigError(f"The question cannot be asked: {error}") from error
@@ -69,14 +75,47 @@ def talk(answerer, pictures) -> None:
             return
         if not question:
             return
-        asked = [*dialogue, Turn("human", question)] if dialogue else answerer.ask(question, len(pictures))
         try:
+            asked = ask_next(answerer, dialogue, question, len(pictures))
             answer = reply(answerer, asked, pictures)
         except SampleError as error:
             print(f"The question cannot be asked: {error}")
             continue
         dialogue = [*asked, Turn("gpt", answer)]
         print(answer)
+
+
+def check_marks(question: str, pictures: int, answerer) -> None:
+    """Raise SampleError for a question that marks other images than there are."""
+    from mmlab.data.sample_types import SampleError
+    from mmlab.data.turns import IMAGE
+
+    marks = 0 if answerer.spec is None else question.count(IMAGE)
+    if marks not in (0, pictures):
+        raise SampleError(
+            "pictures",
+            f"it marks {marks} image(s) with {IMAGE}, but image= names {pictures or 'none'}; mark each, or none.",
+        )
+
+
+def ask_next(answerer, dialogue, question: str, pictures: int):
+    """Add a question to a dialogue. Of several pictures, each question may mark the next ones.
+
+    Raises:
+        SampleError: the questions mark more pictures than there are, or the first one is empty.
+    """
+    from mmlab.data.sample_types import SampleError
+    from mmlab.data.turns import IMAGE, Turn
+
+    marks = 0 if answerer.spec is None else question.count(IMAGE)
+    left = pictures - sum(turn.images for turn in dialogue)
+    if marks > left:
+        raise SampleError(
+            "pictures", f"it marks {marks} image(s) with {IMAGE}, but {left or 'none'} of image= is left."
+        )
+    if not dialogue and (not marks or pictures == 1):
+        return answerer.ask(question, pictures)
+    return [*dialogue, Turn("human", question, images=marks)]
 
 
 def read_image_file(path: str) -> bytes:

@@ -189,7 +189,7 @@ class SampleConfig(DrawConfig):
 class ChatConfig(Settings):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"  # folder of all runs
-    image: str | None = None  # file
+    image: Any = None  # file, or several as a list
     question: str | None = None  # None: ask at the terminal
     template: str | None = None  # chat template; None: the one of training
     max_new_tokens: int = number(ANSWER_TOKENS, above=0)

@@ -118,7 +118,7 @@ def test_other_strategies_are_refused():
 
 
 def test_rows_too_short_for_an_image_are_refused():
-    with pytest.raises(ConfigError, match="An image takes 64 tokens and a row data.max_length=64; "):
+    with pytest.raises(ConfigError, match=r"An image takes 64 tokens and a row data\.max_length=64; "):
         estimated(*CHAT, "data.max_length=64")
 
 

@@ -16,6 +16,7 @@ from mmlab.evaluate.answers import Answerer
 from mmlab.stage.assembly import restore
 from mmlab.verbs.chat import read_image_file
 from tests.evaluate.tiny_scores import make_run
+from tests.tiny_files import png
 
 
 def test_a_wrong_path_names_the_nearest_file(tmp_path, monkeypatch):
@@ -108,3 +109,65 @@ def test_what_a_language_model_cannot_do_is_one_sentence(work, monkeypatch, caps
     }.items():
         code, _, err = run(work, monkeypatch, capsys, *argv)
         assert code != 0 and sentence in err and "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def sees(work, tokenizer_folder):
+    """The name of a run that sees images as tiles; two images lie in the folder."""
+    small = "{hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2, image_size: 16}"
+    vision = ["model/vision=clip_tiny", f"model.vision.architecture={small}"]
+    language = ["model/language=llama_tiny", f"model.language.tokenizer={tokenizer_folder}"]
+    data = ["data=shapes", "data.aspect=anyres", "data.grids=[[1,2],[2,1]]", "stage=finetune"]
+    parts = ["vision", "connector", "newline", "language"]
+    make_run(work / "runs", "sees", ["model=llava_next", *vision, *language, *data], parts)
+    for name, size in (("wide", (40, 12)), ("high", (10, 30))):
+        (work / f"{name}.png").write_bytes(png(*size))
+    return "sees"
+
+
+BOTH = "image=[wide.png,high.png]"
+
+
+def test_several_images_stand_where_the_question_marks_them(work, sees, monkeypatch, capsys):
+    places = []
+    complete = Answerer.complete
+
+    def seen(self, prompts, pictures):
+        places.append([prompts[0].image_starts, [len(picture.places) for picture in pictures[0]]])
+        return complete(self, prompts, pictures)
+
+    monkeypatch.setattr(Answerer, "complete", seen)
+    ask = ("chat", f"run={sees}", "max_new_tokens=2")
+    for question in ("which is red?", "<image> or <image>?"):
+        code, out, err = run(work, monkeypatch, capsys, *ask, BOTH, f"question='{question}'")
+        assert code == 0 and len(out.splitlines()) == 1, err
+    (alike, tokens), (marked, again) = places
+    assert tokens == again and len(set(tokens)) == 2
+    gaps = [starts[1] - starts[0] - tokens[0] for starts in (alike, marked)]
+    assert 0 < gaps[0] < gaps[1], "a line break, or the words between them"
+    for image, question, sentence in (
+        (BOTH, "<image>?", "it marks 1 image(s) with <image>, but image= names 2; mark each, or none."),
+        ("image=wide.png", "<image><image>?", "it marks 2 image(s) with <image>, but image= names 1;"),
+        ("image=null", "<image>?", "it marks 1 image(s) with <image>, but image= names none;"),
+        ("image=[wide.png,hihg.png]", "?", "There is no image hihg.png. Did you mean 'high.png'?"),
+        ("image=[wide.png,a.txt]", "?", "a.txt cannot be read as an image"),
+    ):
+        (work / "a.txt").write_text("no")
+        code, _, err = run(work, monkeypatch, capsys, *ask, image, f"question='{question}'")
+        assert code == 2 and sentence in err and "Traceback" not in err
+
+
+def test_later_questions_show_the_next_images(work, sees, monkeypatch, capsys):
+    asked = iter(["what is <image>?", "and <image>?", "and <image>?", "which is red?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    shown = []
+    tokens = Answerer.tokens
+    monkeypatch.setattr(
+        Answerer, "tokens", lambda *args: shown.append([turn.images for turn in args[1]]) or tokens(*args)
+    )
+    code, out, err = run(work, monkeypatch, capsys, "chat", f"run={sees}", BOTH, "max_new_tokens=2")
+    assert code == 0, err
+    assert shown == [[1], [1, 0, 1], [1, 0, 1, 0, 0]]
+    assert out.splitlines()[2] == (
+        "The question cannot be asked: it marks 1 image(s) with <image>, but none of image= is left."
+    )
