@@ -338,6 +338,56 @@ def test_supervise_all_learns_everything_but_the_start_and_images(tokenizer: str
     assert [i for i in unlearned if i not in range(encoded.shared - TOKENS, encoded.shared)] == starts
 
 
+TWICE = [
+    *(Turn("human", "Is <image> left of\n<image>?", images=2), Turn("gpt", "An <image>, yes.")),
+    *(Turn("human", "And <image>", images=1), Turn("gpt", "No.")),
+]
+
+
+@tokenizers
+@templates
+def test_several_images_stand_in_place(tokenizer: str, template: str) -> None:
+    fast, prompt = TOKENIZERS[tokenizer](), Prompt(template)
+    places = [2, 3, 4]
+    dialogue = TWICE
+    if template == "plain":
+        dialogue = [Turn("human", "<image>" * 3, images=3), Turn("gpt", "No.")]
+    encoded = encode(dialogue, prompt, fast, places)
+    assert len(encoded.image_starts) == 3 and encoded.shared == encoded.image_starts[2] + 4
+    for start, count in zip(encoded.image_starts, places, strict=True):
+        assert encoded.input_ids[start : start + count] == [pad_id(fast)] * count
+        assert encoded.labels[start : start + count] == [IGNORE] * count
+    spoken = [decoded(run, tokenizer) for run in runs(encoded.labels)]
+    answers = [learned(turn.text, template, tokenizer) for turn in dialogue if turn.role == "gpt"]
+    assert all(same(*pair, tokenizer) for pair in zip(spoken, answers, strict=True))
+    if template == "plain":
+        return
+    asked = chat_prompt(dialogue[:3], prompt, fast, places)
+    assert encoded.input_ids[: len(asked)] == asked.input_ids and asked.image_starts == encoded.image_starts
+    first = encode(dialogue[:2], prompt, fast, places)
+    cut = encode(dialogue, prompt, fast, places, len(encoded) - 1)
+    assert cut.image_starts == encoded.image_starts[:2] and cut.turns_dropped == 1
+    assert cut.input_ids == first.input_ids and first.shared == first.image_starts[1] + 3
+
+
+def test_templates_with_several_images() -> None:
+    def text(template: str, **options) -> str:
+        return render(TWICE[:2], Prompt(template, **options), llama_2()).text
+
+    assert text("minigpt4") == (
+        "###Human: Is <Img><image></Img>  left of\n<Img><image></Img> ? ###Assistant:  An <image>, yes.###"
+    )
+    assert text("v1", system="") == "USER: Is <image> left of\n<image>? ASSISTANT: An <image>, yes.</s>"
+    chat = gpt_2()
+    messages = [{"role": role, "content": turn.text} for role, turn in zip(("user", "assistant"), TWICE, strict=False)]
+    own = render(TWICE[:2], Prompt("tokenizer"), chat)
+    assert own.text == chat.apply_chat_template(messages, tokenize=False) and len(own.images) == 2
+    assert all(own.text[start:stop] == "<image>" for start, stop in own.images)
+    segment = encode(TWICE[:2], Prompt("tokenizer"), chat, [1, 1])
+    ids = [token for n, token in enumerate(segment.input_ids) if n not in segment.image_starts]
+    assert decoded(ids, "gpt_2") == own.text.replace("<image>", "", 2)
+
+
 def test_an_image_needs_places() -> None:
     with pytest.raises(ConfigError, match=r"image\.tokens"):
         encode(dialogue_of(["a"]), Prompt(), llama_2())
