@@ -1,7 +1,6 @@
-"""Print the figures of one run of run.sh as one JSON object: figures.py SECONDS."""
+"""Print the figures of one run of run.sh as one JSON object: figures.py."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,5 @@ figures = {
     **{f"count_accuracy_{name}": scores["accuracy"] for name, scores in aspects.items()},
     "equal_answers_exported": read("eval/two_pictures-answers/exported.json"),
     "equal_answers_exported_anyres": read("eval/anyres/exported.json"),
-    "minutes": int(sys.argv[1]) / 60,
 }
 print(json.dumps({name: round(value, 4) for name, value in figures.items()}))

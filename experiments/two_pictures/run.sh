@@ -31,4 +31,4 @@ for run in two_pictures-answers anyres; do
     "$python" -I "$here/without_mmlab.py" export/$run $data eval/$run/predictions.jsonl > eval/$run/exported.json
 done
 
-"$python" "$here/figures.py" $((SECONDS - start))
+"$python" "$here/figures.py"
