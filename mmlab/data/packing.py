@@ -87,20 +87,24 @@ def place_pictures(shown: Sequence[Shown], tokens: int, size: int) -> dict[str, 
     """
     tiles = [one.picture.tiles for one in shown]
     pixels = torch.cat(tiles) if tiles else torch.zeros((0, 3, size, size), dtype=torch.uint8)
-    positions = [torch.zeros((0, 2), dtype=torch.int64)]
-    features = [torch.zeros(0, dtype=torch.int64)]
-    keys: list[str] = []
+    none = torch.zeros(0, dtype=torch.int64)
+    places = torch.cat([none, *(one.picture.places for one in shown)])
+    # Of each picture: its row, what its first column is beyond its place among all places, its first feature.
+    offsets: list[tuple[int, int, int]] = []
+    before, keys = 0, list[str]()
     for one in shown:
-        places = one.picture.places
-        columns = torch.arange(one.column, one.column + len(places))
-        positions.append(torch.stack([torch.full_like(columns, one.row), columns], 1))
-        features.append(torch.where(places == NEWLINE, len(pixels) * tokens, places + len(keys) * tokens))
+        offsets.append((one.row, one.column - before, len(keys) * tokens))
+        before += len(one.picture.places)
         # After the last slash, a key has no dot.
         keys += [f"{one.key}.tile{tile}" if tile else one.key for tile in range(len(one.picture.tiles))]
+    counts = torch.tensor([len(one.picture.places) for one in shown], dtype=torch.int64)
+    each = torch.tensor(offsets, dtype=torch.int64).reshape(-1, 3).repeat_interleave(counts, 0)
+    rows, columns, firsts = each.unbind(1)
+    columns = columns + torch.arange(len(places))
     return {
         "pixel_values": pixels,
-        "image_positions": torch.cat(positions),
-        "image_features": torch.cat(features),
+        "image_positions": torch.stack([rows, columns], 1),
+        "image_features": torch.where(places == NEWLINE, len(pixels) * tokens, places + firsts),
         "image_keys": keys,
     }
 
