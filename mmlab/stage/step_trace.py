@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import masking_utils
 
@@ -147,7 +148,10 @@ class StepTrace:
             self.optimizer.zero_grad()
             self.live.gradients = 0
         counter.in_backward = True
-        loss.backward()
+        # `backward` would suspend `CudaAutocast`, with which activations that were not kept have to be computed again.
+        _engine_run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
         counter.in_backward = False
 
     def _note(self, weight: Tensor) -> None:

@@ -65,6 +65,13 @@ def test_two_devices_have_buckets_and_half_of_the_micro_batches():
     assert (two.micro_batches, two.flops) == (2, one.flops)
 
 
+def test_a_sharded_tower_that_learns_is_computed_again_in_the_same_dtypes():
+    """CUDA's autocast, which is imitated here, reads the bf16 weights of its norms as fp32."""
+    mixed = ("trainer.accelerator=gpu", "trainer.precision=bf16-mixed", "trainer.gradient_checkpointing=true")
+    learns = "stage.trainable=[vision, connector, language]"
+    assert estimated(*CHAT, *mixed, learns, "trainer.strategy=fsdp", "trainer.devices=2").flops > 0
+
+
 def test_fsdp_shards_what_is_trained():
     one, four = (estimated(*CHAT, "trainer.strategy=fsdp", f"trainer.devices={n}") for n in (1, 4))
     vision = estimated(*CHAT).counts["vision"]["frozen"] * 4

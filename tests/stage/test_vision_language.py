@@ -9,7 +9,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.batch import IGNORE
 from mmlab.data.config import Prompt
 from mmlab.data.dialogues import DETAILED_DESCRIPTION
-from mmlab.stage.config import EndToEndFinetuningConfig, QFormerAlignmentConfig
+from mmlab.model.connector import Newline
+from mmlab.stage.config import EndToEndFinetuningConfig, ProjectorAlignmentConfig, QFormerAlignmentConfig
 from mmlab.stage.vision_language import QFormerAlignment
 from tests.model import tiny
 from tests.stage.tiny_stage import QUESTIONS, data_of, first_batch, fit, make_stage
@@ -96,6 +97,17 @@ def test_the_second_stage_asks_and_learns_the_answer_alone(root, captions):
 def test_more_than_the_linear_layer_is_refused(root, trainable):
     with pytest.raises(ConfigError, match=r"trainable must be \[connector\]"):
         build(root, trainable=trainable)
+
+
+def test_stage_1_trains_the_connector_and_perhaps_a_newline(root):
+    """LLaVA-NeXT's newline may stay frozen, as squares have no use for it."""
+    model = tiny.vlm(root / "tokenizer")
+    model.newline = Newline(model.language.width)
+    for trainable in (["connector"], ["connector", "newline"]):
+        assert make_stage(ProjectorAlignmentConfig(trainable=trainable, prompt=FIRST), model).model is model
+    for trainable in (["newline"], ["connector", "language"]):
+        with pytest.raises(ConfigError, match=r"must be \[connector\], or \[connector, newline\] with data\.aspect"):
+            make_stage(ProjectorAlignmentConfig(trainable=trainable, prompt=FIRST), model)
 
 
 def test_a_model_without_a_q_former_is_refused(root):
