@@ -49,6 +49,7 @@ def test_the_page_of_two_small_encoders():
     encoder = build(compose("train", ["experiment=llava/align_tiny", "model/vision=fused"]).model.vision)
     pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
     assert encoder(pixels).shape == (1, encoder.tokens_per_image, encoder.width) == (1, 64, 256)
+    assert "Dinov2" in type(encoder.first.tower).__name__ and "Siglip" in type(encoder.second.tower).__name__
 
 
 def test_each_encoder_has_its_size():
