@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from mmlab.data.bad_samples import BadSamples
+from mmlab.data.class_texts import class_name
+from mmlab.data.dialogues import caption_of
 from mmlab.data.formats import parse_record, pictures_among, record_texts
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
+from mmlab.data.record_turns import turns_of, used_turns
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,8 @@ class Survey:
     classes: int
 
 
-def survey(index: ShardIndex, quiet: bool = False) -> Survey:
+def survey(index: ShardIndex) -> Survey:
     """Count what a set of shards holds; samples that training would leave out may be counted, too.
-
-    Args:
-        index: open shards.
-        quiet: show no progress.
 
     Raises:
         DataError: more records cannot be read than the budget allows.
@@ -65,14 +64,15 @@ def survey(index: ShardIndex, quiet: bool = False) -> Survey:
     words: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     answer_words, lengths, classes = [], [], set()
-    for i in progress(range(len(index)), "reading records", len(index), quiet):
+    for i in progress(range(len(index)), "reading records", len(index)):
         with bad.left_out(str(index.keys[i])):
-            record = parse_record(index.read(i, ("json", "txt", "cls")))
+            members = index.read(i, ("json", "txt", "cls"))
+            record = parse_record(members)
             count = len(pictures_among(index.extensions(i)))
-            caption = record.get("caption") or next(iter(record.get("captions") or []), None)
+            caption = caption_of(record, 0)
             pictures, several = pictures + bool(count), max(several, count)
-            captions += bool(count and isinstance(caption, str))
-            lengths += [len(caption)] if isinstance(caption, str) else []
+            captions += bool(count and caption)
+            lengths += [len(caption)] if caption else []
             dialogues = list(_dialogues(record))
             caption_answers += any(caption == answer for dialogue in dialogues for _, answer in dialogue)
             for dialogue in dialogues:
@@ -81,8 +81,8 @@ def survey(index: ShardIndex, quiet: bool = False) -> Survey:
                 answer_words += [len(answer.split()) for _, answer in dialogue]
             for text in record_texts(record):
                 words.update(re.findall(r"\w+", text.lower()))
-            if (name := record.get("class")) is not None or "cls" in index.extensions(i):
-                classes.add(str(name if name is not None else index.read(i, ("cls",))["cls"]))
+            if (name := class_name(record, members)) is not None:
+                classes.add(name)
     width, height = index.image_sizes[index.image_sizes[:, 0] > 0].T
     return Survey(
         samples=len(index),
@@ -102,14 +102,14 @@ def survey(index: ShardIndex, quiet: bool = False) -> Survey:
 
 
 def _dialogues(record: dict[str, Any]) -> Iterator[list[tuple[str, str]]]:
-    """The questions and answers of each of a record's dialogues, without checks of their form."""
-    for one in record.get("questions") or []:
-        turns = [one, *(one.get("follow_ups") or [])]
-        yield [(str(turn.get("question", "")), str(turn.get("answer", ""))) for turn in turns]
-    turns = record.get("conversations") or []
-    texts = [(turn.get("from"), str(turn.get("value", ""))) for turn in turns]
-    pairs = [
-        (one[1], two[1]) for one, two in zip(texts, texts[1:], strict=False) if (one[0], two[0]) == ("human", "gpt")
-    ]
-    if pairs:
-        yield pairs
+    """The questions and answers of each of a record's dialogues, whose order and texts are not checked."""
+    dialogues = [turns_of(one) for one in record.get("questions") or []]
+    dialogues.append(used_turns(record.get("conversations") or []))
+    for turns in dialogues:
+        pairs = [
+            (str(one.get("value", "")), str(two.get("value", "")))
+            for one, two in pairwise(turns)
+            if (one.get("from"), two.get("from")) == ("human", "gpt")
+        ]
+        if pairs:
+            yield pairs
