@@ -1,5 +1,6 @@
 """Chat with a trained model about images."""
 
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,7 +10,16 @@ from mmlab.config.errors import ConfigError, nearest
 
 
 def main(argv: list[str]) -> int:
-    return hydra_verb("chat", chat, argv)
+    return hydra_verb("chat", chat, [quoted(one) for one in argv])
+
+
+def quoted(argument: str) -> str:
+    """Put a question in Hydra's quotes, without which it could have no comma, apostrophe or <image>."""
+    name, _, value = argument.partition("=")
+    if name != "question" or value in ("", "null") or value[0] in "'\"":
+        return argument
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{name}='{escaped}'"
 
 
 def chat(cfg: DictConfig) -> None:

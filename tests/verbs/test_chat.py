@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmlab import cli
+from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.data.config import Prompt
 from mmlab.data.conversation import encode
@@ -14,7 +15,7 @@ from mmlab.data.shard_files import ShardWriter
 from mmlab.data.turns import Turn
 from mmlab.evaluate.answers import Answerer
 from mmlab.stage.assembly import restore
-from mmlab.verbs.chat import read_image_file
+from mmlab.verbs.chat import quoted, read_image_file
 from tests.evaluate.tiny_scores import make_run
 from tests.tiny_files import png
 
@@ -125,6 +126,15 @@ def sees(work, tokenizer_folder):
     return "sees"
 
 
+@pytest.mark.parametrize(
+    "text", ["is it red, or <image>?", "what's it?", "a\\", "\\'", "C:\\x {a: [b]}", '"what?"', "1"]
+)
+def test_a_question_may_have_any_characters(text):
+    config = compose("chat", ["run=a", quoted(f"question={text}")])
+    assert config.question == text.strip('"')
+    assert quoted("run=a,b") == "run=a,b" and quoted("question=null") == "question=null"
+
+
 BOTH = "image=[wide.png,high.png]"
 
 
@@ -139,7 +149,7 @@ def test_several_images_stand_where_the_question_marks_them(work, sees, monkeypa
     monkeypatch.setattr(Answerer, "complete", seen)
     ask = ("chat", f"run={sees}", "max_new_tokens=2")
     for question in ("which is red?", "<image> or <image>?"):
-        code, out, err = run(work, monkeypatch, capsys, *ask, BOTH, f"question='{question}'")
+        code, out, err = run(work, monkeypatch, capsys, *ask, BOTH, f"question={question}")
         assert code == 0 and len(out.splitlines()) == 1, err
     (alike, tokens), (marked, again) = places
     assert tokens == again and len(set(tokens)) == 2
@@ -153,7 +163,7 @@ def test_several_images_stand_where_the_question_marks_them(work, sees, monkeypa
         ("image=[wide.png,a.txt]", "?", "a.txt cannot be read as an image"),
     ):
         (work / "a.txt").write_text("no")
-        code, _, err = run(work, monkeypatch, capsys, *ask, image, f"question='{question}'")
+        code, _, err = run(work, monkeypatch, capsys, *ask, image, f"question={question}")
         assert code == 2 and sentence in err and "Traceback" not in err
 
 
