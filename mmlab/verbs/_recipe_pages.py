@@ -12,8 +12,12 @@ STRIDE = 16  # pixels along a side of what becomes one token
 FINE = 320  # pixels of a picture's longer side from which it is seen with SIDES[1] pixels
 SIDES = (128, 192)
 BATCH = 16
-EPOCHS = {"language": 6, "align": 15, "finetune": 60}
-STEPS = {"language": (300, 500), "align": (300, 1000), "finetune": (1000, 4000)}  # fewest, and most: half an hour in all
+EPOCHS = {"language": 9, "align": 15, "finetune": 60}
+STEPS = {
+    "language": (300, 500),
+    "align": (300, 1000),
+    "finetune": (1000, 4000),
+}  # fewest, and most: half an hour in all
 VOCABULARIES = (512, 1024, 2048, 4096, 8192)
 LONGEST = 2048  # tokens of a row
 POSITIONS = 512  # of the language model, unless rows are longer
@@ -63,7 +67,9 @@ class Recipe:
     @property
     def stages(self) -> list[str]:
         """The stages of the chain in order."""
-        return ["language", "align", "finetune"] if self.counts.captions else ["finetune"]
+        if not self.counts.captions:
+            return ["finetune"]
+        return ["language", "align", "finetune"] if self.counts.questions else ["language", "finetune"]
 
     def steps(self, stage: str) -> int:
         """Optimizer steps, so that each sample is seen as often as the stage needs."""
@@ -120,7 +126,7 @@ aspect: {"stretch" if recipe.counts.square else "pad"}
 
 
 def _language_settings(recipe: Recipe) -> str:
-    return f"{{architecture: {{n_positions: {max(POSITIONS, recipe.max_length)}}}}}"
+    return f"{{architecture: {{max_position_embeddings: {max(POSITIONS, recipe.max_length)}}}}}"
 
 
 def _model(recipe: Recipe) -> str:
@@ -128,7 +134,6 @@ def _model(recipe: Recipe) -> str:
 defaults:
   - llava
   - override vision: levit_tiny
-  - override language: gpt2_tiny
   - _self_
 vision: {{architecture: {{image_size: {recipe.side}}}}}
 language: {_language_settings(recipe)}
@@ -140,7 +145,6 @@ def _language(recipe: Recipe) -> str:
 # Stage 1: a small language model, on the texts of the data with the caption in place of the picture.
 {_header(recipe)}defaults:
   - override /model: language_only
-  - override /model/language: gpt2_tiny
   - override /data: {recipe.name}
   - override /stage: language_pretraining
 model: {{language: {_language_settings(recipe)}}}
@@ -168,7 +172,7 @@ trainer: {{max_steps: {recipe.steps("align")}, gradient_clip_val: 1.0}}
 
 
 def _finetune(recipe: Recipe) -> str:
-    start = f"  init_from: [{recipe.name}/align]\n" if "align" in recipe.stages else ""
+    start = f"  init_from: [{recipe.name}/{recipe.stages[-2]}]\n" if len(recipe.stages) > 1 else ""
     return f"""# @package _global_
 # Last stage: all parts, on questions and answers.
 {_header(recipe)}defaults:

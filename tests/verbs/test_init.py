@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("record", "stages", "turns"),
     [
-        (CAPTION, ["language", "align", "finetune"], "caption"),
+        (CAPTION, ["language", "finetune"], "caption"),
         (QUESTION, ["finetune"], "auto"),
         (CHAT, ["finetune"], "auto"),
         (CAPTION | QUESTION, ["language", "align", "finetune"], "every"),
@@ -74,7 +74,7 @@ def test_sizes_follow_from_the_counts(here, capsys):
     assert run("init", "mine", "data") == 0
     cfg = compose("train", ["experiment=mine/finetune"])
     assert cfg.model.vision.architecture.image_size == 192 and cfg.data.aspect == "pad"
-    assert cfg.data.max_length == 640 == cfg.model.language.architecture.n_positions
+    assert cfg.data.max_length == 640 == cfg.model.language.architecture.max_position_embeddings
     assert cfg.trainer.max_steps == 1000 and cfg.data.val[0].path == "val"
     page = Path("conf/experiment/mine/finetune.yaml").read_text()
     assert "from 5 samples with 5 pictures (longer side 400 px)" in page and "0 captions, 5 questions" in page
@@ -86,7 +86,7 @@ def test_sizes_follow_from_the_counts(here, capsys):
 def test_pages_are_not_overwritten(here, capsys):
     make_records(here / "data" / "train", [CAPTION] * 2, [picture()] * 2)
     assert run("init", "mine", "data") == 0
-    page = Path("conf/experiment/mine/align.yaml")
+    page = Path("conf/experiment/mine/finetune.yaml")
     page.write_text("mine")
     assert run("init", "mine", "data") == 2 and "exists; give another name, or --overwrite" in capsys.readouterr().err
     assert page.read_text() == "mine"
