@@ -74,7 +74,7 @@ def _llama(folder: Path, config: dict[str, Any], kinds: tuple[str, ...], shards:
         **config,
     }
     fields = {key: value for key, value in keys.items() if key not in ("architectures", "torch_dtype", "model_type")}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(keys["model_type"], **fields))
     frequencies = {
         f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8, dtype=torch.float16)
         for i in range(LLAMA["num_hidden_layers"] * inverse)
@@ -167,6 +167,26 @@ def llama_2_chat(folder: Path, shards: int) -> None:
     from mmlab.model.pretrained_tokenizer import load_tokenizer
 
     load_tokenizer(str(folder)).backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def mistral_instruct(folder: Path, shards: int) -> None:
+    """mistralai/Mistral-7B-Instruct-v0.2: in both kinds, with its tokenizer's model and a chat template."""
+    config = {
+        "architectures": ["MistralForCausalLM"],
+        "attention_dropout": 0.0,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.36.0",
+    }
+    _llama(folder, config, ("safetensors", "bin"), shards, inverse=False)
+    add_json(folder, generation_config={"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.36.0"})
+    template = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+    _tokenizer(folder, {"chat_template": template, "legacy": False, "padding_side": "left"}, {})
 
 
 def clip(folder: Path, pixels: int, kinds: tuple[str, ...]) -> None:
@@ -284,6 +304,7 @@ PARTS = {
     "Vision-CAIR/vicuna-7b": lambda folder: vicuna_v0(folder, 2),
     "Vision-CAIR/vicuna": lambda folder: vicuna_v0(folder, 3),
     "meta-llama/Llama-2-7b-chat-hf": lambda folder: llama_2_chat(folder, 2),
+    "mistralai/Mistral-7B-Instruct-v0.2": lambda folder: mistral_instruct(folder, 3),
     "openai/clip-vit-large-patch14": lambda folder: clip(folder, 224, ("safetensors", "bin")),
     "openai/clip-vit-large-patch14-336": lambda folder: clip(folder, 336, ("bin",)),
     "Salesforce/blip2-flan-t5-xxl": lambda folder: blip_2(folder, 6),

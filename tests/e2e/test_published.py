@@ -28,6 +28,7 @@ STAGES = {
     ("v15", "finetune"): (MIX, 2e-5, 128, 1, "v1"),
     ("v15", "lora"): (MIX, 2e-4, 128, 1, "v1"),
 }
+NEXT = {f"next_7b_{language}_{stage}" for language in ("vicuna", "mistral") for stage in ("align", "finetune")}
 RECIPES = [f"{version}_{size}_{stage}" for version, stage in STAGES for size in ("7b", "13b")]
 
 
@@ -73,7 +74,7 @@ def test_the_formulas_give_the_published_counts():
 
 def test_every_published_recipe_is_checked_here():
     files = {path.stem for path in (conf_dir() / "experiment" / "llava").glob("*.yaml")}
-    assert {name for name in files if not name.endswith("_tiny")} == set(RECIPES)
+    assert {name for name in files if not name.endswith("_tiny")} == {*RECIPES, *NEXT}
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -134,4 +135,41 @@ def test_the_parts_and_the_chain_are_the_published_ones(recipe):
 
 def test_the_global_batch_divides_on_eight_devices(recipe):
     _, cfg = recipe
+    assert cfg.data.global_batch % (8 * cfg.data.micro_batch) == 0
+
+
+def mistral(width: int, inner: int, layers: int, groups: int, vocabulary: int = 32000) -> int:
+    """As `llama`, with keys and values of a part of the width."""
+    attention = 2 * width**2 + 2 * width * groups
+    return 2 * vocabulary * width + layers * (attention + 3 * width * inner + 2 * width) + width
+
+
+@pytest.mark.parametrize("name", sorted(NEXT))
+def test_llava_next(name):
+    """Counts, settings and parts; what was not released is that of the scripts which the headers name."""
+    _, _, language, stage = name.split("_")
+    cfg, tuned = compose("train", [f"experiment=llava/{name}"]), stage == "finetune"
+    with torch.device("meta"):
+        model = build(cfg.model)
+        set_trainable(model, list(cfg.stage.trainable))
+    sizes = {"vision": VISION["v15"], "connector": 20_979_712}  # published: 303.5M and 21M
+    assert mistral(4096, 14336, 32, 1024) == 7_241_732_096
+    sizes["language"] = {"vicuna": LANGUAGE["7b"], "mistral": 7_241_732_096}[language]
+    sizes |= {"newline": 4096} if tuned else {}
+    learns = sizes if tuned else {"connector"}
+    counts = {p: {"trainable": n * (p in learns), "frozen": n * (p not in learns)} for p, n in sizes.items()}
+    if tuned:  # the last layer, which nothing reads, and the norm after it
+        counts["vision"] = {"trainable": VISION["v15"] - 12_598_272, "frozen": 12_598_272}
+    assert count_parameters(model) == counts
+    assert language == "mistral" or round(sum(sizes.values()) / 1e9, 2) == 7.06  # as the model card has it
+    data, lr, batch = ("llava_next_779k", 1e-5, 128) if tuned else (LCS, 1e-3, 256)
+    assert (cfg.data.root, cfg.optim.lr, cfg.data.global_batch) == (f"data/{data}", lr, batch)
+    assert (cfg.optim.part_lr, cfg.trainer.max_epochs) == ({"vision": 2e-6} if tuned else {}, 1)
+    assert (cfg.data.aspect, cfg.data.max_length) == (("anyres", 4096) if tuned else ("crop", 2048))
+    assert cfg.data.grids == [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
+    template = {"vicuna": "v1", "mistral": "mistral"}[language] if tuned else "plain"
+    assert cfg.stage.prompt.template == template
+    source = {"vicuna": "lmsys/vicuna-7b-v1.5", "mistral": "mistralai/Mistral-7B-Instruct-v0.2"}[language]
+    assert (cfg.model.vision.source, cfg.model.language.source) == ("openai/clip-vit-large-patch14-336", source)
+    assert list(cfg.stage.init_from) == ([f"llava/next_7b_{language}_align"] if tuned else [])
     assert cfg.data.global_batch % (8 * cfg.data.micro_batch) == 0

@@ -35,7 +35,15 @@ def workplace(tmp_path_factory) -> Path:
         (root / name).mkdir(parents=True)
         write(root / name)
     make_shapes(root / "shapes", train=4)
-    for name in ("lcs_558k", "cc3m_595k", "llava_instruct_158k", "llava_mix_665k", "scienceqa", "cc_sbu_align"):
+    for name in (
+        "lcs_558k",
+        "cc3m_595k",
+        "llava_instruct_158k",
+        "llava_mix_665k",
+        "llava_next_779k",
+        "scienceqa",
+        "cc_sbu_align",
+    ):
         (root / "data").mkdir(exist_ok=True)
         (root / "data" / name).symlink_to(root / "shapes")
     (root / "data" / "laion_cc_sbu").mkdir()

@@ -21,7 +21,9 @@ from tests.tiny_shapes import make_shapes
 
 CONF = conf_dir() / "experiment"
 RECIPES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-PUBLISHED = [name for name in RECIPES if re.fullmatch(r"llava/v\d+_.*|minigpt4/(?!.*_tiny).*|prismatic/.*", name)]
+PUBLISHED = [
+    name for name in RECIPES if re.fullmatch(r"llava/(v\d+|next)_.*|minigpt4/(?!.*_tiny).*|prismatic/.*", name)
+]
 # Stage → the parts that it saves, if these are not `stage.trainable`.
 LEARNS = {
     "ProjectorAlignment": {"connector"},
