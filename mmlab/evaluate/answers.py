@@ -166,7 +166,7 @@ def answer_questions(
     """
     bad = BadSamples(index.root, len(index)) if bad is None else bad
     answers = dict(done or {})
-    places = {(question.sample, len(question.earlier)): n for n, question in enumerate(questions)}
+    places = {_thread(question): n for n, question in enumerate(questions)} if own else {}
     for order in _rounds(questions, own):
         left = [n for n in order if n not in answers]
         for start in range(0, len(left), batch_size):
@@ -199,19 +199,26 @@ def _rounds(questions: Sequence[Question], own: bool) -> list[list[int]]:
     return [sorted(rounds[turn], key=length) for turn in sorted(rounds)]
 
 
-def _with_own(
-    question: Question, places: Mapping[tuple[int, int], int], answers: Mapping[int, str]
-) -> list[tuple[str, str]]:
+_Thread = tuple[int, str | None, tuple[str, ...]]
+
+
+def _thread(question: Question, turn: int | None = None) -> _Thread:
+    """Sample, system message and questions of a dialogue up to a turn, by default its own."""
+    texts = (*(text for text, _ in question.earlier), question.text)
+    return question.sample, question.system, texts[: len(texts) if turn is None else turn + 1]
+
+
+def _with_own(question: Question, places: Mapping[_Thread, int], answers: Mapping[int, str]) -> list[tuple[str, str]]:
     """The earlier questions of a dialogue with the model's answers.
 
     Args:
         question: one of the dialogue's questions.
-        places: (sample, turn) → place of a question among those that are asked.
+        places: place of each question among those that are asked, by `_thread`.
         answers: place → answer.
     """
     earlier = []
     for turn, (text, _) in enumerate(question.earlier):
-        answer = answers.get(places.get((question.sample, turn), -1))
+        answer = answers.get(places.get(_thread(question, turn), -1))
         if answer is None:
             raise SampleError("history", "An earlier question of its dialogue has no answer of the model.")
         earlier.append((text, answer))

@@ -187,7 +187,7 @@ class Repeats:
     def decode(self, files):
         return []
 
-    def ask(self, question, pictures, earlier=(), system=None):
+    def ask(self, question, pictures, earlier=(), system=None, caption=None):
         return "".join(f"{text} {answer} " for text, answer in earlier) + question
 
     def tokens(self, dialogue, pictures):
@@ -253,6 +253,16 @@ def test_later_questions_follow_the_right_answers_or_the_model_s_own(talks):
         second = "what is it? what is it?! is it red?"
         third = f"{second} {second}! is it big?"
         assert own == ["what is it?!", f"{second}!", f"{third}!", "what is it?!", f"{second}!"]
+
+
+def test_each_dialogue_of_a_sample_follows_its_own_answers(tmp_path):
+    asked = [
+        {"question": first, "answer": "x", "follow_ups": [{"question": later, "answer": "y"}]}
+        for first, later in (("color?", "sure?"), ("count?", "sure?"), ("color?", "why?"))
+    ]
+    index = make_records(tmp_path / "two", [{"questions": asked}], [png()])
+    own = predict(Repeats(9), index, read_questions(index), 9, own=True)  # type: ignore[arg-type]
+    assert own[1::2] == ["color? color?! sure?!", "count? count?! sure?!", "color? color?! why?!"]
 
 
 def test_own_answers_resume(talks, tmp_path):
