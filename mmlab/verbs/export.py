@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
 def export(cfg: DictConfig) -> None:
     """Write a run for diffusers or transformers; print the line that loads it.
 
-    A LLaVA run becomes a LlavaForConditionalGeneration (with tiles, LlavaNextForConditionalGeneration), a MiniGPT-4 run a
-    Blip2ForConditionalGeneration, with processor and chat template: `transformers serve` answers questions about
+    A LLaVA run becomes a LlavaForConditionalGeneration (LlavaNextForConditionalGeneration with tiles), a MiniGPT-4 run
+    a Blip2ForConditionalGeneration, with processor and chat template: `transformers serve` answers questions about
     pictures with the folder.
 
     A first stage becomes diffusers' autoencoder, a diffusion model a pipeline with the run's sampler (give another one
