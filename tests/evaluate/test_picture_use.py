@@ -10,7 +10,7 @@ import torch
 from mmlab.data.config import Prompt
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.callbacks import picture_use
-from mmlab.evaluate.callbacks.picture_use import PictureUse, Replies
+from mmlab.evaluate.callbacks.picture_use import Asked, PictureUse, Replies, other_pictures
 from mmlab.evaluate.config import PictureUseConfig
 from mmlab.stage.config import ProjectorAlignmentConfig
 from tests.evaluate.test_sample_sheets import Watch, stage_of, train
@@ -52,6 +52,27 @@ def test_it_asks_once_at_the_end_and_does_not_change_training(root, tmp_path, mo
     names = {name for name in stage.trainer.callback_metrics if name.startswith("val/picture/")}
     assert names == {f"val/picture/{name}" for name in ("accuracy", "blind", "other")}
     assert len(said) == 1 and said[0].startswith("The picture is not used: ") and "of 8 validation questions" in said[0]
+
+
+def test_no_more_questions_at_a_time_than_training_has_rows(root, tmp_path, monkeypatch):
+    sizes: list[int] = []
+    said = answering(monkeypatch, lambda mean, n: sizes.append(n) or "yes")
+    stage = train(root, tmp_path, stage_of(root), callback(questions=10), steps=1)
+    assert max(sizes) + 1 == 4 == stage.trainer.datamodule.config.micro_batch
+    assert len(said) == 1 and " of 10 " in said[0]
+
+
+def test_a_question_without_room_for_its_answer_is_left_out(root, tmp_path, monkeypatch):
+    said = answering(monkeypatch, lambda mean, n: "yes")
+    train(root, tmp_path, stage_of(root), callback(max_new_tokens=110), steps=1)
+    assert not said
+
+
+def test_another_sample_s_pictures_are_shown_even_if_one_has_most_of_the_questions():
+    one, two, three = ([name] for name in ("one", "two", "three"))
+    shown = [one, one, one, one, two, three]
+    other = other_pictures([Asked([], pictures, "") for pictures in shown])  # type: ignore[arg-type]
+    assert other == [two, two, three, two, one, one]
 
 
 def test_a_model_that_always_says_the_same_does_not_use_its_picture(root, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Whether a vision-language model uses its pictures: measured at the end of a run, printed, and logged."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.formats import parse_record
-from mmlab.data.images import decode_picture
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
-from mmlab.data.sample_types import Picture
 from mmlab.data.turns import Dialogue
-from mmlab.evaluate.answers import Answerer
+from mmlab.evaluate.answers import Answerer, Pictures
 from mmlab.evaluate.baselines import BlindAnswerer
 from mmlab.evaluate.callbacks.sample_sheets import spread
 from mmlab.evaluate.config import PictureUseConfig
@@ -36,7 +35,7 @@ class Asked:
     """A question of the validation data: its dialogue up to it, its pictures and the right answer."""
 
     dialogue: Dialogue
-    pictures: list[Picture]
+    pictures: Pictures
     answer: str
 
 
@@ -119,8 +118,9 @@ class PictureUse(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module.model, VisionLanguageModel) or not isinstance(data, ShardDataModule):
             return
-        questions = self.questions(data, pl_module)
-        if len(questions) < 2:
+        answerer = Answerer(pl_module.model, pl_module.config.prompt, data.config, self.config.max_new_tokens)
+        questions = self.questions(data, answerer)
+        if all(one.pictures is questions[0].pictures for one in questions):
             return
         modes = [(module, module.training) for module in pl_module.modules()]
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
@@ -131,28 +131,30 @@ class PictureUse(L.Callback):
             trainer.precision_plugin.forward_context(),
         ):
             pl_module.eval()
-            answerer = Answerer(pl_module.model, pl_module.config.prompt, data.config, self.config.max_new_tokens)
-            replies = ask(answerer, questions)
+            replies = ask(answerer, questions, data.config.micro_batch)
         for module, training in modes:
             module.training = training
         numbers = {f"val/picture/{name}": value for name, value in replies.scores.items()}
         pl_module.log_dict(numbers, rank_zero_only=False)
         rank_zero_info(replies.sentence)
 
-    def questions(self, data: ShardDataModule, module: Any) -> list[Asked]:
+    def questions(self, data: ShardDataModule, answerer: Answerer) -> list[Asked]:
         """Questions about samples that are spread over the validation data, as training would ask them.
 
-        If enough of them have short answers, only these; samples have the same number of pictures.
+        If enough of them have short answers, only these; samples have the same number of pictures. Questions that leave
+        no room for the answer in a row of training are left out.
         """
-        spec: Any = data.collate.image
-        if spec is None or module.config.prompt.pictures != "tokens":
+        config: Any = data.config
+        room = config.max_length - self.config.max_new_tokens
+        if answerer.prompt.pictures != "tokens":
             return []
 
         def read(n: int, index: ShardIndex, i: int) -> list[Asked]:
-            pictures = [decode_picture(file, spec) for file in read_pictures(index, i)]
+            pictures = answerer.decode(read_pictures(index, i))
             record = parse_record(index.read(i, ("json", "txt")))
-            dialogues = conversations_of(record, module.config.prompt, n, len(pictures)) if pictures else []
-            return [Asked(dialogue[:1], pictures, dialogue[1].text) for dialogue in dialogues]
+            dialogues = conversations_of(record, answerer.prompt, n, len(pictures)) if pictures else []
+            asked = [Asked(dialogue[:1], pictures, dialogue[1].text) for dialogue in dialogues]
+            return [one for one in asked if len(answerer.tokens(one.dialogue, pictures)) <= room]
 
         asked = [one for sample in spread(data, self.config.questions, read) for one in sample]
         short = [one for one in asked if len(one.answer.split()) <= WORDS]
@@ -165,16 +167,33 @@ class PictureUse(L.Callback):
         return alike[::step][: self.config.questions]
 
 
-def ask(answerer: Answerer, questions: list[Asked]) -> Replies:
+def ask(answerer: Answerer, questions: Sequence[Asked], batch_size: int) -> Replies:
     """Ask questions with their own pictures, with blank ones, and each with the pictures of another sample.
 
     Args:
         answerer: asks the model.
-        questions: about samples in order, of which neighbors may be about the same one.
+        questions: about at least two samples.
+        batch_size: questions at a time.
     """
-    dialogues, pictures = [one.dialogue for one in questions], [one.pictures for one in questions]
-    half = len(questions) // 2
-    others = pictures[half:] + pictures[:half]
-    own, other = (answerer(dialogues, shown) for shown in (pictures, others))
-    blank = BlindAnswerer(answerer)(dialogues, pictures)
-    return Replies([one.answer for one in questions], own, blank, other)
+    own, others, blind = [one.pictures for one in questions], other_pictures(questions), BlindAnswerer(answerer)
+
+    def replies(asked: Answerer, shown: Sequence[Pictures]) -> list[str]:
+        parts = [slice(start, start + batch_size) for start in range(0, len(questions), batch_size)]
+        dialogues = [one.dialogue for one in questions]
+        return [text for part in parts for text in asked(dialogues[part], shown[part])]
+
+    right = [one.answer for one in questions]
+    return Replies(right, replies(answerer, own), replies(blind, own), replies(answerer, others))
+
+
+def other_pictures(questions: Sequence[Asked]) -> list[Pictures]:
+    """For each question the pictures of another sample, half of the list away or as soon as possible after it."""
+    count = len(questions)
+    return [
+        next(
+            there
+            for step in range(count)
+            if (there := questions[(n + count // 2 + step) % count].pictures) is not one.pictures
+        )
+        for n, one in enumerate(questions)
+    ]
