@@ -117,26 +117,34 @@ class Answerer:
         earlier: Sequence[tuple[str, str]] = (),
         system: str | None = None,
         caption: str | None = None,
+        images: Sequence[int] = (),
     ) -> Dialogue:
         """A dialogue that ends with a question, with its pictures where `conversations_of` puts them.
 
         Args:
             question: the last question.
-            pictures: how many it is about.
+            pictures: how many the whole dialogue is about.
             earlier: the questions and answers before it.
             system: the dialogue's own system message; None: the prompt's.
             caption: stands for the picture, if the prompt says so (`pictures=text`).
+            images: how many of them each question marks; empty: they open the dialogue, see `Question.images`.
 
         Raises:
             SampleError: a first question that is empty and not about a picture, and what `conversations_of` raises.
         """
-        turns = [{"from": "system", "value": system}] * (system is not None)
-        for text in (*(text for text, _ in earlier), question):
-            turns += [{"from": "human", "value": text}, {"from": "gpt", "value": "?"}]
-        prompt = replace(self.prompt, turns="conversations")
-        told = caption is not None and prompt.pictures == "text"
-        record = {"conversations": turns, **({"caption": caption} if told else {})}
-        dialogue = conversations_of(record, prompt, 0, int(told) or pictures)[0][:-1]
+        texts = (*(text for text, _ in earlier), question)
+        if images and self.prompt.pictures == "tokens":
+            asked = [[Turn("human", text, images=n), Turn("gpt", "?")] for text, n in zip(texts, images, strict=True)]
+            asked[0][0] = replace(asked[0][0], system=system)
+            dialogue = [turn for pair in asked for turn in pair][:-1]
+        else:
+            turns = [{"from": "system", "value": system}] * (system is not None)
+            for text in texts:
+                turns += [{"from": "human", "value": text}, {"from": "gpt", "value": "?"}]
+            prompt = replace(self.prompt, turns="conversations")
+            told = caption is not None and prompt.pictures == "text"
+            record = {"conversations": turns, **({"caption": caption} if told else {})}
+            dialogue = conversations_of(record, prompt, 0, int(told) or pictures)[0][:-1]
         dialogue[1::2] = [Turn("gpt", answer) for _, answer in earlier]  # a model's own answer may be empty
         return dialogue
 
@@ -176,7 +184,9 @@ def answer_questions(
                 with bad.left_out(question.key):
                     shown = answerer.decode(read_pictures(index, question.sample))
                     earlier = _with_own(question, places, answers) if own else question.earlier
-                    dialogue = answerer.ask(question.text, len(shown), earlier, question.system, question.caption)
+                    dialogue = answerer.ask(
+                        question.text, len(shown), earlier, question.system, question.caption, question.images
+                    )
                     prompts.append(answerer.tokens(dialogue, shown))
                     batch.append(n)
                     pictures.append(shown)

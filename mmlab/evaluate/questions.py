@@ -33,6 +33,8 @@ class Question:
         types: the types, if it has several.
         choices: number of letters to choose from.
         earlier: the questions and right answers before it in its dialogue.
+        images: number of pictures that each question of the dialogue, up to this one, marks in its text; empty: the
+            dialogue shows none, or a single one that opens it.
         system: the dialogue's own system message, if it has one.
         caption: of the record, which a language model may read in place of the picture.
     """
@@ -46,6 +48,7 @@ class Question:
     types: tuple[str, ...] = ()
     choices: int = 0
     earlier: tuple[tuple[str, str], ...] = ()
+    images: tuple[int, ...] = ()
     system: str | None = None
     caption: str | None = None
 
@@ -121,13 +124,14 @@ def _questions(index: ShardIndex, i: int) -> list[Question]:
 
 def _asked(dialogue: Dialogue, i: int, key: str, type: str, reference: Any) -> Iterator[Question]:
     """The questions of one dialogue; the reference is that of the first."""
-    texts = [turn.text for turn in dialogue]
-    alone = sum(turn.images for turn in dialogue) == dialogue[0].images <= 1  # the picture that opens the dialogue
+    texts, images = [turn.text for turn in dialogue], tuple(turn.images for turn in dialogue[::2])
+    alone = sum(images) == images[0] <= 1  # the picture that opens the dialogue
     texts[0] = text_without_images(dialogue[0]).strip() if alone else texts[0]
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
     for n, (text, answer) in enumerate(pairs):
         own: Any = reference if n == 0 else ((), (), 0)
-        yield Question(i, key, text, answer, type, *own, earlier=tuple(pairs[:n]), system=dialogue[0].system)
+        history: Any = {"earlier": tuple(pairs[:n]), "images": () if alone else images[: n + 1]}
+        yield Question(i, key, text, answer, type, *own, **history, system=dialogue[0].system)
 
 
 def _reference(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:

@@ -12,6 +12,7 @@ from mmlab.data.dialogues import conversations_of
 from mmlab.data.formats import parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
+from mmlab.data.shard_files import ShardWriter
 from mmlab.data.turns import Turn
 from mmlab.evaluate.answer_report import predict
 from mmlab.evaluate.answers import Answerer, AnswerFile, answer_questions
@@ -187,7 +188,7 @@ class Repeats:
     def decode(self, files):
         return []
 
-    def ask(self, question, pictures, earlier=(), system=None, caption=None):
+    def ask(self, question, pictures, earlier=(), system=None, caption=None, images=()):
         return "".join(f"{text} {answer} " for text, answer in earlier) + question
 
     def tokens(self, dialogue, pictures):
@@ -273,16 +274,30 @@ def test_own_answers_resume(talks, tmp_path):
     assert predict(Repeats(9), talks, questions, 2, AnswerFile(path, ABOUT), own=True) == whole  # type: ignore[arg-type]
 
 
-def test_a_question_is_asked_as_it_was_trained(untrained, talks):
-    """The prompt of a dialogue's last question is the training sequence up to its answer."""
+@pytest.fixture
+def later(tmp_path):
+    """Dialogues that show pictures after their first question."""
+    asked = [("<image> Who?", "And <image>?"), ("Who?", "<image> or\n<image>"), ("Who?", "<image>\nWhat?")]
+    with ShardWriter(tmp_path / "later", quiet=True) as writer:
+        for n, (first, second) in enumerate(asked):
+            said = zip(("human", "gpt") * 2, (first, "a", second, "b"), strict=True)
+            record = {"conversations": [{"from": role, "value": text} for role, text in said]}
+            writer.write(f"s{n}", {"json": record, "png": png()} | ({"0.png": png()} if n < 2 else {}))
+    return writer.index
+
+
+@pytest.mark.parametrize("shards", ["talks", "later"])
+def test_a_question_is_asked_as_it_was_trained(untrained, shards, request, monkeypatch):
+    """The prompt of a question is the training sequence up to its answer."""
     _, model = untrained
-    prompt = Prompt("v1", turns="conversations")
-    answerer, questions = Answerer(model, prompt, STRETCH), read_questions(talks)
-    for question in (questions[2], questions[4]):
-        shown = answerer.decode(read_pictures(talks, question.sample))
-        record = parse_record(talks.read(question.sample, ("json",)))
+    prompt, index = Prompt("v1", turns="conversations"), request.getfixturevalue(shards)
+    answerer, questions = Answerer(model, prompt, STRETCH), read_questions(index)
+    prompts: list[list[int]] = []
+    monkeypatch.setattr(answerer, "complete", lambda rows, _: prompts.extend(r.input_ids for r in rows) or [("", True)])
+    assert all(dict(answer_questions(answerer, index, [question], 1)) == {0: ""} for question in questions)
+    for question, asked in zip(questions, prompts, strict=True):
+        shown = answerer.decode(read_pictures(index, question.sample))
+        record = parse_record(index.read(question.sample, ("json",)))
         (dialogue,) = conversations_of(record, prompt, 0, len(shown))
         trained = encode(dialogue, prompt, answerer.tokenizer, [4] * len(shown)).input_ids
-        asked = answerer.ask(question.text, len(shown), question.earlier, question.system)
-        asked = answerer.tokens(asked, shown).input_ids
         assert trained[: len(asked)] == asked and len(asked) < len(trained)
