@@ -3,6 +3,8 @@
 The rules are stated in docs/own_data.md.
 """
 
+import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +69,8 @@ class Recipe:
     @property
     def stages(self) -> list[str]:
         """The stages of the chain in order."""
-        if not self.counts.captions:
+        # A stage on captions leaves samples without one out.
+        if 3 * self.counts.captions < 2 * self.counts.samples:
             return ["finetune"]
         return ["language", "align", "finetune"] if self.counts.questions else ["language", "finetune"]
 
@@ -81,9 +84,10 @@ class Recipe:
         """What to run, in order."""
         runs = [f"mmlab train experiment={self.name}/{stage}" for stage in self.stages]
         shards, test = self.root / self.train, self.root / ("val" if self.val else self.train)
-        last = [f"mmlab eval run={self.name}/finetune data.path={test}"] * bool(self.counts.questions)
+        last = [f"mmlab eval run={self.name}/finetune {shlex.quote(f'data.path={test}')}"] * bool(self.counts.questions)
+        tokenizer = shlex.join([str(shards), "--out", str(self.root / "tokenizer")])
         return [
-            f"mmlab shards tokenizer {shards} --out {self.root}/tokenizer --vocab-size {self.vocabulary}",
+            f"mmlab shards tokenizer {tokenizer} --vocab-size {self.vocabulary}",
             *runs,
             *last,
             f"mmlab export run={self.name}/finetune to=transformers out={self.name}_exported",
@@ -98,11 +102,11 @@ def pages(recipe: Recipe) -> dict[str, str]:
 
 
 def _header(recipe: Recipe) -> str:
-    counts = recipe.counts
+    counts, root = recipe.counts, shlex.quote(str(recipe.root))
     pictures = f"{counts.pictures:,} pictures (longer side {counts.side} px)"
     texts = f"{counts.captions:,} captions, {counts.questions:,} questions"
     lines = [
-        f"Chosen by `mmlab init {recipe.name} {recipe.root}` from {counts.samples:,} samples with {pictures},",
+        f"Chosen by `mmlab init {recipe.name} {root}` from {counts.samples:,} samples with {pictures},",
         f"{texts}, {counts.words:,} words, long dialogues of {counts.longest:,} characters. In order:",
         *(f"  {command}" for command in recipe.commands),
     ]
@@ -115,7 +119,7 @@ def _data(recipe: Recipe) -> str:
 {_header(recipe)}defaults:
   - /schema/ImageTextDataConfig@_here_
   - _self_
-root: {recipe.root}
+root: {json.dumps(str(recipe.root), ensure_ascii=False)}
 train: [{{path: {recipe.train}}}]
 val: {val}
 global_batch: {BATCH}
@@ -140,6 +144,13 @@ language: {_language_settings(recipe)}
 """
 
 
+def _data_settings(recipe: Recipe, captions: bool, augment: bool = True) -> str:
+    """A line break and the line `data` of a stage; one on captions takes no samples without them for faults."""
+    left_out = captions and recipe.counts.captions < recipe.counts.samples
+    settings = ["augment: true"] * augment + ["bad_budget: 1"] * left_out
+    return f"\ndata: {{{', '.join(settings)}}}" if settings else ""
+
+
 def _language(recipe: Recipe) -> str:
     return f"""# @package _global_
 # Stage 1: a small language model, on the texts of the data with the caption in place of the picture.
@@ -148,7 +159,7 @@ def _language(recipe: Recipe) -> str:
   - override /data: {recipe.name}
   - override /stage: language_pretraining
 model: {{language: {_language_settings(recipe)}}}
-stage: {{prompt: {{system: "", turns: every, pictures: text}}}}
+stage: {{prompt: {{system: "", turns: every, pictures: text}}}}{_data_settings(recipe, captions=True, augment=False)}
 optim: {{lr: 1e-3, weight_decay: 0.01, betas: [0.9, 0.95], warmup_ratio: 0.05}}
 trainer: {{max_steps: {recipe.steps("language")}, gradient_clip_val: 1.0}}
 """
@@ -164,8 +175,7 @@ def _align(recipe: Recipe) -> str:
 stage:
   trainable: [vision, connector, language]
   init_from: [{recipe.name}/language]
-  prompt: {{system: "", turns: caption}}
-data: {{augment: true}}
+  prompt: {{system: "", turns: caption}}{_data_settings(recipe, captions=True)}
 optim: {{lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.98], warmup_ratio: 0.05}}
 trainer: {{max_steps: {recipe.steps("align")}, gradient_clip_val: 1.0}}
 """
@@ -181,8 +191,7 @@ def _finetune(recipe: Recipe) -> str:
   - override /stage: finetune
 stage:
   trainable: [vision, connector, language]
-{start}  prompt: {{system: "", turns: {recipe.turns}}}
-data: {{augment: true}}
+{start}  prompt: {{system: "", turns: {recipe.turns}}}{_data_settings(recipe, captions=recipe.turns == "caption")}
 optim: {{lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.98], warmup_ratio: 0.05}}
 trainer: {{max_steps: {recipe.steps("finetune")}, gradient_clip_val: 1.0}}
 """

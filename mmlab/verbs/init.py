@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Count what a folder of shards holds, write the pages, and print the commands that come next.
 
     Raises:
-        ConfigError: the name is not one, or there are such pages already.
+        ConfigError: the name is not one, is that of a shipped page, or there are such pages already.
         DataError: the data have no pictures, or neither captions nor questions.
     """
     parser = Parser(prog="mmlab init", description=DESCRIPTION)
@@ -28,11 +28,14 @@ def main(argv: list[str]) -> int:
     if not args.name.isidentifier():
         raise ConfigError(f"'{args.name}' cannot name a recipe; use letters, digits and '_', such as my_data.")
     recipe = recipe_for(args.name, Path(args.data))
+    from mmlab.config.compose import conf_dir
     from mmlab.runs.disk import write_text
     from mmlab.verbs._recipe_pages import pages
 
-    out = Path(args.out)
-    texts = {out / path: text for path, text in pages(recipe).items()}
+    out, made = Path(args.out), pages(recipe)
+    if taken := next((path for path in made if (conf_dir() / path).exists()), None):
+        raise ConfigError(f"{args.name} is the name of a page that comes with mmlab ({taken}); give another name.")
+    texts = {out / path: text for path, text in made.items()}
     if (present := [path for path in texts if path.exists()]) and not args.overwrite:
         raise ConfigError(f"{present[0]} exists; give another name, or --overwrite to replace it.")
     for path, text in texts.items():

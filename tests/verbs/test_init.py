@@ -2,6 +2,8 @@
 
 import io
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,27 @@ def test_the_stages_follow_from_what_there_is(here, capsys, record, stages, turn
     assert sorted(path.stem for path in Path("conf/experiment/mine").iterdir()) == sorted(stages)
     cfg = compose("train", [f"experiment=mine/{stages[-1]}"])
     assert cfg.stage.prompt.turns == turns and list(cfg.data.val) == []
+
+
+@pytest.mark.parametrize(("captions", "stages"), [(4, ["language", "align", "finetune"]), (3, ["finetune"])])
+def test_samples_without_a_caption_do_not_stop_a_run(here, capsys, captions, stages):
+    records = [CAPTION | QUESTION] * captions + [QUESTION] * (6 - captions)
+    make_records(here / "data" / "train", records, [picture()] * 6)
+    assert run("init", "mine", "data") == 0
+    assert sorted(path.stem for path in Path("conf/experiment/mine").iterdir()) == sorted(stages)
+    budgets = {stage: compose("train", [f"experiment=mine/{stage}"]).data.bad_budget for stage in stages}
+    assert budgets.pop("finetune") == 0.001 and set(budgets.values()) <= {1}
+
+
+def test_a_folder_may_have_any_name(here, capsys):
+    folder = "my data: #1's"
+    make_records(here / folder / "train", [QUESTION] * 3, [picture()] * 3)
+    make_records(here / folder / "val", [QUESTION] * 3, [picture()] * 3)
+    assert run("init", "mine", folder) == 0
+    assert compose("train", ["experiment=mine/finetune"]).data.root == folder
+    commands = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert run(*shlex.split(commands[0])[1:]) == 0 and (here / folder / "tokenizer" / "tokenizer.json").is_file()
+    assert shlex.split(commands[-2])[-1] == f"data.path={folder}/val"
 
 
 def test_each_page_trains_and_transformers_takes_the_result(here, capsys):
@@ -110,6 +133,10 @@ def test_what_cannot_be_trained_is_refused(here, capsys, record, with_picture, s
 
 def test_a_wrong_command_line_is_refused(here, capsys):
     assert run("init", "my/data", "data") == 2 and "cannot name a recipe" in capsys.readouterr().err
+    make_records(Path("shards"), [QUESTION], [picture()])
+    for name in ("llava", "shapes", "easy_vqa"):  # they would hide the pages that they refer to
+        assert run("init", name, "shards") == 2 and f"{name} is the name of a page" in capsys.readouterr().err
+    shutil.rmtree("shards")
     assert run("init", "mine", "nowhere") == 1 and "nowhere" in capsys.readouterr().err
     Path("data/train").mkdir(parents=True)
     Path("data/train/shard-0.tar").write_bytes(b"")
