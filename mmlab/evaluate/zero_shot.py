@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.class_texts import class_text
+from mmlab.data.sample_types import SampleError
 from mmlab.evaluate.image_text import Distinct, PairEncoder, similarity
 from mmlab.report.contact_sheet import FAINT, INK, PAGE, font
 
@@ -51,7 +52,11 @@ def class_vectors(encoder: PairEncoder, names: Sequence[str], prompts: Sequence[
         ConfigError: a text that the model cannot read.
     """
     texts = [class_text(prompt, name) for name in names for prompt in prompts]
-    vectors = encoder.texts([encoder.tokens(text) for text in texts], BATCH)
+    try:
+        tokens = [encoder.tokens(text) for text in texts]
+    except SampleError as error:
+        raise ConfigError(f"class_prompts={prompts[0]!r}: a class cannot be read as text: {error}") from error
+    vectors = encoder.texts(tokens, BATCH)
     return F.normalize(vectors.view(len(names), len(prompts), -1).mean(1), dim=-1)
 
 

@@ -89,3 +89,6 @@ def test_a_class_is_the_mean_of_its_prompts(tokenizer_folder):
     single = encoder.texts([encoder.tokens(text) for text in texts], 1)
     assert torch.allclose(both[0], F.normalize(single.mean(0), dim=-1), atol=1e-6)
     assert torch.allclose(both.norm(dim=-1), torch.ones(2))
+    encoder.collate.vocabulary = 5
+    with pytest.raises(ConfigError, match=r"a class cannot be read as text: The model has 5 tokens, and"):
+        class_vectors(encoder, ["cat"], prompts)
