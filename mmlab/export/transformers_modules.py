@@ -55,28 +55,10 @@ def llava(model: VisionLanguageModel, image_id: int, spec: ImageSpec) -> Any:
     vision: Any = model.vision
     causal = model.language.causal
     base, head = causal.base_model, causal.get_output_embeddings()
-    kind = causal.config.model_type
-    if type(base) is not _mapped(causal.config) or getattr(head, "bias", None) is not None:
-        raise ConfigError(
-            f"{name}ForConditionalGeneration cannot hold a {kind} with its output layer; export needs one "
-            "such as llama, qwen2 or mistral."
-        )
     tower_config = vision.tower.config
     if not hasattr(tower_config, "hidden_size"):  # of a tower with stages, such as LeViT; the projector asks for it
         tower_config.hidden_size = vision.width
-    if type(vision.tower) is not _mapped(tower_config):
-        raise ConfigError(f"{name}ForConditionalGeneration cannot hold a {tower_config.model_type}.")
-    if vision.prefix > 1 and not vision.keep_class:
-        raise ConfigError(
-            f"{name}ForConditionalGeneration drops one token before the patches, but the tower "
-            f"{tower_config.model_type} has {vision.prefix}."
-        )
-    if tiled and (spec.size // tower_config.patch_size) ** 2 != spec.tokens:
-        raise ConfigError(
-            f"LlavaNextForConditionalGeneration takes a feature for each patch of a tile, but the tower "
-            f"{tower_config.model_type} gives {spec.tokens} for {spec.size} pixels and patches of "
-            f"{tower_config.patch_size}."
-        )
+    _check_parts(model, spec, name)
     act, first, second = _projector(model.connector, name)
     tied = head.weight is causal.get_input_embeddings().weight
     if tied and not hasattr(base, "embed_tokens"):  # the class finds tied weights by this name
@@ -103,6 +85,31 @@ def llava(model: VisionLanguageModel, image_id: int, spec: ImageSpec) -> Any:
         assert model.newline is not None
         exported.model.image_newline = model.newline.feature
     return exported.eval()
+
+
+def _check_parts(model: VisionLanguageModel, spec: ImageSpec, name: str) -> None:
+    """Raise ConfigError for a tower or language model that transformers' `Llava` or `LlavaNext` cannot hold."""
+    vision: Any = model.vision
+    causal, tower_config = model.language.causal, vision.tower.config
+    kind, head = causal.config.model_type, causal.get_output_embeddings()
+    if type(causal.base_model) is not _mapped(causal.config) or getattr(head, "bias", None) is not None:
+        raise ConfigError(
+            f"{name}ForConditionalGeneration cannot hold a {kind} with its output layer; export needs one "
+            "such as llama, qwen2 or mistral."
+        )
+    if type(vision.tower) is not _mapped(tower_config):
+        raise ConfigError(f"{name}ForConditionalGeneration cannot hold a {tower_config.model_type}.")
+    if vision.prefix > 1 and not vision.keep_class:
+        raise ConfigError(
+            f"{name}ForConditionalGeneration drops one token before the patches, but the tower "
+            f"{tower_config.model_type} has {vision.prefix}."
+        )
+    patch = getattr(tower_config, "patch_size", None)
+    if spec.aspect == ANYRES and (not isinstance(patch, int) or (spec.size // patch) ** 2 != spec.tokens):
+        raise ConfigError(
+            f"LlavaNextForConditionalGeneration takes a feature for each patch of a tile, but the tower "
+            f"{tower_config.model_type} gives {spec.tokens} for {spec.size} pixels and patches of {patch}."
+        )
 
 
 def _mapped(config: PretrainedConfig) -> Any:

@@ -193,11 +193,12 @@ def test_several_pictures_give_the_same_ids_logits_and_tokens(aspect, tokenizers
     assert type(exported).__name__ == f"{name}ForConditionalGeneration"
 
 
-def test_tiles_of_a_tower_that_joins_patches_are_refused(tokenizers, tmp_path):
+@pytest.mark.parametrize("patch", [4, None])
+def test_tiles_of_a_tower_that_joins_patches_are_refused(tokenizers, tmp_path, patch):
     """transformers counts the tower's patches, not its features."""
     model = build(tokenizers, "clip", "llama", "mlp", "llama_3")
     model.newline = Newline(24)
-    model.vision.tower.config.patch_size = 4
+    model.vision.tower.config.patch_size = patch
     with pytest.raises(ConfigError, match="takes a feature for each patch of a tile, but the tower clip_vision_model"):
         export_vision_language(model, Prompt("v1"), ImageTextDataConfig(aspect="anyres"), FP32, tmp_path / "out")
 
