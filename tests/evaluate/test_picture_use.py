@@ -109,6 +109,13 @@ def test_a_gain_must_be_larger_than_chance(own, used):
     assert replies.used == used, replies.sentence
 
 
+@pytest.mark.parametrize(("wins", "used"), [(4, False), (5, True)])
+def test_a_few_more_right_answers_are_chance(wins, used):
+    """Four of four that differ are as likely as four heads of four coins, 1 in 16."""
+    wrong = ["no"] * wins + ["yes"] * (8 - wins)
+    assert Replies(["yes"] * 8, ["yes"] * 8, wrong, wrong).used == used
+
+
 def test_a_model_that_is_lost_without_pictures_need_not_use_them(root):
     """Blank pictures can be unlike any in training; those of other samples are not."""
     right = ["yes", "no"] * 20

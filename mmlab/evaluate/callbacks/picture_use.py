@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import lightning as L
@@ -27,7 +28,7 @@ from mmlab.training.ema import averaged
 WORDS = 3  # of a right answer that can be compared word for word; longer texts can be right in many ways
 FEWEST = 8  # short answers from which a share of right ones is stated
 SAME = 0.8  # share of longer replies that stay the same with another picture, above which pictures are not used
-CERTAIN = 1.64  # standard errors of the difference of right answers: chance alone exceeds it once in 20 times
+CHANCE = 0.05  # probability of so many more right answers without any use of the picture, below which it is used
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Replies:
         right = [matches(*pair) for pair in zip(self.own, self.right, strict=True)]
 
         def better(texts: list[str]) -> bool:
-            # A sign test on the questions of which exactly one of the two answers is right.
+            # A one-sided sign test on the questions of which exactly one of the two answers is right.
             without = [matches(*pair) for pair in zip(texts, self.right, strict=True)]
             wins = sum(a and not b for a, b in zip(right, without, strict=True))
             losses = sum(b and not a for a, b in zip(right, without, strict=True))
-            return wins - losses > CERTAIN * (wins + losses) ** 0.5
+            count = wins + losses
+            return sum(comb(count, n) for n in range(wins, count + 1)) / 2**count < CHANCE
 
         return better(self.blank) and better(self.other)
 
