@@ -13,10 +13,8 @@ from mmlab.data.images import PAD_COLOR
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import Picture
 from mmlab.evaluate.answer_report import predict
-from mmlab.evaluate.answers import Answerer, AnswerFile, Pictures, answer_questions
+from mmlab.evaluate.answers import Answerer, AnswerFile, Pictures
 from mmlab.evaluate.questions import Question
-from mmlab.evaluate.scores.constant_reply import with_baselines
-from mmlab.evaluate.scores.score_table import Scorer, Scores
 from mmlab.keyed import stream
 
 
@@ -110,34 +108,3 @@ def answer_blind(
     asked = [questions[n] for n in places]
     answers = predict(BlindAnswerer(answerer), index, asked, batch_size, saved, bad, own, label)
     return {n: text for n, text in zip(places, answers, strict=True) if text is not None}
-
-
-def scores_beside_blind(
-    answerer: Answerer,
-    index: ShardIndex,
-    questions: Sequence[Question],
-    scorer: Scorer,
-    batch_size: int,
-    bad: BadSamples | None = None,
-) -> tuple[Scores, dict[str, Any]]:
-    """Ask questions with and without their pictures.
-
-    Args:
-        answerer: asks the model.
-        index: the questions' shards.
-        questions: some questions that the scorer can score; all are asked twice.
-        scorer: of the metric.
-        batch_size: questions at a time.
-        bad: where samples are counted that cannot be used.
-
-    Returns:
-        The scores, and as JSON with `constant` and `replies`, and `blind` if a question has a picture; see
-        `with_baselines`.
-    """
-    answers = dict(answer_questions(answerer, index, questions, batch_size, bad))
-    places = sorted(answers)
-    questions, replies = [questions[n] for n in places], [answers[n] for n in places]
-    references = [question.reference for question in questions]
-    scores = scorer(replies, references)
-    blind = answer_blind(answerer, index, questions, batch_size)
-    return scores, {**scores.as_json(), **with_baselines(scorer, replies, references, blind=blind)}

@@ -8,8 +8,9 @@ import torch
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.images import decode_picture
 from mmlab.data.sample_types import ImageSpec
+from mmlab.evaluate.answer_report import answer_scores, predict
 from mmlab.evaluate.answers import Answerer
-from mmlab.evaluate.baselines import BlindAnswerer, answer_blind, blank, blind_places, scores_beside_blind
+from mmlab.evaluate.baselines import BlindAnswerer, answer_blind, blank, blind_places
 from mmlab.evaluate.questions import read_pictures, read_questions
 from mmlab.evaluate.scores.scorers import exact
 from tests.model import tiny
@@ -77,11 +78,15 @@ def test_some_whole_samples_are_asked(index):
 
 
 def test_scores_with_and_without_pictures(index, answerer):
-    questions = read_questions(index)[:18]
-    scores, summary = scores_beside_blind(answerer, index, questions, exact, 5)
+    def scored(questions):
+        replies, blind = predict(answerer, index, questions, 5), answer_blind(answerer, index, questions, 5)
+        return answer_scores(exact, questions, replies, blind=blind)
+
+    questions = read_questions(index)
+    scores, summary = scored(questions[:18])
     assert scores.all["accuracy"] == pytest.approx(2 / 3)
     blind, types = summary["blind"], summary["blind"]["types"]
     assert (blind["accuracy"], blind["unchanged"]) == (pytest.approx(1 / 3), 0)
     assert (types["color"]["gain"], types["count"]["gain"]) == (1, 0)
     assert summary["replies"]["distinct"] == 1 and summary["constant"]["accuracy"] == pytest.approx(2 / 3)
-    assert scores_beside_blind(answerer, index, read_questions(index)[18:], exact, 5)[1].get("blind") is None
+    assert scored(questions[18:])[1].get("blind") is None

@@ -8,8 +8,9 @@ import pytest
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.config import ImageTextDataConfig, Prompt
 from mmlab.data.index import ShardIndex
+from mmlab.evaluate.answer_report import answer_scores, predict
 from mmlab.evaluate.answers import Answerer
-from mmlab.evaluate.baselines import scores_beside_blind
+from mmlab.evaluate.baselines import answer_blind
 from mmlab.evaluate.callbacks.quality import AnswerQuality
 from mmlab.evaluate.config import AnswerQualityConfig
 from mmlab.evaluate.questions import read_questions
@@ -53,7 +54,8 @@ def test_it_equals_a_later_evaluation_and_does_not_change_training(root, tmp_pat
     index = ShardIndex.open(root / "val")
     found = read_questions(index)
     answerer = Answerer(stage.model.eval(), asked[0], STRETCH, 3)
-    scores, summary = scores_beside_blind(answerer, index, found, exact, 9)
+    replies, blind = predict(answerer, index, found, 9), answer_blind(answerer, index, found, 9)
+    scores, summary = answer_scores(exact, found, replies, blind=blind)  # type: ignore[arg-type]
     expected = {"val/accuracy": scores.all["accuracy"], "val/accuracy_gain": summary["blind"]["gain"]}
     expected |= {f"val/accuracy_{name}": summary[name]["accuracy"] for name in ("blind", "constant")}
     expected |= {f"val/accuracy/{name}": row["accuracy"] for name, row in scores.types.items()}
