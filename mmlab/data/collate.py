@@ -228,17 +228,18 @@ class PairCollate:
         Raises:
             SampleError: `no-caption` or `no-picture`; see `check_vocabulary`.
         """
-        caption = caption_of(sample.record, sample.seed)
-        if caption is None:
-            caption = self._class_caption(sample)
+        caption = self.caption(sample)
         if sample.image is None:
             raise SampleError("no-picture", "The sample has no image.")
         ids, cut = self.tokens(caption)
         image = cropped(sample.image, sample.seed) if self.config.augment else sample.image
         return Prepared((image, ids), {"truncated": int(cut), "tokens": len(ids), "pictures": 1})
 
-    def _class_caption(self, sample: Sample) -> str:
-        """Raises SampleError without a class, or without a prompt for it."""
+    def caption(self, sample: Sample) -> str:
+        """The caption of a sample, or of its class; raises SampleError `no-caption`."""
+        caption = caption_of(sample.record, sample.seed)
+        if caption is not None:
+            return caption
         name = class_name(sample.record, sample.members)
         if self.class_prompt is not None and name is not None:
             return class_text(self.class_prompt, name)

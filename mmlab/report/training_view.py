@@ -86,16 +86,15 @@ def _texts(collate: Any, sample: Sample) -> Iterator[list[Piece]]:
                 fits = Segment([], [])
             yield _dialogue(whole, fits, places, collate)
         return
-    conditioning = getattr(collate, "conditioning", None)
+    conditioning: Any = getattr(collate, "conditioning", None)
     if getattr(conditioning, "labels", None) is not None:
         yield [Piece(f"class: {sample.record.get('class')}", PROMPT)]
-    caption = caption_of(sample.record, sample.seed)
     if isinstance(collate, PairCollate):
-        tokenizer, length = collate.tokenizer, collate.config.max_length
-    else:
-        tokenizer, length = getattr(conditioning, "tokenizer", None), getattr(conditioning, "max_length", 0)
+        yield _caption(collate.caption(sample), collate.tokenizer, collate.config.max_length)
+        return
+    tokenizer, caption = getattr(conditioning, "tokenizer", None), caption_of(sample.record, sample.seed)
     if tokenizer is not None and caption is not None:
-        yield _caption(caption, tokenizer, length)
+        yield _caption(caption, tokenizer, conditioning.max_length)
 
 
 def _caption(caption: str, tokenizer: Any, length: int) -> list[Piece]:

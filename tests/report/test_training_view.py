@@ -99,6 +99,10 @@ def test_captions_and_classes(tokenizer):
     (pieces,) = view(PairCollate(data, tokenizer, SPEC), {"caption": "a cat and a dog and a bird"}).texts
     assert "".join(piece.text for piece in pieces).endswith("a cat and a dog and a bird")
     assert text(pieces, CUT) == [" dog and a bird"]
+    (pieces,) = view(PairCollate(data, tokenizer, SPEC, class_prompt="a {}"), {"class": "red_dog"}).texts
+    assert "".join(piece.text for piece in pieces).endswith("a red dog")
+    missing = view(PairCollate(data, tokenizer, SPEC), {"class": "dog"})
+    assert missing.texts == [] and "no-caption" in str(missing.error)
 
     class Images:
         conditioning = Conditioning(["cat", "dog"], tokenizer, 6)
