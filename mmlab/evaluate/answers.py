@@ -144,7 +144,8 @@ class Answerer:
             prompt = replace(self.prompt, turns="conversations")
             told = caption is not None and prompt.pictures == "text"
             record = {"conversations": turns, **({"caption": caption} if told else {})}
-            dialogue = conversations_of(record, prompt, 0, int(told) or pictures)[0][:-1]
+            # Without marks, the caption stands before the first question only if there is a picture.
+            dialogue = conversations_of(record, prompt, 0, int(told and not images) or pictures)[0][:-1]
         dialogue[1::2] = [Turn("gpt", answer) for _, answer in earlier]  # a model's own answer may be empty
         return dialogue
 

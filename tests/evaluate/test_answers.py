@@ -1,6 +1,7 @@
 """Answers to questions, and the file from which a killed evaluation resumes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -301,3 +302,13 @@ def test_a_question_is_asked_as_it_was_trained(untrained, shards, request, monke
         (dialogue,) = conversations_of(record, prompt, 0, len(shown))
         trained = encode(dialogue, prompt, answerer.tokenizer, [4] * len(shown)).input_ids
         assert trained[: len(asked)] == asked and len(asked) < len(trained)
+
+
+def test_a_caption_stands_for_pictures_where_training_puts_it(later):
+    prompt = Prompt("v1", pictures="text", turns="conversations")
+    for question in read_questions(later):
+        record = {**parse_record(later.read(question.sample, ("json",))), "caption": "a star"}
+        (trained,) = conversations_of(record, prompt, 0, 0)
+        place = (question.earlier, question.system, "a star", question.images)
+        asked = Answerer.ask(SimpleNamespace(prompt=prompt), question.text, 0, *place)  # type: ignore[arg-type]
+        assert trained[: len(asked)] == asked
