@@ -22,6 +22,7 @@ EXECUTION = (
     "callbacks.checkpoint",
     "callbacks.samples",
     "callbacks.data_report",
+    "callbacks.picture_use",
     "callbacks.progress.peak_tflops",
     "trainer.accelerator",
     "trainer.devices",

@@ -36,6 +36,7 @@ def test_what_changes_the_result_changes_the_name():
         "trainer.strategy=fsdp",
         "trainer.fsdp.hold_reduction=true",
         "callbacks.progress.peak_tflops=312",
+        "callbacks.picture_use=null",
         "data.workers=4",
         "data.micro_batch=1",
         "data.bad_budget=0.2",
