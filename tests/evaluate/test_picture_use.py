@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from mmlab.evaluate.callbacks.picture_use import Asked, PictureUse, Replies, oth
 from mmlab.evaluate.config import PictureUseConfig
 from mmlab.stage.config import ProjectorAlignmentConfig
 from tests.evaluate.test_sample_sheets import Watch, stage_of, train
-from tests.tiny_shapes import make_shapes
+from tests.tiny_files import png
+from tests.tiny_pictures import square
+from tests.tiny_shapes import make_records, make_shapes
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,22 @@ def test_a_question_without_room_for_its_answer_is_left_out(root, tmp_path, monk
     said = answering(monkeypatch, lambda mean, n: "yes")
     train(root, tmp_path, stage_of(root), callback(max_new_tokens=110), steps=1)
     assert not said
+
+
+ANSWER = {"from": "gpt", "value": "a"}
+
+
+def test_a_question_before_the_first_picture_is_left_out(tmp_path, monkeypatch):
+    talks = [["<image>\nWho?"], ["Hello", "<image>\nAnd?"], ["Which?"]]
+    turns = [[turn for text in one for turn in ({"from": "human", "value": text}, ANSWER)] for one in talks]
+    records = [{"conversations": one} for one in turns]
+    index = make_records(tmp_path / "train", records, [png()] * 3)
+    monkeypatch.setattr(picture_use, "spread", lambda data, count, read: [read(n, index, n) for n in range(count)])
+    answerer: Any = SimpleNamespace(prompt=Prompt("v1"), tokens=lambda *_: [])
+    answerer.decode = lambda files: [square(torch.zeros(3, 1, 1), 1) for _ in files]
+    data: Any = SimpleNamespace(config=SimpleNamespace(max_length=99))
+    asked = callback(questions=3).questions(data, answerer)
+    assert [one.dialogue[0].text for one in asked] == ["<image>\nWho?", "<image>\nWhich?"]
 
 
 def test_another_sample_s_pictures_are_shown_even_if_one_has_most_of_the_questions():

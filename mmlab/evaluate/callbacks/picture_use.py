@@ -143,8 +143,8 @@ class PictureUse(L.Callback):
     def questions(self, data: ShardDataModule, answerer: Answerer) -> list[Asked]:
         """Questions about samples that are spread over the validation data, as training would ask them.
 
-        If enough of them have short answers, only these; samples have the same number of pictures. Questions that leave
-        no room for the answer in a row of training are left out.
+        If enough of them have short answers, only these; samples have the same number of pictures. Questions before the
+        first picture are left out, and those that leave no room for the answer in a row of training.
         """
         config: Any = data.config
         room = config.max_length - self.config.max_new_tokens
@@ -155,7 +155,7 @@ class PictureUse(L.Callback):
             pictures = answerer.decode(read_pictures(index, i))
             record = parse_record(index.read(i, ("json", "txt")))
             dialogues = conversations_of(record, answerer.prompt, n, len(pictures)) if pictures else []
-            asked = [Asked(dialogue[:1], pictures, dialogue[1].text) for dialogue in dialogues]
+            asked = [Asked(dialogue[:1], pictures, dialogue[1].text) for dialogue in dialogues if dialogue[0].images]
             return [one for one in asked if len(answerer.tokens(one.dialogue, pictures)) <= room]
 
         asked = [one for sample in spread(data, self.config.questions, read) for one in sample]
