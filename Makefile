@@ -26,7 +26,7 @@ train: setup $(DATA)/train/index.npz $(DATA)/val/index.npz $(DATA)/test/index.np
 	$(MMLAB) train experiment=llava/language_tiny
 	$(MMLAB) train experiment=llava/align_tiny
 	$(MMLAB) train experiment=llava/finetune_tiny
-	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.blind_from=$(DATA)/train
+	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.train_from=$(DATA)/train
 
 $(DATA)/train/index.npz: | setup
 	$(MMLAB) shards build shapes $(DATA)/train --count 4000 $(SCENES)

@@ -15,7 +15,7 @@ done
 ask() { # ask RUN …: answer the test questions
     "$mmlab" eval run=easy_vqa/$1 data.path=data/easy_vqa/test out=eval/$1 batch_size=256 max_new_tokens=8 "${@:2}"
 }
-ask finetune data.blind_from=data/easy_vqa/train
+ask finetune data.train_from=data/easy_vqa/train
 ask align template=v1 'types=[color,shape]'
 ask no_align
 

@@ -16,7 +16,7 @@ for page in language align finetune; do
     [ ! -f "conf/experiment/mydata/$page.yaml" ] || "$mmlab" train experiment=mydata/$page
 done
 
-"$mmlab" eval run=mydata/finetune data.path=data/mine/test data.blind_from=data/mine/train blind=null out=eval batch_size=256
+"$mmlab" eval run=mydata/finetune data.path=data/mine/test data.train_from=data/mine/train blind=null out=eval batch_size=256
 "$mmlab" export run=mydata/finetune to=transformers out=exported
 "$python" "$here/answer.py" exported "$data/test.json" "$data/images"
 

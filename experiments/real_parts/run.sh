@@ -45,7 +45,7 @@ for recipe in lora full; do
     train $recipe
     ask $recipe photos grocery_val max_new_tokens=24
     ask $recipe text text_questions max_new_tokens=24
-    ask $recipe easy easy_test max_new_tokens=8 limit=2000 data.blind_from=data/easy_train
+    ask $recipe easy easy_test max_new_tokens=8 limit=2000 data.train_from=data/easy_train
 done
 
 rm -rf export

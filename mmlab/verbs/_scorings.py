@@ -72,7 +72,7 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
     scores, summary = answer_scores(scorer, questions, predictions, training, blind)
     left_out = {"bad_samples": bad.as_json(), "samples_without_question": without}
     if training_bad:
-        left_out["bad_samples_of_blind_from"] = training_bad.as_json()
+        left_out["bad_samples_of_train_from"] = training_bad.as_json()
     write_scores(out, {"metric": metric, **summary, **left_out})
     write_predictions(out, questions, predictions, scores.each, blind)
     if metric == "scienceqa":
@@ -93,9 +93,9 @@ def score_answers(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path)
 
 def training_questions(cfg: DictConfig) -> tuple[list[Question] | None, BadSamples | None]:
     """The questions of the training set, from which baselines are taken, and its samples that are left out."""
-    if cfg.data.blind_from is None:
+    if cfg.data.train_from is None:
         return None, None
-    index = ShardIndex.open(cfg.data.blind_from)
+    index = ShardIndex.open(cfg.data.train_from)
     bad = BadSamples(index.root, len(index), cfg.data.bad_budget)
     return read_questions(index, bad=bad), bad
 

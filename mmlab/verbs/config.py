@@ -52,8 +52,9 @@ class PlannedRunConfig(TrainConfig):
 @dataclass
 class EvalDataConfig(Settings):
     path: str = MISSING  # folder of shards
-    blind_from: str | None = None  # training shards, from whose answers the baselines question_only and constant are
-    train_from: str | None = None  # training images, for the linear code of the same size and for nearest neighbors
+    # Training shards: of their answers, for the baselines question_only and constant; of their images, for the linear
+    # code of the same size, nearest neighbors and the classifier of rejection sampling.
+    train_from: str | None = None
     # Share of a set's samples that may be unusable; those are left out of the scores.
     bad_budget: float = number(ShardsConfig.bad_budget, at_least=0, at_most=1)
 

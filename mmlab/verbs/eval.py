@@ -19,12 +19,12 @@ def evaluate(cfg: DictConfig) -> None:
 
     A model that answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa, facts.
     Beside it stand the scores of the same model with blank pictures (blind), of the most common answer to the same
-    question in training (data.blind_from), and of one reply to all questions of a type (constant).
-      mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.blind_from=data/shapes/train
+    question in training (data.train_from), and of one reply to all questions of a type (constant).
+      mmlab eval run=llava-finetune_tiny data.path=data/shapes/test data.train_from=data/shapes/train
       mmlab eval run=llava/scienceqa_tiny data.path=data/shapes/problems/test metric=scienceqa max_new_tokens=96
     A model that describes images: the shares of descriptions that repeat themselves, break off or do not end; with
     metric=captions also BLEU, ROUGE-L and CIDEr-D. template=minigpt4 uses the prompt of MiniGPT-4's stage 2.
-    describe=false (or types, or data.blind_from) asks the questions in the data instead.
+    describe=false (or types, or data.train_from) asks the questions in the data instead.
       mmlab eval run=minigpt4/stage1_tiny data.path=data/shapes/test template=minigpt4
     A model that compares images and texts: recall of captions and images, and accuracy of classes by their names.
       mmlab eval run=llava-vision_tiny data.path=data/shapes/test 'class_prompts=["a picture of a {}."]'
@@ -62,9 +62,9 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
         return kind
     if kind not in ("answers", "describes"):
         raise ConfigError(f"{cfg.run} neither answers questions nor makes images; there is nothing to score.")
-    needs_questions = bool(cfg.types) or cfg.data.blind_from is not None
+    needs_questions = bool(cfg.types) or cfg.data.train_from is not None
     if cfg.describe and needs_questions:
-        raise ConfigError("types and data.blind_from apply to questions; leave them out, or set describe=false.")
+        raise ConfigError("types and data.train_from apply to questions; leave them out, or set describe=false.")
     if cfg.describe is not None:
         return "describes" if cfg.describe else "answers"
     return "describes" if (kind == "describes" or cfg.metric == "captions") and not needs_questions else "answers"
@@ -79,7 +79,7 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
     from mmlab.config.errors import ConfigError
 
     if kind in ("writes", "compares"):
-        refused = ("metric", "describe", "template", "max_new_tokens", "data.blind_from")
+        refused = ("metric", "describe", "template", "max_new_tokens", "data.train_from")
         if keys := [key for key in refused if OmegaConf.select(cfg, key) is not None]:
             what = "is a language model, whose score is its perplexity, or with metric=exact that of its answers"
             what = what if kind == "writes" else "compares images and texts, and is scored by what it finds"

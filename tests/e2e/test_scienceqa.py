@@ -62,7 +62,7 @@ def test_answers_for_another_metric_are_not_resumed(mmlab, monkeypatch):
 
 
 def test_generation_and_scores(mmlab):
-    out = mmlab(f"{EVAL} metric=scienceqa out=scored data.blind_from=data/shapes/problems/train")
+    out = mmlab(f"{EVAL} metric=scienceqa out=scored data.train_from=data/shapes/problems/train")
     assert [line.split()[0] for line in out.splitlines()[1:10]] == [
         *("all", "NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
     ]
