@@ -52,7 +52,9 @@ def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
     page = _page(choices.vision or checkpoint.vision_source)
     parts = [f"model/vision={page}", f"model/connector={connector}"]
     model = "llava_next" if checkpoint.weights.get("newline") else "llava"
-    cfg: Any = compose("train", [f"model={model}", *parts, "data=llava_mix_665k", f"stage={stage}"])
+    tiled = choices.aspect is None and checkpoint.weights.get("newline")
+    data = "llava_next_779k" if tiled else "llava_mix_665k"  # a picture in tiles needs longer rows
+    cfg: Any = compose("train", [f"model={model}", *parts, f"data={data}", f"stage={stage}"])
     vision = cfg.model.vision
     if page == "pretrained" or reachable(choices.vision or checkpoint.vision_source):
         vision.source = _tower(checkpoint, choices)
@@ -64,10 +66,11 @@ def _llava(checkpoint: LlavaCheckpoint, choices: Choices) -> Any:
         raise ConfigError(f"There is no folder {choices.base}; give the language model's folder or hub name as --base.")
     base = choices.base or (checkpoint.base if reachable(checkpoint.base) else None)
     cfg.model.language = OmegaConf.structured(LanguageModelConfig(source=base))
-    tiled = choices.aspect is None and checkpoint.weights.get("newline")
     cfg.data.aspect = ANYRES if tiled else choices.aspect or checkpoint.aspect or "pad"
     if tiled:
         cfg.data.grids = _grids(checkpoint, _side(checkpoint, vision))
+        trained = ["vision"] if checkpoint.weights.get("vision") else []
+        cfg.stage.trainable = [*trained, "connector", "newline", "language"]
     return cfg
 
 

@@ -25,10 +25,14 @@ from transformers import (
 
 from mmlab import cli
 from mmlab.config.errors import ConfigError
+from mmlab.data.collate import check_room
 from mmlab.data.packing import Shown, place_pictures
+from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer
 from mmlab.model.llava_layouts import read_llava
+from mmlab.runs.check import check_trainable
 from mmlab.stage.assembly import restore, run_prompt
+from mmlab.verbs._llava_prompt import prompt_of
 from mmlab.weights import content_hash, verify_files
 from tests.export.tiny_chats import photo, png
 from tests.model import tiny_llava as tiny
@@ -106,6 +110,10 @@ def test_pictures_in_tiles(work, name):
     model, cfg = restore(work / "runs" / name)
     assert cfg.data.aspect == "anyres" and cfg.data.grids == [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
     assert cfg.stage.prompt.template == "mistral"
+    tower = ["vision"] if name == "next_port" else []
+    assert cfg.stage.trainable == [*tower, "connector", "newline", "language"]
+    check_trainable(cfg)
+    check_room(ImageSpec(336, "anyres", 576, tuple(map(tuple, cfg.data.grids))), cfg.data)  # of the published size
     answerer = Answerer(model, run_prompt(cfg), cfg.data, max_new_tokens=12)
     shown = answerer.decode([png(photo(90, 40)), png(photo(33, 64))])
     segment = answerer.tokens(answerer.ask("Is the red square in both?", 2), shown)
@@ -170,7 +178,7 @@ def test_weights_stay_in_their_dtype_and_the_port_loses_its_rows(work):
     assert tokenizers[0].all_special_ids == tokenizers[1].all_special_ids
 
 
-def test_prompt_and_aspect(work):
+def test_prompt_and_aspect(work, tmp_path):
     asked = {}
     for name in ("port", "own", "linear", "projector", "lora"):
         cfg = restore(work / "runs" / name)[1]
@@ -182,6 +190,8 @@ def test_prompt_and_aspect(work):
         "projector": ("plain", None, "crop"),
         "lora": ("v1", None, "pad"),
     }
+    mistral = changed(work / "own", tmp_path / "mistral", architectures=["LlavaMistralForCausalLM"])
+    assert prompt_of(read_llava(mistral), None, None) == ({"template": "v1"}, False)  # that of tiles alone is Mistral's
 
 
 def test_a_renamed_run_still_finds_its_parts(work, tmp_path):
@@ -281,6 +291,11 @@ def changed(folder: Path, out: Path, **fields) -> Path:
         ("next_port", {"image_grid_pinpoints": [[32, 48]]}, "has a grid of 32 x 48 pixels; grids of whole tiles of 32"),
         ("port", {"model_type": "llava_next", "image_grid_pinpoints": [[32, 64]]}, "has no weights of the newline"),
         ("own", {**tiny.TILED}, "has no weights of the newline"),
+        (
+            "projector",
+            {**tiny.TILED},
+            "a projector alone lacks the newline that ends their rows; convert the whole model",
+        ),
         ("own", {"mm_use_im_start_end": True}, "has images between <im_start> and <im_end>"),
         ("own", {"mm_resampler_type": "perceiver"}, r"has a resampler \(perceiver\)"),
         ("own", {"mm_projector_type": "mlp2x_res"}, "a projector of the type 'mlp2x_res'"),
