@@ -123,7 +123,7 @@ def prompt_of(checkpoint: LlavaCheckpoint, tokenizer: Any, template: str | None)
             "that it was trained with as --template (plain, if that was captions alone).",
             file=sys.stderr,
         )
-    if kind == "mistral":
+    if kind == "mistral" and checkpoint.pinpoints:  # LLaVA-NeXT's, which has its language model's own prompt
         return {"template": kind}, False
     return {"template": "v1" if len(checkpoint.weights["connector"]) > 2 else "v0"}, False
 
