@@ -141,6 +141,11 @@ def read_projector(path: Path) -> LlavaCheckpoint:
     connector = split_own(tensors)["connector"]
     settings = _own_settings(path.parent, config) if "mm_vision_tower" in config else {}
     checkpoint = LlavaCheckpoint(path, "connector", "LLaVA's projector", **settings)
+    if checkpoint.pinpoints:
+        raise ConfigError(
+            f"{path} cannot be converted: it was trained on pictures in tiles (image_aspect_ratio=anyres), and a "
+            "projector alone lacks the newline that ends their rows; convert the whole model."
+        )
     checkpoint.weights = {"connector": connector}
     if not connector:
         contents = ", ".join(sorted(tensors)[:3]) or "no tensors"
