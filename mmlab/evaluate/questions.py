@@ -64,9 +64,9 @@ def read_questions(
     """The questions of a set of shards in their order.
 
     They are what training would learn to answer: every one of a sample's `questions` with its `follow_ups`, or else
-    every question of its dialogue. The type of a question is its own, or else that of the record, or else `question` or
-    `conversation`. A question may have `answers`, `types` and `choices` besides its answer; for the first question of a
-    dialogue they are in the record's `reference`.
+    every question of its dialogue. The type of a question is its own, or else that of the record, or else `UNTYPED`. A
+    question may have `answers`, `types` and `choices` besides its answer; for the first question of a dialogue they are
+    in the record's `reference`.
 
     Args:
         index: open shards.

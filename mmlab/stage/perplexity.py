@@ -17,6 +17,7 @@ from mmlab.data.formats import parse_record, record_type
 from mmlab.data.index import ShardIndex
 from mmlab.data.packing import Group
 from mmlab.data.progress_bar import progress
+from mmlab.data.record_turns import listed_in
 from mmlab.data.sample_types import Sample
 from mmlab.model.language import LanguageModel
 from mmlab.stage.token_loss import supervised
@@ -30,6 +31,7 @@ def perplexities(
     prompt: Prompt,
     index: ShardIndex,
     bad: BadSamples,
+    untyped: str,
     types: Sequence[str] = (),
     limit: int | None = None,
     batch_size: int = 64,
@@ -42,6 +44,7 @@ def perplexities(
         prompt: of the training.
         index: the shards.
         bad: counts samples that cannot be used.
+        untyped: type of questions and dialogues that have none, and whose record has none.
         types: types of questions and records to read; empty: all.
         limit: at most this many samples.
         batch_size: texts that are predicted together.
@@ -68,7 +71,7 @@ def perplexities(
             record = parse_record(index.read(i, ("json", "txt")))
             waiting += [
                 (kind, collates[part].prepare(Sample(key, str(index.root), one, (), i)).content)
-                for kind, part, one in _parts(record, prompt, i)
+                for kind, part, one in _parts(record, prompt, i, untyped)
                 if not types or kind in types
             ]
         if len(waiting) >= batch_size or (waiting and i == count - 1):
@@ -79,17 +82,21 @@ def perplexities(
     whole = _Row()
     for row in rows.values():
         whole.add(row.loss, row.tokens, row.texts, row.answers)
-    return {**whole.as_json(), "types": {kind: rows[kind].as_json() for kind in sorted(rows)}}
+    kinds = sorted(rows, key=lambda kind: (kind == untyped, kind))
+    return {**whole.as_json(), "types": {kind: rows[kind].as_json() for kind in kinds}}
 
 
-def _parts(record: dict[str, Any], prompt: Prompt, seed: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _parts(
+    record: dict[str, Any], prompt: Prompt, seed: int, untyped: str
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(type, part of the record, the record with no other question) of each question, dialogue or caption."""
+    kind = record_type(record) or untyped
     for part in ["caption"] if prompt.template == "plain" else kinds_of(record, prompt.turns, seed):
         if part == "questions":
-            for question in record.get("questions") or [{}]:
-                yield str(question.get("type", "question")), part, {**record, "questions": [question]}
+            for question in listed_in(record, "questions"):
+                yield record_type(question) or kind, part, {**record, "questions": [question]}
         else:
-            yield "caption" if part == "caption" else record_type(record) or "conversation", part, record
+            yield "caption" if part == "caption" else kind, part, record
 
 
 def _add(

@@ -25,7 +25,7 @@ from mmlab.evaluate.questions import Question, read_questions
 from mmlab.evaluate.scores.caption_scores import captions
 from mmlab.evaluate.scores.constant_reply import with_baselines
 from mmlab.evaluate.scores.scienceqa_score import result_layout
-from mmlab.evaluate.scores.score_table import table, write_scores
+from mmlab.evaluate.scores.score_table import UNTYPED, table, write_scores
 from mmlab.evaluate.scores.scorers import scorable, scorer_named
 from mmlab.runs.disk import replacing, write_json, write_text
 from mmlab.stage.assembly import description_prompt, restore, told_prompt, trained_prompt
@@ -146,7 +146,7 @@ def score_texts(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -
     bad = BadSamples(index.root, len(index), cfg.data.bad_budget)
     data = ImageTextDataConfig(max_length=trained.data.max_length)
     model = place(restore(folder)[0], cfg.trainer)
-    what = (trained_prompt(trained), index, bad, cfg.types, cfg.limit, cfg.batch_size)
+    what = (trained_prompt(trained), index, bad, UNTYPED, cfg.types, cfg.limit, cfg.batch_size)
     scores = perplexities(model.language, data, *what)
     write_scores(out, {"metric": "perplexity", **scores, "bad_samples": bad.as_json()})
     print(table(scores, "perplexity"))

@@ -101,6 +101,25 @@ def test_a_language_model_answers_the_questions_of_a_data_set(work, monkeypatch,
     assert len(prompts) == 2 and not any(" red\n" in prompt for prompt in prompts)
 
 
+def test_perplexities_have_the_types_of_answers(work, monkeypatch, capsys):
+    """That of the question, or else of its record, or else the same name for none, in the last row."""
+    ask = {"question": "red?", "answer": "yes"}
+    turns = [{"from": "human", "value": "color?"}, {"from": "gpt", "value": "red"}]
+    records = [{"questions": [ask, {**ask, "type": "zoom"}], "type": "detail"}, {"questions": [ask]}]
+    with ShardWriter(work / "kinds", quiet=True) as writer:
+        for i, record in enumerate([*records, {"conversations": turns}]):
+            writer.write(f"{i}", {"json": record})
+    for scored in ((), ("metric=exact", "max_new_tokens=2")):
+        code, _, err = run(work, monkeypatch, capsys, "eval", "run=tongue", "data.path=kinds", "out=typed", *scored)
+        assert code == 0, err
+        scores = json.loads((work / "typed" / "scores.json").read_text())
+        assert [(name, row["questions"]) for name, row in scores["types"].items()] == [
+            ("detail", 1),
+            ("zoom", 1),
+            ("(none)", 2),
+        ]
+
+
 def test_what_a_language_model_cannot_do_is_one_sentence(work, monkeypatch, capsys):
     (work / "a.png").write_bytes(b"")
     for argv, sentence in {
