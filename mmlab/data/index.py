@@ -15,7 +15,7 @@ from mmlab.config.errors import DataError
 from mmlab.data.formats import EXTENSIONS
 from mmlab.data.index_arrays import check_arrays, picture_counts, read_arrays, write_arrays
 from mmlab.data.sample_types import SampleError
-from mmlab.data.scan import MOST_TYPES, ScanNotes, ShardScan, list_shards, local_folder, scan_shards
+from mmlab.data.scan import ScanNotes, ShardScan, list_shards, local_folder, scan_shards, type_codes_of
 from mmlab.runs.disk import to_json
 from mmlab.runs.index_files import index_files
 
@@ -48,7 +48,9 @@ class ShardIndex:
     shard_sizes: np.ndarray = field(repr=False)  # int64 [S], bytes of each file
     samples_per_shard: np.ndarray = field(repr=False)  # int64 [S]
     keys: np.ndarray = field(repr=False)  # '<U' [N]
-    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: of the first picture; 0, 0: none, or unreadable
+    image_sizes: np.ndarray = field(
+        repr=False
+    )  # int32 [N, 2]: of first pictures, upright; 0, 0: none, or unreadable
     further_sizes: np.ndarray = field(repr=False)  # int32 [F, 2]: of all further pictures, sample by sample
     text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
     type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `type_names`
@@ -159,16 +161,6 @@ class ShardIndex:
         """int64 `[N]`: number of pictures of each sample."""
         return picture_counts(self.members.first, self.members.extension)
 
-    def picture_sizes(self, i: int) -> np.ndarray:
-        """int32 `[n, 2]`: width and height of each picture of sample `i`, upright; 0, 0 for an unreadable one."""
-        start, stop = self._further[i : i + 2]
-        return np.concatenate([self.image_sizes[i : i + 1], self.further_sizes[start:stop]])[: self.pictures[i]]
-
-    @cached_property
-    def _further(self) -> np.ndarray:
-        """int64 `[N + 1]`: where the further pictures of each sample begin."""
-        return np.concatenate([[0], np.cumsum(self.pictures.clip(1) - 1)])
-
     @property
     def sizes(self) -> np.ndarray:
         """int32 `[K, 2]`: width and height of every picture that can be read, in any order."""
@@ -269,7 +261,7 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
         crc=np.concatenate([part.crc for part in parts]),
     )
     names = tuple(path.name for path in shards)
-    type_names, type_codes = _types([kind for part in parts for kind in part.types])
+    type_names, type_codes = type_codes_of([kind for part in parts for kind in part.types])
     samples_per_shard = np.array([len(part.keys) for part in parts], np.int64)
     return ShardIndex(
         root=folder,
@@ -286,15 +278,6 @@ def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> Shar
         hash=_content_hash(names, samples_per_shard, list(owner), members),
         notes=notes,
     )
-
-
-def _types(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and codes; none for a foreign set whose `type` has too many values to be a response type."""
-    names = sorted(set(types))
-    if len(names) > MOST_TYPES:
-        return ("",), np.zeros(len(types), np.uint8)
-    code = {name: i for i, name in enumerate(names)}
-    return tuple(names), np.array([code[kind] for kind in types], np.uint8)
 
 
 def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members) -> str:

@@ -108,7 +108,7 @@ def check_arrays(index: Any) -> None:
         raise ValueError("its arrays do not fit each other")
     several = members.extension.max() >= EXTENSIONS.index(PICTURES[len(IMAGE_EXTENSIONS)])
     if index.further_sizes.shape != (int((index.pictures.clip(1) - 1).sum()) if several else 0, 2):
-        raise ValueError("it has not the size of each picture")
+        raise ValueError("it lacks the sizes of further pictures")
     sizes = index.shard_sizes.repeat(index.samples_per_shard).repeat(np.diff(members.first))
     if (members.offset < 0).any() or (members.length < 0).any() or (members.offset > sizes - members.length).any():
         raise ValueError("it names places outside its shards")

@@ -178,6 +178,15 @@ def scan_shards(
         yield from progress(pool.map(scan, shards), "reading shards", len(shards), quiet)
 
 
+def type_codes_of(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and codes; none for a foreign set whose `type` has too many values to be a response type."""
+    names = sorted(set(types))
+    if len(names) > MOST_TYPES:
+        return ("",), np.zeros(len(types), np.uint8)
+    code = {name: i for i, name in enumerate(names)}
+    return tuple(names), np.array([code[kind] for kind in types], np.uint8)
+
+
 def list_shards(folder: Path) -> list[Path]:
     """The `.tar` files of a folder, sorted by name."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -135,11 +135,14 @@ def test_sizes_of_all_pictures_are_those_that_are_decoded(tmp_path):
     )
     for index in (build_index(tmp_path), ShardIndex.open(tmp_path)):
         assert index.pictures.tolist() == [4, 0, 3, 2, 1]
+        further = []
         for i in range(5):
             shown = [index.read(i)[name] for name in pictures_among(index.extensions(i))]
             sizes = [[0, 0] if data == b"junk" else list(load_rgb(data).size) for data in shown]
-            assert index.picture_sizes(i).tolist() == sizes and (not sizes or index.image_sizes[i].tolist() == sizes[0])
-        assert index.picture_sizes(0).tolist() == [[6, 8], [5, 4], [0, 0], [6, 8]] and len(index.sizes) == 9
+            assert not sizes or index.image_sizes[i].tolist() == sizes[0]
+            further += sizes[1:]
+        assert index.further_sizes.tolist() == further and further[:3] == [[5, 4], [0, 0], [6, 8]]
+        assert len(index.sizes) == 9
     summary = stats(index)
     assert (summary["pictures"], summary["pictures_unreadable"]) == (10, 1)
     assert summary["pictures_per_sample"] == {"min": 0, "median": 2.0, "max": 4} and summary["width"]["max"] == 9
@@ -149,12 +152,13 @@ def test_an_index_without_further_pictures_has_no_sizes_of_them(root):
     build_index(root)
     with zipfile.ZipFile(root / INDEX_NAME) as file:
         assert "further_sizes.npy" not in file.namelist()
-    assert ShardIndex.open(root).picture_sizes(0).tolist() == [[8, 6]]
+    index = ShardIndex.open(root)
+    assert index.image_sizes[0].tolist() == [8, 6] and not len(index.further_sizes)
     write_tar(root / "2.tar", ("x.png", png()), ("x.0.png", png()))
     build_index(root)
     arrays = dict(np.load(root / INDEX_NAME))
     np.savez(root / INDEX_NAME, **{name: array for name, array in arrays.items() if name != "further_sizes"})
-    with pytest.raises(DataError, match="it has not the size of each picture"):
+    with pytest.raises(DataError, match="it lacks the sizes of further pictures"):
         ShardIndex.open(root)
 
 
