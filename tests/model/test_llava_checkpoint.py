@@ -294,7 +294,7 @@ def changed(folder: Path, out: Path, **fields) -> Path:
         (
             "projector",
             {**tiny.TILED},
-            "a projector alone lacks the newline that ends their rows; convert the whole model",
+            "a projector alone lacks the newline that ends their rows; convert the whole",
         ),
         ("own", {"mm_use_im_start_end": True}, "has images between <im_start> and <im_end>"),
         ("own", {"mm_resampler_type": "perceiver"}, r"has a resampler \(perceiver\)"),
