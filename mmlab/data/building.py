@@ -162,7 +162,7 @@ def _convert(rows: Rows, entries: Iterable[Entry], draft: ShardDraft, build: Bui
             raise DataError(f"{draft.tally.lost[allowed].rstrip('.')} ({text}).")
         if sample is not None:
             digests = digests_of(sample[1]) if build.splits else []
-            draft.write(*sample, build.split_of(digests[0]) if digests else REST, digests)
+            draft.write(*sample, build.split_of(min(digests)) if digests else REST, digests)
         draft.converted += 1
     draft.close()
     tally = Tally()
@@ -223,7 +223,7 @@ def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bo
     places = {name: (draft.folder / name, tars.count) for name, tars in draft.tars.items()}
     digests = draft.digests() if draft.several else []
     if digests:
-        places = _rejoined(draft, digests, build)
+        places |= _rejoined(draft, digests, build, quiet)
     counts = {name: count for name, (_, count) in places.items()}
     if not sum(counts.values()):
         raise DataError(f"there are no samples to write to {root}.")
@@ -244,15 +244,19 @@ def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bo
     return {name: ShardIndex.open(folder) for name, folder in folders.items()}
 
 
-def _rejoined(draft: ShardDraft, digests: Sequence[Sequence[str]], build: Build) -> dict[str, tuple[Path, int]]:
+def _rejoined(
+    draft: ShardDraft, digests: Sequence[Sequence[str]], build: Build, quiet: bool
+) -> dict[str, tuple[Path, int]]:
     """Write the samples again, so that those that share a picture are in one split; (folder, samples) of each.
 
-    The draft was written by the first picture of each sample: which ones share a picture is known at its end. It stays
-    as it is, so that a killed build can continue.
+    The draft was written by the smallest digest of each sample: which ones share a picture is known at its end. It
+    stays as it is, so that a killed build can continue. If no sample changes its split, nothing is written or returned.
     """
-    before = [build.split_of(one[0]) for one in digests]
+    before = [build.split_of(min(one)) for one in digests]
     after = [build.split_of(one) for one in representatives(digests)]
-    indexes = {name: build_index(draft.folder / name, quiet=True, elsewhere=False) for name in set(before)}
+    if before == after:
+        return {}
+    indexes = {name: build_index(draft.folder / name, quiet=quiet, elsewhere=False) for name in set(before)}
     tars: dict[str, NumberedTars] = {}
     for name in draft.tars:
         folder = draft.folder / f"{name}.joined"
@@ -260,7 +264,8 @@ def _rejoined(draft: ShardDraft, digests: Sequence[Sequence[str]], build: Build)
         folder.mkdir()
         tars[name] = NumberedTars(folder, build.max_samples)
     read = Counter[str]()
-    for source, target in zip(before, after, strict=True):
+    moves = zip(before, after, strict=True)
+    for source, target in progress(moves, "joining samples that share pictures", len(before), quiet):
         index, i = indexes[source], read[source]
         tars[target].write(str(index.keys[i]), dict(index.read(i)))
         read[source] += 1

@@ -259,6 +259,17 @@ def test_samples_that_share_pictures_are_in_one_split_and_a_build_of_them_contin
     assert rest.converted[0] > 60 and contents(out) == contents(tmp_path / "whole")
 
 
+def test_samples_that_share_no_picture_are_written_once(tmp_path, monkeypatch):
+    apart = Pairs(80).rows()
+    apart.entries = ((f"row {n}", n) for n in range(0, 80, 2))
+    build = Build(splits=SPLITS, max_samples=7)
+    monkeypatch.setattr("mmlab.data.building.NumberedTars", None)  # what writes them again
+    indexes, _ = write_rows(apart, tmp_path / "out", build, quiet=True)
+    assert sum(map(len, indexes.values())) == 40 and min(map(len, indexes.values())) > 0
+    with pytest.raises(TypeError):
+        write_rows(Pairs(80).rows(), tmp_path / "joined", build, quiet=True)
+
+
 def test_a_build_that_is_killed_while_it_ends_continues(tmp_path, monkeypatch):
     build = Build(splits=SPLITS, max_samples=7, identity="pairs")
     write_rows(Pairs(80).rows(), tmp_path / "whole", build, quiet=True)
