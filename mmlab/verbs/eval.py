@@ -84,6 +84,10 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
             what = "is a language model, whose score is its perplexity, or with metric=exact that of its answers"
             what = what if kind == "writes" else "compares images and texts, and is scored by what it finds"
             raise ConfigError(f"{cfg.run} {what}; leave out {keys[0]}.")
+    unasked = ["types"] * (bool(cfg.types) and kind not in ("answers", "writes"))
+    unasked += ["history=own"] * (cfg.history == "own" and kind != "answers")
+    if unasked:
+        raise ConfigError(f"{unasked[0]} applies to questions, and {cfg.run} is asked none here; leave it out.")
     for key in ("classes", "class_prompts"):
         if cfg[key] and kind != "compares":
             raise ConfigError(f"{key} applies only to models that compare images and texts, and {cfg.run} does not.")

@@ -126,6 +126,7 @@ def test_what_a_language_model_cannot_do_is_one_sentence(work, monkeypatch, caps
         ("chat", "run=tongue", "image=a.png", "question=hi"): "tongue is a language model and sees no images",
         ("eval", "run=tongue", "data.path=asked", "metric=captions"): "leave out metric",
         ("eval", "run=tongue", "data.path=asked", "types=[count]"): "no texts of type count",
+        ("eval", "run=tongue", "data.path=asked", "history=own"): "history=own applies to questions, and tongue",
     }.items():
         code, _, err = run(work, monkeypatch, capsys, *argv)
         assert code != 0 and sentence in err and "Traceback" not in err
