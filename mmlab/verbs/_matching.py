@@ -91,8 +91,10 @@ class _Matching:
             return "no classes to tell apart: no image has one" if classes or not self.scores else None
         if len(names) < 2:
             return f"no classes to tell apart: all are '{names[0]}'"
-        if all(name.isdecimal() for name in names):
-            return f"no classes to tell apart by name: {names[0]} is a number; name them in order, classes=[cat,dog]"
+        if not classes and all(name.isdecimal() for name in names):
+            numbers = ",".join(names[:2]) + ",…" * (len(names) > 2)
+            given = f"classes=[cat,dog] (or classes=[{numbers}] if these are the names)"
+            return f"no classes to tell apart by name: {names[0]} is a number; name them in order, {given}"
         result = zero_shot(self.distinct, names, labeled, class_vectors(self.encoder, names, prompts))
         for image, name in zip(labeled, result.pop("predicted"), strict=True):
             self.rows[image]["predicted"] = name

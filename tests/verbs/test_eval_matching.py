@@ -63,6 +63,7 @@ def test_captions_and_classes(work, evaluate):
 def test_classes_that_are_numbers_need_names(work, evaluate):
     code, _, err = evaluate("data.path=numbered")
     assert code == 1 and "0 is a number; name them in order, classes=[cat,dog]" in err
+    assert "(or classes=[0,1] if these are the names)" in err
     prompts = "class_prompts=['a drawing of a {}.','a {}']"
     code, out, err = evaluate("data.path=numbered", "classes=[red_cat,dog,cow]", prompts, "limit=4")
     assert code == 0, err
@@ -74,6 +75,16 @@ def test_classes_that_are_numbers_need_names(work, evaluate):
         "dog": 2,
         "cow": 0,
     }
+
+
+def test_classes_can_be_digits(work, evaluate):
+    code, _, err = evaluate("data.path=numbered", "classes=[1,0]", "out=digits")
+    assert code == 0, err
+    scores = json.loads((work / "digits" / "scores.json").read_text())
+    assert {name: row["images"] for name, row in scores["zero_shot"]["per_class"].items()} == {"1": 3, "0": 3}
+    lines = [json.loads(line) for line in (work / "digits" / "predictions.jsonl").read_text().splitlines()]
+    right = sum(line["class"] == line["predicted"] for line in lines) / 6
+    assert scores["zero_shot"]["top1"] == pytest.approx(right)
 
 
 def test_the_prompt_is_the_one_of_the_training(work, evaluate, tokenizer_folder):
@@ -101,6 +112,8 @@ def test_the_prompt_is_the_one_of_the_training(work, evaluate, tokenizer_folder)
             2,
             "eye compares images and texts, and is scored by what it finds; leave",
         ),
+        (["data.path=val", "types=[color]"], 2, "types applies to questions, and eye is asked none here; leave it out"),
+        (["data.path=val", "history=own"], 2, "history=own applies to questions, and eye is asked none here"),
     ],
 )
 def test_mistakes_are_one_sentence(evaluate, argv, code, message):
