@@ -9,8 +9,10 @@ source "$(dirname "$0")/../begin.sh"
 "$mmlab" shards build llava_json "$data/train.json" "$data/images" data/mine --captions from-first-answer \
     --split val=0.05 --overwrite
 "$mmlab" shards build llava_json "$data/test.json" "$data/images" data/mine/test --captions from-first-answer --overwrite
-"$mmlab" init mydata data/mine --overwrite
-"$mmlab" shards tokenizer data/mine/train --out data/mine/tokenizer
+"$mmlab" init mydata data/mine --overwrite | tee commands.txt
+# As printed, with a vocabulary that fits the data; the line is quoted for a shell.
+tokenizer=$(grep -m 1 '^mmlab shards tokenizer ' commands.txt)
+eval "\"\$mmlab\" ${tokenizer#mmlab }"
 
 for page in language align finetune; do
     [ ! -f "conf/experiment/mydata/$page.yaml" ] || "$mmlab" train experiment=mydata/$page
