@@ -84,13 +84,16 @@ class Replies:
     @property
     def sentence(self) -> str:
         """What a run prints."""
-        start, n, scores = f"The picture is {'used' if self.used else 'not used'}", len(self.right), self.scores
+        n, scores = len(self.right), self.scores
         if self.short:
+            start = f"The picture is {'used' if self.used else 'not used'}"
             own, blank, other = (f"{scores[name]:.1%}" for name in ("accuracy", "blind", "other"))
             return (
                 f"{start}: {own} of {n} validation questions are answered right with it, {blank} with a blank picture, "
                 f"and {other} with that of another sample."
             )
+        # Not that it is used: a reply that changes need not be right.
+        start = f"Replies {'depend' if self.used else 'hardly depend'} on the picture"
         same, texts = sum(map(matches, self.own, self.other)), variety(self.own)["distinct"]
         return (
             f"{start}: {same} of {n} replies to validation samples stay the same with the picture of another sample; "
@@ -103,9 +106,9 @@ class PictureUse(L.Callback):
 
     A language model can lower its loss without looking at the picture, and then gives the commonest answers. Short
     answers are compared with the right ones; of captions and other long texts, it counts the replies that another
-    picture changes. The sentence is printed, and the numbers are logged as `val/picture/…`. Runs of other models and
-    without validation data are left alone. All ranks compute the same, so that none waits for another; modes and random
-    state are restored.
+    picture changes, right or wrong. The sentence is printed, and the numbers are logged as `val/picture/…`. Runs of
+    other models and without validation data are left alone. All ranks compute the same, so that none waits for another;
+    modes and random state are restored.
 
     Args:
         config: settings.
