@@ -52,7 +52,7 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
     """The kind of output to score: the model's own kind; a vision-language model's answers or descriptions as asked.
 
     Raises:
-        ConfigError: the model has no output to score, or the keys contradict each other.
+        ConfigError: it is not known what the model does, or the keys contradict each other.
     """
     from mmlab.config.errors import ConfigError
 
@@ -61,7 +61,11 @@ def what_to_score(cfg: DictConfig, kind: str) -> str:
     if kind in ("reconstructs", "draws", "writes", "compares"):
         return kind
     if kind not in ("answers", "describes"):
-        raise ConfigError(f"{cfg.run} neither answers questions nor makes images; there is nothing to score.")
+        # Only a user's own class; see `kind_of`.
+        raise ConfigError(
+            f"The model of {cfg.run} is derived from none of mmlab's models, so it is not known what to score; "
+            "derive its class from the one that does the same."
+        )
     needs_questions = bool(cfg.types) or cfg.data.train_from is not None
     if cfg.describe and needs_questions:
         raise ConfigError("types and data.train_from apply to questions; leave them out, or set describe=false.")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from mmlab import cli
@@ -95,6 +96,19 @@ def test_the_prompt_is_the_one_of_the_training(work, evaluate, tokenizer_folder)
     assert evaluate("run=prompted", "data.path=val")[0] == 0
     scores = json.loads((work / "runs" / "prompted" / "eval" / "val" / "scores.json").read_text())
     assert scores["zero_shot"]["prompts"] == ["one {}"]
+
+
+def test_a_users_model_of_no_kind_is_refused(work, evaluate, monkeypatch):
+    (work / "ownlab.py").write_text("from torch import nn\nclass Other(nn.Module): pass\n")
+    monkeypatch.syspath_prepend(work)
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", "ownlab")
+    config = yaml.safe_load((work / "runs" / "eye" / "config.yaml").read_text())
+    (work / "runs" / "own").mkdir()
+    (work / "runs" / "own" / "config.yaml").write_text(
+        yaml.safe_dump({**config, "model": {"_target_": "ownlab.Other"}})
+    )
+    code, _, err = evaluate("run=own", "data.path=val")
+    assert code == 2 and "own is derived from none of mmlab's models" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
