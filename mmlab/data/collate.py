@@ -164,7 +164,9 @@ def check_room(image: ImageSpec, config: ImageTextDataConfig) -> None:
         ConfigError: it has none, or an image takes no token.
     """
     if not image.tokens:
-        raise ConfigError("An image takes 0 tokens; set image.tokens to the connector's number.")
+        raise ConfigError(
+            "An image takes 0 tokens; the vision encoder or Q-Former must give it some (tokens_per_image)."
+        )
     if image.most_tokens >= config.max_length and image.aspect == ANYRES:
         raise _no_room(
             f"With data.aspect={ANYRES} an image takes up to {image.most_tokens}", config, "fewer tiles in data.grids"

@@ -151,8 +151,8 @@ def _encode(
 ) -> tuple[Segment, list[int]]:
     """The tokens of a text, and the number of tokens up to and including each answer's stop."""
     check_tokenizer(tokenizer)
-    if len(rendered.images) > sum(tokens > 0 for tokens in pictures):
-        raise ConfigError("The dialogue shows an image, but its number of tokens is not set (image.tokens).")
+    if len(rendered.images) > (able := sum(tokens > 0 for tokens in pictures)):
+        raise ConfigError(f"The dialogue shows {len(rendered.images)} images, but the model has tokens for {able}.")
     text, spans, bos = rendered.text, rendered.spans, tokenizer.bos_token_id
     ids = leading_bos(tokenizer, text)
     labels, places, starts, shared, at = [IGNORE] * len(ids), [-1] * len(ids), [], 0, 0
