@@ -68,7 +68,7 @@ def captions(
             record: dict[str, Any] = {"id": picture.name, "caption": entry.caption.strip()}
             if (kind := class_of(entry.row, entry.class_column)) is not None:
                 record["class"] = kind
-            check_sample(record, ["caption"], True)
+            check_sample(record, ["caption"], 1)
             return str(Path(picture.name).with_suffix("")), {picture.extension: picture.data, "json": record}
 
     return Rows(entries, convert, tally, missing_budget)

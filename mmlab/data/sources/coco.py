@@ -79,7 +79,7 @@ def write_boxes(folder: ImageFolder | None, where: str, picture: Annotated, tall
         record: dict[str, Any] = {"id": Path(name).stem, "image": name}
         record |= {"captions": picture.captions} if picture.captions else {}
         record |= {"boxes": picture.boxes} if picture.boxes else {}
-        check_sample(record, ["caption"] if picture.captions else [], read is not None)
+        check_sample(record, ["caption"] if picture.captions else [], int(read is not None))
         members: Members = {"json": record} if read is None else {read.extension: read.data, "json": record}
         tally.details.update(captions=len(picture.captions), boxes=len(picture.boxes))
         tally.details.update(crowds=picture.crowds, flat=picture.flat)

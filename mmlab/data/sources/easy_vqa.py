@@ -54,7 +54,7 @@ def easy_vqa(root: str | Path, split: str = "train", held_out: int = 0) -> Rows:
             record = {"id": name, "questions": questions}
             if color or shape:
                 record["caption"] = " ".join(filter(None, ("a", color, shape or "shape")))
-            check_sample(record, ["questions"], True)
+            check_sample(record, ["questions"], 1)
             tally.details["questions"] += len(questions)
             tally.details["partial_caption"] += (color is None) != (shape is None)
             tally.details["without_caption"] += color is None and shape is None

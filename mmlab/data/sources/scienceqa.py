@@ -209,7 +209,7 @@ def scienceqa(
                 except SampleError as error:  # the problem stays, as text
                     state = error.reason
             entry = record(problem, form, added.get(problem.id, ""), bool(members))
-            check_sample(entry, ["conversations"], bool(members))
+            check_sample(entry, ["conversations"], len(members))
             tally.details[state] += 1
             if captions is not None:
                 tally.details["captioned"] += problem.id in added
