@@ -20,8 +20,8 @@ FIRST_STAGE, MAP_STAGE = "first_stage", "map_stage"
 ENCODED_AS = "encoded_as"
 """The record's field with the size and aspect of the encoded image, see `ImageSpec.form`."""
 MOST_PICTURES = 32
-"""The most pictures of a sample: `key.jpg`, `key.0.jpg`, `key.1.jpg`, …"""
-_NUMBERED = tuple(f"{n}.{kind}" for n in range(MOST_PICTURES) for kind in IMAGE_EXTENSIONS)
+"""The most pictures of a sample: `key.jpg`, `key.0.jpg`, `key.1.jpg`, …, `key.30.jpg`."""
+_NUMBERED = tuple(f"{n}.{kind}" for n in range(MOST_PICTURES - 1) for kind in IMAGE_EXTENSIONS)
 PICTURES = (*IMAGE_EXTENSIONS, *_NUMBERED)
 """Members that may hold a picture, in the order of a sample's pictures; of several kinds, the first one counts."""
 EXTENSIONS = (*IMAGE_EXTENSIONS, "json", "txt", "cls", "npy", LATENTS, MAP, *_NUMBERED)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmlab.config.errors import DataError, RunError
 from mmlab.data import index_arrays
-from mmlab.data.formats import pictures_among
+from mmlab.data.formats import EXTENSIONS, MOST_PICTURES, picture_members, pictures_among
 from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex, build_index
 from mmlab.data.sample_types import SampleError
@@ -146,6 +146,13 @@ def test_sizes_of_all_pictures_are_those_that_are_decoded(tmp_path):
     summary = stats(index)
     assert (summary["pictures"], summary["pictures_unreadable"]) == (10, 1)
     assert summary["pictures_per_sample"] == {"min": 0, "median": 2.0, "max": 4} and summary["width"]["max"] == 9
+
+
+def test_the_most_pictures_have_members_and_one_more_has_none(tmp_path):
+    most = picture_members([("png", png())] * MOST_PICTURES)
+    assert most.keys() <= set(EXTENSIONS)
+    write_tar(tmp_path / "0.tar", *((f"x.{name}", png()) for name in (*most, f"{MOST_PICTURES - 1}.png")))
+    assert build_index(tmp_path).pictures.tolist() == [MOST_PICTURES]
 
 
 def test_an_index_without_further_pictures_has_no_sizes_of_them(root):
