@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from mmlab.data.batch import IGNORE
+from mmlab.data.class_texts import class_name
 from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.conversation import Segment, encode
 from mmlab.data.dialogues import caption_of
@@ -88,7 +89,7 @@ def _texts(collate: Any, sample: Sample) -> Iterator[list[Piece]]:
         return
     conditioning: Any = getattr(collate, "conditioning", None)
     if getattr(conditioning, "labels", None) is not None:
-        yield [Piece(f"class: {sample.record.get('class')}", PROMPT)]
+        yield [Piece(f"class: {class_name(sample.record, sample.members) or 'none'}", PROMPT)]
     if isinstance(collate, PairCollate):
         yield _caption(collate.caption(sample), collate.tokenizer, collate.config.max_length)
         return

@@ -32,8 +32,8 @@ def chat(tokenizer, length: int, **prompt) -> ChatCollate:
     return ChatCollate(data, Prompt(**prompt), tokenizer, SPEC)
 
 
-def view(collate, record, image=PIXELS):
-    return view_of(collate, Sample("k", "s", record, [] if image is None else [square(image, 4)], 0))
+def view(collate, record, image: torch.Tensor | None = PIXELS, **members):
+    return view_of(collate, Sample("k", "s", record, [] if image is None else [square(image, 4)], 0, members))
 
 
 def text(pieces: list[Piece], state: str) -> list[str]:
@@ -115,6 +115,7 @@ def test_captions_and_classes(tokenizer):
     shown = view(Images(), {"class": "dog", "caption": "a"})
     assert shown.texts[0] == [Piece("class: dog", PROMPT)] and shown.counts["pictures"] == 1
     assert "no-class" in str(view(Images(), {"caption": "a"}).error)
+    assert view(Images(), {"caption": "a"}, cls=b"cat\n").texts[0] == [Piece("class: cat", PROMPT)]
 
 
 def test_the_sheet_grows_with_its_texts(tokenizer):
