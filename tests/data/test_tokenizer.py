@@ -55,10 +55,18 @@ def test_records_that_cannot_be_read_are_left_out(index, tmp_path):
     assert [list(one.errors) for one in bad] == [[], ["b"]] and bad[1].reasons == {"unicode": 1}
 
 
+def test_classes_stand_in_for_texts(tmp_path):
+    with ShardWriter(tmp_path / "set", quiet=True) as writer:
+        for i in range(4):
+            writer.write(f"s{i}", {"cls": "red_circle"})
+    tokenizer = train_tokenizer([writer.index], tmp_path / "tok", 320, quiet=True)
+    assert len(tokenizer.tokenize("red circle")) == 2
+
+
 def test_errors(index, tmp_path):
     with pytest.raises(ConfigError, match=f"at least {SMALLEST}"):
         train_tokenizer([index], tmp_path / "tok", 100)
     with ShardWriter(tmp_path / "mute", quiet=True) as writer:
-        writer.write("s", {"cls": "1"})
-    with pytest.raises(DataError, match="no text"):
+        writer.write("s", {"json": {"id": "1"}})
+    with pytest.raises(DataError, match="neither texts nor classes"):
         train_tokenizer([writer.index], tmp_path / "tok", quiet=True)
