@@ -1,6 +1,6 @@
 """Draw a data set as a user's own would be: pictures of a few objects, and LLaVA's JSON with questions about them.
 
-    python experiments/own_data/draw.py OUT [--pictures 2000] [--test 300] [--seed 0]
+    python experiments/own_data/draw.py OUT [--pictures 4000] [--test 300] [--seed 0]
 
 OUT/images holds the pictures, OUT/train.json and OUT/test.json the records; no picture is in both. Each picture has a
 caption and three records of different types (color, shape, count, relation, existence), each with two questions of its
@@ -31,6 +31,10 @@ RADII = {"small": 14, "large": 22}
 SIZE = (160, 128)
 SCALE = 3
 TYPES = ("color", "shape", "count", "relation", "existence")
+KEYS = (lambda one: one.x, lambda one: -one.x, lambda one: one.y, lambda one: -one.y)
+DIRECTIONS = dict(zip(("leftmost", "rightmost", "highest", "lowest"), KEYS, strict=True))
+SIDES = dict(zip(("left of", "right of", "above", "below"), KEYS, strict=True))
+CLEAR = 20  # pixels between two objects whose order is asked for
 REQUESTS = ("Describe the picture.", "What is in the picture?", "Write a caption for this image.")
 
 
@@ -104,9 +108,17 @@ def joined(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def place(thing: Thing) -> str:
+    """Name one of nine parts of the picture."""
+    row = ("top", "", "bottom")[int(3 * thing.y / SIZE[1])]
+    column = ("left", "", "right")[int(3 * thing.x / SIZE[0])]
+    return " ".join(filter(None, (row, column))) or "middle"
+
+
 def caption(things: list[Thing]) -> str:
-    """Name the objects from left to right."""
-    return joined([f"a {thing.size} {thing.name}" for thing in sorted(things, key=lambda thing: thing.x)])
+    """Name the objects from left to right, and where they are."""
+    ordered = sorted(things, key=lambda thing: thing.x)
+    return joined([f"a {thing.size} {thing.name} at the {place(thing)}" for thing in ordered])
 
 
 def plural(shape: str) -> str:
@@ -154,29 +166,33 @@ def counts(things: list[Thing], rng: random.Random) -> list[tuple[str, str, str]
 
 
 def relations(things: list[Thing], rng: random.Random) -> list[tuple[str, str, str]]:
-    """Return questions whether one object lies left of, right of, above or below another; half are true."""
+    """Return a question about the outermost object in a direction, and one whether an object lies there of another."""
     turns = []
-    for one, other in rng.sample([(a, b) for a in things for b in things if a != b], 2):
-        answer = rng.choice(["yes", "no"])
-        across, down = other.x - one.x, other.y - one.y
-        true = {"left of": across, "right of": -across, "above": down, "below": -down}
-        clear = [word for word, distance in true.items() if abs(distance) > 15 and (distance > 0) == (answer == "yes")]
-        if clear:
-            question = f"the {one.name} {rng.choice(clear)} the {other.name}?"
-            turns.append((f"Is {question}", f"Is {question}", answer))
+    word, key = rng.choice(list(DIRECTIONS.items()))
+    first, second = sorted(things, key=key)[:2]
+    if key(second) - key(first) > CLEAR:
+        ask, answer = rng.choice([("What color", first.color), ("What shape", first.shape)])
+        turns.append((f"{ask} is the {word} object?", f"{ask} is the {word} one?", answer))
+    one, other = rng.sample(things, 2)
+    answer = rng.choice(["yes", "no"])
+    clear = [word for word, key in SIDES.items() if (key(other) - key(one)) * (1 if answer == "yes" else -1) > CLEAR]
+    if clear:
+        question = f"Is the {one.name} {rng.choice(clear)} the {other.name}?"
+        turns.append((question, question, answer))
     return turns
 
 
 def existences(things: list[Thing], rng: random.Random) -> list[tuple[str, str, str]]:
-    """Return questions whether there is an object; half are false, and then some have a color or shape of the scene."""
+    """Return questions whether there is an object; half are false, and half of those have its color or its shape."""
     turns = []
     names = [thing.name for thing in things]
     for _ in range(2):
         answer = rng.choice(["yes", "no"])
         name = rng.choice(names)
         while answer == "no" and name in names:
-            some = rng.choice(things)
-            name = rng.choice([f"{some.color} {rng.choice(SHAPES)}", f"{rng.choice(list(COLORS))} {some.shape}"])
+            some, color, shape = rng.choice(things), rng.choice(list(COLORS)), rng.choice(SHAPES)
+            near = [f"{some.color} {shape}", f"{color} {some.shape}"]
+            name = rng.choice([*near, f"{color} {shape}", f"{color} {shape}"])
         turns.append((f"Is there a {name}?", f"Is there a {name}?", answer))
     return turns
 
@@ -201,7 +217,7 @@ def records_of(key: str, things: list[Thing], rng: random.Random) -> list[dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=4000)
     parser.add_argument("--test", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

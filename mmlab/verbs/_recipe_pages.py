@@ -16,9 +16,9 @@ SIDES = (128, 192)
 BATCH = 16
 EPOCHS = {"language": 9, "align": 15, "finetune": 60}
 STEPS = {
-    "language": (300, 500),
-    "align": (300, 1000),
-    "finetune": (1000, 4000),
+    "language": (300, 400),
+    "align": (300, 1500),
+    "finetune": (1000, 2500),
 }  # fewest, and most: half an hour in all
 VOCABULARIES = (512, 1024, 2048, 4096, 8192)
 LONGEST = 2048  # tokens of a row
@@ -137,18 +137,16 @@ def _model(recipe: Recipe) -> str:
     return f"""# LLaVA with small parts for {recipe.root}; all of them are trained from random weights.
 defaults:
   - llava
-  - override vision: levit_tiny
+  - override vision: segformer_tiny
   - _self_
-vision: {{architecture: {{image_size: {recipe.side}}}}}
+vision: {{image_size: {recipe.side}}}
 language: {_language_settings(recipe)}
 """
 
 
-def _data_settings(recipe: Recipe, captions: bool, augment: bool = True) -> str:
-    """A line break and the line `data` of a stage; one on captions takes no samples without them for faults."""
-    left_out = captions and recipe.counts.captions < recipe.counts.samples
-    settings = ["augment: true"] * augment + ["bad_budget: 1"] * left_out
-    return f"\ndata: {{{', '.join(settings)}}}" if settings else ""
+def _on_captions(recipe: Recipe) -> str:
+    """A line break and the line `data` of a stage on captions, if samples without one are no faults there."""
+    return "\ndata: {bad_budget: 1}" if recipe.counts.captions < recipe.counts.samples else ""
 
 
 def _language(recipe: Recipe) -> str:
@@ -159,7 +157,7 @@ def _language(recipe: Recipe) -> str:
   - override /data: {recipe.name}
   - override /stage: language_pretraining
 model: {{language: {_language_settings(recipe)}}}
-stage: {{prompt: {{system: "", turns: every, pictures: text}}}}{_data_settings(recipe, captions=True, augment=False)}
+stage: {{prompt: {{system: "", turns: every, pictures: text}}}}{_on_captions(recipe)}
 optim: {{lr: 1e-3, weight_decay: 0.01, betas: [0.9, 0.95], warmup_ratio: 0.05}}
 trainer: {{max_steps: {recipe.steps("language")}, gradient_clip_val: 1.0}}
 """
@@ -175,7 +173,7 @@ def _align(recipe: Recipe) -> str:
 stage:
   trainable: [vision, connector, language]
   init_from: [{recipe.name}/language]
-  prompt: {{system: "", turns: caption}}{_data_settings(recipe, captions=True)}
+  prompt: {{system: "", turns: caption}}{_on_captions(recipe)}
 optim: {{lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.98], warmup_ratio: 0.05}}
 trainer: {{max_steps: {recipe.steps("align")}, gradient_clip_val: 1.0}}
 """
@@ -191,7 +189,7 @@ def _finetune(recipe: Recipe) -> str:
   - override /stage: finetune
 stage:
   trainable: [vision, connector, language]
-{start}  prompt: {{system: "", turns: {recipe.turns}}}{_data_settings(recipe, captions=recipe.turns == "caption")}
+{start}  prompt: {{system: "", turns: {recipe.turns}}}{_on_captions(recipe) if recipe.turns == "caption" else ""}
 optim: {{lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.98], warmup_ratio: 0.05}}
 trainer: {{max_steps: {recipe.steps("finetune")}, gradient_clip_val: 1.0}}
 """

@@ -96,7 +96,7 @@ def test_sizes_follow_from_the_counts(here, capsys):
     make_records(here / "data" / "val", [long] * 2, [picture(400, 300)] * 2)
     assert run("init", "mine", "data") == 0
     cfg = compose("train", ["experiment=mine/finetune"])
-    assert cfg.model.vision.architecture.image_size == 192 and cfg.data.aspect == "pad"
+    assert cfg.model.vision.image_size == 192 and cfg.data.aspect == "pad"
     assert cfg.data.max_length == 640 == cfg.model.language.architecture.max_position_embeddings
     assert cfg.trainer.max_steps == 1000 and cfg.data.val[0].path == "val"
     page = Path("conf/experiment/mine/finetune.yaml").read_text()
