@@ -278,11 +278,9 @@ def _first_rows(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 
 def _fields(config: PretrainedConfig) -> dict[str, Any]:
-    """A config as the `architecture` of a part's settings."""
-    fields = {**config.to_diff_dict(), "model_type": config.model_type}
-    return {
-        key: value for key, value in fields.items() if key not in ("transformers_version", "architectures", "dtype")
-    }
+    """A config as the `architecture` of a part's settings, without stray fields such as `vocab_size` of a tower."""
+    known = {*type(config)().to_dict(), *config.attribute_map} - {"transformers_version", "architectures", "dtype"}
+    return {"model_type": config.model_type} | {k: v for k, v in config.to_diff_dict().items() if k in known}
 
 
 def summary(out: Path, cfg: DictConfig) -> str:

@@ -30,8 +30,9 @@ from mmlab.data.packing import Shown, place_pictures
 from mmlab.data.sample_types import ImageSpec
 from mmlab.evaluate.answers import Answerer
 from mmlab.model.llava_layouts import read_llava
-from mmlab.runs.check import check_trainable
+from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore, run_prompt
+from mmlab.stage.estimate import estimate
 from mmlab.verbs._llava_prompt import prompt_of
 from mmlab.weights import content_hash, verify_files
 from tests.export.tiny_chats import photo, png
@@ -110,10 +111,6 @@ def test_pictures_in_tiles(work, name):
     model, cfg = restore(work / "runs" / name)
     assert cfg.data.aspect == "anyres" and cfg.data.grids == [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
     assert cfg.stage.prompt.template == "mistral"
-    tower = ["vision"] if name == "next_port" else []
-    assert cfg.stage.trainable == [*tower, "connector", "newline", "language"]
-    check_trainable(cfg)
-    check_room(ImageSpec(336, "anyres", 576, tuple(map(tuple, cfg.data.grids))), cfg.data)  # of the published size
     answerer = Answerer(model, run_prompt(cfg), cfg.data, max_new_tokens=12)
     shown = answerer.decode([png(photo(90, 40)), png(photo(33, 64))])
     segment = answerer.tokens(answerer.ask("Is the red square in both?", 2), shown)
@@ -129,6 +126,15 @@ def test_pictures_in_tiles(work, name):
     words = reference.generate(**inputs, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     words = model.language.tokenizer.decode(words, skip_special_tokens=True).strip()
     assert answerer.complete([segment], [shown])[0][0] == words and words
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_a_run_with_tiles_can_be_planned(work, name):
+    cfg = load_run_config(work / "runs" / name)
+    tower = ["vision"] if name == "next_port" else []
+    assert cfg.stage.trainable == [*tower, "connector", "newline", "language"]
+    assert estimate(cfg).counts["newline"] == {"trainable": tiny.TEXT["hidden_size"], "frozen": 0}
+    check_room(ImageSpec(336, "anyres", 576, tuple(map(tuple, cfg.data.grids))), cfg.data)  # of the published size
 
 
 @pytest.mark.parametrize("name", ["lora", "merged"])
