@@ -3,9 +3,9 @@
     python experiments/own_data/draw.py OUT [--pictures 4000] [--test 300] [--seed 0]
 
 OUT/images holds the pictures, OUT/train.json and OUT/test.json the records; no picture is in both. Each picture has a
-caption and three records of different types (color, shape, count, relation, existence), each with two questions of its
-type. Yes and no are equally frequent, counts nearly so, and colors and shapes are drawn uniformly, so that an answer
-can hardly be guessed from the question.
+caption, which says where each object is, and three records of different types (color, shape, count, relation,
+existence), each with up to two questions of its type. Yes and no are equally frequent, counts nearly so, and colors and
+shapes are drawn uniformly, so that an answer can hardly be guessed from the question.
 """
 
 import argparse
