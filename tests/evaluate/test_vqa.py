@@ -66,4 +66,5 @@ def test_rows_per_type_and_missing_predictions():
     assert scores.types == {
         "is the": {"accuracy": 1, "questions": 1},
         "yes/no": {"accuracy": 0.5, "questions": 2},
+        "(none)": {"accuracy": 0, "questions": 1},
     }

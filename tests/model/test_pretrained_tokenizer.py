@@ -108,12 +108,12 @@ def test_labels_are_exactly_the_answers(tmp_path, legacy):
     tokenizer = load_tokenizer(str(folder(tmp_path / "vicuna", legacy=legacy)))
     dialogue = [Turn("human", "What is in the picture?"), Turn("gpt", "A  red\nsquare."), Turn("human", "And 猫?")]
     dialogue.append(Turn("gpt", "Two yellow triangles, é."))
-    segment = encode(dialogue, Prompt("v1"), tokenizer, None)
+    segment = encode(dialogue, Prompt("v1"), tokenizer)
     assert [tokenizer.decode(run) for run in _runs(segment.labels)] == [
         "A  red\nsquare.</s>",
         "Two yellow triangles, é.</s>",
     ]
-    prompt = chat_prompt(dialogue[:3], Prompt("v1"), tokenizer, None).input_ids
+    prompt = chat_prompt(dialogue[:3], Prompt("v1"), tokenizer).input_ids
     assert segment.input_ids[: len(prompt)] == prompt
 
 

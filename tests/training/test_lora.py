@@ -19,6 +19,7 @@ from mmlab.training.lora import adapter_weights, add_adapters, is_adapted, merge
 from mmlab.training.trainable import count_parameters, set_trainable
 from mmlab.weights import CARD, read_as_stored
 from tests.model import tiny
+from tests.tiny_pictures import placed
 
 PIXELS = torch.arange(2 * 3 * 16 * 16).remainder(251).to(torch.uint8).view(2, 3, 16, 16)
 IDS = torch.arange(2 * 9).remainder(7).view(2, 9) + 3
@@ -27,10 +28,11 @@ PARTS = ["vision", "connector", "language"]
 
 def outputs(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model.language.causal(inputs_embeds=model.embed(IDS, model.features(PIXELS), POSITIONS)).logits
+        return model.language.causal(inputs_embeds=embedded(model)).logits
 
 
-POSITIONS = torch.tensor([[0, 1], [1, 2]])
+def embedded(model: Any) -> torch.Tensor:
+    return model.embed(IDS, model.features(PIXELS), *placed([(0, 1), (1, 2)], model.tokens_per_image).values())
 
 
 def vlm(tokenizer: Path, eye: str = "clip", tongue: str = "llama", seed: int = 0) -> Any:
@@ -148,7 +150,7 @@ def test_layers_without_effect_get_no_adapter(monkeypatch, tokenizer_folder):
     set_trainable(model, ["vision", "connector"], ["vision"])
     add_adapters(model, {"vision": LoRAConfig(rank=4, dropout=0.0)})
     model.train()
-    model.embed(IDS, model.features(PIXELS), POSITIONS).square().sum().backward()
+    embedded(model).square().sum().backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
     assert is_adapted(model.vision) and not is_adapted(model.language)
 
