@@ -3,12 +3,12 @@
 The rules are stated in docs/own_data.md.
 """
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmlab.data.survey import Survey
+from mmlab.runs.disk import to_json
 
 STRIDE = 16  # pixels along a side of what becomes one token
 FINE = 320  # pixels of a picture's longer side from which it is seen with SIDES[1] pixels
@@ -119,7 +119,7 @@ def _data(recipe: Recipe) -> str:
 {_header(recipe)}defaults:
   - /schema/ImageTextDataConfig@_here_
   - _self_
-root: {json.dumps(str(recipe.root), ensure_ascii=False)}
+root: {to_json(str(recipe.root), ensure_ascii=False)}
 train: [{{path: {recipe.train}}}]
 val: {val}
 global_batch: {BATCH}
