@@ -48,9 +48,7 @@ class ShardIndex:
     shard_sizes: np.ndarray = field(repr=False)  # int64 [S], bytes of each file
     samples_per_shard: np.ndarray = field(repr=False)  # int64 [S]
     keys: np.ndarray = field(repr=False)  # '<U' [N]
-    image_sizes: np.ndarray = field(
-        repr=False
-    )  # int32 [N, 2]: of first pictures, upright; 0, 0: none, or unreadable
+    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: of first pictures, upright; 0, 0: none, or unreadable
     further_sizes: np.ndarray = field(repr=False)  # int32 [F, 2]: of all further pictures, sample by sample
     text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
     type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `type_names`
