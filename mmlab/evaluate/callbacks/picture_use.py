@@ -7,7 +7,6 @@ from math import comb
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from mmlab.data.dialogues import conversations_of
@@ -17,13 +16,12 @@ from mmlab.data.module import ShardDataModule
 from mmlab.data.turns import Dialogue
 from mmlab.evaluate.answers import Answerer, Pictures
 from mmlab.evaluate.baselines import BlindAnswerer
-from mmlab.evaluate.callbacks.sample_sheets import spread
+from mmlab.evaluate.callbacks.sample_sheets import evaluating, spread
 from mmlab.evaluate.config import PictureUseConfig
 from mmlab.evaluate.questions import read_pictures
 from mmlab.evaluate.scores.constant_reply import variety
 from mmlab.evaluate.scores.scorers import matches
 from mmlab.model.vlm import VisionLanguageModel
-from mmlab.training.ema import averaged
 
 WORDS = 3  # of a right answer that can be compared word for word; longer texts can be right in many ways
 FEWEST = 8  # short answers from which a share of right ones is stated
@@ -127,18 +125,8 @@ class PictureUse(L.Callback):
         questions = self.questions(data, answerer)
         if all(one.pictures is questions[0].pictures for one in questions):
             return
-        modes = [(module, module.training) for module in pl_module.modules()]
-        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-        with (
-            averaged(pl_module.model),
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            trainer.precision_plugin.forward_context(),
-        ):
-            pl_module.eval()
+        with evaluating(trainer, pl_module):
             replies = ask(answerer, questions, data.config.micro_batch)
-        for module, training in modes:
-            module.training = training
         numbers = {f"val/picture/{name}": value for name, value in replies.scores.items()}
         pl_module.log_dict(numbers, rank_zero_only=False)
         rank_zero_info(replies.sentence)

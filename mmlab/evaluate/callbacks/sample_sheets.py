@@ -1,8 +1,8 @@
 """Sheets of a few fixed validation samples as the model sees them during training, also logged as a table."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -90,18 +90,8 @@ class Samples(L.Callback, ABC):
         if trainer.sanity_checking or (step - self._shown < trainer.max_steps / self.config.sheets and not last):
             return
         self._shown = step
-        modes = [(module, module.training) for module in pl_module.modules()]
-        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-        with (
-            averaged(pl_module.model),
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            trainer.precision_plugin.forward_context(),
-        ):
-            pl_module.eval()
+        with evaluating(trainer, pl_module):
             cards = self.show(trainer, pl_module)
-        for module, training in modes:
-            module.training = training
         if cards and trainer.is_global_zero:
             self._write(trainer, cards, step)
 
@@ -122,6 +112,23 @@ class Samples(L.Callback, ABC):
                 logger.log_table(NAME, ["picture", *cards[0].cells], rows, step)  # type: ignore[attr-defined]
             if hasattr(logger, "log_pictures"):
                 logger.log_pictures(f"{NAME}_sheet", [sheet], step)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def evaluating(trainer: L.Trainer, module: Any) -> Iterator[None]:
+    """Evaluate the stage's averaged weights in the block, and restore modes and random state."""
+    modes = [(part, part.training) for part in module.modules()]
+    devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+    with (
+        averaged(module.model),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        trainer.precision_plugin.forward_context(),
+    ):
+        module.eval()
+        yield
+    for part, training in modes:
+        part.training = training
 
 
 class ValidationSamples(Samples):
