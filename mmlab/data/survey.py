@@ -31,8 +31,6 @@ class Survey:
         captions: samples with a picture and a caption.
         caption_answers: those whose caption is also the answer to one of their questions.
         questions: questions with an answer, the later turns of dialogues included.
-        answer_words: 95th percentile of the words of an answer; 0 without questions.
-        answers: different answers.
         longest: 99th percentile of the characters of a dialogue or caption; 0 without either.
         words: different words and numbers that occur at least twice.
         classes: different classes; 0 if no sample has one.
@@ -46,8 +44,6 @@ class Survey:
     captions: int
     caption_answers: int
     questions: int
-    answer_words: int
-    answers: int
     longest: int
     words: int
     classes: int
@@ -60,10 +56,9 @@ def survey(index: ShardIndex) -> Survey:
         DataError: more records cannot be read than the budget allows.
     """
     bad = BadSamples(index.root, len(index))
-    pictures = captions = caption_answers = several = 0
+    pictures = captions = caption_answers = questions = several = 0
     words: Counter[str] = Counter()
-    answers: Counter[str] = Counter()
-    answer_words, lengths, classes = [], [], set()
+    lengths, classes = [], set()
     for i in progress(range(len(index)), "reading records", len(index)):
         with bad.left_out(str(index.keys[i])):
             members = index.read(i, ("json", "txt", "cls"))
@@ -77,8 +72,7 @@ def survey(index: ShardIndex) -> Survey:
             caption_answers += any(caption == answer for dialogue in dialogues for _, answer in dialogue)
             for dialogue in dialogues:
                 lengths.append(sum(len(question) + len(answer) for question, answer in dialogue))
-                answers.update(answer.strip().lower() for _, answer in dialogue)
-                answer_words += [len(answer.split()) for _, answer in dialogue]
+                questions += len(dialogue)
             for text in record_texts(record):
                 words.update(re.findall(r"\w+", text.lower()))
             if (name := class_name(record, members)) is not None:
@@ -92,9 +86,7 @@ def survey(index: ShardIndex) -> Survey:
         several=several,
         captions=captions,
         caption_answers=caption_answers,
-        questions=len(answer_words),
-        answer_words=int(np.percentile(answer_words, 95)) if answer_words else 0,
-        answers=len(answers),
+        questions=questions,
         longest=int(np.percentile(lengths, 99)) if lengths else 0,
         words=sum(count > 1 for count in words.values()),
         classes=len(classes),

@@ -164,32 +164,27 @@ trainer: {{max_steps: {recipe.steps("language")}, gradient_clip_val: 1.0}}
 
 
 def _align(recipe: Recipe) -> str:
-    return f"""# @package _global_
-# Stage 2: all parts, on captions: what is in a picture is learned from these with the fewest steps.
-{_header(recipe)}defaults:
-  - override /model: {recipe.name}
-  - override /data: {recipe.name}
-  - override /stage: finetune
-stage:
-  trainable: [vision, connector, language]
-  init_from: [{recipe.name}/language]
-  prompt: {{system: "", turns: caption}}{_on_captions(recipe)}
-optim: {{lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.98], warmup_ratio: 0.05}}
-trainer: {{max_steps: {recipe.steps("align")}, gradient_clip_val: 1.0}}
-"""
+    why = "Stage 2: all parts, on captions: what is in a picture is learned from these with the fewest steps."
+    return _all_parts(recipe, "align", why, "caption")
 
 
 def _finetune(recipe: Recipe) -> str:
-    start = f"  init_from: [{recipe.name}/{recipe.stages[-2]}]\n" if len(recipe.stages) > 1 else ""
+    return _all_parts(recipe, "finetune", "Last stage: all parts, on questions and answers.", recipe.turns)
+
+
+def _all_parts(recipe: Recipe, stage: str, why: str, turns: str) -> str:
+    """The page of a stage that trains all parts, from those of the stage before it."""
+    before = recipe.stages[: recipe.stages.index(stage)]
+    start = f"  init_from: [{recipe.name}/{before[-1]}]\n" if before else ""
     return f"""# @package _global_
-# Last stage: all parts, on questions and answers.
+# {why}
 {_header(recipe)}defaults:
   - override /model: {recipe.name}
   - override /data: {recipe.name}
   - override /stage: finetune
 stage:
   trainable: [vision, connector, language]
-{start}  prompt: {{system: "", turns: {recipe.turns}}}{_on_captions(recipe) if recipe.turns == "caption" else ""}
+{start}  prompt: {{system: "", turns: {turns}}}{_on_captions(recipe) if turns == "caption" else ""}
 optim: {{lr: 1e-3, weight_decay: 0.05, betas: [0.9, 0.98], warmup_ratio: 0.05}}
-trainer: {{max_steps: {recipe.steps("finetune")}, gradient_clip_val: 1.0}}
+trainer: {{max_steps: {recipe.steps(stage)}, gradient_clip_val: 1.0}}
 """

@@ -30,5 +30,5 @@ def test_texts_pictures_and_classes_are_counted(tmp_path):
     counts = survey(make_records(tmp_path / "train", records, pictures))
     assert (counts.samples, counts.pictures, counts.several, counts.side) == (5, 3, 1, 40)
     assert not counts.square
-    assert (counts.captions, counts.caption_answers, counts.questions, counts.answers) == (2, 1, 3, 3)
+    assert (counts.captions, counts.caption_answers, counts.questions) == (2, 1, 3)
     assert counts.classes == 2 and counts.words == len({"a", "red", "circle", "what", "is", "it"})
