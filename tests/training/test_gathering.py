@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from mmlab.training.lora import add_adapters
 from mmlab.training.trainable import set_trainable
 from mmlab.weights import is_sharded
 from tests.model import tiny
-from tests.tiny_ranks import ranks, shard
+from tests.tiny_ranks import private_memory, ranks, shard
 
 CASES = ["whole", "tied", "bf16", "adapter"]
 MANY = 10_000_000
@@ -98,12 +97,6 @@ def growth(before: int) -> float:
 
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def private_memory() -> int:
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 @pytest.fixture(scope="module")
