@@ -1,0 +1,66 @@
+"""Where a set of shards lies: in a local folder, or below the address of an object store."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlab.config.errors import ConfigError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class Url:
+    """The address of a folder or an object, such as `s3://bucket/laion`; pathlib would collapse its slashes."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self.address.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, or the bucket."""
+        return self.address.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Url":
+        """The address without its last part."""
+        return Url(self.address.rstrip("/").rpartition("/")[0])
+
+    @property
+    def suffix(self) -> str:
+        """What follows the last dot of the name, with the dot."""
+        return Path(self.name).suffix
+
+
+Location = Path | Url
+
+
+def is_url(text: str | Location) -> bool:
+    """Whether a text is an address (`scheme://…`) rather than a path."""
+    return isinstance(text, Url) or (isinstance(text, str) and _URL.match(text) is not None)
+
+
+def location(text: str | Location, root: str | Location = "") -> Location:
+    """Return where a text points to.
+
+    Args:
+        text: an address or a path.
+        root: a folder or an address that a relative path starts from.
+
+    Raises:
+        ConfigError: a command, such as webdataset's `pipe:`.
+    """
+    if not isinstance(text, str):
+        return text
+    if is_url(text):
+        return Url(text)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
+        raise ConfigError(f"'{text}' is neither a folder nor an address such as s3://bucket/laion; commands never run.")
+    if is_url(root) and not text.startswith(("/", "~")):
+        return Url(str(root)) / text
+    return Path(str(root), text).expanduser() if str(root) else Path(text).expanduser()
