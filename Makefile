@@ -21,23 +21,23 @@ setup: .venv/installed
 	touch $@
 
 # Shards → small backbones → alignment → finetuning → answers. Completed steps are skipped.
-train: setup $(DATA)/train/index.npz $(DATA)/val/index.npz $(DATA)/test/index.npz $(DATA)/tokenizer/tokenizer.json
+train: setup $(DATA)/train/index/manifest.json $(DATA)/val/index/manifest.json $(DATA)/test/index/manifest.json $(DATA)/tokenizer/tokenizer.json
 	$(MMLAB) train experiment=llava/vision_tiny
 	$(MMLAB) train experiment=llava/language_tiny
 	$(MMLAB) train experiment=llava/align_tiny
 	$(MMLAB) train experiment=llava/finetune_tiny
 	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.train_from=$(DATA)/train
 
-$(DATA)/train/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/train --count 4000 $(SCENES)
+$(DATA)/train/index/manifest.json: | setup
+	$(MMLAB) shards build shapes $(DATA)/train --count 4000 $(SCENES) --overwrite
 
-$(DATA)/val/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 $(SCENES)
+$(DATA)/val/index/manifest.json: | setup
+	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 $(SCENES) --overwrite
 
-$(DATA)/test/index.npz: | setup
-	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 $(SCENES)
+$(DATA)/test/index/manifest.json: | setup
+	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 $(SCENES) --overwrite
 
-$(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index.npz
+$(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index/manifest.json
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer
 
 # pyright needs one core and runs beside the tests.

@@ -34,7 +34,8 @@ from mmlab.data.collate import ChatCollate, PairCollate
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig, Prompt
 from mmlab.data.image_collate import ImageCollate
 from mmlab.data.image_condition import Conditioning
-from mmlab.data.index import ShardIndex, build_index
+from mmlab.data.index import ShardIndex
+from mmlab.data.indexing import build_index
 from mmlab.data.mixture import Source
 from mmlab.data.reader import Collate, LocalBatches, OnePass
 from mmlab.data.sample_types import ImageSpec

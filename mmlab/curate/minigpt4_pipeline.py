@@ -6,8 +6,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.curate.client import Client
 from mmlab.curate.config import CurateMiniGPT4Config
@@ -26,7 +24,7 @@ from mmlab.curate.journal import (
 )
 from mmlab.curate.minigpt4_steps import Describer, continue_short, describe, repair, sift
 from mmlab.curate.report import minigpt4_report
-from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
+from mmlab.data.formats import IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.keyed import draw
@@ -82,9 +80,7 @@ def draw_images(index: ShardIndex, samples: int, seed: int) -> list[int]:
     Raises:
         DataError: no sample has one.
     """
-    kinds = [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS]
-    has = np.logical_or.reduceat(np.isin(index.members.extension, kinds), index.members.first[:-1])
-    with_image = np.flatnonzero(has).tolist()
+    with_image = [i for i in range(len(index)) if not {*IMAGE_EXTENSIONS}.isdisjoint(index.extensions(i))]
     if not with_image:
         raise DataError(f"{index.root} contains no image.")
     return sorted(sorted(with_image, key=lambda i: draw(seed, str(index.keys[i])))[:samples])

@@ -14,7 +14,8 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.formats import Members
-from mmlab.data.index import ShardIndex, build_index
+from mmlab.data.index import ShardIndex
+from mmlab.data.indexing import build_index
 from mmlab.data.progress_bar import progress
 from mmlab.data.shard_draft import ShardDraft
 from mmlab.data.shard_files import NumberedTars, check_destination, put_in_place

@@ -1,111 +1,120 @@
-"""The index of a folder of shards: random access by sample number, verified by checksums."""
+"""The index of a set of shards: random access by sample number, verified by checksums."""
 
-import hashlib
-import json
-import os
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from mmlab.config.errors import DataError
-from mmlab.data.formats import EXTENSIONS
-from mmlab.data.index_arrays import check_arrays, picture_counts, read_arrays, write_arrays
+from mmlab.config.locations import Location, is_url, location
+from mmlab.data.local_files import LocalFiles
+from mmlab.data.manifest import Entry, Manifest
 from mmlab.data.sample_types import SampleError
-from mmlab.data.scan import ScanNotes, ShardScan, list_shards, local_folder, scan_shards, type_codes_of
-from mmlab.runs.disk import to_json
-from mmlab.runs.index_files import index_files
+from mmlab.data.scan import list_shards, local_folder
+from mmlab.data.shard_table import ScanNotes, ShardTable, joined, open_table
+from mmlab.runs.index_files import MANIFEST, index_folders
 
-_VERSION = 1
-_ARRAYS = ("shard_sizes", "samples_per_shard", "image_sizes", "text_lengths", "type_codes")
-_OPEN_FILES = 64
-_BUILD = "build it with `mmlab shards index"
+_OPEN_TABLES = 64
+OLD_INDEX = "index.npz"
+"""The index of earlier versions, in one file."""
+BUILD = "build it with `mmlab shards index"
 
 
-@dataclass(frozen=True)
-class Members:
-    """Positions of the members of all samples. M members; sample i owns members `first[i]:first[i + 1]`."""
+class SetFiles(Protocol):
+    """Where the files of a set come from: `LocalFiles`, or those of an object store."""
 
-    first: np.ndarray  # int64 [N + 1]
-    extension: np.ndarray  # uint8 [M], an index into `formats.EXTENSIONS`
-    offset: np.ndarray  # int64 [M], first byte of the data in its shard
-    length: np.ndarray  # int64 [M]
-    crc: np.ndarray  # uint32 [M]
+    def table(self, entry: Entry) -> Path:
+        """The local file of a shard's table."""
+        ...
+
+    def read(self, entry: Entry, offset: int, length: int) -> bytes:
+        """Read bytes of a shard; fewer at its end."""
+        ...
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """An open folder of shards. N samples in S shards; samples of one shard are adjacent, in tar order.
+    """An open set of shards. N samples in S shards; samples of one shard are adjacent, in tar order.
 
-    Only its folder and hash are pickled; worker processes of any start method open it again.
+    Its memory grows with S: the tables of the shards are mapped, the last used ones at a time. Only its place and hash
+    are pickled; worker processes of any start method open it again.
     """
 
-    root: Path
-    shards: tuple[str, ...]  # file names, sorted
-    shard_sizes: np.ndarray = field(repr=False)  # int64 [S], bytes of each file
-    samples_per_shard: np.ndarray = field(repr=False)  # int64 [S]
-    keys: np.ndarray = field(repr=False)  # '<U' [N]
-    image_sizes: np.ndarray = field(repr=False)  # int32 [N, 2]: of first pictures, upright; 0, 0: none, or unreadable
-    further_sizes: np.ndarray = field(repr=False)  # int32 [F, 2]: of all further pictures, sample by sample
-    text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
-    type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `type_names`
-    type_names: tuple[str, ...]  # response types that occur; empty for samples without one
-    members: Members = field(repr=False)
-    hash: str  # sha256 over shard names, keys, offsets, sizes and checksums
-    notes: ScanNotes = field(repr=False, compare=False)
-    _files: dict[int, "_OpenFile"] = field(default_factory=dict, init=False, repr=False, compare=False)
+    root: Location
+    manifest: Manifest = field(repr=False)
+    files: SetFiles = field(repr=False, compare=False)
+    _tables: dict[int, ShardTable] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return int(self._ends[-1])
 
     def __reduce__(self):
         return _reopen, (self.root, self.hash)
 
     @classmethod
-    def open(cls, root: str | Path) -> "ShardIndex":
-        """Load the index of a folder and check that it still fits the shards.
+    def open(cls, root: str | Location) -> "ShardIndex":
+        """Open the index of a set; that of a local folder must still fit its shards.
 
         Raises:
             DataError: no folder, no index, one of another version, or shards that were added, removed or
                 resized.
         """
+        if is_url(root):
+            from mmlab.data.remote.remote_files import open_remote
+
+            return cls(location(root), *open_remote(location(root)))
         folder = local_folder(root)
         faults: list[DataError] = []
-        for path in index_files(folder):
+        for place in index_folders(folder):
             try:
-                if path.is_file():
-                    return cls._read(folder, path)
+                if isinstance(place, Path) and (place / MANIFEST).is_file():
+                    index = cls(folder, _manifest(place / MANIFEST, folder), LocalFiles(folder, place))
+                    index._check_fresh()
+                    return index
             except DataError as error:
                 faults.append(error)
-        raise faults[0] if faults else DataError(f"{folder} has no index; {_BUILD} {folder}`.")
+        if not faults and (folder / OLD_INDEX).is_file():
+            raise DataError(f"{folder} has an index of an earlier version; re{BUILD} {folder}`.")
+        raise faults[0] if faults else DataError(f"{folder} has no index; {BUILD} {folder}`.")
 
-    @classmethod
-    def _read(cls, folder: Path, path: Path) -> "ShardIndex":
-        try:
-            arrays = read_arrays(path)
-            if int(arrays.pop("version")) != _VERSION:
-                raise ValueError("another version")
-            index = cls(
-                root=folder,
-                shards=tuple(arrays.pop("shards").tolist()),
-                type_names=tuple(arrays.pop("type_names").tolist()),
-                keys=np.char.decode(arrays.pop("keys"), "utf-8"),
-                hash=str(arrays.pop("hash")),
-                notes=ScanNotes(**json.loads(str(arrays.pop("notes", "{}")))),
-                members=Members(**{name: arrays.pop(name) for name in Members.__dataclass_fields__}),
-                further_sizes=arrays.pop("further_sizes", np.zeros((0, 2), np.int32)),
-                **{name: arrays.pop(name) for name in _ARRAYS},
-            )
-            check_arrays(index)
-        except DataError as error:
-            raise DataError(f"{str(error).rstrip('.')}; {_BUILD} {folder}`.") from None
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{path} cannot be read ({error}); {_BUILD} {folder}`.") from None
-        index._check_fresh()
-        return index
+    @property
+    def hash(self) -> str:
+        """sha256 over names, keys, offsets, sizes and checksums of all shards."""
+        return self.manifest.hash
+
+    @property
+    def notes(self) -> ScanNotes:
+        """What was found beside samples that can be used."""
+        return self.manifest.notes
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """The file names, sorted."""
+        return tuple(entry.name for entry in self.manifest.entries)
+
+    @cached_property
+    def shard_sizes(self) -> np.ndarray:
+        """int64 `[S]`: bytes of each file."""
+        return np.array([entry.bytes for entry in self.manifest.entries], np.int64)
+
+    @property
+    def samples_per_shard(self) -> np.ndarray:
+        """int64 `[S]`."""
+        return self.manifest.samples
+
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """Response types that occur; just an empty text for samples without one."""
+        return self.manifest.type_names
+
+    @cached_property
+    def keys(self) -> Sequence[str]:
+        """The keys of all samples, read when they are asked for."""
+        return _Keys(self)
 
     def read(self, i: int, only: Collection[str] | None = None) -> dict[str, bytes]:
         """Read the members of sample `i`.
@@ -122,181 +131,133 @@ class ShardIndex:
             SampleError: `checksum` for bytes that changed since the index was built.
             DataError: the shard cannot be opened or read.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        shard = self.shard_of(i)
-        file = self._open_file(shard)
-        sample = {}
-        for m in range(self.members.first[i], self.members.first[i + 1]):
-            extension = EXTENSIONS[self.members.extension[m]]
+        shard, j = self.place(i)
+        entry, sample = self.manifest.entries[shard], {}
+        for extension, offset, length, crc in self._members(shard, j):
             if only is not None and extension not in only:
                 continue
-            length = int(self.members.length[m])
-            where = f"{self.root / self.shards[shard]}: {self.keys[i]}.{extension}"
-            try:
-                data = os.pread(file.fd, length, int(self.members.offset[m]))
-            except OSError as error:
-                raise DataError(f"{where} cannot be read: {error.strerror}.") from None
-            if len(data) != length or zlib.crc32(data) != self.members.crc[m]:
+            data = self.files.read(entry, offset, length)
+            if len(data) != length or zlib.crc32(data) != crc:
+                where = f"{self.root / entry.name}: {self.keys[i]}.{extension}"
                 raise SampleError("checksum", f"{where} has changed since the index was built.")
             sample[extension] = data
         return sample
 
-    def shard_of(self, i: int) -> int:
-        """The number of the shard that holds sample `i`."""
-        return int(np.searchsorted(self._ends, i, side="right"))
+    def place(self, i: int) -> tuple[int, int]:
+        """The shard that holds sample `i`, and the sample's number in it; raises IndexError if there is none."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, i - int(self._ends[shard] - self.samples_per_shard[shard])
+
+    def first(self, shard: int) -> int:
+        """The number of a shard's first sample."""
+        return int(self._ends[shard] - self.samples_per_shard[shard])
+
+    def table(self, shard: int) -> ShardTable:
+        """The table of a shard.
+
+        Raises:
+            DataError: it is missing, damaged, or of another shard.
+        """
+        table = self._tables.get(shard)
+        if table is None:
+            entry = self.manifest.entries[shard]
+            path = self.files.table(entry)
+            table = open_table(path)
+            if (table.about.hash, len(table)) != (entry.hash, entry.samples):
+                raise DataError(f"the index of {self.root} was rebuilt with other contents while it was in use.")
+            self._tables[shard] = table
+            while len(self._tables) > _OPEN_TABLES:
+                self._tables.pop(next(iter(self._tables)), None)
+        return table
+
+    def tables(self, shards: Iterable[int] | None = None) -> Iterator[ShardTable]:
+        """The tables of some shards, or of all."""
+        return map(self.table, range(len(self.shards)) if shards is None else shards)
+
+    def joined(self, name: str, shards: Iterable[int] | None = None) -> np.ndarray:
+        """An array of `ShardTable`, such as `text_lengths`, over some shards or all of them."""
+        return joined(self.tables(shards), name)
+
+    def find(self, key: str) -> int | None:
+        """The number of the sample with this key, or None."""
+        for shard, table in enumerate(self.tables()):
+            if (j := table.find(key)) is not None:
+                return self.first(shard) + j
+        return None
 
     def type_of(self, i: int) -> str:
         """The response type of sample `i`, or an empty string."""
-        return self.type_names[self.type_codes[i]]
+        shard, j = self.place(i)
+        names = self.table(shard).about.type_names
+        return names[self.table(shard).type_codes[j]] if names and self.type_names != ("",) else ""
+
+    def of_type(self, shard: int, kind: str) -> np.ndarray:
+        """int64: the numbers, within a shard, of its samples of a response type."""
+        table = self.table(shard)
+        if self.type_names == ("",):
+            return np.arange(len(table) if kind == "" else 0)
+        names = table.about.type_names
+        return np.flatnonzero(table.type_codes == names.index(kind)) if kind in names else np.zeros(0, np.int64)
 
     def extensions(self, i: int) -> list[str]:
         """The member extensions of sample `i`, without reading it."""
-        return [EXTENSIONS[e] for e in self.members.extension[self.members.first[i] : self.members.first[i + 1]]]
-
-    @cached_property
-    def pictures(self) -> np.ndarray:
-        """int64 `[N]`: number of pictures of each sample."""
-        return picture_counts(self.members.first, self.members.extension)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """int32 `[K, 2]`: width and height of every picture that can be read, in any order."""
-        sizes = np.concatenate([self.image_sizes, self.further_sizes])
-        return sizes[sizes[:, 0] > 0]
+        return [extension for extension, *_ in self._members(*self.place(i))]
 
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum(self.samples_per_shard)
 
-    def _open_file(self, shard: int) -> "_OpenFile":
-        # pread carries its own offset, so a descriptor may be shared with forked workers and among threads.
-        file = self._files.get(shard)
-        if file is None:
-            file = self._files[shard] = _OpenFile(self.root / self.shards[shard])
-            while len(self._files) > _OPEN_FILES:
-                self._files.pop(next(iter(self._files)), None)
-        return file
+    def _members(self, shard: int, j: int) -> list[tuple[str, int, int, int]]:
+        try:
+            return self.table(shard).members(j)
+        except ValueError as error:
+            name = self.manifest.entries[shard].table_name
+            raise DataError(
+                f"{name} of the index of {self.root} is damaged ({error}); re{BUILD} {self.root}`."
+            ) from None
 
     def _check_fresh(self) -> None:
-        names = [path.name for path in list_shards(self.root)]
-        for name in sorted(set(names) ^ set(self.shards)):
-            state = "was added" if name in names else "was removed"
-            raise DataError(f"shard {name} of {self.root} {state} since the index was built; {_BUILD} {self.root}`.")
-        for name, size in zip(self.shards, self.shard_sizes, strict=True):
-            now = (self.root / name).stat().st_size
-            if now != size:
-                state = f"has {now} bytes, but had {size} when the index was built"
-                raise DataError(f"shard {self.root / name} {state}; {_BUILD} {self.root}`.")
+        assert isinstance(self.root, Path)
+        there = {path.name: path.stat().st_size for path in list_shards(self.root)}
+        for name in sorted(there.keys() ^ set(self.shards)):
+            state = "was added" if name in there else "was removed"
+            raise DataError(f"shard {name} of {self.root} {state} since the index was built; re{BUILD} {self.root}`.")
+        for name, size in zip(self.shards, self.shard_sizes.tolist(), strict=True):
+            if there[name] != size:
+                state = f"has {there[name]} bytes, but had {size} when the index was built"
+                raise DataError(f"shard {self.root / name} {state}; re{BUILD} {self.root}`.")
 
 
-class _OpenFile:
-    """A descriptor that closes with its last user, so that no reader loses it when the shard is dropped."""
+class _Keys(Sequence[str]):
+    """The keys of all samples of an index."""
 
-    def __init__(self, path: Path):
-        self.fd = -1
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"shard {path} cannot be opened: {error.strerror}.") from None
+    def __init__(self, index: ShardIndex):
+        self._shards = index
 
-    def __del__(self):
-        if self.fd >= 0:
-            os.close(self.fd)
+    def __len__(self) -> int:
+        return len(self._shards)
 
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]
+        shard, j = self._shards.place(i)
+        return self._shards.table(shard).key(j)
 
-def build_index(
-    root: str | Path, required: Iterable[str] = (), workers: int = 1, quiet: bool = False, elsewhere: bool = True
-) -> ShardIndex:
-    """Read and verify every shard of a folder, and write its index atomically.
-
-    Args:
-        root: a folder of `.tar` files, ours or foreign; other files are ignored.
-        required: members that each sample must have; `jpg|png` requires one of them.
-        workers: processes that read shards in parallel.
-        quiet: show no progress.
-        elsewhere: write the index of a read-only folder into the user's cache, where `ShardIndex.open` finds it.
-
-    Raises:
-        RunError: the index cannot be written.
-        DataError: no shard, whatever `scan_shard` raises, or a key in two shards.
-    """
-    folder = local_folder(root)
-    shards = list_shards(folder)
-    if not shards:
-        raise DataError(f"{folder} holds no .tar files.")
-    index = _merge(folder, shards, scan_shards(shards, tuple(required), workers, quiet))
-    write_arrays(folder, _arrays(index), elsewhere)
-    return index
+    def __iter__(self) -> Iterator[str]:
+        for table in self._shards.tables():
+            yield from table.keys()
 
 
-def _reopen(root: Path, content_hash: str) -> ShardIndex:
+def _manifest(path: Path, folder: Path) -> Manifest:
+    try:
+        return Manifest.of(path.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        raise DataError(f"{path} cannot be read ({reason}); re{BUILD} {folder}`.") from None
+
+
+def _reopen(root: Location, content_hash: str) -> ShardIndex:
     index = ShardIndex.open(root)
     if index.hash != content_hash:
         raise DataError(f"the index of {root} was rebuilt with different contents while it was in use.")
     return index
-
-
-def _merge(folder: Path, shards: list[Path], scans: Iterable[ShardScan]) -> ShardIndex:
-    """Join the scans of all shards into one index; raises DataError for a key in two of them."""
-    owner: dict[str, str] = {}
-    parts: list[ShardScan] = []
-    for path, scan in zip(shards, scans, strict=True):
-        for key in scan.keys:
-            if key in owner:
-                raise DataError(f"key '{key}' is in two shards of {folder}: {owner[key]} and {path.name}.")
-            owner[key] = path.name
-        parts.append(scan)
-    notes = ScanNotes.of(parts)
-    if not owner:
-        raise DataError(f"the shards of {folder} hold no samples{notes.instead()}.")
-    lengths = np.concatenate([np.diff(part.first) for part in parts])
-    members = Members(
-        first=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        extension=np.concatenate([part.extension for part in parts]),
-        offset=np.concatenate([part.offset for part in parts]),
-        length=np.concatenate([part.length for part in parts]),
-        crc=np.concatenate([part.crc for part in parts]),
-    )
-    names = tuple(path.name for path in shards)
-    type_names, type_codes = type_codes_of([kind for part in parts for kind in part.types])
-    samples_per_shard = np.array([len(part.keys) for part in parts], np.int64)
-    return ShardIndex(
-        root=folder,
-        shards=names,
-        shard_sizes=np.array([part.size for part in parts], np.int64),
-        samples_per_shard=samples_per_shard,
-        keys=np.array(list(owner)),
-        image_sizes=np.concatenate([part.image_sizes for part in parts]),
-        further_sizes=np.concatenate([part.further_sizes for part in parts]),
-        text_lengths=np.concatenate([part.text_lengths for part in parts]),
-        type_codes=type_codes,
-        type_names=type_names,
-        members=members,
-        hash=_content_hash(names, samples_per_shard, list(owner), members),
-        notes=notes,
-    )
-
-
-def _content_hash(shards: Iterable[str], samples_per_shard: np.ndarray, keys: list[str], members: Members) -> str:
-    digest = hashlib.sha256()
-    digest.update("\n".join([*shards, "", *keys]).encode(errors="surrogateescape"))
-    for array in (samples_per_shard, *vars(members).values()):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
-    """What an index is written as; sizes of further pictures only where there are any, as indexes always were."""
-    further = {"further_sizes": index.further_sizes} if len(index.further_sizes) else {}
-    return {
-        "version": np.array(_VERSION),
-        "hash": np.array(index.hash),
-        "shards": np.array(index.shards),
-        "type_names": np.array(index.type_names),
-        "keys": np.char.encode(index.keys, "utf-8"),
-        "notes": np.array(to_json(index.notes.as_json())),
-        **{name: getattr(index, name) for name in _ARRAYS},
-        **vars(index.members),
-        **further,
-    }

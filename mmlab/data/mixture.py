@@ -124,25 +124,36 @@ class Source:
     type: str | None = None
 
     def __len__(self) -> int:
-        return len(self.index) if self.type is None else len(self._numbers)
+        return int(self.samples_per_shard.sum())
 
-    @property
+    @cached_property
+    def shards(self) -> np.ndarray:
+        """int64 `[S]`: the shards that hold a sample of the source."""
+        return np.flatnonzero(self._counts) if self.type is not None else np.arange(len(self.index.shards))
+
+    @cached_property
     def samples_per_shard(self) -> np.ndarray:
         """int64 `[S]`, over the shards that hold a sample of the source."""
-        if self.type is None:
-            return self.index.samples_per_shard
-        ends = np.cumsum(self.index.samples_per_shard)
-        counts = np.bincount(np.searchsorted(ends, self._numbers, side="right"), minlength=len(ends))
-        return counts[counts > 0].astype(np.int64)
+        return self._counts[self.shards]
 
     def number(self, i: int) -> int:
         """The number in the index of the source's i-th sample."""
-        return i if self.type is None else int(self._numbers[i])
+        if self.type is None:
+            return i
+        s = int(np.searchsorted(self._ends, i, side="right"))
+        shard, rank = int(self.shards[s]), i - int(self._ends[s] - self.samples_per_shard[s])
+        return self.index.first(shard) + int(self.index.of_type(shard, self.type)[rank])
 
     @cached_property
-    def _numbers(self) -> np.ndarray:
-        assert self.type is not None
-        return np.flatnonzero(self.index.type_codes == self.index.type_names.index(self.type))
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.samples_per_shard)
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """int64: the source's samples in each shard of the index."""
+        if self.type is None:
+            return self.index.samples_per_shard
+        return np.array([(entry.types or {}).get(self.type, 0) for entry in self.index.manifest.entries], np.int64)
 
 
 def open_sources(config: ShardsConfig, listed: Sequence[SourceConfig]) -> list[Source]:
@@ -181,8 +192,7 @@ def by_type(sources: Sequence[Source]) -> list[Source]:
     """
     parts: list[Source] = []
     for source in sources:
-        codes = np.unique(source.index.type_codes).tolist()
-        if any(not source.index.type_names[code] for code in codes):
+        if "" in source.index.type_names:
             raise DataError(
                 f"source '{source.name}' ({source.index.root}) has samples without a `type`, which data.balance=type "
                 "needs; if their records have one, build the shards with --separate, or rebuild the index: `mmlab "

@@ -2,13 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import TypeVar
 
 from tqdm import tqdm
 
 _LINE_EVERY = 15.0
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -27,6 +30,17 @@ def progress(items: Iterable[T], label: str, total: int | None = None, quiet: bo
         yield from tqdm(items, desc=label, total=total, leave=False)
     else:
         yield from _lines(items, label, total)
+
+
+def in_processes(
+    work: Callable[[S], T], items: Sequence[S], label: str, workers: int = 1, quiet: bool = False
+) -> Iterator[T]:
+    """Yield `work(item)` of each item in order, with progress; `workers` spawned processes share the work."""
+    if workers <= 1 or len(items) <= 1:
+        yield from progress(map(work, items), label, len(items), quiet)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from progress(pool.map(work, items), label, len(items), quiet)
 
 
 def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:

@@ -1,20 +1,16 @@
-"""One shard as arrays: samples, positions of their members, checksums, image sizes and text lengths."""
+"""Reading a whole shard into its table: samples, positions of their members, checksums, sizes and text lengths."""
 
 import os
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmlab.config.errors import DataError, nearest
+from mmlab.config.locations import is_url, location
 from mmlab.data.formats import (
     EXTENSIONS,
     foreign_kind,
@@ -26,92 +22,21 @@ from mmlab.data.formats import (
     split_name,
 )
 from mmlab.data.images import size_in
-from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import SampleError
+from mmlab.data.shard_table import MOST_TYPES, About, ScanNotes, ShardTable, content_hash, key_hash
 from mmlab.data.tar import TarMember, fail, walk
 
 _INT32 = np.iinfo(np.int32).max
-MOST_TYPES = 256
-"""Response types of a set; more of them are some other field."""
-_NAMED = 20  # kinds of members that are not read, and bad records, that an index names
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-@dataclass(frozen=True)
-class ShardScan:
-    """The contents of one shard. N samples, M members; sample i owns members `first[i]:first[i + 1]`."""
-
-    size: int  # bytes of the shard file
-    keys: list[str]  # [N]
-    first: np.ndarray  # int64 [N + 1]
-    extension: np.ndarray  # uint8 [M], an index into `EXTENSIONS`
-    offset: np.ndarray  # int64 [M], first byte of the member's data
-    length: np.ndarray  # int64 [M]
-    crc: np.ndarray  # uint32 [M]
-    image_sizes: np.ndarray  # int32 [N, 2]: width, height of the first picture; 0, 0: none, or an unreadable header
-    further_sizes: np.ndarray  # int32 [F, 2]: of the further pictures of the samples, in order
-    text_lengths: np.ndarray  # int32 [N]: characters of all texts of the record
-    types: list[str]  # [N]: response type of each record, or empty
-    skipped: Counter[str]  # members that are not read: extension or other name → number
-    bad_records: dict[str, str]  # key → why its record cannot be used
-    question_types: Counter[str]  # type → how many questions have it
-
-
-@dataclass(frozen=True)
-class ScanNotes:
-    """What was found in the shards beside samples that can be used.
-
-    Attributes:
-        skipped: members that are not read, such as `.url` or `._*` → their number; the most common ones, and `other`.
-        bad_records: number of records that cannot be used; the reader replaces their samples.
-        examples: keys of some of them → what is wrong.
-        question_types: type → how many `questions` of records have it; none for sets with too many types.
-    """
-
-    skipped: dict[str, int] = field(default_factory=dict)
-    bad_records: int = 0
-    examples: dict[str, str] = field(default_factory=dict)
-    question_types: dict[str, int] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """One line for each of them that there is."""
-        skipped = ", ".join(f"{name} {number:,}" for name, number in self.skipped.items())
-        examples = "; ".join(f"{key!r}: {message}" for key, message in list(self.examples.items())[:3])
-        records = f"{self.bad_records:,} records cannot be used, such as {examples.rstrip('.')}"
-        return [f"members that are not read: {skipped}"] * bool(skipped) + [records] * bool(self.bad_records)
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it as plain data; question types only where there are any, as indexes always were."""
-        return {name: value for name, value in vars(self).items() if value or name != "question_types"}
-
-    @classmethod
-    def of(cls, scans: Iterable[ShardScan]) -> "ScanNotes":
-        """The notes on several shards."""
-        skipped, bad_records, types = Counter[str](), dict[str, str](), Counter[str]()
-        for scan in scans:
-            skipped += scan.skipped
-            types += scan.question_types
-            bad_records |= scan.bad_records
-        common = dict(skipped.most_common(_NAMED))
-        if other := skipped.total() - sum(common.values()):
-            common["other"] = other
-        named = dict(sorted(types.items())) if len(types) <= MOST_TYPES else {}
-        return cls(common, len(bad_records), dict(list(bad_records.items())[:_NAMED]), named)
-
-    def instead(self) -> str:
-        """For the message that there are no samples: what there is instead, and what would be a sample."""
-        if not self.skipped:
-            return ""
-        there = ", ".join(f"{name} ({number:,})" for name, number in self.skipped.items())
-        return f", only {there}; a member is named 'key.jpg': its extension begins at the first dot of its file name"
-
-
-def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
+def scan_shard(path: Path, required: tuple[str, ...] = (), etag: str | None = None) -> ShardTable:
     """Read a whole shard.
 
     Args:
         path: the tar file.
         required: members that each sample must have; `jpg|png` requires one of them.
+        etag: of the object that the file is a copy of, see `About`.
 
     Raises:
         DataError: naming the shard, the byte and the reason, for whatever `walk` raises, a member that is required but
@@ -148,41 +73,34 @@ def scan_shard(path: Path, required: tuple[str, ...] = ()) -> ShardScan:
         if keys:
             summaries.append(close(sample, keys[-1], at=size))
     table = np.array(members, np.int64).reshape(-1, 4)
-    return ShardScan(
-        size=size,
-        keys=keys,
-        first=np.array([*first, len(members)], np.int64),
-        extension=table[:, 0].astype(np.uint8),
-        offset=table[:, 1],
-        length=table[:, 2],
-        crc=table[:, 3].astype(np.uint32),
+    names, codes = _type_codes([kind for _, _, kind in summaries])
+    encoded = [key.encode() for key in keys]
+    arrays = {
+        "key_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
+        "first": np.array([*first, len(members)], np.int64),
+        "extension": table[:, 0].astype(np.uint8),
+        "offset": table[:, 1],
+        "length": table[:, 2],
+        "crc": table[:, 3].astype(np.uint32),
+    }
+    notes = ScanNotes.of(skipped, bad_records, types)
+    return ShardTable(
+        about=About(size, etag, required, names, content_hash(arrays), notes),
+        key_hashes=np.array([key_hash(key) for key in keys], np.uint64),
         image_sizes=np.array([sizes[0] for sizes, _, _ in summaries], np.int32).reshape(-1, 2),
         further_sizes=np.array([size for sizes, _, _ in summaries for size in sizes[1:]], np.int32).reshape(-1, 2),
         text_lengths=np.array([length for _, length, _ in summaries], np.int32),
-        types=[kind for _, _, kind in summaries],
-        skipped=skipped,
-        bad_records=bad_records,
-        question_types=types,
+        type_codes=codes,
+        **arrays,
     )
 
 
-def scan_shards(
-    shards: list[Path], required: tuple[str, ...] = (), workers: int = 1, quiet: bool = False
-) -> Iterator[ShardScan]:
-    """Yield the `ShardScan` of each shard, in order; `workers` processes read them."""
-    scan = partial(scan_shard, required=required)
-    if workers <= 1:
-        yield from progress(map(scan, shards), "reading shards", len(shards), quiet)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from progress(pool.map(scan, shards), "reading shards", len(shards), quiet)
-
-
-def type_codes_of(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and codes; none for a foreign set whose `type` has too many values to be a response type."""
+def _type_codes(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and codes; no names for a shard whose `type` has too many values to be a response type."""
     names = sorted(set(types))
     if len(names) > MOST_TYPES:
-        return ("",), np.zeros(len(types), np.uint8)
+        return (), np.zeros(len(types), np.uint8)
     code = {name: i for i, name in enumerate(names)}
     return tuple(names), np.array([code[kind] for kind in types], np.uint8)
 
@@ -198,9 +116,9 @@ def list_shards(folder: Path) -> list[Path]:
 
 def local_folder(root: str | Path) -> Path:
     """Return `root` as the path of an existing local folder, or raise DataError."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", str(root)):
-        raise DataError(f"'{root}' is not a local folder: shards are never read from commands or URLs; copy them here.")
-    folder = Path(root).expanduser()
+    if is_url(str(root)):
+        raise DataError(f"'{root}' is not a local folder; copy the shards here.")
+    folder = Path(str(location(root)))
     if folder.is_file():
         raise DataError(f"{folder} is a file; give the folder that holds the .tar files.")
     if not folder.is_dir():

@@ -13,10 +13,11 @@ import numpy as np
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.data.anyres import tiles_and_places
 from mmlab.data.formats import EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
-from mmlab.data.index import ShardIndex, build_index
-from mmlab.data.progress_bar import progress
+from mmlab.data.index import OLD_INDEX, ShardIndex
+from mmlab.data.indexing import build_index
+from mmlab.data.progress_bar import in_processes, progress
 from mmlab.data.sample_types import ImageSpec
-from mmlab.data.scan import scan_shards
+from mmlab.data.scan import scan_shard
 from mmlab.data.tally import Tally
 from mmlab.runs.disk import writing
 from mmlab.runs.index_files import INDEX_NAME
@@ -44,7 +45,7 @@ class NumberedTars:
             self._open(offset)
         tars = sorted(folder.glob("shard-*.tar"))[: -(-count // max_samples)]
         for path in set(folder.iterdir()).difference(tars):  # such as an index
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def write(self, key: str, members: Members) -> bool:
         """Append a sample; a text is written as UTF-8, a dict as sorted JSON. Returns whether its tar is full."""
@@ -188,19 +189,17 @@ def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardInde
         DataError: naming the shard and the first sample in it that differs.
     """
     index = ShardIndex.open(root)
-    paths = [index.root / name for name in index.shards]
-    ends = np.cumsum(index.samples_per_shard)
-    for path, end, scan in zip(paths, ends, scan_shards(paths, (), workers, quiet), strict=True):
-        start = end - len(scan.keys)
-        if not np.array_equal(index.keys[start:end], scan.keys):
+    paths = [Path(str(index.root / name)) for name in index.shards]
+    scans = in_processes(scan_shard, paths, "reading shards", workers, quiet)
+    for path, table, scan in zip(paths, index.tables(), scans, strict=True):
+        if table.keys() != scan.keys():
             raise DataError(f"{path} does not hold the samples that its index lists.")
-        low, high = index.members.first[start], index.members.first[end]
-        for name in ("extension", "offset", "length", "crc"):
-            differs = np.flatnonzero(getattr(index.members, name)[low:high] != getattr(scan, name))
+        for name in ("first", "extension", "offset", "length", "crc"):
+            differs = np.flatnonzero(getattr(table, name) != getattr(scan, name))
             if len(differs):
-                i = int(np.searchsorted(index.members.first, low + differs[0], side="right")) - 1
+                j = int(np.searchsorted(table.first, differs[0], side="right")) - 1
                 raise DataError(
-                    f"{path} changed since it was indexed: sample '{index.keys[i]}' has the first of"
+                    f"{path} changed since it was indexed: sample '{table.key(j)}' has the first of"
                     f" {len(differs)} members with another {'checksum' if name == 'crc' else name}."
                 )
     return index
@@ -213,10 +212,11 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None) -> dict[str, Any]:
         index: open shards.
         spec: of a vision-language model, whose tiles and tokens per picture are counted; None: of none.
     """
-    members = np.bincount(index.members.extension, minlength=len(EXTENSIONS))
-    count = int(index.pictures.sum())
-    width, height = index.sizes.astype(np.int64).T
-    shown = {} if spec is None else _shown(index, spec)
+    members = np.bincount(index.joined("extension"), minlength=len(EXTENSIONS))
+    pictures, lengths, sizes = index.joined("pictures"), index.joined("text_lengths"), _sizes(index)
+    count = int(pictures.sum())
+    width, height = sizes.astype(np.int64).T
+    shown = {} if spec is None else _shown(sizes, spec)
     return {
         "root": str(index.root),
         "samples": len(index),
@@ -225,14 +225,14 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None) -> dict[str, Any]:
         "samples_per_shard": _spread(index.samples_per_shard),
         "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
         "pictures": count,
-        "pictures_per_sample": _spread(index.pictures),
+        "pictures_per_sample": _spread(pictures),
         "pictures_unreadable": count - len(width),
         "pictures_beyond_cap": int((width * height > PIXEL_CAP).sum()),
         "width": _spread(width),
         "height": _spread(height),
         **shown,
-        "text_characters": _spread(index.text_lengths),
-        "samples_without_text": int((index.text_lengths == 0).sum()),
+        "text_characters": _spread(lengths),
+        "samples_without_text": int((lengths == 0).sum()),
         "records_unreadable": index.notes.bad_records,
         "members_not_read": index.notes.skipped or None,
         "types": _type_counts(index),
@@ -241,9 +241,9 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None) -> dict[str, Any]:
     }
 
 
-def _shown(index: ShardIndex, spec: ImageSpec) -> dict[str, Any]:
+def _shown(sizes: np.ndarray, spec: ImageSpec) -> dict[str, Any]:
     """What pictures take in a model: tiles, and places in the sequence."""
-    sizes, numbers = np.unique(index.sizes, axis=0, return_inverse=True)
+    sizes, numbers = np.unique(sizes, axis=0, return_inverse=True)
     each = np.array([tiles_and_places(width, height, spec) for width, height in sizes.tolist()]).reshape(-1, 2)
     tiles, tokens = each[numbers.reshape(-1)].T
     return {"tiles": _spread(tiles, 95), "image_tokens": _spread(tokens, 95)}
@@ -252,8 +252,14 @@ def _shown(index: ShardIndex, spec: ImageSpec) -> dict[str, Any]:
 def _type_counts(index: ShardIndex) -> dict[str, int] | None:
     if index.type_names == ("",):
         return None
-    counts = np.bincount(index.type_codes, minlength=len(index.type_names)).tolist()
-    return {name or "none": count for name, count in zip(index.type_names, counts, strict=True)}
+    types = [entry.types or {} for entry in index.manifest.entries]
+    return {name or "none": sum(one.get(name, 0) for one in types) for name in index.type_names}
+
+
+def _sizes(index: ShardIndex) -> np.ndarray:
+    """int32 `[K, 2]`: width and height of every picture that can be read, in any order."""
+    sizes = np.concatenate([index.joined("image_sizes"), index.joined("further_sizes")])
+    return sizes[sizes[:, 0] > 0]
 
 
 def _spread(values: np.ndarray, percentile: int | None = None) -> dict[str, float] | None:
@@ -294,6 +300,6 @@ def check_destination(root: Path, overwrite: bool) -> None:
     names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
     if names and not overwrite:
         raise ConfigError(f"{root} is not empty; give another folder or --overwrite (overwrite=True).")
-    foreign = [name for name in names if name != INDEX_NAME and not name.endswith(".tar")]
+    foreign = [name for name in names if name not in (INDEX_NAME, OLD_INDEX) and not name.endswith(".tar")]
     if foreign:
         raise ConfigError(f"{root} cannot be replaced: '{foreign[0]}' in it is not part of a set of shards.")

@@ -77,7 +77,8 @@ def survey(index: ShardIndex) -> Survey:
                 words.update(re.findall(r"\w+", text.lower()))
             if (name := class_name(record, members)) is not None:
                 classes.add(name)
-    width, height = index.image_sizes[index.image_sizes[:, 0] > 0].T
+    sizes = index.joined("image_sizes")
+    width, height = sizes[sizes[:, 0] > 0].T
     return Survey(
         samples=len(index),
         pictures=pictures,

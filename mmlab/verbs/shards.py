@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    from mmlab.data.index import build_index
+    from mmlab.data.indexing import build_index
 
     index = build_index(args.root, args.require, args.workers)
     print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, all intact; index {index.hash[:12]}")

@@ -126,7 +126,7 @@ def test_a_third_each_over_3000_samples(source):
     made = batches(by_type([source]))
     counts = seen_types(made)
     assert counts.total() == 3000 and all(abs(n - 1000) <= 10 for n in counts.values()) and len(counts) == 3
-    kinds = dict(zip(source.index.keys.tolist(), map(source.index.type_of, range(81)), strict=True))
+    kinds = dict(zip(list(source.index.keys), map(source.index.type_of, range(81)), strict=True))
     assert Counter(kinds[key] for key in keys(made)) == {name[5:]: n for name, n in counts.items()}
     for kind, size in (("talk", 30), ("detail", 12), ("why", 39)):
         times = Counter(key for key in keys(made) if kinds[key] == kind)

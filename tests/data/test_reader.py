@@ -97,7 +97,7 @@ def test_damaged_bytes_and_json_are_replaced(tmp_path):
             writer.write(f"k{i}", {"json": json, "txt": "  a text \n"})
     shard = tmp_path / "s" / writer.index.shards[0]
     data = bytearray(shard.read_bytes())
-    at = int(writer.index.members.offset[writer.index.members.first[5]])
+    at = writer.index.table(0).members(5)[0][1]
     data[at] ^= 1
     shard.write_bytes(data)
     batch = LocalBatches([Source("s", writer.index)], KeyCollate(), GlobalBatches(8, 8), settings())[0]

@@ -54,7 +54,7 @@ def test_voc_reads_a_list_of_names(folder):
     (folder / "train.txt").write_text("b 1\n")
     files = {f"{name}.xml": annotation(f"{name}.png", ("cat", 1, 1, 5, 5)) for name in "ab"}
     index, _ = build_voc(folder, files, listed=folder / "train.txt")
-    assert index.keys.tolist() == ["b"]
+    assert list(index.keys) == ["b"]
     (folder / "train.txt").write_text("c\n")
     with pytest.raises(DataError, match=r"train\.txt names c, and there is no .*c\.xml"):
         build_voc(folder, files, listed=folder / "train.txt")
@@ -93,7 +93,7 @@ def test_yolo_boxes_and_polygons(folder, names):
     index, tally = build_yolo(folder, files, names)
     boxes = [{"category": "dog", "box": [0.0, 0.0, 1.0, 1.0]}, {"category": "cat", "box": [0.1, 0.2, 0.3, 0.6]}]
     assert records(index)[0] == {"id": "a", "image": "a.png", "boxes": boxes}
-    assert index.keys.tolist() == ["a", "sub_b"] and tally.details["boxes"] == 3
+    assert list(index.keys) == ["a", "sub_b"] and tally.details["boxes"] == 3
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_folders_without_boxes_are_errors(folder):
         yolo(folder / "images/train", folder / "classes.txt")
     (folder / "labels-1").rename(folder / "labels")
     index, _ = built(yolo(folder / "JPEGImages", folder / "classes.txt", folder / "labels/train"), folder / "other")
-    assert index.keys.tolist() == ["a"]
+    assert list(index.keys) == ["a"]

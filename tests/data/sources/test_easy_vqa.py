@@ -29,7 +29,7 @@ def raw(tmp_path):
 
 
 def keys(raw, *arguments) -> list[str]:
-    return built(easy_vqa(raw, *arguments), raw.parent / "keys")[0].keys.tolist()
+    return list(built(easy_vqa(raw, *arguments), raw.parent / "keys")[0].keys)
 
 
 def test_an_image_with_its_questions_is_a_sample(raw, tmp_path):

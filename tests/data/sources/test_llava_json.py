@@ -37,7 +37,7 @@ def test_images_texts_and_repeated_ids(make):
         {"image": "00/a.jpg", "conversations": SAID},
     ]
     index, tally = make(entries)
-    assert index.keys.tolist() == ["GCC_01_x", "GCC_01_x-1", "7", "3"]
+    assert list(index.keys) == ["GCC_01_x", "GCC_01_x-1", "7", "3"]
     assert tally.rows == tally.written == 4
     assert tally.details == {
         **{"text_only": 1, "renamed": 1, "turns_skipped": 0, "system_messages": 0},
@@ -94,7 +94,7 @@ def test_several_images_of_records_are_joined_if_all_are_the_same(make):
         {"id": "g", "image": ["7.jpg", "7.jpg"], "conversations": TURNS},
     ]
     index, tally = make(entries, separate=False, captions="from-first-answer", caption_types=["pair"])
-    assert index.keys.tolist() == ["a", "b", "e"] and tally.left_out == {"pictures": 2}
+    assert list(index.keys) == ["a", "b", "e"] and tally.left_out == {"pictures": 2}
     assert "It has 33 images; a sample holds at most 32." in tally.examples["pictures"]
     assert (tally.details["records_joined"], tally.details["several_images"], tally.details["captions"]) == (2, 2, 1)
     members = index.read(0)
@@ -108,7 +108,7 @@ def test_several_images_of_records_are_joined_if_all_are_the_same(make):
 def test_json_lines_under_any_name(make):
     lines = [json.dumps({"id": n, "conversations": SAID}) for n in range(3)]
     index, tally = make("\n".join([lines[0], "", lines[1], "{", lines[2]]))
-    assert index.keys.tolist() == ["0", "1", "2"]
+    assert list(index.keys) == ["0", "1", "2"]
     assert tally.rows == 4 and "line 4: The line is not JSON" in tally.examples["json"]
 
 
@@ -183,7 +183,7 @@ def test_records_about_one_image_are_one_sample(make):
         {"id": "f", "image": "7.jpg", "conversations": [{"from": "gpt", "value": "no question"}]},
     ]
     index, tally = make(entries, separate=False)
-    assert index.keys.tolist() == ["a", "b", "d", "e"]
+    assert list(index.keys) == ["a", "b", "d", "e"]
     assert record(index, 0) == {
         "id": "a",
         "questions": [

@@ -88,7 +88,7 @@ def test_system_types_and_images_that_are_shared(make):
         {"messages": [say("user", "no image"), say("assistant", "a")]},
     ]
     index, tally = make(entries)
-    assert index.keys.tolist() == ["5", "2"] and tally.details["records_joined"] == 1
+    assert list(index.keys) == ["5", "2"] and tally.details["records_joined"] == 1
     record = json.loads(index.read(0)["json"])
     assert [(one["system"], one["answer"], one["type"]) for one in record["questions"]] == [
         ("Be brief.", "A cat.", "vqa"),

@@ -35,7 +35,7 @@ def test_images_with_classes_and_captions(tmp_path):
     write(tmp_path / "train.parquet", features, *rows)
     index, tally = built(parquet(tmp_path / "train.parquet"), tmp_path / "out")
     assert records(index) == [{"id": "7", "caption": "one", "class": "dog"}, {"id": "8", "class": "cat"}, {"id": "9"}]
-    assert index.keys.tolist() == ["7", "8", "9"] and index.read(0)["png"] == png() and index.read(1)["jpg"] == jpeg()
+    assert list(index.keys) == ["7", "8", "9"] and index.read(0)["png"] == png() and index.read(1)["jpg"] == jpeg()
     assert tally.counts() == {"rows": 3, "samples": 3, "classes": 2, "without_text": 1}
 
 
@@ -65,7 +65,7 @@ def test_chats_in_their_usual_columns(tmp_path, column):
     assert [turn.text for turn in dialogue] == ["<image>\nWhat?", "A cat."] and index.type_of(0) == "vqa"
     assert index.read(0)["png"] == png()
     lost = {} if column == "texts" else {"no-picture": 1}  # a chat whose marker has no image
-    assert tally.left_out == lost and index.keys.tolist()[0] == "a-0000000"
+    assert tally.left_out == lost and index.keys[0] == "a-0000000"
 
 
 def test_questions_several_images_and_broken_rows(tmp_path):

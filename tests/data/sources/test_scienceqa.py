@@ -45,7 +45,7 @@ def test_the_published_form(build):
     assert turns(index, 0)[0] == (
         "What is it made of?\nContext: A window.\nOptions: (A) a (B) b (C) c (D) d (E) e\n<image>"
     )
-    assert index.keys.tolist() == ["7"] and index.read(0)["png"] == png()
+    assert list(index.keys) == ["7"] and index.read(0)["png"] == png()
     record = json.loads(index.read(0)["json"])
     assert record["id"] == "7"
     assert record["reference"] == {"answers": ["B"], "choices": 5, "types": ["NAT", "TXT", "IMG", "G1-6"]}
@@ -137,8 +137,8 @@ def test_without_any_image_folder_everything_is_text(build):
 def test_official_splits_and_their_order(build):
     problems = {name: problem(split="train" if name != "3" else "val") for name in "1234"}
     index, _ = build(problems, {"train": ["4", "1"], "val": ["3"], "minival": ["2", "3"]})
-    assert index.keys.tolist() == ["4", "1"]
-    assert build(problems, {"minival": ["2", "3"]}, split="minival")[0].keys.tolist() == ["2", "3"]
+    assert list(index.keys) == ["4", "1"]
+    assert list(build(problems, {"minival": ["2", "3"]}, split="minival")[0].keys) == ["2", "3"]
     with pytest.raises(DataError, match=r"no split 'tran'; there are train, val\. Did you mean 'train'"):
         build(problems, split="tran")
 

@@ -65,7 +65,7 @@ def test_several_images_by_number_or_by_name(tmp_path):
     members = [("a.left.png", png()), ("a.right.jpg", jpeg()), ("b.left.png", png()), ("c.right.jpg", jpeg())]
     path = write_tar(tmp_path / "y.tar", *members)
     index, tally = built(tars(path, {"image1": "right.jpg", "image0": "left.png"}), tmp_path / "named")
-    assert index.keys.tolist() == ["a"] and [*index.read(0)] == ["0.jpg", "json", "png"]
+    assert list(index.keys) == ["a"] and [*index.read(0)] == ["0.jpg", "json", "png"]
     assert tally.left_out == {"no-member": 2}
     with pytest.raises(ConfigError, match=r"Options: image, text, json, class; image0, image1, … are further images"):
         tars(path, {"image32": "x"})
