@@ -158,15 +158,15 @@ class ShardTable:
         Raises:
             ValueError: the table is damaged.
         """
-        low, high = int(self.first[j]), int(self.first[j + 1])
+        low, high = self.first[j : j + 2].tolist()
         if not 0 <= low <= high <= len(self.extension):
             raise ValueError(f"sample {j} has members {low} to {high}")
+        columns = (one[low:high].tolist() for one in (self.extension, self.offset, self.length, self.crc))
         found = []
-        for m in range(low, high):
-            code, offset, length = int(self.extension[m]), int(self.offset[m]), int(self.length[m])
+        for code, offset, length, crc in zip(*columns, strict=True):
             if code >= len(EXTENSIONS) or offset < 0 or not 0 <= length <= self.about.size - offset:
-                raise ValueError(f"member {m} lies outside of its shard")
-            found.append((EXTENSIONS[code], offset, length, int(self.crc[m])))
+                raise ValueError(f"sample {j} has a member outside of its shard")
+            found.append((EXTENSIONS[code], offset, length, crc))
         return found
 
     @cached_property
