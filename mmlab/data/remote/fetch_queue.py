@@ -1,0 +1,281 @@
+"""The downloads of a fetcher: threads that fill the shard cache in the order in which clients need its objects."""
+
+import hashlib
+import os
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mmlab.config.disk_errors import refusal
+from mmlab.config.errors import DataError, UserError
+from mmlab.config.locations import Url
+from mmlab.data.remote.download import Stopped, download, retried
+from mmlab.data.remote.shard_cache import AHEAD, PRESENT, Entry, ShardCache, objects_of, too_small
+from mmlab.data.remote.store import Store, open_store
+
+DOWNLOADS = 4
+"""Objects that are fetched at the same time; one more if it is of a present block."""
+PATIENCE = 30.0
+"""Seconds in which other clients may go on to their next blocks before one that finds no place gets an error."""
+_PIECE = 1 << 24
+
+
+class FetchQueue:
+    """Fetches what clients want into the cache; all methods may be called from any thread.
+
+    Args:
+        cache: used by nobody else.
+        patience: see `PATIENCE`.
+    """
+
+    def __init__(self, cache: ShardCache, patience: float = PATIENCE):
+        self._cache = cache
+        self._patience = patience
+        self._changed = threading.Condition()  # its lock guards everything below
+        self._stores: dict[str, Store] = {}
+        self._limits: dict[int, tuple[int, float]] = {}  # client → bytes of the cache, seconds per object
+        self._limit = cache.limit
+        self._failures: dict[str, tuple[int, str]] = {}  # path → (number, sentence) of the last failure
+        self._failed = self._active = self._hits = self._misses = self._bytes = 0
+        self._seconds = self._since = 0.0  # of the time in which anything was fetched
+        for least in [AHEAD] * DOWNLOADS + [PRESENT]:
+            threading.Thread(target=self._work, args=(least,), daemon=True).start()
+
+    def join(self, client: int, limit: int, deadline: float) -> None:
+        """Add a client; the smallest limit of all of them holds, and the longest deadline.
+
+        Raises:
+            DataError: the present blocks of the others do not fit into its limit.
+        """
+        with self._changed:
+            if limit < self._cache.present:
+                raise DataError(too_small(self._cache.present, limit))
+            self._limits[client] = (limit, deadline)
+            self._apply_limit()
+
+    def leave(self, client: int) -> None:
+        """Forget a client and what it wants."""
+        with self._changed:
+            self._cache.leave(client)
+            if self._limits.pop(client, None):
+                self._apply_limit()
+
+    def want(self, client: int, present: list[Entry], next: list[Entry], ahead: list[Entry]) -> None:
+        """Replace what a client wants; raises DataError if its present block does not fit into the cache."""
+        with self._changed:
+            self._cache.hold(client, None)
+            try:
+                self._cache.want(client, present, next, ahead)
+            finally:
+                self._changed.notify_all()
+
+    def file(self, client: int, entry: Entry, again: bool, waiting: Callable[[], None]) -> tuple[Path, bool]:
+        """Wait until an object is in the cache; it stays there at least until the client's next request.
+
+        Args:
+            client: an earlier `join`.
+            entry: need not be among what the client wants.
+            again: compare the copy with its checksums again, for a reader that found wrong bytes.
+            waiting: is called every second.
+
+        Returns:
+            Path of the copy, and whether it was there at once.
+
+        Raises:
+            DataError: it cannot be fetched, or finds no place.
+        """
+        with self._changed:
+            size = sum(each.size for each in objects_of(entry))
+            if size > self._cache.limit:
+                raise DataError(too_small(size, self._cache.limit))
+            self._cache.hold(client, entry)
+            self._cache.retry(entry)
+            start = self._failed
+            path = self._cache.find(entry)
+        if again and path is not None and not self._is_sound(entry, path):
+            with self._changed:
+                self._cache.drop(entry)
+                path = None
+        with self._changed:
+            self._hits += path is not None
+            self._misses += path is None
+            self._changed.notify_all()
+        hit, moved = path is not None, time.monotonic()
+        while path is None:
+            waiting()
+            with self._changed:
+                path = self._cache.find(entry)
+                if path is None:
+                    self._raise_failure(entry, start)
+                    self._changed.wait(1.0)
+                    path = self._cache.find(entry)
+                if self._may_find_place(entry):
+                    moved = time.monotonic()
+                elif time.monotonic() - moved > self._patience and path is None:
+                    raise DataError(self._no_place(entry))
+        return path, hit
+
+    def range(self, entry: Entry, start: int, stop: int, deadline: float) -> bytes:
+        """Bytes of an object, from its copy if there is one; nothing is added to the cache.
+
+        Raises:
+            DataError: it cannot be read within `deadline` seconds.
+        """
+        with self._changed:
+            path = self._cache.find(entry)
+        if path is not None:
+            with suppress(OSError), path.open("rb") as file:  # it may have been evicted
+                if len(data := os.pread(file.fileno(), stop - start, start)) == stop - start:
+                    return data
+        store = self._store(entry.set)
+        return retried(lambda: store.read(entry.name, start, stop, entry.etag), deadline)[0]
+
+    def stat(self, address: str, name: str, deadline: float) -> tuple[int, str | None]:
+        """Size and ETag of an object; raises DataError if there is none, or no answer within `deadline` seconds."""
+        store = self._store(address)
+        blob = retried(lambda: store.stat(name), deadline)
+        return blob.size, blob.etag
+
+    def stats(self) -> dict[str, Any]:
+        """Bytes fetched, seconds in which anything was fetched, hits, misses, evictions, bytes used, limit."""
+        with self._changed:
+            seconds = self._seconds + (time.monotonic() - self._since if self._active else 0)
+            return {
+                "bytes": self._bytes,
+                "seconds": seconds,
+                "hits": self._hits,
+                "misses": self._misses,
+                "evictions": self._cache.evictions,
+                "used": self._cache.used,
+                "limit": self._cache.limit,
+            }
+
+    def _apply_limit(self) -> None:
+        self._cache.set_limit(min((limit for limit, _ in self._limits.values()), default=self._limit))
+        self._changed.notify_all()
+
+    def _raise_failure(self, entry: Entry, start: int) -> None:
+        for each in objects_of(entry):
+            number, sentence = self._failures.get(each.path, (0, ""))
+            if number > start:
+                raise DataError(sentence)
+
+    def _may_find_place(self, entry: Entry) -> bool:
+        under_way = any(self._cache.is_fetching(each) for each in objects_of(entry))
+        return under_way or (self._active > 0 and self._cache.present <= self._cache.limit)
+
+    def _no_place(self, entry: Entry) -> str:
+        if self._cache.present > self._cache.limit:
+            return too_small(self._cache.present, self._cache.limit)
+        return f"{entry.name} finds no place in {self._cache.folder}, where files cannot be deleted; check its rights."
+
+    def _work(self, least: int) -> None:
+        """Fetch one object after the other, in a thread."""
+        while True:
+            with self._changed:
+                while (entry := self._cache.next_fetch(least)) is None:
+                    self._changed.wait()
+                if not self._active:
+                    self._since = time.monotonic()
+                self._active += 1
+                seconds = max((deadline for _, deadline in self._limits.values()), default=60.0)
+            sentence = self._fetch(entry, seconds)
+            with self._changed:
+                self._active -= 1
+                if not self._active:
+                    self._seconds += time.monotonic() - self._since
+                self._end(entry, sentence)
+                self._changed.notify_all()
+
+    def _end(self, entry: Entry, sentence: str | None) -> None:
+        """Note how a download ended: None if it is complete, an empty sentence if it was stopped."""
+        if sentence is None:
+            return self._cache.fetched(entry)
+        if isinstance(entry.table, Entry) and self._cache.find(entry.table) is None:
+            sentence = ""  # somebody deleted the table under way: it is fetched again, and then the shard
+        self._cache.not_fetched(entry, failed=bool(sentence))
+        if sentence:
+            self._failed += 1
+            self._failures[entry.path] = (self._failed, sentence)
+            print(sentence, file=sys.stderr, flush=True)
+
+    def _fetch(self, entry: Entry, seconds: float) -> str | None:
+        """Download and check one object; return a sentence if that fails, an empty one if it was stopped."""
+        path = self._cache.path(entry)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download(
+                self._store(entry.set),
+                entry.name,
+                path,
+                size=entry.size,
+                etag=entry.etag,
+                deadline=seconds,
+                check=lambda draft: check_copy(entry, draft, self._cache.folder),
+                progress=self._progress,
+                stopped=lambda: self._is_cancelled(entry),
+            )
+            return None
+        except Stopped:
+            return ""
+        except UserError as error:
+            return str(error)
+        except Exception as error:  # of any library behind an address; the thread must live on
+            reason = refusal(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return f"{entry.set}/{entry.name} cannot be fetched into {self._cache.folder}: {reason}."
+        finally:
+            with suppress(OSError):
+                path.with_name(path.name + ".part").unlink()
+
+    def _progress(self, number: int) -> None:
+        with self._changed:
+            self._bytes += number
+
+    def _is_cancelled(self, entry: Entry) -> bool:
+        with self._changed:
+            return self._cache.is_cancelled(entry)
+
+    def _is_sound(self, entry: Entry, path: Path) -> bool:
+        try:
+            check_copy(entry, path, self._cache.folder)
+        except (DataError, OSError):
+            return False
+        return True
+
+    def _store(self, address: str) -> Store:
+        with self._changed:
+            if address not in self._stores:
+                self._stores[address] = open_store(Url(address))
+            return self._stores[address]
+
+
+def check_copy(entry: Entry, path: Path, folder: Path) -> None:
+    """Compare the bytes of a copy with the checksum of the object, or with those of the members of a shard.
+
+    Args:
+        entry: the object.
+        path: its copy, under any name.
+        folder: of the cache, where the table of a remote shard lies.
+
+    Raises:
+        DataError: they differ, or the table cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        if entry.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
+            raise DataError(f"{entry.set}/{entry.name} has other contents than its index states.")
+        if entry.table is None:
+            return
+        from mmlab.data.shard_table import open_table
+
+        table = open_table(folder / entry.table.path if isinstance(entry.table, Entry) else Path(entry.table))
+        for offset, length, crc in zip(table.offset.tolist(), table.length.tolist(), table.crc.tolist(), strict=True):
+            found = 0
+            for start in range(offset, offset + length, _PIECE):
+                found = zlib.crc32(os.pread(file.fileno(), min(_PIECE, offset + length - start), start), found)
+            if found != crc:
+                raise DataError(f"{entry.set}/{entry.name} has other bytes at {offset} than its index states.")
