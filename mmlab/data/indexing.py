@@ -119,9 +119,9 @@ def _manifest(folder: Path, tables: Path, names: Sequence[str]) -> Manifest:
     for name, path in zip(names, paths, strict=True):
         table = open_table(path)
         notes = notes.joined(table.about.notes)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        about = table.about
-        entries.append(Entry(name, about.size, len(table), about.hash, digest, about.etag, table.type_counts()))
+        content, about = path.read_bytes(), table.about
+        identity = about.hash, hashlib.sha256(content).hexdigest(), len(content), about.etag
+        entries.append(Entry(name, about.size, len(table), *identity, table.type_counts()))
     if not any(entry.samples for entry in entries):
         raise DataError(f"the shards of {folder} hold no samples{notes.instead()}.")
     check_keys(folder, names, lambda: map(open_table, paths), sum(entry.samples for entry in entries))

@@ -25,6 +25,7 @@ class Entry:
         samples: how many it holds.
         hash: sha256 of its contents, see `About`.
         table: sha256 of the file of its table.
+        table_bytes: of that file.
         etag: of the object that was indexed; None for a local file.
         types: response type → samples; None for too many types.
     """
@@ -34,6 +35,7 @@ class Entry:
     samples: int
     hash: str
     table: str
+    table_bytes: int
     etag: str | None
     types: dict[str, int] | None
 
