@@ -15,7 +15,7 @@ from typing import Any
 
 import mmlab
 from mmlab.config.errors import DataError, RunError
-from mmlab.data.remote.shard_cache import Entry
+from mmlab.data.remote.shard_cache import Wanted
 from mmlab.data.remote.wire import LOCK, LOG, PROTOCOL, Wire, socket_address, store_settings
 
 IDLE = 10.0
@@ -54,7 +54,7 @@ class FetchClient:
     def __reduce__(self):
         return FetchClient, (self.folder, self.limit, self.deadline, self.idle)
 
-    def want(self, present: Sequence[Entry], next: Sequence[Entry] = (), ahead: Sequence[Entry] = ()) -> None:
+    def want(self, present: Sequence[Wanted], next: Sequence[Wanted] = (), ahead: Sequence[Wanted] = ()) -> None:
         """Replace what this client wants, each list in the order of use; the tables of shards follow from them.
 
         Files of an object that is no longer in `present` must be closed before: it may be evicted.
@@ -71,7 +71,7 @@ class FetchClient:
             self._ask({"do": "want", **wants})
             self._wants = {"do": "want", **wants}
 
-    def file(self, entry: Entry, again: bool = False) -> Path:
+    def file(self, entry: Wanted, again: bool = False) -> Path:
         """Return the path of an object's copy, when it is there; it stays until this client's next `want` or `file`.
 
         Args:
@@ -80,7 +80,7 @@ class FetchClient:
         """
         return Path(self._ask({"do": "file", "entry": entry.as_json(), "again": again})[0]["path"])
 
-    def range(self, entry: Entry, start: int, stop: int) -> bytes:
+    def range(self, entry: Wanted, start: int, stop: int) -> bytes:
         """Return bytes `start` to `stop` of an object without adding it to the cache."""
         request = {"do": "range", "entry": entry.as_json(), "deadline": self.deadline}
         parts = [(at, min(at + _PIECE, stop)) for at in range(start, stop, _PIECE)]
@@ -94,7 +94,7 @@ class FetchClient:
     def read(self, address: str, name: str) -> bytes:
         """Return a small object whose size is not known, such as a manifest."""
         size, etag = self.stat(address, name)
-        return self.range(Entry(address, name, size, etag), 0, size)
+        return self.range(Wanted(address, name, size, etag), 0, size)
 
     def stats(self) -> dict[str, Any]:
         """The fetcher's numbers since it started, see `FetchQueue.stats`, and its process id."""

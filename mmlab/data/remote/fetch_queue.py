@@ -15,7 +15,7 @@ from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import DataError, UserError
 from mmlab.config.locations import Url
 from mmlab.data.remote.download import Stopped, download, retried
-from mmlab.data.remote.shard_cache import AHEAD, PRESENT, Entry, ShardCache, objects_of, too_small
+from mmlab.data.remote.shard_cache import AHEAD, PRESENT, ShardCache, Wanted, objects_of, too_small
 from mmlab.data.remote.store import Store, open_store
 
 DOWNLOADS = 4
@@ -65,7 +65,7 @@ class FetchQueue:
             if self._limits.pop(client, None):
                 self._apply_limit()
 
-    def want(self, client: int, present: list[Entry], next: list[Entry], ahead: list[Entry]) -> None:
+    def want(self, client: int, present: list[Wanted], next: list[Wanted], ahead: list[Wanted]) -> None:
         """Replace what a client wants; raises DataError if its present block does not fit into the cache."""
         with self._changed:
             self._cache.hold(client, None)
@@ -74,7 +74,7 @@ class FetchQueue:
             finally:
                 self._changed.notify_all()
 
-    def file(self, client: int, entry: Entry, again: bool, waiting: Callable[[], None]) -> tuple[Path, bool]:
+    def file(self, client: int, entry: Wanted, again: bool, waiting: Callable[[], None]) -> tuple[Path, bool]:
         """Wait until an object is in the cache; it stays there at least until the client's next request.
 
         Args:
@@ -120,7 +120,7 @@ class FetchQueue:
                     raise DataError(self._no_place(entry))
         return path, hit
 
-    def range(self, entry: Entry, start: int, stop: int, deadline: float) -> bytes:
+    def range(self, entry: Wanted, start: int, stop: int, deadline: float) -> bytes:
         """Bytes of an object, from its copy if there is one; nothing is added to the cache.
 
         Raises:
@@ -159,17 +159,17 @@ class FetchQueue:
         self._cache.set_limit(min((limit for limit, _ in self._limits.values()), default=self._limit))
         self._changed.notify_all()
 
-    def _raise_failure(self, entry: Entry, start: int) -> None:
+    def _raise_failure(self, entry: Wanted, start: int) -> None:
         for each in objects_of(entry):
             number, sentence = self._failures.get(each.path, (0, ""))
             if number > start:
                 raise DataError(sentence)
 
-    def _may_find_place(self, entry: Entry) -> bool:
+    def _may_find_place(self, entry: Wanted) -> bool:
         under_way = any(self._cache.is_fetching(each) for each in objects_of(entry))
         return under_way or (self._active > 0 and self._cache.present <= self._cache.limit)
 
-    def _no_place(self, entry: Entry) -> str:
+    def _no_place(self, entry: Wanted) -> str:
         if self._cache.present > self._cache.limit:
             return too_small(self._cache.present, self._cache.limit)
         return f"{entry.name} finds no place in {self._cache.folder}, where files cannot be deleted; check its rights."
@@ -192,11 +192,11 @@ class FetchQueue:
                 self._end(entry, sentence)
                 self._changed.notify_all()
 
-    def _end(self, entry: Entry, sentence: str | None) -> None:
+    def _end(self, entry: Wanted, sentence: str | None) -> None:
         """Note how a download ended: None if it is complete, an empty sentence if it was stopped."""
         if sentence is None:
             return self._cache.fetched(entry)
-        if isinstance(entry.table, Entry) and self._cache.find(entry.table) is None:
+        if isinstance(entry.table, Wanted) and self._cache.find(entry.table) is None:
             sentence = ""  # somebody deleted the table under way: it is fetched again, and then the shard
         self._cache.not_fetched(entry, failed=bool(sentence))
         if sentence:
@@ -204,7 +204,7 @@ class FetchQueue:
             self._failures[entry.path] = (self._failed, sentence)
             print(sentence, file=sys.stderr, flush=True)
 
-    def _fetch(self, entry: Entry, seconds: float) -> str | None:
+    def _fetch(self, entry: Wanted, seconds: float) -> str | None:
         """Download and check one object; return a sentence if that fails, an empty one if it was stopped."""
         path = self._cache.path(entry)
         try:
@@ -236,11 +236,11 @@ class FetchQueue:
         with self._changed:
             self._bytes += number
 
-    def _is_cancelled(self, entry: Entry) -> bool:
+    def _is_cancelled(self, entry: Wanted) -> bool:
         with self._changed:
             return self._cache.is_cancelled(entry)
 
-    def _is_sound(self, entry: Entry, path: Path) -> bool:
+    def _is_sound(self, entry: Wanted, path: Path) -> bool:
         try:
             check_copy(entry, path, self._cache.folder)
         except (DataError, OSError):
@@ -254,7 +254,7 @@ class FetchQueue:
             return self._stores[address]
 
 
-def check_copy(entry: Entry, path: Path, folder: Path) -> None:
+def check_copy(entry: Wanted, path: Path, folder: Path) -> None:
     """Compare the bytes of a copy with the checksum of the object, or with those of the members of a shard.
 
     Args:
@@ -272,7 +272,7 @@ def check_copy(entry: Entry, path: Path, folder: Path) -> None:
             return
         from mmlab.data.shard_table import open_table
 
-        table = open_table(folder / entry.table.path if isinstance(entry.table, Entry) else Path(entry.table))
+        table = open_table(folder / entry.table.path if isinstance(entry.table, Wanted) else Path(entry.table))
         for offset, length, crc in zip(table.offset.tolist(), table.length.tolist(), table.crc.tolist(), strict=True):
             found = 0
             for start in range(offset, offset + length, _PIECE):

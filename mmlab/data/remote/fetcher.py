@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from mmlab.config.errors import UserError
 from mmlab.data.remote.fetch_queue import PATIENCE, FetchQueue
-from mmlab.data.remote.shard_cache import Entry, ShardCache
+from mmlab.data.remote.shard_cache import ShardCache, Wanted
 from mmlab.data.remote.wire import LOCK, LOG, PROTOCOL, SOCKET, Wire, socket_address, store_settings
 from mmlab.runs.disk import writing
 
@@ -111,13 +111,13 @@ class Fetcher:
         if do == "hello":
             return self._hello(client, request), b""
         if do == "want":
-            self._queue.want(client, *([Entry.from_json(e) for e in request[name]] for name in _LISTS))
+            self._queue.want(client, *([Wanted.from_json(e) for e in request[name]] for name in _LISTS))
         elif do == "file":
-            entry = Entry.from_json(request["entry"])
+            entry = Wanted.from_json(request["entry"])
             path, hit = self._queue.file(client, entry, request["again"], lambda: wire.send({"wait": True}))
             return {"path": str(path), "hit": hit}, b""
         elif do == "range":
-            entry, span = Entry.from_json(request["entry"]), (request["start"], request["stop"])
+            entry, span = Wanted.from_json(request["entry"]), (request["start"], request["stop"])
             return {}, _while_waiting(lambda: self._queue.range(entry, *span, request["deadline"]), wire)
         elif do == "stat":
             place = request["set"], request["name"], request["deadline"]

@@ -23,7 +23,7 @@ _FILE = re.compile(r".*-[0-9a-f]{16}(\.\w+)?(\.part)?")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Wanted:
     """An object of a set, and what its copy is compared with.
 
     Args:
@@ -45,7 +45,7 @@ class Entry:
     etag: str | None = None
     sha256: str = ""
     hash: str = ""
-    table: "Entry | str | None" = None
+    table: "Wanted | str | None" = None
 
     def __post_init__(self) -> None:
         if self.name.startswith("/") or {"", ".", ".."} & set(self.name.split("/")) or "\0" in self.name:
@@ -66,7 +66,7 @@ class Entry:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Entry":
+    def from_json(cls, entry: Mapping[str, Any]) -> "Wanted":
         """The inverse of `as_json`; raises TypeError, KeyError or DataError for anything else."""
         table = entry["table"]
         return cls(**{**entry, "table": cls.from_json(table) if isinstance(table, Mapping) else table})
@@ -99,10 +99,10 @@ class ShardCache:
         self.evictions = 0
         self.short = False  # whether an object of a present block finds no place
         self._copies: dict[str, _Copy] = {}  # by path
-        self._wants: dict[int, list[tuple[int, Entry]]] = {}  # of each client: (use, object), in order
-        self._held: dict[int, list[tuple[int, Entry]]] = {}  # beside them, until the client's next request
+        self._wants: dict[int, list[tuple[int, Wanted]]] = {}  # of each client: (use, object), in order
+        self._held: dict[int, list[tuple[int, Wanted]]] = {}  # beside them, until the client's next request
         self._ranks: dict[str, tuple[int, int]] = {}  # path → best (use, place in its list) of all clients
-        self._entries: dict[str, Entry] = {}  # the wanted ones, by path
+        self._entries: dict[str, Wanted] = {}  # the wanted ones, by path
         self._last: dict[str, int] = {}  # path → when it was last wanted; missing: before this process
         self._failed: set[str] = set()
         self._clock = itertools.count()
@@ -115,11 +115,11 @@ class ShardCache:
         """Bytes of the present blocks of all clients."""
         return sum(self._entries[path].size for path, (use, _) in self._ranks.items() if use == PRESENT)
 
-    def path(self, entry: Entry) -> Path:
+    def path(self, entry: Wanted) -> Path:
         """Where the copy of an object lies, or will lie."""
         return self.folder / entry.path
 
-    def want(self, client: int, present: list[Entry], next: list[Entry], ahead: list[Entry]) -> None:
+    def want(self, client: int, present: list[Wanted], next: list[Wanted], ahead: list[Wanted]) -> None:
         """Replace what a client wants, each list in the order of use.
 
         Raises:
@@ -134,7 +134,7 @@ class ShardCache:
         if own > self.limit:
             raise DataError(too_small(own, self.limit))
 
-    def hold(self, client: int, entry: Entry | None) -> None:
+    def hold(self, client: int, entry: Wanted | None) -> None:
         """Keep an object for a client as one of a present block, until this is called again."""
         self._held[client] = [(PRESENT, each) for each in objects_of(entry)] if entry else []
         self._rank()
@@ -150,7 +150,7 @@ class ShardCache:
         self.limit = limit
         self._trim()
 
-    def find(self, entry: Entry) -> Path | None:
+    def find(self, entry: Wanted) -> Path | None:
         """Return the path of an object's whole copy; None if there is none, or if somebody removed or changed it."""
         copy = self._copies.get(entry.path)
         if copy is None or not copy.whole:
@@ -162,13 +162,13 @@ class ShardCache:
         self.drop(entry)
         return None
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: Wanted) -> None:
         """Delete the copy of an object, which is then fetched again if it is wanted."""
         copy = self._copies.get(entry.path)
         if copy is not None and copy.whole:
             self._delete(entry.path)
 
-    def next_fetch(self, least: int = AHEAD) -> Entry | None:
+    def next_fetch(self, least: int = AHEAD) -> Wanted | None:
         """Reserve the place of the object to fetch next, and evict what has to go for it.
 
         Present blocks of all clients come first, then next ones, then later ones.
@@ -185,7 +185,7 @@ class ShardCache:
             use, entry = self._ranks[path][0], self._entries[path]
             if use > least or (self.short and use > PRESENT):
                 return None
-            if isinstance(entry.table, Entry) and self.find(entry.table) is None:
+            if isinstance(entry.table, Wanted) and self.find(entry.table) is None:
                 continue  # its own entry comes first
             if self._make_room(entry.size, self._ranks[path]):
                 self._put(path, entry.size, whole=False)
@@ -195,34 +195,34 @@ class ShardCache:
             self.short = True
         return None
 
-    def is_fetching(self, entry: Entry) -> bool:
+    def is_fetching(self, entry: Wanted) -> bool:
         """Whether its place is reserved and not filled yet."""
         copy = self._copies.get(entry.path)
         return copy is not None and not copy.whole
 
-    def is_cancelled(self, entry: Entry) -> bool:
+    def is_cancelled(self, entry: Wanted) -> bool:
         """Whether the download of an object should stop: nobody wants it, or a present block needs its place."""
         copy = self._copies.get(entry.path)
         return copy is None or copy.cancelled or entry.path not in self._ranks
 
-    def fetched(self, entry: Entry) -> None:
+    def fetched(self, entry: Wanted) -> None:
         """The file has its name: it was checked and is whole."""
         self._put(entry.path, entry.size, whole=True)
 
-    def not_fetched(self, entry: Entry, failed: bool) -> None:
+    def not_fetched(self, entry: Wanted, failed: bool) -> None:
         """Give the reserved place back; a failed object is fetched again only after `retry`."""
         self._take(entry.path)
         if failed:
             self._failed.add(entry.path)
 
-    def retry(self, entry: Entry) -> None:
+    def retry(self, entry: Wanted) -> None:
         """Forget that the download of an object, or of its table, failed."""
         self._failed.difference_update(each.path for each in objects_of(entry))
 
     def _rank(self) -> None:
         """Compute anew what is wanted, from the wishes of all clients."""
         ranks: dict[str, tuple[int, int]] = {}
-        entries: dict[str, Entry] = {}
+        entries: dict[str, Wanted] = {}
         for client in self._wants.keys() | self._held.keys():
             for place, (use, entry) in enumerate(self._held.get(client, []) + self._wants.get(client, [])):
                 entries[entry.path] = entry
@@ -320,9 +320,9 @@ def too_small(needed: int, limit: int) -> str:
     )
 
 
-def objects_of(entry: Entry) -> list[Entry]:
+def objects_of(entry: Wanted) -> list[Wanted]:
     """The objects to fetch for an entry, in order: its table, if that is remote, and itself."""
-    return [entry.table, entry] if isinstance(entry.table, Entry) else [entry]
+    return [entry.table, entry] if isinstance(entry.table, Wanted) else [entry]
 
 
 def _files(folder: Path) -> Iterator[Path]:
