@@ -1,5 +1,6 @@
 """Settings of the data (conf/data) and of the form in which samples become text."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,27 @@ class SourceConfig(Settings):
 
 
 @dataclass
+class CacheConfig(Settings):
+    """Copies of remote shards on a local disk, shared by all processes of a machine."""
+
+    folder: str | None = None  # None: $MMLAB_SHARD_CACHE, or mmlab/shards in $XDG_CACHE_HOME or ~/.cache
+    gigabytes: float = number(50, above=0)  # of all copies together; the shards of two blocks should fit
+    ahead: int = number(2, at_least=0)  # shards that are fetched beyond the next block
+    deadline: float = number(600, above=0)  # seconds for each shard, in which faults of the store are retried
+
+    @property
+    def path(self) -> Path:
+        """The folder of the copies."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mmlab", "shards")
+        return Path(self.folder or os.environ.get("MMLAB_SHARD_CACHE") or home).expanduser()
+
+    @property
+    def bytes(self) -> int:
+        """The limit of the copies."""
+        return int(self.gigabytes * 1e9)
+
+
+@dataclass
 class ShardsConfig(Settings):
     """Settings of all data; those of the subclasses are read by the stage's collate."""
 
@@ -79,6 +101,7 @@ class ShardsConfig(Settings):
     workers: int = number(0, at_least=0)  # processes per device that prepare batches; 0: the main process
     seed: int = II("seed")  # of the order and of all per-sample randomness
     block_shards: int = number(8, above=0)  # shards whose samples are shuffled together
+    cache: CacheConfig = field(default_factory=CacheConfig)  # of remote shards
     # Shares of sources without weights: size: in proportion to their samples; type: equal for all response types.
     balance: str = choice("size", "type")
     bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of a source's samples that may be replaced

@@ -32,6 +32,7 @@ EXECUTION = (
     "trainer.profile",
     "trainer.gradient_checkpointing",
     "data.workers",
+    "data.cache",
     "data.micro_batch",
     "data.bad_budget",
 )
