@@ -272,7 +272,8 @@ def check_copy(entry: Wanted, path: Path, folder: Path) -> None:
             return
         from mmlab.data.shard_table import open_table
 
-        table = open_table(folder / entry.table.path if isinstance(entry.table, Wanted) else Path(entry.table))
+        table_path = folder / entry.table.path if isinstance(entry.table, Wanted) else Path(entry.table)
+        table = open_table(table_path, Url(entry.set))
         for offset, length, crc in zip(table.offset.tolist(), table.length.tolist(), table.crc.tolist(), strict=True):
             found = 0
             for start in range(offset, offset + length, _PIECE):
