@@ -29,13 +29,16 @@ class RangeServer:
     Args:
         folder: is served.
         rate: the share of GET requests that get a fault.
-        kinds: the faults, drawn by `seed`. Bytes of a file are flipped once only, because twice in a row is final.
+        kinds: the faults, drawn by `seed`; a number is a status. Bytes of a file are flipped once only, because wrong
+            content twice in a row is final.
         stall: seconds that a stalled answer waits before it is cut.
         ranges: whether ranges are served; if not, each answer is the whole file.
 
     Attributes:
         address: `http://127.0.0.1:<port>`.
         faults: kind → how often it was injected.
+        requests: method → how often it was used.
+        logins: the last requests' Authorization.
         sent: name → the (start, stop) of bytes that were sent, whole or up to a cut, in order.
         planned: faults of the next GET requests, taken before any is drawn; "" is none.
     """
@@ -52,6 +55,7 @@ class RangeServer:
         self.folder, self.rate, self.kinds, self.stall, self.ranges = folder, rate, tuple(kinds), stall, ranges
         self.faults: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
+        self.logins: deque[str] = deque(maxlen=100)
         self.planned: deque[str] = deque()
         self.sent: dict[str, list[tuple[int, int]]] = {}
         self._random, self._lock, self._flipped = random.Random(seed), threading.Lock(), set()
@@ -103,14 +107,15 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         name = unquote(parts.path).strip("/")
         self.owner.requests[self.command] += 1
+        self.owner.logins.append(self.headers.get("Authorization", ""))
         if "list-type" in parse_qs(parts.query):
             return self._list(name, parse_qs(parts.query))
         file = self.owner.folder / name
         if not file.is_file():
             return self._answer(404, b"")
         fault, where = self.owner.draw(name) if self.command == "GET" else ("", 0.0)
-        if fault in ("503", "429"):
-            return self._answer(int(fault), b"Slow down")
+        if fault.isdigit():  # a text that repeats what was sent, as some servers do
+            return self._answer(int(fault), f"<Code>SlowDown</Code>{self.path}\n{self.headers}".encode())
         etag = etag_of(file)
         wanted = self.headers.get("If-Match")
         if wanted not in (None, etag) and fault != "wrong_etag":

@@ -135,7 +135,7 @@ class _Transfer:
         self.ranges: deque[tuple[int, int]] = deque()
         self.left = self.received = self.faults = 0
         self.error: BaseException | None = None
-        self.fault = "no answer came"
+        self.fault = ""
         self.lock, self.ended, self.file = threading.Lock(), threading.Event(), -1
 
     def run(self, size: int | None, etag: str | None) -> Blob:
@@ -186,9 +186,10 @@ class _Transfer:
 
     def _late(self) -> DataError:
         of = f" of {self.blob.size}" if self.blob else ""
+        last = f"{self.faults} faults, the last: {self.fault}" if self.faults else "the store is slow or hangs"
         return DataError(
             f"{self.store.url / self.name} was not complete after {self.deadline:g} s: {self.received}{of} bytes came,"
-            f" with {self.faults} faults, the last: {self.fault}."
+            f" {last}."
         )
 
     def _ask(self, size: int | None, etag: str | None) -> None:

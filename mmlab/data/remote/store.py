@@ -26,7 +26,7 @@ _REFUSED |= {"jupyter", "cached", "blockcache", "filecache", "simplecache", "asy
 CONNECT_TIMEOUT = timedelta(seconds=10)
 READ_TIMEOUT = timedelta(seconds=15)  # without a byte
 REQUEST_TIMEOUT = timedelta(seconds=60)  # with the body
-WRITE_TIMEOUT = timedelta(seconds=300)  # one part
+WRITE_TIMEOUT, WRITE_RETRIES = timedelta(seconds=300), 8  # one part
 PART = 16 << 20  # bytes of a part of an upload
 MOST_PARTS = 9000  # S3 takes 10,000
 CREDENTIALS_LAST = timedelta(minutes=5)  # boto3 renews its own in time
@@ -145,16 +145,16 @@ class ObjectStore(Store):
         super().__init__(url)
         self.scheme = str(url).partition("://")[0].lower()
         with self._errors():
-            self._store, self._writer = self._open(retries=0), None
+            self._store, self._writer = self._open(writes=False), None
 
-    def _open(self, retries: int) -> Any:
+    def _open(self, writes: bool) -> Any:
         from obstore.store import HTTPStore, from_url
 
-        timeout = WRITE_TIMEOUT if retries else REQUEST_TIMEOUT
+        timeout = WRITE_TIMEOUT if writes else REQUEST_TIMEOUT
         client: Any = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT, "timeout": timeout}
         client |= {"allow_http": self.scheme == "http" or _plain_endpoint()}
-        # The deadline of a download governs: nothing is tried again behind its back.
-        retry: Any = {"max_retries": retries, "retry_timeout": timeout if retries else timedelta(seconds=1)}
+        # The deadline of a download governs, so nothing is read again behind its back.
+        retry: Any = {"max_retries": WRITE_RETRIES if writes else 0, "retry_timeout": timeout}
         options: Any = {"client_options": client, "retry_config": retry}
         if self.scheme in HTTP:
             return HTTPStore.from_url(str(self.url), **options)
@@ -203,7 +203,7 @@ class ObjectStore(Store):
 
     def _for_writing(self) -> Any:
         if self._writer is None:
-            self._writer = self._open(retries=8)
+            self._writer = self._open(writes=True)
         return self._writer
 
     def _blob(self, name: str, meta: Any) -> Blob:
