@@ -16,7 +16,8 @@ from mmlab.data.local_files import LocalFiles
 from mmlab.data.manifest import Entry, Manifest
 from mmlab.data.sample_types import SampleError
 from mmlab.data.scan import list_shards, local_folder
-from mmlab.data.shard_table import ScanNotes, ShardTable, joined, open_table
+from mmlab.data.scan_notes import ScanNotes
+from mmlab.data.shard_table import MALFORMED, ShardTable, joined, open_table
 from mmlab.runs.index_files import MANIFEST, index_folders
 
 _OPEN_TABLES = 64
@@ -134,7 +135,7 @@ class ShardIndex:
         """
         shard, j = self.place(i)
         entry, sample = self.manifest.entries[shard], {}
-        for extension, offset, length, crc in self._members(shard, j):
+        for extension, offset, length, crc in self.table(shard).members(j):
             if only is not None and extension not in only:
                 continue
             data = self.files.read(entry, offset, length)
@@ -165,7 +166,7 @@ class ShardIndex:
         if table is None:
             entry = self.manifest.entries[shard]
             path = self.files.table(entry)
-            table = open_table(path)
+            table = open_table(path, self.root)
             if (table.about.hash, len(table)) != (entry.hash, entry.samples):
                 raise DataError(f"the index of {self.root} was rebuilt with other contents while it was in use.")
             self._tables[shard] = table
@@ -193,8 +194,7 @@ class ShardIndex:
         if self.type_names == ("",):
             return ""
         shard, j = self.place(i)
-        table = self.table(shard)
-        return table.about.type_names[table.type_codes[j]]
+        return self.table(shard).type_of(j)
 
     def of_type(self, shard: int, kind: str) -> np.ndarray:
         """int64: the numbers, within a shard, of its samples of a response type."""
@@ -206,20 +206,12 @@ class ShardIndex:
 
     def extensions(self, i: int) -> list[str]:
         """The member extensions of sample `i`, without reading it."""
-        return [extension for extension, *_ in self._members(*self.place(i))]
+        shard, j = self.place(i)
+        return [extension for extension, *_ in self.table(shard).members(j)]
 
     @cached_property
     def _ends(self) -> list[int]:
         return np.cumsum(self.samples_per_shard).tolist()  # in a list of Python's, the search takes a fifth of the time
-
-    def _members(self, shard: int, j: int) -> list[tuple[str, int, int, int]]:
-        try:
-            return self.table(shard).members(j)
-        except ValueError as error:
-            name = self.manifest.entries[shard].table_name
-            raise DataError(
-                f"{name} of the index of {self.root} is damaged ({error}); re{BUILD} {self.root}`."
-            ) from None
 
     def _check_fresh(self) -> None:
         assert isinstance(self.root, Path)
@@ -254,7 +246,7 @@ class _Keys(Sequence[str]):
 def _manifest(path: Path, folder: Path) -> Manifest:
     try:
         return Manifest.of(path.read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read ({reason}); re{BUILD} {folder}`.") from None
 

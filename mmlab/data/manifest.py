@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.data.shard_table import MOST_TYPES, ScanNotes
+from mmlab.data.scan_notes import MOST_TYPES, ScanNotes
 from mmlab.runs.disk import to_json
 
 _VERSION = 2
+_MOST = 1 << 60  # of bytes or samples
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,17 @@ def table_name(shard: str) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All shards of a set, sorted by name. S shards."""
+    """All shards of a set, sorted by name. S shards.
+
+    Attributes:
+        entries: one of each shard.
+        notes: on all of them.
+        required: members that each sample was required to have.
+    """
 
     entries: Sequence[Entry] = field(repr=False)
     notes: ScanNotes = field(repr=False)
+    required: tuple[str, ...] = ()
 
     @cached_property
     def samples(self) -> np.ndarray:
@@ -78,7 +86,8 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as a file with a line for each shard."""
         lines = ",\n".join(to_json(asdict(entry)) for entry in self.entries)
-        about = to_json({"version": _VERSION, "hash": self.hash, "notes": asdict(self.notes)})
+        stated = {"version": _VERSION, "hash": self.hash, "required": self.required, "notes": asdict(self.notes)}
+        about = to_json(stated)
         return f'{about[:-1]}, "shards": [\n{lines}\n]}}\n'
 
     @classmethod
@@ -86,13 +95,31 @@ class Manifest:
         """Parse what `to_json` returns.
 
         Raises:
-            ValueError, TypeError, KeyError: it is something else, or was changed.
+            one of `MALFORMED`: it is something else, or was changed.
         """
         content: dict[str, Any] = json.loads(text)
         if content["version"] != _VERSION:
             raise ValueError("another version")
-        manifest = cls([Entry(**entry) for entry in content["shards"]], ScanNotes(**content["notes"]))
-        samples = manifest.samples
-        if manifest.hash != content["hash"] or not samples.sum() or (samples < 0).any():
+        entries = [Entry(**entry) for entry in content["shards"]]
+        for entry in entries:
+            _check(entry)
+        names = [entry.name for entry in entries]
+        if names != sorted(set(names)):
+            raise ValueError("its shards are not sorted")
+        manifest = cls(entries, ScanNotes.from_json(content["notes"]), tuple(map(str, content["required"])))
+        samples = sum(entry.samples for entry in entries)
+        if not 0 < samples <= _MOST or manifest.hash != content["hash"]:
             raise ValueError("its shards do not fit its hash")
         return manifest
+
+
+def _check(entry: Entry) -> None:
+    """Raise ValueError for values that no shard has, such as a name that leads to another folder."""
+    texts = (entry.name, entry.hash, entry.table, entry.etag or "", *(entry.types or {}))
+    numbers = (entry.bytes, entry.samples, entry.table_bytes, *(entry.types or {}).values())
+    if not all(isinstance(one, str) for one in texts) or any(type(one) is not int for one in numbers):
+        raise ValueError("a shard has values of other types")
+    if not all(0 <= one <= _MOST for one in numbers):
+        raise ValueError(f"shard {entry.name!r} has a size that is none")
+    if not entry.name.endswith(".tar") or entry.name.startswith(".") or "/" in entry.name or "\0" in entry.name:
+        raise ValueError(f"{entry.name!r} is no name of a shard")

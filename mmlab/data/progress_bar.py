@@ -1,13 +1,18 @@
 """Progress of long work: a bar on a terminal, occasional plain lines anywhere else."""
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from mmlab.config.errors import RunError
 
 _LINE_EVERY = 15.0
 
@@ -35,12 +40,33 @@ def progress(items: Iterable[T], label: str, total: int | None = None, quiet: bo
 def in_processes(
     work: Callable[[S], T], items: Sequence[S], label: str, workers: int = 1, quiet: bool = False
 ) -> Iterator[T]:
-    """Yield `work(item)` of each item in order, with progress; `workers` spawned processes share the work."""
+    """Yield `work(item)` of each item in order, with progress; `workers` spawned processes share the work.
+
+    Raises:
+        RunError: a process was killed; and whatever `work` raises.
+    """
     if workers <= 1 or len(items) <= 1:
         yield from progress(map(work, items), label, len(items), quiet)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from progress(pool.map(work, items), label, len(items), quiet)
+    processes = min(workers, len(items))
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+            yield from progress(pool.map(work, items), label, len(items), quiet)
+    except BrokenProcessPool:
+        raise RunError(
+            f"one of {processes} processes was killed while {label}, perhaps because memory ran out; run it again with"
+            " fewer --workers."
+        ) from None
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed; it would wait for work forever."""
+
+    def watch() -> None:
+        parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:

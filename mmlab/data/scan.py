@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.config.locations import is_url, location
+from mmlab.config.locations import Location, is_url, location
 from mmlab.data.formats import (
     EXTENSIONS,
     foreign_kind,
@@ -23,20 +23,24 @@ from mmlab.data.formats import (
 )
 from mmlab.data.images import size_in
 from mmlab.data.sample_types import SampleError
-from mmlab.data.shard_table import MOST_TYPES, About, ScanNotes, ShardTable, content_hash, key_hash
+from mmlab.data.scan_notes import MOST_TYPES, ScanNotes
+from mmlab.data.shard_table import About, ShardTable, content_hash, key_hash
 from mmlab.data.tar import TarMember, fail, walk
 
 _INT32 = np.iinfo(np.int32).max
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def scan_shard(path: Path, required: tuple[str, ...] = (), etag: str | None = None) -> ShardTable:
+def scan_shard(
+    path: Path, required: tuple[str, ...] = (), etag: str | None = None, copy_of: Location | None = None
+) -> ShardTable:
     """Read a whole shard.
 
     Args:
         path: the tar file.
         required: members that each sample must have; `jpg|png` requires one of them.
         etag: of the object that the file is a copy of, see `About`.
+        copy_of: that object, for errors.
 
     Raises:
         DataError: naming the shard, the byte and the reason, for whatever `walk` raises, a member that is required but
@@ -45,10 +49,11 @@ def scan_shard(path: Path, required: tuple[str, ...] = (), etag: str | None = No
     keys, seen, first, members, summaries = [], set(), [], [], []
     skipped, bad_records, types = Counter[str](), dict[str, str](), Counter[str]()
     sample: dict[str, bytes] = {}
-    close = partial(_close, required=required, path=path, bad_records=bad_records, types=types)
+    place = copy_of or path
+    close = partial(_close, required=required, path=place, bad_records=bad_records, types=types)
     with open(path, "rb") as file:
         fd = file.fileno()
-        for member in walk(fd, path):
+        for member in walk(fd, place):
             parts, foreign = split_name(member.name), foreign_kind(member.name)
             if parts is None or foreign is not None:
                 skipped[foreign if foreign and foreign.isprintable() else repr(foreign)] += 1
@@ -57,7 +62,7 @@ def scan_shard(path: Path, required: tuple[str, ...] = (), etag: str | None = No
             if not keys or key != keys[-1]:
                 if key in seen:
                     why = f"the members of {key!r} are not adjacent, or the key is used twice"
-                    fail(path, member.header, f"member {member.name!r}: {why}")
+                    fail(place, member.header, f"member {member.name!r}: {why}")
                 if keys:
                     summaries.append(close(sample, keys[-1], at=member.header))
                 seen.add(key)
@@ -65,8 +70,8 @@ def scan_shard(path: Path, required: tuple[str, ...] = (), etag: str | None = No
                 first.append(len(members))
                 sample = {}
             if extension in sample:
-                fail(path, member.header, f"sample {key!r} has the member .{extension} twice")
-            data = _read(fd, member, path)
+                fail(place, member.header, f"sample {key!r} has the member .{extension} twice")
+            data = _read(fd, member, place)
             sample[extension] = data
             members.append((EXTENSIONS.index(extension), member.offset, member.size, zlib.crc32(data)))
         size = os.fstat(fd).st_size
@@ -114,7 +119,7 @@ def list_shards(folder: Path) -> list[Path]:
     return [path for path in files if path.name.endswith(".tar")]
 
 
-def local_folder(root: str | Path) -> Path:
+def local_folder(root: str | Location) -> Path:
     """Return `root` as the path of an existing local folder, or raise DataError."""
     if is_url(str(root)):
         raise DataError(f"'{root}' is not a local folder; copy the shards here.")
@@ -127,7 +132,7 @@ def local_folder(root: str | Path) -> Path:
     return folder
 
 
-def _read(fd: int, member: TarMember, path: Path) -> bytes:
+def _read(fd: int, member: TarMember, path: Location) -> bytes:
     data = os.pread(fd, member.size, member.offset)
     if len(data) != member.size:
         fail(path, member.offset, f"member {member.name!r} could not be read completely")
@@ -138,7 +143,7 @@ def _close(
     sample: dict[str, bytes],
     key: str,
     required: tuple[str, ...],
-    path: Path,
+    path: Location,
     at: int,
     bad_records: dict[str, str],
     types: Counter[str],

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import mmap
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from mmlab.config.errors import DataError
+from mmlab.config.locations import Location
 from mmlab.data.formats import EXTENSIONS, PICTURES
+from mmlab.data.scan_notes import ScanNotes
 from mmlab.runs.disk import replacing, to_json
 
 _VERSION = 2
@@ -38,62 +39,10 @@ _DTYPES = {
     "type_codes": np.uint8,
 }
 _NAMES = {np.uint8: "U8", np.uint32: "U32", np.uint64: "U64", np.int32: "I32", np.int64: "I64"}  # of safetensors
+_Span = tuple[tuple[int, ...], int, int]
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What parsing a damaged file raises."""
 _IDENTITY = ("key_bytes", "key_ends", "first", "extension", "offset", "length", "crc")
-MOST_TYPES = 256
-"""Response types of a set; more of them are some other field."""
-_NAMED = 20  # kinds of members that are not read, and bad records, that an index names
-
-
-@dataclass(frozen=True)
-class ScanNotes:
-    """What was found in shards beside samples that can be used.
-
-    Attributes:
-        skipped: members that are not read, such as `.url` or `._*` → their number; the most common ones, and `other`.
-        bad_records: number of records that cannot be used; the reader replaces their samples.
-        examples: keys of some of them → what is wrong.
-        question_types: type → how many `questions` of records have it; None for sets with too many types.
-    """
-
-    skipped: dict[str, int] = field(default_factory=dict)
-    bad_records: int = 0
-    examples: dict[str, str] = field(default_factory=dict)
-    question_types: dict[str, int] | None = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """One line for each of them that there is."""
-        skipped = ", ".join(f"{name} {number:,}" for name, number in self.skipped.items())
-        examples = "; ".join(f"{key!r}: {message}" for key, message in list(self.examples.items())[:3])
-        records = f"{self.bad_records:,} records cannot be used, such as {examples.rstrip('.')}"
-        return [f"members that are not read: {skipped}"] * bool(skipped) + [records] * bool(self.bad_records)
-
-    @classmethod
-    def of(cls, skipped: Counter[str], bad_records: dict[str, str], types: Counter[str]) -> "ScanNotes":
-        """The notes on one shard: numbers of members, key → what is wrong with its record, numbers of questions."""
-        return cls(dict(skipped), len(bad_records), bad_records, dict(types)).joined()
-
-    def joined(self, *others: "ScanNotes") -> "ScanNotes":
-        """These notes and others as one."""
-        skipped, types, examples, number, too_many = Counter[str](), Counter[str](), dict[str, str](), 0, False
-        for one in (self, *others):
-            skipped += Counter(one.skipped)
-            number += one.bad_records
-            too_many |= one.question_types is None
-            types += Counter(one.question_types or {})
-            examples |= dict(list(one.examples.items())[: max(_NAMED - len(examples), 0)])
-        other = skipped.pop("other", 0)
-        common = dict(skipped.most_common(_NAMED))
-        if other := other + skipped.total() - sum(common.values()):
-            common["other"] = other
-        named = None if too_many or len(types) > MOST_TYPES else dict(sorted(types.items()))
-        return ScanNotes(common, number, examples, named)
-
-    def instead(self) -> str:
-        """For the message that there are no samples: what there is instead, and what would be a sample."""
-        if not self.skipped:
-            return ""
-        there = ", ".join(f"{name} ({number:,})" for name, number in self.skipped.items())
-        return f", only {there}; a member is named 'key.jpg': its extension begins at the first dot of its file name"
 
 
 @dataclass(frozen=True)
@@ -116,10 +65,30 @@ class About:
     hash: str
     notes: ScanNotes
 
+    @classmethod
+    def of(cls, text: str) -> "About":
+        """Parse what `write_table` writes.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it is something else.
+        """
+        stated: dict[str, Any] = json.loads(text)
+        if stated.pop("version") != _VERSION:
+            raise ValueError("another version")
+        about = cls(**{**stated, "notes": ScanNotes.from_json(stated["notes"])})
+        about = replace(about, required=tuple(about.required), type_names=tuple(about.type_names))
+        texts = (about.hash, about.etag or "", *about.required, *about.type_names)
+        if type(about.size) is not int or about.size < 0 or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it states values of other types")
+        return about
+
 
 @dataclass(frozen=True)
 class ShardTable:
-    """The open index of one shard; sample j owns members `first[j]:first[j + 1]`."""
+    """The open index of one shard; sample j owns members `first[j]:first[j + 1]`.
+
+    A method that meets damaged values raises a DataError, which names the file.
+    """
 
     about: About
     key_bytes: np.ndarray = field(repr=False)  # uint8 [B], the keys as UTF-8, one after the other
@@ -134,14 +103,20 @@ class ShardTable:
     further_sizes: np.ndarray = field(repr=False)  # int32 [F, 2]: of all further pictures, sample by sample
     text_lengths: np.ndarray = field(repr=False)  # int32 [N]: characters of all texts of the record
     type_codes: np.ndarray = field(repr=False)  # uint8 [N], an index into `about.type_names`
+    source: tuple[Path, Location] | None = None  # its file, and the set that it belongs to
 
     def __len__(self) -> int:
         return len(self.key_ends)
 
     def key(self, j: int) -> str:
         """The key of sample j."""
-        start = int(self.key_ends[j - 1]) if j else 0
-        return self.key_bytes[start : int(self.key_ends[j])].tobytes().decode()
+        start, end = int(self.key_ends[j - 1]) if j else 0, int(self.key_ends[j])
+        if not 0 <= start <= end <= len(self.key_bytes):
+            raise self._damaged(f"the key of sample {j} lies outside of its array")
+        try:
+            return self.key_bytes[start:end].tobytes().decode()
+        except UnicodeDecodeError:
+            raise self._damaged(f"the key of sample {j} is not UTF-8") from None
 
     def keys(self) -> list[str]:
         """All keys."""
@@ -153,55 +128,63 @@ class ShardTable:
         return next((j for j in places if self.key(j) == key), None)
 
     def members(self, j: int) -> list[tuple[str, int, int, int]]:
-        """(extension, offset, length, CRC-32) of each member of sample j.
-
-        Raises:
-            ValueError: the table is damaged.
-        """
+        """(extension, offset, length, CRC-32) of each member of sample j."""
         low, high = self.first[j : j + 2].tolist()
         if not 0 <= low <= high <= len(self.extension):
-            raise ValueError(f"sample {j} has members {low} to {high}")
+            raise self._damaged(f"sample {j} has members {low} to {high}")
         columns = (one[low:high].tolist() for one in (self.extension, self.offset, self.length, self.crc))
         found = []
         for code, offset, length, crc in zip(*columns, strict=True):
             if code >= len(EXTENSIONS) or offset < 0 or not 0 <= length <= self.about.size - offset:
-                raise ValueError(f"sample {j} has a member outside of its shard")
+                raise self._damaged(f"sample {j} has a member outside of its shard")
             found.append((EXTENSIONS[code], offset, length, crc))
         return found
+
+    def type_of(self, j: int) -> str:
+        """The response type of sample j; an empty text without one, or in a shard with too many."""
+        names, code = self.about.type_names, int(self.type_codes[j])
+        if code >= max(len(names), 1):
+            raise self._damaged(f"sample {j} has type {code} of {len(names)}")
+        return names[code] if names else ""
 
     @cached_property
     def pictures(self) -> np.ndarray:
         """int64 `[N]`: number of pictures of each sample, as `pictures_among` returns them."""
+        counts = np.diff(self.first)
+        fit = self.first[0] == 0 and self.first[-1] == len(self.extension) and (counts >= 0).all()
+        if not fit or (len(self.extension) and self.extension.max() >= len(EXTENSIONS)):
+            raise self._damaged("its members do not fit its samples")
         stems = list(dict.fromkeys(name.rpartition(".")[0] for name in PICTURES))
         number = [stems.index(name.rpartition(".")[0]) if name in PICTURES else -1 for name in EXTENSIONS]
         numbers = np.array(number)[self.extension]
-        samples = np.repeat(np.arange(len(self)), np.diff(self.first))
+        samples = np.repeat(np.arange(len(self)), counts)
         shown = np.unique((samples * len(stems) + numbers)[numbers >= 0])  # of several kinds, one counts
         return np.bincount(shown // len(stems), minlength=len(self))
 
     def type_counts(self) -> dict[str, int] | None:
         """Response type → samples; None for a shard with more types than a set may have."""
         names = self.about.type_names
+        if len(self) and self.type_codes.max() >= max(len(names), 1):
+            raise self._damaged("it has types without a name")
         counts = np.bincount(self.type_codes, minlength=len(names)).tolist()
         return dict(zip(names, counts, strict=True)) if names or not len(self) else None
 
     def check(self) -> None:
-        """Check all values; what is read while training is checked sample by sample.
-
-        Raises:
-            ValueError: they do not fit each other.
-        """
-        m, ends = len(self.extension), np.concatenate([[0], self.key_ends])
-        fit = self.first[0] == 0 and self.first[-1] == m and (np.diff(self.first) >= 0).all()
-        fit = fit and (np.diff(ends) >= 0).all() and ends[-1] == len(self.key_bytes)
-        fit = fit and (not m or self.extension.max() < len(EXTENSIONS))
-        fit = fit and (not len(self) or self.type_codes.max() < max(len(self.about.type_names), 1))
-        if not fit:
-            raise ValueError("its arrays do not fit each other")
+        """Check all values; what is read while training is checked sample by sample."""
+        ends = np.concatenate([[0], self.key_ends])
+        if (np.diff(ends) < 0).any() or ends[-1] != len(self.key_bytes):
+            raise self._damaged("its keys do not fit its samples")
         if len(self.further_sizes) != int((self.pictures.clip(1) - 1).sum()):
-            raise ValueError("it lacks the sizes of further pictures")
+            raise self._damaged("it lacks the sizes of further pictures")
         if (self.offset < 0).any() or (self.length < 0).any() or (self.offset > self.about.size - self.length).any():
-            raise ValueError("it names places outside its shard")
+            raise self._damaged("it has members outside of its shard")
+        if content_hash({name: getattr(self, name) for name in _IDENTITY}) != self.about.hash:
+            raise self._damaged("its arrays do not have the hash that it states")
+        self.type_counts()
+
+    def _damaged(self, reason: str) -> DataError:
+        path, root = self.source or ("an index", "the set")
+        return _unreadable(path, root, reason)
 
 
 def key_hash(key: str) -> int:
@@ -227,12 +210,16 @@ def write_table(path: Path, table: ShardTable) -> None:
 
     arrays = {name: np.ascontiguousarray(getattr(table, name), dtype) for name, dtype in _DTYPES.items()}
     about = {_ABOUT: to_json({"version": _VERSION, **asdict(table.about)}, sort_keys=True)}
-    with replacing(path, sync=False) as draft:
+    with replacing(path) as draft:
         save_file(arrays, draft, about)
 
 
-def open_table(path: Path) -> ShardTable:
-    """Map the index of one shard; only the shapes of its arrays are checked.
+def open_table(path: Path, root: Location) -> ShardTable:
+    """Map the index of one shard; of its arrays, only the shapes are checked.
+
+    Args:
+        path: of its file.
+        root: of the set, for the error.
 
     Raises:
         DataError: no such file as `write_table` writes.
@@ -240,36 +227,74 @@ def open_table(path: Path) -> ShardTable:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start = 8 + int.from_bytes(data[:8], "little")
-        if not 8 < start <= min(len(data), _LONGEST_HEADER):
-            raise ValueError("no header")
-        header = json.loads(data[8:start])
-        stated = json.loads(header["__metadata__"][_ABOUT])
-        if stated.pop("version") != _VERSION:
-            raise ValueError("another version")
-        about = About(**{**stated, "notes": ScanNotes(**stated["notes"])})
-        about = replace(about, required=tuple(about.required), type_names=tuple(about.type_names))
-        table = ShardTable(about, **{name: _view(data, start, header[name], name) for name in _DTYPES})
-        n, m = len(table.key_ends), len(table.extension)
-        shapes = {"key_hashes": (n,), "first": (n + 1,), "image_sizes": (n, 2), "text_lengths": (n,)}
-        shapes |= {"type_codes": (n,), "offset": (m,), "length": (m,), "crc": (m,)}
-        if any(getattr(table, name).shape != shape for name, shape in shapes.items()):
-            raise ValueError("its arrays do not fit each other")
-        return table
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path} cannot be read ({' '.join(str(reason).split())[:200]}).") from None
+        start, about, spans = read_header(data, len(data))
+        arrays = {}
+        for name, (shape, low, _) in spans.items():
+            arrays[name] = np.frombuffer(data, _DTYPES[name], math.prod(shape), start + low).reshape(shape)
+        return ShardTable(about, **arrays, source=(path, root))
+    except OSError as error:
+        raise _unreadable(path, root, error.strerror) from None
+    except MALFORMED as error:
+        raise _unreadable(path, root, error) from None
 
 
-def _view(data: mmap.mmap, start: int, stated: dict[str, Any], name: str) -> np.ndarray:
-    """One array of a mapped file, whose stated shape is compared with its bytes."""
-    dtype, shape, (low, high) = np.dtype(_DTYPES[name]), stated["shape"], stated["data_offsets"]
-    size = math.prod(shape) * dtype.itemsize
-    if stated["dtype"] != _NAMES[dtype.type] or not 0 <= low <= high <= len(data) - start or high - low != size:
+def header_length(data: bytes | mmap.mmap) -> int:
+    """The bytes of a table before its arrays, by its first 8 bytes; raises ValueError if they state none."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    if not 8 < start <= _LONGEST_HEADER:
+        raise ValueError("it has no header")
+    return start
+
+
+def read_header(data: bytes | mmap.mmap, size: int) -> tuple[int, About, dict[str, _Span]]:
+    """Parse the header of a table.
+
+    Args:
+        data: the file, or at least its header.
+        size: bytes of the file.
+
+    Returns:
+        Where the arrays start, what is stated, and for each array its shape and its bytes, counted from that start.
+
+    Raises:
+        one of `MALFORMED`: it is something else, or does not fit the file.
+    """
+    start = header_length(data)
+    if start > min(len(data), size):
+        raise ValueError("its header is cut")
+    header = json.loads(data[8:start])
+    about = About.of(header.pop("__metadata__")[_ABOUT])
+    if header.keys() != _DTYPES.keys():
+        raise ValueError("it has other arrays")
+    spans = {name: _span(header[name], name) for name in _DTYPES}
+    at = 0
+    for _, low, high in sorted(spans.values(), key=lambda span: span[1:]):
+        if low != at:
+            raise ValueError("its arrays overlap, or have gaps")
+        at = high
+    if at != size - start:
+        raise ValueError(f"it has {size - start} bytes of arrays, not {at}")
+    n, m, f, b = (spans[name][0][0] for name in ("key_ends", "extension", "further_sizes", "key_bytes"))
+    shapes = dict.fromkeys(_DTYPES, (n,)) | dict.fromkeys(("extension", "offset", "length", "crc"), (m,))
+    shapes |= {"first": (n + 1,), "key_bytes": (b,), "image_sizes": (n, 2), "further_sizes": (f, 2)}
+    if any(spans[name][0] != shape for name, shape in shapes.items()):
+        raise ValueError("its arrays do not fit each other")
+    return start, about, spans
+
+
+def _span(stated: dict[str, Any], name: str) -> _Span:
+    """Shape, first and last byte of an array; the shape must fit the bytes."""
+    dtype, shape, (low, high) = np.dtype(_DTYPES[name]), tuple(stated["shape"]), stated["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (low, high, *shape)) or not shape:
+        raise ValueError(f"{name} has a size that is none")
+    if stated["dtype"] != _NAMES[dtype.type] or high - low != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} does not fit into its {high - low} bytes")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"{name} has a negative size")
-    return np.frombuffer(data, dtype, math.prod(shape), start + low).reshape(shape)
+    return shape, low, high
+
+
+def _unreadable(path: Path | str, root: Location | str, reason: object) -> DataError:
+    text = " ".join(str(reason).split())[:200]
+    return DataError(f"{path} cannot be read ({text}); rebuild it with `mmlab shards index {root}`.")
 
 
 def joined(tables: Iterable[ShardTable], name: str) -> np.ndarray:

@@ -48,6 +48,14 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"it must be a share from 0 to 1, not {text}")
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """The type of an argument that is one of several parts: `3/64`."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise argparse.ArgumentTypeError(f"it is the number of a part, from 1, such as 3/64, not {text}")
+
+
 def held_out(text: str) -> tuple[str, float]:
     """The type of an argument that is a split with its share: `val=0.05`."""
     name, _, number = text.partition("=")

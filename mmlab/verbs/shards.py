@@ -1,13 +1,14 @@
 """`mmlab shards`: make, check and inspect the shards that training reads."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.runs.disk import to_json
-from mmlab.verbs._shard_arguments import Parser, add, existing, positive
+from mmlab.verbs._shard_arguments import Parser, add, existing, part_of, positive
 from mmlab.verbs._shard_build import add_build, add_drawing, add_encode
 
 # torch, Pillow and transformers are imported by the commands that need them, so that `--help` is fast.
@@ -27,11 +28,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    from mmlab.data.indexing import build_index
+    from mmlab.data.index import OLD_INDEX
+    from mmlab.data.indexing import index_part, index_set
 
-    index = build_index(args.root, args.require, args.workers)
-    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, all intact; index {index.hash[:12]}")
-    print(*index.notes.lines(), sep="\n", end="\n" * bool(index.notes.lines()))
+    if args.part is not None:
+        count, read = index_part(args.root, args.part, args.require, args.workers, again=args.again)
+        part, same = "{} of {}".format(*args.part), _command(args)
+        print(f"{args.root}: {count} shards are in part {part}, {read} of them were read; after all parts, run {same}")
+        return
+    done = index_set(args.root, args.require, args.workers, again=args.again)
+    if done.replaced:
+        print(f"{done.root} had an index of an earlier version, {OLD_INDEX}; it is replaced")
+    count, samples, notes = len(done.manifest.entries), int(done.manifest.samples.sum()), done.manifest.notes.lines()
+    rest = "" if done.read == count else f", {count - done.read} of them unchanged"
+    print(f"{done.root}: {samples} samples in {count} shards, all intact{rest}; index {done.manifest.hash[:12]}")
+    print(*notes, sep="\n", end="\n" * bool(notes))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that joins what parts have indexed."""
+    words = ["mmlab", "shards", "index", args.root, *(word for name in args.require for word in ("--require", name))]
+    return f"`{shlex.join(words)}`"
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -110,9 +127,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_build(commands)
     add_encode(commands)
     index = add(commands, "index", _index, "verify foreign or changed tars and write the index beside them")
-    index.add_argument("root", type=existing, help="folder of .tar files; other files in it are ignored")
+    help_root = "folder or address (s3://…) of .tar files; other files in it are ignored"
+    index.add_argument("root", type=existing, help=help_root)
     help_require = "a member that each sample must have, such as json or 'jpg|png' (may be repeated)"
     index.add_argument("--require", action="append", default=[], metavar="EXT", help=help_require)
+    help_part = "read only one part of the shards, for jobs in parallel; then the same command without it joins them"
+    index.add_argument("--part", type=part_of, metavar="K/N", help=help_part)
+    index.add_argument("--again", action="store_true", help="read shards again that have not changed")
     verify = add(commands, "verify", _verify, "read every byte again and compare it with the index")
     verify.add_argument("root", type=existing)
     for command in (index, verify):
