@@ -100,6 +100,14 @@ class FetchClient:
         """The fetcher's numbers since it started, see `FetchQueue.stats`, and its process id."""
         return self._ask({"do": "stats"})[0]
 
+    def renew(self) -> None:
+        """Tell a new fetcher what this client wants, if the one before has ended."""
+        with self._lock:
+            if self._wire is not None and self._wire.ended():
+                self._drop()
+                if self._wants is not None:
+                    self.stats()
+
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         with self._lock:
@@ -171,14 +179,19 @@ class FetchClient:
         root = str(Path(str(mmlab.__file__)).parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         options = ["--limit", str(self.limit), "--idle", str(self.idle)]
-        result = subprocess.run(
-            [sys.executable, "-P", "-m", "mmlab.data.remote.fetcher", str(self.folder), *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        if result.returncode:
+        try:
+            result = subprocess.run(
+                [sys.executable, "-P", "-m", "mmlab.data.remote.fetcher", str(self.folder), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,
+                timeout=_START,
+            )
+        except subprocess.TimeoutExpired:
+            raise RunError(f"the fetcher of {self.folder} has not started within {_START:g} s.") from None
+        if result.returncode > 0:  # below 0 somebody ended it; the caller tries again
             reason = (result.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1].rstrip(".")
             raise RunError(f"the fetcher of {self.folder} cannot start: {reason}.")
         node = self._lock_text().partition(" on ")[2]
