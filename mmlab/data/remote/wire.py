@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,12 @@ class Wire:
         if len(data) != message.get("follows", 0):
             raise EOFError
         return message, data
+
+    def ended(self) -> bool:
+        """Whether the other end is gone, at a time when no answer is expected."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close this process's end; it stays open in processes that inherited it."""
