@@ -7,7 +7,8 @@ from pathlib import Path
 from omegaconf import II, MISSING
 
 from mmlab.config.errors import ConfigError
-from mmlab.config.fields import Settings, choice, number
+from mmlab.config.fields import Settings, choice, number, section
+from mmlab.config.locations import Location, location
 from mmlab.data.clock import DATE, moment_of
 
 FLOOR = 10
@@ -62,7 +63,7 @@ class Prompt(Settings):
 class SourceConfig(Settings):
     """One set of shards in a mixture."""
 
-    path: str = MISSING  # folder with shards and their index, relative to data.root
+    path: str = MISSING  # folder or address (s3://…) with shards and their index, relative to data.root
     weight: float | None = number(None, above=0)  # None for all sources: proportional to their sizes
     name: str | None = None  # in reports; None: the folder's name
 
@@ -93,7 +94,7 @@ class ShardsConfig(Settings):
     """Settings of all data; those of the subclasses are read by the stage's collate."""
 
     _target_: str = MISSING
-    root: str = MISSING  # folder that the paths of the sources start from
+    root: str = MISSING  # folder or address that the paths of the sources start from
     train: list[SourceConfig] = field(default_factory=list)  # sources of the training mixture
     val: list[SourceConfig] = field(default_factory=list)  # read once per validation, in the order of their shards
     global_batch: int = number(MISSING, above=0)  # samples per optimizer step, over all devices
@@ -106,9 +107,9 @@ class ShardsConfig(Settings):
     balance: str = choice("size", "type")
     bad_budget: float = number(0.001, at_least=0, at_most=1)  # share of a source's samples that may be replaced
 
-    def folder(self, source: SourceConfig) -> Path:
-        """The folder that holds the source's shards and their index."""
-        return Path(self.root, source.path)
+    def folder(self, source: SourceConfig) -> Location:
+        """The folder or the address that holds the source's shards and their index."""
+        return location(source.path, self.root)
 
     def check_mixture(self) -> None:
         """Raise ConfigError without a training source, and where weights are missing or contradict `balance`."""

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from mmlab.config.errors import DataError
-from mmlab.config.locations import Location, is_url, location
+from mmlab.config.locations import Location, Url, is_url
+from mmlab.data.config import CacheConfig
 from mmlab.data.local_files import LocalFiles
 from mmlab.data.manifest import Entry, Manifest
 from mmlab.data.sample_types import SampleError
@@ -19,6 +20,9 @@ from mmlab.data.scan import list_shards, local_folder
 from mmlab.data.scan_notes import ScanNotes
 from mmlab.data.shard_table import MALFORMED, ShardTable, joined, open_table
 from mmlab.runs.index_files import MANIFEST, index_folders
+
+if TYPE_CHECKING:
+    from mmlab.data.remote.remote_files import RemoteFiles
 
 _OPEN_TABLES = 64
 OLD_INDEX = "index.npz"
@@ -33,8 +37,8 @@ class SetFiles(Protocol):
         """The local file of a shard's table."""
         ...
 
-    def read(self, entry: Entry, offset: int, length: int) -> bytes:
-        """Read bytes of a shard; fewer at its end."""
+    def read(self, entry: Entry, offset: int, length: int, again: bool = False) -> bytes:
+        """Read bytes of a shard, fewer at its end; `again` after they were wrong."""
         ...
 
 
@@ -43,7 +47,7 @@ class ShardIndex:
     """An open set of shards. N samples in S shards; samples of one shard are adjacent, in tar order.
 
     Its memory grows with S: the tables of the shards are mapped, the last used ones at a time. Only its place and hash
-    are pickled; worker processes of any start method open it again.
+    are pickled, and the cache of a remote one; worker processes of any start method open it again.
     """
 
     root: Location
@@ -55,20 +59,24 @@ class ShardIndex:
         return self._ends[-1]
 
     def __reduce__(self):
-        return _reopen, (self.root, self.hash)
+        return _reopen, (self.root, self.hash, None if isinstance(self.root, Path) else self.files)
 
     @classmethod
-    def open(cls, root: str | Location) -> "ShardIndex":
+    def open(cls, root: str | Location, cache: CacheConfig | None = None) -> "ShardIndex":
         """Open the index of a set; that of a local folder must still fit its shards.
 
+        Args:
+            root: a folder or an address.
+            cache: for the shards and tables of an address; None: the default settings.
+
         Raises:
-            DataError: no folder, no index, one of another version, or shards that were added, removed or
-                resized.
+            DataError: no folder, no index, one of another version, an address that cannot be read, or shards that were
+                added, removed or resized.
         """
         if is_url(root):
             from mmlab.data.remote.remote_files import open_remote
 
-            return cls(location(root), *open_remote(location(root)))
+            return cls(Url(str(root)), *open_remote(Url(str(root)), cache))
         folder = local_folder(root)
         faults: list[DataError] = []
         for place in index_folders(folder):
@@ -140,6 +148,8 @@ class ShardIndex:
                 continue
             data = self.files.read(entry, offset, length)
             if len(data) != length or zlib.crc32(data) != crc:
+                data = self.files.read(entry, offset, length, again=True)
+            if len(data) != length or zlib.crc32(data) != crc:
                 where = f"{self.root / entry.name}: {self.keys[i]}.{extension}"
                 raise SampleError("checksum", f"{where} has changed since the index was built.")
             sample[extension] = data
@@ -173,6 +183,11 @@ class ShardIndex:
             while len(self._tables) > _OPEN_TABLES:
                 self._tables.pop(next(iter(self._tables)), None)
         return table
+
+    def keep_tables(self, shards: Collection[int]) -> None:
+        """Close the tables of all other shards."""
+        for shard in self._tables.keys() - shards:
+            self._tables.pop(shard, None)
 
     def tables(self, shards: Iterable[int] | None = None) -> Iterator[ShardTable]:
         """The tables of some shards, or of all."""
@@ -251,7 +266,9 @@ def _manifest(path: Path, folder: Path) -> Manifest:
         raise DataError(f"{path} cannot be read ({reason}); re{BUILD} {folder}`.") from None
 
 
-def _reopen(root: Location, content_hash: str) -> ShardIndex:
+def _reopen(root: Location, content_hash: str, files: "RemoteFiles | None" = None) -> ShardIndex:
+    if files is not None:
+        return ShardIndex(root, files.manifest(content_hash), files)
     index = ShardIndex.open(root)
     if index.hash != content_hash:
         raise DataError(f"the index of {root} was rebuilt with different contents while it was in use.")

@@ -20,13 +20,13 @@ class LocalFiles:
     def __init__(self, root: Path, tables: Path):
         self.root = root
         self.tables = tables
-        self._open: dict[str, _OpenFile] = {}
+        self._open: dict[str, OpenFile] = {}
 
     def table(self, entry: Entry) -> Path:
         """The file of a shard's table."""
         return self.tables / entry.table_name
 
-    def read(self, entry: Entry, offset: int, length: int) -> bytes:
+    def read(self, entry: Entry, offset: int, length: int, again: bool = False) -> bytes:
         """Read bytes of a shard; fewer at its end.
 
         Raises:
@@ -35,7 +35,7 @@ class LocalFiles:
         # pread carries its own offset, so a descriptor may be shared with forked workers and among threads.
         file = self._open.get(entry.name)
         if file is None:
-            file = self._open[entry.name] = _OpenFile(self.root / entry.name)
+            file = self._open[entry.name] = OpenFile(self.root / entry.name)
             while len(self._open) > _OPEN_FILES:
                 self._open.pop(next(iter(self._open)), None)
         try:
@@ -44,7 +44,7 @@ class LocalFiles:
             raise DataError(f"{self.root / entry.name} cannot be read: {error.strerror}.") from None
 
 
-class _OpenFile:
+class OpenFile:
     """A descriptor that closes with its last user, so that no reader loses it when the shard is dropped."""
 
     def __init__(self, path: Path):

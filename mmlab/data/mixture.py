@@ -82,6 +82,18 @@ class Mixture:
                 first, served = middle, served - left
         return first, served
 
+    def served(self, position: int) -> list[int]:
+        """Return how often each source has served before a position."""
+        counts, open_nodes = [0] * len(self.sizes), [(0, len(self.sizes), position)]
+        while open_nodes:
+            first, last, served = open_nodes.pop()
+            if last - first < 2:
+                counts[first] = served
+                continue
+            left, middle = self._nodes[first, last].from_left(served), _middle(first, last)
+            open_nodes += (first, middle, left), (middle, last, served - left)
+        return counts
+
 
 class Sequential:
     """Every sample of every source once, source after source (validation)."""
@@ -175,7 +187,7 @@ def open_sources(config: ShardsConfig, listed: Sequence[SourceConfig]) -> list[S
         name = source.name or path.resolve().name
         if any(name == other.name for other in sources):
             raise ConfigError(f"two sources are named '{name}'; give each its own `name`.")
-        index = ShardIndex.open(path)
+        index = ShardIndex.open(path, config.cache)
         if len(index) == 0:
             raise DataError(f"source '{name}' ({path}) holds no samples.")
         sources.append(Source(name, index, source.weight))

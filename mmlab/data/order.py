@@ -7,7 +7,7 @@ it makes no such promise for `Generator.permutation`.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,10 +41,14 @@ def replacement(seed: int, epoch: int, position: int, source: str, attempt: int,
     return word % size
 
 
-def _permutation(n: int, purpose: str, seed: int, *counters: int) -> np.ndarray:
+def keyed_seed(purpose: str, seed: int, *counters: int) -> int:
+    """Return a seed of 128 bits that depends on every argument."""
+    return int.from_bytes(_digest(purpose, seed, *counters), "little")
+
+
+def permutation(n: int, purpose: str, seed: int, *counters: int) -> np.ndarray:
     """int64 `[n]`: a permutation that depends only on the arguments."""
-    key = int.from_bytes(_digest(purpose, seed, *counters), "little")
-    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+    return np.argsort(np.random.Philox(key=keyed_seed(purpose, seed, *counters)).random_raw(n), kind="stable")
 
 
 class EpochOrder:
@@ -89,10 +93,30 @@ class EpochOrder:
         start = int(ends[block - 1]) if block else 0
         return int(self._samples(epoch, block, shards)[position - start])
 
+    def block(self, epoch: int, position: int) -> tuple[int, int]:
+        """Return (epoch, number of the block) of a position; without shuffling, each shard is a block."""
+        _, ends = self._shards(epoch)
+        return epoch, int(np.searchsorted(ends, position, side="right"))
+
+    def blocks(self, epoch: int, first: int = 0) -> Iterator[list[int]]:
+        """Yield the shards of each block of an epoch, from block `first` on; those without samples are left out."""
+        # Of another epoch they are computed anew: the present one stays in memory.
+        shards = self._shards(epoch)[0] if self._epoch and self._epoch[0] == epoch else self._permuted(epoch)
+        for start in range(first * self._per_block, len(shards), self._per_block):
+            yield [s for s in shards[start : start + self._per_block].tolist() if self.counts[s]]
+
+    @property
+    def _per_block(self) -> int:
+        return self.block_shards if self.shuffle else 1
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        n = len(self.counts)
+        return permutation(n, "shards", self.seed, epoch) if self.shuffle else np.arange(n)
+
     def _shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if self._epoch is None or self._epoch[0] != epoch:
-            shards = _permutation(len(self.counts), "shards", self.seed, epoch)
-            starts = np.arange(0, len(shards), self.block_shards)
+            shards = self._permuted(epoch)
+            starts = np.arange(0, len(shards), self._per_block)
             ends = np.cumsum(np.add.reduceat(self.counts[shards], starts))
             self._epoch = epoch, shards, ends
         return self._epoch[1], self._epoch[2]
@@ -102,5 +126,5 @@ class EpochOrder:
         if self._block is None or self._block[:2] != (epoch, block):
             members = shards[block * self.block_shards : (block + 1) * self.block_shards]
             samples = np.concatenate([self._first[s] + np.arange(int(self.counts[s])) for s in members])
-            self._block = epoch, block, samples[_permutation(len(samples), "block", self.seed, epoch, block)]
+            self._block = epoch, block, samples[permutation(len(samples), "block", self.seed, epoch, block)]
         return self._block[2]

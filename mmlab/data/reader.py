@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mmlab.config.errors import DataError
+from mmlab.config.locations import Url
 from mmlab.data.bad_samples import sample_errors
 from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.counters import DataReport
@@ -96,8 +97,8 @@ class LocalBatches(Dataset):
 
     Items are functions of m: any worker may make any of them, so the number of workers, fork or spawn change nothing.
     A batch is what the collate returns, with `keys` (list of str), `stats` (source → counter → int: `seen`,
-    `replaced`, `replaced/<reason>`, `type/<response type>` and the collate's own) and `bad` (list of {source, key,
-    reason, message}).
+    `replaced`, `replaced/<reason>`, `type/<response type>` and the collate's own), `bad` (list of {source, key, reason,
+    message}) and, with remote sources, `waited` (seconds that reading it has waited for shards to arrive).
 
     Args:
         sources: open sources.
@@ -128,6 +129,12 @@ class LocalBatches(Dataset):
             EpochOrder(s.samples_per_shard, source_seed(self.seed, s.name), config.block_shards, shuffle=endless)
             for s in self.sources
         ]
+        self._upcoming = None
+        remote = any(isinstance(source.index.root, Url) for source in self.sources)
+        if remote and (endless or cut.every == 1):  # a few samples of each shard are read in ranges
+            from mmlab.data.upcoming import Upcoming
+
+            self._upcoming = Upcoming(self.sources, self.orders, self.stream, config)
         # A worker sees only a part of the run, so it stops only far over the budget.
         self._guard = DataReport(config.bad_budget, FLOOR, slack=10)
 
@@ -135,14 +142,24 @@ class LocalBatches(Dataset):
         counters: dict[str, Counter[str]] = defaultdict(Counter)
         bad: list[dict[str, Any]] = []
         keys, contents = [], []
+        if self._upcoming is not None:
+            self._upcoming.begin(self.cut.positions(m)[0])
         for position in self.cut.positions(m):
             key, content = self._item(position, counters, bad)
             keys.append(key)
             contents.append(content)
-        report = {"stats": {source: dict(counts) for source, counts in counters.items()}, "bad": bad}
+        report: dict[str, Any] = {"stats": {source: dict(counts) for source, counts in counters.items()}, "bad": bad}
         self._guard.add(report)
         self._guard.check()
+        if self._upcoming is not None:
+            report["waited"] = self._upcoming.end(self._next(m))
         return {**self.collate.batch(contents), "keys": keys, **report}
+
+    def _next(self, m: int) -> int | None:
+        """The first position of the item that this process makes after item m, None if there is none."""
+        worker = get_worker_info()
+        m += worker.num_workers if worker is not None else 1
+        return self.cut.positions(m)[0] if isinstance(self.cut, GlobalBatches) or m < len(self.cut) else None
 
     def _item(self, position: int, counters: dict[str, Counter[str]], bad: list[dict[str, Any]]) -> tuple[str, Any]:
         """(key, content) of the sample at `position`, or of its replacement; later positions do not shift."""
@@ -150,6 +167,8 @@ class LocalBatches(Dataset):
         source = self.sources[which]
         size = len(source)
         epoch, place = divmod(cursor, size)
+        if self._upcoming is not None:
+            self._upcoming.enter(which, epoch, place)
         seed = sample_seed(self.seed, epoch, place, source.name)
         tried: list[int] = []
         i = self.orders[which].sample(epoch, place)

@@ -223,7 +223,7 @@ def check_data_kind(cfg: DictConfig) -> None:
 
 
 def check_sources(data: DictConfig) -> None:
-    """Check that every source of the data is a folder of indexed shards."""
+    """Check that every source of the data is a folder of indexed shards, or an address."""
     config: Any = OmegaConf.to_object(data)
     if isinstance(config, dict):  # a user's own data: checked by its constructor
         return

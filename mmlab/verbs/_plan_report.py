@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.errors import ConfigError, UserError, nearest
+from mmlab.config.locations import Url
 from mmlab.data.index import ShardIndex
 from mmlab.runs.index_files import has_index
 from mmlab.runs.ranks import FSDP
@@ -166,7 +167,6 @@ def _steps(cfg: DictConfig) -> tuple[int, str]:
     if trainer.max_steps is not None:
         limits.append(trainer.max_steps)
     if trainer.max_epochs is not None:
-        data: Any = OmegaConf.to_object(cfg.data)
         folders = [data.folder(source) for source in data.train]
         if not all(has_index(folder) for folder in folders):
             return 0, f"{trainer.max_epochs:g} epoch(s) of data that are not here"

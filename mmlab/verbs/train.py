@@ -17,11 +17,13 @@ def train(cfg: DictConfig) -> None:
 
     mmlab train experiment=llava/align_tiny optim.lr=1e-3
     """
+    from mmlab.data.upcoming import check_addresses
     from mmlab.runs.check import check
     from mmlab.runs.ranks import check_devices, connected_ranks, end_with_first_rank, rank
     from mmlab.runs.run import prepare_run
 
     check(cfg)
+    check_addresses(cfg.data)
     start = prepare_run(cfg)
     folder = start.folder
     if start.complete:

@@ -1,0 +1,163 @@
+"""Which shards of remote sets a loader reads now, and which ones after that: what the shard cache holds and fetches."""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlab.config.errors import ConfigError
+from mmlab.config.locations import Url
+from mmlab.data.config import ShardsConfig
+from mmlab.data.mixture import Mixture, Sequential, Source, by_type, open_sources
+from mmlab.data.order import EpochOrder
+from mmlab.data.remote.remote_files import Reader, RemoteFiles, Shards, in_turn, reader_of
+
+Block = tuple[int, int, int]
+"""Source, epoch, and number of the block."""
+
+
+class Upcoming:
+    """Tells the shard cache what is wanted, from the position of one loader in one process.
+
+    Of a mixture, each source has a present block; samples of sources in sequence are of one block at a time. The next
+    blocks follow, and shards of later ones.
+
+    Args:
+        sources: of the loader, local ones too.
+        orders: of their samples.
+        stream: which source serves each position.
+        config: settings of the data.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        orders: Sequence[EpochOrder],
+        stream: Mixture | Sequential,
+        config: ShardsConfig,
+    ):
+        self.sources, self.orders, self.stream, self.config = sources, orders, stream, config
+        self._remote = [isinstance(source.index.files, RemoteFiles) for source in sources]
+        self._blocks: list[Block] = []
+        self._told: tuple[int, list[Block], list[Block]] | None = None  # process, present blocks, first of the next
+        self._waited = 0.0
+
+    @property
+    def reader(self) -> Reader:
+        return reader_of(self.config.cache)
+
+    def begin(self, position: int) -> None:
+        """An item whose first sample is at `position` is made now."""
+        self._waited = self.reader.waited
+        self.reader.client.renew()
+        self._blocks = self._blocks_at(position)
+        self._tell(self._blocks, [])
+
+    def enter(self, which: int, epoch: int, place: int) -> None:
+        """A sample of a source is read now."""
+        if not self._remote[which] or (block := (which, *self.orders[which].block(epoch, place))) in self._blocks:
+            return
+        others = [each for each in self._blocks if each[0] != which] if isinstance(self.stream, Mixture) else []
+        self._blocks = sorted([*others, block])
+        self._tell(self._blocks, [])
+
+    def end(self, position: int | None) -> float:
+        """The item is made; the next one of this process begins at `position`, or there is none.
+
+        If that is in another block, nothing more of the present one is read here: other processes may need its place.
+
+        Returns:
+            Seconds that reading the item has waited for the fetcher.
+        """
+        coming = self._blocks_at(position or 0)
+        present = [block for block in self._blocks if position is not None and block in coming]
+        self._tell(present, [block for block in coming if block not in present])
+        self._close_tables(present)
+        return self.reader.waited - self._waited
+
+    def _blocks_at(self, position: int) -> list[Block]:
+        """The blocks of the next sample of each source, or of the next sample of all."""
+        if isinstance(self.stream, Sequential):
+            cursors = [self.stream.at(position)]
+        else:
+            cursors = list(enumerate(self.stream.served(position)))
+        places = ((which, *divmod(cursor, len(self.sources[which]))) for which, cursor in cursors)
+        return [(which, *self.orders[which].block(*place)) for which, *place in places if self._remote[which]]
+
+    def _tell(self, present: list[Block], following: list[Block]) -> None:
+        """Want the shards of the present blocks, then those of the following blocks, or of what follows the present."""
+        if self._told == (os.getpid(), present, following):
+            return
+        self._close_tables(present)
+        later = [self._from(block) for block in [*present, *following]]
+        now = [next(blocks) for blocks in later[: len(present)]]
+        then = [next(blocks) for blocks in later]
+        count = self.config.cache.ahead
+        ahead = in_turn(list(islice(chain.from_iterable(blocks), count)) for blocks in later)
+        self.reader.want(self, in_turn(now), in_turn(then), ahead[:count])
+        self._told = os.getpid(), present, following
+
+    def _from(self, block: Block) -> Iterator[Shards]:
+        """The shards of a block, and of those that follow it, without end."""
+        which, epoch, first = block
+        while True:
+            if self._remote[which]:
+                for numbers in self.orders[which].blocks(epoch, first):
+                    if numbers:
+                        yield self._shards(which, numbers)
+            first = 0
+            if isinstance(self.stream, Sequential):
+                which = (which + 1) % len(self.sources)
+            else:
+                epoch += 1
+
+    def _shards(self, which: int, numbers: Sequence[int]) -> Shards:
+        source = self.sources[which]
+        files, entries = source.index.files, source.index.manifest.entries
+        assert isinstance(files, RemoteFiles)
+        return [(files, entries[source.shards[number]]) for number in numbers]
+
+    def _close_tables(self, present: list[Block]) -> None:
+        """Close the tables of shards that are not of the present blocks: their copies may be evicted."""
+        kept: dict[int, set[int]] = {id(source.index): set() for source in self.sources}
+        for which, epoch, first in present:
+            source = self.sources[which]
+            numbers = next(self.orders[which].blocks(epoch, first))
+            kept[id(source.index)].update(int(source.shards[number]) for number in numbers)
+        for source in self.sources:
+            if isinstance(source.index.files, RemoteFiles) and source.index.files.tables is None:
+                source.index.keep_tables(kept[id(source.index)])
+
+
+def check_addresses(data: DictConfig) -> None:
+    """Open all sources that are addresses, so that a run does not find out late that it cannot read them.
+
+    Raises:
+        DataError: an index cannot be read.
+        ConfigError: the shard cache has too little room for the blocks that are read at the same time.
+    """
+    config: Any = OmegaConf.to_object(data)
+    if not isinstance(config, ShardsConfig):  # a user's own data
+        return
+    train = [] if config.streamed else [source for source in config.train if isinstance(config.folder(source), Url)]
+    val = [source for source in config.val if isinstance(config.folder(source), Url)]
+    sources = open_sources(config, train)
+    if config.balance == "type":
+        sources = by_type(sources)
+    blocks = [_most_bytes(source, 2 * config.block_shards) for source in sources]
+    blocks.append(max((_most_bytes(source, 2) for source in open_sources(config, val)), default=0))
+    sets = {source.index.root: _most_bytes(source, len(source.index.shards)) for source in sources}
+    needed = min(sum(blocks), sum(sets.values()) + blocks[-1])
+    if needed > config.cache.bytes:
+        raise ConfigError(
+            f"two blocks of each remote source take up to {needed / 1e9:,.3g} GB, but the shard cache holds "
+            f"{config.cache.bytes / 1e9:,.3g} GB; raise data.cache.gigabytes, or lower data.block_shards."
+        )
+
+
+def _most_bytes(source: Source, shards: int) -> int:
+    """The bytes of the largest shards of a source, and of their tables."""
+    entries = [source.index.manifest.entries[shard] for shard in source.shards]
+    return sum(sorted((entry.bytes + entry.table_bytes for entry in entries), reverse=True)[:shards])
