@@ -20,6 +20,7 @@ from mmlab.config.errors import DataError, RunError
 from mmlab.data.remote.fetch_client import FetchClient
 from mmlab.data.remote.shard_cache import Wanted
 from tests.tiny_servers import RangeServer, etag_of
+from tests.tiny_shards import make_shards
 
 SIZE = 20_000
 
@@ -301,3 +302,28 @@ def test_a_deleted_cache_folder_is_made_again(connect, shards):
     assert other.file(shards[0]).exists()
     wait_until(lambda: client.stats()["process"] != process)
     assert client.file(shards[1]).exists() and client.folder == other.folder
+
+
+def test_members_of_a_shard_are_compared_with_its_table(connect, server):
+    index = make_shards(server.folder / "set", 8, per_shard=8)
+    entry = index.manifest.entries[0]
+    address = f"{server.address}/set"
+    table = Wanted(address, f"index/{entry.table_name}", entry.table_bytes, sha256=entry.table)
+    shard = Wanted(address, entry.name, entry.bytes, hash=entry.hash, table=table)
+    client = connect()
+    file = server.folder / "set" / entry.name
+    right = file.read_bytes()
+    assert client.file(shard).read_bytes() == right and client.file(table).stat().st_size == entry.table_bytes
+
+    wrong = right.replace(b"number 5", b"number 6")
+    client.file(shard).write_bytes(wrong)
+    assert client.file(shard, again=True).read_bytes() == right
+    client.file(shard).unlink()
+    client.file(table).unlink()
+    file.write_bytes(wrong)
+    with pytest.raises(DataError, match=rf"{entry.name} has wrong content in two downloads: .* other bytes at \d+"):
+        client.file(shard)
+    assert len(server.sent[f"set/{entry.name}"]) == 4
+    local = replace(shard, table=str(server.folder / "set" / "index" / entry.table_name))
+    file.write_bytes(right)
+    assert client.file(local).read_bytes() == right
