@@ -21,6 +21,10 @@ class Url:
     def __truediv__(self, name: str) -> "Url":
         return Url(f"{self.address.rstrip('/')}/{name}")
 
+    def resolve(self) -> "Url":
+        """The address itself, which is always absolute."""
+        return self
+
     @property
     def name(self) -> str:
         """The last part of the path, or the bucket."""
@@ -56,7 +60,7 @@ def location(text: str | Location, root: str | Location = "") -> Location:
         ConfigError: a command, such as webdataset's `pipe:`.
     """
     if not isinstance(text, str):
-        return text
+        return text if isinstance(text, Url) else text.expanduser()
     if is_url(text):
         return Url(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):

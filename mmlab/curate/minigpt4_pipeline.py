@@ -1,10 +1,13 @@
 """MiniGPT-4's curation from images to shards; the same command resumes it."""
 
+import heapq
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.curate.client import Client
@@ -24,7 +27,7 @@ from mmlab.curate.journal import (
 )
 from mmlab.curate.minigpt4_steps import Describer, continue_short, describe, repair, sift
 from mmlab.curate.report import minigpt4_report
-from mmlab.data.formats import IMAGE_EXTENSIONS, Members
+from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from mmlab.keyed import draw
@@ -80,10 +83,20 @@ def draw_images(index: ShardIndex, samples: int, seed: int) -> list[int]:
     Raises:
         DataError: no sample has one.
     """
-    with_image = [i for i in range(len(index)) if not {*IMAGE_EXTENSIONS}.isdisjoint(index.extensions(i))]
-    if not with_image:
+    with_image = ((draw(seed, key), i) for i, key in _keys_with_image(index))
+    drawn = sorted(i for _, i in heapq.nsmallest(samples, with_image))
+    if not drawn:
         raise DataError(f"{index.root} contains no image.")
-    return sorted(sorted(with_image, key=lambda i: draw(seed, str(index.keys[i])))[:samples])
+    return drawn
+
+
+def _keys_with_image(index: ShardIndex) -> Iterator[tuple[int, str]]:
+    """Place and key of each sample with an image."""
+    codes = [EXTENSIONS.index(name) for name in IMAGE_EXTENSIONS]
+    for shard, table in enumerate(index.tables()):
+        images = np.concatenate([[0], np.cumsum(np.isin(table.extension, codes))])
+        for j in np.flatnonzero(np.diff(images[table.first])).tolist():
+            yield index.first(shard) + j, table.key(j)
 
 
 def _steps(

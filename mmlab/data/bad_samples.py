@@ -8,6 +8,7 @@ from traceback import extract_tb
 from typing import Any, NoReturn
 
 from mmlab.config.errors import DataError, UserError
+from mmlab.config.locations import Location
 from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.sample_types import SampleError
 
@@ -47,7 +48,7 @@ class BadSamples:
     A sample counts once, however often it is read.
 
     Args:
-        root: the shards' folder, for messages.
+        root: the shards' folder or address, for messages.
         total: number of their samples.
         budget: share of them that may be bad; `FLOOR` of them always may.
         unit: what they are called.
@@ -56,7 +57,7 @@ class BadSamples:
         errors: key → what is wrong with the sample.
     """
 
-    def __init__(self, root: str | Path, total: int, budget: float = ShardsConfig.bad_budget, unit: str = "sample"):
+    def __init__(self, root: str | Location, total: int, budget: float = ShardsConfig.bad_budget, unit: str = "sample"):
         self.root, self.total, self.budget, self.unit = root, total, budget, unit
         self.errors: dict[str, SampleError] = {}
 

@@ -1,6 +1,5 @@
 """A contact sheet of a set of shards, as shown by `mmlab shards show`."""
 
-import numpy as np
 from PIL import Image
 
 from mmlab.data.bad_samples import sample_errors
@@ -8,15 +7,16 @@ from mmlab.data.formats import parse_record, pictures_among
 from mmlab.data.images import load_rgb
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import SampleError
+from mmlab.data.subsets import shown
 from mmlab.report.contact_sheet import CARD, contact_sheet
 
 
 def sample_sheet(index: ShardIndex, count: int, columns: int = 4) -> Image.Image:
-    """`count` samples spread evenly over the set, with key, class, caption, questions and conversation.
+    """`count` samples spread over the set, with key, class, caption, questions and conversation.
 
     Unreadable parts are named on the sheet.
     """
-    chosen = np.unique(np.linspace(0, len(index) - 1, count).round().astype(int)).tolist()
+    chosen = shown(index, count)
     cards = [_card(index, i) for i in chosen]
     pictures, texts = zip(*cards, strict=True)
     title = f"{index.root.resolve().name}: {len(chosen)} of {len(index)} samples"

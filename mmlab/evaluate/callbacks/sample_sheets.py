@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +18,10 @@ from mmlab.data.formats import LATENTS, MAP, parse_record
 from mmlab.data.image_collate import map_of
 from mmlab.data.images import decode_picture
 from mmlab.data.index import ShardIndex
+from mmlab.data.mixture import Sequential
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample_types import Picture, SampleError
+from mmlab.data.subsets import evenly_spaced
 from mmlab.data.turns import Turn, text_without_images
 from mmlab.evaluate.answers import Answerer
 from mmlab.evaluate.config import (
@@ -162,12 +163,14 @@ def spread(data: ShardDataModule, count: int, read: Callable[[int, ShardIndex, i
         count: number of samples, or as many as there are.
         read: (number of the sample on the sheet, index, place in the index) → what to return of it.
     """
-    places = [(source.index, i) for source in data.val_sources for i in range(len(source.index))]
-    chosen = np.linspace(0, len(places) - 1, count).round().astype(int) if places else []
+    indexes = [source.index for source in data.val_sources]
+    sizes = [len(index) for index in indexes]
+    order = Sequential(sizes)
     values: list[T | None] = []
-    for n, place in enumerate(np.unique(chosen)):
+    for n, position in enumerate(evenly_spaced(sum(sizes), count)):
+        source, cursor = order.at(position)
         with suppress(SampleError), sample_errors():  # validation counts and reports them
-            values.append(read(n, *places[place]))
+            values.append(read(n, indexes[source], cursor % sizes[source]))
     return [value for value in values if value is not None]
 
 

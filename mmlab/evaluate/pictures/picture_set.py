@@ -1,19 +1,19 @@
 """Images of a set of shards, decoded as in training, with their records. Legend: S side, B images."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mmlab.config.locations import Location
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import ShardsConfig
 from mmlab.data.formats import MAP, parse_record
 from mmlab.data.index import ShardIndex
 from mmlab.data.progress_bar import progress
 from mmlab.data.sample_types import ImageSpec, Sample, SampleError
+from mmlab.data.subsets import evenly_spaced
 from mmlab.evaluate.pictures.picture_files import PictureFiles
 from mmlab.evaluate.questions import read_picture
 
@@ -22,7 +22,7 @@ class PictureSet:
     """Images spread evenly over a set of shards.
 
     Args:
-        path: folder of shards, or the opened images.
+        path: folder or address of shards, or the opened images.
         spec: how images are decoded.
         limit: at most this many; None: all.
         budget: share of the images that may be unusable; those are left out.
@@ -37,15 +37,14 @@ class PictureSet:
 
     def __init__(
         self,
-        path: str | Path | ShardIndex | PictureFiles,
+        path: str | Location | ShardIndex | PictureFiles,
         spec: ImageSpec,
         limit: int | None = None,
         budget: float = ShardsConfig.bad_budget,
     ):
-        self.index: Any = ShardIndex.open(path) if isinstance(path, str | Path) else path
+        self.index: Any = ShardIndex.open(path) if isinstance(path, str | Location) else path
         self.spec = spec
-        count = min(limit or len(self.index), len(self.index))
-        self.places = np.unique(np.linspace(0, len(self.index) - 1, count).round().astype(int)).tolist()
+        self.places = evenly_spaced(len(self.index), limit or len(self.index))
         self.bad = BadSamples(self.index.root, len(self.places), budget)
 
     def __len__(self) -> int:
