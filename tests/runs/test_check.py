@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
 from mmlab.runs.check import check, check_local_files, check_sampling, check_sources, looks_local
+from mmlab.runs.index_files import INDEX_NAME, MANIFEST
 from mmlab.runs.run import finish, prepare_run
 from mmlab.verbs.train import train
 from tests.config.tiny_conf import write_conf
@@ -20,8 +21,8 @@ RECIPE = "experiment=llava/align_tiny"
 def conf(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
-        (tmp_path / "shapes" / split).mkdir(parents=True)
-        (tmp_path / "shapes" / split / "index.npz").touch()
+        (tmp_path / "shapes" / split / INDEX_NAME).mkdir(parents=True)
+        (tmp_path / "shapes" / split / INDEX_NAME / MANIFEST).touch()
     return write_conf(tmp_path / "tree")
 
 
@@ -155,7 +156,7 @@ def test_balancing_types_excludes_weights(conf):
 
 
 def test_a_missing_index_names_the_command_that_creates_it(conf, tmp_path):
-    (tmp_path / "shapes" / "val" / "index.npz").unlink()
+    (tmp_path / "shapes" / "val" / INDEX_NAME / MANIFEST).unlink()
     assert "'data.val.0.path': there are no shards in shapes/val; `mmlab shards build`" in sentence(conf)
     (tmp_path / "shapes" / "val" / "000000.tar").touch()
     assert sentence(conf).endswith("have no index; run `mmlab shards index shapes/val`.")

@@ -95,7 +95,7 @@ def test_a_local_model_repairs_without_a_review(work, monkeypatch, capsys):
         (minigpt4("out=x", "llm.model=m", "run=describe"), "Did you mean 'describer'?"),
         (minigpt4("out=x", "llm.model=m", "template=plain"), "such as template=v1."),
         (["review", "out=train"], "There is no curation in train"),
-        (["review", "out=train/index.npz"], "There is no curation in train/index.npz"),
+        (["review", "out=train/index/manifest.json"], "There is no curation in train/index/manifest.json"),
         (["review"], "'out' has no value"),
         (["review", "out=x", "prt=1"], "There is no key or config group 'prt'. Did you mean 'port'?"),
     ],
