@@ -197,10 +197,10 @@ class ShardIndex:
         """An array of `ShardTable`, such as `text_lengths`, over some shards or all of them."""
         return joined(self.tables(shards), name)
 
-    def find(self, key: str) -> int | None:
-        """The number of the sample with this key, or None."""
-        for shard, table in enumerate(self.tables()):
-            if (j := table.find(key)) is not None:
+    def find(self, key: str, shards: Iterable[int] | None = None) -> int | None:
+        """The number of the sample with this key, or None; the tables of all shards, or of some, are searched."""
+        for shard in range(len(self.shards)) if shards is None else shards:
+            if (j := self.table(shard).find(key)) is not None:
                 return self.first(shard) + j
         return None
 

@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.config.locations import Url
 from mmlab.runs.disk import to_json
 
 
@@ -20,20 +22,20 @@ def show_samples(root: str, overrides: Sequence[str], key: str | None, number: i
         number: samples.
         out: the picture to write.
     """
-    import numpy as np
-
     from mmlab.config.compose import compose
     from mmlab.data.index import ShardIndex
+    from mmlab.data.subsets import shown
     from mmlab.report.training_view import view_of, view_sheet
     from mmlab.runs.disk import replacing
     from mmlab.runs.terminal import print_styled
 
     index = ShardIndex.open(root)
-    places = np.unique(np.linspace(0, len(index) - 1, number).round().astype(int)).tolist()
+    places = shown(index, number)
     if key is not None:
-        places = np.flatnonzero(index.keys == key).tolist()
-        if not places:
-            raise ConfigError(f"{root} has no sample '{key}'.{nearest(key, index.keys[:10_000].tolist())}")
+        place = _find(index, key)
+        if place is None:
+            raise ConfigError(f"{root} has no sample '{key}'.{nearest(key, list(islice(index.keys, 10_000)))}")
+        places = [place]
     cfg = compose("train", list(overrides))
     collate = _collate(cfg)
     views = [view_of(collate, _sample(index, i, collate, cfg.seed)) for i in places]
@@ -41,9 +43,22 @@ def show_samples(root: str, overrides: Sequence[str], key: str | None, number: i
     colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for view in views:
         _print_view(view, print_styled, colored)
+    folder = index.root.resolve()
     with replacing(out) as draft:
-        view_sheet(views, f"{'/'.join(index.root.resolve().parts[-2:])} as {recipe} trains on it").save(draft, "PNG")
+        view_sheet(views, f"{folder.parent.name}/{folder.name} as {recipe} trains on it").save(draft, "PNG")
     print(f"{out}: {len(views)} of {len(index)} samples of {index.root}, as {recipe} trains on them")
+
+
+def _find(index: Any, key: str) -> int | None:
+    """The place of a key, for which the tables of the shards are read in turn."""
+    from mmlab.data.progress_bar import progress
+
+    total = len(index.shards)
+    if isinstance(index.root, Url):
+        size = sum(entry.table_bytes for entry in index.manifest.entries) / 1e6
+        text = f"'{key}' is searched in the tables of {total:,} shards ({size:,.1f} MB), which are fetched one by one"
+        print(text, file=sys.stderr)
+    return index.find(key, progress(range(total), "searching tables", total))
 
 
 def spec_of(overrides: Sequence[str]) -> Any:
