@@ -15,7 +15,7 @@ from typing import Any
 
 import mmlab
 from mmlab.config.errors import DataError, RunError
-from mmlab.data.remote.shard_cache import Wanted
+from mmlab.data.remote.wanted import Wanted
 from mmlab.data.remote.wire import LOCK, LOG, PROTOCOL, Wire, socket_address, store_settings
 
 IDLE = 10.0

@@ -15,8 +15,9 @@ from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import DataError, UserError
 from mmlab.config.locations import Url
 from mmlab.data.remote.download import Stopped, download, retried
-from mmlab.data.remote.shard_cache import AHEAD, PRESENT, ShardCache, Wanted, objects_of, too_small
+from mmlab.data.remote.shard_cache import AHEAD, PRESENT, ShardCache, too_small
 from mmlab.data.remote.store import Store, open_store
+from mmlab.data.remote.wanted import Wanted, objects_of
 
 DOWNLOADS = 4
 """Objects that are fetched at the same time; one more if it is of a present block."""

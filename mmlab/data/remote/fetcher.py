@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from mmlab.config.errors import UserError
 from mmlab.data.remote.fetch_queue import PATIENCE, FetchQueue
-from mmlab.data.remote.shard_cache import ShardCache, Wanted
+from mmlab.data.remote.shard_cache import ShardCache
+from mmlab.data.remote.wanted import Wanted
 from mmlab.data.remote.wire import LOCK, LOG, PROTOCOL, SOCKET, Wire, socket_address, store_settings
 from mmlab.runs.disk import writing
 

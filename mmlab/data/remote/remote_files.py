@@ -15,7 +15,7 @@ from mmlab.data.config import CacheConfig
 from mmlab.data.local_files import OpenFile
 from mmlab.data.manifest import Entry, Manifest
 from mmlab.data.remote.fetch_client import FetchClient
-from mmlab.data.remote.shard_cache import Wanted
+from mmlab.data.remote.wanted import Wanted
 from mmlab.data.shard_table import MALFORMED
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST, index_folders
 

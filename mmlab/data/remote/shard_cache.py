@@ -3,73 +3,23 @@
 Nothing here uses a network or a lock; the fetcher calls it under its own.
 """
 
-import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 from mmlab.config.errors import DataError
+from mmlab.data.remote.wanted import Wanted, objects_of
 
 PRESENT, NEXT, AHEAD, UNWANTED = range(4)
 """Of what use an object is: of a present block, of a next block, of a later one, of none."""
+Rank = tuple[int, int, int]  # use, place in the list, and of a shard 1, of its table 0; the larger, the less useful
 _FOLDER = re.compile(r".*-[0-9a-f]{16}")
 _FILE = re.compile(r".*-[0-9a-f]{16}(\.\w+)?(\.part)?")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """An object of a set, and what its copy is compared with.
-
-    Args:
-        set: address of the set.
-        name: of the object, below the address.
-        size: its bytes.
-        etag: of the object that was indexed; None: not compared.
-        sha256: of its bytes; empty: not compared.
-        hash: of its contents, for shards; an object with other contents is another file of the cache.
-        table: of a shard: its index, with the checksums of its members; a text is the path of a local file.
-
-    Raises:
-        DataError: a name that leads out of the set.
-    """
-
-    set: str
-    name: str
-    size: int
-    etag: str | None = None
-    sha256: str = ""
-    hash: str = ""
-    table: "Wanted | str | None" = None
-
-    def __post_init__(self) -> None:
-        if self.name.startswith("/") or {"", ".", ".."} & set(self.name.split("/")) or "\0" in self.name:
-            raise DataError(f"'{self.name}' cannot be the name of an object of {self.set}.")
-
-    @cached_property
-    def path(self) -> str:
-        """Of its copy, relative to the cache folder; it differs for objects with other contents."""
-        name = PurePosixPath(self.name)
-        identity = self.hash or self.sha256 or self.etag or ""
-        label = re.sub(r"[^\w.-]", "_", re.split("[?#]", self.set.rstrip("/"))[0].rpartition("/")[2], flags=re.ASCII)
-        folder = f"{label[:60]}-{_short(self.set.rstrip('/'))}"
-        stem = f"{name.stem[:60]}-{_short(f'{self.name}:{self.size}:{identity}')}"
-        return str(PurePosixPath(folder, name.parent, stem + re.sub(r"[^\w.]", "", name.suffix)))
-
-    def as_json(self) -> dict[str, Any]:
-        """For `from_json` of another process."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Wanted":
-        """The inverse of `as_json`; raises TypeError, KeyError or DataError for anything else."""
-        table = entry["table"]
-        return cls(**{**entry, "table": cls.from_json(table) if isinstance(table, Mapping) else table})
 
 
 @dataclass
@@ -97,12 +47,11 @@ class ShardCache:
         self.limit = limit
         self.used = 0  # bytes of all files, and of the places that are reserved
         self.evictions = 0
-        self.short = False  # whether an object of a present block finds no place
         self._copies: dict[str, _Copy] = {}  # by path
-        self._wants: dict[int, list[tuple[int, Wanted]]] = {}  # of each client: (use, object), in order
-        self._held: dict[int, list[tuple[int, Wanted]]] = {}  # beside them, until the client's next request
-        self._ranks: dict[str, tuple[int, int]] = {}  # path → best (use, place in its list) of all clients
-        self._entries: dict[str, Wanted] = {}  # the wanted ones, by path
+        self._claims: dict[tuple[int, bool], list[tuple[Rank, Wanted]]] = {}  # by client and whether they are held
+        self._claimed: dict[str, Counter[Rank]] = {}  # path → the ranks that clients give it
+        self._ranks: dict[str, Rank] = {}  # path → the best of them
+        self._wanted: dict[str, Wanted] = {}  # by path
         self._last: dict[str, int] = {}  # path → when it was last wanted; missing: before this process
         self._failed: set[str] = set()
         self._clock = itertools.count()
@@ -113,7 +62,7 @@ class ShardCache:
     @property
     def present(self) -> int:
         """Bytes of the present blocks of all clients."""
-        return sum(self._entries[path].size for path, (use, _) in self._ranks.items() if use == PRESENT)
+        return sum(self._wanted[path].size for path, rank in self._ranks.items() if rank[0] == PRESENT)
 
     def path(self, entry: Wanted) -> Path:
         """Where the copy of an object lies, or will lie."""
@@ -125,25 +74,20 @@ class ShardCache:
         Raises:
             DataError: its present block alone is larger than the limit; it then wants nothing.
         """
-        lists = ((PRESENT, present), (NEXT, next), (AHEAD, ahead))
-        self._wants[client] = [(use, each) for use, entries in lists for entry in entries for each in objects_of(entry)]
-        own = sum({entry.path: entry.size for use, entry in self._wants[client] if use == PRESENT}.values())
-        if own > self.limit:
-            self._wants[client] = []
-        self._rank()
+        own = sum({each.path: each.size for entry in present for each in objects_of(entry)}.values())
+        lists = enumerate([] if own > self.limit else (present, next, ahead))
+        self._claim(client, False, [(use, place, entry) for use, each in lists for place, entry in enumerate(each)])
         if own > self.limit:
             raise DataError(too_small(own, self.limit))
 
     def hold(self, client: int, entry: Wanted | None) -> None:
         """Keep an object for a client as one of a present block, until this is called again."""
-        self._held[client] = [(PRESENT, each) for each in objects_of(entry)] if entry else []
-        self._rank()
+        self._claim(client, True, [(PRESENT, 0, entry)] if entry else [])
 
     def leave(self, client: int) -> None:
         """Forget a client and what it wants."""
-        self._wants.pop(client, None)
-        self._held.pop(client, None)
-        self._rank()
+        self._claim(client, False, [])
+        self._claim(client, True, [])
 
     def set_limit(self, limit: int) -> None:
         """Change the limit and evict what no longer fits, but no present block."""
@@ -179,11 +123,11 @@ class ShardCache:
         Returns:
             None if all is there or under way, or as long as there is no place.
         """
-        self.short = False
+        short = False
         missing = [path for path in self._ranks if path not in self._copies and path not in self._failed]
         for path in sorted(missing, key=self._ranks.__getitem__):
-            use, entry = self._ranks[path][0], self._entries[path]
-            if use > least or (self.short and use > PRESENT):
+            use, entry = self._ranks[path][0], self._wanted[path]
+            if use > least or (short and use > PRESENT):
                 return None
             if isinstance(entry.table, Wanted) and self.find(entry.table) is None:
                 continue  # its own entry comes first
@@ -192,7 +136,7 @@ class ShardCache:
                 return entry
             if use > PRESENT:
                 return None  # what is wanted later must not take the place that it waits for
-            self.short = True
+            short = True
         return None
 
     def is_fetching(self, entry: Wanted) -> bool:
@@ -219,24 +163,31 @@ class ShardCache:
         """Forget that the download of an object, or of its table, failed."""
         self._failed.difference_update(each.path for each in objects_of(entry))
 
-    def _rank(self) -> None:
-        """Compute anew what is wanted, from the wishes of all clients."""
-        ranks: dict[str, tuple[int, int]] = {}
-        entries: dict[str, Wanted] = {}
-        for client in self._wants.keys() | self._held.keys():
-            for place, (use, entry) in enumerate(self._held.get(client, []) + self._wants.get(client, [])):
-                entries[entry.path] = entry
-                ranks[entry.path] = min(ranks.get(entry.path, (use, place)), (use, place))
-        for path in sorted(self._ranks.keys() - ranks.keys(), key=self._ranks.__getitem__, reverse=True):
-            self._last[path] = next(self._clock)
-            self._failed.discard(path)
-        self._ranks, self._entries = ranks, entries
+    def _claim(self, client: int, held: bool, claims: list[tuple[int, int, Wanted]]) -> None:
+        """Replace a client's claims and compute anew how useful their objects are."""
+        old = self._claims.pop((client, held), [])
+        new = [((use, at, i), each) for use, at, entry in claims for i, each in enumerate(objects_of(entry))]
+        if new:
+            self._claims[client, held] = new
+        for rank, entry in new:
+            self._claimed.setdefault(entry.path, Counter())[rank] += 1
+            self._wanted[entry.path] = entry
+        for rank, entry in old:
+            self._claimed[entry.path][rank] -= 1
+        for _, entry in [*new, *reversed(old)]:  # of those dropped together, the last one goes first
+            if ranks := +self._claimed.get(entry.path, Counter()):
+                self._claimed[entry.path] = ranks
+                self._ranks[entry.path] = min(ranks)
+            elif self._claimed.pop(entry.path, None) is not None:
+                del self._ranks[entry.path], self._wanted[entry.path]
+                self._last[entry.path] = next(self._clock)
+                self._failed.discard(entry.path)
 
-    def _rank_of(self, path: str) -> tuple[int, int]:
-        """(use, place), the larger the less useful; of unwanted ones, those wanted longest ago have the largest."""
-        return self._ranks.get(path) or (UNWANTED, -self._last.get(path, -1))
+    def _rank_of(self, path: str) -> Rank:
+        """Of unwanted ones, those wanted longest ago have the largest."""
+        return self._ranks.get(path) or (UNWANTED, -self._last.get(path, -1), 0)
 
-    def _make_room(self, size: int, rank: tuple[int, int]) -> bool:
+    def _make_room(self, size: int, rank: Rank) -> bool:
         """Evict less useful files until `size` bytes are free; evict nothing if that is impossible.
 
         If it takes the places of less useful downloads, too, a present block stops these, and gets its place later.
@@ -320,18 +271,9 @@ def too_small(needed: int, limit: int) -> str:
     )
 
 
-def objects_of(entry: Wanted) -> list[Wanted]:
-    """The objects to fetch for an entry, in order: its table, if that is remote, and itself."""
-    return [entry.table, entry] if isinstance(entry.table, Wanted) else [entry]
-
-
 def _files(folder: Path) -> Iterator[Path]:
     """The files of all sets in a cache folder, by the form of their names."""
     for top in folder.iterdir():
         if _FOLDER.fullmatch(top.name) and top.is_dir() and not top.is_symlink():
             for root, _, names in os.walk(top):
                 yield from (Path(root, name) for name in names if _FILE.fullmatch(name))
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

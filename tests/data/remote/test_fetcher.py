@@ -18,7 +18,7 @@ import pytest
 
 from mmlab.config.errors import DataError, RunError
 from mmlab.data.remote.fetch_client import FetchClient
-from mmlab.data.remote.shard_cache import Wanted
+from mmlab.data.remote.wanted import Wanted
 from tests.tiny_servers import RangeServer, etag_of
 from tests.tiny_shards import make_shards
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mmlab.config.errors import DataError
-from mmlab.data.remote.shard_cache import ShardCache, Wanted
+from mmlab.data.remote.shard_cache import ShardCache
+from mmlab.data.remote.wanted import Wanted
 
 
 def shard(name: str, size: int = 10, hash: str = "h", **stated) -> Wanted:
