@@ -38,6 +38,7 @@ class RangeServer:
         address: `http://127.0.0.1:<port>`.
         faults: kind → how often it was injected.
         requests: method → how often it was used.
+        answers: status → how often it was sent.
         logins: the last requests' Authorization.
         sent: name → the (start, stop) of bytes that were sent, whole or up to a cut, in order.
         planned: faults of the next GET requests, taken before any is drawn; "" is none.
@@ -55,6 +56,7 @@ class RangeServer:
         self.folder, self.rate, self.kinds, self.stall, self.ranges = folder, rate, tuple(kinds), stall, ranges
         self.faults: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
+        self.answers: Counter[int] = Counter()
         self.logins: deque[str] = deque(maxlen=100)
         self.planned: deque[str] = deque()
         self.sent: dict[str, list[tuple[int, int]]] = {}
@@ -102,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # closed unread, the connection would be reset
+        self._answer(403, b"")
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -172,6 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, f"{head}{''.join(entries)}</ListBucketResult>".encode(), {"Content-Type": "application/xml"})
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int = -1) -> None:
+        self.owner.answers[status] += 1
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)

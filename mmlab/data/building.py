@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.config.locations import Location, Url, location
 from mmlab.data.formats import Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.indexing import build_index
@@ -22,6 +23,7 @@ from mmlab.data.shard_files import NumberedTars, check_destination, put_in_place
 from mmlab.data.splits import REST, digests_of, most_connected, representatives, split_of
 from mmlab.data.tally import Tally
 from mmlab.runs.disk import claim, writing
+from mmlab.runs.index_files import upload_draft
 
 Entry = tuple[str, Any]
 """Where a row is, and what it holds."""
@@ -84,7 +86,7 @@ class Build:
         if self.splits and not sum(self.splits.values()) < 1:
             raise ConfigError(f"the shares of the splits leave nothing to '{REST}'; their sum must be below 1.")
 
-    def folders(self, root: Path) -> dict[str, Path]:
+    def folders(self, root: Location) -> dict[str, Location]:
         """Name of each split → its folder; without splits `root` itself."""
         return {name: root / name for name in (REST, *self.splits)} if self.splits else {REST: root}
 
@@ -94,15 +96,16 @@ class Build:
 
 
 def write_rows(
-    rows: Rows, root: str | Path, build: Build | None = None, quiet: bool = False
+    rows: Rows, root: str | Location, build: Build | None = None, quiet: bool = False
 ) -> tuple[dict[str, ShardIndex], Tally]:
     """Write a data set as shards, in a folder beside `root` that gets its name when all of it is there.
 
-    A killed build leaves that folder, and one with the same `identity` continues in it; the result is the same.
+    A killed build leaves that folder, and one with the same `identity` continues in it; the result is the same. For an
+    address, the folder is in the user's cache; it takes as much space as the set, until all of it is uploaded.
 
     Args:
         rows: the data set.
-        root: the folder to make; with splits, each has a subfolder.
+        root: the folder or the address to make; with splits, each has a subfolder.
         build: how.
         quiet: show no progress.
 
@@ -116,11 +119,12 @@ def write_rows(
         RunError: another process builds there, or the disk refuses.
     """
     build = build or Build()
-    root = Path(root).expanduser().resolve()
-    for folder in {*build.folders(root).values()} if root.is_dir() else [root]:
+    place = location(root).resolve()
+    for folder in [place] if isinstance(place, Path) and not place.is_dir() else build.folders(place).values():
         check_destination(folder, build.overwrite)
-    draft = root.with_name(f"{root.name}.building")
-    with writing(root), closing(claim(draft / "lock", "is writing shards in")):
+    local = upload_draft(place) if isinstance(place, Url) else place
+    draft = local.with_name(f"{local.name}.building")
+    with writing(local), closing(claim(draft / "lock", "is writing shards in")):
         try:
             entries = _limited(rows, build.limit)
             entries = entries if rows.streamed else list(entries)
@@ -128,12 +132,14 @@ def write_rows(
             work = ShardDraft(draft, build.folders(draft), build.max_samples, identity)
             tally = _convert(rows, entries, work, build, quiet)
             rows.finish(tally)
-            indexes = _finish(work, root, tally, build, quiet)
+            finished = _finish(work, place, tally, build, quiet)
         except OSError:  # such as a full disk, after which the build can continue
             raise
         except Exception:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+        # An upload that fails keeps the draft, and the same build continues it.
+        indexes = {name: put_in_place(finished[name], folder, quiet) for name, folder in build.folders(place).items()}
         shutil.rmtree(draft, ignore_errors=True)
     return indexes, tally
 
@@ -217,8 +223,8 @@ def _converted(
             pool.shutdown(cancel_futures=True)
 
 
-def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bool) -> dict[str, ShardIndex]:
-    """Index all splits and give them their names."""
+def _finish(draft: ShardDraft, root: Location, tally: Tally, build: Build, quiet: bool) -> dict[str, Path]:
+    """Index all splits; returns the folder of each."""
     if tally.rows and not tally.written:
         raise DataError(f"none of {tally.rows} rows can be used: {'; '.join(tally.lines())}")
     places = {name: (draft.folder / name, tars.count) for name, tars in draft.tars.items()}
@@ -238,11 +244,7 @@ def _finish(draft: ShardDraft, root: Path, tally: Tally, build: Build, quiet: bo
             )
     for name in counts:
         build_index(places[name][0], quiet=quiet, elsewhere=False)
-    folders = build.folders(root)
-    for name, folder in folders.items():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        put_in_place(places[name][0], folder)
-    return {name: ShardIndex.open(folder) for name, folder in folders.items()}
+    return {name: folder for name, (folder, _) in places.items()}
 
 
 def _rejoined(

@@ -112,11 +112,23 @@ def _type_codes(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
 
 def list_shards(folder: Path) -> list[Path]:
     """The `.tar` files of a folder, sorted by name."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry))
+    files = [folder / name for name in names]
     for path in files:
-        if path.name.endswith(_COMPRESSED_TARS):
-            raise DataError(f"{path} is compressed; decompress it to a plain .tar first.")
+        refuse_compressed(path)
     return [path for path in files if path.name.endswith(".tar")]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link to one; most folders state that, without a look at each file."""
+    return entry.is_file(follow_symlinks=False) or Path(entry.path).is_file()
+
+
+def refuse_compressed(path: Location) -> None:
+    """Raise DataError for the name of a compressed tar."""
+    if path.name.endswith(_COMPRESSED_TARS):
+        raise DataError(f"{path} is compressed; decompress it to a plain .tar first.")
 
 
 def local_folder(root: str | Location) -> Path:

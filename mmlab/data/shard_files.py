@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.config.locations import Location, Url, location
 from mmlab.data.anyres import tiles_and_places
 from mmlab.data.formats import EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
 from mmlab.data.index import OLD_INDEX, ShardIndex
@@ -20,7 +21,7 @@ from mmlab.data.sample_types import ImageSpec
 from mmlab.data.scan import scan_shard
 from mmlab.data.tally import Tally
 from mmlab.runs.disk import writing
-from mmlab.runs.index_files import INDEX_NAME
+from mmlab.runs.index_files import INDEX_NAME, upload_draft
 
 Samples = Generator[tuple[str, Members], None, Tally]
 """A converter: it yields (key, members) of each row that can be trained on, and returns the counts of all rows."""
@@ -85,7 +86,7 @@ class NumberedTars:
 
 
 class ShardWriter:
-    """Writes samples into numbered tars, in a folder that gets its name only when it is complete.
+    """Writes samples into numbered tars, in a folder that gets its name, or is uploaded, only when it is complete.
 
     The shards have webdataset's format, and equal samples give equal bytes. Use it as a context manager: an error or
     a killed process leaves nothing under `root`.
@@ -96,10 +97,10 @@ class ShardWriter:
 
     index: ShardIndex
 
-    def __init__(self, root: str | Path, max_samples: int = 1000, overwrite: bool = False, quiet: bool = False):
+    def __init__(self, root: str | Location, max_samples: int = 1000, overwrite: bool = False, quiet: bool = False):
         """
         Args:
-            root: the folder to make.
+            root: the folder or the address to make; what is uploaded to an address is in the user's cache before.
             max_samples: samples per shard.
             overwrite: replace an earlier set of shards at `root`.
             quiet: show no progress.
@@ -109,18 +110,19 @@ class ShardWriter:
         """
         if max_samples < 1:
             raise ConfigError(f"a shard holds at least one sample, not {max_samples}.")
-        self.root = Path(root).expanduser().resolve()
+        self.root = location(root).resolve()
         self.max_samples = max_samples
         self.quiet = quiet
         check_destination(self.root, overwrite)
-        self._building = self.root.with_name(f"{self.root.name}.tmp-{os.getpid()}")
+        self._local = upload_draft(self.root) if isinstance(self.root, Url) else self.root
+        self._building = self._local.with_name(f"{self._local.name}.tmp-{os.getpid()}")
         self._keys: set[str] = set()
         self._tars: Any = None
 
     def __enter__(self) -> "ShardWriter":
         if self._building.exists():
             shutil.rmtree(self._building)
-        with writing(self.root):
+        with writing(self._local):
             self._building.mkdir(parents=True)
         self._tars = NumberedTars(self._building, self.max_samples)
         return self
@@ -135,12 +137,12 @@ class ShardWriter:
             raise DataError(f"key '{key}' was written twice.")
         check_members(key, members)
         self._keys.add(key)
-        with writing(self.root):
+        with writing(self._local):
             self._tars.write(key, members)
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            with writing(self.root):
+            with writing(self._local):
                 self._tars.close()
                 if kind is None:
                     self._finish()
@@ -151,13 +153,12 @@ class ShardWriter:
         if not self._keys:
             raise DataError(f"there are no samples to write to {self.root}.")
         build_index(self._building, quiet=self.quiet, elsewhere=False)
-        put_in_place(self._building, self.root)
-        self.index = ShardIndex.open(self.root)
+        self.index = put_in_place(self._building, self.root, self.quiet)
 
 
 def write_shards(
     samples: Samples,
-    root: str | Path,
+    root: str | Location,
     max_samples: int = 1000,
     overwrite: bool = False,
     total: int | None = None,
@@ -278,13 +279,19 @@ def check_members(key: str, members: Members) -> None:
         check_extension(extension, f"{key}.{extension}")
 
 
-def put_in_place(folder: Path, root: Path) -> None:
-    """Give a complete folder its name, in place of an earlier one."""
+def put_in_place(folder: Path, root: Location, quiet: bool = False) -> ShardIndex:
+    """Give a complete, indexed folder its name, or upload it, in place of an earlier one."""
+    if isinstance(root, Url):
+        from mmlab.data.remote.upload import upload_set
+
+        return upload_set(folder, root, quiet)
+    root.parent.mkdir(parents=True, exist_ok=True)
     old = root.with_name(f"{root.name}.old-{os.getpid()}")
     if root.exists():
         root.rename(old)
     folder.rename(root)
     shutil.rmtree(old, ignore_errors=True)
+    return ShardIndex.open(root)
 
 
 def _encode(value: bytes | str | dict[str, Any]) -> bytes:
@@ -293,8 +300,12 @@ def _encode(value: bytes | str | dict[str, Any]) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def check_destination(root: Path, overwrite: bool) -> None:
-    """Raise ConfigError if shards cannot be written to a folder because of what is there."""
+def check_destination(root: Location, overwrite: bool) -> None:
+    """Raise ConfigError if shards cannot be written to a folder or below an address because of what is there."""
+    if isinstance(root, Url):
+        from mmlab.data.remote.upload import check_bucket
+
+        return check_bucket(root, overwrite)
     if root.is_file():
         raise ConfigError(f"{root} is a file; shards are written to a folder.")
     names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from mmlab.config.locations import Location
+from mmlab.config.locations import Location, Url
 
 INDEX_NAME = "index"
 """The subfolder with the index of a set of shards."""
@@ -23,6 +23,12 @@ def index_folders(root: Location) -> tuple[Location, Path]:
     path = root.expanduser().resolve() if isinstance(root, Path) else root
     name = hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
     return root / INDEX_NAME, elsewhere / f"{path.name}-{name}"
+
+
+def upload_draft(url: Url) -> Path:
+    """The folder of what is uploaded to an address later: in `~/.cache/mmlab/builds`, or below `$XDG_CACHE_HOME`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmlab" / "builds"
+    return cache / f"{url.name}-{hashlib.sha256(str(url).encode()).hexdigest()[:16]}"
 
 
 def has_index(folder: Path) -> bool:
