@@ -135,6 +135,7 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("build easy_vqa drawn out --split tset", "Did you mean 'test'?"),
         ("build instructions out --types conversatoin", "Did you mean 'conversation'?"),
         ("stats drwan", "Did you mean 'drawn'?"),
+        ("index pipe:touch", "'pipe:touch' is neither a folder nor an address such as s3://bucket/laion; commands"),
         ("show drawn --out nowhere/x.png", "existing folder"),
         ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
         ("show drawn --columns 0", "--columns: it must be a whole number of at least 1, not 0"),
@@ -146,10 +147,10 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("build images drawn out --limit 0", "--limit: it must be a whole number of at least 1, not 0"),
         ("build tars drawn out --members input.jpg", "such as image=input.jpg,text=output.txt, not input.jpg"),
         ("build tars drawn out --members imgae=jpg", "Did you mean 'image'? Options: image, text, json, class;"),
-        ("build llava_json drawn/index.npz drawn out --captions frm", "there is no file frm"),
+        ("build llava_json drawn/shard-000000.tar drawn out --captions frm", "there is no file frm"),
         ("build images drawn out --missing-budget nan", "--missing-budget: it must be a share from 0 to 1, not nan"),
-        ("build images drawn/index.npz out", "drawn/index.npz is a file; give a folder."),
-        ("build llava_json drawn drawn out", "drawn is a folder; give a file, such as index.npz, shard-000000.tar"),
+        ("build images drawn/shard-000000.tar out", "drawn/shard-000000.tar is a file; give a folder."),
+        ("build llava_json drawn drawn out", "drawn is a folder; give a file, such as shard-000000.tar, shard-0"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(drawn, capsys, command, message):
@@ -170,7 +171,6 @@ def test_bad_data_is_one_sentence_and_exit_code_1(drawn, capsys):
         "verify drawn": "shard-000001.tar",
         "index evil": "hold no samples, only .pyd (1)",
         "stats evil": "mmlab shards index",
-        "index pipe:touch": "never read from commands",
         "build easy_vqa evil out": "no easy-VQA",
     }
     for command, message in commands.items():
