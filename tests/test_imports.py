@@ -146,8 +146,8 @@ def test_a_cycle_is_detected(tmp_path):
     assert cycle(root) == []
 
 
-def test_config_runs_and_settings_import_nothing_heavy():
-    folders = ("mmlab.config", "mmlab.runs", "mmlab.cli")
+def test_config_runs_settings_and_the_fetcher_import_nothing_heavy():
+    folders = ("mmlab.config", "mmlab.runs", "mmlab.cli", "mmlab.data.remote.fetcher")
     light = [name for name in modules(ROOT) if name.startswith(folders) or name.endswith(".config")]
     light.remove("mmlab.runs.sweep.sweep_picture")  # imported only when a table is written
     assert len(light) > 25

@@ -1,5 +1,6 @@
 """The process, its queue and its clients, against a server on loopback."""
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -285,6 +286,30 @@ def succeeds(client: FetchClient) -> bool:
     with suppress(DataError):
         return bool(client.stats())
     return False
+
+
+def test_a_fetcher_that_hangs_is_an_error(connect, monkeypatch):
+    client = connect()
+    process = client.stats()["process"]
+    monkeypatch.setattr("mmlab.data.remote.fetch_client._SILENCE", 0.5)
+    client.close()
+    client.stats()
+    os.kill(process, signal.SIGSTOP)
+    with pytest.raises(RunError, match=rf"\(process {process} on .*\) has not answered for 0\.5 s; end that process"):
+        client.stats()
+    os.kill(process, signal.SIGKILL)
+    assert client.stats()["process"] != process
+
+
+def test_a_cache_folder_of_another_machine_is_an_error(connect):
+    client = connect()
+    client.folder.mkdir()
+    with (client.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 1 on node-7")
+        lock.flush()
+        with pytest.raises(RunError, match=r"is used by node-7; give each machine one .* \$MMLAB_SHARD_CACHE"):
+            client.stats()
 
 
 def test_folders_of_long_names_and_folders_that_cannot_be_made(connect, shards, tmp_path):

@@ -52,7 +52,7 @@ def test_present_blocks_of_all_clients_come_first_in_order(tmp_path):
 
 def test_evicts_what_was_wanted_longest_ago_then_later_shards_then_next_ones_and_no_present_one(tmp_path):
     cache = ShardCache(tmp_path, 60)
-    for wanted in (F, E):
+    for wanted in (F, E, F):
         cache.want(1, [wanted], [], [])
         fetch(cache)
     cache.want(1, [A], [B], [C, D])
@@ -62,7 +62,20 @@ def test_evicts_what_was_wanted_longest_ago_then_later_shards_then_next_ones_and
         cache.want(2, [shard(f"new{j}") for j in range(i + 1)], [], [])
         fetch(cache)
         left.append(there(cache, *ALL))
-    assert left == ["abcde", "abcd", "abc", "ab", "a", "a"]
+    assert left == ["abcdf", "abcd", "abc", "ab", "a", "a"]
+
+
+def test_of_what_is_left_together_the_last_goes_first(tmp_path):
+    cache = ShardCache(tmp_path, 30)
+    cache.want(1, [A], [B], [C])
+    fetch(cache)
+    cache.leave(1)
+    left = []
+    for i in range(3):
+        cache.want(2, [shard(f"new{j}") for j in range(i + 1)], [], [])
+        fetch(cache)
+        left.append(there(cache, *ALL))
+    assert left == ["ab", "a", ""]
 
 
 def test_does_not_evict_a_sooner_shard_for_a_later_one(tmp_path):
