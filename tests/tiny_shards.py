@@ -1,6 +1,8 @@
 """Small sets of shards, settings for them, and a collate that exposes the samples it receives."""
 
+import tarfile
 from collections.abc import Collection, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,17 @@ def make_shards(
             kind = {"type": types[i % len(types)]} if types else {}
             writer.write(f"{root.name}{i:04d}", {"json": {"caption": f"number {i}", "bad": i in bad, **kind}})
     return writer.index
+
+
+def plain_tar(path: Path, *members: tuple[str, bytes]) -> Path:
+    """A tar with these members, which need not be a valid shard."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+    return path
 
 
 def sources(*folders: Path) -> list[SourceConfig]:

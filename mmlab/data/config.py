@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import II, MISSING
 
@@ -90,6 +91,17 @@ class CacheConfig(Settings):
 
 
 @dataclass
+class StreamLoaderConfig(Settings):
+    """Shards without an index, read by webdataset's pipeline; see `StreamLoader` for what it does not promise."""
+
+    _target_: str | None = "mmlab.data.stream_loader.StreamLoader"  # null: data/loader=indexed
+    shardshuffle: bool = True  # another order of the shards in each pass
+    shuffle: int = number(10_000, at_least=0)  # samples in the buffer from which the next one is drawn; 0: in order
+    resampled: bool = False  # draw shards at random, again and again, instead of each one once per pass
+    samples: int | None = number(None, above=0)  # of one pass, if they are counted: trainer.max_epochs needs it
+
+
+@dataclass
 class ShardsConfig(Settings):
     """Settings of all data; those of the subclasses are read by the stage's collate."""
 
@@ -100,6 +112,7 @@ class ShardsConfig(Settings):
     global_batch: int = number(MISSING, above=0)  # samples per optimizer step, over all devices
     micro_batch: int = number(MISSING, above=0)  # samples that one device takes at a time
     workers: int = number(0, at_least=0)  # processes per device that prepare batches; 0: the main process
+    loader: Any = section("data/loader", default=None)  # None: shards with an index
     seed: int = II("seed")  # of the order and of all per-sample randomness
     block_shards: int = number(8, above=0)  # shards whose samples are shuffled together
     cache: CacheConfig = field(default_factory=CacheConfig)  # of remote shards
@@ -120,6 +133,25 @@ class ShardsConfig(Settings):
             raise ConfigError(f"'data.train.{weighted.index(False)}' has no weight; give every source one, or none.")
         if any(weighted) and self.balance == "type":
             raise ConfigError("data.balance=type weights the response types; leave out the weights of 'data.train'.")
+        if self.streamed and self.balance == "type":
+            raise ConfigError("data.balance=type needs an index, which has the types; leave out data/loader=stream.")
+        if self.streamed and len(self.train) > 1 and not any(weighted):
+            raise ConfigError(
+                "shards without an index have no sizes; with data/loader=stream give each source a weight."
+            )
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training reads shards without an index."""
+        return isinstance(self.loader, StreamLoaderConfig) and self.loader._target_ is not None
+
+    def check_epochs(self) -> None:
+        """Raise ConfigError if the samples of a pass, of which `max_epochs` is a multiple, are not known."""
+        if self.streamed and self.loader.samples is None:
+            raise ConfigError(
+                "trainer.max_epochs counts samples, and nobody has counted those of shards without an index; give "
+                "trainer.max_steps=… trainer.max_epochs=null, or state a pass's samples with data.loader.samples=…"
+            )
 
 
 @dataclass

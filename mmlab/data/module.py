@@ -14,6 +14,8 @@ from mmlab.data.batch_loader import LocalLoader
 from mmlab.data.config import ShardsConfig
 from mmlab.data.mixture import Source, by_type, open_sources
 from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
+from mmlab.data.stream_loader import StreamLoader, say_promises
+from mmlab.data.walked_shards import open_or_walk
 from mmlab.runs.identity import compare
 from mmlab.runs.ranks import accumulation
 
@@ -32,16 +34,18 @@ class ShardDataModule(L.LightningDataModule):
     Args:
         config: settings.
         collate: prepares samples and makes batches.
+        loader: reads training shards that have no index; None: all have one.
 
     Raises:
         ConfigError: no training source, or weights that are missing or contradict `balance`.
     """
 
-    def __init__(self, config: ShardsConfig, collate: Collate):
+    def __init__(self, config: ShardsConfig, collate: Collate, loader: StreamLoader | None = None):
         super().__init__()
         config.check_mixture()
         self.config = config
         self.collate = collate
+        self.stream = loader
         self.total_steps: int | None = None
         self._base = 0  # samples trained when the loader started …
         self._mark: int | None = None  # … and Lightning's count of micro-batches then; None = not started
@@ -55,13 +59,16 @@ class ShardDataModule(L.LightningDataModule):
 
     @cached_property
     def val_sources(self) -> list[Source]:
-        """The open validation sources."""
+        """The open validation sources; raises what `open_sources` or `open_or_walk` raises."""
+        if self.stream and self.config.val:
+            return open_or_walk(self.config, self.config.val)
         return open_sources(self.config, self.config.val)
 
     @property
     def samples(self) -> int:
         """Training samples over all sources: one pass, which `max_epochs` counts."""
-        return sum(len(source) for source in self.train_sources)
+        self.config.check_epochs()
+        return self.config.loader.samples if self.stream else sum(len(source) for source in self.train_sources)
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per step on each of `world` processes; ConfigError unless that is a whole number."""
@@ -100,10 +107,16 @@ class ShardDataModule(L.LightningDataModule):
     @property
     def sources(self) -> dict[str, str]:
         """Contents (as a hash) and weight of each training source: all that decides the order beside `FIXED`."""
+        if self.stream:
+            return {s.name: f"{s.hash} x {s.weight}" for s in self.stream.sources(self.config)}
         return {s.name: f"{s.index.hash} x {s.weight}" for s in self.train_sources}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, **self._fixed(), "sources": self.sources}
+        state = {"position": self.position, **self._fixed(), "sources": self.sources}
+        if self.stream:
+            trained = self.position // self.config.global_batch * self.accumulation(self._place()[0])
+            state["stream"] = self.stream.state_dict(trained, self.config)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint's position; only training does.
@@ -123,10 +136,14 @@ class ShardDataModule(L.LightningDataModule):
                 )
         compare({"train": state_dict["sources"]}, {"train": self.sources}, "the checkpoint")
         self._base, self._mark = state_dict["position"], None
+        if self.stream:
+            self.stream.load_state_dict(state_dict["stream"], self.config, *self._place())
 
     def setup(self, stage: str) -> None:
         if stage == "fit":  # before Lightning restores a checkpoint
             self._base, self._mark = 0, None
+            if self.stream:
+                self.stream.reset()
 
     def train_dataloader(self) -> LocalLoader:
         world, rank = self._place()
@@ -136,6 +153,10 @@ class ShardDataModule(L.LightningDataModule):
             self._check_trainer(micro_per_step)
             self._align_progress(micro_per_step)
         cut = GlobalBatches(self.config.global_batch, self.config.micro_batch, world, rank)
+        if self.stream:
+            say_promises(self.stream.config)
+            stop = steps * micro_per_step
+            return self._kept(self.stream.load(self.config, self.collate, cut, stop, self._begin, self._on_cuda))
         return self._loader(self.train_sources, cut, steps * micro_per_step, self._begin)
 
     def val_dataloader(self) -> LocalLoader | list[LocalLoader]:
@@ -148,6 +169,9 @@ class ShardDataModule(L.LightningDataModule):
             count: of samples.
             training: whether they are training samples also where there are validation sources.
         """
+        if self.stream and (training or not self.config.val):
+            cut = GlobalBatches(self.config.global_batch, self.config.micro_batch, *self._place())
+            return self._kept(self.stream.spread(self.config, self.collate, cut, count))
         sources = self.val_sources if self.config.val and not training else self.train_sources
         return self._pass(sources, max(1, sum(map(len, sources)) // count))
 
@@ -172,10 +196,16 @@ class ShardDataModule(L.LightningDataModule):
         self, sources: list[Source], cut: GlobalBatches | OnePass, stop: int, start: Callable[[], int] = lambda: 0
     ) -> LocalLoader:
         dataset = LocalBatches(sources, self.collate, cut, self.config)
-        cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        loader = LocalLoader(dataset, stop, start, self.config.workers, pin_memory=cuda)
+        return self._kept(LocalLoader(dataset, stop, start, self.config.workers, pin_memory=self._on_cuda))
+
+    def _kept(self, loader: LocalLoader) -> LocalLoader:
+        """The loader, to be closed at the end."""
         self._loaders.append(loader)
         return loader
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _begin(self) -> int:
         """The first micro-batch of this rank; called whenever Lightning starts the loader."""

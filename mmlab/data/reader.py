@@ -1,8 +1,8 @@
 """From a position in the stream to a collated batch: read, decode, prepare, replace bad samples, count."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset, get_worker_info
@@ -197,10 +197,25 @@ class LocalBatches(Dataset):
         )
 
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
-        spec = self.collate.image
-        names = pictures_read(source.index.extensions(i), spec)
-        members = source.index.read(i, (*names, "json", "txt", *self.collate.members))
-        record = parse_record(members)
-        pictures = [decode_picture(members[name], spec) for name in names] if spec is not None else []
-        further = {name: members[name] for name in self.collate.members if name in members}
-        return Sample(key, source.name, record, pictures, seed, further, source.index.hash)
+        names = members_read(source.index.extensions(i), self.collate)
+        members = source.index.read(i, names)
+        return decoded(Sample(key, source.name, {}, [], seed, members, source.index.hash), self.collate)
+
+
+def members_read(extensions: Iterable[str], collate: Collate) -> tuple[str, ...]:
+    """The members that are read of a sample which has `extensions`; it may lack some of them."""
+    return (*pictures_read(extensions, collate.image), "json", "txt", *collate.members)
+
+
+def decoded(stored: Sample, collate: Collate) -> Sample:
+    """A sample with its record and pictures, made of its members; those that the collate reads itself remain.
+
+    Raises:
+        SampleError: see `parse_record` and `decode_picture`.
+    """
+    spec, members = collate.image, stored.members
+    record = parse_record(members)
+    names = pictures_read(members, spec)
+    pictures = [decode_picture(members[name], spec) for name in names] if spec is not None else []
+    further = {name: members[name] for name in collate.members if name in members}
+    return replace(stored, record=record, pictures=pictures, members=further)

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from posixpath import dirname, join, normpath
 from typing import Any, NoReturn
 
 from mmlab.config.errors import DataError
+from mmlab.config.locations import Location
 from mmlab.data.formats import MEMBER_CAP
 
 BLOCK = 512
@@ -58,7 +58,7 @@ class _Header:
     target: str = ""  # of a link
 
 
-def walk(fd: int, path: Path) -> Iterator[TarMember]:
+def walk(fd: int, path: Location) -> Iterator[TarMember]:
     """Yield the regular files of an open ustar, GNU or pax archive; directories are skipped.
 
     A link to an earlier member, as tar writes for a file that occurs twice, has that member's bytes. A byte of a name
@@ -95,7 +95,7 @@ def walk(fd: int, path: Path) -> Iterator[TarMember]:
     _check_end(fd, path, at, length)
 
 
-def _member(header: _Header, before: dict[str, TarMember], payload: int, path: Path, at: int) -> TarMember:
+def _member(header: _Header, before: dict[str, TarMember], payload: int, path: Location, at: int) -> TarMember:
     """The regular file of a header, or the earlier one that it is a link to."""
     start = dirname(header.name) if header.kind == "2" else ""
     target = normpath(join(start, header.target))
@@ -109,12 +109,12 @@ def _member(header: _Header, before: dict[str, TarMember], payload: int, path: P
     return TarMember(header.name, at, payload, header.size)
 
 
-def fail(path: Path, at: int, reason: str) -> NoReturn:
+def fail(path: Location, at: int, reason: str) -> NoReturn:
     """Raise DataError, naming shard, byte and reason."""
     raise DataError(f"{path}, byte {at}: {reason}.")
 
 
-def _check_start(fd: int, path: Path, length: int) -> None:
+def _check_start(fd: int, path: Location, length: int) -> None:
     start = os.pread(fd, 8, 0)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
@@ -123,7 +123,7 @@ def _check_start(fd: int, path: Path, length: int) -> None:
         raise DataError(f"{path} is empty, not a tar file.")
 
 
-def _check_end(fd: int, path: Path, at: int, length: int) -> None:
+def _check_end(fd: int, path: Location, at: int, length: int) -> None:
     if os.pread(fd, BLOCK, at + BLOCK) != _ZEROS:
         if at + 2 * BLOCK > length:
             fail(path, at, "the archive is truncated: the second end block is missing")
@@ -135,7 +135,7 @@ def _check_end(fd: int, path: Path, at: int, length: int) -> None:
         at += len(chunk)
 
 
-def _header_at(fd: int, path: Path, at: int) -> _Header | None:
+def _header_at(fd: int, path: Location, at: int) -> _Header | None:
     """The header at a byte, or None for a block of zeros."""
     block = os.pread(fd, BLOCK, at)
     if len(block) < BLOCK:
@@ -177,7 +177,7 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace").replace("\0", "\\x00")
 
 
-def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -> dict[str, Any]:
+def _read_extended(header: _Header, fd: int, offset: int, path: Location, at: int) -> dict[str, Any]:
     """The fields that an extended header replaces in the next member's header."""
     if header.size > _EXTENDED_CAP:
         fail(path, at, f"an extended header has {header.size} bytes; the cap is {_EXTENDED_CAP}")
@@ -201,7 +201,7 @@ def _read_extended(header: _Header, fd: int, offset: int, path: Path, at: int) -
     return stated
 
 
-def _pax_records(data: bytes, path: Path, at: int) -> dict[bytes, bytes]:
+def _pax_records(data: bytes, path: Location, at: int) -> dict[bytes, bytes]:
     """Parse pax records, each `<length> <key>=<value>\\n`; the length is that of the whole record."""
     records, rest = {}, data
     while rest:

@@ -14,6 +14,7 @@ from mmlab.runs.index_files import has_index
 from mmlab.runs.ranks import FSDP, accumulation, check_tasks, world_size
 from mmlab.runs.redact import hide_known
 from mmlab.runs.run import find_run
+from mmlab.runs.shard_patterns import lacks_index, named_shards
 
 SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
 """`draws_from` of a stage → an option of conf/sampler that fits it."""
@@ -180,6 +181,9 @@ def check_length(cfg: DictConfig) -> None:
     """Check that the run has an end."""
     if cfg.trainer.max_steps is None and cfg.trainer.max_epochs is None:
         raise ConfigError("The run has no end; give trainer.max_steps=… or trainer.max_epochs=…")
+    data: Any = OmegaConf.to_object(cfg.data)
+    if cfg.trainer.max_epochs is not None and not isinstance(data, dict):
+        data.check_epochs()
 
 
 def check_batches(cfg: DictConfig) -> None:
@@ -231,7 +235,12 @@ def check_sources(data: DictConfig) -> None:
     made_by = "shards encode RUN SRC OUT" if getattr(config, "latents", False) else "shards build"
     for split in ("train", "val"):
         for i, source in enumerate(getattr(config, split)):
-            check_shards(config.folder(source), f"data.{split}.{i}.path", made_by)
+            if config.streamed and (split == "train" or lacks_index(source.path, config.root)):
+                named_shards(source.path, config.root)
+                continue
+            folder = config.folder(source)
+            if isinstance(folder, Path):  # addresses are opened next, see `check_addresses`
+                check_shards(folder, f"data.{split}.{i}.path", made_by)
 
 
 def check_shards(folder: Path, where: str, made_by: str) -> None:

@@ -164,15 +164,22 @@ def _tried(cfg: DictConfig, changes: dict[str, Any], sign: str = "") -> Iterator
 def _steps(cfg: DictConfig) -> tuple[int, str]:
     """Optimizer steps of the run, 0 if the data are not here, and the words for them."""
     trainer, limits = cfg.trainer, []
+    data: Any = OmegaConf.to_object(cfg.data)
+    streamed = getattr(data, "streamed", False)
     if trainer.max_steps is not None:
         limits.append(trainer.max_steps)
     if trainer.max_epochs is not None:
         folders = [data.folder(source) for source in data.train]
-        if not all(has_index(folder) for folder in folders):
+        if not streamed and not all(isinstance(folder, Url) or has_index(folder) for folder in folders):
             return 0, f"{trainer.max_epochs:g} epoch(s) of data that are not here"
-        samples = sum(len(ShardIndex.open(folder)) for folder in folders)
+        try:
+            indexes = [] if streamed else [ShardIndex.open(folder, data.cache) for folder in folders]
+        except UserError as error:
+            return 0, f"{trainer.max_epochs:g} epoch(s) of data that cannot be read here: {error}"
+        samples = data.loader.samples if streamed else sum(map(len, indexes))
         limits.append(int(Fraction(str(trainer.max_epochs)) * samples / cfg.data.global_batch))
-    return min(limits), f"{min(limits):,} steps"
+    unknown = ", of shards without an index, whose samples are not counted" if streamed else ""
+    return min(limits), f"{min(limits):,} steps{unknown}"
 
 
 def _listed(sizes: Sequence[int]) -> str:

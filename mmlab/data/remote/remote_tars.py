@@ -1,0 +1,57 @@
+"""Copies of remote shards that have no index, for the streams of one process."""
+
+from collections.abc import Hashable, Sequence
+
+from mmlab.config.errors import DataError
+from mmlab.config.locations import Location, Url
+from mmlab.data.config import CacheConfig
+from mmlab.data.remote.remote_files import reader_of
+from mmlab.data.remote.wanted import Wanted
+from mmlab.data.tar_samples import OpenTar
+
+_TRIES = 3
+
+
+class RemoteTars:
+    """Opens copies of remote tars in the shard cache, as whole files.
+
+    Args:
+        cache: settings of the shard cache.
+    """
+
+    def __init__(self, cache: CacheConfig):
+        self.cache = cache
+        self._wanted: dict[str, Wanted] = {}
+
+    def want(self, stream: Hashable, present: Sequence[Location], next: Sequence[Location]) -> None:
+        """Replace what one stream reads now, and what it reads after that; its earlier shards must be closed.
+
+        Raises:
+            DataError: a shard that is not there, or the cache cannot hold those that are read now.
+        """
+        lists = [
+            [(self, self._object(shard)) for shard in shards if isinstance(shard, Url)] for shards in (present, next)
+        ]
+        reader_of(self.cache).want(stream, *lists)  # type: ignore[arg-type]
+
+    def object(self, entry: Wanted) -> Wanted:
+        """What the fetcher is asked for, as `RemoteFiles.object` returns it."""
+        return entry
+
+    def open(self, shard: Url) -> OpenTar:
+        """Open the copy of a shard when it is there; raises DataError if it cannot be fetched."""
+        for _ in range(_TRIES):  # somebody may delete it before it is open
+            with reader_of(self.cache).waiting() as client:
+                path = client.file(self._object(shard))
+            try:
+                return OpenTar(shard, path)
+            except DataError:
+                continue
+        raise DataError(f"the copy of {shard} is deleted again and again by another program.")
+
+    def _object(self, shard: Url) -> Wanted:
+        if str(shard) not in self._wanted:
+            with reader_of(self.cache).waiting() as client:
+                size, etag = client.stat(str(shard.parent), shard.name)
+            self._wanted[str(shard)] = Wanted(str(shard.parent), shard.name, size, etag)
+        return self._wanted[str(shard)]
