@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -43,26 +42,21 @@ def verify(index: ShardIndex, shards: Sequence[int] | None = None, workers: int 
 def _scan(root: Location, entry: Entry) -> ShardTable:
     if isinstance(root, Path):
         return scan_shard(root / entry.name)
-    from mmlab.data.remote.download import download
-    from mmlab.data.remote.store import open_store
+    from mmlab.data.indexing import Shard
+    from mmlab.data.remote.remote_indexing import RemoteShards, work_folder
 
-    with TemporaryDirectory(prefix="mmlab-verify-") as folder:
-        path = Path(folder, entry.name)
-        download(open_store(root), entry.name, path, size=entry.bytes, etag=entry.etag)
-        try:
-            return scan_shard(path)
-        except DataError as error:
-            raise DataError(str(error).replace(folder, str(root))) from None
+    with work_folder() as work:
+        return RemoteShards(root, work, work, (), True).scan(Shard(entry.name, entry.bytes, entry.etag))
 
 
 def _compare_listing(index: ShardIndex, root: Url) -> None:
     """Compare names, sizes and ETags of all shards with the manifest, if the store can list them."""
-    from mmlab.data.remote.download import retried
-    from mmlab.data.remote.store import HTTP, open_store
+    from mmlab.data.remote.remote_indexing import tars_of
+    from mmlab.data.remote.store import HTTP
 
     if str(root).partition("://")[0].lower() in HTTP:
         return
-    there = {blob.name: blob for blob in retried(open_store(root).list)}
+    there = {blob.name: blob for blob in tars_of(root)}
     entries = {entry.name: entry for entry in index.manifest.entries}
     again = f"re-index it with `mmlab shards index {root}`."
     for name in sorted(there.keys() ^ entries.keys()):

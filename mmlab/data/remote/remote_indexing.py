@@ -65,7 +65,7 @@ class RemoteShards:
             table = self._fitting(file, shard) if shard.table_bytes else None
             read = table is None
             if table is None:
-                write_table(file, table := self._scan(shard))
+                write_table(file, table := self.scan(shard))
             return Summary.of(shard.name, file, table, read)
         if (summary := self._known(shard)) is not None:
             return summary
@@ -74,7 +74,7 @@ class RemoteShards:
             table = self._fitting(file, shard) if shard.table_bytes and self._fetched(name) else None
             read = table is None
             if table is None:
-                write_table(file, table := self._scan(shard))
+                write_table(file, table := self.scan(shard))
                 put(self.tables, name, file)
             self._hashes(shard.name).write_bytes(table.key_hashes.tobytes())
             return Summary.of(shard.name, file, table, read)
@@ -149,7 +149,8 @@ class RemoteShards:
         except DataError:
             return None
 
-    def _scan(self, shard: Shard) -> ShardTable:
+    def scan(self, shard: Shard) -> ShardTable:
+        """Download a shard and read it whole."""
         copy = self.work / shard.name
         try:
             download(_store(self.root), shard.name, copy, size=shard.size, etag=shard.etag, deadline=_DEADLINE)
@@ -198,7 +199,7 @@ def remote_place(root: Url, required: tuple[str, ...], elsewhere: bool, again: b
             other.mkdir(parents=True, exist_ok=True)
         print(f"the index of {root} is in {other}: {str(error).rstrip('.')}", file=sys.stderr)
         tables = other
-    with _work_folder() as work:
+    with work_folder() as work:
         yield RemoteShards(root, tables, work, required, again)
 
 
@@ -252,7 +253,7 @@ def _store(url: Url) -> Store:
 
 
 @contextmanager
-def _work_folder() -> Iterator[Path]:
+def work_folder() -> Iterator[Path]:
     """A temporary folder; those that killed processes have left behind are removed."""
     place = Path(tempfile.gettempdir())
     for old in place.glob(f"{_WORK}*"):
