@@ -39,11 +39,12 @@ from mmlab.data.indexing import build_index
 from mmlab.data.mixture import Source
 from mmlab.data.reader import Collate, LocalBatches, OnePass
 from mmlab.data.sample_types import ImageSpec
-from mmlab.data.shard_files import stats, verify
+from mmlab.data.shard_stats import stats
 from mmlab.data.sources.captions import captions
 from mmlab.data.sources.image_folder import images
 from mmlab.data.sources.llava_json import llava_json
 from mmlab.data.tokenizer import train_tokenizer
+from mmlab.data.verification import verify
 from mmlab.evaluate.answer_report import answer_scores, draw_grid, worst_page
 from mmlab.evaluate.answers import Answerer, answer_questions
 from mmlab.evaluate.config import METRICS
@@ -167,7 +168,7 @@ class Fuzz:
             self.use(index, folder, [*random.sample(others, 5), (cached, dict(self.collates)[cached])])
         self.write_tar(folder / "odd", samples, random)
         if (odd := self.attempt("index odd", lambda: build_index(folder / "odd", quiet=True))) is not None:
-            self.attempt("verify", lambda: verify(folder / "odd", quiet=True))
+            self.attempt("verify", lambda: verify(ShardIndex.open(folder / "odd"), quiet=True))
             self.attempt("batches odd", lambda: self.batches("odd", odd, self.collates[0][1], counted=False))
         self.build(folder, random)
         self.recorded(folder, random)

@@ -1,4 +1,4 @@
-"""Writing samples as shards, verifying a set of shards byte by byte, and summarizing it."""
+"""Writing samples as shards."""
 
 import json
 import os
@@ -8,17 +8,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.config.locations import Location, Url, location
-from mmlab.data.anyres import tiles_and_places
-from mmlab.data.formats import EXTENSIONS, PIXEL_CAP, Members, check_extension, check_key
+from mmlab.data.formats import Members, check_extension, check_key
 from mmlab.data.index import OLD_INDEX, ShardIndex
 from mmlab.data.indexing import build_index
-from mmlab.data.progress_bar import in_processes, progress
-from mmlab.data.sample_types import ImageSpec
-from mmlab.data.scan import scan_shard
+from mmlab.data.progress_bar import progress
 from mmlab.data.tally import Tally
 from mmlab.runs.disk import writing
 from mmlab.runs.index_files import INDEX_NAME, upload_draft
@@ -181,93 +176,6 @@ def write_shards(
         if tally.rows and not tally.written:
             raise DataError(f"none of {tally.rows} rows can be used: {'; '.join(tally.lines())}")
     return writer.index, tally
-
-
-def verify(root: str | Path, workers: int = 1, quiet: bool = False) -> ShardIndex:
-    """Read every byte of a set of shards and compare it with the index.
-
-    Raises:
-        DataError: naming the shard and the first sample in it that differs.
-    """
-    index = ShardIndex.open(root)
-    paths = [Path(str(index.root / name)) for name in index.shards]
-    scans = in_processes(scan_shard, paths, "reading shards", workers, quiet)
-    for path, table, scan in zip(paths, index.tables(), scans, strict=True):
-        if table.keys() != scan.keys():
-            raise DataError(f"{path} does not hold the samples that its index lists.")
-        for name in ("first", "extension", "offset", "length", "crc"):
-            differs = np.flatnonzero(getattr(table, name) != getattr(scan, name))
-            if len(differs):
-                j = int(np.searchsorted(table.first, differs[0], side="right")) - 1
-                raise DataError(
-                    f"{path} changed since it was indexed: sample '{table.key(j)}' has the first of"
-                    f" {len(differs)} members with another {'checksum' if name == 'crc' else name}."
-                )
-    return index
-
-
-def stats(index: ShardIndex, spec: ImageSpec | None = None) -> dict[str, Any]:
-    """Summarize a set of shards from its index, as plain JSON data.
-
-    Args:
-        index: open shards.
-        spec: of a vision-language model, whose tiles and tokens per picture are counted; None: of none.
-    """
-    members = np.bincount(index.joined("extension"), minlength=len(EXTENSIONS))
-    pictures, lengths, sizes = index.joined("pictures"), index.joined("text_lengths"), _sizes(index)
-    count = int(pictures.sum())
-    width, height = sizes.astype(np.int64).T
-    shown = {} if spec is None else _shown(sizes, spec)
-    return {
-        "root": str(index.root),
-        "samples": len(index),
-        "shards": len(index.shards),
-        "bytes": int(index.shard_sizes.sum()),
-        "samples_per_shard": _spread(index.samples_per_shard),
-        "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
-        "pictures": count,
-        "pictures_per_sample": _spread(pictures),
-        "pictures_unreadable": count - len(width),
-        "pictures_beyond_cap": int((width * height > PIXEL_CAP).sum()),
-        "width": _spread(width),
-        "height": _spread(height),
-        **shown,
-        "text_characters": _spread(lengths),
-        "samples_without_text": int((lengths == 0).sum()),
-        "records_unreadable": index.notes.bad_records,
-        "members_not_read": index.notes.skipped or None,
-        "types": _type_counts(index),
-        "question_types": index.notes.question_types or None,
-        "hash": index.hash,
-    }
-
-
-def _shown(sizes: np.ndarray, spec: ImageSpec) -> dict[str, Any]:
-    """What pictures take in a model: tiles, and places in the sequence."""
-    sizes, numbers = np.unique(sizes, axis=0, return_inverse=True)
-    each = np.array([tiles_and_places(width, height, spec) for width, height in sizes.tolist()]).reshape(-1, 2)
-    tiles, tokens = each[numbers.reshape(-1)].T
-    return {"tiles": _spread(tiles, 95), "image_tokens": _spread(tokens, 95)}
-
-
-def _type_counts(index: ShardIndex) -> dict[str, int] | None:
-    if index.type_names == ("",):
-        return None
-    types = [entry.types or {} for entry in index.manifest.entries]
-    return {name or "none": sum(one.get(name, 0) for one in types) for name in index.type_names}
-
-
-def _sizes(index: ShardIndex) -> np.ndarray:
-    """int32 `[K, 2]`: width and height of every picture that can be read, in any order."""
-    sizes = np.concatenate([index.joined("image_sizes"), index.joined("further_sizes")])
-    return sizes[sizes[:, 0] > 0]
-
-
-def _spread(values: np.ndarray, percentile: int | None = None) -> dict[str, float] | None:
-    if not len(values):
-        return None
-    high = {} if percentile is None else {f"{percentile} %": float(np.percentile(values, percentile))}
-    return {"min": int(values.min()), "median": float(np.median(values)), **high, "max": int(values.max())}
 
 
 def check_members(key: str, members: Members) -> None:

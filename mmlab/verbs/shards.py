@@ -4,12 +4,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
-from mmlab.runs.disk import to_json
-from mmlab.verbs._shard_arguments import Parser, add, existing, part_of, positive
+from mmlab.verbs._shard_arguments import Parser, add, existing, part_of
 from mmlab.verbs._shard_build import add_build, add_drawing, add_encode
+from mmlab.verbs._shard_checks import add_checks
 
 # torch, Pillow and transformers are imported by the commands that need them, so that `--help` is fast.
 
@@ -51,54 +50,6 @@ def _command(args: argparse.Namespace) -> str:
     return f"`{shlex.join(words)}`"
 
 
-def _verify(args: argparse.Namespace) -> None:
-    from mmlab.data.shard_files import verify
-
-    index = verify(args.root, args.workers)
-    size = index.shard_sizes.sum() / 1e6
-    print(f"{index.root}: {len(index)} samples in {len(index.shards)} shards, all {size:.1f} MB as indexed")
-
-
-def _stats(args: argparse.Namespace) -> None:
-    from mmlab.data.index import ShardIndex
-    from mmlab.data.shard_files import stats
-
-    index, spec = ShardIndex.open(args.root), None
-    if args.overrides:
-        from mmlab.verbs._shard_samples import spec_of
-
-        spec = spec_of(args.overrides)
-    summary = stats(index, spec)
-    if args.json:
-        print(to_json(summary))
-        return
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = "  ".join(f"{key} {number:g}" for key, number in value.items())
-        print(f"{name.replace('_', ' '):<22} {'-' if value is None else value}")
-
-
-def _show(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if out.suffix != ".png" or not out.parent.is_dir():
-        raise ConfigError(f"--out must be a .png in an existing folder, not {out}.")
-    if args.overrides:
-        from mmlab.verbs._shard_samples import show_samples
-
-        show_samples(args.root, args.overrides, args.key, args.number or 1, out)
-        return
-    if args.key is not None:
-        raise ConfigError("--key shows a sample as a recipe trains on it; name one: experiment=llava/finetune_tiny.")
-    from mmlab.data.index import ShardIndex
-    from mmlab.report.shard_sheet import sample_sheet
-    from mmlab.runs.disk import replacing
-
-    index, number = ShardIndex.open(args.root), args.number or 16
-    with replacing(out) as draft:
-        sample_sheet(index, number, args.columns).save(draft)
-    print(f"{out}: {min(number, len(index))} of {len(index)} samples of {index.root}")
-
-
 def _problems(args: argparse.Namespace) -> None:
     from mmlab.data.sources.drawn_problems import write_problems
 
@@ -134,24 +85,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     help_part = "read only one part of the shards, for jobs in parallel; then the same command without it joins them"
     index.add_argument("--part", type=part_of, metavar="K/N", help=help_part)
     index.add_argument("--again", action="store_true", help="read shards again that have not changed")
-    verify = add(commands, "verify", _verify, "read every byte again and compare it with the index")
-    verify.add_argument("root", type=existing)
-    for command in (index, verify):
-        command.add_argument("--workers", type=int, default=1, help="processes that read in parallel (%(default)s)")
-    stats = add(commands, "stats", _stats, "sizes, members, images and text lengths")
-    stats.add_argument("root", type=existing)
-    help_recipe = "a vision-language recipe and changes to it, to count the tokens of its pictures: experiment=…"
-    stats.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=help_recipe)
-    stats.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    show = add(commands, "show", _show, "draw a contact sheet, or show samples as a recipe would train on them")
-    show.add_argument("root", type=existing)
-    help_overrides = "a recipe and changes to it, as for mmlab train: experiment=llava/finetune_tiny data.max_length=64"
-    show.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=help_overrides)
-    show.add_argument("--key", help="the sample to show as the recipe trains on it")
-    show.add_argument("--out", default="samples.png", metavar="PNG", help="file to write (%(default)s)")
-    help_number = "samples, evenly spaced (16 of a contact sheet, 1 with a recipe)"
-    show.add_argument("-n", dest="number", type=positive, help=help_number)
-    show.add_argument("--columns", type=positive, default=4, help="(%(default)s)")
+    index.add_argument("--workers", type=int, default=1, help="processes that read in parallel (%(default)s)")
+    add_checks(commands)
     problems = add(
         commands, "problems", _problems, "write synthetic problems in ScienceQA's layout, about drawn scenes"
     )

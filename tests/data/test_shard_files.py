@@ -4,29 +4,19 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from webdataset.compat import WebDataset
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.formats import Members
 from mmlab.data.index import ShardIndex
-from mmlab.data.sample_types import ImageSpec, SampleError
-from mmlab.data.shard_files import Samples, ShardWriter, stats, verify, write_shards
+from mmlab.data.sample_types import SampleError
+from mmlab.data.shard_files import Samples, ShardWriter, write_shards
 from mmlab.data.tally import Tally
-from tests.tiny_files import bomb, png, write_tar
-
-
-def build(root, count=5, **options):
-    with ShardWriter(root, max_samples=2, quiet=True, **options) as writer:
-        for i in range(count):
-            record = {"id": f"s{i}", "caption": "é" * i}
-            writer.write(f"s{i}", {"png": png(4 + i), "json": record, "txt": "hi"})
-    return writer.index
+from tests.tiny_sets import tiny_set
 
 
 def test_webdataset_reads_our_shards(tmp_path):
-    index = build(tmp_path / "set")
+    index = tiny_set(tmp_path / "set")
     paths = [str(index.root / name) for name in index.shards]
     read = list(WebDataset(paths, shardshuffle=False))
     assert [item["__key__"] for item in read] == list(index.keys)
@@ -35,7 +25,7 @@ def test_webdataset_reads_our_shards(tmp_path):
 
 
 def test_names_counts_and_bytes_repeat(tmp_path):
-    first, second = build(tmp_path / "a"), build(tmp_path / "b")
+    first, second = tiny_set(tmp_path / "a"), tiny_set(tmp_path / "b")
     assert first.shards == ("shard-000000.tar", "shard-000001.tar", "shard-000002.tar")
     assert first.samples_per_shard.tolist() == [2, 2, 1]
     for name in first.shards:
@@ -75,20 +65,20 @@ def test_no_samples_is_an_error(tmp_path):
 
 
 def test_a_used_folder_needs_overwrite_and_must_be_shards(tmp_path):
-    build(tmp_path / "set")
+    tiny_set(tmp_path / "set")
     with pytest.raises(ConfigError, match=r"not empty.*--overwrite"):
-        build(tmp_path / "set")
-    assert len(build(tmp_path / "set", count=1, overwrite=True)) == 1
+        tiny_set(tmp_path / "set")
+    assert len(tiny_set(tmp_path / "set", count=1, overwrite=True)) == 1
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["index", "shard-000000.tar"]
     (tmp_path / "set" / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match=r"thesis\.tex"):
-        build(tmp_path / "set", overwrite=True)
+        tiny_set(tmp_path / "set", overwrite=True)
     assert (tmp_path / "set" / "thesis.tex").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_an_error_while_overwriting_keeps_the_old_set(tmp_path):
-    before = build(tmp_path / "set").hash
+    before = tiny_set(tmp_path / "set").hash
     with pytest.raises(RuntimeError), ShardWriter(tmp_path / "set", overwrite=True, quiet=True) as writer:
         writer.write("x", {"txt": "x"})
         raise RuntimeError
@@ -107,7 +97,7 @@ def test_a_killed_build_leaves_no_set(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=environment)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "set").exists()
-    assert len(build(tmp_path / "set")) == 5
+    assert len(tiny_set(tmp_path / "set")) == 5
 
 
 def test_write_shards_returns_the_converters_counts(tmp_path):
@@ -129,66 +119,8 @@ def test_write_shards_returns_the_converters_counts(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_verify_finds_a_flipped_byte_and_names_the_sample(tmp_path):
-    index = build(tmp_path / "set")
-    assert verify(index.root, quiet=True).hash == index.hash
-    path = index.root / "shard-000001.tar"
-    data = bytearray(path.read_bytes())
-    data[index.table(1).members(1)[0][1]] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"shard-000001\.tar .*'s3'.*checksum"):
-        verify(index.root, quiet=True)
-
-
-def test_verify_finds_a_damaged_header(tmp_path):
-    index = build(tmp_path / "set")
-    path = index.root / "shard-000001.tar"
-    data = bytearray(path.read_bytes())
-    data[3] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"shard-000001\.tar"):
-        verify(index.root, quiet=True)
-
-
-def test_stats(tmp_path):
-    index = build(tmp_path / "set")
-    summary = stats(index)
-    assert summary["samples"] == 5 and summary["shards"] == 3 and summary["pictures"] == 5
-    assert summary["members"] == {"png": 5, "json": 5, "txt": 5}
-    assert summary["width"] == {"min": 4, "median": 6.0, "max": 8}
-    assert summary["text_characters"]["max"] == 4
-    assert summary["bytes"] == sum((index.root / name).stat().st_size for name in index.shards)
-    json.dumps(summary)
-
-
-def test_stats_counts_the_tiles_and_tokens_of_a_recipe(tmp_path):
-    members: list[Members] = [{"png": png(*size), "json": {}} for size in ((8, 8), (16, 8), (16, 8), (8, 30))]
-    with ShardWriter(tmp_path / "set", quiet=True) as writer:
-        for n, one in enumerate(members):
-            writer.write(f"s{n}", {**one, "0.png": png(40, 10)} if n == 3 else one)
-    summary = stats(writer.index, ImageSpec(8, "anyres", 4, ((1, 2), (2, 1), (1, 4))))
-    assert summary["tiles"] == {"min": 3, "median": 3.0, "95 %": 4.6, "max": 5}
-    assert summary["image_tokens"]["max"] == 4 + 2 * (8 + 1)
-    assert stats(writer.index, ImageSpec(8, "pad", 4))["image_tokens"] == {
-        "min": 4,
-        "median": 4.0,
-        "95 %": 4.0,
-        "max": 4,
-    }
-    assert "tiles" not in stats(writer.index)
-
-
-def test_stats_counts_unusable_images(tmp_path):
-    from mmlab.data.indexing import build_index
-
-    write_tar(tmp_path / "0.tar", ("a.jpg", bomb()), ("b.jpg", b"junk"), ("c.txt", b"x"), ("d.png", png()))
-    summary = stats(build_index(tmp_path, quiet=True))
-    assert (summary["pictures"], summary["pictures_unreadable"], summary["pictures_beyond_cap"]) == (3, 1, 1)
-    assert summary["samples_without_text"] == 3
-    assert np.isfinite(summary["width"]["median"])
-
-
 def test_shards_are_indexed_and_summarized_without_torch():
-    modules = "mmlab.keyed, mmlab.data.config, mmlab.data.mixture, mmlab.data.shard_files, mmlab.data.sources.shapes"
+    modules = "mmlab.keyed, mmlab.data.config, mmlab.data.mixture, mmlab.data.shard_files, mmlab.data.sources.shapes, "
+    modules += "mmlab.data.shard_stats, mmlab.data.verification"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
