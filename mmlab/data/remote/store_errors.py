@@ -104,5 +104,7 @@ def _unknown(error: Exception, where: str) -> UserError:
 
 def _chain(address: str) -> str:
     scheme = address.partition("://")[0].lower()
+    if scheme in ("http", "https"):
+        return "web servers are read without a login"
     kind = {"s3a": "s3", "gcs": "gs"}.get(scheme, "az" if scheme in ("azure", "adl", "abfs", "abfss") else scheme)
-    return CREDENTIALS.get(kind, "give the server's files to this machine without a login")
+    return CREDENTIALS.get(kind, "give its driver the login")

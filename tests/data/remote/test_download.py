@@ -16,7 +16,7 @@ from mmlab.config.errors import DataError, RunError
 from mmlab.config.locations import Url
 from mmlab.data.remote import download as download_module
 from mmlab.data.remote.download import Stopped, download, read_object, retried
-from mmlab.data.remote.store import open_store
+from mmlab.data.remote.store import Blob, DriverStore, open_store
 from mmlab.data.remote.store_errors import ChangedError, StoreFault
 from tests.tiny_servers import FAULTS, RangeServer, etag_of, s3_environment, s3_server
 
@@ -72,6 +72,24 @@ def test_hundreds_of_faults_and_no_wrong_byte(server, target, scheme):
     assert sorted(path.name for path in kinds.iterdir()) == sorted(names)
     assert sum(server.faults.values()) > 300 and set(server.faults) == set(FAULTS)
     assert sum(received) >= len(names) * SIZE
+
+
+class Wavering(DriverStore):
+    """Answers with too few bytes, too many, and as many as were asked for, in turn, without an error."""
+
+    def get(self, name: str, start: int, stop: int, etag: str | None = None) -> tuple[Blob, Iterator[bytes]]:
+        self.count = getattr(self, "count", -1) + 1
+        end = (max(start, stop - 9), stop + 9, stop)[self.count % 3]
+        blob, _ = super().get(name, start, stop, etag)
+        return blob, iter([(self._files.cat_file(self._path(name)) + bytes(9))[start:end]])
+
+
+def test_an_answer_that_is_too_short_or_too_long(server, target):
+    store = Wavering(Url("memory://wavering"))
+    store.write("0.tar", served(server))
+    target.with_name("0.tar.part").write_bytes(bytes(2 * SIZE))  # of a process that was killed
+    download(store, "0.tar", target)
+    assert target.read_bytes() == served(server) and list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("connections", [1, 4])
