@@ -54,7 +54,7 @@ class FetchQueue:
             DataError: the present blocks of the others do not fit into its limit.
         """
         with self._changed:
-            if limit < self._cache.present:
+            if limit < min(self._cache.present, self._cache.limit):
                 raise DataError(too_small(self._cache.present, limit))
             self._limits[client] = (limit, deadline)
             self._apply_limit()
@@ -224,11 +224,15 @@ class FetchQueue:
             return None
         except Stopped:
             return ""
-        except UserError as error:
-            return str(error)
         except Exception as error:  # of any library behind an address; the thread must live on
-            reason = refusal(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            return f"{entry.set}/{entry.name} cannot be fetched into {self._cache.folder}: {reason}."
+            if (reason := refusal(error)) and not isinstance(error, DataError):
+                where = f"the copy of {entry.name} cannot be written to {self._cache.folder}: {reason}"
+                return f"{where}; lower data.cache.gigabytes, or give another folder as data.cache.folder."
+            if isinstance(error, UserError):
+                return str(error)
+            return (
+                f"{entry.set}/{entry.name} cannot be fetched: {type(error).__name__}: {' '.join(str(error).split())}."
+            )
         finally:
             with suppress(OSError):
                 path.with_name(path.name + ".part").unlink()

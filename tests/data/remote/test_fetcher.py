@@ -312,6 +312,18 @@ def test_a_cache_folder_of_another_machine_is_an_error(connect):
             client.stats()
 
 
+def test_a_full_disk_is_an_error_that_names_the_settings(connect, shards, tmp_path):
+    command = [sys.executable, "-m", "mmlab.data.remote.fetcher", str(tmp_path / "cache"), "--limit", "1"]
+    shell = ["bash", "-c", 'ulimit -f 10; exec "$@"', "-"]  # blocks of 1024 bytes
+    subprocess.run([*shell, *command], check=True)
+    client = connect()
+    with pytest.raises(
+        DataError, match=r"the copy of 0\.bin cannot be written to .*; lower data\.cache\.gigabytes, or"
+    ):
+        client.file(shards[0])
+    assert client.stats()["used"] == 0
+
+
 def test_folders_of_long_names_and_folders_that_cannot_be_made(connect, shards, tmp_path):
     deep = connect(folder=tmp_path / ("long" * 20) / ("long" * 20))
     assert deep.file(shards[0]).exists()

@@ -102,13 +102,16 @@ def test_present_blocks_that_do_not_fit_are_an_error_with_both_numbers(tmp_path)
 
 
 def test_a_table_is_fetched_before_its_shard_and_stays_as_long(tmp_path):
-    cache = ShardCache(tmp_path, 100)
+    cache = ShardCache(tmp_path, 15)
     table = Wanted("s3://bucket/laion", "index/a.safetensors", 5, sha256="1")
     wanted = shard("a", table=table)
-    cache.want(1, [wanted], [], [])
+    cache.want(1, [], [], [wanted])
     assert cache.next_fetch() == table and cache.next_fetch() is None
     arrive(cache, table)
     assert cache.next_fetch() == wanted
+    arrive(cache, wanted)
+    cache.want(2, [B], [], [])
+    assert fetch(cache) == ["b"] and cache.find(table) and not cache.find(wanted)
     assert cache.path(table).parent == cache.path(wanted).parent / "index"
     assert Wanted.from_json(wanted.as_json()) == wanted
 
@@ -132,6 +135,10 @@ def test_a_failed_object_is_fetched_again_when_asked_again(tmp_path):
     cache.not_fetched(A, failed=True)
     assert fetch(cache) == ["b"] and cache.used == 10
     cache.retry(A)
+    assert cache.next_fetch() == A
+    cache.not_fetched(A, failed=True)
+    cache.want(1, [B], [], [])
+    cache.want(1, [A, B], [], [])
     assert fetch(cache) == ["a"]
 
 
