@@ -32,7 +32,7 @@ def show_samples(root: str, overrides: Sequence[str], key: str | None, number: i
     index = ShardIndex.open(root)
     places = shown(index, number)
     if key is not None:
-        place = _find(index, key)
+        place = find_key(index, key)
         if place is None:
             raise ConfigError(f"{root} has no sample '{key}'.{nearest(key, list(islice(index.keys, 10_000)))}")
         places = [place]
@@ -49,7 +49,7 @@ def show_samples(root: str, overrides: Sequence[str], key: str | None, number: i
     print(f"{out}: {len(views)} of {len(index)} samples of {index.root}, as {recipe} trains on them")
 
 
-def _find(index: Any, key: str) -> int | None:
+def find_key(index: Any, key: str) -> int | None:
     """The place of a key, for which the tables of the shards are read in turn."""
     from mmlab.data.progress_bar import progress
 
