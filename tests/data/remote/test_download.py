@@ -88,8 +88,10 @@ def test_an_answer_that_is_too_short_or_too_long(server, target):
     store = Wavering(Url("memory://wavering"))
     store.write("0.tar", served(server))
     target.with_name("0.tar.part").write_bytes(bytes(2 * SIZE))  # of a process that was killed
-    download(store, "0.tar", target)
-    assert target.read_bytes() == served(server) and list(target.parent.iterdir()) == [target]
+    received = []
+    download(store, "0.tar", target, progress=received.append)
+    assert target.read_bytes() == served(server) and sum(received) == SIZE
+    assert list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("connections", [1, 4])
