@@ -18,6 +18,7 @@ from mmlab.data.remote.download import Stopped, download, retried
 from mmlab.data.remote.shard_cache import AHEAD, PRESENT, ShardCache, too_small
 from mmlab.data.remote.store import Store, open_store
 from mmlab.data.remote.wanted import Wanted, objects_of
+from mmlab.runs.redact import redact_text
 
 DOWNLOADS = 4
 """Objects that are fetched at the same time; one more if it is of a present block."""
@@ -230,9 +231,8 @@ class FetchQueue:
                 return f"{where}; lower data.cache.gigabytes, or give another folder as data.cache.folder."
             if isinstance(error, UserError):
                 return str(error)
-            return (
-                f"{entry.set}/{entry.name} cannot be fetched: {type(error).__name__}: {' '.join(str(error).split())}."
-            )
+            text = redact_text(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            return f"{entry.set}/{entry.name} cannot be fetched: {text}."
         finally:
             with suppress(OSError):
                 path.with_name(path.name + ".part").unlink()

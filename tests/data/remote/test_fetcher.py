@@ -295,6 +295,7 @@ def test_a_fetcher_that_hangs_is_an_error(connect, monkeypatch):
     client.close()
     client.stats()
     os.kill(process, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     with pytest.raises(RunError, match=rf"\(process {process} on .*\) has not answered for 0\.5 s; end that process"):
         client.stats()
     os.kill(process, signal.SIGKILL)
@@ -317,9 +318,7 @@ def test_a_full_disk_is_an_error_that_names_the_settings(connect, shards, tmp_pa
     shell = ["bash", "-c", 'ulimit -f 10; exec "$@"', "-"]  # blocks of 1024 bytes
     subprocess.run([*shell, *command], check=True)
     client = connect()
-    with pytest.raises(
-        DataError, match=r"the copy of 0\.bin cannot be written to .*; lower data\.cache\.gigabytes, or"
-    ):
+    with pytest.raises(DataError, match=r"the copy of 0\.bin cannot be written .*; lower data\.cache\.gigabytes, or"):
         client.file(shards[0])
     assert client.stats()["used"] == 0
 

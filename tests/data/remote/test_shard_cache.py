@@ -128,6 +128,20 @@ def test_a_present_block_stops_downloads_whose_place_it_needs(tmp_path):
     assert cache.is_cancelled(A) and not cache.is_cancelled(D)
 
 
+def test_what_is_wanted_later_does_not_take_the_place_that_is_waited_for(tmp_path):
+    cache = ShardCache(tmp_path, 30)
+    cache.want(1, [A], [shard("large", 25)], [B])
+    assert fetch(cache) == ["a"]
+    cache.want(1, [], [], [A, B, C])
+    assert cache.next_fetch() == B
+    cache.want(2, [], [shard("large", 25)], [])
+    assert cache.next_fetch() is None and cache.find(A) and not cache.is_cancelled(B)
+    cache.not_fetched(B, failed=False)
+    cache.want(1, [A], [B], [])
+    cache.want(2, [shard("large", 25)], [], [])
+    assert fetch(cache) == []
+
+
 def test_a_failed_object_is_fetched_again_when_asked_again(tmp_path):
     cache = ShardCache(tmp_path, 30)
     cache.want(1, [A, B], [], [])
