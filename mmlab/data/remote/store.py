@@ -151,8 +151,10 @@ class ObjectStore(Store):
         from obstore.store import HTTPStore, from_url
 
         timeout = WRITE_TIMEOUT if writes else REQUEST_TIMEOUT
-        client: Any = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT, "timeout": timeout}
+        client: Any = {"connect_timeout": CONNECT_TIMEOUT, "timeout": timeout}
         client |= {"allow_http": self.scheme == "http" or _plain_endpoint()}
+        if not writes:  # a server may be silent while it puts the parts of an upload together
+            client["read_timeout"] = READ_TIMEOUT
         # The deadline of a download governs, so nothing is read again behind its back.
         retry: Any = {"max_retries": WRITE_RETRIES if writes else 0, "retry_timeout": timeout}
         options: Any = {"client_options": client, "retry_config": retry}
