@@ -86,6 +86,15 @@ def test_does_not_evict_a_sooner_shard_for_a_later_one(tmp_path):
     assert fetch(cache) == [] and there(cache, *ALL) == "abc"
 
 
+def test_does_not_evict_a_shard_for_one_of_the_same_use(tmp_path):
+    cache = ShardCache(tmp_path, 10)
+    for client, wanted in enumerate((A, B)):
+        cache.want(client, [], [wanted], [])
+    assert cache.next_fetch() == A
+    arrive(cache, A)
+    assert cache.next_fetch() is None and cache.find(A)
+
+
 def test_present_blocks_that_do_not_fit_are_an_error_with_both_numbers(tmp_path):
     cache = ShardCache(tmp_path, 2 * 10**9)
     large = [shard(name, 1_500_000_000) for name in "ab"]
@@ -165,7 +174,8 @@ def test_takes_over_what_an_earlier_process_left(tmp_path):
         os.utime(cache.path(wanted), (time, time))
     part = cache.path(C).with_name(cache.path(C).name + ".part")
     write(part, 1000)
-    foreign = [tmp_path / "mine.tar", tmp_path / "notes-0123456789abcdef" / "mine.tar", tmp_path / "lock"]
+    names = ("mine.tar", "notes-0123456789abcdef/mine.tar", "notes/mine-0123456789abcdef.tar", "lock")
+    foreign = [tmp_path / name for name in names]
     for path in foreign:
         write(path, 1000)
 
