@@ -24,6 +24,7 @@ from mmlab.runs.disk import replacing, to_json
 _VERSION = 2
 _ABOUT = "about"
 _LONGEST_HEADER = 1 << 20
+_LARGE = 1 << 20  # bytes of a shard
 _DTYPES = {
     "key_bytes": np.uint8,
     "key_ends": np.int64,
@@ -210,7 +211,8 @@ def write_table(path: Path, table: ShardTable) -> None:
 
     arrays = {name: np.ascontiguousarray(getattr(table, name), dtype) for name, dtype in _DTYPES.items()}
     about = {_ABOUT: to_json({"version": _VERSION, **asdict(table.about)}, sort_keys=True)}
-    with replacing(path) as draft:
+    # Waiting for the disk takes longer than making the table of a small shard again.
+    with replacing(path, sync=table.about.size > _LARGE) as draft:
         save_file(arrays, draft, about)
 
 
