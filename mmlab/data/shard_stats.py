@@ -1,6 +1,7 @@
 """What a set of shards holds, summarized from its index."""
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmlab.data.sample_types import ImageSpec
 
 _TOTALS = ("members", "pictures", "pictures_unreadable", "pictures_beyond_cap", "samples_without_text")
 _SPREADS = ("pictures_per_sample", "width", "height", "tiles", "image_tokens", "text_characters")
+_PARTS = 64  # counts of so many shards are joined at a time
 
 
 def stats(index: ShardIndex, spec: ImageSpec | None = None, shards: Sequence[int] | None = None) -> dict[str, Any]:
@@ -53,32 +55,66 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None, shards: Sequence[int
 
 def _contents(index: ShardIndex, spec: ImageSpec | None, shards: Sequence[int]) -> dict[str, Any]:
     """What the tables of some shards state."""
-    members = np.bincount(index.joined("extension", shards), minlength=len(EXTENSIONS))
-    pictures, lengths = index.joined("pictures", shards), index.joined("text_lengths", shards)
-    sizes = np.concatenate([index.joined(name, shards) for name in ("image_sizes", "further_sizes")])
-    sizes = sizes[sizes[:, 0] > 0]
-    width, height = sizes.astype(np.int64).T
-    count = int(pictures.sum())
+    members = np.zeros(len(EXTENSIONS), np.int64)
+    pictures, lengths, sizes = _Counts(), _Counts(), _Counts()
+    for table in index.tables(shards):
+        members += np.bincount(table.extension, minlength=len(EXTENSIONS))
+        pictures.add(table.pictures)
+        lengths.add(table.text_lengths)
+        for both in (table.image_sizes, table.further_sizes):
+            sizes.add(both[both[:, 0] > 0].astype(np.int64) @ (1 << 32, 1))
+    width, height = sizes.values >> 32, sizes.values & 0xFFFF_FFFF
+    count = int((pictures.values * pictures.counts).sum())
     return {
         "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
         "pictures": count,
-        "pictures_per_sample": _spread(pictures),
-        "pictures_unreadable": count - len(width),
-        "pictures_beyond_cap": int((width * height > PIXEL_CAP).sum()),
-        "width": _spread(width),
-        "height": _spread(height),
-        **({} if spec is None else _model_view(sizes, spec)),
-        "text_characters": _spread(lengths),
-        "samples_without_text": int((lengths == 0).sum()),
+        "pictures_per_sample": _spread(pictures.values, pictures.counts),
+        "pictures_unreadable": count - int(sizes.counts.sum()),
+        "pictures_beyond_cap": int(sizes.counts[width * height > PIXEL_CAP].sum()),
+        "width": _spread(width, sizes.counts),
+        "height": _spread(height, sizes.counts),
+        **({} if spec is None else _model_view(width, height, sizes.counts, spec)),
+        "text_characters": _spread(lengths.values, lengths.counts),
+        "samples_without_text": int(lengths.counts[lengths.values == 0].sum()),
     }
 
 
-def _model_view(sizes: np.ndarray, spec: ImageSpec) -> dict[str, Any]:
+class _Counts:
+    """How often each value occurs, gathered shard by shard: its memory grows with the different values."""
+
+    def __init__(self):
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+
+    def add(self, values: np.ndarray) -> None:
+        self._parts.append(np.unique(values.astype(np.int64), return_counts=True))
+        if len(self._parts) == _PARTS:
+            self._joined()
+
+    @property
+    def values(self) -> np.ndarray:
+        """int64, ascending."""
+        return self._joined()[0]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64, of each value."""
+        return self._joined()[1]
+
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        if len(self._parts) != 1:
+            values, counts = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+            values, places = np.unique(values, return_inverse=True)
+            joined = np.zeros(len(values), np.int64)
+            np.add.at(joined, places, counts)
+            self._parts = [(values, joined)]
+        return self._parts[0]
+
+
+def _model_view(width: np.ndarray, height: np.ndarray, counts: np.ndarray, spec: ImageSpec) -> dict[str, Any]:
     """What pictures take in a model: tiles, and places in the sequence."""
-    sizes, numbers = np.unique(sizes, axis=0, return_inverse=True)
-    each = np.array([tiles_and_places(width, height, spec) for width, height in sizes.tolist()]).reshape(-1, 2)
-    tiles, tokens = each[numbers.reshape(-1)].T
-    return {"tiles": _spread(tiles, 95), "image_tokens": _spread(tokens, 95)}
+    pairs = zip(width.tolist(), height.tolist(), strict=True)
+    each = np.array([tiles_and_places(*pair, spec) for pair in pairs], np.int64).reshape(-1, 2)
+    return {name: _spread(each[:, n], counts, 95) for n, name in enumerate(("tiles", "image_tokens"))}
 
 
 def _type_counts(index: ShardIndex) -> dict[str, int] | None:
@@ -94,8 +130,18 @@ def _scaled(value: Any, scale: float) -> Any:
     return round(value * scale)
 
 
-def _spread(values: np.ndarray, percentile: int | None = None) -> dict[str, float] | None:
+def _spread(values: np.ndarray, counts: np.ndarray | None = None, percentile: int | None = None) -> Any:
+    """Smallest, middle and largest value, and a percentile, of values that occur `counts` times, or once."""
     if not len(values):
         return None
-    high = {} if percentile is None else {f"{percentile} %": float(np.percentile(values, percentile))}
-    return {"min": int(values.min()), "median": float(np.median(values)), **high, "max": int(values.max())}
+    order = np.argsort(values, kind="stable")
+    values, ends = values[order], np.cumsum(np.ones_like(order) if counts is None else counts[order])
+
+    def at(percent: float) -> float:
+        """The linear interpolation of numpy.percentile."""
+        place = (int(ends[-1]) - 1) * percent / 100
+        low, high = (int(values[np.searchsorted(ends, n, side="right")]) for n in (int(place), ceil(place)))
+        return low + (high - low) * (place - int(place))
+
+    high = {} if percentile is None else {f"{percentile} %": at(percentile)}
+    return {"min": int(values[0]), "median": at(50), **high, "max": int(values[-1])}

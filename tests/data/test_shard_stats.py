@@ -1,7 +1,10 @@
 import json
 
 import numpy as np
+import pytest
 
+from mmlab.data import shard_stats
+from mmlab.data.anyres import tiles_and_places
 from mmlab.data.formats import Members
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.shard_files import ShardWriter
@@ -46,3 +49,19 @@ def test_stats_counts_unusable_images(tmp_path):
     assert (summary["pictures"], summary["pictures_unreadable"], summary["pictures_beyond_cap"]) == (3, 1, 1)
     assert summary["samples_without_text"] == 3
     assert np.isfinite(summary["width"]["median"])
+
+
+def test_stats_are_gathered_shard_by_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_stats, "_PARTS", 3)
+    index = tiny_set(tmp_path / "set", 24)
+    summary = stats(index, ImageSpec(8, "anyres", 4, ((1, 2), (2, 1), (1, 4))))
+    width, height = index.joined("image_sizes").T
+    assert (len({*width}), {*height}) == (24, {6})
+    for name, values in {"width": width, "height": height, "text_characters": index.joined("text_lengths")}.items():
+        expected = {"min": values.min(), "median": np.median(values), "max": values.max()}
+        assert summary[name] == expected
+    tokens = [tiles_and_places(int(one), 6, ImageSpec(8, "anyres", 4, ((1, 2), (2, 1), (1, 4))))[1] for one in width]
+    assert summary["image_tokens"]["95 %"] == pytest.approx(np.percentile(tokens, 95))
+    some = stats(index, shards=[0, 11])
+    assert some["width"] == {"min": 4, "median": 15.5, "max": 27} and some["shards_read"] == 2
+    assert some["members"] == summary["members"] and some["samples_without_text"] == 0
