@@ -22,6 +22,7 @@ IDLE = 10.0
 """Seconds that a fetcher stays when the last reader has gone."""
 _SILENCE = 60.0  # a fetcher that waits for a store says so every second
 _START = 60.0
+_OPENING = 60.0  # of `deadline`, until the first answer of a store
 _DEATHS = 20  # of fetchers in one request
 _PIECE = 1 << 26
 
@@ -87,8 +88,12 @@ class FetchClient:
         return b"".join(self._ask({**request, "start": low, "stop": high})[1] for low, high in parts)
 
     def stat(self, address: str, name: str) -> tuple[int, str | None]:
-        """Return size and ETag of an object; there may be no ETag."""
-        answer, _ = self._ask({"do": "stat", "set": address, "name": name, "deadline": self.deadline})
+        """Return size and ETag of an object; there may be no ETag.
+
+        Sets are opened with it: a store that is not there at all is an error sooner than one that fails later.
+        """
+        deadline = min(self.deadline, _OPENING)
+        answer, _ = self._ask({"do": "stat", "set": address, "name": name, "deadline": deadline})
         return answer["size"], answer["etag"]
 
     def read(self, address: str, name: str) -> bytes:
