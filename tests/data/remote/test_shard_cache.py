@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmlab.config.errors import DataError
+from mmlab.data.config import CacheConfig
 from mmlab.data.remote.shard_cache import ShardCache
 from mmlab.data.remote.wanted import Wanted
 
@@ -281,3 +282,14 @@ def test_the_limit_and_present_blocks_hold_through_thousands_of_steps(tmp_path):
             under_way, pinned = [], {}
         check()
     assert evictions + cache.evictions > 100
+
+
+def test_the_folder_is_the_setting_or_that_of_the_environment(monkeypatch):
+    monkeypatch.delenv("MMLAB_SHARD_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert CacheConfig().path == Path.home() / ".cache/mmlab/shards"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert CacheConfig().path == Path("/caches/mmlab/shards")
+    monkeypatch.setenv("MMLAB_SHARD_CACHE", "/scratch")
+    assert CacheConfig().path == Path("/scratch") and CacheConfig(folder="~/mine").path == Path.home() / "mine"
+    assert CacheConfig(gigabytes=1.5).bytes == 1_500_000_000
