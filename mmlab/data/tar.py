@@ -162,7 +162,8 @@ def _header_at(fd: int, path: Location, at: int) -> _Header | None:
 def _checksums(block: bytes) -> tuple[int, int]:
     """The header's checksum, and its variant over signed bytes that old writers used."""
     blanked = block[:148] + b" " * 8 + block[156:]
-    return sum(blanked), sum(byte - 256 if byte > 127 else byte for byte in blanked)
+    total = sum(blanked)
+    return total, total if blanked.isascii() else sum(memoryview(blanked).cast("b"))
 
 
 def _number(field: bytes) -> int | None:

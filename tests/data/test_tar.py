@@ -57,6 +57,19 @@ def test_pax_headers_of_other_kinds_are_skipped(tmp_path):
     assert read_all(path) == {"é.txt": b"1"}
 
 
+def test_a_checksum_over_signed_bytes(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"é.txt": b"1"}, form=tarfile.GNU_FORMAT)
+    data = bytearray(path.read_bytes())
+    signed = sum(byte - 256 if byte > 127 else byte for byte in data[:148] + b" " * 8 + data[156:BLOCK])
+    data[148:154] = b"%06o" % signed
+    path.write_bytes(data)
+    assert read_all(path) == {"é.txt": b"1"}
+    data[148:154] = b"%06o" % (signed + 1)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="checksum"):
+        read_all(path)
+
+
 def test_every_truncation_is_an_error(tmp_path):
     """Cut at each block, inside each header and inside each payload, up to the second end block."""
     whole = write_tar(tmp_path / "a.tar", {"a.txt": b"x" * 700, "b.txt": b"y" * 10}).read_bytes()
