@@ -41,7 +41,8 @@ class Rows:
         tally: counts rows that `entries` leaves out, and names the details in the order in which they are printed.
         missing_budget: share of the rows whose image may be missing or unsupported.
         count: number of rows that name an image; None: each does.
-        streamed: files whose entries are not listed before the first one is converted, because they hold images.
+        streamed: files whose entries are not listed before the first one is converted, because they hold images; each
+            with what changes when it is written again, see `versions_of`.
         group: joins entries that make one sample.
         finish: is called with all counts before the shards get their names; may refuse them.
     """
@@ -51,7 +52,7 @@ class Rows:
     tally: Tally
     missing_budget: float = 0.0
     count: int | None = None
-    streamed: Sequence[Path] = ()
+    streamed: Sequence[str] = ()
     group: Callable[[Iterable[Entry]], Iterable[Entry]] = lambda entries: entries
     finish: Callable[[Tally], None] = lambda tally: None
 
@@ -190,12 +191,16 @@ def _limited(rows: Rows, limit: int | None) -> Iterator[Entry]:
 
 def _inputs(rows: Rows, entries: Iterable[Entry]) -> str:
     """What changes when there are other rows, or other contents of the files that hold them."""
-    stats = ((path, path.stat()) for path in rows.streamed)
-    named = (f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
     digest = hashlib.sha256()
-    for name in named if rows.streamed else (where for where, _ in entries):
+    for name in rows.streamed or (where for where, _ in entries):
         digest.update(name.encode("utf-8", "replace") + b"\0")
     return digest.hexdigest()
+
+
+def versions_of(paths: Iterable[Path]) -> list[str]:
+    """The names of files, each with its size and time."""
+    stats = ((path, path.stat()) for path in paths)
+    return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
 
 
 def _converted(

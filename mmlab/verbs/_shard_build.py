@@ -64,7 +64,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_destination(add: Add) -> None:
-    add("out", help="folder to create")
+    add("out", help="folder to create, or the address of one: s3://bucket/mine")
     add("--shard-samples", type=int, default=1000, help="samples per shard (%(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier set of shards")
 
@@ -174,7 +174,7 @@ def _yolo(add: Add) -> None:
 
 @source("mmlab.data.sources.tars.tars", "tars of webdataset with other names of members, also compressed")
 def _tars(add: Add) -> None:
-    add("path", metavar="tars", type=existing, help="a tar, or a folder of tars")
+    add("path", metavar="tars", type=existing, help="a tar, or a folder of tars, also at an address (s3://…)")
     help_members = "members that are the images, text, json or class: image=input.jpg,image0=next.jpg,text=output.txt"
     add("--members", type=mapping, metavar="NAME=MEMBER,…", help=help_members)
 

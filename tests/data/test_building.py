@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
-from mmlab.data.building import Build, Rows, write_rows
+from mmlab.data.building import Build, Rows, versions_of, write_rows
 from mmlab.data.sample_types import SampleError
 from mmlab.data.tally import Tally
 from mmlab.runs.disk import claim
@@ -92,10 +92,12 @@ def test_a_stopped_build_continues_and_ends_with_the_same_bytes(tmp_path, splits
     out = tmp_path / "out"
     for stop in (30, 31, 75):
         with pytest.raises(KeyboardInterrupt):
-            write_rows(Numbers(100, stop).rows(streamed=[Path(__file__)] * streamed), out, build, quiet=True)
+            write_rows(
+                Numbers(100, stop).rows(streamed=versions_of([Path(__file__)] * streamed)), out, build, quiet=True
+            )
         assert not out.exists()
     rest = Numbers(100)
-    _, tally = write_rows(rest.rows(streamed=[Path(__file__)] * streamed), out, build, quiet=True)
+    _, tally = write_rows(rest.rows(streamed=versions_of([Path(__file__)] * streamed)), out, build, quiet=True)
     assert rest.converted[0] > 60
     assert contents(out) == contents(tmp_path / "whole") and tally.counts() == counts.counts()
     assert tally.lines() == counts.lines()
@@ -127,7 +129,7 @@ def test_changed_inputs_and_lost_shards_start_a_build_again(tmp_path):
     }
     for what, change in cases.items():
         source.touch()
-        options = {"streamed": [source]} if what == "other contents" else {}
+        options = {"streamed": versions_of([source])} if what == "other contents" else {}
         with pytest.raises(KeyboardInterrupt):
             write_rows(Numbers(60, 50).rows(**options), tmp_path / "out", build, quiet=True)
         change()

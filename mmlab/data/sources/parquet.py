@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
-from mmlab.data.building import Entry, Rows
+from mmlab.data.building import Entry, Rows, versions_of
 from mmlab.data.dialogues import check_sample
 from mmlab.data.formats import Members, picture_members, record_type
 from mmlab.data.record_turns import used_turns
@@ -85,7 +85,7 @@ def parquet(
         with tally.row(where):
             return columns.sample(*entry, where, folder, kind, tally)
 
-    return Rows(entries(), convert, Tally("without_text"), missing_budget, count, streamed=paths)
+    return Rows(entries(), convert, Tally("without_text"), missing_budget, count, streamed=versions_of(paths))
 
 
 class _Columns:

@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
 from mmlab.config.errors import ConfigError, DataError, nearest
-from mmlab.data.building import Entry, Rows
+from mmlab.config.locations import Location, Url, location
+from mmlab.data.building import Entry, Rows, versions_of
 from mmlab.data.dialogues import check_sample
 from mmlab.data.formats import (
     MEMBER_CAP,
@@ -42,17 +43,18 @@ USUAL = {
     "class": "cls",
 }
 """What a sample's members are called; `|` separates names of which it has one. `image` is the first of several."""
+_DEADLINE = 3600.0  # seconds for the download of one tar
 _IMAGE = re.compile(r"image\d*")
 
 _Found = tuple[IO[bytes], dict[str, TarMember]]
 """An open tar, and members of one sample by their extension."""
 
 
-def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
+def tars(path: str | Location, members: Mapping[str, str] | None = None) -> Rows:
     """Read samples of tars: adjacent members with the same name up to its first dot.
 
     Args:
-        path: a tar, or a folder of tars.
+        path: a tar, or a folder of tars; also an address, from which one tar after the other is downloaded.
         members: names of members by what they are, see `USUAL`, such as `{"image": "input.jpg", "text": "output.txt"}`
             or `{"image0": "left.png", "image1": "right.png"}`; then a sample must have each of them.
 
@@ -71,12 +73,9 @@ def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
         raise ConfigError(f"a sample has no member '{wrong}'.{nearest(wrong, single)} Options: {options}.")
     kinds = [kind for kind in USUAL if kind in (members or USUAL)]  # in the order of the images
     names = {kind: tuple((members or USUAL)[kind].lower().split("|")) for kind in kinds}
-    place, tally = Path(path).expanduser(), Tally()
-    if not place.exists():
-        raise DataError(f"there is no {path}.")
-    paths = [place] if place.is_file() else [one for one in files_of(place) if one.name.lower().endswith(_TARS)]
+    tally, (paths, versions) = Tally(), _listed(path)
     if not paths:
-        raise DataError(f"{place} holds no tar.")
+        raise DataError(f"{path} holds no tar.")
     wanted = {name for choices in names.values() for name in choices}
 
     def convert(where: str, found: _Found, tally: Tally) -> tuple[str, Members] | None:
@@ -85,10 +84,28 @@ def tars(path: str | Path, members: Mapping[str, str] | None = None) -> Rows:
                 tally.details[f"not read .{extension}"] += 1
             return _sample(where.rpartition(": ")[2], found, names, members is not None, tally)
 
-    return Rows(_entries(paths, tally), convert, tally, streamed=paths)
+    return Rows(_entries(paths, tally), convert, tally, streamed=versions)
 
 
-def _entries(paths: Sequence[Path], tally: Tally) -> Iterator[Entry]:
+def _listed(path: str | Location) -> tuple[Sequence[Location], list[str]]:
+    """The tars of a folder or below an address, and what changes when one is written again."""
+    place = location(path)
+    if isinstance(place, Url):
+        from mmlab.data.remote.download import retried
+        from mmlab.data.remote.store import open_store
+
+        is_tar = place.name.lower().endswith(_TARS)
+        store = open_store(place.parent if is_tar else place)
+        blobs = [retried(lambda: store.stat(place.name))] if is_tar else retried(lambda: store.list(""))
+        blobs = [blob for blob in blobs if blob.name.lower().endswith(_TARS)]
+        return [store.url / blob.name for blob in blobs], [f"{blob.name} {blob.size} {blob.etag}" for blob in blobs]
+    if not place.exists():
+        raise DataError(f"there is no {path}.")
+    paths = [place] if place.is_file() else [one for one in files_of(place) if one.name.lower().endswith(_TARS)]
+    return paths, versions_of(paths)
+
+
+def _entries(paths: Sequence[Location], tally: Tally) -> Iterator[Entry]:
     for path in paths:
         file = _plain(path)
         members = ((_key(member), member) for member in walk(file.fileno(), path))
@@ -113,21 +130,33 @@ def _key(member: TarMember) -> str | None:
     return None if parts is None or kind not in (None, f".{parts[1]}") else parts[0]
 
 
-def _plain(path: Path) -> IO[bytes]:
+def _plain(path: Location) -> IO[bytes]:
     """An open tar; a compressed one is unpacked into a temporary file, so that its end is checked, too."""
-    file = open(path, "rb")  # noqa: SIM115
+    file = open(path, "rb") if isinstance(path, Path) else _downloaded(path)  # noqa: SIM115
     start = file.read(8)
     opener = next((opener for magic, opener in _OPENERS if start.startswith(magic)), None)
+    file.seek(0)
     if opener is None:
         return file
     plain = TemporaryFile()  # noqa: SIM115
     try:
-        with opener(path) as packed:
+        with file, opener(file) as packed:
             shutil.copyfileobj(packed, plain)
     except (EOFError, OSError, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be unpacked: {error}.") from None
     plain.flush()
     return plain
+
+
+def _downloaded(url: Url) -> IO[bytes]:
+    """An open copy of a tar, which is gone when it is closed."""
+    from mmlab.data.remote.download import download
+    from mmlab.data.remote.store import open_store
+
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "copy.tar")
+        download(open_store(url.parent), url.name, copy, deadline=_DEADLINE)
+        return copy.open("rb")
 
 
 def _sample(

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -13,7 +14,8 @@ from mmlab.data.remote.store import open_store
 from mmlab.data.shard_files import ShardWriter
 from mmlab.data.tally import Tally
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST, upload_draft
-from tests.tiny_files import png
+from mmlab.verbs.shards import main
+from tests.tiny_files import png, write_tar
 from tests.tiny_servers import s3_server
 
 
@@ -135,3 +137,21 @@ def test_web_servers_and_missing_buckets_are_refused(s3):
         ShardWriter("https://127.0.0.1/set")
     with pytest.raises(DataError, match="there is no bucket"):
         ShardWriter("s3://another/set")
+
+
+def test_tars_of_a_bucket_are_built_into_another(s3, url, tmp_path, capsys):
+    members = [(f"k{i}.{name}", data) for i in range(3) for name, data in (("input.png", png()), ("note.txt", b"n"))]
+    tar = write_tar(tmp_path / "plain.tar", *members)
+    packed = write_tar(tmp_path / "packed.tar", ("z.input.png", png())).read_bytes()
+    (tmp_path / "plain.tgz").write_bytes(gzip.compress(packed))
+    for name in ("plain.tar", "plain.tgz"):
+        s3.upload_file(str(tmp_path / name), "bucket", f"{tmp_path.name}/{name}")
+    options = ["--members", "image=input.png", "--shard-samples", "2"]
+    assert main(["build", "tars", f"s3://bucket/{tmp_path.name}", *options, str(url)]) == 0
+    assert f"{url}: 4 samples in 2 shards" in capsys.readouterr().out
+    assert main(["build", "tars", f"s3://bucket/{tmp_path.name}/plain.tar", *options, str(url), "--overwrite"]) == 0
+    local = tmp_path / "out"
+    assert main(["build", "tars", str(tar), *options, str(local)]) == 0
+    assert index_set(url, quiet=True).manifest.hash == index_set(local, quiet=True).manifest.hash
+    assert main(["build", "tars", "s3://bucket/none", *options, str(tmp_path / "other")]) == 1
+    assert "s3://bucket/none holds no tar." in capsys.readouterr().err
