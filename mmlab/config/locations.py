@@ -63,7 +63,7 @@ def location(text: str | Location, root: str | Location = "") -> Location:
         return text if isinstance(text, Url) else text.expanduser()
     if is_url(text):
         return Url(text)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?!:)", text):  # `::` joins patterns of shards
         raise ConfigError(f"'{text}' is neither a folder nor an address such as s3://bucket/laion; commands never run.")
     if is_url(root) and not text.startswith(("/", "~")):
         return Url(str(root)) / text

@@ -91,6 +91,13 @@ class CacheConfig(Settings):
 
 
 @dataclass
+class IndexedLoaderConfig(Settings):
+    """Shards with an index, which the data module reads itself."""
+
+    _target_: str | None = None
+
+
+@dataclass
 class StreamLoaderConfig(Settings):
     """Shards without an index, read by webdataset's pipeline; see `StreamLoader` for what it does not promise."""
 

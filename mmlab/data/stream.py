@@ -151,7 +151,7 @@ class SourceStream:
         turn, block, _ = self.place
         shards = self._shards(turn, block)
         if self.remote is not None:
-            self.remote.want((self.source.name, self.lane), shards, self._shards(*self._next_block()))
+            self.remote.want(self, shards, self._shards(*self._next_block()))
         buffer = None
         if self.loader.shuffle:
             rng = random.Random(keyed_seed("buffer", self.seed, self.lane, turn, block))
@@ -204,14 +204,19 @@ class StreamBatches(Dataset):
         counters: dict[str, Counter[str]] = defaultdict(Counter)
         bad: list[dict[str, Any]] = []
         keys, contents = [], []
+        before = self.remote.waited if self.remote is not None else 0.0
+        if self.remote is not None:
+            self.remote.renew()
         streams = self._lane(m)
         for position in self.cut.positions(m):
             key, content = self._item(streams, position, counters, bad)
             keys.append(key)
             contents.append(content)
-        report = {"stats": {source: dict(counts) for source, counts in counters.items()}, "bad": bad}
+        report: dict[str, Any] = {"stats": {source: dict(counts) for source, counts in counters.items()}, "bad": bad}
         self._guard.add(report)
         self._guard.check()
+        if self.remote is not None:
+            report["waited"] = self.remote.waited - before
         places = {stream.source.name: list(stream.place) for stream in streams}
         return {**self.collate.batch(contents), "keys": keys, **report, PLACES: (m, places)}
 

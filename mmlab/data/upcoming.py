@@ -13,6 +13,8 @@ from mmlab.data.config import ShardsConfig
 from mmlab.data.mixture import Mixture, Sequential, Source, by_type, open_sources
 from mmlab.data.order import EpochOrder
 from mmlab.data.remote.remote_files import Reader, RemoteFiles, Shards, in_turn, reader_of
+from mmlab.data.remote.remote_tars import RemoteTars
+from mmlab.runs.shard_patterns import named_shards
 
 Block = tuple[int, int, int]
 """Source, epoch, and number of the block."""
@@ -143,6 +145,8 @@ def check_addresses(data: DictConfig) -> None:
         return
     train = [] if config.streamed else [source for source in config.train if isinstance(config.folder(source), Url)]
     val = [source for source in config.val if isinstance(config.folder(source), Url)]
+    for source in config.train if config.streamed else []:
+        RemoteTars(config.cache).check(named_shards(source.path, config.root))
     sources = open_sources(config, train)
     if config.balance == "type":
         sources = by_type(sources)

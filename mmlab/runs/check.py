@@ -236,7 +236,10 @@ def check_sources(data: DictConfig) -> None:
     for split in ("train", "val"):
         for i, source in enumerate(getattr(config, split)):
             if config.streamed and (split == "train" or lacks_index(source.path, config.root)):
-                named_shards(source.path, config.root)
+                try:
+                    named_shards(source.path, config.root)
+                except ConfigError as error:
+                    raise ConfigError(f"'data.{split}.{i}.path': {error}") from None
                 continue
             folder = config.folder(source)
             if isinstance(folder, Path):  # addresses are opened next, see `check_addresses`
@@ -263,7 +266,10 @@ def check_shards(folder: Path, where: str, made_by: str) -> None:
         hint = nearest(folder.name, siblings)
         raise ConfigError(f"'{where}': there is no folder {folder}.{hint} `mmlab {made_by}` creates shards.")
     if any(folder.glob("*.tar")):
-        raise ConfigError(f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`.")
+        raise ConfigError(
+            f"'{where}': the shards in {folder} have no index; run `mmlab shards index {folder}`, or train without one "
+            "with data/loader=stream."
+        )
     raise ConfigError(f"'{where}': there are no shards in {folder}; `mmlab {made_by}` creates them.")
 
 

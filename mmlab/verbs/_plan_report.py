@@ -178,7 +178,7 @@ def _steps(cfg: DictConfig) -> tuple[int, str]:
             return 0, f"{trainer.max_epochs:g} epoch(s) of data that cannot be read here: {error}"
         samples = data.loader.samples if streamed else sum(map(len, indexes))
         limits.append(int(Fraction(str(trainer.max_epochs)) * samples / cfg.data.global_batch))
-    unknown = ", of shards without an index, whose samples are not counted" if streamed else ""
+    unknown = " (without an index, the samples of a pass are unknown)" if streamed and not data.loader.samples else ""
     return min(limits), f"{min(limits):,} steps{unknown}"
 
 

@@ -68,6 +68,18 @@ def test_every_recipe_composes_with_classes_and_arguments_that_exist(recipe):
     assert cfg.run.name.startswith(recipe.replace("/", "-"))
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_targets(cfg)
+    streamed = compose("train", [f"experiment={recipe}", "data/loader=stream"], CONF)
+    assert streamed.data.loader.shuffle and cfg.data.loader is None
+    streamed.data.loader = None
+    assert streamed.data == cfg.data
+
+
+def test_a_loader_is_chosen_by_its_name():
+    with pytest.raises(ConfigError, match=r"'data/loader' has no option 'strem'\. Did you mean 'stream'"):
+        compose("train", ["experiment=llava/align_tiny", "data/loader=strem"])
+    with pytest.raises(ConfigError, match="Did you mean 'shuffle'"):
+        compose("train", ["experiment=llava/align_tiny", "data/loader=stream", "data.loader.shufle=3"])
+    assert compose("train", ["experiment=llava/align_tiny", "data/loader=indexed"]).data.loader._target_ is None
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

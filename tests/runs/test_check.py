@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from mmlab.config.compose import compose
 from mmlab.config.errors import ConfigError
-from mmlab.runs.check import check, check_local_files, check_sampling, check_sources, looks_local
+from mmlab.runs.check import check, check_length, check_local_files, check_sampling, check_sources, looks_local
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST
 from mmlab.runs.run import finish, prepare_run
 from mmlab.verbs.train import train
@@ -159,7 +159,8 @@ def test_a_missing_index_names_the_command_that_creates_it(conf, tmp_path):
     (tmp_path / "shapes" / "val" / INDEX_NAME / MANIFEST).unlink()
     assert "'data.val.0.path': there are no shards in shapes/val; `mmlab shards build`" in sentence(conf)
     (tmp_path / "shapes" / "val" / "000000.tar").touch()
-    assert sentence(conf).endswith("have no index; run `mmlab shards index shapes/val`.")
+    says = "have no index; run `mmlab shards index shapes/val`, or train without one with data/loader=stream."
+    assert sentence(conf).endswith(says)
 
 
 def test_a_missing_cache_names_the_command_that_encodes_it(tmp_path, monkeypatch):
@@ -234,3 +235,22 @@ def test_a_sampler_that_cannot_draw_what_is_trained_is_refused(overrides, says):
 )
 def test_samplers_that_fit(overrides):
     check_sampling(compose("train", [*DRAWS, *overrides]))
+
+
+def test_streamed_shards_need_an_end_and_no_index(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "shapes" / "train").mkdir(parents=True)
+    stream = ["experiment=llava/align_tiny", "data/loader=stream", "data.val=[{path: train, name: val}]"]
+    cfg = compose("train", stream)
+    with pytest.raises(ConfigError, match=r"'data\.train\.0\.path': there are no \.tar files in data/shapes/train"):
+        check_sources(cfg.data)
+    (tmp_path / "data" / "shapes" / "train" / "0.tar").touch()
+    check_sources(cfg.data)
+    cfg.data.train[0].path = "pipe:cat 0.tar"
+    with pytest.raises(ConfigError, match=r"'data\.train\.0\.path': .* commands never run"):
+        check_sources(cfg.data)
+    cfg.trainer.max_epochs = 2
+    with pytest.raises(ConfigError, match=r"max_epochs counts samples.*max_steps=… trainer\.max_epochs=null"):
+        check_length(cfg)
+    cfg.data.loader.samples = 100
+    check_length(cfg)

@@ -3,7 +3,9 @@
 import yaml
 
 from mmlab import cli
+from mmlab.config.compose import compose
 from mmlab.config.folders import conf_dir
+from mmlab.verbs._plan_report import _steps
 
 RECIPE = ["plan", "experiment=llava/finetune_tiny", "trainer=cpu", "trainer.precision=32-true"]
 
@@ -42,3 +44,10 @@ def test_mistakes_end_with_one_sentence(capsys):
 def test_a_plan_composes_what_a_run_does():
     plan, train = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text())["defaults"] for name in ("plan", "train"))
     assert plan[1:] == train[1:]
+
+
+def test_the_length_of_a_stream_is_stated_or_unknown():
+    stream = ["experiment=llava/finetune_tiny", "data/loader=stream", "trainer.max_steps=100", "data.global_batch=16"]
+    assert _steps(compose("plan", stream)) == (100, "100 steps (without an index, the samples of a pass are unknown)")
+    counted = compose("plan", [*stream, "data.loader.samples=640", "trainer.max_epochs=0.5"])
+    assert _steps(counted) == (20, "20 steps")

@@ -34,6 +34,21 @@ class RemoteTars:
         ]
         reader_of(self.cache).want(stream, *lists)  # type: ignore[arg-type]
 
+    @property
+    def waited(self) -> float:
+        """Seconds that this process has waited for the fetcher."""
+        return reader_of(self.cache).waited
+
+    def renew(self) -> None:
+        """Tell a new fetcher what the streams want, if the one before has ended."""
+        reader_of(self.cache).client.renew()
+
+    def check(self, shards: Sequence[Location]) -> None:
+        """Raise DataError if the first or the last one of some shards is at an address where there is none."""
+        for shard in {str(shard): shard for shard in (shards[0], shards[-1])}.values():
+            if isinstance(shard, Url):
+                self._object(shard)
+
     def object(self, entry: Wanted) -> Wanted:
         """What the fetcher is asked for, as `RemoteFiles.object` returns it."""
         return entry
