@@ -90,14 +90,13 @@ def test_a_stopped_build_continues_and_ends_with_the_same_bytes(tmp_path, splits
     build = Build(splits=splits, max_samples=7, identity="numbers")
     _, counts = write_rows(Numbers(100).rows(), tmp_path / "whole", build, quiet=True)
     out = tmp_path / "out"
+    versions = versions_of([Path(__file__)] * streamed)
     for stop in (30, 31, 75):
         with pytest.raises(KeyboardInterrupt):
-            write_rows(
-                Numbers(100, stop).rows(streamed=versions_of([Path(__file__)] * streamed)), out, build, quiet=True
-            )
+            write_rows(Numbers(100, stop).rows(streamed=versions), out, build, quiet=True)
         assert not out.exists()
     rest = Numbers(100)
-    _, tally = write_rows(rest.rows(streamed=versions_of([Path(__file__)] * streamed)), out, build, quiet=True)
+    _, tally = write_rows(rest.rows(streamed=versions), out, build, quiet=True)
     assert rest.converted[0] > 60
     assert contents(out) == contents(tmp_path / "whole") and tally.counts() == counts.counts()
     assert tally.lines() == counts.lines()
@@ -129,12 +128,12 @@ def test_changed_inputs_and_lost_shards_start_a_build_again(tmp_path):
     }
     for what, change in cases.items():
         source.touch()
-        options = {"streamed": versions_of([source])} if what == "other contents" else {}
+        names = [source] if what == "other contents" else []
         with pytest.raises(KeyboardInterrupt):
-            write_rows(Numbers(60, 50).rows(**options), tmp_path / "out", build, quiet=True)
+            write_rows(Numbers(60, 50).rows(streamed=versions_of(names)), tmp_path / "out", build, quiet=True)
         change()
         again = Numbers(61 if what == "other rows" else 60)
-        indexes, _ = write_rows(again.rows(**options), tmp_path / "out", build, quiet=True)
+        indexes, _ = write_rows(again.rows(streamed=versions_of(names)), tmp_path / "out", build, quiet=True)
         assert again.converted[0] == 0 and numbers(indexes["train"])[:3] == [0, 1, 2], what
 
 
