@@ -9,7 +9,7 @@ from omegaconf import II, MISSING
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.fields import Settings, choice, number, section
-from mmlab.config.locations import Location, location
+from mmlab.config.locations import Location, Url, location
 from mmlab.data.clock import DATE, moment_of
 
 FLOOR = 10
@@ -130,6 +130,11 @@ class ShardsConfig(Settings):
     def folder(self, source: SourceConfig) -> Location:
         """The folder or the address that holds the source's shards and their index."""
         return location(source.path, self.root)
+
+    @property
+    def remote(self) -> bool:
+        """Whether a training source is an address."""
+        return any(isinstance(self.folder(source), Url) for source in self.train)
 
     def check_mixture(self) -> None:
         """Raise ConfigError without a training source, and where weights are missing or contradict `balance`."""

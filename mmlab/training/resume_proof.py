@@ -84,12 +84,24 @@ class BatchLog(Callback):
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+MEASURED = ("data/wait", "data/fetch_mb_s", "data/cache_hit")
+"""Metrics of remote shards: how fast they arrived, not what was computed of them."""
+
+
 def results(run: Path) -> dict[str, Any]:
-    """What the files in a run's folder say about it: table of metrics, data report and last metrics, by file."""
-    files: dict[str, Any] = {FILE_NAME: read_table(run / FILE_NAME)}
+    """What the files in a run's folder say about it: table of metrics, data report and last metrics, by file.
+
+    The metrics in `MEASURED` are left out.
+    """
+    table = read_table(run / FILE_NAME)
+    files: dict[str, Any] = {FILE_NAME: {step: _computed(row) for step, row in table.items()}}
     for name in ("data_report.json", "done.json"):
-        files[name] = json.loads((run / name).read_text()) if (run / name).is_file() else None
+        files[name] = _computed(json.loads((run / name).read_text())) if (run / name).is_file() else None
     return files
+
+
+def _computed(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name not in MEASURED}
 
 
 def read_batches(folder: Path) -> tuple[dict[int, list[str]], list[str]]:

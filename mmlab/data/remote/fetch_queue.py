@@ -44,6 +44,7 @@ class FetchQueue:
         self._limit = cache.limit
         self._failures: dict[str, tuple[int, str]] = {}  # path → (number, sentence) of the last failure
         self._failed = self._active = self._hits = self._misses = self._bytes = 0
+        self._asked: set[str] = set()  # paths of what was asked for since it is wanted
         self._seconds = self._since = 0.0  # of the time in which anything was fetched
         for least in [AHEAD] * DOWNLOADS + [PRESENT]:
             threading.Thread(target=self._work, args=(least,), daemon=True).start()
@@ -64,6 +65,7 @@ class FetchQueue:
         """Forget a client and what it wants."""
         with self._changed:
             self._cache.leave(client)
+            self._forget()
             if self._limits.pop(client, None):
                 self._apply_limit()
 
@@ -74,6 +76,7 @@ class FetchQueue:
             try:
                 self._cache.want(client, present, next, ahead)
             finally:
+                self._forget()
                 self._changed.notify_all()
 
     def file(self, client: int, entry: Wanted, again: bool, waiting: Callable[[], None]) -> tuple[Path, bool]:
@@ -104,8 +107,10 @@ class FetchQueue:
                 self._cache.drop(entry)
                 path = None
         with self._changed:
-            self._hits += path is not None
-            self._misses += path is None
+            if entry.path not in self._asked:
+                self._asked.add(entry.path)
+                self._hits += path is not None
+                self._misses += path is None
             self._changed.notify_all()
         hit, moved = path is not None, time.monotonic()
         while path is None:
@@ -144,7 +149,11 @@ class FetchQueue:
         return blob.size, blob.etag
 
     def stats(self) -> dict[str, Any]:
-        """Bytes fetched, seconds in which anything was fetched, hits, misses, evictions, bytes used, limit."""
+        """Bytes fetched, seconds in which anything was fetched, hits, misses, evictions, bytes used, limit.
+
+        An object is a hit if it was there when the first client asked for it; it counts again when nobody has wanted
+        it in between.
+        """
         with self._changed:
             seconds = self._seconds + (time.monotonic() - self._since if self._active else 0)
             return {
@@ -156,6 +165,9 @@ class FetchQueue:
                 "used": self._cache.used,
                 "limit": self._cache.limit,
             }
+
+    def _forget(self) -> None:
+        self._asked = {path for path in self._asked if self._cache.is_wanted(path)}
 
     def _apply_limit(self) -> None:
         self._cache.set_limit(min((limit for limit, _ in self._limits.values()), default=self._limit))

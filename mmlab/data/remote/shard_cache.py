@@ -139,6 +139,10 @@ class ShardCache:
             short = True
         return None
 
+    def is_wanted(self, path: str) -> bool:
+        """Whether any client wants the object with this path."""
+        return path in self._ranks
+
     def is_fetching(self, entry: Wanted) -> bool:
         """Whether its place is reserved and not filled yet."""
         copy = self._copies.get(entry.path)

@@ -6,7 +6,9 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
+from mmlab.data.config import ShardsConfig
 from mmlab.data.counters import DataReport
+from mmlab.data.remote.fetch_metrics import FetchMetrics
 from mmlab.evaluate.config import DataReportCallbackConfig
 from mmlab.runs.disk import write_json, writing_later
 
@@ -19,7 +21,7 @@ class DataReportCallback(L.Callback):
     The file is in the trainer's `default_root_dir` and is updated after each validation, at the end and on an
     exception; its counts continue after a resume. Every rank checks the budget on its own batches. The file has the
     sums over the ranks, except after an exception, when other ranks may be gone: then `ranks` is 1. `data/replaced` of
-    all ranks is logged.
+    all ranks is logged and, for remote shards, what `FetchMetrics` measures, as means over the ranks.
 
     Args:
         config: settings.
@@ -30,17 +32,25 @@ class DataReportCallback(L.Callback):
         self.train, self.validation = DataReport(*self._limits), DataReport(*self._limits)
         self._step = 0
         self._started = False
+        self._fetching: FetchMetrics | None = None
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._step, self._started = trainer.global_step, True
+        config = getattr(getattr(trainer, "datamodule", None), "config", None)
+        if isinstance(config, ShardsConfig) and config.remote:
+            self._fetching = FetchMetrics(config.cache, self._step)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.train.add(batch)
+        if self._fetching is not None:
+            self._fetching.add(batch)
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             if self._step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
                 count = float(self.train.replaced)
                 pl_module.log("data/replaced", count, batch_size=1, sync_dist=True, reduce_fx="sum")
+                for name, value in self._fetching.values(self._step).items() if self._fetching else ():
+                    pl_module.log(name, value, batch_size=1, sync_dist=True)
         self.train.check()
 
     def on_validation_start(self, trainer, pl_module) -> None:

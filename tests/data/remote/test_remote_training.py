@@ -15,12 +15,17 @@ from mmlab.config.locations import Url
 from mmlab.data.batch_loader import LocalLoader
 from mmlab.data.config import CacheConfig, ShardsConfig, SourceConfig
 from mmlab.data.mixture import by_type, open_sources
+from mmlab.data.module import ShardDataModule
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
-from mmlab.training.resume_proof import difference, read_batches
+from mmlab.data.remote.fetch_metrics import FetchMetrics
+from mmlab.evaluate.callbacks.data_report import DataReportCallback
+from mmlab.evaluate.config import DataReportCallbackConfig
+from mmlab.training.resume_proof import MEASURED, difference, read_batches
 from tests.data.remote.conftest import kill_fetcher
 from tests.tiny_servers import s3_server
 from tests.tiny_shards import KeyCollate, make_shards, settings
-from tests.training.test_checkpoint import last_state, train
+from tests.tiny_trainer import Keys, run
+from tests.training.test_checkpoint import Noisy, last_state, train
 
 BUCKET: Any = Url("s3://bucket")
 ROOM = 0.00011
@@ -90,6 +95,19 @@ def test_killing_the_fetcher_changes_nothing(root, cache):
         assert same(remote[m], local[m])
 
 
+def test_what_is_measured(root, cache):
+    measures = FetchMetrics(cache)
+    assert measures.values(1) == {"data/wait": 0, "data/fetch_mb_s": 0, "data/cache_hit": 1}
+    remote = batches(config(BUCKET, cache))
+    for m in range(60):
+        measures.add(remote[m])
+    first = measures.values(16)
+    assert first["data/wait"] > 0 and first["data/fetch_mb_s"] > 0 and 0 < first["data/cache_hit"] < 1
+    assert first.keys() == set(MEASURED)
+    measures.add({"waited": 3.0})
+    assert measures.values(18)["data/wait"] == 1.5
+
+
 class KillProcess(L.Callback):
     """Kills the process after a micro-batch, or in validation."""
 
@@ -116,3 +134,18 @@ def test_a_run_that_was_killed_and_resumed_equals_a_local_one(root, cache, tmp_p
     train(BUCKET, tmp_path / "remote", workers=1, **options)
     assert read_batches(tmp_path / "remote") == (read_batches(tmp_path / "local")[0], [])
     assert difference(last_state(tmp_path / "remote"), last_state(tmp_path / "local")) is None
+
+
+class Logged(L.Callback):
+    """The metrics that the run logs."""
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self.names = {name for name in trainer.callback_metrics if name.startswith("data/")}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_runs_on_remote_shards_log_what_is_measured(root, cache, tmp_path, remote):
+    data = ShardDataModule(config(BUCKET if remote else root, cache), Keys())
+    report, logged = DataReportCallback(DataReportCallbackConfig(budget=1)), Logged()
+    run(Noisy(), data, tmp_path, 3, [report, logged], log_every_n_steps=1)
+    assert logged.names == {"data/replaced", *(MEASURED if remote else ())}
