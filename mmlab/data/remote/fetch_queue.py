@@ -258,6 +258,8 @@ class FetchQueue:
             return self._cache.is_cancelled(entry)
 
     def _is_sound(self, entry: Wanted, path: Path) -> bool:
+        if not entry.sha256 and entry.table is None:
+            return False  # there is nothing to compare it with
         try:
             check_copy(entry, path, self._cache.folder)
         except (DataError, OSError):

@@ -36,11 +36,15 @@ def open_remote(root: Url, cache: CacheConfig | None = None) -> tuple[Manifest, 
     try:
         size, etag = client.stat(str(root), _MANIFEST)
         if etag is None:  # nothing tells whether a copy is the same
-            copy, text = None, client.read(str(root), _MANIFEST)
-        else:
-            copy = client.file(Wanted(str(root), _MANIFEST, size, etag))
-            text = copy.read_bytes()
-        return _parsed(text, root), RemoteFiles(root, cache, None, copy)
+            return _parsed(client.read(str(root), _MANIFEST), root), RemoteFiles(root, cache)
+        wanted = Wanted(str(root), _MANIFEST, size, etag)
+        copy = client.file(wanted)
+        try:
+            manifest = _parsed(copy.read_bytes(), root)
+        except DataError:  # other bytes may come next time
+            copy = client.file(wanted, again=True)
+            manifest = _parsed(copy.read_bytes(), root)
+        return manifest, RemoteFiles(root, cache, None, copy)
     except DataError as error:
         elsewhere = index_folders(root)[1]
         if (elsewhere / MANIFEST).is_file():

@@ -143,6 +143,15 @@ def test_wrong_bytes_are_fetched_again_and_then_an_error(folder, cache):
         index.read(4)
 
 
+def test_a_wrong_copy_of_the_manifest_is_fetched_again(folder, cache):
+    index = opened(folder, cache)
+    assert isinstance(index.files, RemoteFiles) and index.files.copy
+    copy = index.files.copy
+    copy.write_bytes(b"\xff" + copy.read_bytes()[1:])
+    assert opened(folder, cache).hash == index.hash
+    assert copy.read_bytes() == (folder / "index/manifest.json").read_bytes()
+
+
 def test_an_address_without_an_index_or_a_bucket_is_an_error(folder, cache):
     shutil.rmtree(folder / "index")
     message = f"{address(folder)} has no index; build it with `mmlab shards index {address(folder)}`."
