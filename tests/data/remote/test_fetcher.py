@@ -123,7 +123,11 @@ def test_a_killed_fetcher_is_replaced_while_clients_wait(connect, shards, server
         for path in (answer.result() for answer in answers):
             path.unlink()
         assert clients[1].stats()["process"] != first
-    wait_until(lambda: files(clients[0]) == ["0", "1"])  # what is still wanted; the rest was deleted
+    os.kill(clients[1].stats()["process"], signal.SIGKILL)
+    for path in clients[0].folder.rglob("*.bin"):
+        path.unlink()
+    clients[0].stats()
+    wait_until(lambda: files(clients[0]) == ["0", "1"])  # the new fetcher knows what is wanted
 
 
 def test_the_limit_holds_while_clients_move_through_many_shards(connect, shards):
