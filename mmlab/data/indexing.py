@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from mmlab.data.progress_bar import in_processes
 from mmlab.data.scan import list_shards, local_folder, scan_shard
 from mmlab.data.scan_notes import ScanNotes
 from mmlab.data.shard_table import ShardTable, open_table, write_table
-from mmlab.runs.disk import write_text, writing
+from mmlab.runs.disk import DRAFT, write_text, writing
 from mmlab.runs.index_files import MANIFEST, index_folders
+
+_OLD = 3600.0  # seconds, after which nobody writes a draft any more
 
 
 @dataclass(frozen=True)
@@ -297,11 +300,13 @@ def writable_folder(folder: Path, other: Path | None) -> tuple[Path, str]:
 
 
 def remove_other_tables(folder: Path, manifest: Manifest) -> None:
-    """Remove tables of shards that are gone."""
+    """Remove tables of shards that are gone, and drafts that killed processes have left behind."""
     kept = {entry.table_name for entry in manifest.entries}
     for path in folder.glob("*.safetensors"):
-        if path.name not in kept and not path.name.startswith("."):
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            old = path.name.startswith(DRAFT) and path.stat().st_mtime < time.time() - _OLD
+            if old or (path.name not in kept and not path.name.startswith(".")):
+                path.unlink()
 
 
 def _state(path: Path) -> tuple[int, int, int]:

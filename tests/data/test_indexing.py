@@ -62,7 +62,12 @@ def test_only_shards_that_changed_are_read_again(root, scans):
     assert (done.read, scans) == (3, ["1.tar", "4.tar", "7.tar"])
     assert sorted(_files(root)) == [*(f"{name}.safetensors" for name in "01247"), MANIFEST]
     assert list(ShardIndex.open(root).keys) == ["k0a", "k0b", "k1a", "k1b", "k2a", "k2b", "new", "k3a", "k3b"]
+    drafts = [root / INDEX_NAME / f".draft-{name}-0.safetensors" for name in ("left", "written")]
+    for draft in drafts:
+        draft.touch()
+    os.utime(drafts[0], (1, 1))
     assert index_set(root, ["png"], quiet=True).read == 5
+    assert [draft.exists() for draft in drafts] == [False, True]
     assert index_set(root, ["png"], quiet=True).read == 0
     assert index_set(root, ["png"], quiet=True, again=True).read == 5
 
