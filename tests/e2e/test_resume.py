@@ -11,7 +11,7 @@ import pytest
 from mmlab import cli
 from mmlab.training.checkpoint_folder import PREFIX, STATE, newest_whole
 from mmlab.training.checkpoint_io import read, write
-from mmlab.verbs.resume_check import compare
+from mmlab.verbs.resume_check import check, compare
 from tests.tiny_commands import carry_out
 
 MATRIX = Path(__file__).parents[2] / "experiments" / "kill_matrix" / "kill_matrix.py"
@@ -64,6 +64,20 @@ def test_a_killed_run_is_identical(proof):
     assert proof[1].splitlines()[-1] == "identical: 7 steps, killed at 5, 7v"
     lines = (proof[0] / "killed" / "batches-0.jsonl").read_text().splitlines()
     assert len(lines) > 14, "the step after the checkpoint was trained twice"
+
+
+def test_a_killed_run_on_shards_without_an_index_is_identical(proof, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(proof[0].parent)
+    bare = Path("data", "shapes", "bare")
+    bare.mkdir()
+    for n in range(2):
+        shutil.copy(next(Path("data", "shapes", "train").glob("*.tar")), bare / f"{n}.tar")
+    stream = ["data/loader=stream", "data.train=[{path: 'bare/{0..1}.tar'}]", "data.val=[{path: bare, name: val}]"]
+    overrides = [*TINY, *stream, "data.loader.shuffle=8", "callbacks.picture_use=null"]
+    kills, difference = check(overrides, tmp_path / "proof", 15, every=4, val_every=15, kills=["11"])
+    assert (kills, difference) == (["11"], None)
+    log = (tmp_path / "proof" / "killed" / "output.log").read_text()
+    assert log.count("data/loader=stream: the order of samples depends on the numbers of ranks and workers") == 2
 
 
 def test_a_difference_is_named(proof, tmp_path):

@@ -50,6 +50,6 @@ def test_a_stream_of_addresses_has_the_batches_of_local_shards(server, tmp_path,
 
 def test_a_pattern_whose_ends_are_not_there_is_refused_at_once(server, cache):
     for pattern in ("a/shard-{000000..000010}.tar", "a/shard-{000009..000010}.tar"):
-        with pytest.raises(DataError, match="there is no http.*/a/shard-000010.tar"):
+        with pytest.raises(DataError, match=r"there is no http.*/a/shard-000010\.tar"):
             RemoteTars(cache).check(named_shards(pattern, server.address))
     RemoteTars(cache).check(named_shards(PATTERN, server.address))
