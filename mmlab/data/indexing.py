@@ -286,7 +286,7 @@ def writable_folder(folder: Path, other: Path | None) -> tuple[Path, str]:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe-{os.getpid()}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         return folder, ""
     except RunError as error:
         if other is None:
