@@ -40,6 +40,8 @@ def closest(name: str, options: Iterable[str]) -> str | None:
 def existing_file(path: str | Path, error: type[UserError] = DataError) -> Path:
     """Return the path of a file; raise `error` with the closest name if there is none, or if it is a folder."""
     file = Path(path).expanduser()
+    if "://" in str(path):
+        raise error(f"{path} is an address; give a local file.")
     if os.path.isdir(file):
         names = sorted(other.name for other in file.iterdir() if other.is_file())[:3]
         raise error(f"{path} is a folder; give a file{', such as ' + ', '.join(names) + ' in it' if names else ''}.")
@@ -51,6 +53,8 @@ def existing_file(path: str | Path, error: type[UserError] = DataError) -> Path:
 def existing_folder(path: str | Path, error: type[UserError] = DataError) -> Path:
     """Return the path of a folder; raise `error` with the closest name if there is none, or if it is a file."""
     folder = Path(path).expanduser()
+    if "://" in str(path):
+        raise error(f"{path} is an address; give a local folder.")
     if os.path.isfile(folder):
         raise error(f"{path} is a file; give a folder.")
     if not os.path.isdir(folder):

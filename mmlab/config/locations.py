@@ -49,6 +49,12 @@ def is_url(text: str | Location) -> bool:
     return isinstance(text, Url) or (isinstance(text, str) and _URL.match(text) is not None)
 
 
+def refuse_address(path: str | Path) -> None:
+    """Raise ConfigError for an address, also as a path: pathlib would make a folder called `s3:`."""
+    if _URL.match(text := re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+:)/+", r"\1//", str(path))):
+        raise ConfigError(f"{text} is an address; give a local folder.")
+
+
 def location(text: str | Location, root: str | Location = "") -> Location:
     """Return where a text points to.
 

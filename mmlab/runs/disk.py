@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import ConfigError, RunError, UserError
+from mmlab.config.locations import refuse_address
 
 DRAFT = ".draft-"
 
@@ -55,8 +56,9 @@ def no_file(folder: Path) -> Path:
     """Return an output folder, existing or not.
 
     Raises:
-        ConfigError: the path is a file.
+        ConfigError: the path is a file or an address.
     """
+    refuse_address(folder)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; give a folder as out=…")
     return folder

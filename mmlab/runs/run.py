@@ -18,6 +18,7 @@ from mmlab.config.build import check_target_names
 from mmlab.config.errors import ConfigError, RunError, nearest
 from mmlab.config.explain import explain_key
 from mmlab.config.fields import check_fields
+from mmlab.config.locations import refuse_address
 from mmlab.config.schemas import attach, schemas, targets
 from mmlab.runs.code import code_state
 from mmlab.runs.disk import claim, write_json, write_text
@@ -128,10 +129,11 @@ def prepare_run(cfg: DictConfig) -> Start:
     """Check that the run can start in its folder, `cfg.run.dir`; nothing is written. An existing folder is locked.
 
     Raises:
-        ConfigError: the folder belongs to a run with another config.
+        ConfigError: the folder belongs to a run with another config, or is an address.
         RunError: another process is training the run.
     """
     folder = Path(cfg.run.dir)
+    refuse_address(folder)
     config: Any = redact(OmegaConf.to_container(cfg, resolve=True))
     exists, complete = (folder / "config.yaml").is_file(), False
     if exists and os.access(folder, os.W_OK):  # a complete run may lie on a read-only disk

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.config.locations import is_url
 from mmlab.verbs._shard_arguments import Parser
 
 DESCRIPTION = """Write a data page, a model page, and a page for each stage into ./conf, which every command reads.
@@ -27,12 +28,16 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not args.name.isidentifier():
         raise ConfigError(f"'{args.name}' cannot name a recipe; use letters, digits and '_', such as my_data.")
-    recipe = recipe_for(args.name, Path(args.data))
+    if is_url(args.data):
+        raise ConfigError(
+            f"{args.data} is an address, and all records are counted; give a folder with some shards of it."
+        )
     from mmlab.config.compose import conf_dir
-    from mmlab.runs.disk import write_text
+    from mmlab.runs.disk import no_file, write_text
     from mmlab.verbs._recipe_pages import pages
 
-    out, made = Path(args.out), pages(recipe)
+    out, recipe = no_file(Path(args.out)), recipe_for(args.name, Path(args.data))
+    made = pages(recipe)
     if taken := next((path for path in made if (conf_dir() / path).exists()), None):
         raise ConfigError(f"{args.name} is the name of a page that comes with mmlab ({taken}); give another name.")
     texts = {out / path: text for path, text in made.items()}

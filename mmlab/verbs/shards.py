@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.verbs._shard_arguments import Parser, add, existing, part_of
@@ -62,7 +63,9 @@ def _tokenizer(args: argparse.Namespace) -> None:
     from mmlab.data.bad_samples import BadSamples
     from mmlab.data.index import ShardIndex
     from mmlab.data.tokenizer import train_tokenizer
+    from mmlab.runs.disk import no_file
 
+    no_file(Path(args.out))
     indexes = [ShardIndex.open(root) for root in args.roots]
     bad = [BadSamples(index.root, len(index)) for index in indexes]
     tokenizer = train_tokenizer(indexes, args.out, args.vocab_size, args.text, bad=bad)

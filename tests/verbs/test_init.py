@@ -142,4 +142,6 @@ def test_a_wrong_command_line_is_refused(here, capsys):
     Path("data/train/shard-0.tar").write_bytes(b"")
     assert run("init", "mine", "data") == 1 and "has no index" in capsys.readouterr().err
     assert run("init", "mine") == 2 and "DIR" in capsys.readouterr().err
+    assert run("init", "mine", "s3://b/x") == 2 and "s3://b/x is an address, and all records" in capsys.readouterr().err
+    assert run("init", "mine", "data", "--out", "s3://b/c") == 2 and "s3://b/c is an address" in capsys.readouterr().err
     assert json.dumps(sorted(path.name for path in here.iterdir())) == '["data"]'

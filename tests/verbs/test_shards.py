@@ -140,6 +140,8 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
         ("show drawn --columns 0", "--columns: it must be a whole number of at least 1, not 0"),
         ("tokenizer drawn --out tok --vocab-size 3", "at least 259"),
+        ("tokenizer drawn --out s3://b/tok", "s3://b/tok is an address; give a local folder."),
+        ("build images s3://b/pictures out", "s3://b/pictures is an address; give a local folder."),
         ("build images drawn out --split val", "it is a name and a share between 0 and 1, such as val=0.05, not val"),
         ("build images drawn out --split val=1.5", "such as val=0.05, not val=1.5"),
         ("build images drawn out --split val=.1 --split val=.2", "--split gives 'val' two shares"),
