@@ -64,7 +64,9 @@ class Prompt(Settings):
 class SourceConfig(Settings):
     """One set of shards in a mixture."""
 
-    path: str = MISSING  # folder or address (s3://…) with shards and their index, relative to data.root
+    # Folder or address (s3://…) with shards and their index, relative to data.root; with data/loader=stream a folder, a
+    # tar or a pattern such as part-{000..099}.tar, or several of these joined by `::`.
+    path: str = MISSING
     weight: float | None = number(None, above=0)  # None for all sources: proportional to their sizes
     name: str | None = None  # in reports; None: the folder's name
 

@@ -31,6 +31,7 @@ from mmlab.data.mixture import Mixture
 from mmlab.data.order import keyed_seed, permutation, sample_seed, source_seed
 from mmlab.data.reader import TRIES, Collate, GlobalBatches, decoded, members_read
 from mmlab.data.sample_types import Sample, SampleError
+from mmlab.data.scan_notes import ScanNotes
 from mmlab.data.tar_samples import OpenTar, StoredSample
 from mmlab.runs.shard_patterns import named_shards, set_name
 
@@ -91,9 +92,6 @@ class SourceStream:
 
     Attributes:
         place: after the samples so far.
-
-    Raises:
-        ConfigError: fewer shards than lanes, unless they are resampled.
     """
 
     def __init__(
@@ -109,11 +107,6 @@ class SourceStream:
         self.loader: StreamLoaderConfig = config.loader
         self.block_shards = config.block_shards
         self.seed = source_seed(config.seed, source.name)
-        if len(source.shards) < lanes and not self.loader.resampled:
-            raise ConfigError(
-                f"source '{source.name}' has {len(source.shards)} shards, fewer than the {lanes} workers of all ranks; "
-                "lower data.workers, or set data.loader.resampled=true."
-            )
         self.place = list(place)
         self._samples = self._block()
         skipped = sum(1 for _ in islice(self._samples, self.place[2]))
@@ -126,7 +119,8 @@ class SourceStream:
         while (sample := next(self._samples, None)) is None:
             empty += self.place[2] == 0
             if empty > len(self.source.shards):
-                raise DataError(f"source '{self.source.name}': its shards hold no samples.")
+                instead = ScanNotes.of(self._open(self.source.shards[0]).foreign(), {}, Counter()).instead()
+                raise DataError(f"source '{self.source.name}': its shards hold no samples{instead}.")
             self.place = [*self._next_block(), 0]
             self._samples = self._block()
         self.place[2] += 1
@@ -161,12 +155,13 @@ class SourceStream:
     def _expanded(self, shards: Iterable[dict[str, str]]) -> Iterator[StoredSample]:
         """The stage in place of webdataset's reader of tars, which ends a damaged shard without an error."""
         for shard in shards:
-            place = Url(shard["url"]) if is_url(shard["url"]) else Path(shard["url"])
-            if isinstance(place, Path):
-                yield from OpenTar(place, place).samples()
-            else:
-                assert self.remote is not None
-                yield from self.remote.open(place).samples()
+            yield from self._open(Url(shard["url"]) if is_url(shard["url"]) else Path(shard["url"])).samples()
+
+    def _open(self, shard: Location) -> OpenTar:
+        if isinstance(shard, Path):
+            return OpenTar(shard, shard)
+        assert self.remote is not None
+        return self.remote.open(shard)
 
 
 class StreamBatches(Dataset):
@@ -182,12 +177,20 @@ class StreamBatches(Dataset):
         config: settings of the data.
 
     Raises:
+        ConfigError: fewer shards than workers of all ranks, unless they are resampled.
         DataError: a damaged shard, no usable sample in `TRIES` tries, or far more replacements than the budget allows.
     """
 
     def __init__(self, sources: Sequence[StreamSource], collate: Collate, cut: GlobalBatches, config: ShardsConfig):
         self.sources, self.collate, self.cut, self.config = list(sources), collate, cut, config
         self.workers = max(1, config.workers)
+        lanes = cut.world * self.workers
+        for source in self.sources:
+            if len(source.shards) < lanes and not config.loader.resampled:
+                raise ConfigError(
+                    f"source '{source.name}' has {len(source.shards)} shards, fewer than the {lanes} workers of all "
+                    "ranks; lower data.workers, or set data.loader.resampled=true."
+                )
         weights = [source.weight for source in self.sources if source.weight is not None]
         self.mixture = Mixture([1] * len(self.sources), weights or None)
         self._guard = DataReport(config.bad_budget, FLOOR, slack=10)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +65,14 @@ class OpenTar:
             sample.members[extension] = member
         if sample is not None:
             yield sample
+
+    def foreign(self) -> Counter[str]:
+        """Its members that are not read: extension or other name → number."""
+        kinds = Counter[str]()
+        for member in walk(self._file.fd, self.place):
+            if (kind := foreign_kind(member.name)) is not None:
+                kinds[kind if kind.isprintable() else repr(kind)] += 1
+        return kinds
 
     def read(self, member: TarMember) -> bytes:
         """The bytes of a member; raises DataError if the shard has become shorter or cannot be read."""

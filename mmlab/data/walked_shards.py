@@ -14,6 +14,7 @@ from mmlab.config.locations import Location
 from mmlab.data.config import ShardsConfig, SourceConfig
 from mmlab.data.mixture import Source, open_sources
 from mmlab.data.sample_types import SampleError
+from mmlab.data.scan_notes import ScanNotes
 from mmlab.data.tar import TarMember
 from mmlab.data.tar_samples import OpenTar
 from mmlab.runs.shard_patterns import lacks_index, named_shards, set_name
@@ -47,7 +48,8 @@ class WalkedShards:
                 self._members.append(sample.members)
                 self.keys.append(f"{shard if repeated else shard.name}/{sample.key}")
         if not self.keys:
-            raise DataError(f"the shards in {self.root} hold no samples.")
+            instead = ScanNotes.of(OpenTar(shards[0], shards[0]).foreign(), {}, Counter()).instead()
+            raise DataError(f"the shards in {self.root} hold no samples{instead}.")
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -47,5 +47,5 @@ def test_indexes_are_opened_and_the_rest_is_walked_over(tmp_path):
 
 
 def test_shards_without_samples_are_refused(tmp_path):
-    with pytest.raises(DataError, match="hold no samples"):
-        WalkedShards([plain_tar(tmp_path / "0.tar", ("README", b""))])
+    with pytest.raises(DataError, match=r"hold no samples, only \.url \(1\)"):
+        WalkedShards([plain_tar(tmp_path / "0.tar", ("a.url", b""))])
