@@ -47,6 +47,16 @@ def test_a_pass_in_proportion_to_the_sizes_shows_each_sample_once():
         assert sorted(seen) == [(s, epoch * size + i) for s, size in enumerate(sizes) for i in range(size)]
 
 
+@pytest.mark.parametrize("sizes", [[3], [5, 2], [7, 4, 10], [1, 1, 9, 30, 2]])
+def test_what_each_source_has_served_before_a_position(sizes):
+    mixture, counts = Mixture(sizes), [0] * len(sizes)
+    for position in range(120):
+        assert mixture.served(position) == counts
+        source, cursor = mixture.at(position)
+        assert cursor == counts[source]
+        counts[source] += 1
+
+
 def test_sources_are_interleaved():
     order = [Mixture([1, 1, 1, 1]).at(position)[0] for position in range(8)]
     assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]

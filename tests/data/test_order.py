@@ -52,6 +52,21 @@ def test_without_shuffle_samples_keep_their_order():
     assert whole(EpochOrder([3, 2], 0, 8, shuffle=False), 4) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_blocks_hold_the_shards_of_their_positions(shuffle):
+    sizes = [3, 2, 0, 4, 1, 5]
+    order, shard_of = EpochOrder(sizes, 7, 2, shuffle), np.repeat(np.arange(6), sizes)
+    for epoch in (1, 2):
+        blocks = list(order.blocks(epoch))
+        assert sorted(s for block in blocks for s in block) == [0, 1, 3, 4, 5] and blocks[1:] == list(
+            order.blocks(epoch, 1)
+        )
+        for position in range(order.size):
+            _, number = order.block(epoch, position)
+            assert shard_of[order.sample(epoch, position)] in blocks[number]
+            assert shuffle or len(blocks[number]) == 1, "only the shard that is read"
+
+
 def test_impossible_orders_are_refused():
     with pytest.raises(ConfigError, match="'block_shards' must be above 0"):
         settings(block_shards=0)

@@ -1,6 +1,7 @@
 """Checks of a training config before any model is built."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,13 @@ def test_a_missing_index_names_the_command_that_creates_it(conf, tmp_path):
     (tmp_path / "shapes" / "val" / "000000.tar").touch()
     says = "have no index; run `mmlab shards index shapes/val`, or train without one with data/loader=stream."
     assert sentence(conf).endswith(says)
+
+
+def test_an_address_is_not_a_folder(conf):
+    cfg = compose("train", [RECIPE, "data.root=s3://bucket/laion", "data.train=[{path: a}, {path: gs://b/c}]"], conf)
+    check_sources(cfg.data)
+    config: Any = OmegaConf.to_object(cfg.data)
+    assert [str(config.folder(source)) for source in config.train] == ["s3://bucket/laion/a", "gs://b/c"]
 
 
 def test_a_missing_cache_names_the_command_that_encodes_it(tmp_path, monkeypatch):
