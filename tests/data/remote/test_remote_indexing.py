@@ -140,6 +140,20 @@ def test_a_bucket_that_refuses_writes_has_its_index_elsewhere(local, tmp_path, m
             index_set("s3://bucket", quiet=True, elsewhere=False)
 
 
+def test_a_driver_of_fsspec_is_a_store_like_others(local, scans):
+    url = Url("memory://sets/indexed")
+    for path in local.glob("*.tar"):
+        open_store(url).write(path.name, path)
+    assert index_set(url, quiet=True).read == 4 and manifest_of(url).samples.tolist() == [2] * 4
+    open_store(url).write("2.tar", local / "3.tar")
+    open_store(url).delete("3.tar")
+    scans.clear()
+    assert index_set(url, quiet=True, again=True).read == 3
+    assert [blob.name for blob in open_store(url / INDEX_NAME).list("")] == [
+        "0.safetensors", "1.safetensors", "2.safetensors", MANIFEST,
+    ]  # fmt: skip
+
+
 def test_a_web_server_cannot_be_indexed(tmp_path):
     with pytest.raises(DataError, match="web server, which cannot list its shards"):
         index_set("http://127.0.0.1:9/set", quiet=True)
