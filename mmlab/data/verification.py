@@ -42,8 +42,8 @@ def verify(index: ShardIndex, shards: Sequence[int] | None = None, workers: int 
 def _scan(root: Location, entry: Entry) -> ShardTable:
     if isinstance(root, Path):
         return scan_shard(root / entry.name)
-    from mmlab.data.indexing import Shard
     from mmlab.data.remote.remote_indexing import RemoteShards, work_folder
+    from mmlab.data.shard_places import Shard
 
     with work_folder() as work:
         return RemoteShards(root, work, work, (), True).scan(Shard(entry.name, entry.bytes, entry.etag))

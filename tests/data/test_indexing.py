@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmlab.config.errors import DataError, RunError
-from mmlab.data import indexing
+from mmlab.data import shard_places
 from mmlab.data.index import OLD_INDEX, ShardIndex
 from mmlab.data.indexing import build_index, index_part, index_set
 from mmlab.data.progress_bar import in_processes
@@ -31,8 +31,8 @@ def root(tmp_path) -> Path:
 @pytest.fixture
 def scans(monkeypatch) -> list[str]:
     """Names of the shards that are read."""
-    scans, scan = [], indexing.scan_shard
-    monkeypatch.setattr(indexing, "scan_shard", lambda path, *rest: scans.append(path.name) or scan(path, *rest))
+    scans, scan = [], shard_places.scan_shard
+    monkeypatch.setattr(shard_places, "scan_shard", lambda path, *rest: scans.append(path.name) or scan(path, *rest))
     return scans
 
 
@@ -85,8 +85,8 @@ def test_a_copy_with_an_old_time_is_read(root, scans, tmp_path):
 
 
 def test_a_shard_that_changes_while_it_is_read(root, monkeypatch):
-    scan = indexing.scan_shard
-    monkeypatch.setattr(indexing, "scan_shard", lambda path, *rest: (scan(path, *rest), os.utime(path))[0])
+    scan = shard_places.scan_shard
+    monkeypatch.setattr(shard_places, "scan_shard", lambda path, *rest: (scan(path, *rest), os.utime(path))[0])
     with pytest.raises(DataError, match=r"0\.tar changed while it was read; index it when it is complete"):
         index_set(root, quiet=True)
     assert not (root / INDEX_NAME).exists()
@@ -114,14 +114,14 @@ def _remove(root: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from mmlab.data import indexing
-scan, scans = indexing.scan_shard, []
+from mmlab.data import indexing, shard_places
+scan, scans = shard_places.scan_shard, []
 def killed(path, *rest):
     if len(scans) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     scans.append(path)
     return scan(path, *rest)
-indexing.scan_shard = killed
+shard_places.scan_shard = killed
 indexing.index_set(sys.argv[1], quiet=True)
 """
 
@@ -203,14 +203,14 @@ def test_the_index_of_a_read_only_folder_is_in_the_cache(root, tmp_path, monkeyp
     expected = build_index(root, quiet=True).hash
     _remove(root)
     (root / INDEX_NAME).rmdir()
-    writing = indexing.writing
+    writing = shard_places.writing
 
     def read_only(path):
         if path == root / INDEX_NAME:
             raise RunError("read-only")
         return writing(path)
 
-    monkeypatch.setattr(indexing, "writing", read_only)
+    monkeypatch.setattr(shard_places, "writing", read_only)
     index = build_index(root, quiet=True)
     assert not (root / INDEX_NAME).exists() and f"is in {tmp_path}/cache/" in capsys.readouterr().err
     assert ShardIndex.open(root).hash == index.hash == expected

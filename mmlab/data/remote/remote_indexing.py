@@ -15,11 +15,11 @@ import numpy as np
 
 from mmlab.config.errors import DataError, RunError
 from mmlab.config.locations import Url
-from mmlab.data.indexing import Shard, Summary, remove_other_tables
 from mmlab.data.manifest import Entry, Manifest, table_name
 from mmlab.data.remote.download import download, read_object, retried
 from mmlab.data.remote.store import Blob, Store, open_store
 from mmlab.data.scan import refuse_compressed, scan_shard
+from mmlab.data.shard_places import Shard, Summary, remove_other_tables
 from mmlab.data.shard_table import MALFORMED, ShardTable, header_length, open_table, read_header, write_table
 from mmlab.runs.disk import write_text, writing
 from mmlab.runs.index_files import MANIFEST, index_folders

@@ -12,13 +12,13 @@ from mmlab.config.errors import ConfigError, DataError
 from mmlab.config.locations import Url
 from mmlab.data.config import CacheConfig
 from mmlab.data.index import ShardIndex
-from mmlab.data.indexing import Summary
 from mmlab.data.manifest import Entry, Manifest
 from mmlab.data.progress_bar import progress
 from mmlab.data.remote.download import download
 from mmlab.data.remote.remote_files import RemoteFiles
 from mmlab.data.remote.remote_indexing import UPLOADING, check_writable, discard, forget_stores, listed, put
 from mmlab.data.remote.store import HTTP, Blob, open_store
+from mmlab.data.shard_places import Summary
 from mmlab.data.shard_table import open_table, write_table
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST
 
