@@ -21,7 +21,7 @@ from mmlab.data.scan import list_shards, scan_shard
 from mmlab.data.scan_notes import ScanNotes
 from mmlab.data.shard_table import ShardTable, open_table, write_table
 from mmlab.runs.disk import DRAFT, write_text, writing
-from mmlab.runs.index_files import MANIFEST, index_folders
+from mmlab.runs.index_files import INDEX_NAME, MANIFEST, index_folders
 
 _OLD = 3600.0  # seconds, after which nobody writes a draft any more
 
@@ -116,7 +116,7 @@ class LocalShards:
 
     def summary(self, shard: Shard) -> Summary:
         path, file = self.root / shard.name, self.tables / table_name(shard.name)
-        table = None if self.again else self._fresh(path, file)
+        table = None if self.again else self._fresh(path, file) or self._beside(path, file)
         read = table is None
         if table is None:
             before = _state(path)
@@ -142,6 +142,14 @@ class LocalShards:
             with suppress(OSError):
                 path.unlink()
         return bool(replaced)
+
+    def _beside(self, path: Path, file: Path) -> ShardTable | None:
+        """The table that lies beside a shard in a read-only folder, if it fits; it is copied."""
+        beside = self.root / INDEX_NAME / file.name
+        if beside == file or (table := self._fresh(path, beside)) is None:
+            return None
+        write_table(file, table)
+        return table
 
     def _fresh(self, path: Path, file: Path) -> ShardTable | None:
         """The table, if it is whole, younger than the shard, and states its size; a shard that was replaced is

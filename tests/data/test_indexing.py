@@ -225,6 +225,18 @@ def test_the_index_of_a_read_only_folder_is_in_the_cache(root, tmp_path, monkeyp
         build_index(root, quiet=True, elsewhere=False)
 
 
+def test_tables_beside_read_only_shards_are_used(root, tmp_path, monkeypatch, scans):
+    expected = build_index(root, quiet=True).hash
+    scans.clear()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    places = shard_places.index_folders(root)
+    monkeypatch.setattr(shard_places, "writable_folder", lambda folder, other: (places[1], "read-only"))
+    (root / INDEX_NAME / "3.safetensors").unlink()
+    assert index_set(root, quiet=True).read == 1 and scans == ["3.tar"]
+    (root / INDEX_NAME / MANIFEST).unlink()
+    assert ShardIndex.open(root).hash == expected and index_set(root, quiet=True).read == 0
+
+
 def _sleep(number: int) -> None:
     Path(os.environ["SLEEPERS"], str(os.getpid())).touch()
     time.sleep(100)

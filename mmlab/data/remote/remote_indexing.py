@@ -76,7 +76,7 @@ class RemoteShards:
             if table is None:
                 write_table(file, table := self.scan(shard))
                 put(self.tables, name, file)
-            self._hashes(shard.name).write_bytes(table.key_hashes.tobytes())
+            self._keep(shard, table.key_hashes.tobytes())
             return Summary.of(shard.name, file, table, read)
         finally:
             file.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ class RemoteShards:
             if stated != (shard.size, shard.etag, self.required, entry.hash, (entry.samples,)):
                 return None
             _, low, high = spans["key_hashes"]
-            self._hashes(shard.name).write_bytes(self._read(entry, start + low, start + high))
+            self._keep(shard, self._read(entry, start + low, start + high))
             return Summary(entry, about.notes, False)
         except (DataError, *MALFORMED):
             return None
@@ -160,6 +160,10 @@ class RemoteShards:
 
     def _hashes(self, name: str) -> Path:
         return self.work / f"{name}.hashes"
+
+    def _keep(self, shard: Shard, hashes: bytes) -> None:
+        with writing(path := self._hashes(shard.name)):
+            path.write_bytes(hashes)
 
     def _tables(self) -> dict[str, int]:
         """Sizes of the tables that are there."""
