@@ -14,6 +14,7 @@ from mmlab.data.mixture import Mixture, Sequential, Source, by_type, open_source
 from mmlab.data.order import EpochOrder
 from mmlab.data.remote.remote_files import Reader, RemoteFiles, Shards, in_turn, reader_of
 from mmlab.data.remote.remote_tars import RemoteTars
+from mmlab.runs.ranks import accumulation, world_size
 from mmlab.runs.shard_patterns import named_shards
 
 Block = tuple[int, int, int]
@@ -133,35 +134,55 @@ class Upcoming:
                 source.index.keep_tables(kept[id(source.index)])
 
 
-def check_addresses(data: DictConfig) -> None:
-    """Open all sources that are addresses, so that a run does not find out late that it cannot read them.
+def check_addresses(cfg: DictConfig) -> None:
+    """Open all sources of a `TrainConfig` that are addresses, so that a run does not find out late what it cannot read.
 
     Raises:
         DataError: an index cannot be read.
-        ConfigError: the shard cache has too little room for the blocks that are read at the same time.
+        ConfigError: the shard cache has too little room for the shards that are read at the same time.
     """
-    config: Any = OmegaConf.to_object(data)
+    config: Any = OmegaConf.to_object(cfg.data)
     if not isinstance(config, ShardsConfig):  # a user's own data
         return
     train = [] if config.streamed else [source for source in config.train if isinstance(config.folder(source), Url)]
     val = [source for source in config.val if isinstance(config.folder(source), Url)]
     for source in config.train if config.streamed else []:
         RemoteTars(config.cache).check(named_shards(source.path, config.root))
-    sources = open_sources(config, train)
-    if config.balance == "type":
-        sources = by_type(sources)
-    blocks = [_most_bytes(source, 2 * config.block_shards) for source in sources]
-    blocks.append(max((_most_bytes(source, 2) for source in open_sources(config, val)), default=0))
-    sets = {source.index.root: _most_bytes(source, len(source.index.shards)) for source in sources}
+    if train or val:
+        sources = open_sources(config, train)
+        parts = by_type(sources) if config.balance == "type" else sources
+        check_room(config, parts, open_sources(config, val), world_size(cfg.trainer))
+
+
+def check_room(config: ShardsConfig, train: Sequence[Source], val: Sequence[Source], world: int) -> None:
+    """Raise ConfigError if the shard cache is smaller than what the processes of a run may read at the same time.
+
+    They are in two blocks of a source, or in more if these have few samples: workers make batches that are needed up to
+    three rounds later, and ranks are up to a step apart.
+
+    Args:
+        config: settings of the data.
+        train, val: remote sources.
+        world: number of ranks.
+    """
+    apart = 3 * config.workers + accumulation(config.global_batch, config.micro_batch, world) + 1
+    samples = apart * world * config.micro_batch
+    weights = [len(source) if source.weight is None else source.weight for source in train]
+    blocks = []
+    for source, weight in zip(train, weights, strict=True):
+        blocks.append(_most_bytes(source, 2 * config.block_shards, samples * weight / sum(weights)))
+    blocks.append(max((_most_bytes(source, 2, samples) for source in val), default=0))
+    sets = {source.index.root: _most_bytes(source, len(source.index.shards), 0) for source in train}
     needed = min(sum(blocks), sum(sets.values()) + blocks[-1])
     if needed > config.cache.bytes:
         raise ConfigError(
-            f"two blocks of each remote source take up to {needed / 1e9:,.3g} GB, but the shard cache holds "
-            f"{config.cache.bytes / 1e9:,.3g} GB; raise data.cache.gigabytes, or lower data.block_shards."
+            f"the remote shards that are read at the same time take up to {needed / 1e9:,.3g} GB, but the shard cache "
+            f"holds {config.cache.bytes / 1e9:,.3g} GB; raise data.cache.gigabytes, or lower data.block_shards."
         )
 
 
-def _most_bytes(source: Source, shards: int) -> int:
-    """The bytes of the largest shards of a source, and of their tables."""
+def _most_bytes(source: Source, shards: int, samples: float) -> int:
+    """The bytes of the largest shards of a source with their tables: of so many, and of those that hold the samples."""
     entries = [source.index.manifest.entries[shard] for shard in source.shards]
-    return sum(sorted((entry.bytes + entry.table_bytes for entry in entries), reverse=True)[:shards])
+    more = int(samples * len(entries) / len(source))
+    return sum(sorted((entry.bytes + entry.table_bytes for entry in entries), reverse=True)[: shards + more])

@@ -17,7 +17,8 @@ from mmlab.training.csv_log import FILE_NAME, read_table
 
 # What a run depends on is recorded, not a result: two runs have their own ids, and a commit may come in between …
 NOT_COMPARED = (".identity",)
-SPEED = "perf/"  # … and their speed is never the same.
+FETCHING = ("data/wait", "data/fetch_mb_s", "data/cache_hit")
+SPEED = ("perf/", *FETCHING)  # … and their speed is never the same, nor that of the data.
 
 
 def difference(a: Any, b: Any, where: str = "") -> str | None:
@@ -84,24 +85,12 @@ class BatchLog(Callback):
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-MEASURED = ("data/wait", "data/fetch_mb_s", "data/cache_hit")
-"""Metrics of remote shards: how fast they arrived, not what was computed of them."""
-
-
 def results(run: Path) -> dict[str, Any]:
-    """What the files in a run's folder say about it: table of metrics, data report and last metrics, by file.
-
-    The metrics in `MEASURED` are left out.
-    """
-    table = read_table(run / FILE_NAME)
-    files: dict[str, Any] = {FILE_NAME: {step: _computed(row) for step, row in table.items()}}
+    """What the files in a run's folder say about it: table of metrics, data report and last metrics, by file."""
+    files: dict[str, Any] = {FILE_NAME: read_table(run / FILE_NAME)}
     for name in ("data_report.json", "done.json"):
-        files[name] = _computed(json.loads((run / name).read_text())) if (run / name).is_file() else None
+        files[name] = json.loads((run / name).read_text()) if (run / name).is_file() else None
     return files
-
-
-def _computed(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name not in MEASURED}
 
 
 def read_batches(folder: Path) -> tuple[dict[int, list[str]], list[str]]:

@@ -23,7 +23,7 @@ def train(cfg: DictConfig) -> None:
     from mmlab.runs.run import prepare_run
 
     check(cfg)
-    check_addresses(cfg.data)
+    check_addresses(cfg)
     start = prepare_run(cfg)
     folder = start.folder
     if start.complete:

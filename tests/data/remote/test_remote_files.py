@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -25,6 +26,7 @@ from tests.tiny_servers import RangeServer, etag_of, s3_environment
 from tests.tiny_shards import KeyCollate, make_shards, settings
 
 SHARD = "shard-000001.tar"
+BUCKET = Url("s3://bucket")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def folder(bucket, request) -> Path:
 
 
 def address(folder: Path) -> Url:
-    return Url(f"s3://bucket/{folder.name}")
+    return BUCKET / folder.name
 
 
 def opened(folder: Path, cache: CacheConfig) -> ShardIndex:
@@ -172,15 +174,21 @@ def test_missing_credentials_are_an_error_without_secrets(folder, cache, monkeyp
     assert "testing" not in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_cache_without_room_for_two_blocks_is_an_error(folder, cache):
-    train = [SourceConfig(path=str(address(folder)))]
-    shards = settings(_target_="x", root="", train=train, block_shards=1, cache=cache)
-    largest = sorted(entry.bytes + entry.table_bytes for entry in opened(folder, cache).manifest.entries)[-2:]
-    check_addresses(OmegaConf.structured(shards))
-    cache.gigabytes = (sum(largest) - 1) / 1e9
-    message = r"two blocks of each remote source take up to 2.\d+e-05 GB, but the shard cache holds .*block_shards"
+def test_a_cache_without_room_for_what_is_read_is_an_error(folder, cache):
+    options: Any = {"_target_": "x", "root": str(BUCKET), "train": [SourceConfig(path=folder.name)], "cache": cache}
+    sizes = sorted(entry.bytes + entry.table_bytes for entry in opened(folder, cache).manifest.entries)
+
+    def check(workers: int) -> None:
+        shards = settings(**options, block_shards=1, global_batch=1, micro_batch=1, workers=workers)
+        check_addresses(OmegaConf.create({"data": shards, "trainer": {"devices": 1, "num_nodes": 1}}))
+
+    cache.gigabytes = sum(sizes[-2:]) / 1e9
+    check(workers=0)  # two blocks
+    message = r"read at the same time take up to (\S+) GB, but the shard cache holds (\S+) GB; .*block_shards"
     with pytest.raises(ConfigError, match=message):
-        check_addresses(OmegaConf.structured(shards))
+        check(workers=2)  # eight samples are under way, which may be of all shards
+    cache.gigabytes = sum(sizes) / 1e9
+    check(workers=2)
 
 
 def test_what_is_wanted_follows_the_order(folder, cache, monkeypatch):

@@ -18,9 +18,10 @@ from mmlab.data.mixture import by_type, open_sources
 from mmlab.data.module import ShardDataModule
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
 from mmlab.data.remote.fetch_metrics import FetchMetrics
+from mmlab.data.upcoming import check_room
 from mmlab.evaluate.callbacks.data_report import DataReportCallback
 from mmlab.evaluate.config import DataReportCallbackConfig
-from mmlab.training.resume_proof import MEASURED, difference, read_batches
+from mmlab.training.resume_proof import FETCHING, difference, read_batches
 from tests.data.remote.conftest import kill_fetcher
 from tests.tiny_servers import s3_server
 from tests.tiny_shards import KeyCollate, make_shards, settings
@@ -28,8 +29,8 @@ from tests.tiny_trainer import Keys, run
 from tests.training.test_checkpoint import Noisy, last_state, train
 
 BUCKET: Any = Url("s3://bucket")
-ROOM = 0.00011
-"""GB: of the 29 shards with their tables, 9 fit."""
+ROOM = 0.00016
+"""GB: of the 29 shards with their tables, 13 fit."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def root(tmp_path_factory) -> Iterator[Path]:
 
 def config(root: Path | Url, cache: CacheConfig, **options: Any) -> ShardsConfig:
     listed = [SourceConfig(path="a"), SourceConfig(path="b")]
+    options = {"global_batch": 2, "micro_batch": 1, **options}
     return settings(root=str(root), train=listed, block_shards=2, bad_budget=1, cache=cache, **options)
 
 
@@ -53,7 +55,8 @@ def batches(shards: ShardsConfig, world: int = 1, rank: int = 0, once: bool = Fa
     sources = open_sources(shards, shards.train)
     if shards.balance == "type":
         sources = by_type(sources)
-    cut = OnePass(111, 4, world, rank) if once else GlobalBatches(8, 2, world, rank)
+    check_room(shards, sources, [], world)
+    cut = OnePass(111, 4, world, rank) if once else GlobalBatches(2, 2 // world, world, rank)
     return LocalBatches(sources, KeyCollate(), cut, shards)
 
 
@@ -68,7 +71,7 @@ def same(remote: dict[str, Any], local: dict[str, Any]) -> bool:
 def test_ranks_and_workers_get_the_batches_of_local_shards(root, cache, context, ranks, workers, stop):
     cache.gigabytes = ROOM
     local = [batches(config(root, cache), 2, rank) for rank in ranks]
-    remote = [batches(config(BUCKET, cache), 2, rank) for rank in ranks]
+    remote = [batches(config(BUCKET, cache, workers=workers), 2, rank) for rank in ranks]
     loaders = [LocalLoader(each, stop, lambda: 0, workers, context=context) for each in remote]
     for m, items in enumerate(zip(*map(iter, loaders), strict=True)):
         assert all(same(item, batches[m]) for item, batches in zip(items, local, strict=True))
@@ -89,8 +92,8 @@ def test_parts_by_type_and_a_pass_equal_those_of_local_shards(root, cache, optio
 def test_killing_the_fetcher_changes_nothing(root, cache):
     cache.gigabytes = ROOM
     local, remote = (batches(config(place, cache)) for place in (root, BUCKET))
-    for m in range(60):
-        if m % 7 == 3:
+    for m in range(120):
+        if m % 14 == 3:
             kill_fetcher(cache)
         assert same(remote[m], local[m])
 
@@ -103,7 +106,7 @@ def test_what_is_measured(root, cache):
         measures.add(remote[m])
     first = measures.values(16)
     assert first["data/wait"] > 0 and first["data/fetch_mb_s"] > 0 and 0 < first["data/cache_hit"] < 1
-    assert first.keys() == set(MEASURED)
+    assert first.keys() == set(FETCHING)
     measures.add({"waited": 3.0})
     assert measures.values(18)["data/wait"] == 1.5
 
@@ -120,7 +123,7 @@ class KillProcess(L.Callback):
 
 
 def test_a_run_that_was_killed_and_resumed_equals_a_local_one(root, cache, tmp_path):
-    cache.gigabytes = 3 * ROOM
+    cache.gigabytes = 2 * ROOM
     options = {"block_shards": 2, "bad_budget": 1, "cache": cache}
     train(root, tmp_path / "local", **options)
     fork: Any = multiprocessing.get_context("fork")
@@ -148,4 +151,4 @@ def test_runs_on_remote_shards_log_what_is_measured(root, cache, tmp_path, remot
     data = ShardDataModule(config(BUCKET if remote else root, cache), Keys())
     report, logged = DataReportCallback(DataReportCallbackConfig(budget=1)), Logged()
     run(Noisy(), data, tmp_path, 3, [report, logged], log_every_n_steps=1)
-    assert logged.names == {"data/replaced", *(MEASURED if remote else ())}
+    assert logged.names == {"data/replaced", *(FETCHING if remote else ())}
