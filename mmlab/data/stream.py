@@ -198,7 +198,7 @@ class StreamBatches(Dataset):
         self.start(0, [])
 
     def start(self, first: int, places: Sequence[dict[str, Place]]) -> None:
-        """Set the first item, and the places of each worker's streams; without them, streams start at their begin."""
+        """Set the first item, and the places of each worker's streams; without them, at the start of the streams."""
         self.first, self.places = first, list(places)
         self._due: dict[int, int] = {}
         self._streams: dict[int, list[SourceStream]] = {}

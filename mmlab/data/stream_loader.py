@@ -32,10 +32,8 @@ class StreamLoader:
     def __init__(self, config: StreamLoaderConfig):
         self.config = config
         self._sources: list[StreamSource] | None = None
-        self._begin: list[
-            LANE
-        ] = []  # of this rank's workers when the loader starts; empty: at the begin of all streams
-        self._after: dict[int, deque[tuple[int, LANE]]] = {}  # worker → micro-batches so far, and the places after them
+        self._begin: list[LANE] = []  # of this rank's workers when the loader starts; empty: nothing was read yet
+        self._after: dict[int, deque[tuple[int, LANE]]] = {}  # worker → its last micro-batches, and the places after
 
     def sources(self, data: ShardsConfig) -> list[StreamSource]:
         """The open training sources; raises what `open_streams` raises."""
@@ -62,7 +60,7 @@ class StreamLoader:
         return _Recorded(dataset, stop, begin, data.workers, record, pin)
 
     def spread(self, data: ShardsConfig, collate: Collate, cut: GlobalBatches, count: int) -> LocalLoader:
-        """About `count` samples from the begin of the streams, over all ranks."""
+        """About `count` samples from the start of the streams, over all ranks."""
         batches = max(1, round(count / (cut.micro_batch * cut.world)))
         dataset = StreamBatches(self.sources(data), collate, cut, data)
         return _Recorded(dataset, batches, lambda: 0, data.workers, lambda m, lane: None, False)
