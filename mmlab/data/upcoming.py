@@ -15,7 +15,7 @@ from mmlab.data.order import EpochOrder
 from mmlab.data.remote.remote_files import Reader, RemoteFiles, Shards, in_turn, reader_of
 from mmlab.data.remote.remote_tars import RemoteTars
 from mmlab.runs.ranks import accumulation, world_size
-from mmlab.runs.shard_patterns import named_shards
+from mmlab.runs.shard_patterns import lacks_index, named_shards
 
 Block = tuple[int, int, int]
 """Source, epoch, and number of the block."""
@@ -42,7 +42,7 @@ class Upcoming:
         config: ShardsConfig,
     ):
         self.sources, self.orders, self.stream, self.config = sources, orders, stream, config
-        self._remote = [isinstance(source.index.files, RemoteFiles) for source in sources]
+        self._remote = [isinstance(source.index.root, Url) for source in sources]
         self._blocks: list[Block] = []
         self._told: tuple[int, list[Block], list[Block]] | None = None  # process, present blocks, first of the next
         self._waited = 0.0
@@ -124,12 +124,13 @@ class Upcoming:
 
     def _close_tables(self, present: list[Block]) -> None:
         """Close the tables of shards that are not of the present blocks: their copies may be evicted."""
-        kept: dict[int, set[int]] = {id(source.index): set() for source in self.sources}
+        remote = [source for source, is_remote in zip(self.sources, self._remote, strict=True) if is_remote]
+        kept: dict[int, set[int]] = {id(source.index): set() for source in remote}
         for which, epoch, first in present:
             source = self.sources[which]
             numbers = next(self.orders[which].blocks(epoch, first))
             kept[id(source.index)].update(int(source.shards[number]) for number in numbers)
-        for source in self.sources:
+        for source in remote:
             if isinstance(source.index.files, RemoteFiles) and source.index.files.tables is None:
                 source.index.keep_tables(kept[id(source.index)])
 
@@ -146,6 +147,8 @@ def check_addresses(cfg: DictConfig) -> None:
         return
     train = [] if config.streamed else [source for source in config.train if isinstance(config.folder(source), Url)]
     val = [source for source in config.val if isinstance(config.folder(source), Url)]
+    if config.streamed:
+        val = [source for source in val if not lacks_index(source.path, config.root)]
     for source in config.train if config.streamed else []:
         RemoteTars(config.cache).check(named_shards(source.path, config.root))
     if train or val:

@@ -213,3 +213,14 @@ def test_what_is_wanted_follows_the_order(folder, cache, monkeypatch):
     assert told[0] == [[order[0]], [order[1]], [order[2]]]
     now = [shard for shard, _ in groupby(present[0] for present, _, _ in told if present)]
     assert now == [shard for shard, _ in groupby(order)][: len(now)] and len(now) > 5
+
+
+def test_local_and_remote_sets_are_read_in_turn(folder, cache, tmp_path):
+    here = make_shards(tmp_path / "here", 10)
+    remote = opened(folder, cache)
+    for cut in (OnePass(20, 4), GlobalBatches(4, 4)):
+        shards = settings(block_shards=1, cache=cache)
+        mixed = LocalBatches([Source("a", here), Source("b", remote)], KeyCollate(), cut, shards)
+        local = LocalBatches([Source("a", here), Source("b", ShardIndex.open(folder))], KeyCollate(), cut, shards)
+        assert [mixed[m]["seeds"] for m in range(5)] == [local[m]["seeds"] for m in range(5)]
+    assert copies(cache) == ["shard-000000", "shard-000001", "shard-000002"]
