@@ -1,6 +1,8 @@
 """Indexing shards in an object store: each is downloaded for as long as it is read, and its table is put beside it."""
 
 import fcntl
+import hashlib
+import re
 import shutil
 import sys
 import tempfile
@@ -10,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,7 @@ UPLOADING = "uploading.json"
 _DEADLINE = 3600.0  # seconds for one shard
 _START = 1 << 16  # bytes of a table that are read for its header, which is seldom longer
 _WORK = "mmlab-index-"
+_OTHER_ETAGS: set[Url] = set()  # addresses whose ETags are no MD5, such as those of encrypted objects
 _LEFT_BEHIND = 60.0  # seconds after which a folder without an owner is one
 
 
@@ -150,13 +154,33 @@ class RemoteShards:
             return None
 
     def scan(self, shard: Shard) -> ShardTable:
-        """Download a shard and read it whole."""
+        """Download a shard and read it; once more if it is damaged and its ETag does not tell whether it arrived so."""
         copy = self.work / shard.name
         try:
-            download(_store(self.root), shard.name, copy, size=shard.size, etag=shard.etag, deadline=_DEADLINE)
+            if not self._download(shard, copy):
+                with suppress(DataError):
+                    return scan_shard(copy, self.required, shard.etag, self.root / shard.name)
+                self._download(shard, copy)
             return scan_shard(copy, self.required, shard.etag, self.root / shard.name)
         finally:
             copy.unlink(missing_ok=True)
+
+    def _download(self, shard: Shard, copy: Path) -> bool:
+        """Download a shard; returns whether its ETag is the MD5 of what arrived, as S3's is of objects in one part."""
+        wanted, digests = (shard.etag or "").strip('"'), list[str]()
+
+        def check(path: Path) -> None:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "md5").hexdigest())
+            if digests[-1] != wanted and digests.count(digests[-1]) < 2:
+                raise DataError("its MD5 is not its ETag")
+
+        can_check = re.fullmatch(r"[0-9a-f]{32}", wanted) is not None and self.root not in _OTHER_ETAGS
+        limits: dict[str, Any] = {"size": shard.size, "etag": shard.etag, "deadline": _DEADLINE}
+        download(_store(self.root), shard.name, copy, check=check if can_check else None, **limits)
+        if can_check and digests[-1] != wanted:
+            _OTHER_ETAGS.add(self.root)
+        return bool(digests) and digests[-1] == wanted
 
     def _hashes(self, name: str) -> Path:
         return self.work / f"{name}.hashes"

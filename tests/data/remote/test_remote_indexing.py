@@ -154,6 +154,22 @@ def test_a_driver_of_fsspec_is_a_store_like_others(local, scans):
     ]  # fmt: skip
 
 
+def test_damage_on_the_way_is_not_indexed(local, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "indexes"))
+    (tmp_path / "served").mkdir()
+    local.rename(tmp_path / "served" / "bucket")
+    expected = index_set(tmp_path / "served" / "bucket", quiet=True).manifest.hash
+    with RangeServer(tmp_path / "served") as server, s3_environment(server.address):
+        server.planned.extend(["flip", "", "503", "", "cut", "flip"])
+        assert index_set("s3://bucket", quiet=True).manifest.hash == expected
+        assert server.faults == {"flip": 2, "503": 1, "cut": 1}
+        # ETags that are no MD5 say nothing: a damaged tar is fetched again, and each shard is read.
+        monkeypatch.setattr("tests.tiny_servers._etag", lambda file, changed, size: f'"{"0" * 31}{file.stem}"')
+        server.sent.clear()
+        assert index_set("s3://bucket", quiet=True).manifest.hash == expected
+        assert [len(server.sent[f"bucket/{i}.tar"]) for i in range(4)] == [2, 1, 1, 1]
+
+
 def test_a_web_server_cannot_be_indexed(tmp_path):
     with pytest.raises(DataError, match="web server, which cannot list its shards"):
         index_set("http://127.0.0.1:9/set", quiet=True)
