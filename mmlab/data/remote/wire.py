@@ -35,7 +35,7 @@ class Wire:
 
     def send(self, message: dict[str, Any], data: bytes = b"") -> None:
         """Send a message and the bytes that follow it."""
-        line = json.dumps({**message, "follows": len(data)} if data else message)
+        line = json.dumps({**message, "follows": len(data)} if data else message, allow_nan=False)
         self.socket.sendall(line.encode() + b"\n" + data)
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
