@@ -29,3 +29,12 @@ def kill_fetcher(cache: CacheConfig) -> None:
         process = int((cache.path / "lock").read_text().split()[1])
         if os.fsencode(cache.path) in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
+
+
+def used_bytes(cache: CacheConfig) -> int:
+    """Bytes of all copies in a cache, unfinished ones too, while its fetcher writes and deletes them."""
+    used = 0
+    for path in cache.path.rglob("*-*.*"):
+        with suppress(FileNotFoundError):
+            used += path.stat().st_size
+    return used

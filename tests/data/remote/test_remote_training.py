@@ -22,7 +22,7 @@ from mmlab.data.upcoming import check_room
 from mmlab.evaluate.callbacks.data_report import DataReportCallback
 from mmlab.evaluate.config import DataReportCallbackConfig
 from mmlab.training.resume_proof import FETCHING, difference, read_batches
-from tests.data.remote.conftest import kill_fetcher
+from tests.data.remote.conftest import kill_fetcher, used_bytes
 from tests.tiny_servers import s3_server
 from tests.tiny_shards import KeyCollate, make_shards, settings
 from tests.tiny_trainer import Keys, run
@@ -75,8 +75,7 @@ def test_ranks_and_workers_get_the_batches_of_local_shards(root, cache, context,
     loaders = [LocalLoader(each, stop, lambda: 0, workers, context=context) for each in remote]
     for m, items in enumerate(zip(*map(iter, loaders), strict=True)):
         assert all(same(item, batches[m]) for item, batches in zip(items, local, strict=True))
-    used = sum(path.stat().st_size for path in cache.path.rglob("*-*.*"))
-    assert 0 < used <= cache.bytes
+    assert 0 < used_bytes(cache) <= cache.bytes
     for loader in loaders:
         loader.close()
 
