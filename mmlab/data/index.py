@@ -24,7 +24,7 @@ from mmlab.runs.index_files import MANIFEST, index_folders
 if TYPE_CHECKING:
     from mmlab.data.remote.remote_files import RemoteFiles
 
-_OPEN_TABLES = 64
+_OPEN_TABLES = 32  # each holds a descriptor, as an open shard does
 OLD_INDEX = "index.npz"
 """The index of earlier versions, in one file."""
 BUILD = "build it with `mmlab shards index"

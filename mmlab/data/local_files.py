@@ -6,7 +6,7 @@ from pathlib import Path
 from mmlab.config.errors import DataError
 from mmlab.data.manifest import Entry
 
-_OPEN_FILES = 64
+_OPEN_FILES = 32
 
 
 class LocalFiles:
