@@ -136,7 +136,7 @@ class Source:
     type: str | None = None
 
     def __len__(self) -> int:
-        return int(self.samples_per_shard.sum())
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     @cached_property
     def shards(self) -> np.ndarray:
