@@ -30,7 +30,7 @@ class ChatBatch(TypedDict):
     image_positions: Tensor  # int64 [M, 2]: row and column of each place of a picture
     image_features: Tensor  # int64 [M]: which of the K * P features each place takes; K * P stands for the newline
     image_keys: list[str]  # K, one per tile, unique over all shards
-    packed: bool  # whether a row has more than one segment; set by the stage, on the host
+    packed: Any  # whether a row has more than one segment, or a `Layout` of them; set by the stage, on the host
     keys: list[str]
     stats: dict[str, dict[str, int]]
     bad: list[dict[str, Any]]

@@ -48,11 +48,6 @@ def _unfit(config: PretrainedConfig, cls: Any) -> str | None:
     return None
 
 
-def attention_of(cls: Any, attention: str) -> str:
-    """The attention implementation to use: eager where sdpa was asked for and the model does not have it."""
-    return "eager" if attention == "sdpa" and not cls._supports_sdpa else attention
-
-
 def pads_left(config: PretrainedConfig) -> bool:
     """Whether rows of different length can be continued together, padded on the left."""
     return config.model_type in MASKED

@@ -51,7 +51,9 @@ class FusedVisionEncoderConfig(Settings):
 @dataclass
 class LanguageModelConfig(PretrainedTextConfig):
     _target_: str = "mmlab.model.language.LanguageModel"
-    attention: str = "sdpa"  # transformers' attention implementation; sdpa is eager for models that do not have it
+    # auto: the fastest that can run for a batch. varlen, flex, blocks: this one where it can run. Else an attention
+    # implementation of transformers: sdpa (eager for models that do not have it) has a dense mask for packed rows.
+    attention: str = "auto"
     # Store the weights of linear layers in 4 bits (QLoRA); they are not trained, so stage.lora adds an adapter.
     quantize: str | None = choice("nf4", default=None)
 

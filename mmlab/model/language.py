@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.causal_models import attention_of, causal_class, pads_left
+from mmlab.model.attention import choose, described, implementation, rows_mask
+from mmlab.model.causal_models import causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.exact_buffers import ExactBuffers
-from mmlab.model.packed_rows import masks, separate, takes_masks
+from mmlab.model.packed_rows import separate
 from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
@@ -24,6 +25,7 @@ from mmlab.model.pretrained import (
 )
 from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
 from mmlab.model.quantization import dequantize, quantize
+from mmlab.model.row_blocks import Layout
 from mmlab.weights import content_hash, finite, is_sharded, note_identity
 
 
@@ -32,6 +34,9 @@ class LanguageModel(ExactBuffers):
 
     Args:
         config: settings; in `architecture`, `vocab_size` and the special token ids default to the tokenizer's.
+
+    Attributes:
+        ways: sentences about how batches were computed so far.
 
     Raises:
         ConfigError: model or tokenizer cannot be loaded, or the tokenizer is not a fast one.
@@ -45,7 +50,7 @@ class LanguageModel(ExactBuffers):
         self.tokenizer: Any = find_tokenizer(config.tokenizer or config.source)
         defaults = {} if self.tokenizer is None else _token_fields(self.tokenizer)
         causal = read_config(config, "language", **defaults)
-        attention = attention_of(causal_class(causal), config.attention)
+        attention = implementation(causal_class(causal), causal.model_type, config.attention)
         try:
             self.causal: Any = build_model(AutoModelForCausalLM, causal, config, attn_implementation=attention)
         except (ValueError, ImportError) as error:
@@ -53,6 +58,7 @@ class LanguageModel(ExactBuffers):
             raise ConfigError(f"model.language cannot be built with attention={attention}: {reason}") from error
         if self.tokenizer is not None:
             fit_tokenizer(self.tokenizer, self.vocabulary, "language")
+        self.ways: dict[str, None] = {}
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.causal).forward).parameters
 
     @property
@@ -79,19 +85,25 @@ class LanguageModel(ExactBuffers):
         segment_ids_BT: Tensor,
         context_ids_BT: Tensor,
         position_ids_BT: Tensor,
-        packed: bool,
+        packed: bool | Layout,
     ) -> Tensor:
         """Return logits `[S, V]` at the S positions where `keep_BT` is true, row by row.
 
         The output layer runs only on those, where the model can do so. If no row is packed, plain causal attention
         attends to the same tokens (padding is on the right), and the attention kernel needs no mask.
+
+        Args:
+            packed: whether a row has several segments; their layout if it was read on the host.
         """
         options: dict[str, Any] = {"use_cache": False}
-        if packed and takes_masks(self.config):
-            mask = masks(self.config, segment_ids_BT, context_ids_BT, position_ids_BT, embeds_BTD.dtype)
-            options |= {"attention_mask": mask, "position_ids": position_ids_BT}
-        elif packed:
+        kind = choose(self.causal, self.settings.attention, packed, embeds_BTD)
+        self.ways.setdefault(described(kind, self.settings.attention))
+        if kind == "separate":
             embeds_BTD, keep_BT = separate(embeds_BTD, keep_BT, segment_ids_BT, context_ids_BT)
+        elif kind != "plain":
+            ids = segment_ids_BT, context_ids_BT, position_ids_BT
+            mask = rows_mask(kind, self.config, packed, *ids, embeds_BTD.dtype)
+            options |= {"attention_mask": mask, "position_ids": position_ids_BT}
         if self._keeps_logits:
             return self.causal(inputs_embeds=embeds_BTD, logits_to_keep=keep_BT, **options).logits
         return self.causal(inputs_embeds=embeds_BTD, **options).logits[keep_BT]

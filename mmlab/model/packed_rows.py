@@ -5,6 +5,7 @@ share). Models in `MASKED` get that as an attention mask. All others get one row
 recurrent state, or with positions or windows of its own, computes what it computes for each segment alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ _NAMES = """
 MASKED = frozenset(_NAMES.split())
 """Model types whose attention reads positions and a mask exactly as they are given; the tests compare each of them."""
 
+ROWS = "mmlab_rows"
+"""transformers' name of our own attention, see `attention`."""
+
 _WINDOWED = "sliding_attention"
 
 
@@ -31,7 +35,7 @@ def takes_masks(config: Any) -> bool:
     return (
         config.model_type in MASKED
         and kinds <= {"full_attention", _WINDOWED}
-        and config._attn_implementation in ("sdpa", "eager")  # others do not read a mask of this shape
+        and config._attn_implementation in ("sdpa", "eager", ROWS)  # others do not read a mask of this shape
         and not getattr(config, "alibi", False)
     )
 
@@ -48,11 +52,32 @@ def masks(
         dtype: of the scores.
     """
     seen = visible(segment_ids_BT, context_ids_BT)
+
+    def mask(window: int | None) -> Tensor:
+        near = window is None or position_ids_BT[:, :, None] - position_ids_BT[:, None, :] < window
+        return additive(seen & near, dtype)
+
+    return each_kind(config, seen.shape[-1], mask)
+
+
+def each_kind(config: Any, length: int, mask: Callable[[int | None], Any]) -> Any:
+    """Return the masks of a model's layers: one, or the one of each type of layer.
+
+    Args:
+        config: of a transformers model that `takes_masks`.
+        length: of the rows.
+        mask: of layers that attend to the last `window` tokens, or to all.
+    """
+    window = window_of(config, length)
+    if window is None or not getattr(config, "layer_types", None):
+        return mask(window)
+    return {"full_attention": mask(None), _WINDOWED: mask(window)}
+
+
+def window_of(config: Any, length: int) -> int | None:
+    """Tokens to which a model's windowed layers attend; None if it has no such layers, or they see whole rows."""
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    if not window or seen.shape[-1] <= window or (kinds and _WINDOWED not in kinds):
-        return additive(seen, dtype)
-    near = additive(seen & (position_ids_BT[:, :, None] - position_ids_BT[:, None, :] < window), dtype)
-    return {"full_attention": additive(seen, dtype), _WINDOWED: near} if kinds else near
+    return None if not window or length <= window or (kinds and _WINDOWED not in kinds) else window
 
 
 def visible(segment_ids_BT: Tensor, context_ids_BT: Tensor) -> Tensor:

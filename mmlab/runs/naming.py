@@ -24,6 +24,7 @@ EXECUTION = (
     "callbacks.data_report",
     "callbacks.picture_use",
     "callbacks.progress.peak_tflops",
+    "model.language.attention",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

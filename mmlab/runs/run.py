@@ -32,7 +32,13 @@ IDENTITY = "identity.json"
 LOCK = ".lock"
 _LOCKS: list[TextIO] = []  # kept open until the process ends: closing a file releases its lock
 # A run may be resumed with other values of these; some of them change how its further steps are computed.
-CHANGES_STEPS = ("trainer.precision", "trainer.gradient_clip_val", "trainer.deterministic", "trainer.overfit")
+CHANGES_STEPS = (
+    "trainer.precision",
+    "trainer.gradient_clip_val",
+    "trainer.deterministic",
+    "trainer.overfit",
+    "model.language.attention",
+)
 MAY_CHANGE = ("run", "trainer", "logger", "callbacks", "data.root")
 
 

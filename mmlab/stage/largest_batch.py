@@ -10,7 +10,7 @@ from mmlab.data.collate import check_room
 from mmlab.data.config import ImageDataConfig, ImageTextDataConfig
 from mmlab.data.packing import Shown, place_pictures
 from mmlab.data.sample_types import Picture
-from mmlab.model.packed_rows import takes_masks
+from mmlab.model.packed_rows import ROWS, takes_masks
 from mmlab.stage.autoencoder_training import AutoencoderTraining
 from mmlab.stage.code_prior import CodePrior
 from mmlab.stage.contrastive import ContrastivePretraining
@@ -61,7 +61,9 @@ def _chat(stage: NextTokenStage, data: ImageTextDataConfig) -> dict[str, Any]:
     place = torch.arange(length).expand(rows, -1)
     batch: dict[str, Any] = {"input_ids": ids, "position_ids": place, "context_ids": ids, "labels": ids}
     batch["segment_ids"] = torch.ones_like(ids)
-    batch["packed"] = data.pack and takes_masks(stage.model.language.config)
+    config = stage.model.language.config
+    # Our own attention needs as much memory for one text in a row as for several.
+    batch["packed"] = data.pack and takes_masks(config) and config._attn_implementation != ROWS
     if image is None:
         return {**batch, **place_pictures([], 0, 0)}
     check_room(image, data)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
@@ -12,6 +12,7 @@ from mmlab.data.batch import ChatBatch
 from mmlab.data.collate import ChatCollate
 from mmlab.data.config import ImageTextDataConfig
 from mmlab.data.sample_types import ImageSpec
+from mmlab.model.row_blocks import Layout
 from mmlab.stage.config import NextTokenStageConfig
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
@@ -40,6 +41,7 @@ class NextTokenStage(Stage):
         # Features before the connector change at every step if a part that makes them is trained.
         encoders = self._encoders()
         self.cache = FeatureCache(config.feature_cache_mb if encoders and encoders.keys() <= set(self.frozen) else 0)
+        self._announced: set[str] = set()
         self.train_means, self.val_means = Means("loss"), Means("loss")
 
     def refuse(self) -> None:
@@ -80,7 +82,10 @@ class NextTokenStage(Stage):
 
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         # On the host: reading it from the device would synchronize at every step.
-        return {**batch, "packed": bool((batch["segment_ids"] > 1).any())}
+        packed: bool | Layout = bool((batch["segment_ids"] > 1).any())
+        if packed and self.device.type == "cuda":
+            packed = Layout(batch["segment_ids"], batch["context_ids"])
+        return {**batch, "packed": packed}
 
     def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
         rows, length = batch["input_ids"].shape
@@ -93,8 +98,16 @@ class NextTokenStage(Stage):
 
     def training_step(self, batch: ChatBatch, batch_idx: int) -> Tensor:
         loss, tokens = self.loss(batch)
+        self._announce()
         self.train_means.add({"loss": loss}, tokens)
         return loss
+
+    def _announce(self) -> None:
+        """Say how the language model's batches are computed, when one is computed in a way that was not said yet."""
+        for way in getattr(self.model.language, "ways", ()):
+            if way not in self._announced:
+                self._announced.add(way)
+                rank_zero_info(way)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         means, tokens = self.train_means.finish(self.trainer.world_size)

@@ -10,7 +10,8 @@ from transformers import CONFIG_MAPPING
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.language import LanguageModel
-from mmlab.model.packed_rows import MASKED, takes_masks
+from mmlab.model.packed_rows import MASKED, ROWS, takes_masks
+from tests.model.test_attention import uncompiled
 
 WIDTH = ["hidden_size", "n_embd", "d_model", "dim", "word_embed_proj_dim", "embedding_size", "lru_width"]
 LAYERS = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"]
@@ -81,6 +82,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "roberta": ({"is_decoder": True}, "answers otherwise with transformers' cache"),
     "moshi": ({}, "answers otherwise with transformers' cache"),
 }
+TENSORS = {"biogpt", "diffllama", "doge", "falcon", "gpt_bigcode", "stablelm"}
+"""Of `MASKED`, those that have SDPA, and need a mask that is a tensor."""
 EAGER = {"bloom", "gemma2", "gptj", "gpt_neo", "gpt_oss", "mamba", "mpt", "rwkv"}
 
 
@@ -156,10 +159,17 @@ def gradients_reach_every_token(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("name", [*sorted(MASKED & set(CONFIG_MAPPING)), *OTHERS])
-def test_a_language_model_computes_the_same_in_every_form(name, tokenizer_folder, tmp_path):
+def test_a_language_model_computes_the_same_in_every_form(name, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmlab.model.attention.FLEX_WIDTH", 1)
+    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", uncompiled)
     model = language(tokenizer_folder, name, OTHERS.get(name, {}))
     with torch.no_grad():
         packed_equal_single(model)
+        if model.config._attn_implementation == ROWS:
+            for kind in ("blocks", "flex"):
+                model.settings.attention = kind
+                packed_equal_single(model)
+            assert [way.split()[5] for way in model.ways] == ["dense", "plain", "blocks", "flex"]
         cached_equal_teacher_forcing(model)
         model.save(tmp_path)
         loaded = language(tokenizer_folder, name, OTHERS.get(name, {}))
@@ -170,6 +180,8 @@ def test_a_language_model_computes_the_same_in_every_form(name, tokenizer_folder
     assert takes_masks(model.config) == (name in MASKED or name.endswith(("windows", "window")))
     if name in EAGER:
         assert model.config._attn_implementation == "eager"
+    elif takes_masks(model.config):
+        assert (model.config._attn_implementation == "sdpa") == (name in TENSORS)
 
 
 @pytest.mark.parametrize("name", REFUSED)
