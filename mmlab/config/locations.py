@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from mmlab.config.errors import ConfigError
 
+AZURE = ("az", "azure", "adl", "abfs", "abfss")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -47,6 +49,28 @@ Location = Path | Url
 def is_url(text: str | Location) -> bool:
     """Whether a text is an address (`scheme://…`) rather than a path."""
     return isinstance(text, Url) or (isinstance(text, str) and _URL.match(text) is not None)
+
+
+def split_address(url: Url) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        ConfigError: it cannot be read, or has a login or a query, which may be secret and do not show.
+    """
+    try:
+        parts = urlsplit(str(url))
+    except ValueError as error:
+        raise ConfigError(f"an address cannot be read: {error}.") from None
+    scheme = parts.scheme.lower()
+    if parts.password is not None or (parts.username is not None and scheme not in AZURE):
+        raise ConfigError(
+            f"the address {scheme}://{parts.hostname or ''}{parts.path} was given with a login; give it without one,"
+            " logins come from the environment."
+        )
+    if parts.query or parts.fragment:
+        bare = str(url).partition("?")[0].partition("#")[0]
+        raise ConfigError(f"the address {bare} was given with a query; give it without one.")
+    return parts
 
 
 def refuse_address(path: str | Path) -> None:

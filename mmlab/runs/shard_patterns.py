@@ -7,7 +7,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from mmlab.config.errors import ConfigError, nearest
-from mmlab.config.locations import Location, Url, is_url, location
+from mmlab.config.locations import Location, Url, is_url, location, split_address
 from mmlab.runs.index_files import has_index
 
 MOST = 1_000_000
@@ -47,7 +47,9 @@ def set_name(shards: Sequence[Location]) -> str:
 
 def _expanded(pattern: str, root: str) -> list[Location]:
     whole = location(pattern, root)
-    if isinstance(whole, Path) and whole.is_dir():
+    if isinstance(whole, Url):
+        split_address(whole)
+    elif whole.is_dir():
         return _in_folder(whole)
     try:
         names = list(islice(braceexpand(str(whole)), MOST + 1))

@@ -10,14 +10,12 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mmlab.config.errors import ConfigError, DataError, UserError, nearest
-from mmlab.config.locations import Url
+from mmlab.config.locations import AZURE, Url, split_address
 from mmlab.data.remote.store_errors import CREDENTIALS, StoreFault, changed, sort_error
 
 S3 = ("s3", "s3a")
-AZURE = ("az", "azure", "adl", "abfs", "abfss")
 HTTP = ("http", "https")
 # Schemes of fsspec that read this machine's files, wrap another scheme or read instructions from a file.
 _REFUSED = {"file", "local", "data", "dir", "generic", "reference", "zip", "tar", "libarchive", "git", "dask", "jlab"}
@@ -113,26 +111,12 @@ def open_store(url: Url) -> Store:
     Raises:
         ConfigError: the address has a password, a query or an unknown scheme; a package or credentials are missing.
     """
-    address = str(url)
-    try:
-        parts = urlsplit(address)
-    except ValueError as error:
-        raise ConfigError(f"an address cannot be read: {error}.") from None
+    parts = split_address(url)
     scheme = parts.scheme.lower()
-    if parts.password is not None or (parts.username is not None and scheme not in AZURE):
-        raise ConfigError(
-            f"the address {scheme}://{parts.hostname or ''}{parts.path} was given with a login; give it without one,"
-            " logins come from the environment."
-        )
-    if parts.query or parts.fragment:
-        bare = address.partition("?")[0].partition("#")[0]
-        raise ConfigError(f"the address {bare} was given with a query; give the address of a folder.")
     if scheme in _REFUSED:
-        raise ConfigError(
-            f"{address} is no address of a store; give a folder, or an address such as s3://bucket/laion."
-        )
+        raise ConfigError(f"{url} is no address of a store; give a folder, or an address such as s3://bucket/laion.")
     if not parts.netloc and scheme != "memory":
-        raise ConfigError(f"{address} names no {'server' if scheme in HTTP else 'bucket'}.")
+        raise ConfigError(f"{url} names no {'server' if scheme in HTTP else 'bucket'}.")
     if scheme in (*S3, "gs", "gcs", *AZURE, *HTTP):
         return ObjectStore(url)
     return DriverStore(url)
