@@ -25,7 +25,7 @@ def image_spec(model: Any, data: Any) -> ImageSpec:
     """
     size, tokens = model.vision.image_size, model.tokens_per_image
     if data.aspect != ANYRES:
-        return ImageSpec(size, data.aspect, tokens)
+        return ImageSpec(size, data.aspect, tokens, reduce_jpegs=data.reduce_jpegs)
     if model.newline is None:
         raise ConfigError(
             f"data.aspect={ANYRES} needs the newline of LLaVA-NeXT, which this model does not have; use "
@@ -36,7 +36,7 @@ def image_spec(model: Any, data: Any) -> ImageSpec:
     if wrong is not None or not grids:
         has = "is empty" if wrong is None else f"has {list(wrong)}"
         raise ConfigError(f"data.grids {has}; give pairs of rows and columns of tiles, such as [[1, 2], [2, 1]].")
-    return ImageSpec(size, ANYRES, tokens, tuple((rows, columns) for rows, columns in grids))
+    return ImageSpec(size, ANYRES, tokens, tuple((rows, columns) for rows, columns in grids), data.reduce_jpegs)
 
 
 def best_grid(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:

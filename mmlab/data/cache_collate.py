@@ -41,7 +41,8 @@ class CacheCollate:
         self, config: ImageDataConfig, made_by: dict[str, str], shape: tuple[int, ...], conditioning: Conditioning
     ):
         self.flip = config.flip
-        self.made_by = {**made_by, ENCODED_AS: ImageSpec(config.size, config.aspect).form}
+        spec = ImageSpec(config.size, config.aspect, reduce_jpegs=config.reduce_jpegs)
+        self.made_by = {**made_by, ENCODED_AS: spec.form}
         self.shape = shape
         self.conditioning = conditioning
         self.members = (LATENTS, *conditioning.members)

@@ -30,7 +30,7 @@ class ImageCollate:
     """
 
     def __init__(self, config: ImageDataConfig, conditioning: Conditioning, maps: bool = False):
-        self.image: ImageSpec | None = ImageSpec(config.size, config.aspect)
+        self.image: ImageSpec | None = ImageSpec(config.size, config.aspect, reduce_jpegs=config.reduce_jpegs)
         self.flip = config.flip
         self.maps = maps
         self.conditioning = conditioning

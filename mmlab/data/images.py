@@ -19,6 +19,7 @@ from mmlab.config.fields import check_value
 from mmlab.data.anyres import best_grid, fitted_size, places_of
 from mmlab.data.config import ANYRES, ASPECTS
 from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind, pictures_among
+from mmlab.data.jpeg import TURNED, jpeg_pixels
 from mmlab.data.sample_types import ImageSpec, Picture, SampleError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def decode_image(data: bytes, spec: ImageSpec) -> "Tensor":
             unreadable.
         ConfigError: `spec.aspect` is unknown.
     """
-    return resize(_decoded(data), spec)
+    return resize(_decoded(data, spec)[0], spec)
 
 
 def decode_picture(data: bytes, spec: ImageSpec) -> Picture:
@@ -52,18 +53,25 @@ def decode_picture(data: bytes, spec: ImageSpec) -> Picture:
     Raises:
         SampleError, ConfigError: as `decode_image`.
     """
-    return picture_of(_decoded(data), spec)
+    image, reduced = _decoded(data, spec)
+    return picture_of(image, spec, reduced)
 
 
-def picture_of(image_3HW: "Tensor", spec: ImageSpec) -> Picture:
-    """A decoded image, uint8 `[3, H, W]`, as a vision encoder reads it."""
+def picture_of(image_3HW: "Tensor", spec: ImageSpec, reduced: int = 1) -> Picture:
+    """A decoded image, uint8 `[3, H, W]`, as a vision encoder reads it.
+
+    Args:
+        image_3HW: the image.
+        spec: what the encoder takes.
+        reduced: factor by which its sides were reduced when it was decoded; 1: not.
+    """
     import torch
 
     if spec.aspect != ANYRES:
         return Picture(resize(image_3HW, spec)[None], torch.arange(spec.tokens))
-    height, width = image_3HW.shape[1:]
+    height, width = (side * reduced for side in image_3HW.shape[1:])
     _, columns = best_grid(width, height, spec)
-    return Picture(cut(image_3HW, spec), torch.from_numpy(places_of(width, height, spec)), columns)
+    return Picture(cut(image_3HW, spec, reduced), torch.from_numpy(places_of(width, height, spec)), columns)
 
 
 def pictures_read(extensions: Iterable[str], spec: ImageSpec | None) -> list[str]:
@@ -74,12 +82,12 @@ def pictures_read(extensions: Iterable[str], spec: ImageSpec | None) -> list[str
     return names if spec.tokens else names[:1]
 
 
-def _decoded(data: bytes) -> "Tensor":
+def _decoded(data: bytes, spec: ImageSpec) -> tuple["Tensor", int]:
     import torch
 
     with decoding(data):
-        image = load_rgb(data)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels, reduced = rgb_pixels(data, spec)
+    return torch.from_numpy(pixels).permute(2, 0, 1), reduced
 
 
 @contextmanager
@@ -133,7 +141,7 @@ def resize(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
     return square
 
 
-def cut(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
+def cut(image_3HW: "Tensor", spec: ImageSpec, reduced: int = 1) -> "Tensor":
     """Cut a picture into its base view and its tiles (`anyres`).
 
     The base view is the whole picture, stretched to a square. For the tiles it is resized, its shape kept, to fit into
@@ -142,6 +150,7 @@ def cut(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
     Args:
         image_3HW: uint8 `[3, H, W]` with any strides.
         spec: side, and the grids to choose from.
+        reduced: see `picture_of`.
 
     Returns:
         uint8 `[1 + rows * columns, 3, S, S]`.
@@ -149,7 +158,7 @@ def cut(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
     import torch
 
     size = spec.size
-    height, width = image_3HW.shape[1:]
+    height, width = (side * reduced for side in image_3HW.shape[1:])
     rows, columns = best_grid(width, height, spec)
     new_width, new_height = fitted_size(width, height, columns * size, rows * size)
     top, left = (rows * size - new_height) // 2, (columns * size - new_width) // 2
@@ -160,11 +169,15 @@ def cut(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
 
 
 def _scale(image_3HW: "Tensor", height: int, width: int) -> "Tensor":
+    import torch
     from torch.nn.functional import interpolate
 
     if image_3HW.shape[1:] == (height, width):
         return image_3HW.contiguous()
-    scaled = interpolate(image_3HW[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    # Of pixels that lie one after another, torch takes no copy, and it resizes them in this thread. Its own copy of a
+    # part of a picture takes longer than resizing that, in all threads.
+    whole = torch.from_numpy(np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+    scaled = interpolate(whole[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return scaled[0].contiguous()
 
 
@@ -192,7 +205,7 @@ def open_image(data: bytes) -> ImageFile:
 
 
 def size_in(data: bytes) -> tuple[int, int]:
-    """Width and height of an image as `load_rgb` returns it, from its header.
+    """Width and height of an image as `rgb_pixels` returns it, from its header.
 
     Raises:
         ValueError: neither JPEG nor PNG nor WebP.
@@ -203,7 +216,7 @@ def size_in(data: bytes) -> tuple[int, int]:
     if not _may_turn(data, image):
         return width, height
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return (height, width) if orientation in _TURNED else (width, height)
+    return (height, width) if orientation in TURNED else (width, height)
 
 
 def _may_turn(data: bytes, image: ImageFile) -> bool:
@@ -213,7 +226,6 @@ def _may_turn(data: bytes, image: ImageFile) -> bool:
     return "exif" in image.info or "xmp" in image.info
 
 
-_TURNED = (5, 6, 7, 8)  # orientations of EXIF that swap width and height
 _PNG_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -223,18 +235,41 @@ def check_size(width: int, height: int) -> None:
         raise TooManyPixels(f"{width} x {height} pixels are more than the cap of {PIXEL_CAP / 1e6:.0f} million")
 
 
-def load_rgb(data: bytes) -> Image.Image:
+def rgb_pixels(data: bytes, spec: ImageSpec | None = None) -> tuple[np.ndarray, int]:
     """Decode an image to RGB: its first frame, rotated as its EXIF data state, on a white background.
+
+    Args:
+        data: the file's bytes.
+        spec: what it is decoded for; with `reduce_jpegs` a JPEG may be decoded smaller, see `reduction`.
+
+    Returns:
+        uint8 `[H, W, 3]`, contiguous, and the factor by which both sides were reduced.
 
     Raises:
         TooManyPixels: the header states more than `PIXEL_CAP` pixels or a side longer than `SIDE_CAP`.
         Exception: whatever Pillow raises on broken bytes.
     """
+    image = _open_checked(data)
+    if isinstance(image, JpegImageFile) and (decoded := jpeg_pixels(data, image, spec)) is not None:
+        return decoded
+    return np.array(_rgb(image)), 1
+
+
+def load_rgb(data: bytes) -> Image.Image:
+    """Decode an image as `rgb_pixels` does, for drawing with Pillow."""
+    return Image.fromarray(rgb_pixels(data)[0])
+
+
+def _open_checked(data: bytes) -> ImageFile:
     try:
-        image: Image.Image = open_image(data)
+        image = open_image(data)
     except Image.DecompressionBombError as error:  # the WebP plugin has a check of its own
         raise TooManyPixels(str(error)) from None
     check_size(*image.size)
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and "transparency" not in image.info:

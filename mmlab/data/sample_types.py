@@ -36,12 +36,14 @@ class ImageSpec:
         tokens: places that one square takes in the language model's sequence; 0: none, and the model takes only the
             first of a sample's pictures.
         grids: rows and columns of the tiles that `anyres` chooses from.
+        reduce_jpegs: decode large JPEGs smaller, see `mmlab.data.jpeg.reduction`.
     """
 
     size: int
     aspect: str = "pad"
     tokens: int = 0
     grids: tuple[tuple[int, int], ...] = ()
+    reduce_jpegs: bool = False
 
     @property
     def most_tokens(self) -> int:
@@ -58,8 +60,9 @@ class ImageSpec:
 
     @property
     def form(self) -> str:
-        """Size and aspect, as a record of latents or codes states them (`ENCODED_AS`)."""
-        return f"data.size={self.size} data.aspect={self.aspect}"
+        """Size, aspect and a reduction, as a record of latents or codes states them (`ENCODED_AS`)."""
+        reduced = " data.reduce_jpegs=true" if self.reduce_jpegs else ""
+        return f"data.size={self.size} data.aspect={self.aspect}{reduced}"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class PairEncoder:
 
     def __init__(self, model: DualEncoder | ImageTextQFormer, data: ImageTextDataConfig):
         self.model = model
-        self.spec = ImageSpec(model.vision.image_size, data.aspect)
+        self.spec = ImageSpec(model.vision.image_size, data.aspect, reduce_jpegs=data.reduce_jpegs)
         if isinstance(model, ImageTextQFormer):
             self.collate = PairCollate(data, model.tokenizer, self.spec, model.frame)
         else:

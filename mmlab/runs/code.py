@@ -22,6 +22,8 @@ PACKAGES = (
     "omegaconf",
     "webdataset",
     "numpy",
+    "pillow",
+    "simplejpeg",
     "wandb",
 )
 

@@ -30,7 +30,8 @@ class ContrastivePretraining(Stage):
         """
         if data.pack:
             raise ConfigError("stage=contrastive compares whole images and captions; data.pack=true does not apply.")
-        text, image = self.model.text, ImageSpec(self.model.vision.image_size, data.aspect)
+        text = self.model.text
+        image = ImageSpec(self.model.vision.image_size, data.aspect, reduce_jpegs=data.reduce_jpegs)
         return PairCollate(
             data, text.tokenizer, image, vocabulary=text.vocabulary, class_prompt=self.config.class_prompt
         )

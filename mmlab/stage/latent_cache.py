@@ -56,7 +56,7 @@ def first_stage_of(folder: Path, measured: bool = True) -> tuple[FirstStage, Ima
             f"The latent statistics of {folder} were not measured; encode with a finished run of stage=autoencoder or"
             " stage=latent_diffusion."
         )
-    return first_stage, ImageSpec(cfg.data.size, cfg.data.aspect)
+    return first_stage, ImageSpec(cfg.data.size, cfg.data.aspect, reduce_jpegs=cfg.data.reduce_jpegs)
 
 
 def encoding_of(folder: Path, requested: str | None) -> str:

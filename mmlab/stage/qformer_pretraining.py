@@ -40,7 +40,7 @@ class QFormerPretraining(Stage):
             raise ConfigError(f"data.max_length={length}, but the Q-Former's texts have at most {longest} tokens.")
         if length < 3:
             raise ConfigError(f"data.max_length={length} has no room for a word between the begin and end tokens.")
-        image = ImageSpec(self.model.vision.image_size, data.aspect)
+        image = ImageSpec(self.model.vision.image_size, data.aspect, reduce_jpegs=data.reduce_jpegs)
         prompt = self.config.class_prompt
         return PairCollate(data, self.model.tokenizer, image, self.model.frame, class_prompt=prompt)
 

@@ -231,7 +231,7 @@ class PictureInputs(NamedTuple):
 
 def picture_inputs(cfg: DictConfig, trained: DictConfig) -> PictureInputs:
     """Open shards and network, before the model is loaded: a wrong name then costs no time."""
-    spec = ImageSpec(trained.data.size, trained.data.aspect)
+    spec = ImageSpec(trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
     budget, train_from = cfg.data.bad_budget, cfg.data.train_from
     pictures = PictureSet(cfg.data.path, spec, cfg.limit, budget)
     train = None if train_from is None else PictureSet(train_from, spec, budget=budget)

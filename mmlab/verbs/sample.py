@@ -53,7 +53,7 @@ def sample(cfg: DictConfig) -> None:
         conditioner = build(trained.model.conditioner)
     requests = requested(cfg, conditioner)
     check_guidance(cfg.run, about.get("guidance", 1), conditioner)
-    spec = ImageSpec(cfg.size or trained.data.size, trained.data.aspect)
+    spec = ImageSpec(cfg.size or trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
     if conditioner.reads == "map":
         conditions(conditioner, requests, len(requests), spec)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)

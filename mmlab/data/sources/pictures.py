@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from mmlab.config.errors import DataError, existing_folder
 from mmlab.data.formats import MOST_PICTURES, image_kind
-from mmlab.data.images import check_size, decoding, load_rgb
+from mmlab.data.images import check_size, decoding, rgb_pixels
 from mmlab.data.sample_types import SampleError
 from mmlab.data.tally import Tally
 
@@ -168,7 +168,7 @@ def stored(data: bytes, name: str, tally: Tally) -> tuple[str, bytes]:
     kind = image_kind(data)
     if kind is not None:
         with decoding(data):
-            load_rgb(data)
+            rgb_pixels(data)
         return kind, data
     opener = next((opener for mark, opener in _CONVERTED if data.startswith(mark)), None)
     if opener is None:
@@ -186,7 +186,7 @@ def stored(data: bytes, name: str, tally: Tally) -> tuple[str, bytes]:
             raise SampleError("unsupported", f"image '{name}' has {image.mode} pixels, which no PNG holds unchanged")
         file = io.BytesIO()
         (image if mode == image.mode else image.convert(mode)).save(file, "PNG")
-        load_rgb(file.getvalue())
+        rgb_pixels(file.getvalue())
     tally.details["converted"] += 1
     if frames > 1:
         tally.details["first_of_several_frames"] += 1
