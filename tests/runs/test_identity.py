@@ -65,6 +65,8 @@ def test_the_same_is_accepted():
     assert compare(THEN, {**THEN, "run": None, "name": "renamed"}, "step-5") == [], "a later rank has no id at first"
     settings = {**THEN["settings"], "optim.new": 1}
     assert compare(THEN, {**THEN, "settings": settings}, "step-5") == [], "a later mmlab has more settings"
+    versions = {**THEN["versions"], "pillow": "13"}
+    assert compare(THEN, {**THEN, "versions": versions}, "step-5") == [], "a later mmlab records more packages"
     assert compare({"run": THEN["run"]}, THEN, "step-5") == [], "an earlier mmlab recorded fewer fields"
 
 
