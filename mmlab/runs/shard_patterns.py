@@ -1,5 +1,6 @@
 """The shards that a path names when there is no index: one tar, a folder of them, or webdataset's brace patterns."""
 
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmlab.runs.index_files import has_index
 
 MOST = 1_000_000
 """The most shards that a pattern may name."""
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 
 
 def named_shards(path: str, root: str = "") -> list[Location]:
@@ -52,15 +54,20 @@ def _expanded(pattern: str, root: str) -> list[Location]:
     elif whole.is_dir():
         return _in_folder(whole)
     try:
-        names = list(islice(braceexpand(str(whole)), MOST + 1))
+        too_long = any(_steps(*each) >= MOST for each in _RANGE.findall(pattern))  # it would be expanded at once
+        names = [] if too_long else list(islice(braceexpand(str(whole)), MOST + 1))
     except ValueError:
         raise ConfigError(f"'{pattern}' has braces that do not match.") from None
-    if len(names) > MOST:
+    if too_long or len(names) > MOST:
         raise ConfigError(f"'{pattern}' names more than {MOST:,} shards.")
     shards: list[Location] = [Url(name) if is_url(name) else Path(name) for name in names]
     for shard in shards:
         _check(shard, pattern, len(shards))
     return shards
+
+
+def _steps(first: str, last: str, step: str) -> int:
+    return abs(int(last) - int(first)) // (abs(int(step or 1)) or 1)
 
 
 def _in_folder(folder: Path) -> list[Location]:
