@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -255,8 +256,9 @@ def listed(url: Url, suffix: str) -> list[Blob]:
 
 def check_writable(url: Url) -> None:
     """Raise DataError or RunError if objects below an address cannot be written."""
-    put(url, ".probe", b"probe")
-    discard(url, ".probe")
+    probe = f".probe-{secrets.token_hex(8)}"  # of its own, so that no other process deletes it before it is seen
+    retried(lambda: _store(url).write(probe, b"probe"))
+    discard(url, probe)
 
 
 def put(url: Url, name: str, source: Path | bytes) -> Blob:

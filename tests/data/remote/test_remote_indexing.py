@@ -7,8 +7,8 @@ from mmlab.config.locations import Url
 from mmlab.data.indexing import index_part, index_set
 from mmlab.data.manifest import Manifest
 from mmlab.data.remote import remote_indexing
-from mmlab.data.remote.remote_indexing import RemoteShards
-from mmlab.data.remote.store import open_store
+from mmlab.data.remote.remote_indexing import RemoteShards, check_writable
+from mmlab.data.remote.store import DriverStore, open_store
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST, VARIABLE
 from tests.tiny_files import png, write_tar
 from tests.tiny_servers import RangeServer, s3_environment, s3_server
@@ -136,7 +136,7 @@ def test_a_bucket_that_refuses_writes_has_its_index_elsewhere(local, tmp_path, m
         (folder,) = (tmp_path / "indexes").iterdir()
         assert Manifest.of((folder / MANIFEST).read_bytes()) == done.manifest and done.read == 4
         assert index_set("s3://bucket", quiet=True).read == 0
-        with pytest.raises(DataError, match=r"access to s3://bucket/index/\.probe is denied"):
+        with pytest.raises(DataError, match=r"access to s3://bucket/index/\.probe-\w+ is denied"):
             index_set("s3://bucket", quiet=True, elsewhere=False)
 
 
@@ -152,6 +152,18 @@ def test_a_driver_of_fsspec_is_a_store_like_others(local, scans):
     assert [blob.name for blob in open_store(url / INDEX_NAME).list("")] == [
         "0.safetensors", "1.safetensors", "2.safetensors", MANIFEST,
     ]  # fmt: skip
+
+
+def test_processes_that_start_at_once_do_not_delete_each_others_probe(monkeypatch):
+    url, written = Url("memory://sets/probed/index"), DriverStore._written
+
+    def meanwhile(*args):
+        monkeypatch.setattr(DriverStore, "_written", written)
+        check_writable(url)  # as another process does
+        return written(*args)
+
+    monkeypatch.setattr(DriverStore, "_written", meanwhile)
+    check_writable(url)
 
 
 def test_damage_on_the_way_is_not_indexed(local, tmp_path, monkeypatch):
