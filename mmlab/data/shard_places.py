@@ -116,7 +116,7 @@ class LocalShards:
 
     def summary(self, shard: Shard) -> Summary:
         path, file = self.root / shard.name, self.tables / table_name(shard.name)
-        table = None if self.again else self._fresh(path, file) or self._beside(path, file)
+        table = None if self.again else self._fresh(shard, file) or self._beside(shard, file)
         read = table is None
         if table is None:
             before = _state(path)
@@ -143,27 +143,21 @@ class LocalShards:
                 path.unlink()
         return bool(replaced)
 
-    def _beside(self, path: Path, file: Path) -> ShardTable | None:
+    def _beside(self, shard: Shard, file: Path) -> ShardTable | None:
         """The table that lies beside a shard in a read-only folder, if it fits; it is copied."""
         beside = self.root / INDEX_NAME / file.name
-        if beside == file or (table := self._fresh(path, beside)) is None:
+        if beside == file or (table := self._fresh(shard, beside)) is None:
             return None
         write_table(file, table)
         return table
 
-    def _fresh(self, path: Path, file: Path) -> ShardTable | None:
-        """The table, if it is whole, younger than the shard, and states its size; a shard that was replaced is
-        younger."""
+    def _fresh(self, shard: Shard, file: Path) -> ShardTable | None:
+        """The table, if it fits and is younger than the shard; a shard that was replaced is younger."""
         try:
-            if file.stat().st_mtime_ns <= max(_state(path)[1:]):
-                return None
-            table = open_table(file, self.root)
-            if (table.about.size, table.about.required) != (path.stat().st_size, self.required):
-                return None
-            table.check()
-            return table
-        except (OSError, DataError):
+            younger = file.stat().st_mtime_ns > max(_state(self.root / shard.name)[1:])
+        except OSError:
             return None
+        return fitting_table(file, self.root, shard, self.required) if younger else None
 
 
 @contextmanager
@@ -180,6 +174,18 @@ def local_place(folder: Path, required: tuple[str, ...], elsewhere: bool, again:
     finally:
         with suppress(OSError):
             tables.rmdir()  # if it is empty: an index that fails leaves nothing
+
+
+def fitting_table(file: Path, root: Location, shard: Shard, required: tuple[str, ...]) -> ShardTable | None:
+    """Open the table of a shard, if it is whole and states the shard's size and ETag, and what is required."""
+    try:
+        table = open_table(file, root)
+        if (table.about.size, table.about.etag, table.about.required) != (shard.size, shard.etag, required):
+            return None
+        table.check()
+        return table
+    except DataError:
+        return None
 
 
 def writable_folder(folder: Path, other: Path | None) -> tuple[Path, str]:

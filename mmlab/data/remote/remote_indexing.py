@@ -23,7 +23,7 @@ from mmlab.data.manifest import Entry, Manifest, table_name
 from mmlab.data.remote.download import download, read_object, retried
 from mmlab.data.remote.store import Blob, Store, open_store
 from mmlab.data.scan import refuse_compressed, scan_shard
-from mmlab.data.shard_places import Shard, Summary, remove_other_tables
+from mmlab.data.shard_places import Shard, Summary, fitting_table, remove_other_tables
 from mmlab.data.shard_table import MALFORMED, ShardTable, header_length, open_table, read_header, write_table
 from mmlab.runs.disk import write_text, writing
 from mmlab.runs.index_files import MANIFEST, index_folders
@@ -143,16 +143,7 @@ class RemoteShards:
             return False
 
     def _fitting(self, file: Path, shard: Shard) -> ShardTable | None:
-        """The table, if it is whole and states the shard's size and ETag."""
-        try:
-            table = None if self.again else open_table(file, self.root)
-            stated = (table.about.size, table.about.etag, table.about.required) if table else None
-            if table is None or stated != (shard.size, shard.etag, self.required):
-                return None
-            table.check()
-            return table
-        except DataError:
-            return None
+        return None if self.again else fitting_table(file, self.root, shard, self.required)
 
     def scan(self, shard: Shard) -> ShardTable:
         """Download a shard and read it; once more if it is damaged and its ETag does not tell whether it arrived so."""
