@@ -166,6 +166,8 @@ def local_place(folder: Path, required: tuple[str, ...], elsewhere: bool, again:
         raise DataError(f"{folder} holds no .tar files.")
     beside, other = index_folders(folder)
     assert isinstance(beside, Path)
+    if beside.is_file():
+        raise DataError(f"{beside} is a file, but its name is that of the folder of the index; rename the file.")
     tables, reason = writable_folder(beside, other if elsewhere else None)
     if reason:
         print(f"the index of {folder} is in {tables}: {reason}", file=sys.stderr)

@@ -225,6 +225,12 @@ def test_the_index_of_a_read_only_folder_is_in_the_cache(root, tmp_path, monkeyp
         build_index(root, quiet=True, elsewhere=False)
 
 
+def test_a_file_with_the_name_of_the_index(root):
+    (root / INDEX_NAME).touch()
+    with pytest.raises(DataError, match=rf"{root}/index is a file, .*; rename the file\."):
+        index_set(root, quiet=True)
+
+
 def test_tables_beside_read_only_shards_are_used(root, tmp_path, monkeypatch, scans):
     expected = build_index(root, quiet=True).hash
     scans.clear()
