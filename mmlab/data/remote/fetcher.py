@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmlab.config.errors import UserError
+from mmlab.config.errors import DataError, UserError
 from mmlab.data.remote.fetch_queue import PATIENCE, FetchQueue
 from mmlab.data.remote.shard_cache import ShardCache
 from mmlab.data.remote.wanted import Wanted
@@ -29,6 +30,7 @@ from mmlab.runs.disk import writing
 # A cluster sends them to every process of a job; a run that saves its state still reads shards.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LOG_BYTES = 1 << 20
+_GRACE = 120.0  # seconds after its deadline in which a call must have ended; drivers of fsspec may hang
 _TICK = 0.2  # seconds between looks at whether to end
 T = TypeVar("T")
 
@@ -119,10 +121,11 @@ class Fetcher:
             return {"path": str(path), "hit": hit}, b""
         elif do == "range":
             entry, span = Wanted.from_json(request["entry"]), (request["start"], request["stop"])
-            return {}, _while_waiting(lambda: self._queue.range(entry, *span, request["deadline"]), wire)
+            call = partial(self._queue.range, entry, *span)
+            return {}, _while_waiting(call, request["deadline"], wire, f"{entry.set}/{entry.name}")
         elif do == "stat":
-            place = request["set"], request["name"], request["deadline"]
-            size, etag = _while_waiting(lambda: self._queue.stat(*place), wire)
+            place = request["set"], request["name"]
+            size, etag = _while_waiting(partial(self._queue.stat, *place), request["deadline"], wire, "/".join(place))
             return {"size": size, "etag": etag}, b""
         elif do == "stats":
             return {**self._queue.stats(), "process": os.getpid()}, b""
@@ -149,21 +152,28 @@ class Fetcher:
 _LISTS = ("present", "next", "ahead")
 
 
-def _while_waiting(call: Callable[[], T], wire: Wire) -> T:
-    """Return what a slow call returns, and meanwhile tell the client that it is under way."""
+def _while_waiting(call: Callable[[float], T], deadline: float, wire: Wire, where: str) -> T:
+    """Return what a slow call returns, and meanwhile tell the client that it is under way.
+
+    Raises:
+        DataError: it has not ended long after its deadline; and whatever it raises.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            results.append(call())
+            results.append(call(deadline))
         except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
+    end = time.monotonic() + deadline + _GRACE
     thread.join(1.0)
     while thread.is_alive():
+        if time.monotonic() > end:
+            raise DataError(f"{where} cannot be read: its driver has not answered for {deadline + _GRACE:g} s.")
         wire.send({"wait": True})
         thread.join(1.0)
     if errors:

@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mmlab.config.errors import DataError, RunError
+from mmlab.data.remote import fetcher
 from mmlab.data.remote.fetch_client import FetchClient
 from mmlab.data.remote.wanted import Wanted
 from tests.tiny_servers import RangeServer, etag_of
@@ -302,6 +304,14 @@ def test_a_fetcher_that_hangs_is_an_error(connect):
         client.stats()
     os.kill(process, signal.SIGKILL)
     assert client.stats()["process"] != process
+
+
+def test_a_driver_that_hangs_is_an_error(monkeypatch):
+    monkeypatch.setattr(fetcher, "_GRACE", 0.0)
+    ended, wire = threading.Event(), SimpleNamespace(send=lambda message: None)
+    with pytest.raises(DataError, match=r"x://set/0\.tar cannot be read: its driver has not answered for 0\.1 s"):
+        fetcher._while_waiting(lambda _: ended.wait(), 0.1, wire, "x://set/0.tar")  # type: ignore[arg-type]
+    ended.set()
 
 
 def test_a_cache_folder_of_another_machine_is_an_error(connect):
