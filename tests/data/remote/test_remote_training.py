@@ -92,7 +92,7 @@ def test_killing_the_fetcher_changes_nothing(root, cache):
     cache.gigabytes = ROOM
     local, remote = (batches(config(place, cache)) for place in (root, BUCKET))
     for m in range(120):
-        if m % 14 == 3:
+        if m % 30 == 3:
             kill_fetcher(cache)
         assert same(remote[m], local[m])
 
