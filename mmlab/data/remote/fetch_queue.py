@@ -38,8 +38,9 @@ class FetchQueue:
     def __init__(self, cache: ShardCache, patience: float = PATIENCE):
         self._cache = cache
         self._patience = patience
-        self._changed = threading.Condition()  # its lock guards everything below
         self._stores: dict[str, Store] = {}
+        self._opening = threading.Lock()  # of stores: a chain of credentials may be slow
+        self._changed = threading.Condition()  # its lock guards everything below
         self._limits: dict[int, tuple[int, float]] = {}  # client → bytes of the cache, seconds per object
         self._limit = cache.limit
         self._failures: dict[str, tuple[int, str]] = {}  # path → (number, sentence) of the last failure
@@ -267,7 +268,7 @@ class FetchQueue:
         return True
 
     def _store(self, address: str) -> Store:
-        with self._changed:
+        with self._opening:
             if address not in self._stores:
                 self._stores[address] = open_store(Url(address))
             return self._stores[address]

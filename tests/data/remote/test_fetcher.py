@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from mmlab.config.errors import DataError, RunError
-from mmlab.data.remote import fetcher
+from mmlab.data.remote import fetch_queue, fetcher
 from mmlab.data.remote.fetch_client import FetchClient
+from mmlab.data.remote.shard_cache import ShardCache
 from mmlab.data.remote.wanted import Wanted
 from tests.tiny_servers import RangeServer, etag_of
 from tests.tiny_shards import make_shards
@@ -312,6 +313,20 @@ def test_a_driver_that_hangs_is_an_error(monkeypatch):
     with pytest.raises(DataError, match=r"x://set/0\.tar cannot be read: its driver has not answered for 0\.1 s"):
         fetcher._while_waiting(lambda _: ended.wait(), 0.1, wire, "x://set/0.tar")  # type: ignore[arg-type]
     ended.set()
+
+
+def test_a_store_that_opens_slowly_holds_nobody_else(tmp_path, monkeypatch):
+    opening, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(fetch_queue, "open_store", lambda url: (opening.set(), ended.wait()))
+    queue = fetch_queue.FetchQueue(ShardCache(tmp_path, 100))
+    with ThreadPoolExecutor(2) as pool:
+        stat = pool.submit(queue.stat, "x://set", "0.tar", 1.0)
+        opening.wait()
+        try:
+            assert pool.submit(queue.stats).result(timeout=60)["used"] == 0
+        finally:
+            ended.set()
+        assert stat.exception() is not None
 
 
 def test_a_cache_folder_of_another_machine_is_an_error(connect):
