@@ -28,6 +28,11 @@ class Url:
         return self
 
     @property
+    def scheme(self) -> str:
+        """What comes before `://`, in lower case."""
+        return self.address.partition("://")[0].lower()
+
+    @property
     def name(self) -> str:
         """The last part of the path, or the bucket."""
         return self.address.rstrip("/").rpartition("/")[2]

@@ -9,6 +9,7 @@ from mmlab.config.locations import Url, is_url, location, refuse_address
 def test_parts_of_an_address_are_those_of_a_path():
     url = Url("s3://bucket/a/set.tar")
     assert (url.name, url.suffix, str(url.parent), url.resolve()) == ("set.tar", ".tar", "s3://bucket/a", url)
+    assert url.scheme == Url("S3://bucket").scheme == "s3"
     assert str(Url("s3://bucket/") / "set") == "s3://bucket/set" and Url("s3://bucket/").name == "bucket"
 
 

@@ -127,7 +127,7 @@ class ObjectStore(Store):
 
     def __init__(self, url: Url):
         super().__init__(url)
-        self.scheme = str(url).partition("://")[0].lower()
+        self.scheme = url.scheme
         with self._errors():
             self._store, self._writer = self._open(writes=False), None
 
@@ -204,7 +204,7 @@ class DriverStore(Store):
         from fsspec.core import url_to_fs
 
         super().__init__(url)
-        scheme = str(url).partition("://")[0].lower()
+        scheme = url.scheme
         try:
             get_filesystem_class(scheme)
             with self._errors():

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.config.locations import Url
+from mmlab.config.locations import Url, split_address
 from mmlab.data.config import CacheConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.manifest import Entry, Manifest
@@ -29,11 +29,12 @@ def check_bucket(url: Url, overwrite: bool) -> None:
     """Check that shards can be written below an address.
 
     Raises:
-        ConfigError: something is there that an upload that was cut has not left; or, with `overwrite`, something that
+        ConfigError: the address has a login; something is there that an upload that was cut has not left; or, with `overwrite`, something that
             does not belong to a set of shards.
         DataError: objects cannot be written there.
     """
-    if str(url).partition("://")[0].lower() in HTTP:
+    split_address(url)
+    if url.scheme in HTTP:
         raise ConfigError(
             f"{url} is a web server; shards are written to a folder or a bucket, such as s3://bucket/set."
         )

@@ -135,6 +135,9 @@ def test_samples_are_written_to_a_bucket(url):
 def test_web_servers_and_missing_buckets_are_refused(s3):
     with pytest.raises(ConfigError, match="is a web server; shards are written to a folder or a bucket"):
         ShardWriter("https://127.0.0.1/set")
+    with pytest.raises(ConfigError, match="was given with a login") as caught:
+        ShardWriter("https://me:secret@127.0.0.1/set")
+    assert "secret" not in str(caught.value)
     with pytest.raises(DataError, match="there is no bucket"):
         ShardWriter("s3://another/set")
 
