@@ -2,7 +2,7 @@
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class ShardIndex:
             try:
                 if isinstance(place, Path) and (place / MANIFEST).is_file():
                     index = cls(folder, _manifest(place / MANIFEST, folder), LocalFiles(folder, place))
-                    index._check_fresh()
+                    index.check_shards({path.name: (path.stat().st_size, None) for path in list_shards(folder)})
                     return index
             except DataError as error:
                 faults.append(error)
@@ -228,16 +228,27 @@ class ShardIndex:
     def _ends(self) -> list[int]:
         return np.cumsum(self.samples_per_shard).tolist()  # in a list of Python's, the search takes a fifth of the time
 
-    def _check_fresh(self) -> None:
-        assert isinstance(self.root, Path)
-        there = {path.name: path.stat().st_size for path in list_shards(self.root)}
+    def check_shards(self, there: Mapping[str, tuple[int, str | None]]) -> None:
+        """Compare the shards that are there with those that were indexed.
+
+        Args:
+            there: name of each → its size and, in a store, its ETag.
+
+        Raises:
+            DataError: one was added, removed or replaced.
+        """
         for name in sorted(there.keys() ^ set(self.shards)):
             state = "was added" if name in there else "was removed"
             raise DataError(f"shard {name} of {self.root} {state} since the index was built; re{BUILD} {self.root}`.")
-        for name, size in zip(self.shards, self.shard_sizes.tolist(), strict=True):
-            if there[name] != size:
-                state = f"has {there[name]} bytes, but had {size} when the index was built"
-                raise DataError(f"shard {self.root / name} {state}; re{BUILD} {self.root}`.")
+        for entry in self.manifest.entries:
+            size, etag = there[entry.name]
+            if size != entry.bytes:
+                state = f"has {size} bytes, but had {entry.bytes} when the index was built"
+            elif None not in (etag, entry.etag) and etag != entry.etag:
+                state = "was replaced since the index was built (another ETag)"
+            else:
+                continue
+            raise DataError(f"shard {self.root / entry.name} {state}; re{BUILD} {self.root}`.")
 
 
 class _Keys(Sequence[str]):

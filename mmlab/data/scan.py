@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmlab.config.errors import DataError, nearest
-from mmlab.config.locations import Location, is_url, location
+from mmlab.config.locations import Location, location
 from mmlab.data.formats import (
     EXTENSIONS,
     foreign_kind,
@@ -133,8 +133,6 @@ def refuse_compressed(path: Location) -> None:
 
 def local_folder(root: str | Location) -> Path:
     """Return `root` as the path of an existing local folder, or raise DataError."""
-    if is_url(str(root)):
-        raise DataError(f"'{root}' is not a local folder; copy the shards here.")
     folder = Path(str(location(root)))
     if folder.is_file():
         raise DataError(f"{folder} is a file; give the folder that holds the .tar files.")

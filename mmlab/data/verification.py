@@ -31,7 +31,7 @@ def verify(index: ShardIndex, shards: Sequence[int] | None = None, workers: int 
         DataError: naming the shard and the first sample in it that differs.
     """
     if isinstance(index.root, Url):
-        _compare_listing(index, index.root)
+        _check_listing(index, index.root)
     numbers = list(range(len(index.shards)) if shards is None else shards)
     entries = [index.manifest.entries[number] for number in numbers]
     scans = in_processes(partial(_scan, index.root), entries, "reading shards", workers, quiet)
@@ -42,32 +42,20 @@ def verify(index: ShardIndex, shards: Sequence[int] | None = None, workers: int 
 def _scan(root: Location, entry: Entry) -> ShardTable:
     if isinstance(root, Path):
         return scan_shard(root / entry.name)
-    from mmlab.data.remote.remote_indexing import RemoteShards, work_folder
+    from mmlab.data.remote.remote_indexing import scan_object, work_folder
     from mmlab.data.shard_places import Shard
 
     with work_folder() as work:
-        return RemoteShards(root, work, work, (), True).scan(Shard(entry.name, entry.bytes, entry.etag))
+        return scan_object(root, Shard(entry.name, entry.bytes, entry.etag), work)
 
 
-def _compare_listing(index: ShardIndex, root: Url) -> None:
+def _check_listing(index: ShardIndex, root: Url) -> None:
     """Compare names, sizes and ETags of all shards with the manifest, if the store can list them."""
     from mmlab.data.remote.remote_indexing import tars_of
     from mmlab.data.remote.store import HTTP
 
-    if str(root).partition("://")[0].lower() in HTTP:
-        return
-    there = {blob.name: blob for blob in tars_of(root)}
-    entries = {entry.name: entry for entry in index.manifest.entries}
-    again = f"re-index it with `mmlab shards index {root}`."
-    for name in sorted(there.keys() ^ entries.keys()):
-        state = "was added" if name in there else "was removed"
-        raise DataError(f"shard {root / name} {state} since the index was built; {again}")
-    for name, entry in entries.items():
-        blob = there[name]
-        if blob.size != entry.bytes:
-            raise DataError(f"shard {root / name} has {blob.size} bytes, but had {entry.bytes} when indexed; {again}")
-        if None not in (blob.etag, entry.etag) and blob.etag != entry.etag:
-            raise DataError(f"shard {root / name} was replaced since it was indexed (another ETag); {again}")
+    if root.scheme not in HTTP:
+        index.check_shards({blob.name: (blob.size, blob.etag) for blob in tars_of(root)})
 
 
 def _compare(place: Location, table: ShardTable, scan: ShardTable) -> None:

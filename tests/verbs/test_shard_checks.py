@@ -124,6 +124,6 @@ def test_changes_of_a_remote_set_are_found(served, bucket, capsys, change, messa
     try:
         path.write_bytes(data)
         error = run(capsys, "verify", served, "--all", code=1)
-        assert re.search(message, error) and "s3://bucket/set/" in error
+        assert re.search(message, error) and "s3://bucket/set" in error
     finally:
         path.unlink() if before is None else path.write_bytes(before)

@@ -70,7 +70,7 @@ class RemoteShards:
             table = self._fitting(file, shard) if shard.table_bytes else None
             read = table is None
             if table is None:
-                write_table(file, table := self.scan(shard))
+                write_table(file, table := scan_object(self.root, shard, self.work, self.required))
             return Summary.of(shard.name, file, table, read)
         if (summary := self._known(shard)) is not None:
             return summary
@@ -79,7 +79,7 @@ class RemoteShards:
             table = self._fitting(file, shard) if shard.table_bytes and self._fetched(name) else None
             read = table is None
             if table is None:
-                write_table(file, table := self.scan(shard))
+                write_table(file, table := scan_object(self.root, shard, self.work, self.required))
                 put(self.tables, name, file)
             self._keep(shard, table.key_hashes.tobytes())
             return Summary.of(shard.name, file, table, read)
@@ -145,35 +145,6 @@ class RemoteShards:
     def _fitting(self, file: Path, shard: Shard) -> ShardTable | None:
         return None if self.again else fitting_table(file, self.root, shard, self.required)
 
-    def scan(self, shard: Shard) -> ShardTable:
-        """Download a shard and read it; once more if it is damaged and its ETag does not tell whether it arrived so."""
-        copy = self.work / shard.name
-        try:
-            if not self._download(shard, copy):
-                with suppress(DataError):
-                    return scan_shard(copy, self.required, shard.etag, self.root / shard.name)
-                self._download(shard, copy)
-            return scan_shard(copy, self.required, shard.etag, self.root / shard.name)
-        finally:
-            copy.unlink(missing_ok=True)
-
-    def _download(self, shard: Shard, copy: Path) -> bool:
-        """Download a shard; returns whether its ETag is the MD5 of what arrived, as S3's is of objects in one part."""
-        wanted, digests = (shard.etag or "").strip('"'), list[str]()
-
-        def check(path: Path) -> None:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "md5").hexdigest())
-            if digests[-1] != wanted and digests.count(digests[-1]) < 2:
-                raise DataError("its MD5 is not its ETag")
-
-        can_check = re.fullmatch(r"[0-9a-f]{32}", wanted) is not None and self.root not in _OTHER_ETAGS
-        limits: dict[str, Any] = {"size": shard.size, "etag": shard.etag, "deadline": _DEADLINE}
-        download(_store(self.root), shard.name, copy, check=check if can_check else None, **limits)
-        if can_check and digests[-1] != wanted:
-            _OTHER_ETAGS.add(self.root)
-        return bool(digests) and digests[-1] == wanted
-
     def _hashes(self, name: str) -> Path:
         return self.work / f"{name}.hashes"
 
@@ -194,6 +165,37 @@ class RemoteShards:
             return Manifest.of(read_object(_store(self.tables), MANIFEST)[0])
         except (OSError, DataError, *MALFORMED):
             return None
+
+
+def scan_object(root: Url, shard: Shard, work: Path, required: tuple[str, ...] = ()) -> ShardTable:
+    """Download a shard and read it; once more if it is damaged and its ETag does not tell whether it arrived so."""
+    copy = work / shard.name
+    try:
+        if not _download(root, shard, copy):
+            with suppress(DataError):
+                return scan_shard(copy, required, shard.etag, root / shard.name)
+            _download(root, shard, copy)
+        return scan_shard(copy, required, shard.etag, root / shard.name)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _download(root: Url, shard: Shard, copy: Path) -> bool:
+    """Download a shard; returns whether its ETag is the MD5 of what arrived, as S3's is of objects in one part."""
+    wanted, digests = (shard.etag or "").strip('"'), list[str]()
+
+    def check(path: Path) -> None:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "md5").hexdigest())
+        if digests[-1] != wanted and digests.count(digests[-1]) < 2:
+            raise DataError("its MD5 is not its ETag")
+
+    can_check = re.fullmatch(r"[0-9a-f]{32}", wanted) is not None and root not in _OTHER_ETAGS
+    limits: dict[str, Any] = {"size": shard.size, "etag": shard.etag, "deadline": _DEADLINE}
+    download(_store(root), shard.name, copy, check=check if can_check else None, **limits)
+    if can_check and digests[-1] != wanted:
+        _OTHER_ETAGS.add(root)
+    return bool(digests) and digests[-1] == wanted
 
 
 @contextmanager
