@@ -29,8 +29,8 @@ def check_bucket(url: Url, overwrite: bool) -> None:
     """Check that shards can be written below an address.
 
     Raises:
-        ConfigError: the address has a login; something is there that an upload that was cut has not left; or, with `overwrite`, something that
-            does not belong to a set of shards.
+        ConfigError: the address has a login; something is there that an upload that was cut has not left; or, with
+            `overwrite`, something that does not belong to a set of shards.
         DataError: objects cannot be written there.
     """
     split_address(url)
