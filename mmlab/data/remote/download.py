@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from mmlab.config.errors import DataError, UserError
 from mmlab.data.remote.store import Blob, Store
-from mmlab.data.remote.store_errors import ChangedError, StoreFault, changed
+from mmlab.data.remote.store_errors import ChangedError, StoreFault, UnreachedError, changed
 from mmlab.runs.disk import sync_folder, writing
 
 RANGE = 16 << 20  # bytes of one request
@@ -31,7 +31,7 @@ def retried(call: Callable[[], T], deadline: float = 60.0) -> T:
     """Return what `call` returns, called again after each `StoreFault`.
 
     Raises:
-        DataError: it did not succeed within `deadline` seconds; and whatever else `call` raises.
+        UnreachedError: it did not succeed within `deadline` seconds; and whatever else `call` raises.
     """
     end, failures = time.monotonic() + deadline, 0
     while True:
@@ -41,7 +41,7 @@ def retried(call: Callable[[], T], deadline: float = 60.0) -> T:
             wait = _wait(failures)
             failures += 1
             if time.monotonic() + wait > end:
-                raise DataError(f"{_sentence(fault)}, in {failures} attempts within {deadline:g} s.") from None
+                raise UnreachedError(f"{_sentence(fault)}, in {failures} attempts within {deadline:g} s.") from None
             time.sleep(wait)
 
 

@@ -22,6 +22,7 @@ from mmlab.config.locations import Url
 from mmlab.data.manifest import Entry, Manifest, table_name
 from mmlab.data.remote.download import download, read_object, retried
 from mmlab.data.remote.store import Blob, Store, open_store
+from mmlab.data.remote.store_errors import UnreachedError
 from mmlab.data.scan import refuse_compressed, scan_shard
 from mmlab.data.shard_places import Shard, Summary, fitting_table, remove_other_tables
 from mmlab.data.shard_table import MALFORMED, ShardTable, header_length, open_table, read_header, write_table
@@ -215,7 +216,7 @@ def remote_place(root: Url, required: tuple[str, ...], elsewhere: bool, again: b
     try:
         check_writable(beside)
     except (DataError, RunError) as error:
-        if not elsewhere:
+        if not elsewhere or isinstance(error, UnreachedError):  # a later try may write there
             raise
         with writing(other):
             other.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,10 @@ class StoreFault(DataError):
     """A fault that may pass: a timeout, a cut connection, too many requests, a failing server."""
 
 
+class UnreachedError(DataError):
+    """Faults did not pass in the time that a request may take."""
+
+
 class ChangedError(DataError):
     """The object is not the one that was asked for: it was replaced, or cut."""
 

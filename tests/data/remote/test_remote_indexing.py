@@ -7,8 +7,10 @@ from mmlab.config.locations import Url
 from mmlab.data.indexing import index_part, index_set
 from mmlab.data.manifest import Manifest
 from mmlab.data.remote import remote_indexing
+from mmlab.data.remote.download import retried
 from mmlab.data.remote.remote_indexing import RemoteShards, check_writable
-from mmlab.data.remote.store import DriverStore, open_store
+from mmlab.data.remote.store import DriverStore, ObjectStore, open_store
+from mmlab.data.remote.store_errors import StoreFault, UnreachedError
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST, VARIABLE
 from tests.tiny_files import png, write_tar
 from tests.tiny_servers import RangeServer, s3_environment, s3_server
@@ -138,6 +140,19 @@ def test_a_bucket_that_refuses_writes_has_its_index_elsewhere(local, tmp_path, m
         assert index_set("s3://bucket", quiet=True).read == 0
         with pytest.raises(DataError, match=r"access to s3://bucket/index/\.probe-\w+ is denied"):
             index_set("s3://bucket", quiet=True, elsewhere=False)
+
+
+def test_a_bucket_that_cannot_be_reached_has_its_index_nowhere_else(url, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "indexes"))
+
+    def fail(*args):
+        raise StoreFault("the server answered 503")
+
+    monkeypatch.setattr(ObjectStore, "write", fail)
+    monkeypatch.setattr(remote_indexing, "retried", lambda call, deadline=0.0: retried(call, min(deadline, 0.01)))
+    with pytest.raises(UnreachedError, match=r"the server answered 503, in 1 attempts"):
+        index_part(url, (1, 2), quiet=True)
+    assert not (tmp_path / "indexes").exists()
 
 
 def test_a_driver_of_fsspec_is_a_store_like_others(local, scans):
