@@ -4,7 +4,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -114,7 +114,7 @@ class RemoteFiles:
             is_present = wanted.path in reader_of(self.cache).present
             if not is_present and not again:
                 return self._ranged(wanted, entry, offset, length)
-            file = self._opened(wanted, entry, again)
+            file = open_copy(lambda: self._file(wanted, entry, again), OpenFile, self.root / entry.name)
             if is_present:
                 self._open[entry.name] = file, wanted.path
         try:
@@ -139,15 +139,6 @@ class RemoteFiles:
     def _table(self, entry: Entry) -> Wanted:
         name = f"{INDEX_NAME}/{entry.table_name}"
         return Wanted(str(self.root), name, entry.table_bytes, sha256=entry.table)
-
-    def _opened(self, wanted: Wanted, entry: Entry, again: bool) -> OpenFile:
-        for _ in range(3):  # somebody may delete it before it is open
-            path = self._file(wanted, entry, again)
-            try:
-                return OpenFile(path)
-            except DataError:
-                continue
-        raise DataError(f"the copy of {self.root / entry.name} is deleted again and again by another program.")
 
     def _file(self, wanted: Wanted, entry: Entry, again: bool = False) -> Path:
         with reader_of(self.cache).waiting() as client:
@@ -226,6 +217,27 @@ def reader_of(cache: CacheConfig) -> Reader:
     if key not in _READERS:
         _READERS[key] = Reader(cache)
     return _READERS[key]
+
+
+def open_copy(fetch: Callable[[], Path], opened: Callable[[Path], T], shard: Url) -> T:
+    """Open the copy of a shard, which somebody may delete before it is open.
+
+    Args:
+        fetch: returns its path when it is there.
+        opened: opens it.
+        shard: its address.
+
+    Raises:
+        DataError: it cannot be opened; and whatever `fetch` raises.
+    """
+    for _ in range(3):
+        path = fetch()
+        try:
+            return opened(path)
+        except DataError:
+            if path.exists():
+                raise
+    raise DataError(f"the copy of {shard} is deleted again and again by another program.")
 
 
 def in_turn(lists: Iterable[Iterable[T]]) -> list[T]:

@@ -1,15 +1,13 @@
 """Copies of remote shards that have no index, for the streams of one process."""
 
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
-from mmlab.config.errors import DataError
 from mmlab.config.locations import Location, Url
 from mmlab.data.config import CacheConfig
-from mmlab.data.remote.remote_files import reader_of
+from mmlab.data.remote.remote_files import open_copy, reader_of
 from mmlab.data.remote.wanted import Wanted
 from mmlab.data.tar_samples import OpenTar
-
-_TRIES = 3
 
 
 class RemoteTars:
@@ -55,14 +53,12 @@ class RemoteTars:
 
     def open(self, shard: Url) -> OpenTar:
         """Open the copy of a shard when it is there; raises DataError if it cannot be fetched."""
-        for _ in range(_TRIES):  # somebody may delete it before it is open
+
+        def fetch() -> Path:
             with reader_of(self.cache).waiting() as client:
-                path = client.file(self._object(shard))
-            try:
-                return OpenTar(shard, path)
-            except DataError:
-                continue
-        raise DataError(f"the copy of {shard} is deleted again and again by another program.")
+                return client.file(self._object(shard))
+
+        return open_copy(fetch, lambda path: OpenTar(shard, path), shard)
 
     def _object(self, shard: Url) -> Wanted:
         if str(shard) not in self._wanted:

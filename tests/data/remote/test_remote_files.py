@@ -16,10 +16,11 @@ from mmlab.config.errors import ConfigError, DataError
 from mmlab.config.locations import Url
 from mmlab.data.config import CacheConfig, SourceConfig
 from mmlab.data.index import ShardIndex
+from mmlab.data.local_files import OpenFile
 from mmlab.data.manifest import Manifest
 from mmlab.data.mixture import Source
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
-from mmlab.data.remote.remote_files import RemoteFiles, reader_of
+from mmlab.data.remote.remote_files import RemoteFiles, open_copy, reader_of
 from mmlab.data.upcoming import check_addresses
 from mmlab.runs.index_files import VARIABLE, index_folders
 from tests.tiny_servers import RangeServer, etag_of, s3_environment
@@ -143,6 +144,21 @@ def test_wrong_bytes_are_fetched_again_and_then_an_error(folder, cache):
     copy.write_bytes((folder / SHARD).read_bytes())
     with pytest.raises(DataError, match=f"{SHARD} has wrong content in two downloads"):
         index.read(4)
+
+
+def test_a_copy_that_is_deleted_before_it_is_open_is_fetched_again(tmp_path):
+    paths = [tmp_path / "0", tmp_path / "1", tmp_path / "2", tmp_path / "3"]
+    paths[2].touch()
+    fetched = iter(paths)
+    assert open_copy(lambda: next(fetched), OpenFile, BUCKET / SHARD).fd >= 0 and next(fetched) == paths[3]
+    with pytest.raises(DataError, match=f"the copy of s3://bucket/{SHARD} is deleted again and again by another"):
+        open_copy(lambda: paths[0], OpenFile, BUCKET / SHARD)
+
+    def fails(path: Path) -> None:
+        raise DataError("too many open files")
+
+    with pytest.raises(DataError, match="too many"):
+        open_copy(lambda: paths[2], fails, BUCKET / SHARD)
 
 
 def test_a_wrong_copy_of_the_manifest_is_fetched_again(folder, cache):
