@@ -1,5 +1,6 @@
 """Where a set of shards lies: in a local folder, or below the address of an object store."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,8 @@ def location(text: str | Location, root: str | Location = "") -> Location:
     if is_url(root) and not text.startswith(("/", "~")):
         return Url(str(root)) / text
     return Path(str(root), text).expanduser() if str(root) else Path(text).expanduser()
+
+
+def user_cache(name: str) -> Path:
+    """A folder of the user's cache: `~/.cache/mmlab/<name>`, or below `$XDG_CACHE_HOME`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmlab" / name

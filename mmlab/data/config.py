@@ -9,7 +9,7 @@ from omegaconf import II, MISSING
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.fields import Settings, choice, number, section
-from mmlab.config.locations import Location, Url, location
+from mmlab.config.locations import Location, Url, location, user_cache
 from mmlab.data.clock import DATE, moment_of
 
 FLOOR = 10
@@ -83,8 +83,7 @@ class CacheConfig(Settings):
     @property
     def path(self) -> Path:
         """The folder of the copies."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mmlab", "shards")
-        return Path(self.folder or os.environ.get("MMLAB_SHARD_CACHE") or home).expanduser()
+        return Path(self.folder or os.environ.get("MMLAB_SHARD_CACHE") or user_cache("shards")).expanduser()
 
     @property
     def bytes(self) -> int:
@@ -161,6 +160,15 @@ class ShardsConfig(Settings):
     def streamed(self) -> bool:
         """Whether training reads shards without an index."""
         return isinstance(self.loader, StreamLoaderConfig) and self.loader._target_ is not None
+
+    def check_lanes(self, name: str, shards: int, world: int) -> None:
+        """Raise ConfigError if streams of a source have fewer shards than workers of all ranks, which share them."""
+        lanes = world * max(1, self.workers)
+        if shards < lanes and not self.loader.resampled:
+            raise ConfigError(
+                f"source '{name}' has {shards} shards, fewer than the {lanes} workers of all ranks; lower data.workers, "
+                "or set data.loader.resampled=true."
+            )
 
     def check_epochs(self) -> None:
         """Raise ConfigError if the samples of a pass, of which `max_epochs` is a multiple, are not known."""

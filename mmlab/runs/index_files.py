@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from mmlab.config.locations import Location, Url
+from mmlab.config.locations import Location, Url, user_cache
 
 INDEX_NAME = "index"
 """The subfolder with the index of a set of shards."""
@@ -15,20 +15,20 @@ VARIABLE = "MMLAB_INDEX_DIR"
 def index_folders(root: Location) -> tuple[Location, Path]:
     """Return the folder beside the shards, and the one elsewhere.
 
-    The latter is `$MMLAB_INDEX_DIR/<name>-<hash of the set's path or address>`; without the variable, it is in
-    `~/.cache/mmlab/indexes` (or below `$XDG_CACHE_HOME`).
+    The latter is `$MMLAB_INDEX_DIR/<name>-<hash of the set's path or address>`; without the variable, it is in the
+    user's cache.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmlab" / "indexes"
-    elsewhere = Path(os.environ.get(VARIABLE) or cache).expanduser()
-    path = root.expanduser().resolve() if isinstance(root, Path) else root
-    name = hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
-    return root / INDEX_NAME, elsewhere / f"{path.name}-{name}"
+    elsewhere = Path(os.environ.get(VARIABLE) or user_cache("indexes")).expanduser()
+    return root / INDEX_NAME, elsewhere / _named(root.expanduser().resolve() if isinstance(root, Path) else root)
 
 
 def upload_draft(url: Url) -> Path:
-    """The folder of what is uploaded to an address later: in `~/.cache/mmlab/builds`, or below `$XDG_CACHE_HOME`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmlab" / "builds"
-    return cache / f"{url.name}-{hashlib.sha256(str(url).encode()).hexdigest()[:16]}"
+    """The folder of what is uploaded to an address later, in the user's cache."""
+    return user_cache("builds") / _named(url)
+
+
+def _named(place: Location) -> str:
+    return f"{place.name}-{hashlib.sha256(os.fsencode(str(place))).hexdigest()[:16]}"
 
 
 def has_index(folder: Path) -> bool:
