@@ -30,7 +30,7 @@ from mmlab.model.connector import MLPConnector
 from mmlab.model.language import LanguageModel
 from mmlab.model.vision import VisionEncoder
 from mmlab.model.vlm import VisionLanguageModel
-from mmlab.stage.token_loss import summed_cross_entropy, supervised
+from mmlab.stage.token_loss import supervised
 
 ROUNDS = 7
 EYE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -40,8 +40,7 @@ TONGUE = {**EYE, "max_position_embeddings": 512, "model_type": "llama"}
 def ours(model: VisionLanguageModel, batch: dict) -> torch.Tensor:
     keep, targets = supervised(batch["labels"], batch["segment_ids"])
     batch = {**batch, "packed": bool((batch["segment_ids"] > 1).any())}
-    logits = model(batch, model.features(batch["pixel_values"]), keep)
-    return summed_cross_entropy(logits, targets) / len(targets)
+    return model.cross_entropy(batch, model.features(batch["pixel_values"]), keep, targets) / len(targets)
 
 
 def theirs(model: LlavaForConditionalGeneration, batch: dict) -> torch.Tensor:

@@ -16,6 +16,7 @@ from mmlab.model.attention import choose, described, implementation, rows_mask
 from mmlab.model.causal_models import causal_class, pads_left
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.exact_buffers import ExactBuffers
+from mmlab.model.output_loss import by_chunks, chunked_cross_entropy, summed_cross_entropy
 from mmlab.model.packed_rows import separate
 from mmlab.model.pretrained import (
     build_model,
@@ -42,7 +43,7 @@ class LanguageModel(ExactBuffers):
         ConfigError: model or tokenizer cannot be loaded, or the tokenizer is not a fast one.
     """
 
-    forward_methods = ("embed", "generate")
+    forward_methods = ("embed", "generate", "cross_entropy")
 
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
@@ -95,6 +96,47 @@ class LanguageModel(ExactBuffers):
         Args:
             packed: whether a row has several segments; their layout if it was read on the host.
         """
+        segments = segment_ids_BT, context_ids_BT, position_ids_BT
+        embeds_BTD, keep_BT, options = self._attending(embeds_BTD, keep_BT, *segments, packed)
+        return self._logits(embeds_BTD, keep_BT, options)
+
+    def cross_entropy(
+        self,
+        embeds_BTD: Tensor,
+        keep_BT: Tensor,
+        targets_S: Tensor,
+        segment_ids_BT: Tensor,
+        context_ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        packed: bool | Layout,
+    ) -> Tensor:
+        """Return the cross-entropy summed over the S positions, in fp32; many logits are computed in chunks.
+
+        Args:
+            targets_S: int64, the tokens to predict there. For other arguments see `forward`.
+        """
+        segments = segment_ids_BT, context_ids_BT, position_ids_BT
+        embeds_BTD, keep_BT, options = self._attending(embeds_BTD, keep_BT, *segments, packed)
+        wanted, device = self.settings.loss, embeds_BTD.device.type
+        if not by_chunks(self.causal, wanted, len(targets_S), embeds_BTD.dtype, device):
+            if wanted == "chunked":
+                self.ways.setdefault("loss of the language model: loss=chunked cannot run here, so all logits are made")
+            return summed_cross_entropy(self._logits(embeds_BTD, keep_BT, options), targets_S)
+        self.ways.setdefault("loss of the language model: by chunks of positions, without all logits")
+        head = self.causal.get_output_embeddings()
+        hidden_BTD = self.causal.base_model(inputs_embeds=embeds_BTD, **options).last_hidden_state
+        return chunked_cross_entropy(hidden_BTD[keep_BT], head.weight, head.bias, targets_S)
+
+    def _attending(
+        self,
+        embeds_BTD: Tensor,
+        keep_BT: Tensor,
+        segment_ids_BT: Tensor,
+        context_ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        packed: bool | Layout,
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The rows as the model reads them: embeddings, the wanted positions, and further arguments."""
         options: dict[str, Any] = {"use_cache": False}
         kind = choose(self.causal, self.settings.attention, packed, embeds_BTD)
         self.ways.setdefault(described(kind, self.settings.attention))
@@ -104,6 +146,9 @@ class LanguageModel(ExactBuffers):
             ids = segment_ids_BT, context_ids_BT, position_ids_BT
             mask = rows_mask(kind, self.config, packed, *ids, embeds_BTD.dtype)
             options |= {"attention_mask": mask, "position_ids": position_ids_BT}
+        return embeds_BTD, keep_BT, options
+
+    def _logits(self, embeds_BTD: Tensor, keep_BT: Tensor, options: dict[str, Any]) -> Tensor:
         if self._keeps_logits:
             return self.causal(inputs_embeds=embeds_BTD, logits_to_keep=keep_BT, **options).logits
         return self.causal(inputs_embeds=embeds_BTD, **options).logits[keep_BT]

@@ -111,6 +111,14 @@ class VisionLanguageModel(nn.Module):
         segments = (batch["segment_ids"], batch["context_ids"], batch["position_ids"])
         return self.language(x_BTD, keep_BT, *segments, batch["packed"])
 
+    def cross_entropy(
+        self, batch: Mapping[str, Any], features_KPE: Tensor, keep_BT: Tensor, targets_S: Tensor
+    ) -> Tensor:
+        """Return the cross-entropy summed over the S positions; arguments as for `forward`, and the tokens there."""
+        x_BTD = self.embed(batch["input_ids"], features_KPE, batch["image_positions"], batch["image_features"])
+        segments = (batch["segment_ids"], batch["context_ids"], batch["position_ids"])
+        return self.language.cross_entropy(x_BTD, keep_BT, targets_S, *segments, batch["packed"])
+
     @torch.no_grad()
     def generate(
         self,

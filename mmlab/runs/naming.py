@@ -25,6 +25,7 @@ EXECUTION = (
     "callbacks.picture_use",
     "callbacks.progress.peak_tflops",
     "model.language.attention",
+    "model.language.loss",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

@@ -38,6 +38,7 @@ CHANGES_STEPS = (
     "trainer.deterministic",
     "trainer.overfit",
     "model.language.attention",
+    "model.language.loss",
 )
 MAY_CHANGE = ("run", "trainer", "logger", "callbacks", "data.root")
 

@@ -16,7 +16,7 @@ from mmlab.model.row_blocks import Layout
 from mmlab.stage.config import NextTokenStageConfig
 from mmlab.stage.means import Means
 from mmlab.stage.stage import Stage
-from mmlab.stage.token_loss import rescale_gradients, summed_cross_entropy, supervised
+from mmlab.stage.token_loss import rescale_gradients, supervised
 from mmlab.training.feature_cache import FeatureCache
 from mmlab.training.optim import AdamW
 from mmlab.training.trainable import parts_of
@@ -76,8 +76,8 @@ class NextTokenStage(Stage):
         """How images are decoded; None does not read them."""
         return None
 
-    def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
-        """Logits `[S, V]` at the positions `keep`, bool `[B, T]`."""
+    def cross_entropy(self, batch: ChatBatch, keep: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy summed over the positions `keep`, bool `[B, T]`, with their `targets`, int64 `[S]`."""
         raise NotImplementedError
 
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
@@ -94,7 +94,7 @@ class NextTokenStage(Stage):
     def loss(self, batch: ChatBatch) -> tuple[Tensor, int]:
         """Return (cross-entropy summed over the supervised tokens, their number)."""
         keep, targets = supervised(batch["labels"], batch["segment_ids"])
-        return summed_cross_entropy(self.logits(batch, keep), targets), len(targets)
+        return self.cross_entropy(batch, keep, targets), len(targets)
 
     def training_step(self, batch: ChatBatch, batch_idx: int) -> Tensor:
         loss, tokens = self.loss(batch)
@@ -148,9 +148,7 @@ class LanguagePretraining(NextTokenStage):
     questions about descriptions before it sees image features.
     """
 
-    def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
+    def cross_entropy(self, batch: ChatBatch, keep: Tensor, targets: Tensor) -> Tensor:
         language = self.model.language
-        embeds = language.embed(batch["input_ids"])
-        return language(
-            embeds, keep, batch["segment_ids"], batch["context_ids"], batch["position_ids"], batch["packed"]
-        )
+        segments = batch["segment_ids"], batch["context_ids"], batch["position_ids"]
+        return language.cross_entropy(language.embed(batch["input_ids"]), keep, targets, *segments, batch["packed"])

@@ -3,14 +3,13 @@
 Every micro-batch backpropagates its sum, and the gradient is divided once, before clipping, by the number of supervised
 tokens in the global batch: results depend neither on accumulation nor on ranks.
 
-Legend: B rows, T tokens, S supervised positions, V vocabulary.
+Legend: B rows, T tokens, S supervised positions.
 """
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmlab.data.batch import IGNORE
 from mmlab.weights import local
@@ -25,11 +24,6 @@ def supervised(labels_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tenso
     keep[:, :-1] = (labels_BT[:, 1:] != IGNORE) & (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1])
     targets = labels_BT[:, 1:][keep[:, :-1]]
     return keep, targets
-
-
-def summed_cross_entropy(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
-    """Cross-entropy summed over the positions, in fp32."""
-    return F.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
 
 
 def rescale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:

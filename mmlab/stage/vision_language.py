@@ -16,9 +16,9 @@ class VisionLanguageStage(NextTokenStage):
     def image(self, data: ImageTextDataConfig) -> ImageSpec | None:
         return image_spec(self.model, data)
 
-    def logits(self, batch: ChatBatch, keep: Tensor) -> Tensor:
+    def cross_entropy(self, batch: ChatBatch, keep: Tensor, targets: Tensor) -> Tensor:
         features = self.cache(batch["image_keys"], batch["pixel_values"], self.model.features)
-        return self.model(batch, features, keep)
+        return self.model.cross_entropy(batch, features, keep, targets)
 
 
 class ProjectorAlignment(VisionLanguageStage):

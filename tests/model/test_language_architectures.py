@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import LanguageModelConfig
 from mmlab.model.language import LanguageModel
+from mmlab.model.output_loss import LINEAR
 from mmlab.model.packed_rows import MASKED, ROWS, takes_masks
 from tests.model.test_attention import uncompiled
 
@@ -158,6 +159,23 @@ def gradients_reach_every_token(model: LanguageModel) -> None:
     assert embeds.grad is not None and embeds.grad.isfinite().all() and embeds.grad[0].abs().sum(1).gt(0).all()
 
 
+def chunks_equal_logits(model: LanguageModel) -> None:
+    """The loss by chunks of positions, and its gradients; the last token of the row has none."""
+    row = torch.tensor([FIRST + OTHER])
+    one, keep, targets = torch.ones_like(row), torch.ones_like(row).bool(), row[0].roll(-1)[:-1]
+    keep[0, -1] = False
+    results = []
+    for model.settings.loss in ("logits", "chunked"):
+        embeds = model.embed(row).detach().requires_grad_()
+        places = torch.arange(row.shape[1])[None]
+        loss = model.cross_entropy(embeds, keep, targets, one, one - 1, places, packed=False)
+        head = model.causal.get_output_embeddings().weight
+        results.append([loss, *torch.autograd.grad(loss, [embeds, head])])
+    for plain, chunked in zip(*results, strict=True):
+        assert torch.allclose(plain, chunked, rtol=1e-4, atol=1e-4 * float(plain.detach().abs().max()))
+    assert any(way.startswith("loss of the language model: by chunks") for way in model.ways)
+
+
 @pytest.mark.parametrize("name", [*sorted(MASKED & set(CONFIG_MAPPING)), *OTHERS])
 def test_a_language_model_computes_the_same_in_every_form(name, tokenizer_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("mmlab.model.attention.FLEX_WIDTH", 1)
@@ -177,6 +195,8 @@ def test_a_language_model_computes_the_same_in_every_form(name, tokenizer_folder
         loaded.load(tmp_path)
         assert torch.equal(alone(model, FIRST), alone(loaded, FIRST))
     gradients_reach_every_token(model)
+    if model.config.model_type in LINEAR:
+        chunks_equal_logits(model)
     assert takes_masks(model.config) == (name in MASKED or name.endswith(("windows", "window")))
     if name in EAGER:
         assert model.config._attn_implementation == "eager"

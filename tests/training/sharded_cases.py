@@ -154,6 +154,7 @@ class Case:
     hold_reduction: bool = False
     checkpoint: bool = False
     ema: bool = False
+    chunked: bool = False  # sharded, the loss is computed by chunks of positions
     steps: int = 4
 
 
@@ -165,7 +166,7 @@ CASES = {
     "vision": Case("vision", micro_batch=1, hold_reduction=True, steps=3),
     "qformer": Case("qformer", steps=3),
     "qformer_align": Case("qformer_align", whole_below=10**6, steps=3),
-    "language": Case("language", checkpoint=True),
+    "language": Case("language", checkpoint=True, chunked=True),
     "lora": Case("lora"),
     "tiles": Case("tiles", micro_batch=1, steps=3),
     "dit": Case("dit", ema=True),
@@ -175,7 +176,7 @@ CASES = {
     "vq": Case("vq"),
     "vq_ema": Case("vq_ema"),
     "odd": Case("odd"),
-    "mixed": Case("finetune", precision="bf16-mixed"),
+    "mixed": Case("finetune", precision="bf16-mixed", chunked=True),
     "mixed_vq": Case("vq", precision="bf16-mixed", steps=3),
     "half": Case("finetune", precision="bf16-true"),
     "half_lora": Case("lora", precision="bf16-true", steps=3),
@@ -221,6 +222,8 @@ def run(case: Case, root: Path, strategy: str, devices: int) -> dict[str, Any]:
     stage.optim = AdamW(replace(stage.optim.config, eps=EPS))
     if case.checkpoint:
         checkpoint_activations(stage.model)
+    if case.chunked and strategy == "fsdp":
+        stage.model.language.settings.loss = "chunked"
     seen, ema = Record(), EMA(EMAConfig(decay=0.5)) if case.ema else None
     sharded = ShardedStrategy(FSDPConfig(case.whole_below, case.hold_reduction))
     data = data_for(case, stage, root)
@@ -237,6 +240,8 @@ def run(case: Case, root: Path, strategy: str, devices: int) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(stage, data)
+    if case.chunked and strategy == "fsdp":
+        assert any("by chunks" in way for way in stage.model.language.ways)
     return {
         "losses": seen.losses,
         "norms": seen.norms,
