@@ -116,7 +116,9 @@ class LocalShards:
 
     def summary(self, shard: Shard) -> Summary:
         path, file = self.root / shard.name, self.tables / table_name(shard.name)
-        table = None if self.again else self._fresh(shard, file) or self._beside(shard, file)
+        table = None if self.again else self._fresh(shard, file)
+        if table is None and not self.again:
+            table = self._beside(shard, file)
         read = table is None
         if table is None:
             before = _state(path)

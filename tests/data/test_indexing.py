@@ -72,6 +72,13 @@ def test_only_shards_that_changed_are_read_again(root, scans):
     assert index_set(root, ["png"], quiet=True, again=True).read == 5
 
 
+def test_a_shard_without_samples_is_read_once(root, scans):
+    write_tar(root / "5.tar")
+    _tick(root)
+    assert [index_set(root, quiet=True).read for _ in range(2)] == [6, 0] and scans.count("5.tar") == 1
+    assert ShardIndex.open(root).samples_per_shard.tolist() == [2, 2, 2, 2, 2, 0]
+
+
 def test_a_copy_with_an_old_time_is_read(root, scans, tmp_path):
     index_set(root, quiet=True)
     write_tar(tmp_path / "other.tar", *((f"k1{j}.{name}", png()) for j in "xb" for name in ("png", "0.png")))
