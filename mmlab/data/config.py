@@ -166,8 +166,8 @@ class ShardsConfig(Settings):
         lanes = world * max(1, self.workers)
         if shards < lanes and not self.loader.resampled:
             raise ConfigError(
-                f"source '{name}' has {shards} shards, fewer than the {lanes} workers of all ranks; lower data.workers, "
-                "or set data.loader.resampled=true."
+                f"source '{name}' has {shards} shard{'s' * (shards > 1)}, fewer than the {lanes} workers of all ranks; "
+                "lower data.workers, or set data.loader.resampled=true."
             )
 
     def check_epochs(self) -> None:

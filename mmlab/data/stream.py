@@ -184,13 +184,8 @@ class StreamBatches(Dataset):
     def __init__(self, sources: Sequence[StreamSource], collate: Collate, cut: GlobalBatches, config: ShardsConfig):
         self.sources, self.collate, self.cut, self.config = list(sources), collate, cut, config
         self.workers = max(1, config.workers)
-        lanes = cut.world * self.workers
         for source in self.sources:
-            if len(source.shards) < lanes and not config.loader.resampled:
-                raise ConfigError(
-                    f"source '{source.name}' has {len(source.shards)} shards, fewer than the {lanes} workers of all "
-                    "ranks; lower data.workers, or set data.loader.resampled=true."
-                )
+            config.check_lanes(source.name, len(source.shards), cut.world)
         weights = [source.weight for source in self.sources if source.weight is not None]
         self.mixture = Mixture([1] * len(self.sources), weights or None)
         self._guard = DataReport(config.bad_budget, FLOOR, slack=10)

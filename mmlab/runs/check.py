@@ -14,7 +14,7 @@ from mmlab.runs.index_files import has_index
 from mmlab.runs.ranks import FSDP, accumulation, check_tasks, world_size
 from mmlab.runs.redact import hide_known
 from mmlab.runs.run import find_run
-from mmlab.runs.shard_patterns import lacks_index, named_shards
+from mmlab.runs.shard_patterns import lacks_index, named_shards, set_name
 
 SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
 """`draws_from` of a stage → an option of conf/sampler that fits it."""
@@ -37,7 +37,7 @@ def check(cfg: DictConfig) -> None:
     check_length(cfg)
     check_batches(cfg)
     check_data_kind(cfg)
-    check_sources(cfg.data)
+    check_sources(cfg.data, world_size(cfg.trainer))
     check_local_files(cfg.model)
     check_callbacks(cfg)
     for run in OmegaConf.select(cfg, "stage.init_from") or []:
@@ -226,8 +226,8 @@ def check_data_kind(cfg: DictConfig) -> None:
         )
 
 
-def check_sources(data: DictConfig) -> None:
-    """Check that every source of the data is a folder of indexed shards, or an address."""
+def check_sources(data: DictConfig, world: int = 1) -> None:
+    """Check that every source of the data is a folder of indexed shards, or an address, for so many ranks."""
     config: Any = OmegaConf.to_object(data)
     if isinstance(config, dict):  # a user's own data: checked by its constructor
         return
@@ -237,7 +237,9 @@ def check_sources(data: DictConfig) -> None:
         for i, source in enumerate(getattr(config, split)):
             if config.streamed and (split == "train" or lacks_index(source.path, config.root)):
                 try:
-                    named_shards(source.path, config.root)
+                    shards = named_shards(source.path, config.root)
+                    if split == "train":
+                        config.check_lanes(source.name or set_name(shards), len(shards), world)
                 except ConfigError as error:
                     raise ConfigError(f"'data.{split}.{i}.path': {error}") from None
                 continue

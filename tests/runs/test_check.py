@@ -254,6 +254,8 @@ def test_streamed_shards_need_an_end_and_no_index(tmp_path, monkeypatch):
         check_sources(cfg.data)
     (tmp_path / "data" / "shapes" / "train" / "0.tar").touch()
     check_sources(cfg.data)
+    with pytest.raises(ConfigError, match=r"'data\.train\.0\.path': source 'train' has 1 shard, fewer than the 2"):
+        check_sources(cfg.data, world=2)
     cfg.data.train[0].path = "pipe:cat 0.tar"
     with pytest.raises(ConfigError, match=r"'data\.train\.0\.path': .* commands never run"):
         check_sources(cfg.data)
