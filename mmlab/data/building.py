@@ -140,9 +140,10 @@ def write_rows(
             shutil.rmtree(draft, ignore_errors=True)
             raise
         # An upload that fails keeps the draft, and the same build continues it.
-        indexes = {name: put_in_place(finished[name], folder, quiet) for name, folder in build.folders(place).items()}
+        splits = build.folders(place)
+        indexes = put_in_place([(finished[name], folder) for name, folder in splits.items()], quiet)
         shutil.rmtree(draft, ignore_errors=True)
-    return indexes, tally
+    return dict(zip(splits, indexes, strict=True)), tally
 
 
 def _convert(rows: Rows, entries: Iterable[Entry], draft: ShardDraft, build: Build, quiet: bool) -> Tally:

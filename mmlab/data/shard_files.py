@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ class ShardWriter:
         if not self._keys:
             raise DataError(f"there are no samples to write to {self.root}.")
         build_index(self._building, quiet=self.quiet, elsewhere=False)
-        self.index = put_in_place(self._building, self.root, self.quiet)
+        (self.index,) = put_in_place([(self._building, self.root)], self.quiet)
 
 
 def write_shards(
@@ -187,12 +187,16 @@ def check_members(key: str, members: Members) -> None:
         check_extension(extension, f"{key}.{extension}")
 
 
-def put_in_place(folder: Path, root: Location, quiet: bool = False) -> ShardIndex:
-    """Give a complete, indexed folder its name, or upload it, in place of an earlier one."""
-    if isinstance(root, Url):
-        from mmlab.data.remote.upload import upload_set
+def put_in_place(folders: Sequence[tuple[Path, Location]], quiet: bool = False) -> list[ShardIndex]:
+    """Give complete, indexed folders their names, or upload them, in place of earlier ones."""
+    if uploads := [(folder, root) for folder, root in folders if isinstance(root, Url)]:
+        from mmlab.data.remote.upload import upload_sets
 
-        return upload_set(folder, root, quiet)
+        return upload_sets(uploads, quiet)
+    return [_renamed(folder, root) for folder, root in folders if isinstance(root, Path)]
+
+
+def _renamed(folder: Path, root: Path) -> ShardIndex:
     root.parent.mkdir(parents=True, exist_ok=True)
     old = root.with_name(f"{root.name}.old-{os.getpid()}")
     if root.exists():

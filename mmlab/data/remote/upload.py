@@ -1,6 +1,6 @@
 """Putting a finished set of shards into an object store, so that a set that was cut is never a valid one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,14 +47,22 @@ def check_bucket(url: Url, overwrite: bool) -> None:
     check_writable(url / INDEX_NAME)
 
 
-def upload_set(folder: Path, url: Url, quiet: bool = False) -> ShardIndex:
-    """Upload an indexed set of shards from a local folder; what an upload that was cut has left there is kept.
+def upload_sets(folders: Sequence[tuple[Path, Url]], quiet: bool = False) -> list[ShardIndex]:
+    """Upload indexed sets of shards from local folders; what an upload that was cut has left there is kept.
 
-    Everything else there that belongs to a set of shards is replaced. The manifest is written last.
+    Everything else there that belongs to a set of shards is replaced. The manifest of each set is written last. Until
+    all of them are there, each has a mark, with which the same build continues.
 
     Raises:
         DataError: an object cannot be written.
     """
+    indexes = [_upload_set(folder, url, quiet) for folder, url in folders]
+    for _, url in folders:
+        discard(url / INDEX_NAME, UPLOADING)
+    return indexes
+
+
+def _upload_set(folder: Path, url: Url, quiet: bool) -> ShardIndex:
     local, index = ShardIndex.open(folder), url / INDEX_NAME
     put(index, UPLOADING, b"{}\n")
     discard(index, MANIFEST)
@@ -73,7 +81,6 @@ def upload_set(folder: Path, url: Url, quiet: bool = False) -> ShardIndex:
         discard(index, name)
     manifest = Manifest(uploaded, local.manifest.notes, local.manifest.required)
     put(index, MANIFEST, manifest.to_json().encode())
-    discard(index, UPLOADING)
     return ShardIndex(url, manifest, RemoteFiles(url, CacheConfig()))
 
 

@@ -114,13 +114,28 @@ def test_a_bucket_that_is_not_empty_is_replaced_on_demand_only(s3, url):
         build(url, True)
 
 
-def test_splits_are_uploaded_to_folders(url):
+def test_splits_are_uploaded_to_folders_and_continued_when_one_is_there(url, monkeypatch, written):
     def convert(where: str, entry: int, tally: Tally) -> tuple[str, Members]:
         with tally.row(where):
             return where, {"png": png(8, entry + 1)}
 
     rows = Rows([(f"k{i}", i) for i in range(20)], convert, Tally())
-    indexes, _ = write_rows(rows, url, Build(splits={"val": 0.3}), quiet=True)
+    build = Build(splits={"val": 0.3}, identity="one")
+    put = upload.put
+
+    def cut(place, name, source):
+        if place == url / "val":
+            raise DataError("cut")
+        return put(place, name, source)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="cut"):
+        patch.setattr(upload, "put", cut)
+        write_rows(rows, url, build, quiet=True)
+    assert f"{url}/train/index/{MANIFEST}" in contents(url / "train")
+    written.clear()
+    indexes, _ = write_rows(rows, url, build, quiet=True)
+    assert written.count("shard-000000.tar") == 1  # of val
+    assert not any("uploading" in name for part in ("train", "val") for name in contents(url / part))
     assert [str(index.root) for index in indexes.values()] == [f"{url}/train", f"{url}/val"]
     assert sum(map(len, indexes.values())) == 20
 
