@@ -8,6 +8,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from mmlab.config.errors import ConfigError
 
+# Schemes of fsspec that read this machine's files, wrap another scheme or read instructions from a file.
+REFUSED = {"file", "local", "data", "dir", "generic", "reference", "zip", "tar", "libarchive", "git", "dask", "jlab"}
+REFUSED |= {"jupyter", "cached", "blockcache", "filecache", "simplecache", "async_wrapper", "asyncwrapper", "pyscript"}
 AZURE = ("az", "azure", "adl", "abfs", "abfss")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -61,7 +64,8 @@ def split_address(url: Url) -> SplitResult:
     """The parts of an address.
 
     Raises:
-        ConfigError: it cannot be read, or has a login or a query, which may be secret and do not show.
+        ConfigError: it cannot be read, or is of no store; or it has a login or a query, which may be secret and do not
+            show.
     """
     try:
         parts = urlsplit(str(url))
@@ -76,6 +80,8 @@ def split_address(url: Url) -> SplitResult:
     if parts.query or parts.fragment:
         bare = str(url).partition("?")[0].partition("#")[0]
         raise ConfigError(f"the address {bare} was given with a query; give it without one.")
+    if scheme in REFUSED:
+        raise ConfigError(f"{url} is no address of a store; give a folder, or an address such as s3://bucket/laion.")
     return parts
 
 

@@ -217,9 +217,10 @@ def test_commands_and_addresses_of_files_are_refused(tmp_path, monkeypatch, name
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"commands never run|no address of a store"):
         build_index(name)
+    monkeypatch.setenv("MMLAB_SHARD_CACHE", str(tmp_path / "cache"))
     with pytest.raises((ConfigError, DataError), match=r"commands never run|no address of a store"):
         ShardIndex.open(name)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()), "nor is a fetcher started"
 
 
 def test_compressed_tars_are_errors(root):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmlab.config.errors import DataError
-from mmlab.config.locations import Url
+from mmlab.config.locations import Url, split_address
 from mmlab.data.config import CacheConfig
 from mmlab.data.local_files import OpenFile
 from mmlab.data.manifest import Entry, Manifest
@@ -30,8 +30,10 @@ def open_remote(root: Url, cache: CacheConfig | None = None) -> tuple[Manifest, 
     """Read the manifest of a set from its address, or from the folder elsewhere that an index of it was written to.
 
     Raises:
+        ConfigError: the address has a login, or is of no store.
         DataError: there is no index, or the store cannot be read.
     """
+    split_address(root)
     cache = cache or CacheConfig()
     client = reader_of(cache).client
     try:

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError, DataError, UserError, nearest
-from mmlab.config.locations import AZURE, Url, split_address
+from mmlab.config.locations import AZURE, REFUSED, Url, split_address
 from mmlab.data.remote.store_errors import CREDENTIALS, StoreFault, changed, sort_error
 
 S3 = ("s3", "s3a")
 HTTP = ("http", "https")
-# Schemes of fsspec that read this machine's files, wrap another scheme or read instructions from a file.
-_REFUSED = {"file", "local", "data", "dir", "generic", "reference", "zip", "tar", "libarchive", "git", "dask", "jlab"}
-_REFUSED |= {"jupyter", "cached", "blockcache", "filecache", "simplecache", "async_wrapper", "asyncwrapper", "pyscript"}
 # Limits of one request; a whole download has a deadline of its own, and continues after a timeout where it was.
 CONNECT_TIMEOUT = timedelta(seconds=10)
 READ_TIMEOUT = timedelta(seconds=15)  # without a byte
@@ -113,8 +110,6 @@ def open_store(url: Url) -> Store:
     """
     parts = split_address(url)
     scheme = parts.scheme.lower()
-    if scheme in _REFUSED:
-        raise ConfigError(f"{url} is no address of a store; give a folder, or an address such as s3://bucket/laion.")
     if not parts.netloc and scheme != "memory":
         raise ConfigError(f"{url} names no {'server' if scheme in HTTP else 'bucket'}.")
     if scheme in (*S3, "gs", "gcs", *AZURE, *HTTP):
@@ -210,7 +205,7 @@ class DriverStore(Store):
             with self._errors():
                 self._files, self._root = url_to_fs(f"{scheme}{str(url)[len(scheme) :]}".rstrip("/"))
         except ValueError:
-            schemes = {*S3, "gs", *AZURE, *HTTP, *available_protocols()} - _REFUSED
+            schemes = {*S3, "gs", *AZURE, *HTTP, *available_protocols()} - REFUSED
             raise ConfigError(f"{url} has an unknown scheme, '{scheme}'.{nearest(scheme, schemes)}") from None
         except ImportError as error:
             raise ConfigError(f"{url} needs a driver that is missing: {str(error).rstrip('.')}.") from None
