@@ -16,8 +16,9 @@ SOCKET, LOCK, LOG = "socket", "lock", "fetcher.log"
 """Names of the fetcher's own files in the cache folder."""
 _LONGEST = 100  # bytes of a socket's path; Linux allows 107, other systems 103
 _STORE_SETTINGS = re.compile(
-    r"(AWS|AZURE|GOOGLE|GCS|GCLOUD|CLOUDSDK|S3|MINIO|FSSPEC|OBJECT_STORE)_.*|SSL_CERT_(FILE|DIR)"
-    r"|HF_TOKEN|HF_ENDPOINT|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY|BOTO_CONFIG",
+    r"(?!AWS_BATCH_|AWS_EXECUTION_ENV)"  # they tell which job this is
+    r"((AWS|AZURE|GOOGLE|GCS|GCLOUD|CLOUDSDK|S3|MINIO|FSSPEC|OBJECT_STORE)_.*|SSL_CERT_(FILE|DIR)"
+    r"|HF_TOKEN|HF_ENDPOINT|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY|BOTO_CONFIG)",
     re.IGNORECASE,
 )
 

@@ -279,6 +279,9 @@ def test_reads_ranges_without_a_copy_and_checks_a_copy_again(connect, shards, se
 def test_other_credentials_need_another_folder(connect, monkeypatch):
     first = connect()
     process = first.stats()["process"]
+    monkeypatch.setenv("AWS_BATCH_JOB_ID", "7")
+    first.close()
+    assert first.stats()["process"] == process  # another job of the same user
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "secret-id")
     second = connect()
     with pytest.raises(DataError, match=r"other credentials .* use it; give another folder as data\.cache\.folder"):
