@@ -138,7 +138,8 @@ class ShardsConfig(Settings):
     @property
     def remote(self) -> bool:
         """Whether a training source is an address."""
-        return any(isinstance(self.folder(source), Url) for source in self.train)
+        parts = (part for source in self.train for part in source.path.split("::"))
+        return any(isinstance(location(part, self.root), Url) for part in parts)
 
     def check_mixture(self) -> None:
         """Raise ConfigError without a training source, and where weights are missing or contradict `balance`."""

@@ -183,6 +183,11 @@ def test_what_needs_an_index_is_refused(change, says):
         data.check_mixture()
 
 
+@pytest.mark.parametrize(("path", "remote"), [("b::s3://bucket/{0..9}.tar", True), ("b::c/{0..9}.tar", False)])
+def test_one_address_among_several_patterns_makes_a_source_remote(path, remote):
+    assert config([SourceConfig(path=path)]).remote is remote
+
+
 def test_two_sources_of_one_name_are_refused(tmp_path, train):
     data = settings(train=[*train, SourceConfig(f"{train[0].path}/shard-00000{{0..1}}.tar")])
     with pytest.raises(ConfigError, match="two sources are named 'a'"):
