@@ -22,7 +22,7 @@ def add_checks(commands) -> None:
     verify = add(commands, "verify", _verify, "read every byte again and compare it with the index")
     verify.add_argument("root", type=existing, help="folder or address of a set of shards")
     help_workers = "processes that read in parallel (%(default)s)"
-    verify.add_argument("--workers", type=int, default=1, help=help_workers)
+    verify.add_argument("--workers", type=positive, default=1, help=help_workers)
     _add_choice(verify, f"all of a folder, {VERIFIED_SHARDS} of an address", "a new one each time")
     stats = add(commands, "stats", _stats, "sizes, members, images and text lengths")
     stats.add_argument("root", type=existing, help="folder or address of a set of shards")

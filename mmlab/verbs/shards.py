@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
-from mmlab.verbs._shard_arguments import Parser, add, existing, part_of
+from mmlab.verbs._shard_arguments import Parser, add, existing, part_of, positive
 from mmlab.verbs._shard_build import add_build, add_drawing, add_encode
 from mmlab.verbs._shard_checks import add_checks
 
@@ -88,7 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     help_part = "read only one part of the shards, for jobs in parallel; then the same command without it joins them"
     index.add_argument("--part", type=part_of, metavar="K/N", help=help_part)
     index.add_argument("--again", action="store_true", help="read shards again that have not changed")
-    index.add_argument("--workers", type=int, default=1, help="processes that read in parallel (%(default)s)")
+    index.add_argument("--workers", type=positive, default=1, help="processes that read in parallel (%(default)s)")
     add_checks(commands)
     problems = add(
         commands, "problems", _problems, "write synthetic problems in ScienceQA's layout, about drawn scenes"

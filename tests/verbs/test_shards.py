@@ -137,6 +137,8 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("stats drwan", "Did you mean 'drawn'?"),
         ("index pipe:touch", "'pipe:touch' is neither a folder nor an address such as s3://bucket/laion; commands"),
         ("show drawn --out nowhere/x.png", "existing folder"),
+        ("index drawn --workers 0", "--workers: it must be a whole number of at least 1, not 0"),
+        ("verify drawn --workers -1", "--workers: it must be a whole number of at least 1, not -1"),
         ("show drawn -n 0", "argument -n: it must be a whole number of at least 1, not 0"),
         ("show drawn --columns 0", "--columns: it must be a whole number of at least 1, not 0"),
         ("tokenizer drawn --out tok --vocab-size 3", "at least 259"),
