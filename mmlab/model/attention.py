@@ -92,7 +92,7 @@ def choose(model: Any, wanted: str, packed: bool | Layout, embeds_BTD: Tensor) -
     )
     runs = {
         "varlen": device == "cuda" and layout and not packed.shares and half and size % 8 == 0 and size <= 256,
-        "flex": size >= FLEX_WIDTH and (device == "cuda" or (wanted == "flex" and not torch.is_grad_enabled())),
+        "flex": device == "cuda" and size >= FLEX_WIDTH,  # on a CPU it has no backward pass
         "blocks": device == "cpu" and (length > SHORT or wanted == "blocks"),
     }
     runs = {kind: runs[kind] and not (drops and kind != "blocks") for kind in runs}

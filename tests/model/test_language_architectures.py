@@ -1,5 +1,6 @@
 """Every causal language model: packed rows equal single rows, and cached answers teacher forcing; or it is refused."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -159,6 +160,10 @@ def gradients_reach_every_token(model: LanguageModel) -> None:
     assert embeds.grad is not None and embeds.grad.isfinite().all() and embeds.grad[0].abs().sum(1).gt(0).all()
 
 
+def forced_to(kind: str, model: Any, wanted: str, packed: bool, embeds_BTD: Tensor) -> str:
+    return kind if packed else "plain"
+
+
 def chunks_equal_logits(model: LanguageModel) -> None:
     """The loss by chunks of positions, and its gradients; the last token of the row has none."""
     row = torch.tensor([FIRST + OTHER])
@@ -178,15 +183,15 @@ def chunks_equal_logits(model: LanguageModel) -> None:
 
 @pytest.mark.parametrize("name", [*sorted(MASKED & set(CONFIG_MAPPING)), *OTHERS])
 def test_a_language_model_computes_the_same_in_every_form(name, tokenizer_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmlab.model.attention.FLEX_WIDTH", 1)
     monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", uncompiled)
     model = language(tokenizer_folder, name, OTHERS.get(name, {}))
     with torch.no_grad():
         packed_equal_single(model)
         if model.config._attn_implementation == ROWS:
             for kind in ("blocks", "flex"):
-                model.settings.attention = kind
-                packed_equal_single(model)
+                with monkeypatch.context() as forced:
+                    forced.setattr("mmlab.model.language.choose", partial(forced_to, kind))
+                    packed_equal_single(model)
             assert [way.split()[5] for way in model.ways] == ["dense", "plain", "blocks", "flex"]
         cached_equal_teacher_forcing(model)
         model.save(tmp_path)
