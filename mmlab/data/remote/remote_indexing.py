@@ -22,7 +22,7 @@ from mmlab.config.locations import Url
 from mmlab.data.manifest import Entry, Manifest, table_name
 from mmlab.data.remote.download import download, read_object, retried
 from mmlab.data.remote.store import Blob, Store, open_store
-from mmlab.data.remote.store_errors import UnreachedError
+from mmlab.data.remote.store_errors import MissingError, UnreachedError
 from mmlab.data.scan import refuse_compressed, scan_shard
 from mmlab.data.shard_places import Shard, Summary, fitting_table, remove_other_tables
 from mmlab.data.shard_table import MALFORMED, ShardTable, header_length, open_table, read_header, write_table
@@ -242,9 +242,7 @@ def listed(url: Url, suffix: str) -> list[Blob]:
     """The objects directly below an address; none for one that does not exist yet."""
     try:
         return retried(lambda: _store(url).list(suffix))
-    except DataError as error:
-        if str(error) != f"there is no {url}.":
-            raise
+    except MissingError:
         return []
 
 

@@ -14,6 +14,10 @@ class UnreachedError(DataError):
     """Faults did not pass in the time that a request may take."""
 
 
+class MissingError(DataError):
+    """There is no such object."""
+
+
 class ChangedError(DataError):
     """The object is not the one that was asked for: it was replaced, or cut."""
 
@@ -70,7 +74,7 @@ def sort_error(error: Exception, address: str, name: str) -> UserError:
     if code and code[1] in _DENIED_CODES:
         return DataError(f"access to {where} is denied ({answer}): {_chain(address)}.")
     if isinstance(error, FileNotFoundError) or number in (404, 410):
-        return DataError(f"there is no {where}.")
+        return MissingError(f"there is no {where}.")
     if kind == "PreconditionError" or number == 412:
         return changed(where)
     if number == 416:
