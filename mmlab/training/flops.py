@@ -36,6 +36,11 @@ class FlopCounter(TorchDispatchMode):
         self.flops = 0
         self.in_backward = False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled code stays compiled: FlexAttention would make all scores otherwise, and is then not counted."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)

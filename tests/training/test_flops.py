@@ -1,6 +1,7 @@
 """Counted model FLOPs against formulas, and training that does not change by counting."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -142,3 +143,17 @@ def test_an_error_ends_the_counting():
     torch.mm(torch.ones(2, 2), torch.ones(2, 2))
     assert not batches.counted
     batches.stop()
+
+
+def test_compiled_code_runs_as_compiled():
+    """Uncompiled, FlexAttention would make all scores."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    left, right = torch.ones(3, 4), torch.ones(4, 5)
+    with FlopCounter() as counter:
+        torch.compile(torch.mm, backend=backend)(left, right)
+    assert len(graphs) == 1 and counter.flops == 2 * 3 * 4 * 5
