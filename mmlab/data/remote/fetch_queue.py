@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ class FetchQueue:
     def __init__(self, cache: ShardCache, patience: float = PATIENCE):
         self._cache = cache
         self._patience = patience
-        self._stores: dict[str, Store] = {}
-        self._opening = threading.Lock()  # of stores: a chain of credentials may be slow
+        self._stores: dict[str, Future[Store]] = {}  # a chain of credentials may be slow, a driver may hang
+        self._opening = threading.Lock()
+        self._threads = ThreadPoolExecutor(64)
         self._changed = threading.Condition()  # its lock guards everything below
         self._limits: dict[int, tuple[int, float]] = {}  # client → bytes of the cache, seconds per object
         self._limit = cache.limit
@@ -140,12 +142,12 @@ class FetchQueue:
             with suppress(OSError), path.open("rb") as file:  # it may have been evicted
                 if len(data := os.pread(file.fileno(), stop - start, start)) == stop - start:
                     return data
-        store = self._store(entry.set)
+        store = self._store(entry.set, deadline)
         return retried(lambda: store.read(entry.name, start, stop, entry.etag), deadline)[0]
 
     def stat(self, address: str, name: str, deadline: float) -> tuple[int, str | None]:
         """Size and ETag of an object; raises DataError if there is none, or no answer within `deadline` seconds."""
-        store = self._store(address)
+        store = self._store(address, deadline)
         blob = retried(lambda: store.stat(name), deadline)
         return blob.size, blob.etag
 
@@ -225,7 +227,7 @@ class FetchQueue:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             download(
-                self._store(entry.set),
+                self._store(entry.set, seconds),
                 entry.name,
                 path,
                 size=entry.size,
@@ -267,11 +269,14 @@ class FetchQueue:
             return False
         return True
 
-    def _store(self, address: str) -> Store:
+    def _store(self, address: str, seconds: float) -> Store:
         with self._opening:
-            if address not in self._stores:
-                self._stores[address] = open_store(Url(address))
-            return self._stores[address]
+            store = self._stores.get(address)
+            if store is None or (store.done() and store.exception() is not None):
+                store = self._stores[address] = self._threads.submit(open_store, Url(address))
+        if not wait([store], seconds).done:
+            raise DataError(f"{address} cannot be opened: its driver has not answered for {seconds:g} s.")
+        return store.result()
 
 
 def check_copy(entry: Wanted, path: Path, folder: Path) -> None:

@@ -332,6 +332,20 @@ def test_a_store_that_opens_slowly_holds_nobody_else(tmp_path, monkeypatch):
         assert stat.exception() is not None
 
 
+def test_a_store_that_never_opens_is_an_error(tmp_path, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(fetch_queue, "open_store", lambda url: ended.wait())
+    queue = fetch_queue.FetchQueue(ShardCache(tmp_path, 100))
+    queue.join(1, 100, 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        file = pool.submit(queue.file, 1, Wanted("x://set", "0.tar", 1), False, lambda: None)
+        try:
+            with pytest.raises(DataError, match=r"x://set cannot be opened: its driver has not answered for 0\.1 s"):
+                file.result(timeout=30)
+        finally:
+            ended.set()
+
+
 def test_a_cache_folder_of_another_machine_is_an_error(connect):
     client = connect()
     client.folder.mkdir()
