@@ -209,7 +209,7 @@ def measure(shards: Path, address: str, collate: Any, workers: int, rounds: int)
         rates["disk"].append(rate(ours(str(shards), collate, workers, cache), count))
         rates["remote"].append(rate(ours(address, collate, workers, cache), count))
         rates["webdataset"].append(rate(stream(urls, collate, workers), count))
-        shutil.rmtree(cache.path)
+        shutil.rmtree(cache.path, ignore_errors=True)  # the fetcher may be about to end
     middle = {name: statistics.median(each) for name, each in rates.items()}
     for name, each in rates.items():
         print(f"  {name:<10} {middle[name]:>8,.0f} samples/s ({min(each):,.0f} to {max(each):,.0f})", flush=True)
