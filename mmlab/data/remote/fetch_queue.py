@@ -105,7 +105,7 @@ class FetchQueue:
             self._cache.retry(entry)
             start = self._failed
             path = self._cache.find(entry)
-        if again and path is not None and not self._is_sound(entry, path):
+        if again and path is not None and not self._is_sound(entry, path, waiting):
             with self._changed:
                 self._cache.drop(entry)
                 path = None
@@ -260,11 +260,14 @@ class FetchQueue:
         with self._changed:
             return self._cache.is_cancelled(entry)
 
-    def _is_sound(self, entry: Wanted, path: Path) -> bool:
+    def _is_sound(self, entry: Wanted, path: Path, waiting: Callable[[], None]) -> bool:
         if not entry.sha256 and entry.table is None:
             return False  # there is nothing to compare it with
+        check = self._threads.submit(check_copy, entry, path, self._cache.folder)
+        while not wait([check], 1.0).done:
+            waiting()
         try:
-            check_copy(entry, path, self._cache.folder)
+            check.result()
         except (DataError, OSError):
             return False
         return True

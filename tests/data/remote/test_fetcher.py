@@ -276,6 +276,15 @@ def test_reads_ranges_without_a_copy_and_checks_a_copy_again(connect, shards, se
     assert client.file(shards[9], again=True).read_bytes() == bytes([9]) * SIZE
 
 
+def test_clients_hear_that_a_copy_is_checked_again(tmp_path, monkeypatch):
+    entry, told = Wanted("x://set", "0.tar", 1, sha256="0"), threading.Event()
+    (tmp_path / entry.path).parent.mkdir()
+    (tmp_path / entry.path).write_bytes(b"0")
+    monkeypatch.setattr(fetch_queue, "check_copy", lambda *args: told.wait(30))
+    queue = fetch_queue.FetchQueue(ShardCache(tmp_path, 100))
+    assert queue.file(1, entry, True, told.set)[1] and told.is_set()
+
+
 def test_other_credentials_need_another_folder(connect, monkeypatch):
     first = connect()
     process = first.stats()["process"]
