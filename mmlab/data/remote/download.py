@@ -102,7 +102,7 @@ def download(
             except DataError as error:
                 if second:
                     text = f"{store.url / name} has wrong content in two downloads: {_sentence(error)}"
-                    raise DataError(f"{text}; if it was replaced, run mmlab shards index again.") from None
+                    raise DataError(f"{text}; if it was replaced or damaged, run mmlab shards index --again.") from None
         with writing(path):
             os.replace(part, path)
             sync_folder(path.parent)
