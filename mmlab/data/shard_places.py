@@ -19,7 +19,7 @@ from mmlab.data.index import OLD_INDEX
 from mmlab.data.manifest import Entry, Manifest, table_name
 from mmlab.data.scan import list_shards, scan_shard
 from mmlab.data.scan_notes import ScanNotes
-from mmlab.data.shard_table import ShardTable, open_table, write_table
+from mmlab.data.shard_table import MALFORMED, ShardTable, open_table, write_table
 from mmlab.runs.disk import DRAFT, write_text, writing
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST, index_folders
 
@@ -35,7 +35,7 @@ class Shard:
         size: in bytes.
         etag: of the object; None for a file.
         table_bytes: of its table in the store; None if there is none, or for a file.
-        entry: of the manifest in the store, if the shard has the size and the ETag that it states.
+        entry: of a manifest that requires the same; in a store, if the shard has the size and the ETag that it states.
     """
 
     name: str
@@ -109,7 +109,13 @@ class LocalShards:
     again: bool
 
     def shards(self) -> list[Shard]:
-        return [Shard(path.name, path.stat().st_size) for path in list_shards(self.root)]
+        entries: dict[str, Entry] = {}
+        with suppress(OSError, *MALFORMED):
+            manifest = Manifest.of((self.tables / MANIFEST).read_bytes())
+            if manifest.required == self.required:
+                entries = {entry.name: entry for entry in manifest.entries}
+        shards = list_shards(self.root)
+        return [Shard(path.name, path.stat().st_size, entry=entries.get(path.name)) for path in shards]
 
     def unchanged(self, shards: Sequence[Shard]) -> None:
         return None
@@ -181,14 +187,20 @@ def local_place(folder: Path, required: tuple[str, ...], elsewhere: bool, again:
 
 
 def fitting_table(file: Path, root: Location, shard: Shard, required: tuple[str, ...]) -> ShardTable | None:
-    """Open the table of a shard, if it is whole and states the shard's size and ETag, and what is required."""
+    """Open the table of a shard, if it is whole and states the shard's size and ETag, and what is required.
+
+    Where the manifest has the same contents, the table must also be the one that the manifest states.
+    """
     try:
         table = open_table(file, root)
         if (table.about.size, table.about.etag, table.about.required) != (shard.size, shard.etag, required):
             return None
         table.check()
+        entry, about = shard.entry, table.about
+        if entry and (entry.hash, entry.bytes, entry.etag) == (about.hash, about.size, about.etag):
+            return table if hashlib.sha256(file.read_bytes()).hexdigest() == entry.table else None
         return table
-    except DataError:
+    except (DataError, OSError):
         return None
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mmlab.data import shard_places
 from mmlab.data.index import OLD_INDEX, ShardIndex
 from mmlab.data.indexing import build_index, index_part, index_set
 from mmlab.data.progress_bar import in_processes
+from mmlab.data.shard_table import open_table, write_table
 from mmlab.runs.index_files import INDEX_NAME, MANIFEST, VARIABLE, index_folders
 from mmlab.verbs.shards import main
 from tests.tiny_files import png, write_tar
@@ -77,6 +79,15 @@ def test_a_shard_without_samples_is_read_once(root, scans):
     _tick(root)
     assert [index_set(root, quiet=True).read for _ in range(2)] == [6, 0] and scans.count("5.tar") == 1
     assert ShardIndex.open(root).samples_per_shard.tolist() == [2, 2, 2, 2, 2, 0]
+
+
+def test_a_table_with_other_numbers_than_its_manifest_states_is_made_again(root, scans):
+    index_set(root, quiet=True)
+    before, path = _files(root), root / INDEX_NAME / "1.safetensors"
+    table = open_table(path, root)
+    write_table(path, replace(table, text_lengths=table.text_lengths + 1))
+    scans.clear()
+    assert index_set(root, quiet=True).read == 1 and scans == ["1.tar"] and _files(root) == before
 
 
 def test_a_copy_with_an_old_time_is_read(root, scans, tmp_path):

@@ -50,7 +50,8 @@ class RemoteShards:
 
     def shards(self) -> list[Shard]:
         sizes, manifest = self._tables(), self._manifest()
-        entries = {entry.name: entry for entry in manifest.entries} if manifest else {}
+        stated = manifest.entries if manifest and manifest.required == self.required else ()
+        entries = {entry.name: entry for entry in stated}
         shards = []
         for blob in tars_of(self.root):
             entry, size = entries.get(blob.name), sizes.get(table_name(blob.name))
