@@ -1,8 +1,10 @@
 """Building objects from configs; targets that are not allowed are refused before they are imported."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -242,3 +244,20 @@ def test_settings_of_another_class_are_refused():
     typed = OmegaConf.merge(OmegaConf.structured(MLPConnectorConfig), linear)
     with pytest.raises(ConfigError, match=r"'model.connector._target_' is .*LinearConnector, but the section"):
         check_targets(typed, "model.connector")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_not_collected_while_classes_are_imported(tmp_path, monkeypatch, enabled):
+    name = f"lab_{enabled}".lower()
+    (tmp_path / f"{name}.py").write_text("import gc\n\nclass Part:\n    collected = gc.isenabled()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MMLAB_ALLOW_TARGETS", name)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        part: Any = locate(f"{name}.Part")
+        assert not part.collected and gc.isenabled() == enabled
+        with pytest.raises(ConfigError, match="there is no module"):
+            locate(f"{name}.missing.Part")
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
