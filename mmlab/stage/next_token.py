@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
@@ -107,7 +107,8 @@ class NextTokenStage(Stage):
         for way in getattr(self.model.language, "ways", ()):
             if way not in self._announced:
                 self._announced.add(way)
-                rank_zero_info(way)
+                if getattr(self.trainer, "is_global_zero", False):  # not where a step is only traced
+                    print(way)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         means, tokens = self.train_means.finish(self.trainer.world_size)

@@ -132,3 +132,10 @@ def test_gradients_are_rescaled_where_there_are_any():
     assert with_gradient.grad is not None and with_gradient.grad.tolist() == [3.0, 3.0]
     assert without.grad is None
     rescale_gradients([without], torch.tensor(3.0))
+
+
+def test_a_run_says_once_how_it_computes(tmp_path, shards, tokenizer_folder, capsys):
+    trained(tmp_path / "run", shards, tokenizer_folder, 4)
+    lines = capsys.readouterr().out.splitlines()
+    ways = [line for line in lines if line.startswith("attention of the language model: ")]
+    assert ways and len(ways) == len(set(ways))
