@@ -7,7 +7,6 @@ from math import comb
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.formats import parse_record
@@ -129,7 +128,8 @@ class PictureUse(L.Callback):
             replies = ask(answerer, questions, data.config.micro_batch)
         numbers = {f"val/picture/{name}": value for name, value in replies.scores.items()}
         pl_module.log_dict(numbers, rank_zero_only=False)
-        rank_zero_info(replies.sentence)
+        if trainer.is_global_zero:
+            print(replies.sentence, flush=True)  # Lightning's own messages are silenced in a run
 
     def questions(self, data: ShardDataModule, answerer: Answerer) -> list[Asked]:
         """Questions about samples that are spread over the validation data, as training would ask them.
