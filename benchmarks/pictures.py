@@ -118,7 +118,7 @@ def ours(root: Path, reduced: bool = False) -> Iterator[Tensor]:
     data = ImageData(config, ImageCollate(config, Conditioning()))
     data.plan(max_epochs=1)
     for batch in data.train_dataloader():
-        yield (batch["pixel_values"].float().div(255) - MEAN) / STD
+        yield (batch["pixel_values"] - 255 * MEAN) / (255 * STD)  # as `VisionEncoder.normalize` does
 
 
 def cpu() -> float:
