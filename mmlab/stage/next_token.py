@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.batch import ChatBatch
@@ -108,7 +109,7 @@ class NextTokenStage(Stage):
             if way not in self._announced:
                 self._announced.add(way)
                 if getattr(self.trainer, "is_global_zero", False):  # not where a step is only traced
-                    print(way)
+                    tqdm.write(way)  # which leaves a progress bar whole
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         means, tokens = self.train_means.finish(self.trainer.world_size)

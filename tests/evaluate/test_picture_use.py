@@ -28,7 +28,7 @@ def root(tmp_path_factory) -> Path:
 def answering(monkeypatch, reply) -> list[str]:
     """Let `reply(mean of the pixels, n)` answer; returns the list of what is printed."""
     said: list[str] = []
-    monkeypatch.setattr(picture_use, "print", lambda text, **_: said.append(text), raising=False)
+    monkeypatch.setattr(picture_use, "tqdm", SimpleNamespace(write=said.append))
     monkeypatch.setattr(
         Answerer,
         "complete",
@@ -45,7 +45,7 @@ def callback(**settings: Any) -> PictureUse:
 
 def test_it_asks_once_at_the_end_and_does_not_change_training(root, tmp_path, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(picture_use, "print", lambda text, **_: said.append(text), raising=False)
+    monkeypatch.setattr(picture_use, "tqdm", SimpleNamespace(write=said.append))
     watched, plain = Watch(), Watch()
     stage = train(root, tmp_path, stage_of(root), watched, callback(questions=8, max_new_tokens=2))
     other = train(root, tmp_path, stage_of(root), plain)

@@ -7,6 +7,7 @@ from math import comb
 from typing import Any
 
 import lightning as L
+from tqdm import tqdm
 
 from mmlab.data.dialogues import conversations_of
 from mmlab.data.formats import parse_record
@@ -129,7 +130,7 @@ class PictureUse(L.Callback):
         numbers = {f"val/picture/{name}": value for name, value in replies.scores.items()}
         pl_module.log_dict(numbers, rank_zero_only=False)
         if trainer.is_global_zero:
-            print(replies.sentence, flush=True)  # Lightning's own messages are silenced in a run
+            tqdm.write(replies.sentence)  # Lightning's own messages are silenced in a run
 
     def questions(self, data: ShardDataModule, answerer: Answerer) -> list[Asked]:
         """Questions about samples that are spread over the validation data, as training would ask them.
