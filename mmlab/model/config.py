@@ -55,7 +55,7 @@ class LanguageModelConfig(PretrainedTextConfig):
     # implementation of transformers: sdpa (eager for models that do not have it) has a dense mask for packed rows.
     attention: str = "auto"
     # chunked: cross-entropy without all logits at once, where the output layer is a plain linear one. auto: from 16M
-    # logits in a micro-batch on.
+    # logits in a micro-batch on, if the output layer is frozen.
     loss: str = choice("auto", "chunked", "logits")
     # Store the weights of linear layers in 4 bits (QLoRA); they are not trained, so stage.lora adds an adapter.
     quantize: str | None = choice("nf4", default=None)

@@ -17,7 +17,7 @@ from mmlab.weights import is_sharded
 CHUNK = 1 << 23
 """Logits of a chunk: 32 MB in fp32."""
 LARGE = 1 << 24
-"""From so many logits on (64 MB in fp32), chunks are the default: they take less time and memory."""
+"""From so many logits on (64 MB in fp32), chunks are the default of a frozen layer: they take less time and memory."""
 _NAMES = """
     afmoe apertus arcee aria_text bitnet codegen cwm diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe
     falcon flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt-sw3 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss
@@ -49,7 +49,10 @@ def by_chunks(model: Any, wanted: str, count: int, dtype: torch.dtype, device: s
     if wanted == "logits" or count == 0 or dtype == torch.float16:  # a scaler's factor is unknown in the forward pass
         return False
     head = linear_head(model)
-    return head is not None and (wanted == "chunked" or count * head.out_features >= LARGE)
+    if head is None or wanted == "chunked":
+        return head is not None
+    # The gradient of the weight, summed chunk by chunk, takes the time and memory that chunks save.
+    return count * head.out_features >= LARGE and not head.weight.requires_grad
 
 
 def linear_head(model: Any) -> nn.Linear | None:

@@ -105,6 +105,8 @@ def test_where_chunks_are_used(tokenizer_folder):
     assert head is not None
     plain = torch.float32, "cpu"
     positions = -(-LARGE // head.out_features)
+    assert not by_chunks(model, "auto", positions, *plain), "its weight learns"
+    head.requires_grad_(False)
     assert by_chunks(model, "auto", positions, *plain) and not by_chunks(model, "auto", positions - 1, *plain)
     assert by_chunks(model, "chunked", 1, *plain) and not by_chunks(model, "chunked", 0, *plain)
     assert not by_chunks(model, "logits", positions, *plain)
