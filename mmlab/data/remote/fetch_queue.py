@@ -1,11 +1,9 @@
 """The downloads of a fetcher: threads that fill the shard cache in the order in which clients need its objects."""
 
-import hashlib
 import os
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import Any
 from mmlab.config.disk_errors import refusal
 from mmlab.config.errors import DataError, UserError
 from mmlab.config.locations import Url
+from mmlab.data.remote.copy_check import check_copy
 from mmlab.data.remote.download import Stopped, download, retried
 from mmlab.data.remote.shard_cache import AHEAD, PRESENT, ShardCache, too_small
 from mmlab.data.remote.store import Store, open_store
@@ -25,7 +24,6 @@ DOWNLOADS = 4
 """Objects that are fetched at the same time; one more if it is of a present block."""
 PATIENCE = 30.0
 """Seconds in which other clients may go on to their next blocks before one that finds no place gets an error."""
-_PIECE = 1 << 24
 
 
 class FetchQueue:
@@ -280,31 +278,3 @@ class FetchQueue:
         if not wait([store], seconds).done:
             raise DataError(f"{address} cannot be opened: its driver has not answered for {seconds:g} s.")
         return store.result()
-
-
-def check_copy(entry: Wanted, path: Path, folder: Path) -> None:
-    """Compare the bytes of a copy with the checksum of the object, or with those of the members of a shard.
-
-    Args:
-        entry: the object.
-        path: its copy, under any name.
-        folder: of the cache, where the table of a remote shard lies.
-
-    Raises:
-        DataError: they differ, or the table cannot be read.
-    """
-    with path.open("rb", buffering=0) as file:
-        if entry.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
-            raise DataError(f"{entry.set}/{entry.name} has other contents than its index states.")
-        if entry.table is None:
-            return
-        from mmlab.data.shard_table import open_table
-
-        table_path = folder / entry.table.path if isinstance(entry.table, Wanted) else Path(entry.table)
-        table = open_table(table_path, Url(entry.set))
-        for offset, length, crc in zip(table.offset.tolist(), table.length.tolist(), table.crc.tolist(), strict=True):
-            found = 0
-            for start in range(offset, offset + length, _PIECE):
-                found = zlib.crc32(os.pread(file.fileno(), min(_PIECE, offset + length - start), start), found)
-            if found != crc:
-                raise DataError(f"{entry.set}/{entry.name} has other bytes at {offset} than its index states.")
