@@ -77,28 +77,34 @@ def scan_shard(
         size = os.fstat(fd).st_size
         if keys:
             summaries.append(close(sample, keys[-1], at=size))
-    table = np.array(members, np.int64).reshape(-1, 4)
-    names, codes = _type_codes([kind for _, _, kind in summaries])
-    encoded = [key.encode() for key in keys]
-    arrays = {
+    arrays = _arrays(keys, [*first, len(members)], members, summaries)
+    names, arrays["type_codes"] = _type_codes([kind for _, _, kind in summaries])
+    about = About(size, etag, required, names, content_hash(arrays), ScanNotes.of(skipped, bad_records, types))
+    return ShardTable(about=about, **arrays)
+
+
+def _arrays(
+    keys: list[str],
+    first: list[int],
+    members: list[tuple[int, int, int, int]],
+    summaries: list[tuple[list[tuple[int, int]], int, str]],
+) -> dict[str, Any]:
+    """The arrays of a table but for `type_codes`; summaries are those of `_close`."""
+    table, encoded = np.array(members, np.int64).reshape(-1, 4), [key.encode() for key in keys]
+    sizes = [sizes for sizes, _, _ in summaries]
+    return {
         "key_bytes": np.frombuffer(b"".join(encoded), np.uint8),
         "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
-        "first": np.array([*first, len(members)], np.int64),
+        "key_hashes": np.array([key_hash(key) for key in keys], np.uint64),
+        "first": np.array(first, np.int64),
         "extension": table[:, 0].astype(np.uint8),
         "offset": table[:, 1],
         "length": table[:, 2],
         "crc": table[:, 3].astype(np.uint32),
+        "image_sizes": np.array([one[0] for one in sizes], np.int32).reshape(-1, 2),
+        "further_sizes": np.array([size for one in sizes for size in one[1:]], np.int32).reshape(-1, 2),
+        "text_lengths": np.array([length for _, length, _ in summaries], np.int32),
     }
-    notes = ScanNotes.of(skipped, bad_records, types)
-    return ShardTable(
-        about=About(size, etag, required, names, content_hash(arrays), notes),
-        key_hashes=np.array([key_hash(key) for key in keys], np.uint64),
-        image_sizes=np.array([sizes[0] for sizes, _, _ in summaries], np.int32).reshape(-1, 2),
-        further_sizes=np.array([size for sizes, _, _ in summaries for size in sizes[1:]], np.int32).reshape(-1, 2),
-        text_lengths=np.array([length for _, length, _ in summaries], np.int32),
-        type_codes=codes,
-        **arrays,
-    )
 
 
 def _type_codes(types: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
