@@ -211,7 +211,7 @@ def test_a_smaller_limit_evicts_all_but_present_blocks(tmp_path):
     cache = ShardCache(tmp_path, 60)
     cache.want(1, [A, B], [C], [D])
     fetch(cache)
-    cache.set_limit(25)
+    cache.set_limit(15)
     assert there(cache, *ALL) == "ab"
 
 
