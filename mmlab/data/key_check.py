@@ -41,7 +41,7 @@ def check_keys(
     for repeated in repeated_hashes(hashes(), samples):
         owner: dict[str, int] = {}
         for shard, values in enumerate(hashes()):
-            there = np.flatnonzero(np.isin(values, repeated)).tolist()
+            there = np.flatnonzero(np.isin(values, repeated, kind="sort")).tolist()
             keys = [one.key(j) for one in [table(shard)] for j in there] if there else []
             for key in keys:
                 if owner.setdefault(key, shard) != shard:
