@@ -59,9 +59,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/shard_reading.py
-	$(BIN)/python benchmarks/vlm_step.py
-	$(BIN)/python benchmarks/latents_step.py
+	$(BIN)/python benchmarks/all_contests.py
 
 clean:
 	rm -rf .venv data/shapes runs

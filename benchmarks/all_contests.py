@@ -15,7 +15,7 @@ import torch
 from contest import measure
 
 HERE = Path(__file__).parent
-CONTESTS = ()
+CONTESTS = ("shard_reading",)
 PACKAGES = ("torch", "lightning", "transformers", "diffusers", "accelerate", "webdataset", "numpy", "simplejpeg")
 
 

@@ -1,48 +1,51 @@
-"""Samples per second from the same shards: webdataset streaming against our index; interleaved rounds, medians.
+"""Contest: small samples from the same shards, by webdataset's stream in order and by our index, shuffled.
 
-python benchmarks/shard_reading.py [samples]
+Ours compares each member's CRC. Neither decodes anything; each uses one process.
+
+    python benchmarks/shard_reading.py [ROUNDS]
 """
 
 import random
-import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import webdataset
+from contest import Contest, Outcome, main
 
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import write_shards
 from mmlab.data.sources.shapes import shapes
 
-ROUNDS = 7
+SAMPLES, PASSES = 4000, 4
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
-    with tempfile.TemporaryDirectory() as folder:
-        write_shards(shapes(count), Path(folder) / "shards", total=count, quiet=True)
-        index = ShardIndex.open(Path(folder) / "shards")
-        urls = [str(index.root / name) for name in index.shards]
-        order = list(range(count))
-        random.Random(0).shuffle(order)
+def prepare(folder: Path) -> None:
+    write_shards(shapes(SAMPLES), folder / "shards", total=SAMPLES, quiet=True)
 
-        def stream() -> int:
-            return sum(1 for _ in webdataset.WebDataset(urls, shardshuffle=False))
 
-        def indexed() -> int:
-            return sum(1 for i in order if index.read(i))
+def stream(folder: Path) -> Outcome:
+    urls = [str(path) for path in sorted((folder / "shards").glob("*.tar"))]
+    start = time.perf_counter()
+    count = sum(1 for _ in range(PASSES) for _ in webdataset.WebDataset(urls, shardshuffle=False))
+    return Outcome(count, time.perf_counter() - start)
 
-        seconds: dict[str, list[float]] = {"webdataset, in order": [], "index, shuffled, CRC checked": []}
-        for _ in range(ROUNDS):
-            for name, read in zip(seconds, (stream, indexed), strict=True):
-                start = time.perf_counter()
-                assert read() == count
-                seconds[name].append(time.perf_counter() - start)
-        for name, times in seconds.items():
-            print(f"{name:<30} {count / statistics.median(times):>10,.0f} samples/s (best {count / min(times):,.0f})")
 
+def indexed(folder: Path) -> Outcome:
+    index = ShardIndex.open(folder / "shards")
+    order = list(range(SAMPLES))
+    random.Random(0).shuffle(order)
+    start = time.perf_counter()
+    count = sum(1 for _ in range(PASSES) for i in order if index.read(i))
+    return Outcome(count, time.perf_counter() - start)
+
+
+CONTEST = Contest(
+    "reading",
+    "samples",
+    {"webdataset, in order": stream, "mmlab, shuffled": indexed},
+    prepare,
+    goals={"mmlab, shuffled": 6},
+)
 
 if __name__ == "__main__":
-    main()
+    main(CONTEST)
