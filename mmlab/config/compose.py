@@ -1,8 +1,7 @@
 """From a command line to a config: Hydra, run by the verbs, with our checks and errors."""
 
-import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,18 @@ from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from mmlab.config.disk_errors import disk_error
 from mmlab.config.errors import ConfigError, UserError
-from mmlab.config.explain import groups_of
 from mmlab.config.flags import parse, parser
 from mmlab.config.folders import conf_dir, local_conf_dir
+from mmlab.config.help import help_text
 from mmlab.config.loader import CheckedLoader
 from mmlab.config.multirun import Multirun, run_in_turn
 from mmlab.config.schemas import register
@@ -49,11 +47,13 @@ def hydra_verb(config_name: str, task: Task, argv: list[str], sweep: Sweep = run
     """
     args = parse(argv)
     config_name = args.config_name or config_name
-    lenient = args.help or args.cfg is not None or args.info is not None or args.shell_completion
+    lenient = args.help is not None or args.cfg is not None or args.info is not None or args.shell_completion
     hydra = start(config_name, args.config_path, args.config_dir, lenient)
     try:
-        if args.help:
-            print(_help(hydra, config_name, task, args.overrides))
+        if args.help is not None:
+            cfg = hydra.config_loader.load_configuration(config_name, args.overrides, RunMode.RUN)
+            command = config_name.replace("_", " ", 1)
+            print(help_text(args.help, command, task.__doc__, cfg, hydra.config_loader))
         elif args.hydra_help:
             hydra.hydra_help(config_name=config_name, args_parser=parser(), args=args)
         elif args.cfg:
@@ -168,40 +168,3 @@ def _flags(args: Namespace) -> list[str]:
     """The flags that select the config files."""
     named = {"--config-path": args.config_path, "--config-dir": args.config_dir, "--config-name": args.config_name}
     return [word for flag, value in named.items() if value for word in (flag, str(value))]
-
-
-def _help(hydra: Hydra, config_name: str, task: Task, overrides: list[str]) -> str:
-    loader = hydra.config_loader
-    cfg = loader.load_configuration(config_name, overrides, RunMode.RUN)
-    chosen = cfg.hydra.runtime.choices
-    with open_dict(cfg):
-        del cfg["hydra"]
-    lines = _groups(loader, chosen)
-    return "\n".join(
-        [
-            f"mmlab {config_name.replace('_', ' ', 1)} [flags] [group=option] [key=value]",
-            (task.__doc__ or "").strip(),
-            *(["\nConfig groups (group=option)", *lines] if lines else []),
-            "\nConfig (key=value; ??? marks required values)",
-            OmegaConf.to_yaml(cfg).rstrip(),
-            "\nFlags: --cfg job shows the composed config, -m sweeps over a=1,2, --config-dir DIR adds",
-            "your own options (./conf is added automatically), --hydra-help lists all flags.",
-        ]
-    )
-
-
-def _groups(loader: ConfigLoader, chosen: Iterable[str]) -> list[str]:
-    """A line for each config group that the command has, with its options; subfolders are options of their group.
-
-    Args:
-        loader: of the config.
-        chosen: the groups in its defaults lists, as Hydra names them.
-    """
-    tops = {re.split("[/@]", group)[0] for group in chosen}
-    lines, shown = [], set()
-    for group in sorted(groups_of(loader)):
-        options = [option for option in loader.get_group_options(group) if f"{group}/{option}" not in shown]
-        if group.split("/")[0] in tops and options:
-            lines.append(f"  {group}: {', '.join(options)}")
-            shown |= {f"{group}/{option}" for option in options}
-    return lines

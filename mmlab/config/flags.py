@@ -7,6 +7,7 @@ from hydra import __version__
 
 from mmlab.config.errors import ConfigError, nearest
 
+HELP = ("verb", "groups", "keys")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -19,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument
     add("overrides", nargs="*", help="key=value, group=option, +new.key=value or ~removed.key")
-    add("--help", "-h", action="store_true", help="Show the verb's help")
+    add("--help", "-h", const="verb", nargs="?", choices=HELP, help="Show the verb's help, its groups or its keys")
     add("--hydra-help", action="store_true", help="Show Hydra's flags and groups")
     add("--version", action="version", version=f"Hydra {__version__}", help="Show Hydra's version")
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="Show the composed config and exit")
@@ -54,8 +55,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         )
 
     ours.error = refuse  # type: ignore[method-assign]
-    # `--info` takes an optional word, which must not be the override after it.
-    argv = ["--info=all" if a in ("--info", "-i") and "=" in (argv + [""])[i + 1] else a for i, a in enumerate(argv)]
+    # These take an optional word, which must not be the override after them.
+    alone = {"--info": "--info=all", "-i": "--info=all", "--help": "--help=verb", "-h": "--help=verb"}
+    argv = [alone.get(a, a) if "=" in (argv + [""])[i + 1] else a for i, a in enumerate(argv)]
     args = ours.parse_intermixed_args(argv)
     modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
     if sum(map(bool, modes)) > 1:

@@ -15,7 +15,13 @@ def main(argv: list[str]) -> int:
 def train(cfg: DictConfig) -> None:
     """Train the parts that `stage.trainable` names and write them to `<run.dir>/artifacts`.
 
-    mmlab train experiment=llava/align_tiny optim.lr=1e-3
+    mmlab train experiment=llava/align_tiny                        a recipe
+    mmlab train experiment=llava/align_tiny optim.lr=1e-3 seed=1   with other settings
+    mmlab train model=llava data=shapes stage=align …              composed from options
+    mmlab train -m experiment=llava/align_tiny seed=0,1,2          a sweep; the same command resumes it
+    mmlab train -m … hydra/launcher=slurm                          each point is a SLURM job
+
+    Where to read on: docs/training.md, docs/sweeps_and_clusters.md, docs/own_data.md.
     """
     from mmlab.data.upcoming import check_addresses
     from mmlab.runs.check import check

@@ -193,19 +193,3 @@ def test_libraries_draw_no_progress_bars_in_a_log():
     code = "from mmlab import cli; cli.main(['--version']); from tqdm.auto import tqdm; list(tqdm(range(3)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("verb", "groups"), [("chat", []), ("sample", ["sampler", "sampler/clip"]), ("score llava_bench", ["llm"])]
-)
-def test_help_lists_only_the_groups_of_the_verb(capsys, verb, groups):
-    assert cli.main([*verb.split(), "--help"]) == 0
-    out = capsys.readouterr().out
-    listed = out.partition("Config groups (group=option)\n")[2].partition("\n\n")[0]
-    assert [line.strip().split(":")[0] for line in listed.splitlines()] == groups
-
-
-def test_help_lists_each_option_once(capsys):
-    assert cli.main(["train", "--help"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("llava/align_tiny,") == 1 and "\n  experiment/llava:" not in out and "\n  model/language:" in out
