@@ -36,3 +36,11 @@ def tokenizer_folder(tmp_path_factory) -> Path:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory) -> Path:
+    """A pipeline in the layout of Stable Diffusion 1.5, with random weights."""
+    from tests.model.tiny_pipelines import stable_diffusion
+
+    return stable_diffusion(tmp_path_factory.mktemp("pipelines") / "stable_diffusion")

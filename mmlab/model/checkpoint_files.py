@@ -1,9 +1,10 @@
 """The weight files of a checkpoint in a folder or on the hub, in each layout that the hub has.
 
-Weights are `model.safetensors`, or else `pytorch_model.bin`, each as one file or as shards with an index. Their tensors
-are mapped to memory: pages are read when they are needed and belong to the file, so processes of one machine share
-them. A write to a tensor copies its page and never changes the file. `pytorch_model.bin` is a pickle, of which torch
-rebuilds tensors and plain containers only; a file that names anything else is refused, so nothing in it is executed.
+Weights are `model.safetensors`, or else `pytorch_model.bin`, each as one file or as shards with an index, or else
+`model.fp16.safetensors`, as some pipelines of diffusers have them. Their tensors are mapped to memory: pages are read
+when they are needed and belong to the file, so processes of one machine share them. A write to a tensor copies its page
+and never changes the file. `pytorch_model.bin` is a pickle, of which torch rebuilds tensors and plain containers only;
+a file that names anything else is refused, so nothing in it is executed.
 """
 
 import errno
@@ -21,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from mmlab.config.errors import ConfigError
 
-SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+SAFETENSORS, PICKLED, HALF = "model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -66,7 +67,7 @@ def read_file(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor
 
 def _weight_files(source: str | Path, prefixes: tuple[str, ...]) -> list[Path]:
     """Paths of the files that hold names with such prefixes; those on the hub are downloaded."""
-    for name in (SAFETENSORS, PICKLED):
+    for name in (SAFETENSORS, PICKLED, HALF):
         if path := find(source, name):
             return [path]
         if index := find(source, f"{name}.index.json"):

@@ -11,6 +11,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from transformers import AutoModelForTextEncoding, PretrainedConfig
 from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
+from mmlab.model.diffusers_classes import read_classes
+from mmlab.model.diffusers_source import fetch_text, text_place, tokenizer_folder
 from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
     load_weights,
+    on_meta,
     read_config,
 )
 from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
@@ -96,10 +100,10 @@ class ClassCondition(Conditioner):
     """
 
     reads = "class"
-    untrained = True
 
     def __init__(self, config: ClassConditionConfig):
         super().__init__()
+        self.settings, self.untrained = config, config.source is None
         classes, width = config.classes, config.width
         named = isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) > 0
         counted = isinstance(classes, int) and not isinstance(classes, bool) and classes > 0
@@ -132,6 +136,20 @@ class ClassCondition(Conditioner):
 
     def null(self, count: int, device: torch.device | str) -> Condition:
         return self({"labels": torch.full((count,), len(self.names), device=device)})
+
+    def load_pretrained(self) -> None:
+        """Fill the embeddings from the source of the settings, if any.
+
+        Raises:
+            ConfigError: it has none, or of other classes.
+        """
+        if self.settings.source is not None:
+            table, names = read_classes(self.settings.source, len(self.names))
+            if isinstance(self.settings.classes, int) or names is None:
+                names = self.names
+            if names != self.names:
+                raise ConfigError(f"{self.settings.source} has other classes: {_difference(names, self.names)}.")
+            fill(self, {"embedding.weight": table}, self.settings.source)
 
     def save(self, folder: Path) -> None:
         """Write the embeddings, and the names that they belong to."""
@@ -176,7 +194,8 @@ class TextCondition(Conditioner):
 
     Args:
         config: settings; in `architecture`, `vocab_size` defaults to the tokenizer's. Models on T5 use `hide_padding`;
-            Latent and Stable Diffusion attend to the padding, and their pipelines have no mask.
+            Latent and Stable Diffusion attend to the padding, and their pipelines have no mask. The source may be a
+            pipeline of diffusers with a text encoder and a tokenizer.
 
     Raises:
         ConfigError: encoder or tokenizer cannot be loaded, or the encoder has too few positions or tokens.
@@ -186,7 +205,7 @@ class TextCondition(Conditioner):
 
     def __init__(self, config: TextConditionConfig):
         super().__init__()
-        self.settings = config
+        self.settings, config = config, _in_pipeline(config)
         self.tokenizer: Any = find_tokenizer(config.tokenizer or config.source, "conditioner")
         defaults = {}
         if self.tokenizer is not None:
@@ -245,7 +264,8 @@ class TextCondition(Conditioner):
 
     def load_pretrained(self) -> None:
         """Fill the weights from the source of the settings."""
-        load_pretrained(self.encoder, self.settings, "conditioner", **self._options)
+        settings = _in_pipeline(self.settings, weights=True)
+        load_pretrained(self.encoder, settings, "conditioner", **self._options)
 
     def load(self, folder: Path) -> None:
         """Fill the weights from a transformers folder; raises ConfigError when they do not fit."""
@@ -273,6 +293,23 @@ class TextCondition(Conditioner):
             )
         if self.tokenizer is not None:
             fit_tokenizer(self.tokenizer, config.vocab_size, "conditioner")
+
+
+def _in_pipeline(config: TextConditionConfig, weights: bool = False) -> TextConditionConfig:
+    """Return settings that name the text encoder and the tokenizer of a pipeline as folders, where that is the source.
+
+    Args:
+        config: settings.
+        weights: whether the encoder's weights are needed, too; what is needed of a pipeline on the hub is downloaded.
+    """
+    local = config.source is not None and Path(config.source).expanduser().exists()
+    if config.source is None or config.init == "random" or (on_meta() and config.architecture and not local):
+        return config
+    place = text_place(config.source, "conditioner")
+    if place is None:
+        return config
+    tokenizer = config.tokenizer or tokenizer_folder(place)
+    return replace(config, source=fetch_text(place) if weights else place.folder(), tokenizer=tokenizer)
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:

@@ -231,6 +231,7 @@ class ClassConditionConfig(Settings):
     width: int = number(256, above=0)
     dropout: float = number(0.1, at_least=0, at_most=1)  # probability that training drops an image's condition
     as_context: bool = False  # one token for cross-attention, instead of a vector added to the time embedding
+    source: str | None = None  # the denoiser's, if that has embeddings of these classes; None: random embeddings
 
 
 @dataclass
@@ -253,6 +254,9 @@ class MapConditionConfig(Settings):
 class UNetConfig(Settings):
     _target_: str = "mmlab.model.denoiser.UNet"
     _partial_: bool = True  # the model gives channels and the condition's widths
+    # Hub name or folder of a diffusers UNet, or of a pipeline with one, whose weights and architecture it takes; None:
+    # random weights.
+    source: str | None = None
     # Fields of diffusers' UNet2DModel, or UNet2DConditionModel where the condition has a context; `attention_head_dim`
     # is the width of a head in the former, and the number of heads in the latter.
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -262,6 +266,7 @@ class UNetConfig(Settings):
 class DiTConfig(Settings):
     _target_: str = "mmlab.model.dit.DiT"
     _partial_: bool = True
+    source: str | None = None  # hub name or folder of a diffusers DiT of these sizes, or of its pipeline; None: random
     depth: int = number(12, above=0)
     width: int = number(384, above=0)  # a multiple of 4 and of heads
     heads: int = number(6, above=0)

@@ -6,6 +6,7 @@ Every denoiser is called with `(x_BCHW, time_B, condition)` and returns `[B, C, 
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.conditioner import Condition, Conditioner
 from mmlab.model.config import UNetConfig
+from mmlab.model.diffusers_unet import empty_unet, fill_unet
 from mmlab.model.first_stage import FirstStage
+from mmlab.model.pretrained import on_meta
 
 DERIVED = ("in_channels", "out_channels", "cross_attention_dim", "class_embed_type", "num_class_embeds")
 """Fields of diffusers' UNets that follow from the first stage and the conditioner."""
@@ -26,30 +29,25 @@ class UNet(nn.Module):
 
     Args:
         config: settings: `architecture` without the fields in `DERIVED`. Unless block types are given, all levels but
-            the first have attention, as in latent diffusion.
+            the first have attention, as in latent diffusion. With a source, its architecture is that of the source.
         channels: C of the latents.
         vector_width: width of the condition's vector, None for a condition without one.
         context_width: width of the condition's context, likewise.
 
     Raises:
-        ConfigError: a field that the class does not have, one of `DERIVED`, or fields that do not fit together.
+        ConfigError: a field that the class does not have, one of `DERIVED`, or fields that do not fit together; a
+            source that cannot be read, or that is a UNet for other latents or conditions.
     """
 
     def __init__(
         self, config: UNetConfig, channels: int, vector_width: int | None = None, context_width: int | None = None
     ):
         super().__init__()
-        from diffusers.models.unets.unet_2d import UNet2DModel  # importing diffusers takes seconds
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        kind = UNet2DModel if context_width is None else UNet2DConditionModel
-        fields: dict[str, Any] = {"in_channels": channels, "out_channels": channels}
-        if context_width is not None:
-            fields["cross_attention_dim"] = context_width
-        if vector_width is not None:
-            fields["class_embed_type"] = "identity"
-        architecture = _with_blocks(config.architecture, "Attn" if context_width is None else "CrossAttn")
-        self.unet: Any = _build(kind, architecture, fields)
+        self.settings = config
+        if config.source is not None and _reads_source(config):
+            self.unet: Any = empty_unet(config.source, channels, vector_width, context_width)
+        else:
+            self.unet = _random_unet(config, channels, vector_width, context_width)
         self.channels, self.vector_width, self.context_width = channels, vector_width, context_width
         self.reduction = 2 ** (len(self.unet.config.block_out_channels) - 1)
         time_width = self.unet.time_embedding.linear_2.out_features
@@ -74,6 +72,29 @@ class UNet(nn.Module):
             options["encoder_hidden_states"] = condition["context"].to(self.unet.dtype)
             options["encoder_attention_mask"] = condition.get("mask")
         return self.unet(x_BCHW.to(self.unet.dtype), time_B, **options).sample
+
+    def load_pretrained(self) -> None:
+        """Fill the UNet from the source of the settings, if any; raises ConfigError when it does not fit."""
+        if self.settings.source is not None:
+            fill_unet(self.unet, self.settings.source)
+
+
+def _reads_source(config: UNetConfig) -> bool:
+    """Whether the source's config is read; to count parameters, not from the hub where there is an architecture."""
+    return not (on_meta() and config.architecture and not Path(str(config.source)).expanduser().exists())
+
+
+def _random_unet(config: UNetConfig, channels: int, vector_width: int | None, context_width: int | None) -> nn.Module:
+    from diffusers.models.unets.unet_2d import UNet2DModel  # importing diffusers takes seconds
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    kind = UNet2DModel if context_width is None else UNet2DConditionModel
+    fields: dict[str, Any] = {"in_channels": channels, "out_channels": channels}
+    if context_width is not None:
+        fields["cross_attention_dim"] = context_width
+    if vector_width is not None:
+        fields["class_embed_type"] = "identity"
+    return _build(kind, _with_blocks(config.architecture, "Attn" if context_width is None else "CrossAttn"), fields)
 
 
 def _with_blocks(architecture: dict[str, Any], attention: str) -> dict[str, Any]:

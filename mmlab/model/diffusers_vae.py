@@ -1,7 +1,6 @@
 """diffusers' AutoencoderKL: building, reading, and statistics of latents. Legend: C latent channels."""
 
 import inspect
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import KLAutoencoderConfig
+from mmlab.model.diffusers_source import Place, place_of, read_model, readable
 from mmlab.model.pretrained import on_meta, require_source
 
 if TYPE_CHECKING:
@@ -30,39 +30,24 @@ def build_kl(settings: KLAutoencoderConfig) -> "AutoencoderKL":
         fields = {"scaling_factor": 1.0, **with_blocks(settings.architecture, names)}
         with sizes_that_fit():
             return AutoencoderKL(**fields)
-    source = require_source(settings, "first_stage")
-    with readable(source), torch.device("meta"):
-        fields: Any = AutoencoderKL.load_config(source)
+    place = kl_place(require_source(settings, "first_stage"))
+    fields: Any = place.config("AutoencoderKL")
+    with readable(place), torch.device("meta"):
         vae: Any = AutoencoderKL.from_config(fields)
         return vae.eval()
 
 
+def kl_place(source: str) -> Place:
+    """Return where an AutoencoderKL is: the source, or a part of this pipeline."""
+    return place_of(source, ("vae", "vqvae"), "first_stage", "an AutoencoderKL")
+
+
 def read_kl(source: str) -> "AutoencoderKL":
-    """Load an AutoencoderKL from the hub or a folder: fp32, only from safetensors, complete; else ConfigError."""
+    """Load an AutoencoderKL from the hub or a folder; see `read_model`."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.utils import logging
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    options = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    with readable(source):
-        loaded: Any = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **options)
-    vae, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ConfigError(
-            f"{source} does not fill model.first_stage: {len(missing)} weights are missing, such as {missing[0]}."
-        )
+    vae: Any = read_model(AutoencoderKL, kl_place(source))[0]
     return vae
-
-
-@contextmanager
-def readable(source: str) -> Iterator[None]:
-    """Turn the errors of diffusers about a source into ConfigError."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.first_stage.source={source} is not an AutoencoderKL: {reason}") from error
 
 
 def stated_statistics(config: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor] | None:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import DiTConfig
+from mmlab.model.diffusers_dit import read_dit
+from mmlab.weights import fill
 
 FREQUENCIES = 256
 """Width of the sinusoidal time embedding (DiT, appendix A)."""
@@ -31,16 +33,21 @@ class DiT(nn.Module):
         context_width: width of the condition's context, likewise.
 
     Raises:
-        ConfigError: a width that is not a multiple of 4 and of the heads.
+        ConfigError: a width that is not a multiple of 4 and of the heads; a source and another condition than classes.
     """
 
     def __init__(
         self, config: DiTConfig, channels: int, vector_width: int | None = None, context_width: int | None = None
     ):
         super().__init__()
+        self.settings = config
         width, heads, patch = config.width, config.heads, config.patch
         if width % heads or width % 4:
             raise ConfigError(f"model.denoiser.width={width} must be a multiple of 4 and of heads={heads}.")
+        if config.source is not None and (context_width is not None or vector_width is None):
+            raise ConfigError(
+                f"model.denoiser.source={config.source} is conditioned on classes alone; set model/conditioner=class."
+            )
         self.channels, self.vector_width, self.context_width = channels, vector_width, context_width
         self.patch, self.heads, self.width = patch, heads, width
         self.embed = nn.Linear(patch * patch * channels, width)
@@ -71,6 +78,15 @@ class DiT(nn.Module):
         for block in self.blocks:
             x_BND = block(x_BND, cond_BD, context, condition.get("mask"))
         return pixels(self.final(x_BND, cond_BD), h, w, self.patch)
+
+    def load_pretrained(self) -> None:
+        """Fill the DiT from the source of the settings, if any; raises ConfigError when it does not fit."""
+        if self.settings.source is None:
+            return
+        here = {"channels": self.channels, "depth": len(self.blocks), "width": self.width, "heads": self.heads}
+        weights = read_dit(self.settings.source, {**here, "patch": self.patch})
+        own = {f"vector.{name}": value for name, value in self.vector.state_dict().items()}
+        fill(self, {**weights, **own}, self.settings.source)
 
     def _initialize(self) -> None:
         """Initialize as ViT does, with zeros at the ends of blocks and of the model (sections 3.2 and 4)."""

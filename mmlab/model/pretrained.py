@@ -1,8 +1,8 @@
 """Building parts from settings, and filling them with the weights of a checkpoint on the hub or in a folder.
 
 A part that starts from pretrained weights is built on the meta device, which draws no random numbers and takes no
-memory. Exceptions are the vision tower of BLIP-2, the Q-Former, `VQAutoencoder` and `LPIPS`, whose constructors draw
-random numbers. `load_pretrained` fills a part afterwards, unless the artifact of a run does.
+memory. Exceptions are the vision tower of BLIP-2, the Q-Former, `VQAutoencoder`, `DiT` and `LPIPS`, whose constructors
+draw random numbers. `load_pretrained` fills a part afterwards, unless the artifact of a run does.
 """
 
 import io

@@ -14,8 +14,10 @@ from mmlab.data.image_collate import ImageCollate
 from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
+from mmlab.diffusion.stated_process import check_process
 from mmlab.keyed import uniform
 from mmlab.model.denoiser import DiffusionModel
+from mmlab.model.diffusers_source import scheduler_of
 from mmlab.model.first_stage import STATISTICS, Posterior, to_signed
 from mmlab.stage.config import LatentDiffusionConfig
 from mmlab.stage.generative import GenerativeStage
@@ -39,7 +41,8 @@ class LatentDiffusion(GenerativeStage):
         sampler: of the run's samples; DDIM with 50 steps where it is None.
 
     Raises:
-        ConfigError: unknown parts, a first stage to train, or a loss that the process does not weight.
+        ConfigError: unknown parts, a first stage to train, a loss that the process does not weight, or another process
+            than that of the pipeline from which the denoiser starts.
 
     The statistics of latents that no earlier run has measured are measured from training images before the first step;
     checkpoints hold them, and the run's artifacts the first stage with them.
@@ -73,6 +76,9 @@ class LatentDiffusion(GenerativeStage):
             )
         if not self.model.first_stage.measured:
             self.completed = ["first_stage"]
+        source = getattr(getattr(self.model.denoiser, "settings", None), "source", None)
+        if source is not None and "denoiser" not in artifacts:
+            check_process(self.process, scheduler_of(source), source)
 
     def collate(self, data: ImageDataConfig) -> ImageCollate | LatentCollate:
         """Return the collate function.
