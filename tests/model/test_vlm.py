@@ -4,6 +4,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from mmlab.config.errors import ConfigError, RunError
 from tests.model import tiny
+from tests.model.test_attention import uncompiled
 from tests.tiny_pictures import placed
 
 PATCHES = 4
@@ -28,7 +29,11 @@ def one_row(ids: list[int], at: int):
     }
 
 
-def test_logits_equal_transformers_llava(tokenizer_folder):
+@pytest.mark.parametrize("kind", ["chosen", "dense", "blocks", "flex"])
+def test_logits_and_loss_equal_transformers_llava(tokenizer_folder, monkeypatch, kind):
+    if kind != "chosen":
+        monkeypatch.setattr("mmlab.model.language.choose", lambda model, wanted, packed, _: kind if packed else "plain")
+    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", uncompiled)
     ours = tiny.vlm(tokenizer_folder)
     vocabulary = ours.language.config.vocab_size
     image_token = vocabulary
@@ -56,11 +61,17 @@ def test_logits_equal_transformers_llava(tokenizer_folder):
     ids = row["input_ids"].clone()
     ids[0, 2 : 2 + PATCHES] = image_token
     normalised = (pixels - ours.vision.mean) / ours.vision.std
+    keep, targets = everywhere(row), torch.randint(vocabulary, (ids.shape[1] - 1,))
+    keep[0, -1] = False
     with torch.no_grad():
         expected = theirs(input_ids=ids, pixel_values=normalised).logits[0, :, :vocabulary]
+        loss = torch.nn.functional.cross_entropy(expected[:-1], targets, reduction="sum")
         for packed in (True, False):
-            actual = ours({**row, "packed": packed}, ours.features(pixels), everywhere(row))
-            assert torch.allclose(actual, expected, atol=1e-5), packed
+            batch, features = {**row, "packed": packed}, ours.features(pixels)
+            assert torch.allclose(ours(batch, features, everywhere(row)), expected, atol=1e-5), packed
+            for ours.language.settings.loss in ("logits", "chunked"):
+                actual = ours.cross_entropy(batch, features, keep, targets)
+                assert torch.allclose(actual, loss, rtol=1e-5), (packed, ours.language.settings.loss)
 
 
 @pytest.mark.parametrize("tongue", tiny.LANGUAGE)
