@@ -12,13 +12,15 @@ from mmlab.data.bad_samples import sample_errors
 from mmlab.data.formats import IMAGE_EXTENSIONS
 from mmlab.data.images import open_image
 from mmlab.data.sample_types import ImageSpec, SampleError
-from mmlab.evaluate.pictures.feature_networks import feature_network, features_of
-from mmlab.evaluate.pictures.fid import FeatureSet, caution, compare
+from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, feature_networks, features_of
+from mmlab.evaluate.pictures.fid import FeatureSet, compare, distances
+from mmlab.evaluate.pictures.fid_bias import caution, extrapolated
 from mmlab.evaluate.pictures.picture_files import PictureFiles, open_pictures
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.scores.score_table import write_scores
 from mmlab.report.contact_sheet import contact_sheet
 from mmlab.runs.disk import no_file, replacing
+from mmlab.verbs._repetition import settings_of
 
 SHOWN = 24
 """Images of each set on the sheet."""
@@ -28,22 +30,23 @@ def score_folders(cfg: DictConfig) -> None:
     """Compare two sets of images; `out` also writes the scores and a sheet of both."""
     out = None if cfg.out is None else no_file(Path(cfg.out))
     opened = [open_pictures(path) for path in (cfg.pictures, cfg.references)]
-    network = feature_network(cfg.features, cfg.root)
+    networks = feature_networks(cfg.features, cfg.root)
     if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        network.to(torch.device("cuda"))
+        networks = [network.to(torch.device("cuda")) for network in networks]
     size = cfg.size or _side(PictureSet(opened[0], ImageSpec(1), budget=cfg.bad_budget))
     spec = ImageSpec(size, cfg.aspect)
     made, real = (PictureSet(one, spec, cfg.limit, cfg.bad_budget) for one in opened)
-    features = [features_of(one, network, cfg.batch_size) for one in (made, real)]
-    about = {"features": network.describe(), "caution": caution(*features)}
-    scores: dict[str, Any] = {**compare(*features), **_halves(features[1].features)}
+    several = [_scores(made, real, network, cfg.batch_size) for network in networks]
+    scores = several[0]
     sets = {"pictures": made, "references": real}
-    for name, value in scores.items():
-        print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
     for name, one in sets.items():
         print(f"{name:<28}{len(one):>12,}")
-    print(f"features: {about['features']['network']}, at {size} px")
-    print(*filter(None, [about["caution"]]), sep="\n", end="\n" * bool(about["caution"]))
+    for each in several:
+        for name, value in each.items():
+            if isinstance(value, float):
+                print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
+        print(f"features: {each['features']['network']}, at {size} px")
+        print(*filter(None, [each["caution"]]), sep="\n", end="\n" * bool(each["caution"]))
     for one in sets.values():
         if isinstance(one.index, PictureFiles) and one.index.left_out:
             print(f"{one.index.root}: not read: {one.index.left_out}")
@@ -52,10 +55,18 @@ def score_folders(cfg: DictConfig) -> None:
     if out is not None:
         described = {name: one.describe() for name, one in sets.items()}
         bad = {f"bad_{name}": one.bad.as_json() for name, one in sets.items()}
-        write_scores(out, {"metric": "fid", **scores, **described, **about, **bad})
+        others = {"others": several[1:]} if several[1:] else {}
+        write_scores(out, {"metric": "fid", **scores, **others, **described, "settings": settings_of(cfg), **bad})
         with replacing(out / "pictures.png") as draft:
             _sheet(made, real, scores).save(draft)
         print(f"scores: {out / 'scores.json'}; pictures: {out / 'pictures.png'}")
+
+
+def _scores(made: PictureSet, real: PictureSet, network: FeatureNetwork, batch_size: int) -> dict[str, Any]:
+    """All scores of two sets of images in the features of a network."""
+    ours, theirs = (features_of(one, network, batch_size) for one in (made, real))
+    scores: dict[str, Any] = compare(ours, theirs) | extrapolated(ours, theirs) | _halves(theirs.features)
+    return scores | {"features": network.describe(), "caution": caution(scores, ours, theirs)}
 
 
 def _side(pictures: PictureSet) -> int:
@@ -77,7 +88,7 @@ def _halves(features_NF: Tensor) -> dict[str, float]:
     halves = [FeatureSet(), FeatureSet()]
     for n, half in enumerate(halves):
         half.add(features_NF[n::2])
-    return {f"halves_{name}": value for name, value in compare(*halves).items() if name != "kid_std"}
+    return {f"halves_{name}": value for name, value in distances(*halves).items() if name != "kid_std"}
 
 
 def _sheet(made: PictureSet, real: PictureSet, scores: dict[str, Any]) -> Image.Image:

@@ -1,12 +1,10 @@
-"""The scorings of `mmlab eval`: of answers, descriptions, texts, reconstructions and samples."""
+"""The scorings of `mmlab eval`: of answers, descriptions and texts; those of images are in `_picture_scorings`."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from mmlab.config.errors import ConfigError
 from mmlab.data.bad_samples import BadSamples
 from mmlab.data.config import ImageTextDataConfig
 from mmlab.data.index import ShardIndex
@@ -16,11 +14,7 @@ from mmlab.evaluate.answer_report import answer_scores, draw_grid, notes_of, pre
 from mmlab.evaluate.answers import Answerer, AnswerFile
 from mmlab.evaluate.baselines import BlindAnswerer, answer_blind
 from mmlab.evaluate.config import AnswerQualityConfig
-from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, feature_network
 from mmlab.evaluate.pictures.picture_set import PictureSet
-from mmlab.evaluate.pictures.reconstructions import reconstruction_sheet, score_reconstructions
-from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
-from mmlab.evaluate.pictures.sample_scores import score_samples
 from mmlab.evaluate.questions import Question, read_questions
 from mmlab.evaluate.scores.caption_scores import captions
 from mmlab.evaluate.scores.constant_reply import with_baselines
@@ -31,10 +25,9 @@ from mmlab.runs.disk import replacing, write_json, write_text
 from mmlab.stage.assembly import description_prompt, restore, told_prompt, trained_prompt
 from mmlab.stage.perplexity import perplexities
 from mmlab.training.artifacts import content_hashes
-from mmlab.training.config import HardwareConfig
 from mmlab.training.trainer import place
-from mmlab.verbs._generators import check_guidance, generator_of, generator_settings
 from mmlab.verbs._matching import score_matching
+from mmlab.verbs._picture_scorings import print_bad, report, score_first_stage, score_generator
 
 ANSWER_TOKENS = AnswerQualityConfig.max_new_tokens
 REASONING_TOKENS = 1024  # the answer comes last; as in LLaVA's published evaluation of ScienceQA
@@ -100,13 +93,6 @@ def training_questions(cfg: DictConfig) -> tuple[list[Question] | None, BadSampl
     return read_questions(index, bad=bad), bad
 
 
-def print_bad(*sets: BadSamples | None) -> None:
-    """Print a line about each set of shards with samples that are left out."""
-    for bad in sets:
-        if bad:
-            print(f"{bad.root}: {bad}")
-
-
 def score_descriptions(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
     """Ask a vision-language model for descriptions and count the incoherent ones; the same command resumes it."""
     prompt = description_prompt(trained, cfg.template)
@@ -153,44 +139,6 @@ def score_texts(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -
     print_bad(bad)
 
 
-def score_first_stage(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
-    """Encode and decode images with a first stage."""
-    inputs = picture_inputs(cfg, trained)
-    model = restore_for_pictures(cfg, folder, inputs)
-    scores = score_reconstructions(model, inputs.pictures, inputs.network, inputs.train, cfg.batch_size)
-    sheets = {"reconstructions": reconstruction_sheet(model.first_stage, inputs.pictures)}
-    report({"run": folder.name, **scores}, sheets, out, inputs.pictures.bad, inputs.train_bad)
-
-
-def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Path) -> None:
-    """Draw samples under the conditions of real images, and compare them with these."""
-    if cfg.features is None:
-        raise ConfigError(
-            "FID and KID need a network; set features to a run of stage=contrastive (experiment=classes/features is "
-            "trained on classes), to a pretrained vision encoder, or to inception."
-        )
-    process, sampler, about = generator_settings(cfg, trained)
-    check_rejection(cfg, trained)
-    classifier = None if cfg.classifier is None else feature_network(cfg.classifier, cfg.root)
-    inputs = picture_inputs(cfg, trained)
-    model = restore_for_pictures(cfg, folder, inputs)
-    check_guidance(cfg.run, about.get("guidance", 1), model.conditioner)
-    assert inputs.network is not None
-    rejection = None
-    if cfg.candidates > 1:
-        if classifier is not None:
-            classifier.to(model.first_stage.latent_mean.device)
-        assert inputs.train is not None
-        probe = ClassProbe(classifier or inputs.network, inputs.train, model.conditioner.names, cfg.batch_size)
-        rejection = Rejection(probe, cfg.candidates)
-    generator = generator_of(model, trained, process, sampler, None)
-    scores, sheets = score_samples(
-        generator, inputs.network, inputs.pictures, inputs.train, cfg.samples, cfg.batch_size, cfg.seed, rejection
-    )
-    scores = {"run": folder.name, **scores, **about, "seed": cfg.seed}
-    report(scores, sheets, out, inputs.pictures.bad, inputs.train_bad)
-
-
 SCORINGS = {
     "answers": score_answers,
     "describes": score_descriptions,
@@ -199,74 +147,3 @@ SCORINGS = {
     "reconstructs": score_first_stage,
     "draws": score_generator,
 }
-
-
-def check_rejection(cfg: DictConfig, trained: DictConfig) -> None:
-    """Refuse rejection sampling of a model without classes, or without data to train the classifier on.
-
-    Raises:
-        ConfigError: either of them, or a classifier without candidates.
-    """
-    if cfg.candidates == 1:
-        if cfg.classifier is not None:
-            raise ConfigError(f"classifier={cfg.classifier} selects among several candidates; set candidates=4 or so.")
-        return
-    if "classes" not in trained.model.conditioner:
-        raise ConfigError(f"candidates={cfg.candidates} needs a class-conditional model, and {cfg.run} is not one.")
-    if cfg.data.train_from is None:
-        raise ConfigError(f"candidates={cfg.candidates} trains a classifier on labeled images; set data.train_from=…")
-
-
-class PictureInputs(NamedTuple):
-    """What images are compared with: the network may be None, and so may the training pictures."""
-
-    pictures: PictureSet
-    train: PictureSet | None
-    network: FeatureNetwork | None
-
-    @property
-    def train_bad(self) -> BadSamples | None:
-        return None if self.train is None else self.train.bad
-
-
-def picture_inputs(cfg: DictConfig, trained: DictConfig) -> PictureInputs:
-    """Open shards and network, before the model is loaded: a wrong name then costs no time."""
-    spec = ImageSpec(trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
-    budget, train_from = cfg.data.bad_budget, cfg.data.train_from
-    pictures = PictureSet(cfg.data.path, spec, cfg.limit, budget)
-    train = None if train_from is None else PictureSet(train_from, spec, budget=budget)
-    network = None if cfg.features is None else feature_network(cfg.features, cfg.root)
-    return PictureInputs(pictures, train, network)
-
-
-def restore_for_pictures(cfg: DictConfig, folder: Path, inputs: PictureInputs) -> Any:
-    """Restore the model in float32, so that its scores do not depend on the machine, and the network on its device."""
-    model = place(restore(folder)[0], HardwareConfig(accelerator=cfg.trainer.accelerator, precision="32-true"))
-    if inputs.network is not None:
-        inputs.network.to(model.first_stage.latent_mean.device)
-    return model
-
-
-def report(scores: dict, sheets: dict, out: Path, bad: BadSamples, train_bad: BadSamples | None = None) -> None:
-    """Write scores and sheets, and print the numbers, one on each line, and the samples that were left out."""
-    train_counts = {"bad_samples_of_train_from": train_bad.as_json()} if train_bad else {}
-    write_scores(out, {**scores, "bad_samples": bad.as_json(), **train_counts})
-    for name, sheet in sheets.items():
-        with replacing(out / f"{name}.png") as draft:
-            sheet.save(draft)
-    groups = {name: scores.get(name) or {} for name in ("neighbours", "rejection")}
-    rows = {**scores, **{f"{group}_{name}": value for group, rows in groups.items() for name, value in rows.items()}}
-    for name, value in rows.items():
-        if isinstance(value, int | float):
-            print(f"{name.replace('_', ' '):<28}{value:>12,.4g}")
-    for line in described.description_notes(scores):
-        print(line)
-    if features := scores.get("features"):
-        print(f"features: {features['network']}{' (a stand-in: no published FID)' if features['stand_in'] else ''}")
-    if reason := scores.get("linear_left_out"):
-        print(f"no linear baseline: {reason}")
-    for group in (scores, groups["rejection"]):
-        if group.get("caution"):
-            print(group["caution"])
-    print_bad(bad, train_bad)
-    print(f"pictures: {', '.join(str(out / f'{name}.png') for name in sheets)}")

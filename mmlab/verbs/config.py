@@ -13,6 +13,7 @@ from mmlab.model.config import ANSWER_TOKENS
 from mmlab.runs.config import RunConfig, SweepConfig
 from mmlab.runs.naming import name_run
 from mmlab.training.config import HardwareConfig, TrainerConfig
+from mmlab.verbs._repetition import take_settings
 
 
 @dataclass
@@ -97,6 +98,9 @@ def _chosen(node: Any, defaults: Any, where: str, keys: Set[str]) -> dict[str, A
 
 @dataclass
 class EvalConfig(DrawConfig):
+    # scores.json of an earlier evaluation of images, which is repeated: all settings that the command line leaves open
+    # are taken from it.
+    scores: str | None = None
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"  # folder of all runs
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
@@ -115,14 +119,22 @@ class EvalConfig(DrawConfig):
     # the data. And texts with {} for the class; empty: the run's class_prompt, or 'a photo of a {}.'.
     classes: list[str] = field(default_factory=list)
     class_prompts: list[str] = field(default_factory=list)
-    # Network for FID and KID: a run of stage=contrastive, inception, or another model's folder or name on the hub.
-    features: str | None = None
+    # Network for FID and KID: a run of stage=contrastive, inception, or another model's folder or name on the hub; or
+    # a list of them. The first is used wherever there is one.
+    features: Any = None
     samples: int = number(1000, above=1)  # number of samples from a generative model
     candidates: int = number(1, above=0)  # samples per accepted sample in classifier rejection; 1: no rejection
     classifier: str | None = None  # network of the classifier; None: as features, which biases FID and KID
     seed: int = number(0, at_least=0)  # of the samples
-    out: str | None = None  # None: <run>/eval/<name of the data's folder>
+    out: str | None = None  # None: <run>/eval/<name of the data's folder>, or `repeated` beside the file of scores
     trainer: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @staticmethod
+    def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Keep of the sampler what was chosen, and take the settings of scores that are to be repeated."""
+        DrawConfig.apply_command_line(node, choices, overrides)
+        if node.scores is not None:
+            take_settings(node, overrides)
 
 
 @dataclass
@@ -145,7 +157,7 @@ class FIDConfig(Settings):
 
     pictures: str = MISSING  # folder of image files or shards, such as a model's samples
     references: str = MISSING  # the same of real images
-    features: str = MISSING  # network whose features are compared, as for mmlab eval
+    features: Any = MISSING  # network whose features are compared, or several, as for mmlab eval
     root: str = "runs"  # folder of all runs
     size: int | None = number(None, above=0)  # side in pixels at which images are compared; None: of the first picture
     aspect: str = choice(*ASPECTS, default="crop")  # how images become square

@@ -34,7 +34,9 @@ def evaluate(cfg: DictConfig) -> None:
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     A model that draws images: FID, KID. data.train_from is training data in which to look for copies. candidates=4
     also scores the best quarter of four times as many samples according to a classifier, and unrestricted samples.
+    Scores of images are repeated from their file, which holds all settings.
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
+      mmlab eval scores=runs/emoji-class/eval/val/scores.json
     """
     from mmlab.runs.disk import no_file
     from mmlab.runs.run import find_run, load_run_config
@@ -45,7 +47,8 @@ def evaluate(cfg: DictConfig) -> None:
     trained = load_run_config(folder)
     kind = what_to_score(cfg, kind_of(trained))
     refuse_other_keys(cfg, kind)
-    SCORINGS[kind](cfg, folder, trained, no_file(Path(cfg.out or folder / "eval" / Path(cfg.data.path).name)))
+    standard = Path(cfg.scores).parent / "repeated" if cfg.scores else folder / "eval" / Path(cfg.data.path).name
+    SCORINGS[kind](cfg, folder, trained, no_file(Path(cfg.out or standard)))
 
 
 def what_to_score(cfg: DictConfig, kind: str) -> str:
@@ -100,6 +103,8 @@ def refuse_other_keys(cfg: DictConfig, kind: str) -> None:
     if cfg.metric is not None and (cfg.metric == "captions") != (kind == "describes"):
         reason = "describes images, so its metric is captions" if kind == "describes" else "answers questions"
         raise ConfigError(f"metric={cfg.metric} does not fit: {cfg.run} {reason} (see describe=true or false).")
+    if cfg.scores is not None and kind not in ("draws", "reconstructs"):
+        raise ConfigError(f"scores repeats scores of images, and {cfg.run} makes none; leave it out.")
     keys = [key for key in DRAWING if cfg[key] is not None] + ["candidates"] * (cfg.candidates > 1)
     if keys and kind != "draws":
         raise ConfigError(f"{keys[0]} applies only to models that draw images, and {cfg.run} does not; leave it out.")

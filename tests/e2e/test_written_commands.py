@@ -14,7 +14,7 @@ from mmlab import cli
 from mmlab.config.compose import conf_dir, hydra_verb
 from mmlab.config.multirun import Multirun
 from mmlab.data.survey import Survey
-from mmlab.verbs import _shard_build, _shard_checks, shards
+from mmlab.verbs import _repetition, _shard_build, _shard_checks, shards
 from mmlab.verbs._recipe_pages import Recipe, pages
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +113,8 @@ def give(monkeypatch, command: str) -> int:
         (_shard_build, "folder"),
     ):
         monkeypatch.setattr(module, kind, str)
+    scored = {"run": "x", "data.path": "x"}
+    monkeypatch.setattr(_repetition, "read_scores", lambda path: {"settings": scored})
     if verb in cli.verbs():
         module = importlib.import_module(f"mmlab.verbs.{verb.replace('-', '_')}")
         monkeypatch.setattr(module, "hydra_verb", compose_only, raising=False)

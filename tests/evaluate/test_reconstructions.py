@@ -44,7 +44,7 @@ def sets(tmp_path_factory) -> tuple[PictureSet, PictureSet]:
 
 def test_perfect_reconstructions_score_best(sets):
     model = SimpleNamespace(first_stage=Unshuffle(), perceptual=Difference())
-    scores = score_reconstructions(model, sets[0], Quadrants())
+    scores = score_reconstructions(model, sets[0], [Quadrants()])
     assert scores["psnr"] == EQUAL and scores["ssim"] == pytest.approx(1, abs=1e-5)
     assert scores["perceptual"] == 0 and scores["perceptual_distance"] == "a difference"
     assert scores["rfid"] == pytest.approx(0, abs=1e-4) and scores["features"]["network"] == "quadrants"
@@ -54,7 +54,7 @@ def test_perfect_reconstructions_score_best(sets):
 def test_the_scores_are_means_over_the_pictures(sets):
     first_stage = Unshuffle(blur=0.8)
     model = SimpleNamespace(first_stage=first_stage)
-    scores = score_reconstructions(model, sets[0], Quadrants(), batch_size=7)
+    scores = score_reconstructions(model, sets[0], [Quadrants()], batch_size=7)
     originals = torch.stack([sets[0].picture(n) for n in range(30)])
     back = reconstruct(first_stage, originals)
     assert back.dtype == torch.uint8
@@ -62,13 +62,13 @@ def test_the_scores_are_means_over_the_pictures(sets):
     assert scores["psnr"] == pytest.approx(float(expected.mean()), abs=1e-4)
     assert scores["psnr"] < 40 and 0 < scores["ssim"] < 1 and scores["rfid"] > 0.01
     assert "perceptual" not in scores and "biased" in scores["caution"]
-    again = score_reconstructions(model, sets[0], None, batch_size=30)
+    again = score_reconstructions(model, sets[0], batch_size=30)
     assert again["psnr"] == pytest.approx(scores["psnr"], abs=1e-4) and "rfid" not in again
 
 
 def test_a_linear_code_of_as_many_numbers_is_compared(sets):
     pictures, train = sets
-    scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), pictures, None, train)
+    scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), pictures, train=train)
     assert scores["linear_values"] == 12 * (SIDE // 2) ** 2 and scores["linear_pictures"] == 260
     # Pictures of 4 x 4 random colors lie in a space of 48 directions: 192 numbers keep all of it but the rounding.
     assert scores["linear_psnr"] > 35
@@ -83,13 +83,13 @@ def test_too_few_training_pictures_for_the_linear_code(sets):
     first_stage = Unshuffle()
     first_stage.encode = lambda x: pytest.fail("it is known before any picture is encoded")
     with pytest.raises(ConfigError, match="192 numbers needs more than 192 training images; there are 100"):
-        score_reconstructions(SimpleNamespace(first_stage=first_stage), sets[0], None, few)
+        score_reconstructions(SimpleNamespace(first_stage=first_stage), sets[0], train=few)
 
 
 @pytest.mark.parametrize("fits", [192, 193])
 def test_a_linear_code_that_does_not_fit_in_memory_is_left_out(sets, monkeypatch, fits):
     monkeypatch.setattr(reconstructions, "LINEAR_BYTES", fits * 4 * 3 * SIDE**2)
-    scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), sets[0], None, sets[1])
+    scores = score_reconstructions(SimpleNamespace(first_stage=Unshuffle()), sets[0], train=sets[1])
     assert scores["psnr"] == EQUAL
     if fits > 192:
         assert scores["linear_pictures"] == fits and "linear_left_out" not in scores
@@ -137,13 +137,13 @@ def test_images_that_cannot_be_decoded_are_left_out(tmp_path):
 def test_a_codebook_is_scored_by_its_use(sets):
     stage = tiny.vq().eval()
     spec = ImageSpec(16, "crop")
-    scores = score_reconstructions(SimpleNamespace(first_stage=stage), PictureSet(sets[0].index.root, spec), None)
+    scores = score_reconstructions(SimpleNamespace(first_stage=stage), PictureSet(sets[0].index.root, spec))
     pictures = PictureSet(sets[0].index.root, spec)
     codes = stage.codes(to_signed(torch.stack([pictures.picture(n) for n in range(30)])))
     counts = codes.flatten().bincount(minlength=16)
     assert (scores["code_use"], scores["perplexity"]) == pytest.approx(usage(counts))
     assert 0 < scores["code_use"] <= 1 and "code_use" not in score_reconstructions(
-        SimpleNamespace(first_stage=Unshuffle()), sets[0], None
+        SimpleNamespace(first_stage=Unshuffle()), sets[0]
     )
 
 

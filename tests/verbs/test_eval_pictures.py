@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mmlab import cli
 from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run, make_noise
+from tests.model import tiny
 from tests.verbs.test_shards_encode import latents_of
 
 
@@ -72,6 +74,110 @@ def test_a_diffusion_model(work, monkeypatch, capsys):
     changed = json.loads((work / "other" / "scores.json").read_text())
     assert (changed["sampler"], changed["steps"], changed["guidance"], changed["seed"]) == ("euler", 3, 2, 5)
     assert changed["fid"] != scores["fid"]
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory) -> Path:
+    """A tiny DINOv2 with random weights, as transformers saves it."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("hub") / "dino"
+    tiny.vision("dinov2", feature_layer=-1).tower.save_pretrained(folder)
+    return folder
+
+
+def test_distances_in_the_features_of_several_networks(work, dino, monkeypatch, capsys):
+    asked = ["run=denoiser", "data.train_from=train", "samples=14", "batch_size=6"]
+    code, out, err = evaluate(work, monkeypatch, capsys, *asked, f"features=[eye,{dino}]", "out=both")
+    assert code == 0, err
+    scores = json.loads((work / "both" / "scores.json").read_text())
+    assert evaluate(work, monkeypatch, capsys, *asked, f"features={dino}", "out=one")[0] == 0
+    alone = json.loads((work / "one" / "scores.json").read_text())
+    (other,) = scores["others"]
+    assert other["features"]["network"].startswith("dinov2") and f"in the features of: dinov2 of {dino}" in out
+    for name in ("fid", "kid", "precision", "recall", "fid_infinity", "fid_bias", "train_fid", "train_recall"):
+        assert alone[name] == pytest.approx(other[name], rel=1e-6), name
+    assert other["fid"] != pytest.approx(scores["fid"]) and 0 <= scores["precision"] <= 1
+    assert evaluate(work, monkeypatch, capsys, "run=first_stage", f"features=[eye,{dino}]", "out=rfids")[0] == 0
+    scores = json.loads((work / "rfids" / "scores.json").read_text())
+    assert scores["rfid"] > 0 and scores["others"][0]["rfid"] > 0
+    assert "different ones" in evaluate(work, monkeypatch, capsys, *asked, "features=[eye,eye]")[2]
+
+
+def test_scores_are_repeated_from_their_file(work, monkeypatch, capsys):
+    asked = ["run=denoiser", "data.train_from=train", "features=eye", "samples=9", "batch_size=4", "out=first"]
+    drawn = ["sampler=ddim", "sampler.eta=0.5", "steps=3", "guidance=2", "seed=11", "limit=10"]
+    assert evaluate(work, monkeypatch, capsys, *asked, *drawn)[0] == 0
+    file = work / "first" / "scores.json"
+    first = json.loads(file.read_text())
+    assert first["sampler_settings"]["eta"] == 0.5 and first["sampler_settings"]["guidance"]["scale"] == 2
+    assert first["ema"] is None and first["inputs"]["run"].keys() >= {"denoiser", "conditioner", "first_stage"}
+    assert first["inputs"]["data.path"].startswith(first["pictures"]["index"])
+
+    def repeat(*argv: str) -> tuple[int, str, str]:
+        code = cli.main(["eval", "scores=first/scores.json", *argv])
+        return code, *capsys.readouterr()
+
+    code, out, err = repeat()
+    assert code == 0, err
+    assert (
+        out.splitlines()[-1].endswith("numbers equal those of first/scores.json") and "not" not in out.splitlines()[-1]
+    )
+    again = json.loads((work / "first" / "repeated" / "scores.json").read_text())
+    assert again == first
+    code, out, _ = repeat("seed=12", "out=other", "guidance=1")
+    assert code == 0 and out.splitlines()[-1].startswith("not repeated: ")
+    assert "fid " in out.splitlines()[-1] and out.splitlines()[-1].endswith(
+        "changed: guidance=1.0, not 2.0, seed=12, not 11"
+    )
+    # A set under another name is the same set.
+    (work / "moved").symlink_to(work / "val")
+    code, out, _ = repeat("data.path=moved", "out=moved_scores")
+    assert code == 0 and out.splitlines()[-1].endswith("scores.json; changed: data.path=moved, not val")
+
+
+def test_other_inputs_are_named_before_anything_is_drawn(work, monkeypatch, capsys):
+    asked = ["run=denoiser", "features=eye", "samples=9", "out=before"]
+    assert evaluate(work, monkeypatch, capsys, *asked)[0] == 0
+    first = json.loads((work / "before" / "scores.json").read_text())
+
+    run = first["inputs"]["run"] | {"denoiser": "0" * 64, "gone": "1" * 64}
+    record = first | {"inputs": {"run": run, "data.path": "123456789", "features": "2" * 64}}
+    (work / "before" / "scores.json").write_text(json.dumps(record))
+    monkeypatch.setattr("mmlab.verbs._picture_scorings.score_samples", lambda *_: pytest.fail("it draws"))
+    assert cli.main(["eval", "scores=before/scores.json"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "cannot be repeated" in err
+    assert f"data.path=val has hash {first['inputs']['data.path'][:8]}, not 12345678" in err
+    assert "features=eye has hash" in err and "run=denoiser (denoiser) has hash" in err
+    assert "run=denoiser (gone) is missing, not 11111111" in err and "first_stage" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "scores=repeat.json cannot be read: No such file"),
+        ("{", "scores=repeat.json cannot be read: it is not JSON"),
+        ('{"fid": 1}', "does not hold the settings of its scores"),
+        ('{"settings": {"run": "${oc.env:HOME}"}, "inputs": {}, "machine": {}}', "contains an interpolation"),
+        (
+            '{"settings": {"run": "gone", "data": {"path": "val"}}, "inputs": {}, "machine": {}}',
+            "There is no run 'gone'",
+        ),
+        ('{"settings": {"run": "denoiser", "stepps": 3}, "inputs": {}, "machine": {}}', "stepps"),
+        ('{"settings": {"run": "a", "steps": "x"}, "inputs": {}, "machine": {}}', "its setting steps cannot be used: "),
+        ('{"settings": {"data": {"pth": "x"}}, "inputs": {}, "machine": {}}', "pth"),
+        ('{"settings": {"data": "x"}, "inputs": {}, "machine": {}}', "data"),
+    ],
+)
+def test_files_without_scores_are_one_sentence(work, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(work)
+    if content is None:
+        (work / "repeat.json").unlink(missing_ok=True)
+    else:
+        (work / "repeat.json").write_text(content)
+    assert cli.main(["eval", "scores=repeat.json"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mmlab.evaluate.baselines import answer_blind
 from mmlab.evaluate.config import AnswerQualityConfig, SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import PictureConditions, draw_samples
 from mmlab.evaluate.pictures.feature_networks import feature_network, features_of
-from mmlab.evaluate.pictures.fid import compare
+from mmlab.evaluate.pictures.fid import distances
 from mmlab.evaluate.pictures.generators import GENERATIVE, stage_generator
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.questions import read_questions
@@ -167,5 +167,5 @@ class SampleQuality(Quality):
         generator = stage_generator(module, trainer.datamodule)  # type: ignore[attr-defined]
         count, batch_size = self.config.samples, self.config.batch_size
         samples = draw_samples(generator, self.conditions, self.network, count, batch_size)
-        distances = compare(samples.features, features_of(self.pictures, self.network, batch_size))
-        return {name: distances[name] for name in ("fid", "kid")}
+        scores = distances(samples.features, features_of(self.pictures, self.network, batch_size))
+        return {name: scores[name] for name in ("fid", "kid")}

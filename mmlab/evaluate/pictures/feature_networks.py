@@ -6,6 +6,7 @@ of every result.
 
 import hashlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +80,19 @@ def feature_network(name: str, root: str | Path = "runs") -> FeatureNetwork:
             raise ConfigError(f"{error} Nor can a model of this name be read from the hub: {reason(miss)}") from None
         return PretrainedFeatures(name)
     return RunFeatures(folder)
+
+
+def feature_networks(names: Any, root: str | Path = "runs") -> list[FeatureNetwork]:
+    """The networks of a setting: None, a name, or a list of names; see `feature_network`.
+
+    Raises:
+        ConfigError: as `feature_network`, or anything else in the setting.
+    """
+    several = names if isinstance(names, Sequence) and not isinstance(names, str) else [names] if names else []
+    for n, name in enumerate(several):
+        if not isinstance(name, str) or name in several[:n]:
+            raise ConfigError(f"features={names} must be the name of a network, or a list of different ones.")
+    return [feature_network(name, root) for name in several]
 
 
 def features_of(

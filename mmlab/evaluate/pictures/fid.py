@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmlab.config.errors import RunError
+from mmlab.evaluate.pictures.precision_recall import precision_recall
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 """Subsets of the kernel distance, as in the paper's experiments (arXiv 1801.01401, section 4)."""
@@ -96,11 +97,23 @@ def frechet_distance(mean_F: Tensor, covariance_FF: Tensor, other_mean_F: Tensor
     tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric: there is no complex
     square root, and singular covariances (fewer images than features) need no correction.
     """
-    values, vectors = torch.linalg.eigh(covariance_FF.double())
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ other_covariance_FF.double() @ root).clamp(min=0).sqrt().sum()
-    apart = (mean_F.double() - other_mean_F.double()).square().sum()
-    return float(apart + covariance_FF.double().trace() + other_covariance_FF.double().trace() - 2 * shared)
+    return frechet_from(Root(mean_F, covariance_FF), other_mean_F, other_covariance_FF)
+
+
+class Root:
+    """A Gaussian with the root of its covariance, from which several Fréchet distances are computed."""
+
+    def __init__(self, mean_F: Tensor, covariance_FF: Tensor):
+        self.mean, self.covariance = mean_F.double(), covariance_FF.double()
+        values, vectors = torch.linalg.eigh(self.covariance)
+        self.root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def frechet_from(one: Root, other_mean_F: Tensor, other_covariance_FF: Tensor) -> float:
+    """`frechet_distance` of a Gaussian whose root is known."""
+    shared = torch.linalg.eigvalsh(one.root @ other_covariance_FF.double() @ one.root).clamp(min=0).sqrt().sum()
+    apart = (one.mean - other_mean_F.double()).square().sum()
+    return float(apart + one.covariance.trace() + other_covariance_FF.double().trace() - 2 * shared)
 
 
 def kernel_distance(
@@ -159,7 +172,7 @@ def nearest(x_NF: Tensor, y_MF: Tensor, chunk: int = 1024) -> tuple[Tensor, Tens
     return torch.cat([row.values for row in rows]), torch.cat([row.indices for row in rows])
 
 
-def compare(pictures: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+def distances(pictures: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     """Fréchet and kernel distance of two sets of images: `{fid, kid, kid_std}`."""
     ours, theirs = pictures.moments, reference.moments
     kernel = kernel_distance(pictures.features, reference.features)
@@ -167,14 +180,6 @@ def compare(pictures: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     return {"fid": distance, "kid": kernel.mean, "kid_std": kernel.std}
 
 
-def caution(*sets: FeatureSet) -> str | None:
-    """A sentence if a set has too few images for the width of its features, else None."""
-    fewest = min(sets, key=len)
-    width = len(fewest.moments.mean)
-    if len(fewest) >= ENOUGH * width:
-        return None
-    return (
-        f"The Fréchet distance is biased upwards: {len(fewest):,} images are few for features of width {width:,} "
-        f"({ENOUGH * width:,} or more are recommended); compare it only with numbers from as many images, or use the "
-        "kernel distance, which is unbiased."
-    )
+def compare(pictures: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    """`distances`, and `{precision, recall}` of sets of more than three images."""
+    return distances(pictures, reference) | precision_recall(pictures.features, reference.features)

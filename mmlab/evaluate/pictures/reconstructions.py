@@ -1,6 +1,7 @@
 """How well a first stage reconstructs images. Legend: B images, S side."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from mmlab.config.errors import ConfigError
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork
-from mmlab.evaluate.pictures.fid import FeatureSet, caution, compare
+from mmlab.evaluate.pictures.fid import FeatureSet, distances
+from mmlab.evaluate.pictures.fid_bias import caution
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.fidelity import psnr, ssim
@@ -44,7 +46,7 @@ def reconstruct(first_stage: FirstStage, pixels_B3SS: Tensor, counts: Counter[in
 def score_reconstructions(
     model: Any,
     pictures: PictureSet,
-    network: FeatureNetwork | None,
+    networks: Sequence[FeatureNetwork] = (),
     train: PictureSet | None = None,
     batch_size: int = SampleQualityConfig.batch_size,
 ) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def score_reconstructions(
     Args:
         model: has a `first_stage`, and may have a `perceptual` distance with its `label`.
         pictures: held-out images.
-        network: computes the features of rFID and rKID; None leaves them out.
+        networks: compute the features of rFID and rKID; scores of the second and later ones are in the list `others`.
         train: training images, from which the best linear code with as many numbers as the latents is computed; its
             mean PSNR on `pictures` is reported for comparison (`linear_left_out` if memory is too small for that).
         batch_size: images at a time.
@@ -74,7 +76,7 @@ def score_reconstructions(
         # First, because the reconstructions take long.
         refuse_too_few(values, len(train))
     sums: dict[str, list[Tensor]] = {}
-    real, made = FeatureSet(), FeatureSet()
+    sets = [(network, FeatureSet(), FeatureSet()) for network in networks]
     counts: Counter[int] = Counter()
     for batch in pictures.batches(batch_size, "reconstructing"):
         back = reconstruct(first_stage, batch, counts)
@@ -84,7 +86,7 @@ def score_reconstructions(
         if perceptual is not None:
             device = first_stage.latent_mean.device
             sums.setdefault("perceptual", []).append(perceptual(x.to(device), y.to(device)).cpu())
-        if network is not None:
+        for network, real, made in sets:
             real.add(network(batch))
             made.add(network(back))
     scores: dict[str, Any] = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
@@ -93,9 +95,11 @@ def score_reconstructions(
         scores["code_use"], scores["perplexity"] = usage(book)
     if perceptual is not None:
         scores["perceptual_distance"] = perceptual.label
-    if network is not None:
-        scores |= {f"r{name}": value for name, value in compare(made, real).items()}
-        scores |= {"features": network.describe(), "caution": caution(made, real)}
+    several: list[dict[str, Any]] = []
+    for network, real, made in sets:
+        several.append({f"r{name}": value for name, value in distances(made, real).items()})
+        several[-1] |= {"features": network.describe(), "caution": caution({}, made, real)}
+    scores |= {**(several[0] if several else {}), **({"others": several[1:]} if several[1:] else {})}
     if train is not None:
         scores |= linear_scores(pictures, train, values, batch_size)
     return scores | {"pictures": pictures.describe()}

@@ -1,5 +1,6 @@
 """Distances of a generative model's samples from real images (FID, KID), and from its training images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from PIL import Image
 from mmlab.evaluate.config import SampleQualityConfig
 from mmlab.evaluate.pictures.drawn_samples import DrawnSamples, PictureConditions, draw_samples, noise_features
 from mmlab.evaluate.pictures.feature_networks import FeatureNetwork, features_of
-from mmlab.evaluate.pictures.fid import FeatureSet, caution, compare, nearest
+from mmlab.evaluate.pictures.fid import FeatureSet, compare, nearest
+from mmlab.evaluate.pictures.fid_bias import caution, extrapolated
 from mmlab.evaluate.pictures.generators import PictureGenerator
 from mmlab.evaluate.pictures.picture_set import PictureSet
 from mmlab.evaluate.pictures.rejection import Rejection
@@ -27,6 +29,7 @@ def score_samples(
     batch_size: int = SampleQualityConfig.batch_size,
     seed: int = 0,
     rejection: Rejection | None = None,
+    others: Sequence[FeatureNetwork] = (),
 ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
     """Draw samples under the conditions of real images, and compare them with these and with training images.
 
@@ -38,12 +41,13 @@ def score_samples(
             nearest neighbors among them show whether samples are copies.
         count, batch_size, seed: number of samples, how many at a time, and the seed of the first (then one more each).
         rejection: also scores the samples that a classifier accepts.
+        others: networks in whose features the samples are compared, too.
 
     Returns:
-        Scores: `fid`, `kid`, `kid_std`; `noise_…` of decoded noise; `train_…` and `neighbours` with `train`;
-        `Rejection.rows` and `rejection` with `rejection`; `samples`, `features`, `pictures`, `caution`;
-        `truncated_captions` if the text encoder does not read some captions to their end. And sheets by name:
-        `samples`, `neighbours`, `accepted`.
+        Scores: those of `compare` and `extrapolated`; `noise_…` of decoded noise; `train_…` and `neighbours` with
+        `train`; `Rejection.rows` and `rejection` with `rejection`; `others`, a list of the scores in the features of
+        each; `samples`, `features`, `pictures`, `train`, `caution`; `truncated_captions` if the text encoder does not
+        read some captions to their end. And sheets by name: `samples`, `neighbours`, `accepted`.
 
     Raises:
         DataError: images that have no condition for the model, or cannot be read.
@@ -51,7 +55,7 @@ def score_samples(
     conditions = PictureConditions(generator.model, pictures, count)
     samples = draw_samples(generator, conditions, network, count, batch_size, seed)
     real = features_of(pictures, network, batch_size)
-    scores: dict[str, Any] = dict(compare(samples.features, real))
+    scores: dict[str, Any] = compare(samples.features, real) | extrapolated(samples.features, real)
     noise = noise_features(generator, network, count, batch_size, seed)
     scores |= {f"noise_{name}": value for name, value in compare(noise, real).items()}
     sheets = {"samples": sample_sheet(samples)}
@@ -71,10 +75,28 @@ def score_samples(
             scores |= {f"train_{name}": value for name, value in compare(trained, real).items()}
         scores["neighbours"] = neighbours(samples.features, trained, unseen)
         sheets["neighbours"] = neighbour_sheet(samples, train, trained, unseen)
+    if others:
+        scores["others"] = [_scores_of(samples, pictures, train, other, batch_size) for other in others]
     about: dict[str, Any] = {"features": network.describe(), "pictures": pictures.describe()}
+    if train is not None:
+        about["train"] = train.describe()
     if conditions.truncated:
         about["truncated_captions"] = conditions.truncated
-    return scores | {"samples": count, **about, "caution": caution(samples.features, real)}, sheets
+    return scores | {"samples": count, **about, "caution": caution(scores, samples.features, real)}, sheets
+
+
+def _scores_of(
+    samples: DrawnSamples, pictures: PictureSet, train: PictureSet | None, network: FeatureNetwork, batch_size: int
+) -> dict[str, Any]:
+    """The scores of samples in the features of another network; `train_…` of unseen training images."""
+    drawn, real = FeatureSet(), features_of(pictures, network, batch_size)
+    for batch in samples.pictures.split(batch_size):
+        drawn.add(network(batch))
+    scores: dict[str, Any] = compare(drawn, real) | extrapolated(drawn, real)
+    if train is not None and train.index.hash != pictures.index.hash:
+        trained = compare(features_of(train, network, batch_size), real)
+        scores |= {f"train_{name}": value for name, value in trained.items()}
+    return scores | {"features": network.describe(), "caution": caution(scores, drawn, real)}
 
 
 def neighbours(samples: FeatureSet, train: FeatureSet, unseen: FeatureSet | None) -> dict[str, float]:
