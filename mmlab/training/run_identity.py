@@ -20,6 +20,7 @@ from mmlab.runs.ranks import rank
 from mmlab.runs.references import tokenizer_folder
 from mmlab.runs.run import IDENTITY, Start, read_json
 from mmlab.training.checkpoint_io import FolderCheckpointIO
+from mmlab.training.cpu_products import products
 from mmlab.training.trainable import parts_of
 from mmlab.training.trainer import precision
 from mmlab.weights import content_hash
@@ -74,7 +75,11 @@ def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Ma
         data: the data module.
         frozen: frozen part → facts with its `content_hash`, see `describe_frozen`.
     """
-    tokenizers = tokenizers_of(stage.model)
+    tokenizers, hardware = tokenizers_of(stage.model), cfg.trainer
+    resolved = {
+        "trainer.precision": precision(hardware.precision, hardware.accelerator),
+        "trainer.products": products(hardware.products, hardware.accelerator),
+    }
     own_template = OmegaConf.select(cfg, "stage.prompt.template") == "tokenizer"
     templates = {name: tokenizer.chat_template for name, tokenizer in tokenizers.items()}
     return {
@@ -89,7 +94,7 @@ def identity_of(start: Start, cfg: DictConfig, stage: Any, data: Any, frozen: Ma
         "tokenizers": tokenizer_hashes(stage.model),
         "template": _hash(templates) if own_template else None,
         "settings": start.settings,
-        "training": {**start.training, "trainer.precision": precision(cfg.trainer.precision, cfg.trainer.accelerator)},
+        "training": {**start.training, **resolved},
         "date": OmegaConf.select(cfg, "stage.prompt.date"),
         "train": data.sources,
         "val": {source.name: source.index.hash for source in data.val_sources},

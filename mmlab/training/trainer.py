@@ -26,6 +26,7 @@ from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_folder import steps as checkpoint_steps
 from mmlab.training.checkpoint_io import FolderCheckpointIO
 from mmlab.training.config import HardwareConfig
+from mmlab.training.cpu_products import products, use_products
 from mmlab.training.finite import FiniteGuard
 from mmlab.training.sharding import ShardedStrategy
 from mmlab.training.step_loop import StepFitLoop
@@ -56,6 +57,7 @@ def build_trainer(
         steps: optimizer steps of the whole run; one Lightning epoch spans it.
     """
     quieten()
+    use_products(products(cfg.products, cfg.accelerator))
     options: dict[str, Any] = {}
     accumulation = data.accumulation(world_size(cfg))
     if cfg.overfit:

@@ -78,6 +78,14 @@ def test_micro_batches_are_counted_for_the_processes_that_lightning_starts(tmp_p
     assert trainer.world_size == (2 if devices == 2 else 1)
 
 
+@pytest.mark.parametrize("kind", ["onednn", "torch"])
+def test_matrix_products_are_computed_as_the_settings_say(tmp_path, monkeypatch, kind):
+    used: list[str] = []
+    monkeypatch.setattr(ours, "use_products", used.append)
+    build(tmp_path, f"products={kind}")
+    assert used == [kind]
+
+
 def test_precision(monkeypatch):
     assert ours.precision("16-mixed", "cpu") == "16-mixed"
     for amx, expected in ((True, "bf16-mixed"), (False, "32-true")):
