@@ -34,6 +34,7 @@ _LOCKS: list[TextIO] = []  # kept open until the process ends: closing a file re
 # A run may be resumed with other values of these; some of them change how its further steps are computed.
 CHANGES_STEPS = (
     "trainer.precision",
+    "trainer.products",
     "trainer.gradient_clip_val",
     "trainer.deterministic",
     "trainer.overfit",

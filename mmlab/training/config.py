@@ -57,6 +57,8 @@ class TrainerConfig(HardwareConfig):
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)  # for strategy=fsdp
     max_steps: int | None = number(None, above=0)  # optimizer steps
     max_epochs: float | None = number(None, above=0)
+    # Of fp32 matrix products on a CPU. auto: onednn on those of AMD with AVX-512, where it takes half of torch's time.
+    products: str = choice("auto", "torch", "onednn")
     gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep only their inputs
     gradient_clip_val: float | None = number(None, above=0)  # norm over all parameters; None: no clipping
     val_every: int | None = number(None, above=0)  # optimizer steps; the end is validated too, and alone with None
