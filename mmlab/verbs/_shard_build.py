@@ -18,6 +18,7 @@ from mmlab.runs.disk import to_json
 from mmlab.verbs._shard_arguments import add, existing, file, folder, held_out, mapping, positive, share
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
+QUESTIONS = ("color", "shape", "count", "position", "yesno")
 Add = Callable[..., Any]
 """`ArgumentParser.add_argument`."""
 
@@ -92,6 +93,7 @@ def source(function: str, summary: str) -> Callable[[Callable[[Add], None]], Non
 def _shapes(add: Add) -> None:
     add("--min-objects", type=int, default=1, help="(%(default)s)")
     add("--max-objects", type=int, default=3, help="(%(default)s)")
+    add("--types", nargs="+", default=QUESTIONS, metavar="TYPE", help=f"types of questions ({' '.join(QUESTIONS)})")
     _add_samples(add)
 
 

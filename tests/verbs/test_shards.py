@@ -132,6 +132,7 @@ def test_made_dialogues(tmp_path, monkeypatch, capsys):
         ("build shapes out --cuont 3", "Did you mean '--count'?"),
         ("build shapes out --count many", "invalid int value: 'many'"),
         ("build shapes out --max-objects 9", "max_objects <= 4"),
+        ("build shapes out --types colour", "Did you mean 'color'?"),
         ("build easy_vqa drawn out --split tset", "Did you mean 'test'?"),
         ("build instructions out --types conversatoin", "Did you mean 'conversation'?"),
         ("stats drwan", "Did you mean 'drawn'?"),

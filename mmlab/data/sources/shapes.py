@@ -17,6 +17,8 @@ from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
 from mmlab.data.tally import Tally
 
 Question = dict[str, str]
+TYPES = ("color", "shape", "count", "position", "yesno")
+"""Types of questions."""
 
 
 def shapes(
@@ -27,6 +29,7 @@ def shapes(
     min_objects: int = 1,
     max_objects: int = 3,
     kinds: Sequence[str] = KINDS,
+    types: Sequence[str] = TYPES,
 ) -> Samples:
     """Draw `count` scenes. Scene i depends only on (seed, split, i) and the other options, never on `count`.
 
@@ -38,6 +41,7 @@ def shapes(
         min_objects: fewest objects in a scene.
         max_objects: most objects in a scene, at most 4.
         kinds: the shapes that occur in scenes and questions.
+        types: of questions; the others are left out, and the scenes stay as they are.
 
     Returns:
         A row for each scene; `objects`, `questions`.
@@ -47,37 +51,40 @@ def shapes(
     """
     if count < 1 or size < 16 or not 1 <= min_objects <= max_objects <= 4:
         raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
-    if not kinds:
-        raise ConfigError(f"kinds cannot be empty; options: {', '.join(KINDS)}.")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ConfigError(f"kinds can be {', '.join(KINDS)}, not '{kind}'.{nearest(kind, KINDS)}")
+    for name, chosen, options in (("kinds", kinds, KINDS), ("types", types, TYPES)):
+        if not chosen:
+            raise ConfigError(f"{name} cannot be empty; options: {', '.join(options)}.")
+        for one in chosen:
+            if one not in options:
+                raise ConfigError(f"{name} can be {', '.join(options)}, not '{one}'.{nearest(one, options)}")
     tally = Tally("objects", "questions")
     for i in range(count):
         name = f"{split}-{i:07d}"
         with tally.row(name):
-            members, scene, questions = _sample(name, f"{seed}/{split}/{i}", size, min_objects, max_objects, kinds)
+            members, scene, questions = _sample(
+                name, f"{seed}/{split}/{i}", size, (min_objects, max_objects), kinds, types
+            )
             tally.details.update(objects=len(scene), questions=len(questions))
             yield name, members
     return tally
 
 
 def _sample(
-    name: str, seed: str, size: int, least: int, most: int, kinds: Sequence[str]
+    name: str, seed: str, size: int, objects: tuple[int, int], kinds: Sequence[str], types: Sequence[str]
 ) -> tuple[Members, list[Shape], list[Question]]:
     rng = random.Random(seed)
-    scene = place(rng, rng.randint(least, most), kinds)
+    scene = place(rng, rng.randint(*objects), kinds)
     png = io.BytesIO()
     draw(scene, size, rng).save(png, "PNG")
-    questions = list(ask(scene, rng, kinds))
+    questions = [question for question in ask(scene, rng, kinds) if question["type"] in types]
     record: dict[str, Any] = {
         "id": name,
         "caption": caption(scene),
         "class": scene[0].kind,
         "boxes": [{"category": f"{s.color} {s.kind}", "box": [round(edge, 4) for edge in s.box]} for s in scene],
-        "questions": questions,
-        "conversations": dialogue(questions, rng),
     }
+    if questions:
+        record |= {"questions": questions, "conversations": dialogue(questions, rng)}
     return {"png": png.getvalue(), "json": record}, scene, questions
 
 

@@ -137,7 +137,23 @@ def test_only_the_named_kinds_occur_and_are_asked_for():
         next(shapes(1, kinds=["star", "cirle"]))
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"max_objects": 9}, {"min_objects": 4}, {"size": 4}, {"kinds": ()}])
+def test_only_questions_of_the_named_types_are_kept(scenes):
+    chosen = draw(300, size=64, types=("count", "position"))
+    for (record, image), (whole, same) in zip(chosen, scenes, strict=True):
+        assert (image == same).all() and record["caption"] == whole["caption"]
+        kept = [entry for entry in whole["questions"] if entry["type"] in ("count", "position")]
+        assert record["questions"] == kept
+        asked = {entry["question"] for entry in kept}
+        assert all(turn["value"].removeprefix("<image>\n") in asked for turn in record["conversations"][::2])
+    alone, _ = draw(1, max_objects=1, types=["position"])[0]  # no question applies
+    assert "questions" not in alone and "conversations" not in alone and alone["caption"]
+    with pytest.raises(ConfigError, match=r"types can be .*, not 'cuont'\. Did you mean 'count'"):
+        next(shapes(1, types=["cuont"]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"count": 0}, {"max_objects": 9}, {"min_objects": 4}, {"size": 4}, {"kinds": ()}, {"types": ()}]
+)
 def test_options_out_of_range(options):
     with pytest.raises(ConfigError):
         next(shapes(**{"count": 1, **options}))
