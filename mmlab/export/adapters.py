@@ -12,6 +12,8 @@ from mmlab.config.errors import ConfigError
 from mmlab.training.lora import PREFIX, WEIGHTS, import_peft, named_root
 
 MATRICES = ("lora_A", "lora_B")
+PIPELINE_PARTS = {"denoiser": ("unet", "unet."), "conditioner": ("text_encoder", "")}
+"""Part of a diffusion model → the pipeline's part, and what the names of its layers begin with in the part."""
 
 
 def write_adapters(adapters: Mapping[Path, nn.Module], exported: nn.Module, out: Path) -> None:
@@ -47,6 +49,33 @@ def write_adapters(adapters: Mapping[Path, nn.Module], exported: nn.Module, out:
     out.mkdir(parents=True)
     merged.save_pretrained(str(out))
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+
+
+def write_pipeline_adapters(adapters: Mapping[str, Path], out: Path) -> None:
+    """Write a run's adapters such that `load_lora_weights(out)` of a StableDiffusionPipeline loads them.
+
+    Args:
+        adapters: part → its artifact, a folder of peft.
+        out: the folder.
+
+    Raises:
+        ConfigError: an adapter of layers that the pipeline does not have.
+    """
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    options: dict[str, Any] = {}
+    for part, artifact in adapters.items():
+        name, prefix = PIPELINE_PARTS[part]
+        config = import_peft().LoraConfig.from_pretrained(str(artifact)).to_dict()
+        weights = {key.removeprefix(PREFIX): value for key, value in load_file(artifact / WEIGHTS).items()}
+        if other := next((key for key in weights if not key.startswith(prefix)), None):
+            raise ConfigError(f"The adapter has {_layer(other)}, which no pipeline has; leave merge=false out.")
+        layers = sorted({_layer(key).removeprefix(prefix) for key in weights})
+        # Where the layers are named by their last words, others of the pipeline's part could be meant, too.
+        config |= {"target_modules": layers, "base_model_name_or_path": None}
+        options[f"{name}_lora_layers"] = {key.removeprefix(prefix): value for key, value in weights.items()}
+        options[f"{name}_lora_adapter_metadata"] = {key: value for key, value in config.items() if value is not None}
+    StableDiffusionPipeline.save_lora_weights(out, **options)
 
 
 def _renamed(name: str, root: Any, exported: nn.Module) -> str:

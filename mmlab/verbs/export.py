@@ -17,6 +17,8 @@ LIBRARIES = {
     "draws": "diffusers",
 }
 """The library for a kind of model."""
+ADAPTER = "adapter"
+"""Subfolder of an adapter that is kept apart."""
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +35,8 @@ def export(cfg: DictConfig) -> None:
     A first stage becomes diffusers' autoencoder, a diffusion model a pipeline with the run's sampler (give another one
     if diffusers does not have it), a code prior diffusers' VQModel and transformers' GPT-2, with a loader.
 
-    A LoRA adapter is merged into the weights, or, with merge=false, written as a folder of peft in adapter/.
+    A LoRA adapter is merged into the weights, or, with merge=false, written in adapter/: as a folder of peft, or, of a
+    StableDiffusionPipeline, as one of diffusers.
 
     mmlab export run=llava/finetune_tiny out=finetune_tiny
     mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
@@ -53,8 +56,8 @@ def export(cfg: DictConfig) -> None:
         )
     if cfg.to not in (None, library):
         raise ConfigError(f"{folder} cannot be exported to {cfg.to}; set to={library}.")
-    if not cfg.merge and library == "diffusers":
-        raise ConfigError(f"merge=false applies only to runs that write text; {folder} does not.")
+    if not cfg.merge and kind == "reconstructs":
+        raise ConfigError(f"merge=false applies only to runs with an adapter; {folder} trained an autoencoder.")
     out = no_file(Path(cfg.out or folder / "export" / library))
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another out, or remove that folder.")
@@ -74,6 +77,7 @@ def _first_stage(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple
 
 
 def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, list[str]]:
+    from mmlab.export.adapters import write_pipeline_adapters
     from mmlab.export.diffusion_export import export_pipeline
     from mmlab.export.prior_export import export_prior
     from mmlab.export.schedulers import scheduler
@@ -85,10 +89,31 @@ def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[s
     process, sampler, _ = generator_settings(cfg, trained)
     if process is not None:
         scheduler(process, sampler)  # refused before weights are loaded
-    model, _ = restore(folder)
+    adapters = {} if cfg.merge else _adapters(folder)
+    if adapters and process is None:
+        raise ConfigError(f"{folder} is a code prior, whose adapter has no form of its own; leave merge=false out.")
+    model, _ = restore(folder, merge=cfg.merge)
     if process is None:
         return export_prior(model, sampler, trained.data.size, draft), []
-    return export_pipeline(model, process, trained.data.size, draft, sampler), []
+    line = export_pipeline(model, process, trained.data.size, draft, sampler)
+    if adapters:
+        if not line.startswith("StableDiffusionPipeline"):
+            raise ConfigError(
+                f"{folder} is exported as a {line.split('.')[0]}, which cannot load an adapter; leave merge=false out."
+            )
+        write_pipeline_adapters(adapters, draft / ADAPTER)
+        line += f'; its adapter with load_lora_weights("{draft / ADAPTER}")'
+    return line, []
+
+
+def _adapters(folder: Path) -> dict[str, Path]:
+    """Part → its artifact, of the adapters that a run trained; raises ConfigError if there are none."""
+    from mmlab.training.lora import is_adapter
+
+    adapters = {path.name: path for path in sorted(folder.glob("artifacts/*")) if is_adapter(path)}
+    if not adapters:
+        raise ConfigError(f"{folder} has no adapter that merge=false could keep apart; leave merge out.")
+    return adapters
 
 
 def _text(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, list[str]]:
@@ -96,19 +121,15 @@ def _text(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[str, l
 
     from mmlab.export.transformers_export import export_language, export_vision_language
     from mmlab.stage.assembly import description_prompt, restore, run_prompt
-    from mmlab.training.lora import is_adapter
 
     for key in DrawConfig.__dataclass_fields__:
         if cfg[key] is not None:
             raise ConfigError(f"{key} applies only to generative models; {folder} writes text.")
-    adapters = {path.name: path for path in sorted(folder.glob("artifacts/*")) if is_adapter(path)}
-    if not cfg.merge and not adapters:
-        raise ConfigError(f"{folder} has no adapter that merge=false could keep apart; leave merge out.")
+    apart = {} if cfg.merge else _adapters(folder)
     model, trained = restore(folder, quantized=False, merge=cfg.merge)
     # Of captions, which have no questions: the picture alone.
     prompt = (description_prompt if trained.stage.prompt.template == "plain" else run_prompt)(trained)
     dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(trained.trainer.precision, torch.float32)
-    apart = {} if cfg.merge else adapters
     if kind == "writes":
         return export_language(model, prompt, dtype, draft, apart)
     return export_vision_language(model, prompt, trained.data, dtype, draft, apart)

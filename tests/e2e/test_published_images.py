@@ -4,15 +4,17 @@ Counts are in millions, from the papers; where these round, from the released ne
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.build import build
 from mmlab.config.compose import compose, conf_dir
 from mmlab.config.fields import check_fields
 from mmlab.runs.check import check_process, check_trainable
+from mmlab.training.lora import add_adapters
 from mmlab.training.trainable import count_parameters, set_trainable
 
 KL_F8, VQ_F4 = 83.7, 55.3
@@ -67,6 +69,9 @@ MODELS = {
         675.0, KL_F8, 7_000_000, 256, 1e-4, DDPM, (4, 32), "imagenet", weight_decay=0.0,
         conditioner=1001 * 1152 / 1e6, trainable=("denoiser", "conditioner"), devices=8, flip=True, eta=1,
         sampling=250, scale=1.5,
+    ),
+    "ldm/sd15_finetune": Published(
+        859.5, KL_F8, 15_000, 4, 1e-5, SD, (4, 64), "captions", conditioner=123.06, flip=True, sampling=50, scale=7.5,
     ),
 }  # fmt: skip
 
@@ -158,3 +163,17 @@ def test_stable_diffusion_can_be_composed():
         counts = millions(build(compose("train", [*options, *rest]).model))
     assert counts["denoiser"] == pytest.approx(859.5, rel=0.001)
     assert counts["conditioner"] == pytest.approx(123.06, rel=0.001)
+
+
+def test_lora_of_stable_diffusion():
+    """diffusers' script trains 797,184 weights at rank 4: 128 layers of attention, in and out."""
+    cfg = compose("train", ["experiment=ldm/sd15_lora"])
+    with torch.device("meta"):
+        model = build(cfg.model)
+        set_trainable(model, list(cfg.stage.trainable), list(cfg.stage.lora))
+        stage: Any = OmegaConf.to_object(cfg.stage)
+        add_adapters(model, stage.lora)
+    assert count_parameters(model)["denoiser"]["trainable"] == 797_184
+    assert (cfg.trainer.max_epochs, cfg.data.global_batch, cfg.optim.lr) == (100, 1, 1e-4)
+    lora = cfg.stage.lora.denoiser
+    assert (lora.rank, lora.alpha, lora.dropout) == (4, 4, 0)

@@ -100,8 +100,11 @@ def autoencoder_stand_ins(cfg: DictConfig) -> list[str]:
     return ["data.size=32", *parts, "stage.adversarial_start=1"]
 
 
-def diffusion_stand_ins(cfg: DictConfig, folder: Path) -> list[str]:
-    """Small parts for a diffusion recipe: latents of `first_stage`, and a condition of the same kind."""
+def diffusion_stand_ins(cfg: DictConfig, folder: Path, pipeline: Path) -> list[str]:
+    """Small parts for a diffusion recipe: latents of `first_stage`, and a condition of the same kind; or a pipeline."""
+    if cfg.model.denoiser.source is not None:
+        own = [f"model.denoiser.source={pipeline}", "model.conditioner.max_length=12"]
+        return ["data.size=16", "sampler.steps=2", *own]
     overrides = ["data.size=32", "data.latents=false", "sampler.steps=2"]
     parts = cfg.model
     overrides.append(
@@ -154,7 +157,7 @@ def earlier_runs(shapes):
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in WITH_PARTS])
-def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, recipe):
+def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, stable_diffusion, recipe):
     monkeypatch.chdir(tmp_path)
     cfg = compose("train", [f"experiment={recipe}"])
     overrides = [f"data.root={earlier_runs}", "data.train=[{path: train}]", "data.val=[{path: val}]"]
@@ -163,7 +166,7 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, earlier_runs, recipe):
     overrides.append("stage.init_from=[]")
     kind: Any = OmegaConf.get_type(cfg.model)
     if kind is models.DiffusionModelConfig:
-        overrides += diffusion_stand_ins(cfg, earlier_runs)
+        overrides += diffusion_stand_ins(cfg, earlier_runs, stable_diffusion)
     elif kind is models.CodePriorModelConfig:
         overrides += prior_stand_ins(cfg, earlier_runs)
     else:
