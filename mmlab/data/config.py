@@ -69,6 +69,7 @@ class SourceConfig(Settings):
     path: str = MISSING
     weight: float | None = number(None, above=0)  # None for all sources: proportional to their sizes
     name: str | None = None  # in reports; None: the folder's name
+    caption: str | None = None  # of all its samples, in place of their own
 
 
 @dataclass

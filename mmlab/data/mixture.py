@@ -134,6 +134,7 @@ class Source:
     index: ShardIndex
     weight: float | None = None
     type: str | None = None
+    caption: str | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -190,7 +191,7 @@ def open_sources(config: ShardsConfig, listed: Sequence[SourceConfig]) -> list[S
         index = ShardIndex.open(path, config.cache)
         if len(index) == 0:
             raise DataError(f"source '{name}' ({path}) holds no samples.")
-        sources.append(Source(name, index, source.weight))
+        sources.append(Source(name, index, source.weight, caption=source.caption))
     return sources
 
 
@@ -210,7 +211,9 @@ def by_type(sources: Sequence[Source]) -> list[Source]:
                 "needs; if their records have one, build the shards with --separate, or rebuild the index: `mmlab "
                 f"shards index {source.index.root}`."
             )
-        parts += [Source(f"{source.name}/{kind}", source.index, None, kind) for kind in source.index.type_names]
+        parts += [
+            replace(source, name=f"{source.name}/{kind}", weight=None, type=kind) for kind in source.index.type_names
+        ]
     sizes: Counter[str | None] = Counter()
     for part in parts:
         sizes[part.type] += len(part)

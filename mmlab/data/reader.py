@@ -199,7 +199,7 @@ class LocalBatches(Dataset):
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         names = members_read(source.index.extensions(i), self.collate)
         members = source.index.read(i, names)
-        return decoded(Sample(key, source.name, {}, [], seed, members, source.index.hash), self.collate)
+        return decoded(Sample(key, source.name, {}, [], seed, members, source.index.hash), self.collate, source.caption)
 
 
 def members_read(extensions: Iterable[str], collate: Collate) -> tuple[str, ...]:
@@ -207,14 +207,21 @@ def members_read(extensions: Iterable[str], collate: Collate) -> tuple[str, ...]
     return (*pictures_read(extensions, collate.image), "json", "txt", *collate.members)
 
 
-def decoded(stored: Sample, collate: Collate) -> Sample:
+def decoded(stored: Sample, collate: Collate, caption: str | None = None) -> Sample:
     """A sample with its record and pictures, made of its members; those that the collate reads itself remain.
+
+    Args:
+        stored: with all members that are read.
+        collate: names them.
+        caption: in place of the record's own; None keeps these.
 
     Raises:
         SampleError: see `parse_record` and `decode_picture`.
     """
     spec, members = collate.image, stored.members
     record = parse_record(members)
+    if caption is not None:
+        record = {**record, "caption": caption, "captions": []}
     names = pictures_read(members, spec)
     pictures = [decode_picture(members[name], spec) for name in names] if spec is not None else []
     further = {name: members[name] for name in collate.members if name in members}

@@ -54,6 +54,7 @@ class StreamSource:
     name: str
     shards: Sequence[Location]
     weight: float | None = None
+    caption: str | None = None
 
     @cached_property
     def hash(self) -> str:
@@ -75,7 +76,7 @@ def open_streams(config: ShardsConfig) -> list[StreamSource]:
         name = source.name or set_name(shards)
         if any(name == other.name for other in sources):
             raise ConfigError(f"two sources are named '{name}'; give each its own `name`.")
-        sources.append(StreamSource(name, shards, source.weight))
+        sources.append(StreamSource(name, shards, source.weight, source.caption))
     return sources
 
 
@@ -257,7 +258,7 @@ class StreamBatches(Dataset):
             with sample_errors():
                 members = stored.read(members_read(stored.members, self.collate))
                 found = Sample(stored.key, stream.source.name, {}, [], seed, members, stored.shard.hash)
-                sample = decoded(found, self.collate)
+                sample = decoded(found, self.collate, stream.source.caption)
                 prepared = self.collate.prepare(sample)
         except SampleError as error:
             key = f"{stored.shard.place.name}/{stored.key}"

@@ -102,7 +102,7 @@ def open_or_walk(config: ShardsConfig, listed: Sequence[SourceConfig]) -> list[S
     for source in listed:
         if lacks_index(source.path, config.root):
             shards = named_shards(source.path, config.root)
-            sources.append(Source(source.name or set_name(shards), _walked(shards)))
+            sources.append(Source(source.name or set_name(shards), _walked(shards), caption=source.caption))
         else:
             sources += open_sources(config, [source])
     name, number = Counter(source.name for source in sources).most_common(1)[0]

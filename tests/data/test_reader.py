@@ -1,15 +1,20 @@
 import io
+import shutil
 from itertools import chain
 
 import pytest
 from PIL import Image
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.mixture import Source
+from mmlab.data.config import SourceConfig, StreamLoaderConfig
+from mmlab.data.dialogues import caption_of
+from mmlab.data.mixture import Source, by_type, open_sources
 from mmlab.data.order import EpochOrder, sample_seed, source_seed
 from mmlab.data.reader import GlobalBatches, LocalBatches, OnePass
 from mmlab.data.sample_types import ImageSpec
 from mmlab.data.shard_files import ShardWriter
+from mmlab.data.stream import StreamBatches, open_streams
+from mmlab.data.walked_shards import open_or_walk
 from tests.tiny_shards import KeyCollate, make_shards, settings
 
 NAMES = ("keys", "seeds", "sources", "bad")
@@ -194,3 +199,36 @@ def test_half_an_emoji_is_a_bad_sample(tmp_path):
             writer.write(f"k{i}", {"json": rb'{"caption": "\ud83d"}' if i == 5 else b'{"caption": "a \\ud83d\\ude00"}'})
     batch = LocalBatches([Source("s", writer.index)], KeyCollate(), GlobalBatches(8, 8), settings())[0]
     assert {bad["key"]: bad["reason"] for bad in batch["bad"]} == {"k5": "unicode"}
+
+
+class CaptionCollate(KeyCollate):
+    def batch(self, contents):
+        return {"captions": [caption_of(sample.record, sample.seed) for sample in contents]}
+
+
+@pytest.mark.parametrize("way", ["indexed", "walked", "streamed"])
+def test_a_source_s_caption_stands_for_those_of_its_samples(tmp_path, way):
+    for name in ("own", "other"):
+        with ShardWriter(tmp_path / name, 4, quiet=True) as writer:
+            for i in range(4):
+                writer.write(f"{name}{i}", {"json": {"captions": [f"{name} {i}", f"{name} {i}, too"]}})
+    listed = [
+        SourceConfig(path=str(tmp_path / "own"), weight=1, caption="a photo of sks"),
+        SourceConfig(path=str(tmp_path / "other"), weight=1),
+    ]
+    data = settings(train=listed, loader=StreamLoaderConfig()) if way == "streamed" else settings(train=listed)
+    if way == "streamed":
+        batch = StreamBatches(open_streams(data), CaptionCollate(), GlobalBatches(8, 8), data)[0]
+    else:
+        if way == "walked":
+            for index in tmp_path.glob("*/index"):
+                shutil.rmtree(index)
+        opened = open_or_walk(data, listed) if way == "walked" else open_sources(data, listed)
+        batch = LocalBatches(opened, CaptionCollate(), OnePass(8, 8), data)[0]
+    assert batch["captions"].count("a photo of sks") == 4
+    assert sum(caption.startswith("other ") for caption in batch["captions"]) == 4
+
+
+def test_a_source_s_caption_belongs_to_all_of_its_types(tmp_path):
+    source = Source("chat", make_shards(tmp_path / "chat", 8, types=["why", "what"]), caption="here")
+    assert [part.caption for part in by_type([source])] == ["here", "here"]
