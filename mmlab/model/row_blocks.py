@@ -118,6 +118,7 @@ class BlockRows(_Rows):
                 mask = additive(seen[:, plain:], dtype)
             self.rows[row].append(_Plan(block, plain, mask))
 
+    @torch.compiler.disable  # its numbers, different for each batch, would be compiled into the layer
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Return `[B, T, H, D]` of queries, keys and values `[B, heads, T, D]`."""
         rows = []
@@ -169,6 +170,7 @@ class VarlenRows(_Rows):
         self.longest = max(layout.lengths)
         self.window = (-1 if window is None else window - 1, 0)
 
+    @torch.compiler.disable  # its numbers, different for each batch, would be compiled into the layer
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Return `[B, T, H, D]` of queries, keys and values `[B, heads, T, D]`."""
         rows, heads, length, _ = query.shape

@@ -48,6 +48,9 @@ RULES = {
     ),
 }
 
+ADDED = {"trainer.compile": False}
+"""Keys of `training` that the record of an earlier mmlab lacks, with the values that its steps had."""
+
 
 def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: str) -> list[str]:
     """Compare the record in a checkpoint with that of this start.
@@ -65,6 +68,9 @@ def compare(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: str) 
     """
     if then is None:
         return [f"{where} does not record what it depends on, so nothing was compared: an earlier mmlab saved it."]
+    if then.get("training") and now.get("training"):
+        added = {key: value for key, value in ADDED.items() if key in now["training"]}
+        then = {**then, "training": {**added, **then["training"]}}
     warnings = []
     for field, rule in RULES.items():
         if field not in then or not _differs(then[field], now.get(field), rule):  # an earlier mmlab has fewer fields

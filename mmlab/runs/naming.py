@@ -33,6 +33,7 @@ EXECUTION = (
     "trainer.fsdp",
     "trainer.profile",
     "trainer.gradient_checkpointing",
+    "trainer.compile",
     "data.workers",
     "data.cache",
     "data.micro_batch",

@@ -38,6 +38,7 @@ CHANGES_STEPS = (
     "trainer.gradient_clip_val",
     "trainer.deterministic",
     "trainer.overfit",
+    "trainer.compile",
     "model.language.attention",
     "model.language.loss",
 )

@@ -18,6 +18,7 @@ from mmlab.data.config import Prompt
 from mmlab.data.conversation import asking
 from mmlab.data.module import ShardDataModule
 from mmlab.model.activation_checkpointing import checkpoint_activations
+from mmlab.model.compiled_layers import CompiledLayers
 from mmlab.runs.ranks import FSDP, rank
 from mmlab.runs.references import locate_files, starting_runs
 from mmlab.runs.run import find_run, load_run_config
@@ -68,11 +69,23 @@ def build_stage(cfg: DictConfig) -> Any:
 
 
 def build_around(model: nn.Module, cfg: DictConfig) -> Any:
-    """Build the optimizer and the stage around a model, empty or filled, with activation checkpointing if it is set."""
+    """Build the optimizer and the stage around a model, empty or filled.
+
+    Its layers are compiled and checkpointed as the trainer's settings say: what is computed again is compiled, too.
+    """
     parts = {name: build(cfg[name]) for name in ("process", "sampler") if cfg.get(name) is not None}
+    compiled = CompiledLayers(model) if cfg.trainer.compile else None
     if cfg.trainer.gradient_checkpointing:
         checkpoint_activations(model)
-    return build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
+    stage = build(cfg.stage, model=model, optim=build(cfg.optim), **parts)
+    if isinstance(stage, Stage):
+        stage.compiled = compiled
+    elif compiled is not None:
+        raise ConfigError(
+            "trainer.compile=true compiles the layers of an mmlab.stage.stage.Stage, which "
+            f"{type(stage).__name__} is not; leave it out, or derive it from Stage."
+        )
+    return stage
 
 
 def read_in_bf16(model: nn.Module, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from lightning import LightningModule
 from torch import nn
 
 from mmlab.model.blocks import blocks
+from mmlab.model.compiled_layers import CompiledLayers
 from mmlab.stage.config import StageConfig
 from mmlab.stage.token_loss import rescale_gradients
 from mmlab.training.optim import AdamW, gradients_of, log_optimizer, total_norm
@@ -32,6 +33,7 @@ class Stage(LightningModule):
         kept: names of the parts with random frozen weights, which checkpoints and artifacts hold, too.
         bases: what each part with an adapter was before it had one; only the adapter is in checkpoints and artifacts.
         completed: names of the frozen parts that the stage measures something of; artifacts hold them, too.
+        compiled: the layers that run compiled in training steps, if any do.
 
     Raises:
         ConfigError: unknown parts, or none.
@@ -50,6 +52,7 @@ class Stage(LightningModule):
         self.kept: list[str] = []
         self.bases: Mapping[str, Mapping[str, Any]] = {}
         self.completed: list[str] = []
+        self.compiled: CompiledLayers | None = None
 
     def rounded(self, precision: str) -> list[str]:
         """Names of the parts whose own weights are used in bf16 at a precision, so that they are read in bf16."""
@@ -86,6 +89,14 @@ class Stage(LightningModule):
     def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
         """Numbers that the FLOPs of a batch depend on, see `BatchFlops`."""
         return tuple(size for value in batch.values() if isinstance(value, torch.Tensor) for size in value.shape)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.compiled is not None:
+            self.compiled.on = True
+
+    def on_after_backward(self) -> None:
+        if self.compiled is not None:
+            self.compiled.on = False
 
     def configure_optimizers(self) -> Any:
         return self.optim.build(self.model, self.trainer.max_steps)

@@ -60,6 +60,7 @@ class TrainerConfig(HardwareConfig):
     # Of fp32 matrix products on a CPU. auto: onednn on those of AMD with AVX-512, where it takes half of torch's time.
     products: str = choice("auto", "torch", "onednn")
     gradient_checkpointing: bool = False  # compute layers again for the backward pass, and keep only their inputs
+    compile: bool = False  # run layers in training steps as compiled by torch.compile
     gradient_clip_val: float | None = number(None, above=0)  # norm over all parameters; None: no clipping
     val_every: int | None = number(None, above=0)  # optimizer steps; the end is validated too, and alone with None
     limit_val_batches: int | None = number(None, at_least=0)  # None: all, 0: no validation

@@ -25,6 +25,7 @@ def train(cfg: DictConfig) -> None:
     """
     from mmlab.data.upcoming import check_addresses
     from mmlab.runs.check import check
+    from mmlab.runs.compiler import prepare_compiler
     from mmlab.runs.ranks import check_devices, connected_ranks, end_with_first_rank, rank
     from mmlab.runs.run import prepare_run
 
@@ -35,6 +36,7 @@ def train(cfg: DictConfig) -> None:
     if start.complete:
         print(f"{cfg.run.name} is complete: {folder} (run.fresh=true trains it again, beside it)")
         return
+    prepare_compiler(cfg.trainer)
     check_devices(cfg.trainer)  # not for a complete run
     end_with_first_rank()
 
