@@ -9,6 +9,8 @@ backward pass. Only matrix products, convolutions and attention count.
 from typing import Any
 
 import torch
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
@@ -31,6 +33,8 @@ class FlopCounter(TorchDispatchMode):
         in_backward: set while the loss is backpropagated, to tell recomputation from the forward pass.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
@@ -38,14 +42,23 @@ class FlopCounter(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Compiled code stays compiled: FlexAttention would make all scores otherwise, and is then not counted."""
+        """Compiled code stays compiled. Of compiled layers the products and attention are seen here, as these are
+        calls of torch's own kernels. FlexAttention would make all scores otherwise, and is then not counted."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        # The backward pass itself records no gradients; layers that it runs again do.
-        if (formula := FORMULAS.get(func._overloadpacket)) and not (self.in_backward and torch.is_grad_enabled()):
+        if isinstance(func, HigherOrderOperator):
+            # Compiled code that is checkpointed calls what may draw random numbers, such as attention, through another
+            # operator: with the first one it saves their state, with the second one it repeats them.
+            if func.name() != "run_and_save_rng_state":
+                return out
+            func, *args = args
+        # The backward pass itself records no gradients; layers that it runs again do, and have hooks, also within
+        # compiled code, which never records any.
+        again = self.in_backward and (torch.is_grad_enabled() or _top_saved_tensors_default_hooks(False) is not None)
+        if (formula := FORMULAS.get(func._overloadpacket)) and not again:
             flops = formula(*args, **kwargs, out_val=out)
             # Of the five products of the backward kernels, the first is the scores again.
             fused = "attention" in (name := func._overloadpacket.__name__) and name.endswith("_backward")
