@@ -247,7 +247,10 @@ def restore_module(module: nn.Module, stored: Mapping[str, Tensor | Stored], str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """`load_state_dict` of an optimizer whose parameters are sharded: their state is sharded like them."""
+    """`load_state_dict` of an optimizer whose parameters are sharded: their state is sharded like them.
+
+    It computes as it was built to: the fused kernel of a run on one CPU takes no sharded weights.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = [name for group in stored["param_groups"] for name in group["params"]]
     own = dict(zip(names, parameters, strict=True))
@@ -263,7 +266,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any
         name: {key: own_form(own[name], value) for key, value in values.items()}
         for name, values in stored["state"].items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
+    groups = [
+        {**group, **{name: here[name] for name in ("foreach", "fused")}}
+        for group, here in zip(stored["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _first_row(tensor: Any) -> int:

@@ -182,3 +182,32 @@ def test_it_is_taken_where_weights_are_bfloat16():
     model = nn.Linear(4, 4)
     assert type(AdamW(AdamWConfig(lr=1e-3)).build(model, 10)["optimizer"]) is torch.optim.AdamW
     assert type(AdamW(AdamWConfig(lr=1e-3)).build(model.bfloat16(), 10)["optimizer"]) is StochasticAdamW
+
+
+def test_on_a_cpu_one_kernel_computes_the_steps_of_torchs_adamw():
+    torch.manual_seed(0)
+    ours, theirs = model(), model()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = AdamW(AdamWConfig(lr=1e-2, warmup_ratio=0, schedule="constant")).build(ours, 5)["optimizer"]
+    peer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], 1e-2, weight_decay=0, foreach=False)
+    assert optimizer.param_groups[0]["fused"]
+    for _ in range(5):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            if a.requires_grad:
+                a.grad = torch.randn_like(a)
+                b.grad = a.grad.clone()
+        optimizer.step()
+        peer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_resumed_run_computes_its_steps_as_before():
+    earlier = torch.optim.AdamW(model().parameters(), lr=1e-2, foreach=True)
+    whole = model().requires_grad_(True)
+    optimizer = AdamW(AdamWConfig(lr=1e-2)).build(whole, 5)["optimizer"]
+    (group,) = earlier.state_dict()["param_groups"]
+    rows = optimizer.state_dict()["param_groups"]
+    stored = [{**group, "params": row["params"], "initial_lr": 1e-2} for row in rows]
+    optimizer.load_state_dict({"state": {}, "param_groups": stored})
+    assert {(group["foreach"], group["fused"]) for group in optimizer.param_groups} == {(True, None)}

@@ -343,3 +343,12 @@ def test_a_run_goes_on_under_another_strategy_with_another_number_of_ranks(tmp_p
             torch.testing.assert_close(state[key], expected[key], rtol=1e-5, atol=1e-6)
         again = read_batches(tmp_path / name)[0]
         assert {step: set(keys) for step, keys in again.items()} == {step: set(keys) for step, keys in batches.items()}
+
+
+def test_a_sharded_run_steps_in_its_own_way_after_a_run_on_one_cpu():
+    here, there = Net(0), Net(0)
+    optimizer = torch.optim.AdamW(here.parameters(), lr=0.1, foreach=False)
+    fused = torch.optim.AdamW(there.parameters(), lr=0.2, fused=True)
+    restore_optimizer(optimizer, fused.state_dict())
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["foreach"], group["fused"]) == (0.2, False, None)
