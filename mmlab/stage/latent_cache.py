@@ -20,6 +20,7 @@ from mmlab.data.shard_files import Samples
 from mmlab.data.tally import Tally
 from mmlab.model.autoencoder import VQAutoencoder
 from mmlab.model.first_stage import FirstStage, to_signed
+from mmlab.runs.freed_memory import keep_freed_memory
 from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore
 from mmlab.weights import content_hash, finite
@@ -174,6 +175,7 @@ def _encoded(
         encode: encodes a batch; the rest as for `latents`.
     """
     made_by = {field: content_hash(stage) for field, stage in stages.items()}
+    keep_freed_memory()
     tally = Tally()
     samples = _readable(index, spec, tally, int(missing_budget * len(index)), maps=MAP_STAGE in stages)
     while rows := list(islice(samples, batch_size)):

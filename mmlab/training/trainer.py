@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.runs.finished_runs import DONE
+from mmlab.runs.freed_memory import keep_freed_memory
 from mmlab.runs.ranks import FSDP, under_srun, world_size
 from mmlab.runs.run import read_json
 from mmlab.training.checkpoint import Checkpoints
@@ -99,6 +100,8 @@ def build_trainer(
         # Overfitting would set it to the number of repeated batches.
         trainer.limit_val_batches = options["limit_val_batches"]
     StepFitLoop(trainer, cfg.val_every)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     return trainer
 
 
