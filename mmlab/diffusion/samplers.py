@@ -191,7 +191,7 @@ class Sampler:
             process: the one that the model was trained with.
             x: noise to start from.
             condition, null: see `Guidance`; None for a model without condition.
-            **options: `rng` and `on_step` of `Options`.
+            **options: `rng`, `on_step` and `source` of `Options`.
         """
         denoiser: Denoiser = model if condition is None else self.guidance(model, condition, null)
         options |= {"spacing": self.config.spacing, "clip": self.clip, **self.own}

@@ -35,6 +35,28 @@ class Step:
     x_0: Tensor
 
 
+@dataclass(frozen=True)
+class Source:
+    """Samples to start from instead of noise (SDEdit, arXiv 2108.01073), all of them or a part.
+
+    Attributes:
+        x_0: clean samples, `[B, …]`.
+        skipped: levels of the grid that are left out; sampling starts at the next one.
+        mask: 1 where samples are drawn and 0 where `x_0` is kept, `[B, 1, …]`; None: drawn everywhere.
+    """
+
+    x_0: Tensor
+    skipped: int = 0
+    mask: Tensor | None = None
+
+    def start(self, level: Level, noise: Tensor) -> Tensor:
+        """The state at the first level: as in diffusers, noise alone where a mask leaves out no level."""
+        return noise if self.mask is not None and not self.skipped else self.noised(level, noise)
+
+    def noised(self, level: Level, noise: Tensor) -> Tensor:
+        return level.alpha * self.x_0 + level.sigma * noise
+
+
 class Options(TypedDict, total=False):
     """Keyword arguments of every sampler.
 
@@ -44,12 +66,15 @@ class Options(TypedDict, total=False):
         spacing: `trailing` (default), `linspace` or `leading`; see `spaced`.
         clip: bounds on the predicted clean sample.
         on_step: called after each step, for progress bars and denoising strips.
+        source: samples to start from. Where its mask keeps them, each step ends with them at its noise level, with the
+            noise that the run started from (diffusers' inpainting with a model that is not made for it).
     """
 
     rng: "Seeds | torch.Generator | None"
     spacing: str
     clip: Clip | None
     on_step: Callable[[Step], None] | None
+    source: Source | None
 
 
 class Walk:
@@ -73,9 +98,14 @@ class Walk:
         spacing: str = SamplerConfig.spacing,
         clip: Clip | None = None,
         on_step: Callable[[Step], None] | None = None,
+        source: Source | None = None,
     ):
         self.levels = process.grid(steps, spacing)
         self.x = x.to(torch.promote_types(x.dtype, torch.float32))
+        self._noise, self._source = self.x, source
+        if source is not None:
+            self.levels = self.levels[source.skipped :]
+            self.x = source.start(self.levels[0], self._noise)
         self._model, self._process, self._rng, self._clip, self._on_step = model, process, rng, clip, on_step
         self._number = 0
 
@@ -107,8 +137,10 @@ class Walk:
 
     def move(self, x: Tensor, x_0: Tensor) -> None:
         """End the step: `x` are the new samples, `x_0` the clean samples predicted in the step."""
-        self.x = x
         self._number += 1
+        if self._source is not None and (mask := self._source.mask) is not None:
+            x = mask * x + (1 - mask) * self._source.noised(self.levels[self._number], self._noise)
+        self.x = x
         if self._on_step is not None:
             self._on_step(Step(self._number, len(self.levels) - 1, x, x_0))
 

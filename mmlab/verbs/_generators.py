@@ -10,7 +10,7 @@ from mmlab.config.errors import ConfigError
 from mmlab.config.schemas import schema_of
 from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
-from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator
+from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator, steps_from
 from mmlab.model.config import CodeSamplerConfig
 from mmlab.runs.check import SAMPLER_OPTIONS
 
@@ -18,6 +18,8 @@ SAMPLERS = {"noise": SamplerConfig, "codes": CodeSamplerConfig}
 MODELS = {"noise": "diffusion model", "codes": "code prior"}
 SETTINGS = ("steps", "guidance", "temperature", "top_k", "top_p")
 """Keys of the command line that replace a sampler's own settings."""
+STRENGTH = 0.8
+"""Of image to image, as in diffusers' pipelines."""
 OWN = ("eta", "variance")
 """Settings of single samplers, which another sampler does not take over."""
 
@@ -105,9 +107,11 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
     return process, sampler, about
 
 
-def generator_of(model: Any, trained: DictConfig, process: Any, sampler: Any, size: int | None) -> PictureGenerator:
+def generator_of(
+    model: Any, trained: DictConfig, process: Any, sampler: Any, size: int | None, strength: float = 1.0
+) -> PictureGenerator:
     """The generator of a restored model; `size` None: images of the trained size."""
-    return picture_generator(model, sampler, process, size=size or trained.data.size)
+    return picture_generator(model, sampler, process, size=size or trained.data.size, strength=strength)
 
 
 def check_size(size: int | None, trained: DictConfig) -> None:
@@ -126,6 +130,38 @@ def check_size(size: int | None, trained: DictConfig) -> None:
         raise ConfigError(
             f"{name} was trained on images of {own} px; size={size} must be a multiple of {factor} ≥ {own}."
         )
+
+
+def source_settings(cfg: DictConfig, sampler: Any) -> tuple[list[str], list[str], float]:
+    """Return (files of images to start from, files of their masks, strength) of a command line.
+
+    Raises:
+        ConfigError: a mask or a strength without an image, an image for a code prior, anything but files, or a strength
+            that leaves no step.
+    """
+    images, masks = (_files(key, cfg[key]) for key in ("image", "mask"))
+    if not images:
+        for key in ("mask", "strength"):
+            if cfg[key] is not None:
+                raise ConfigError(f"{key}={cfg[key]} needs an image to start from; set image=<file>, or leave it out.")
+        return images, masks, 1.0
+    strength = cfg.strength or (1.0 if masks else STRENGTH)
+    if not isinstance(sampler, Sampler):
+        raise ConfigError(
+            f"image applies only to diffusion models with a sampler of mmlab; leave it out for {cfg.run}."
+        )
+    steps = sampler.config.steps
+    if not steps_from(steps, strength):
+        raise ConfigError(f"strength={strength:g} of {steps} steps is no step; raise it to {1 / steps:.2g} or more.")
+    return images, masks, strength
+
+
+def _files(key: str, value: Any) -> list[str]:
+    """A file or a list of files, of a key of the command line."""
+    files = [] if value is None else list(value) if OmegaConf.is_list(value) else [value]
+    if value is not None and not (files and all(isinstance(file, str | int | float) for file in files)):
+        raise ConfigError(f"{key}={value} must be a file, or a list of at least one.")
+    return [str(file) for file in files]
 
 
 def check_guidance(run: str, scale: float, conditioner: Any) -> None:

@@ -188,6 +188,11 @@ class SampleConfig(DrawConfig):
     label: Any = None  # class name or number, or a list of them; None: all classes in turn
     prompt: Any = None  # text, or a list of texts
     map: Any = None  # file of a map, or a list of files
+    # For diffusion models: an image to start from, and what is drawn of it (white; black is kept). Files, or lists.
+    image: Any = None
+    mask: Any = None
+    # Share of the steps that are taken from the image: near 0 it hardly changes. None: 0.8, or 1 with a mask.
+    strength: float | None = number(None, above=0, at_most=1)
     count: int = number(16, above=0)  # number of images; labels, prompts and maps are used in turn
     batch_size: int = number(16, above=0)
     size: int | None = number(None, above=0)  # pixels, only for code priors; None: as trained

@@ -26,6 +26,8 @@ def sample(cfg: DictConfig) -> None:
     mmlab sample run=emoji/class label=[nature,people] sampler=dpmpp_2m steps=20 guidance=3
     mmlab sample run=emoji/text "prompt='red heart, love'" count=4 seed=100
     mmlab sample run=emoji/prior label=food guidance=2 top_k=100 top_p=0.95 temperature=0.9
+    mmlab sample run=emoji/text "prompt='red heart'" image=heart.png strength=0.6         # image to image
+    mmlab sample run=emoji/text "prompt='red heart'" image=heart.png mask=mask.png        # redraws what is white
     """
     import torch
 
@@ -34,11 +36,12 @@ def sample(cfg: DictConfig) -> None:
     from mmlab.data.sample_types import ImageSpec
     from mmlab.evaluate.pictures.generators import conditions
     from mmlab.evaluate.pictures.sample_files import draw_files
+    from mmlab.evaluate.pictures.source_images import source_images
     from mmlab.runs.disk import write_json
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import kind_of, restore
     from mmlab.training.trainer import place
-    from mmlab.verbs._generators import check_guidance, check_size, generator_of, generator_settings
+    from mmlab.verbs._generators import check_guidance, check_size, generator_of, generator_settings, source_settings
 
     folder = find_run(cfg.run, cfg.root)
     trained = load_run_config(folder)
@@ -49,6 +52,8 @@ def sample(cfg: DictConfig) -> None:
     # Everything that can be wrong is reported before weights are loaded.
     process, sampler, about = generator_settings(cfg, trained)
     check_size(cfg.size, trained)
+    images, masks, strength = source_settings(cfg, sampler)
+    about |= {"strength": strength} if images else {}
     with torch.device("meta"):
         conditioner = build(trained.model.conditioner)
     requests = requested(cfg, conditioner)
@@ -56,17 +61,23 @@ def sample(cfg: DictConfig) -> None:
     spec = ImageSpec(cfg.size or trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
     if conditioner.reads == "map":
         conditions(conditioner, requests, len(requests), spec)
+    sources = source_images(images, masks, cfg.count, spec)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     out = out_folder(cfg.out, folder / "samples", settings)
 
     model, _ = restore(folder)
-    generator = generator_of(place(model, cfg.trainer), trained, process, sampler, cfg.size)
+    generator = generator_of(place(model, cfg.trainer), trained, process, sampler, cfg.size, strength)
     inputs, words = conditions(generator.model.conditioner, requests, cfg.count, spec)
+    inputs |= sources
     cut = warn_of_cuts(generator.model.conditioner, words)
     title = f"{cfg.run}: {', '.join(f'{name} {value}' for name, value in about.items() if value is not None)}"
     files = draw_files(generator, inputs, words, cfg.seed, out, cfg.batch_size, cfg.strip, title)
-    pictures = [{"file": file, "seed": cfg.seed + n, "condition": words[n]} for n, file in enumerate(files)]
-    pictures = [picture | ({"cut": cut[picture["condition"]]} if cut else {}) for picture in pictures]
+    sourced = [(key, names) for key, names in (("image", images), ("mask", masks)) if names]
+    pictures = []
+    for n, (file, text) in enumerate(zip(files, words, strict=True)):
+        picture = {"file": file, "seed": cfg.seed + n, "condition": text}
+        pictures.append(picture | {key: names[n % len(names)] for key, names in sourced})
+        pictures[-1] |= {"cut": cut[text]} if cut else {}
     record = {"run": folder.name, **about, "settings": settings, "pictures": pictures}
     write_json(out / "samples.json", record, indent=2, ascii=False)
     print(f"pictures: {out / 'grid.png'}{f', {out}/strip.png' if cfg.strip else ''}")

@@ -14,7 +14,7 @@ from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip, Guidance
 from mmlab.diffusion.process import Diffusion, Level, between
 from mmlab.diffusion.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, heun
-from mmlab.diffusion.walk import Step, Trajectory
+from mmlab.diffusion.walk import Source, Step, Trajectory
 from mmlab.keyed import normal
 from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, choices, diffusion, exact, flow_matching
 
@@ -319,3 +319,49 @@ def test_each_sampler_has_a_function():
 def test_noise_needs_a_key():
     with pytest.raises(ValueError, match="needs rng"):
         ddpm(GaussianDenoiser(diffusion(), 5), diffusion(), X, 5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("process", [diffusion("scaled_linear", target="v"), flow_matching()])
+def test_samples_start_from_others_at_a_level_in_between(name, process):
+    steps, skipped, others = 10, 6, MEAN + 0.1 * X.flip(0)
+    denoiser, seen = GaussianDenoiser(process, steps), []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((x, t[0].item()))
+        return denoiser(x, t)
+
+    found = SAMPLERS[name](model, process, X, steps, rng=generator(), source=Source(others, skipped))
+    level = process.grid(steps)[skipped]
+    state, time = seen[0]
+    assert time == process.model_time(torch.tensor(level.time)).item()
+    assert torch.equal(state, level.alpha * others + level.sigma * X)
+    assert len({t for _, t in seen}) == steps - skipped
+    if name in ("ddim", "euler", "heun"):
+        # A run from noise through the same state ends at the same samples.
+        whole = Trajectory(steps)
+        end = SAMPLERS[name](denoiser, process, X, steps, on_step=whole)
+        x_0 = (whole.x[skipped - 1] - level.sigma * X) / level.alpha
+        again = SAMPLERS[name](denoiser, process, X, steps, source=Source(x_0, skipped))
+        torch.testing.assert_close(again, end, rtol=1e-9, atol=1e-9)
+    assert (found - others).abs().mean() < (X - others).abs().mean()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("skipped", [0, 6])
+def test_a_mask_keeps_samples_at_each_step(name, skipped):
+    process, steps = diffusion("scaled_linear", target="v"), 10
+    kept, mask = 5 + X, torch.tensor([1.0, 0.0])
+    states = Trajectory(steps)
+    source = Source(kept, skipped, mask)
+    found = SAMPLERS[name](
+        GaussianDenoiser(process, steps), process, X, steps, rng=generator(), source=source, on_step=states
+    )
+    assert torch.equal(found[:, 1], kept[:, 1])
+    for level, x in zip(process.grid(steps)[skipped + 1 :], states.x, strict=True):
+        assert torch.equal(x[:, 1], (level.alpha * kept + level.sigma * X)[:, 1])
+    free = SAMPLERS[name](GaussianDenoiser(process, steps), process, X, steps, rng=generator())
+    if skipped == 0:
+        assert torch.equal(found[:, 0], free[:, 0]), "it starts as noise, and this denoiser looks at each value alone"
+    else:
+        assert (found[:, 0] - free[:, 0]).abs().mean() > 0.05

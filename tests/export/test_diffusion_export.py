@@ -1,6 +1,7 @@
 """Exported pipelines give our pictures: same noise, same grid, their code on one side and ours on the other."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
+from mmlab.evaluate.pictures.generators import picture_generator
+from mmlab.evaluate.pictures.source_images import IMAGE, MASK
 from mmlab.export.diffusion_export import export_first_stage, export_pipeline
 from mmlab.export.schedulers import scheduler
 from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
@@ -152,6 +157,41 @@ def test_text_is_stable_diffusion(tokenizer_folder, tmp_path, scale):
     options = {"guidance_scale": scale, "num_inference_steps": STEPS, "output_type": "pt"}
     same(pipeline(texts, latents=noise(built, 2), **options).images, ours)
     assert (ours[0] - pictures(built, process, conditioner.null(2, "cpu"), 1.0, 2)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "strength"), [("ddim", 0.65), ("dpmpp_2m", 0.3), ("dpmpp_2m", 1.0)])
+@torch.no_grad()
+def test_images_to_start_from_and_masks_are_those_of_stable_diffusion(
+    tokenizer_folder, tmp_path, monkeypatch, name, strength
+):
+    built, process, sampler = model(kl(), bert(tokenizer_folder)), LDM(), sampling(name=name, steps=20)
+    sampler = Sampler(replace(sampler.config, guidance=GuidanceConfig(2.5)))
+    export_pipeline(built, process, SIZE, tmp_path / "out", sampler)
+    parts = load(StableDiffusionPipeline, tmp_path / "out").components
+    texts = ["what color is the red circle?", "red"]
+    pixels = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    mask[:, :, 2:10, 6:] = True  # whole latents
+    generator = picture_generator(built, sampler, process, size=SIZE, strength=strength)
+    noises = generator.noise([4, 5])
+    told = built.conditioner.tokenize(texts)  # type: ignore[union-attr]
+    for module, kind, masked in (
+        (img2img, img2img.StableDiffusionImg2ImgPipeline, False),
+        (inpaint, inpaint.StableDiffusionInpaintPipeline, True),
+    ):
+        pipeline: Any = kind(**parts, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noises)
+        monkeypatch.setattr(module, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
+        images: Any = pixels / 255
+        options: dict[str, Any] = {"image": images, "strength": strength}
+        if masked:
+            options |= {"mask_image": mask.float(), "height": SIZE, "width": SIZE}
+        theirs = pipeline(texts, num_inference_steps=20, guidance_scale=2.5, output_type="pt", **options).images
+        inputs = told | {IMAGE: pixels} | ({MASK: mask} if masked else {})
+        latents = generator.draw(inputs, [4, 5], None)
+        same(theirs, (generator.pixels(latents) / 2 + 0.5).clamp(0, 1))
+        assert (theirs - images).abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])

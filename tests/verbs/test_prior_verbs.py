@@ -190,6 +190,7 @@ def test_an_exported_prior(work, monkeypatch, capsys):
     ("argv", "says"),
     [
         (["run=class", "steps=9"], "steps applies only to diffusion models; class is a code prior."),
+        (["run=class", "image=x.png"], "image applies only to diffusion models with a sampler of mmlab; leave it out"),
         (["run=noise", "top_k=9"], "top_k applies only to code priors; noise is a diffusion model."),
         (["run=noise", "size=64"], "noise draws images of 8 px, the size it was trained on; leave out size.",),
         (["run=noise", "sampler=codes"], "noise is a diffusion model, which this sampler cannot use; try sampler=ddim"),

@@ -202,9 +202,53 @@ def test_a_strip_leads_from_noise_to_the_sample(work, monkeypatch, capsys):
     assert Image.open(work / "strip" / "strip.png").width > 9 * 128
 
 
+def test_images_to_start_from_with_masks(work, monkeypatch, capsys):
+    Image.effect_noise((12, 8), 80).convert("RGB").save(work / "a.png")
+    Image.new("RGB", (8, 8), "navy").save(work / "b.png")
+    for name, size in (("mask_a", (12, 8)), ("mask_b", (8, 8))):
+        mask = Image.new("L", size)
+        mask.paste(255, (0, 0, 6, 8))
+        mask.save(work / f"{name}.png")
+    titles = []
+    real = sample_files.contact_sheet
+
+    def kept(pictures, *args, **options):
+        titles.append((options["title"], [tuple(picture.shape) for picture in pictures]))
+        return real(pictures, *args, **options)
+
+    monkeypatch.setattr(sample_files, "contact_sheet", kept)
+    asked = ["run=class", "image=[a.png,b.png]", "mask=[mask_a.png,mask_b.png]", "count=4", "strength=0.5", "steps=4"]
+    code, _, err = sample(work, monkeypatch, capsys, *asked, "out=inpainted", "strip=2")
+    assert (code, err) == (0, "")
+    assert titles[0][0].endswith("strength 0.5: input, mask, result") and titles[0][1] == [(3, 8, 24)] * 4
+    assert titles[1][1] == [(3, 8, 8)] * 6, "two rows: the start, the first step, the result"
+    written = json.loads((work / "inpainted" / "samples.json").read_text())
+    assert written["strength"] == 0.5 and written["pictures"][3]["image"] == "b.png"
+    assert [picture["mask"] for picture in written["pictures"]] == ["mask_a.png", "mask_b.png"] * 2
+    one = ["run=class", "image=b.png", "count=1", "steps=4"]
+    little = drawn(work, monkeypatch, capsys, "little", *one, "strength=0.25")["0000.png"]
+    much = drawn(work, monkeypatch, capsys, "much", *one)["0000.png"]
+    again = drawn(work, monkeypatch, capsys, "again", *one, "strength=0.8", "label=circle")["0000.png"]
+    assert json.loads((work / "much" / "samples.json").read_text())["strength"] == 0.8 and apart(much, again) == 0
+    assert apart(little, much) > 2
+    assert drawn(work, monkeypatch, capsys, "free_image", "run=free", "image=b.png", "count=1")
+    text = ["run=text", "prompt=red", "image=b.png", "mask=mask_b.png", "count=1"]
+    assert drawn(work, monkeypatch, capsys, "text_image", *text)
+    assert json.loads((work / "text_image" / "samples.json").read_text())["strength"] == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
+        (["run=class", "image=gone.png"], "image=gone.png cannot be read: [Errno 2] No such file"),
+        (["run=class", "image=[]"], "image=[] must be a file, or a list of at least one."),
+        (["run=class", "mask=a.png"], "mask=a.png needs an image to start from; set image=<file>, or leave it out."),
+        (["run=class", "strength=0.5"], "strength=0.5 needs an image to start from"),
+        (["run=class", "image=x.png", "strength=1.5"], "'strength' must be at most 1, not 1.5"),
+        (
+            ["run=class", "image=x.png", "strength=0.1", "steps=5"],
+            "strength=0.1 of 5 steps is no step; raise it to 0.2",
+        ),
         ([], "'run' has no value; give run="),
         (["run=clas"], "There is no run 'clas' in runs. Did you mean 'class'?"),
         (["run=eye"], "eye is not a generative model; choose a run of stage=latent_diffusion or"),

@@ -12,18 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmlab.config.errors import ConfigError
-from mmlab.data.images import decode_image
-from mmlab.data.sample_types import ImageSpec, SampleError
+from mmlab.data.sample_types import ImageSpec
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
-from mmlab.diffusion.walk import Step
+from mmlab.diffusion.walk import Source, Step
+from mmlab.evaluate.pictures.source_images import IMAGE, MASK, read_image
 from mmlab.keyed import normal, uniform
 from mmlab.model.code_prior_model import CodePriorModel
 from mmlab.model.code_sampling import CodeSampler, sample_codes
 from mmlab.model.denoiser import DiffusionModel
-from mmlab.model.first_stage import to_uint8
+from mmlab.model.first_stage import to_signed, to_uint8
 
 OnStep = Callable[[Any], None]
 """Called after each step with a `Step`."""
@@ -50,7 +50,11 @@ class PictureGenerator(ABC):
 
     @abstractmethod
     def noise(self, seeds: list[int]) -> Tensor:
-        """The states that drawing starts from, one for each seed."""
+        """The states that drawing from noise starts from, one for each seed."""
+
+    def start(self, inputs: dict[str, Tensor], seeds: list[int]) -> Tensor:
+        """The states that drawing starts from."""
+        return self.noise(seeds)
 
     @abstractmethod
     def draw(self, inputs: dict[str, Tensor], seeds: list[int], on_step: OnStep | None) -> Tensor:
@@ -69,7 +73,7 @@ class PictureGenerator(ABC):
         """uint8 images `[B, 3, S, S]`; image b depends only on the model, row b of the inputs and seed b.
 
         Args:
-            inputs: of the model's conditioner, see `conditions`.
+            inputs: of the model's conditioner, see `conditions`; of a diffusion model also those of `source_images`.
             seeds: one for each image.
             on_step: see `OnStep`.
         """
@@ -83,30 +87,57 @@ class PictureGenerator(ABC):
 
 @dataclass(frozen=True)
 class DiffusionGenerator(PictureGenerator):
-    """Draws images from a diffusion model; states are normalized latents, float32 `[B, C, h, w]`."""
+    """Draws images from a diffusion model; states are normalized latents, float32 `[B, C, h, w]`.
+
+    Attributes:
+        strength: share of the steps that are taken from images to start from, if there are some.
+    """
 
     model: DiffusionModel
     process: NoiseProcess
     sampler: Sampler
     size: int
+    strength: float = 1.0
 
     start_label: ClassVar[str] = "x_T: noise"
     strip_title: ClassVar[str] = "x_t from noise to image, decoded"
 
     @property
     def steps(self) -> int:
-        return self.sampler.config.steps
+        return steps_from(self.sampler.config.steps, self.strength)
 
     def noise(self, seeds: list[int]) -> Tensor:
         first_stage = self.model.first_stage
         side = first_stage.side(self.size)
         return normal(seeds, (first_stage.channels, side, side), "start").to(self.device)
 
+    @torch.no_grad()
+    def start(self, inputs: dict[str, Tensor], seeds: list[int]) -> Tensor:
+        noise, source = self.noise(seeds), self.source({name: value.to(self.device) for name, value in inputs.items()})
+        if source is None:
+            return noise
+        config = self.sampler.config
+        return source.start(self.process.grid(config.steps, config.spacing)[source.skipped], noise)
+
+    def source(self, inputs: dict[str, Tensor]) -> Source | None:
+        """What drawing starts from, of inputs on the model's device: latents of `IMAGE`, and `MASK` for them.
+
+        A latent is drawn if the mask has one of its pixels.
+        """
+        if IMAGE not in inputs:
+            return None
+        first_stage = self.model.first_stage
+        x_0 = first_stage.normalized(first_stage.encode(to_signed(inputs[IMAGE])).mean)
+        mask = inputs.get(MASK)
+        mask = None if mask is None else F.max_pool2d(mask.float(), first_stage.factor)
+        return Source(x_0, self.sampler.config.steps - self.steps, mask)
+
     def draw(self, inputs: dict[str, Tensor], seeds: list[int], on_step: OnStep | None) -> Tensor:
-        x = self.noise(seeds)
-        condition = self.model.conditioner(inputs)
+        x, source = self.noise(seeds), self.source(inputs)
+        condition = self.model.conditioner({name: inputs[name] for name in inputs if name not in (IMAGE, MASK)})
         null = self.model.conditioner.null(len(seeds), x.device)
-        return self.sampler(self.model, self.process, x, condition=condition, null=null, rng=seeds, on_step=on_step)
+        options = {"rng": seeds, "on_step": on_step, "source": source}
+        return self.sampler(self.model, self.process, x, condition=condition, null=null, **options)
 
     def pixels(self, states: Tensor) -> Tensor:
         return self.model.first_stage.decode(self.model.first_stage.raw(states))
@@ -153,7 +184,14 @@ class CodeGenerator(PictureGenerator):
         return self.model.first_stage.decode_codes(states)
 
 
-def picture_generator(model: Any, sampler: Any, process: NoiseProcess | None = None, *, size: int) -> PictureGenerator:
+def steps_from(steps: int, strength: float) -> int:
+    """The steps that are taken from an image: the last `strength` · `steps`, rounded down as in diffusers."""
+    return int(steps * strength)
+
+
+def picture_generator(
+    model: Any, sampler: Any, process: NoiseProcess | None = None, *, size: int, strength: float = 1.0
+) -> PictureGenerator:
     """The generator of a trained model.
 
     Args:
@@ -161,10 +199,11 @@ def picture_generator(model: Any, sampler: Any, process: NoiseProcess | None = N
         sampler: `Sampler` or `CodeSampler`.
         process: the one that a diffusion model was trained with; None for a prior.
         size: side of the images in pixels.
+        strength: of a diffusion model, see `DiffusionGenerator`.
     """
     if process is None:
         return CodeGenerator(model, sampler, size)
-    return DiffusionGenerator(model, process, sampler, size)
+    return DiffusionGenerator(model, process, sampler, size, strength)
 
 
 GENERATIVE = (DiffusionModel, CodePriorModel)
@@ -209,19 +248,11 @@ def conditions(
         return conditioner.tokenize(texts), texts
     if conditioner.reads == "map":
         assert spec is not None
-        maps = [read_map(str(name), spec) for name in requests]
+        maps = [read_image(f"map={name}", name, spec) for name in requests]
         names = [Path(str(name)).name for name in requests]
         turns = [n % len(requests) for n in range(count)]
         return {"map_pixels": torch.stack([maps[n] for n in turns])}, [names[n] for n in turns]
     return {}, [""] * count
-
-
-def read_map(path: str, spec: ImageSpec) -> Tensor:
-    """The map in an image file, uint8 `[3, S, S]`; raises ConfigError if it cannot be read."""
-    try:
-        return decode_image(Path(path).expanduser().read_bytes(), spec)
-    except (OSError, SampleError) as error:
-        raise ConfigError(f"map={path} cannot be read: {error}.") from error
 
 
 def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
