@@ -38,6 +38,7 @@ from mmlab.data.image_condition import Conditioning
 from mmlab.data.module import ImageData
 from mmlab.data.shard_files import write_shards
 from mmlab.data.tally import Tally
+from mmlab.model.preprocessing import normalized
 
 SIZE, BATCH, WORKERS = 336, 16, 2
 CASES = {"640 px": (640, 480, 2048), "2048 px": (2048, 1536, 384), "12 megapixels": (4000, 3000, 96)}
@@ -118,7 +119,7 @@ def ours(root: Path, reduced: bool = False) -> Iterator[Tensor]:
     data = ImageData(config, ImageCollate(config, Conditioning()))
     data.plan(max_epochs=1)
     for batch in data.train_dataloader():
-        yield (batch["pixel_values"] - 255 * MEAN) / (255 * STD)  # as `VisionEncoder.normalize` does
+        yield normalized(batch["pixel_values"], 255 * MEAN, 255 * STD, torch.float32)  # as a vision encoder does
 
 
 def cpu() -> float:

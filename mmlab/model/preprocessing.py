@@ -17,6 +17,8 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 """CLIP's statistics of values in [0, 1], red, green and blue."""
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 FILE = "preprocessor_config.json"
+CACHED = 2**18
+"""So many float32 values fit into the cache of a core."""
 
 
 def read_preprocessor(source: str) -> dict[str, Any]:
@@ -102,3 +104,22 @@ def resized(pixels_N3HW: Tensor, size: int) -> Tensor:
         return pixels_N3HW
     scaled = interpolate(pixels_N3HW.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+def normalized(pixels_N3HW: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pixels less their mean, by their deviation, in a dtype.
+
+    Args:
+        pixels_N3HW: uint8, or already float.
+        mean: float32, of the same scale, such as `[3, 1, 1]`.
+        std: as `mean`.
+        dtype: of the result, to which float32 values are rounded.
+    """
+    if pixels_N3HW.device.type != "cpu":
+        return ((pixels_N3HW - mean) / std).to(dtype)
+    # A few pictures at a time: copies of a large batch do not fit into the cache, and may take several times as long.
+    values = torch.empty(pixels_N3HW.shape, dtype=dtype)
+    count = max(1, CACHED // max(1, pixels_N3HW[:1].numel()))
+    for pixels, place in zip(pixels_N3HW.split(count), values.split(count), strict=True):
+        place.copy_((pixels - mean).div_(std))
+    return values

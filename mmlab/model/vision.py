@@ -14,7 +14,7 @@ from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 from mmlab.config.errors import ConfigError
 from mmlab.model.config import VisionEncoderConfig
 from mmlab.model.exact_buffers import ExactBuffers
-from mmlab.model.preprocessing import FILE, pixels_of, read_preprocessor, statistics, three_numbers
+from mmlab.model.preprocessing import FILE, normalized, pixels_of, read_preprocessor, statistics, three_numbers
 from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
@@ -194,7 +194,7 @@ class VisionEncoder(ExactBuffers):
 
     def normalize(self, pixels_N3HW: Tensor) -> Tensor:
         """Return what the tower reads of uint8 pixels, in its dtype."""
-        return ((pixels_N3HW - self.mean) / self.std).to(next(self.tower.parameters()).dtype)
+        return normalized(pixels_N3HW, self.mean, self.std, next(self.tower.parameters()).dtype)
 
     def unused(self) -> Iterator[nn.Parameter]:
         """Yield the weights that no feature depends on: layers after `feature_layer`, what the tower has after its
