@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.augmentation import cropped, placed
@@ -263,7 +264,7 @@ class PairCollate:
     def batch(self, contents: list[tuple[Tensor, list[int]]]) -> dict[str, Any]:
         """Pad captions to the longest: a `PairBatch`."""
         images, captions = zip(*contents, strict=True)
-        return {"pixel_values": torch.stack(images), **self.padded(captions)}
+        return {"pixel_values": default_collate(list(images)), **self.padded(captions)}
 
     def padded(self, captions: Sequence[list[int]]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` of captions, padded to the longest."""

@@ -83,10 +83,11 @@ def pictures_read(extensions: Iterable[str], spec: ImageSpec | None) -> list[str
 
 
 def _decoded(data: bytes, spec: ImageSpec) -> tuple["Tensor", int]:
+    """An image, uint8 `[3, H, W]`, until this thread decodes another; and by how much its sides were reduced."""
     import torch
 
     with decoding(data):
-        pixels, reduced = rgb_pixels(data, spec)
+        pixels, reduced = rgb_pixels(data, spec, passing=True)
     return torch.from_numpy(pixels).permute(2, 0, 1), reduced
 
 
@@ -173,7 +174,7 @@ def _scale(image_3HW: "Tensor", height: int, width: int) -> "Tensor":
     from torch.nn.functional import interpolate
 
     if image_3HW.shape[1:] == (height, width):
-        return image_3HW.contiguous()
+        return image_3HW.clone(memory_format=torch.contiguous_format)
     # Of pixels that lie one after another, torch takes no copy, and it resizes them in this thread. Its own copy of a
     # part of a picture takes longer than resizing that, in all threads.
     whole = torch.from_numpy(np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy())).permute(2, 0, 1)
@@ -235,12 +236,13 @@ def check_size(width: int, height: int) -> None:
         raise TooManyPixels(f"{width} x {height} pixels are more than the cap of {PIXEL_CAP / 1e6:.0f} million")
 
 
-def rgb_pixels(data: bytes, spec: ImageSpec | None = None) -> tuple[np.ndarray, int]:
+def rgb_pixels(data: bytes, spec: ImageSpec | None = None, *, passing: bool = False) -> tuple[np.ndarray, int]:
     """Decode an image to RGB: its first frame, rotated as its EXIF data state, on a white background.
 
     Args:
         data: the file's bytes.
         spec: what it is decoded for; with `reduce_jpegs` a JPEG may be decoded smaller, see `reduction`.
+        passing: see `jpeg_pixels`.
 
     Returns:
         uint8 `[H, W, 3]`, contiguous, and the factor by which both sides were reduced.
@@ -250,7 +252,7 @@ def rgb_pixels(data: bytes, spec: ImageSpec | None = None) -> tuple[np.ndarray, 
         Exception: whatever Pillow raises on broken bytes.
     """
     image = _open_checked(data)
-    if isinstance(image, JpegImageFile) and (decoded := jpeg_pixels(data, image, spec)) is not None:
+    if isinstance(image, JpegImageFile) and (decoded := jpeg_pixels(data, image, spec, passing=passing)) is not None:
         return decoded
     return np.array(_rgb(image)), 1
 

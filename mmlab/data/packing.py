@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mmlab.data.batch import IGNORE
 from mmlab.data.conversation import Segment
@@ -85,8 +86,8 @@ def place_pictures(shown: Sequence[Shown], tokens: int, size: int) -> dict[str, 
     Returns:
         `pixel_values`, `image_positions`, `image_features` and `image_keys` of a `ChatBatch`.
     """
-    tiles = [one.picture.tiles for one in shown]
-    pixels = torch.cat(tiles) if tiles else torch.zeros((0, 3, size, size), dtype=torch.uint8)
+    tiles = [tile for one in shown for tile in one.picture.tiles]
+    pixels = default_collate(tiles) if tiles else torch.zeros((0, 3, size, size), dtype=torch.uint8)
     none = torch.zeros(0, dtype=torch.int64)
     places = torch.cat([none, *(one.picture.places for one in shown)])
     # Of each picture: its row, what its first column is beyond its place among all places, its first feature.

@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import Dataset
 
 from mmlab.config.errors import DataError, RunError
 from mmlab.data.batch_loader import IGNORED, LocalLoader
+from mmlab.data.image_collate import stack
 from mmlab.data.mixture import Source
 from mmlab.data.reader import GlobalBatches, LocalBatches
 from tests.tiny_shards import KeyCollate, make_shards, settings
@@ -108,3 +111,13 @@ def test_python_exits_although_workers_still_wait(tmp_path, then):
         env=environment,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class Stacks(Dataset):
+    def __getitem__(self, m: int) -> bool:
+        return stack([{"pixels": torch.ones(3)}, {"pixels": torch.zeros(3)}])["pixels"].is_shared()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_stacks_into_shared_memory(workers):
+    assert list(LocalLoader(Stacks(), 1, lambda: 0, workers)) == [workers > 0]

@@ -95,7 +95,7 @@ def test_what_pillow_accepts_is_accepted_and_what_it_refuses_is_refused(monkeypa
         for at in draw.integers(2, len(data), i % 4):
             data[at] = draw.integers(256)
         results = []
-        for decoder in (jpeg_pixels, lambda *_: None):
+        for decoder in (jpeg_pixels, lambda *_, **__: None):
             monkeypatch.setattr(images, "jpeg_pixels", decoder)
             try:
                 results.append(decode_image(bytes(data), ImageSpec(16)))
@@ -181,3 +181,23 @@ def test_the_setting_reaches_the_decoder_and_the_record_of_encoded_images(reduce
     data = ImageDataConfig(root="", global_batch=1, micro_batch=1, size=8, reduce_jpegs=reduce)
     spec = ImageCollate(data, cast("Any", SimpleNamespace(members=()))).image
     assert spec is not None and spec.form == "data.size=8 data.aspect=crop" + " data.reduce_jpegs=true" * reduce
+
+
+@pytest.mark.parametrize("kept", [0, 2**26])
+def test_an_image_does_not_change_when_another_is_decoded(kept, monkeypatch):
+    monkeypatch.setattr("mmlab.data.jpeg.LARGEST_KEPT", kept)
+    small, large = photo(16, 16), photo(40, 40)
+    for decode in (lambda data: rgb_pixels(data)[0], lambda data: decode_image(data, ImageSpec(16)).numpy()):
+        first, second = decode(jpeg(small)), decode(jpeg(ImageOps.invert(small)))
+        before = [first.copy(), second.copy()]
+        decode(jpeg(large))
+        decode(jpeg(small.rotate(90)))
+        assert (first == before[0]).all() and (second == before[1]).all() and (first != second).any()
+
+
+def test_memory_of_decoded_pixels_is_used_again():
+    data = jpeg(PHOTO)
+    header = cast(Any, open_image(data))
+    first, second = (cast(Any, jpeg_pixels(data, header, passing=True))[0] for _ in range(2))
+    own = cast(Any, jpeg_pixels(data, header))[0]
+    assert np.shares_memory(first, second) and not np.shares_memory(first, own)
