@@ -20,6 +20,7 @@ from mmlab.model.diffusers_vae import (
     stated_statistics,
     with_blocks,
 )
+from mmlab.model.diffusers_vq import DEFAULTS, buffers_of, read_vq, vq_place
 from mmlab.model.discriminator import PatchDiscriminator
 from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
 from mmlab.model.pretrained import on_meta, require_source
@@ -197,8 +198,22 @@ class VQAutoencoder(Autoencoder):
 
     def load_pretrained(self) -> None:
         """Fill the autoencoder from the source of the settings, if any; raises ConfigError when it does not fit."""
-        if self.settings.source is not None:
-            self.load(Path(self.settings.source).expanduser())
+        source = self.settings.source
+        if source is None:
+            return
+        place = vq_place(source)
+        if "_class_name" not in place.config():  # of `save`
+            self.load(Path(place.folder()))
+            return
+        if getattr(self.quantizer.config, "ema", None) is not None:
+            raise ConfigError(f"{source} has no moving averages; set model/first_stage/quantizer=nearest.")
+        stored = read_vq(source)
+        here = {**DEFAULTS, "latent_channels": self.quantizer.width, **self._config()}
+        _compare(stored.config, here, source)
+        fill(self, {**stored.weights, **buffers_of(self, stored.weights)}, source)
+        self.untrained = False
+        if stored.statistics is not None:
+            self.set_statistics(*stored.statistics)
 
     def load(self, folder: Path) -> None:
         """Fill the autoencoder from a folder of `save`; raises ConfigError when it does not fit."""

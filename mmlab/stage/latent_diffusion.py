@@ -44,8 +44,9 @@ class LatentDiffusion(GenerativeStage):
         ConfigError: unknown parts, a first stage to train, a loss that the process does not weight, or another process
             than that of the pipeline from which the denoiser starts.
 
-    The statistics of latents that no earlier run has measured are measured from training images before the first step;
-    checkpoints hold them, and the run's artifacts the first stage with them.
+    The statistics of latents that no earlier run has measured are measured from training images before the first step,
+    unless the denoiser starts from a published model, which takes the latents as they are; checkpoints hold them, and
+    the run's artifacts the first stage with them.
     """
 
     model: DiffusionModel
@@ -74,10 +75,13 @@ class LatentDiffusion(GenerativeStage):
                 " stage.init_from, or set model.first_stage.source"
                 f"{' with model.first_stage.init=pretrained' if random else ''}."
             )
-        if not self.model.first_stage.measured:
+        first_stage, settings = self.model.first_stage, getattr(self.model.denoiser, "settings", None)
+        source = None if "denoiser" in artifacts else getattr(settings, "source", None)
+        if not first_stage.measured:
             self.completed = ["first_stage"]
-        source = getattr(getattr(self.model.denoiser, "settings", None), "source", None)
-        if source is not None and "denoiser" not in artifacts:
+            if source is not None:  # the denoiser has learned the latents as they are
+                first_stage.set_statistics(first_stage.latent_mean, first_stage.latent_std)
+        if source is not None:
             check_process(self.process, scheduler_of(source), source)
 
     def collate(self, data: ImageDataConfig) -> ImageCollate | LatentCollate:
@@ -95,7 +99,7 @@ class LatentDiffusion(GenerativeStage):
                 f" {reduction}; take a multiple of {first_stage.factor * reduction}."
             )
         if data.latents:
-            if self.completed:
+            if not first_stage.measured:
                 raise ConfigError(
                     "The first stage's latent statistics are not known, and are measured from images: train with"
                     " data.latents=false, or name in stage.init_from the run that encoded the latents."

@@ -214,7 +214,8 @@ def option(name: str):
 
 
 def test_every_first_stage_is_checked_here():
-    assert {path.stem for path in (conf_dir() / "model" / "first_stage").glob("*.yaml")} == set(SHAPES)
+    options = {path.stem for path in (conf_dir() / "model" / "first_stage").glob("*.yaml")}
+    assert options - {"pretrained"} == set(SHAPES)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -19,18 +20,21 @@ from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import Sampler
 from mmlab.export.diffusion_export import export_pipeline
 from mmlab.model import diffusers_source
-from mmlab.model.autoencoder import KLAutoencoder
-from mmlab.model.conditioner import ClassCondition, TextCondition
+from mmlab.model.autoencoder import KLAutoencoder, VQAutoencoder
+from mmlab.model.conditioner import ClassCondition, NoCondition, TextCondition
 from mmlab.model.config import (
     ClassConditionConfig,
     DiTConfig,
     KLAutoencoderConfig,
     TextConditionConfig,
     UNetConfig,
+    VectorQuantizerConfig,
+    VQAutoencoderConfig,
 )
 from mmlab.model.denoiser import DiffusionModel, UNet
 from mmlab.model.diffusers_source import scheduler_of
 from mmlab.model.dit import DiT
+from mmlab.model.quantizer import VectorQuantizer
 from mmlab.training.filling import fill_parts, random_parts
 from tests.model import tiny_pipelines as tiny
 
@@ -126,6 +130,42 @@ def test_a_dit_pipeline_draws_and_is_exported_as_it_is(dit, tmp_path, kind):
         pipeline.scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, timestep_spacing="trailing")
         options = {"guidance_scale": 2.5, "num_inference_steps": STEPS, "output_type": "pt"}
         same(drawn, pipeline([2, 0], generator=torch.Generator().manual_seed(7), **options).images)
+
+
+def vq(source: str, **options: Any) -> VQAutoencoder:
+    book = VectorQuantizer(VectorQuantizerConfig(**{"codes": 16, "width": 3, "normalize": False, **options}))
+    return VQAutoencoder(VQAutoencoderConfig(architecture=tiny.VQ, source=source), book)
+
+
+@pytest.mark.parametrize("scaling", [0.4, 1.0])
+def test_an_unconditional_pipeline_on_codes_draws_and_comes_back_as_it_is(tmp_path, scaling):
+    def filled(source: str) -> DiffusionModel:
+        model = DiffusionModel(vq(source), NoCondition(), partial(UNet, UNetConfig(source=source)))
+        fill_parts(model, [])
+        return model.eval()
+
+    folder = tiny.latent_diffusion(tmp_path / "ldm", scaling)
+    model, process = filled(str(folder)), Diffusion(DiffusionConfig(schedule="scaled_linear"))
+    stated = (model.first_stage.measured, model.first_stage.latent_std.tolist())
+    assert stated == (scaling != 1, [pytest.approx(1 / scaling)] * 3)
+    latents = torch.randn(2, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        drawn = Sampler(SamplerConfig(steps=STEPS))(model, process, latents, condition={}, null={})
+        drawn = (model.first_stage.decode(model.first_stage.raw(drawn)) / 2 + 0.5).clamp(0, 1)
+    export_pipeline(model, process, tiny.SIZE, tmp_path / "out", Sampler(SamplerConfig(steps=STEPS)))
+    again = filled(str(tmp_path / "out"))
+    weights = again.denoiser.state_dict()
+    assert all(value.equal(weights[name]) for name, value in model.denoiser.state_dict().items())
+    assert torch.equal(again.first_stage.latent_std, model.first_stage.latent_std)
+    pipeline: Any = LDMPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"batch_size": 2, "num_inference_steps": STEPS, "output_type": "np"}
+    theirs = pipeline(generator=torch.Generator().manual_seed(7), **options).images
+    same(drawn, torch.from_numpy(theirs).permute(0, 3, 1, 2))
+    with pytest.raises(ConfigError, match="its codes is 16, not 8"):
+        vq(str(folder), codes=8).load_pretrained()
+    with pytest.raises(ConfigError, match="has no moving averages; set model/first_stage/quantizer=nearest"):
+        vq(str(folder), ema=0.9).load_pretrained()
 
 
 def test_our_own_export_of_classes_comes_back(tmp_path):

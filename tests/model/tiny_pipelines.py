@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -17,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE, SIDE, LENGTH = 16, 8, 12
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VQ: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 CLASSES = ["cat, a tabby", "dog", *(f"class {n}" for n in range(2, 1000))]
 
 
@@ -115,4 +119,39 @@ def dit(folder: Path) -> Path:
     index = folder / "model_index.json"
     labels = {str(n): name for n, name in enumerate(CLASSES)}
     index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": labels}))
+    return folder
+
+
+def latent_diffusion(folder: Path, scaling_factor: float) -> Path:
+    """Write a pipeline in the layout of latent diffusion's unconditional models: VQ-f2, and a UNet with attention."""
+    torch.manual_seed(0)
+    blocks: Any = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    vqvae = VQModel(
+        **blocks,
+        **VQ,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        vq_embed_dim=3,
+        scaling_factor=scaling_factor,
+    )
+    nn.init.normal_(vqvae.quantize.embedding.weight)
+    unet = UNet2DModel(
+        sample_size=SIDE,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0195,
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    LDMPipeline(vqvae, unet, scheduler).save_pretrained(folder)
     return folder

@@ -1,6 +1,7 @@
 """The diffusion stage learns the same from pictures and cached latents, on any ranks, and refuses what it must."""
 
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,31 @@ def test_statistics_that_no_run_has_stored_are_measured_once(pictures, monkeypat
     fit(resumed, image_data(resumed, pictures), 2)
     assert torch.equal(resumed.model.first_stage.latent_mean, first.latent_mean)
     assert diffusion_stage().completed == []
+
+
+def test_a_published_denoiser_keeps_the_latents_that_it_has_learned(tmp_path, pictures, monkeypatch):
+    stage = diffusion_stage(diffusion_model(TinyFirstStage(measured=False)))
+    stage.model.denoiser.settings = SimpleNamespace(source=str(tmp_path))
+    stage.on_filled({})
+    assert stage.model.first_stage.latent_std.tolist() == [1, 1] and stage.completed == ["first_stage"]
+    monkeypatch.setattr("mmlab.stage.latent_diffusion.measure_latents", lambda *_: pytest.fail("measured"))
+    fit(stage, image_data(stage, pictures), 1)
+    trained = diffusion_stage(diffusion_model(TinyFirstStage(measured=False)))
+    trained.model.denoiser.settings = stage.model.denoiser.settings
+    trained.on_filled({"denoiser": tmp_path})  # of a run, whose first stage another one replaces
+    assert not trained.model.first_stage.measured
+
+
+def test_the_scheduler_of_a_published_denoiser_is_compared(stable_diffusion):
+    stage = diffusion_stage()
+    stage.model.denoiser.settings = SimpleNamespace(source=str(stable_diffusion))
+    with pytest.raises(
+        ConfigError, match=r"schedule=scaled_linear, as its scheduler says, .* set process\.schedule"
+    ):
+        stage.on_filled({})
+    stage.on_filled({"denoiser": stable_diffusion})
+    stage.model.denoiser.settings.source += "/unet"
+    stage.on_filled({})
 
 
 def picky(reduction: int) -> Any:
