@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmlab.config.errors import ConfigError, RunError
+from mmlab.runs.redact import redact
 
 OWN = ("scores", "out")
 """Settings of a command that are not those of the scores."""
@@ -91,7 +92,7 @@ def provenance(cfg: DictConfig, folder: Path, inputs: Mapping[str, Any]) -> dict
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The settings of a command that its scores depend on."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in settings.items() if key not in OWN}
+    return redact({key: value for key, value in settings.items() if key not in OWN})
 
 
 def _device(cfg: DictConfig) -> str:
