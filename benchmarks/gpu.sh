@@ -18,7 +18,7 @@ export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} # rows
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 [ -n "$size" ] || "$python" -c 'import torch; assert torch.cuda.is_available()' 2> /dev/null ||
     { echo "no GPU here; $0 tiny OUT runs on a CPU" >&2; exit 2; }
-# It ends itself after 450 s; one that hangs is ended after 470.
+# It ends itself after 440 s and the imports; if it cannot, it is ended after 470.
 timeout --kill-after=5 470 "$python" "$here/gpu.py" $size "$out" || echo "gpu.py ended with exit code $?"
 [ -s "$out/gpu.json" ] || exit 1
 cat "$out/gpu.json"

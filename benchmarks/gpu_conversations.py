@@ -150,11 +150,11 @@ def our_batch(rows: list[list[Sample]], pixels: Tensor, tokens: int, length: int
 
 
 def their_batches(rows: list[list[Sample]], pixels: Tensor, device: torch.device) -> list[dict[str, Any]]:
-    """Padded rows; where texts share a picture, a micro-batch for each row of ours, which fits into memory."""
+    """Padded rows; where texts share a picture, a micro-batch for each picture, as more would not fit into memory."""
     samples = [sample for row in rows for sample in row]
     several = len(samples[0].texts) > 1
     batches, start = [], 0
-    for group in rows if several else [samples]:
+    for group in [[sample] for sample in samples] if several else [samples]:
         texts = [text for sample in group for text in sample.rows()]
         chosen = [start + n for n, sample in enumerate(group) for _ in sample.texts]
         start += len(group)

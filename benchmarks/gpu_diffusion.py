@@ -236,8 +236,8 @@ def unet(size: Size, device: torch.device) -> Case:
     )
     ways = [
         Way(name + word, step, module, weights, optimizer, entering(layers, compiled, loop, optimizer), flops)
-        for compiled, word in ((False, ""), (True, ", compiled"))
-        for name, step, module, layers, flops in kinds
+        for compiled, word, order in ((False, "", kinds), (True, ", compiled", kinds[::-1]))
+        for name, step, module, layers, flops in order
     ]
     return images(pictures, flops_of(stage, pictures[0], device), ways, device)
 
