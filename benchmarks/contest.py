@@ -78,6 +78,9 @@ class _Reading:
 def measure(contest: Contest, script: str, rounds: int) -> dict[str, Any]:
     """Run all sides in turn, `rounds` times, and print the medians.
 
+    A ratio compares what is done per second after the first steps, `whole_run_ratio` the time of the processes, and
+    `cpu_ratio` their CPU time per unit.
+
     Returns:
         The figures of each side, for JSON.
 
@@ -94,6 +97,7 @@ def measure(contest: Contest, script: str, rounds: int) -> dict[str, Any]:
     first, *others = contest.sides
     for side, figures in sides.items():
         figures["ratio"] = figures["rate"] / sides[first]["rate"]
+        figures["whole_run_ratio"] = sides[first]["whole_run_s"] / figures["whole_run_s"]
         figures["cpu_ratio"] = sides[first]["cpu_per_unit"] / figures["cpu_per_unit"]
         if side in contest.goals:
             figures["goal"] = contest.goals[side]
@@ -137,7 +141,7 @@ def _medians(readings: list[_Reading]) -> dict[str, Any]:
 def _print(contest: Contest, sides: dict[str, dict[str, Any]]) -> None:
     width = max(len(contest.title), *map(len, sides)) + 1
     print(
-        f"\n{contest.title:<{width}} {contest.unit + '/s':>12} {'range':>15} {'ratio':>7} {'goal':>6} {'whole run':>10}"
+        f"\n{contest.title:<{width}} {contest.unit + '/s':>12} {'range':>15} {'ratio':>7} {'goal':>6} {'whole run':>18}"
         f" {'CPU':>7} {'memory':>8}  losses"
     )
     for side, f in sides.items():
@@ -145,7 +149,8 @@ def _print(contest: Contest, sides: dict[str, dict[str, Any]]) -> None:
         losses = f"{f['losses'][0]:.5f} → {f['losses'][-1]:.5f}" if f["losses"] else ""
         print(
             f"{side:<{width}} {f['rate']:>12.4g} {spread:>15} {f['ratio']:>6.2f}x {f'{goal:g}x' if goal else '':>6}"
-            f" {f['whole_run_s']:>8.1f} s {f['cpu_ratio']:>6.2f}x {f['peak_gb']:>5.2f} GB  {losses}",
+            f" {f['whole_run_s']:>8.1f} s {f['whole_run_ratio']:>6.2f}x {f['cpu_ratio']:>6.2f}x"
+            f" {f['peak_gb']:>5.2f} GB  {losses}",
             flush=True,
         )
 
