@@ -56,7 +56,8 @@ class Place:
         """Return the model's config; raises ConfigError if it cannot be read, or is of none of the classes, if any."""
         path = self.find(CONFIG)
         if path is None or (fields := read_json(path)) is None:
-            raise ConfigError(f"{self.key}={self} is not {self.kind}: it has no {CONFIG}.")
+            hub = "" if Path(self.root).exists() else ", or the hub cannot be reached"
+            raise ConfigError(f"{self.key}={self} is not {self.kind}: it has no {CONFIG}{hub}.")
         if classes and (name := fields.get("_class_name", classes[0])) not in classes:
             raise ConfigError(f"{self.key}={self} is not {self.kind}: it is a {name}.")
         return fields
