@@ -157,3 +157,29 @@ def test_compiled_code_runs_as_compiled():
     with FlopCounter() as counter:
         torch.compile(torch.mm, backend=backend)(left, right)
     assert len(graphs) == 1 and counter.flops == 2 * 3 * 4 * 5
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_layers_count_the_same(recompute):
+    """A compiled layer that runs again in the backward pass does not count again."""
+    net = Net(recompute)
+    for block in net.blocks:
+        block.forward = torch.compile(block.forward, backend="aot_eager")  # type: ignore[method-assign]
+    assert counted(net) == counted(Net())
+
+
+def test_attention_that_compiled_code_checkpoints_counts_once():
+    """It runs through an operator that saves the random state. Layers of diffusers are checkpointed so."""
+
+    def attend(x: Tensor) -> Tensor:
+        attended = checkpoint(lambda y: F.scaled_dot_product_attention(y, y, y).sin(), x, use_reentrant=False)
+        return attended.square().sum()  # type: ignore[union-attr]
+
+    counts = []
+    for function in (attend, torch.compile(attend, backend="aot_eager")):
+        with FlopCounter() as counter:
+            out = function(torch.randn(1, 2, 8, 4, requires_grad=True))
+            counter.in_backward = True
+            out.backward()
+        counts.append(counter.flops)
+    assert counts[0] == counts[1] > 0
