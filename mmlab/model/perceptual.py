@@ -55,14 +55,15 @@ class LPIPS(nn.Module):
 
     def forward(self, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
         """Return float32 distances `[B]` of pixels in [-1, 1]; H and W are at least `smallest`."""
-        both = (torch.cat([x_B3HW, y_B3HW]) - self.shift) / self.scale
-        both = both.to(self.features.get_parameter("0.weight").dtype)
+        dtype = self.features.get_parameter("0.weight").dtype
+        # One after the other: images need no gradients, and their reconstructions do.
+        x, y = (((images - self.shift) / self.scale).to(dtype) for images in (x_B3HW, y_B3HW))
         distance = torch.zeros(len(x_B3HW), device=x_B3HW.device)
         for k, stage in enumerate(self._stages()):
-            both = stage(both)
-            x, y = F.normalize(both.float(), dim=1, eps=1e-10).chunk(2)
+            x, y = stage(x), stage(y)
+            difference = F.normalize(x.float(), dim=1, eps=1e-10) - F.normalize(y.float(), dim=1, eps=1e-10)
             weight = self.get_parameter(f"lin{k}.weight").float()
-            distance = distance + ((x - y).square() * weight.view(-1, 1, 1)).sum(1).mean((1, 2))
+            distance = distance + (difference.square() * weight.view(-1, 1, 1)).sum(1).mean((1, 2))
         return distance
 
     def _stages(self) -> list[nn.Sequential]:
