@@ -15,7 +15,7 @@ from contest import Contest, main, tiny
 
 QUESTIONS = 10
 TRAINING = llava_runs.Training(
-    "finetune", samples=2, steps=3 if tiny() else 6, warm=1, template="v1", trains_language=True
+    "finetune", samples=2, steps=3 if tiny() else 5, warm=1, template="v1", trains_language=True
 )
 
 
