@@ -177,7 +177,7 @@ def fit(trainer: Trainer, stage: Any, data: Any, fresh: bool = False) -> dict[st
     """Train from the newest intact checkpoint, or from the start if it is `fresh`; return the last metrics.
 
     Raises:
-        RunError: the run has checkpoints, and all are damaged.
+        RunError: the run has checkpoints, and all are damaged; a layer cannot be compiled.
         Preempted: the run was asked to exit, and has saved.
         KeyboardInterrupt: the user stopped it at once; Lightning itself would exit the process.
     """
@@ -193,6 +193,14 @@ def fit(trainer: Trainer, stage: Any, data: Any, fresh: bool = False) -> dict[st
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        lines = [line for line in str(error).splitlines() if line and not line.endswith(" raised:")]
+        reason = next(iter(lines), type(error).__name__).rstrip(".")
+        raise RunError(f"A layer could not be compiled: {reason}; leave out trainer.compile to train.") from error
     # Every start ends with a validation, if there is any, but may have no step left to train.
     trained = {name: value for name, value in (saving.metrics if saving else {}).items() if name.startswith("train/")}
     metrics = {**trained, **trainer.callback_metrics}
