@@ -46,8 +46,8 @@ class Training:
 
     def __post_init__(self) -> None:
         if tiny():
-            self.widths, self.size, self.samples, self.steps = [8 for _ in self.widths], 32, 4, 6
             count = len(self.unet["block_out_channels"])
+            self.widths, self.size, self.samples, self.steps = [8] * 4, 8 * 2 ** (count - 1), 4, 6
             self.unet = {**self.unet, "block_out_channels": [16] * count, "attention_head_dim": 8, "norm_num_groups": 8}
 
 
@@ -133,7 +133,7 @@ def overrides(folder: Path, training: Training, run: str) -> list[str]:
         "model/first_stage=kl_f8",
         f"model.first_stage.source={folder}/vae",
         "model.first_stage.init=pretrained",
-        "model.denoiser.architecture=" + json.dumps(training.unet).replace('"', ""),
+        *(f"++model.denoiser.architecture.{name}={value}" for name, value in training.unet.items()),
         "stage=latent_diffusion",
         "process=stable_diffusion",
         "callbacks=diffusion",
@@ -190,6 +190,7 @@ def trained(folder: Path, command: list[str], samples: int, warm: int) -> Outcom
     from mmlab.cli import main
     from mmlab.training.csv_log import read_table
 
+    Clock.ends.clear()
     if code := main(["train", *command]):
         raise RuntimeError(f"mmlab train ended with {code}.")
     rows = read_table(folder / "runs/contest/metrics.csv")

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("all_contests", "contest", "llava_runs", "llava_stage1", "llava_questions")
+NAMES = (
+    "all_contests",
+    "contest",
+    "llava_runs",
+    "llava_stage1",
+    "llava_questions",
+    "ldm_runs",
+    "ldm_training",
+    "vqgan_training",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +42,17 @@ def test_both_sides_of_a_llava_training_have_the_same_losses(benchmarks, tmp_pat
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
     assert ours.losses[0] != pytest.approx(ours.losses[-1], abs=1e-4)  # something is learned
     assert ours.amount == theirs.amount > 0 and ours.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["ldm_training", "vqgan_training"])
+def test_all_sides_of_an_image_model_have_the_same_losses(benchmarks, tmp_path, name):
+    contest = benchmarks(name).CONTEST
+    contest.prepare(tmp_path)
+    theirs, *others = (side(tmp_path) for side in contest.sides.values())
+    for ours in others:
+        assert ours.losses == pytest.approx(theirs.losses, abs=contest.tolerance)
+        assert ours.losses[0] != pytest.approx(ours.losses[1], abs=contest.tolerance)
+        assert ours.amount == theirs.amount > 0 and ours.seconds > 0
 
 
 def test_a_contest_is_measured_in_processes_of_its_own(benchmarks, capfd):
