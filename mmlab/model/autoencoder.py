@@ -22,7 +22,7 @@ from mmlab.model.diffusers_vae import (
 )
 from mmlab.model.diffusers_vq import DEFAULTS, buffers_of, read_vq, vq_place
 from mmlab.model.discriminator import PatchDiscriminator
-from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction
+from mmlab.model.first_stage import Autoencoder, Posterior, Reconstruction, for_encoding
 from mmlab.model.pretrained import on_meta, require_source
 from mmlab.model.quantizer import Quantizer
 from mmlab.runs.disk import to_json
@@ -55,10 +55,10 @@ class KLAutoencoder(Autoencoder):
         self._take_statistics()
 
     def encode(self, x_B3HW: Tensor) -> Posterior:
-        hidden = self.vae.encoder(x_B3HW.to(self.vae.dtype))
+        hidden = self.vae.encoder(for_encoding(x_B3HW.to(self.vae.dtype)))
         if self.vae.quant_conv is not None:
             hidden = self.vae.quant_conv(hidden)
-        mean, logvar = hidden.float().chunk(2, dim=1)
+        mean, logvar = hidden.float().contiguous().chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR))
 
     def decode(self, z_BChw: Tensor) -> Tensor:
@@ -162,8 +162,8 @@ class VQAutoencoder(Autoencoder):
         self.untrained = config.source is None
 
     def encode(self, x_B3HW: Tensor) -> Posterior:
-        hidden = self.quant_conv(self.encoder(x_B3HW.to(self.last_layer.dtype)))
-        return Posterior(self.quantizer.project(hidden))
+        hidden = self.quant_conv(self.encoder(for_encoding(x_B3HW.to(self.last_layer.dtype))))
+        return Posterior(self.quantizer.project(hidden.contiguous()))
 
     def decode(self, z_BChw: Tensor) -> Tensor:
         return self.reconstruct(z_BChw).pixels
