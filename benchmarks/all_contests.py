@@ -19,7 +19,10 @@ from contest import measure
 from mmlab.training.cpu_products import use_products
 
 HERE = Path(__file__).parent
-CONTESTS = ("llava_stage1", "llava_questions", "ldm_training", "ldm_churches", "vqgan_training", "shard_reading")
+CONTESTS = (
+    *("llava_stage1", "llava_questions", "ldm_training", "ldm_churches", "vqgan_training"),
+    *("shard_reading", "pictures", "large_pictures", "start_up"),
+)
 PACKAGES = ("torch", "lightning", "transformers", "diffusers", "accelerate", "webdataset", "numpy", "simplejpeg")
 
 
