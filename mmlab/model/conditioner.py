@@ -25,12 +25,11 @@ from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
 from mmlab.model.diffusers_classes import read_classes
-from mmlab.model.diffusers_source import fetch_text, text_place, tokenizer_folder
+from mmlab.model.diffusers_source import fetch_text, reads_config, text_place, tokenizer_folder
 from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
     load_weights,
-    on_meta,
     read_config,
 )
 from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
@@ -302,14 +301,14 @@ def _in_pipeline(config: TextConditionConfig, weights: bool = False) -> TextCond
         config: settings.
         weights: whether the encoder's weights are needed, too; what is needed of a pipeline on the hub is downloaded.
     """
-    local = config.source is not None and Path(config.source).expanduser().exists()
-    if config.source is None or config.init == "random" or (on_meta() and config.architecture and not local):
+    if config.source is None or config.init == "random" or not reads_config(config):
         return config
     place = text_place(config.source, "conditioner")
     if place is None:
         return config
     tokenizer = config.tokenizer or tokenizer_folder(place)
-    return replace(config, source=fetch_text(place) if weights else place.folder(), tokenizer=tokenizer)
+    folder = fetch_text(place) if weights else place.folder()
+    return replace(config, source=folder, tokenizer=tokenizer, architecture={})
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:

@@ -6,7 +6,6 @@ Every denoiser is called with `(x_BCHW, time_B, condition)` and returns `[B, C, 
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.conditioner import Condition, Conditioner
 from mmlab.model.config import UNetConfig
+from mmlab.model.diffusers_source import reads_config
 from mmlab.model.diffusers_unet import empty_unet, fill_unet
 from mmlab.model.first_stage import FirstStage
-from mmlab.model.pretrained import on_meta
 
 DERIVED = ("in_channels", "out_channels", "cross_attention_dim", "class_embed_type", "num_class_embeds")
 """Fields of diffusers' UNets that follow from the first stage and the conditioner."""
@@ -44,7 +43,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         self.settings = config
-        if config.source is not None and _reads_source(config):
+        if config.source is not None and reads_config(config):
             self.unet: Any = empty_unet(config.source, channels, vector_width, context_width)
         else:
             self.unet = _random_unet(config, channels, vector_width, context_width)
@@ -77,11 +76,6 @@ class UNet(nn.Module):
         """Fill the UNet from the source of the settings, if any; raises ConfigError when it does not fit."""
         if self.settings.source is not None:
             fill_unet(self.unet, self.settings.source)
-
-
-def _reads_source(config: UNetConfig) -> bool:
-    """Whether the source's config is read; to count parameters, not from the hub where there is an architecture."""
-    return not (on_meta() and config.architecture and not Path(str(config.source)).expanduser().exists())
 
 
 def _random_unet(config: UNetConfig, channels: int, vector_width: int | None, context_width: int | None) -> nn.Module:

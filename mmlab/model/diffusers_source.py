@@ -18,6 +18,7 @@ from torch import nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.model.checkpoint_files import HALF, PICKLED, SAFETENSORS, find, read_json, split_gguf
+from mmlab.model.pretrained import on_meta
 
 INDEX, CONFIG = "model_index.json", "config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -100,6 +101,12 @@ def place_of(source: str, names: Sequence[str], part: str, kind: str) -> Place:
     pipeline = entries.get("_class_name", "pipeline")
     parts = ", ".join(sorted(has)) or "no parts"
     raise ConfigError(f"{whole.key}={source} is a {pipeline} without {' or '.join(names)}; it has {parts}.")
+
+
+def reads_config(settings: Any) -> bool:
+    """Whether the config of a part's source is read: on the meta device, which is to count parameters, not from the hub
+    where the settings have an `architecture`."""
+    return not (on_meta() and settings.architecture) or Path(str(settings.source)).expanduser().exists()
 
 
 def pipeline_of(source: str) -> Place | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import KLAutoencoderConfig
-from mmlab.model.diffusers_source import Place, place_of, read_model, readable
+from mmlab.model.diffusers_source import Place, place_of, read_model, readable, reads_config
 from mmlab.model.pretrained import on_meta, require_source
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def build_kl(settings: KLAutoencoderConfig) -> "AutoencoderKL":
     """Build an AutoencoderKL with random weights, or on the meta device, to be filled from the source."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    if settings.init == "random" or on_meta():
+    if settings.init == "random" or (settings.source is None and on_meta()) or not reads_config(settings):
         names = [name for name in inspect.signature(AutoencoderKL.__init__).parameters if name != "self"]
         # diffusers' default is Stable Diffusion's factor, which is wrong for every other autoencoder.
         fields = {"scaling_factor": 1.0, **with_blocks(settings.architecture, names)}

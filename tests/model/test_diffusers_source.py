@@ -132,6 +132,20 @@ def test_a_dit_pipeline_draws_and_is_exported_as_it_is(dit, tmp_path, kind):
         same(drawn, pipeline([2, 0], generator=torch.Generator().manual_seed(7), **options).images)
 
 
+def test_weights_are_counted_by_a_pipeline_that_is_here(stable_diffusion):
+    source, other = str(stable_diffusion), {"block_out_channels": [8, 16]}
+    text = {"model_type": "clip_text_model", "hidden_size": 48}
+    with torch.device("meta"):
+        model = DiffusionModel(
+            KLAutoencoder(KLAutoencoderConfig(source=source, architecture=other)),
+            TextCondition(TextConditionConfig(source=source, architecture=text, max_length=tiny.LENGTH)),
+            partial(UNet, UNetConfig(source=source, architecture=other)),
+        )
+    real = from_text_pipeline(stable_diffusion)
+    assert all(weight.is_meta for weight in model.parameters())
+    assert [w.numel() for w in model.parameters()] == [w.numel() for w in real.parameters()]
+
+
 def vq(source: str, **options: Any) -> VQAutoencoder:
     book = VectorQuantizer(VectorQuantizerConfig(**{"codes": 16, "width": 3, "normalize": False, **options}))
     return VQAutoencoder(VQAutoencoderConfig(architecture=tiny.VQ, source=source), book)
