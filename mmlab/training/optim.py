@@ -42,6 +42,8 @@ class AdamW:
             optimizer: torch.optim.Optimizer = StochasticAdamW(groups, **options)
         else:
             optimizer = torch.optim.AdamW(groups, **options, **_kernel([p for g in groups for p in g["params"]]))
+            # The single kernel can also unscale gradients, so Lightning refuses to clip them, even without a scale.
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         factors = [partial(self.factor, total_steps=total_steps, peak=group["lr"]) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,

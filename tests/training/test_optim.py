@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
 from mmlab.training.config import AdamWConfig
-from mmlab.training.optim import AdamW, StochasticAdamW, stochastically_rounded
+from mmlab.training.optim import AdamW, StochasticAdamW, gradients_of, stochastically_rounded, total_norm
 
 
 def model() -> Any:
@@ -211,3 +212,12 @@ def test_a_resumed_run_computes_its_steps_as_before():
     stored = [{**group, "params": row["params"], "initial_lr": 1e-2} for row in rows]
     optimizer.load_state_dict({"state": {}, "param_groups": stored})
     assert {(group["foreach"], group["fused"]) for group in optimizer.param_groups} == {(True, None)}
+
+
+def test_gradients_can_be_clipped_under_mixed_precision():
+    parts = model()
+    optimizer = AdamW(AdamWConfig(lr=1e-2)).build(parts, 10)["optimizer"]
+    for weight in parts.parameters():
+        weight.grad = torch.full_like(weight, 3.0) if weight.requires_grad else None
+    MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+    assert total_norm(gradients_of(optimizer)) == pytest.approx(1, rel=1e-4)
