@@ -7,11 +7,9 @@ dropped row is the null row, which `null` returns for unconditional sampling.
 Legend: B images, T tokens, D width.
 """
 
-import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from mmlab.class_names import class_index
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.model.config import ClassConditionConfig, MapConditionConfig, TextConditionConfig
 from mmlab.model.diffusers_classes import read_classes
-from mmlab.model.diffusers_source import fetch_text, reads_config, text_place, tokenizer_folder
 from mmlab.model.pretrained import (
     build_model,
     load_pretrained,
@@ -33,6 +30,7 @@ from mmlab.model.pretrained import (
     read_config,
 )
 from mmlab.model.pretrained_tokenizer import find_tokenizer, fit_tokenizer
+from mmlab.model.text_source import in_pipeline, without_pooler
 from mmlab.runs.disk import to_json
 from mmlab.weights import fill
 
@@ -204,7 +202,7 @@ class TextCondition(Conditioner):
 
     def __init__(self, config: TextConditionConfig):
         super().__init__()
-        self.settings, config = config, _in_pipeline(config)
+        self.settings, config = config, in_pipeline(config)
         self.tokenizer: Any = find_tokenizer(config.tokenizer or config.source, "conditioner")
         defaults = {}
         if self.tokenizer is not None:
@@ -212,7 +210,7 @@ class TextCondition(Conditioner):
             defaults = {"vocab_size": len(self.tokenizer)}
         whole = read_config(config, "conditioner", **defaults)
         encoder = getattr(whole, "text_config", whole)
-        self._options = _without_pooler(encoder)
+        self._options = without_pooler(encoder)
         self.encoder: Any = build_model(AutoModelForTextEncoding, encoder, config, **self._options)
         self.max_length, self.dropout, self.hide_padding = config.max_length, config.dropout, config.hide_padding
         self.untrained = config.init == "random"
@@ -263,7 +261,7 @@ class TextCondition(Conditioner):
 
     def load_pretrained(self) -> None:
         """Fill the weights from the source of the settings."""
-        settings = _in_pipeline(self.settings, weights=True)
+        settings = in_pipeline(self.settings, weights=True)
         load_pretrained(self.encoder, settings, "conditioner", **self._options)
 
     def load(self, folder: Path) -> None:
@@ -292,40 +290,6 @@ class TextCondition(Conditioner):
             )
         if self.tokenizer is not None:
             fit_tokenizer(self.tokenizer, config.vocab_size, "conditioner")
-
-
-def _in_pipeline(config: TextConditionConfig, weights: bool = False) -> TextConditionConfig:
-    """Return settings that name the text encoder and the tokenizer of a pipeline as folders, where that is the source.
-
-    Args:
-        config: settings.
-        weights: whether the encoder's weights are needed, too; what is needed of a pipeline on the hub is downloaded.
-    """
-    if config.source is None or config.init == "random" or not reads_config(config):
-        return config
-    place = text_place(config.source, "conditioner")
-    if place is None:
-        return config
-    tokenizer = config.tokenizer or tokenizer_folder(place)
-    folder = fetch_text(place) if weights else place.folder()
-    return replace(config, source=folder, tokenizer=tokenizer, architecture={})
-
-
-def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
-    """Return the argument that omits BERT's pooler: its output is not used, and DDP refuses unused weights.
-
-    Raises:
-        ConfigError: transformers has no text encoder of this kind.
-    """
-    encoders: Any = AutoModelForTextEncoding._model_mapping
-    if type(config) not in encoders:
-        kinds = sorted(kind.model_type for kind in list(encoders))
-        hint = nearest(config.model_type, kinds)
-        raise ConfigError(
-            f"model.conditioner: '{config.model_type}' is not a text encoder such as clip_text_model.{hint}"
-        )
-    takes = inspect.signature(encoders[type(config)].__init__).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 
 class MapCondition(Conditioner):
