@@ -220,7 +220,7 @@ def test_images_to_start_from_with_masks(work, monkeypatch, capsys):
     asked = ["run=class", "image=[a.png,b.png]", "mask=[mask_a.png,mask_b.png]", "count=4", "strength=0.5", "steps=4"]
     code, _, err = sample(work, monkeypatch, capsys, *asked, "out=inpainted", "strip=2")
     assert (code, err) == (0, "")
-    assert titles[0][0].endswith("strength 0.5: input, mask, result") and titles[0][1] == [(3, 8, 24)] * 4
+    assert titles[0][0].startswith("input, mask, result; class: ") and titles[0][1] == [(3, 8, 24)] * 4
     assert titles[1][1] == [(3, 8, 8)] * 6, "two rows: the start, the first step, the result"
     written = json.loads((work / "inpainted" / "samples.json").read_text())
     assert written["strength"] == 0.5 and written["pictures"][3]["image"] == "b.png"

@@ -68,9 +68,11 @@ def caution(scores: dict[str, float], *sets: FeatureSet) -> str | None:
     size = ""
     if "fid_bias" in scores:
         rough = "very roughly " if len(fewest) < 2 * width else ""
+        # The estimate of a small bias may be negative.
+        added, few = (max(0.0, scores[name]) for name in ("fid_bias", "fid_reference_bias"))
         size = (
-            f" by {rough}{scores['fid_bias']:.3g} (few samples) and {scores['fid_reference_bias']:.3g} (few "
-            f"references); unlimited samples would have {scores['fid_infinity']:.4g}"
+            f" by {rough}{added:.3g} (few samples) and {few:.3g} (few references); unlimited samples would have "
+            f"{scores['fid_infinity']:.4g}"
         )
     return (
         f"The Fréchet distance is biased upwards{size}: {len(fewest):,} images are few for features of width {width:,} "

@@ -74,9 +74,9 @@ def draw_files(
             rows += intermediate(generator, few, seeds[: strip - start], trajectory, pictures)
     parts = 1 + (IMAGE in inputs) + (MASK in inputs)
     across = -(-(4 if len(shown) <= 16 else 8) // parts)
-    legend = {1: "", 2: ": input, result", 3: ": input, mask, result"}[parts]
+    legend = {1: "", 2: "input, result; ", 3: "input, mask, result; "}[parts]
     with replacing(out / "grid.png") as draft:
-        sheet(shown, labels[:GRID], numbers[:GRID], across, f"{title}{legend}", generator.size, parts).save(draft)
+        sheet(shown, labels[:GRID], numbers[:GRID], across, f"{legend}{title}", generator.size, parts).save(draft)
     if rows:
         first = [f"{number}\n{label}".strip() for number, label in zip(numbers, labels, strict=True)]
         texts = [text if n == 0 else "" for text, row in zip(first, rows, strict=False) for n in range(len(row))]
