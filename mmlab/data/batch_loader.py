@@ -70,10 +70,10 @@ class LocalLoader:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                raise RunError(f"a data worker died ({error}); the usual cause is lack of memory.") from error
-            raise
+        except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: it died while it handed over a batch
+            if all(worker.is_alive() for worker in self._workers):
+                raise
+            raise RunError(f"a data worker died ({error}); the usual cause is lack of memory.") from error
 
     def _start(self) -> Iterator[Any]:
         """Start the workers with the signals of `IGNORED` blocked, and without torch's SIGCHLD handler.

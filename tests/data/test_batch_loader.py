@@ -75,6 +75,25 @@ def test_a_killed_worker_is_a_clean_error(data):
     loader.close()
 
 
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_worker_that_dies_while_it_hands_over_a_batch(data, monkeypatch, alive):
+    """Its tensors then cannot be fetched; an error of that kind means something else while all workers live."""
+    loader = LocalLoader(data, 1000, from_the_start, 1)
+    batches = iter(loader)
+    next(batches)
+    if not alive:
+        os.kill(worker_pids(loader)[0], signal.SIGKILL)
+        loader._workers[0].join()
+
+    def broken(_) -> None:
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(type(loader._loader._iterator), "_next_data", broken)
+    with pytest.raises(ConnectionResetError if alive else RunError, match="Connection reset" if alive else "died"):
+        next(batches)
+    loader.close()
+
+
 def test_an_error_for_the_user_leaves_a_worker_as_one_sentence(tmp_path):
     broken = [Source("s", make_shards(tmp_path / "s", 2, bad={0, 1}))]
     data = LocalBatches(broken, KeyCollate(), GlobalBatches(2, 2), settings())
