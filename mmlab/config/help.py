@@ -37,8 +37,7 @@ def help_text(topic: str, command: str, doc: str | None, cfg: DictConfig, loader
         loader: the loader that composed it.
     """
     if topic == "keys":
-        shown = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        return "\n".join(_keys(shown, ""))
+        return "\n".join(_keys(cfg, ""))
     chosen = cfg.hydra.runtime.choices
     if topic == "groups":
         return "\n".join(_groups(loader, chosen)) or f"mmlab {command} has no config groups."
@@ -66,6 +65,8 @@ def _keys(node: DictConfig, indent: str) -> Iterator[str]:
     rules, kind = schema_fields(node), OmegaConf.get_type(node)
     explained = field_comments(kind) if rules and kind is not None else {}
     for key in node:
+        if key == "hydra" and not indent:
+            continue
         value = node._get_node(key)
         words = [_limits(rules[str(key)]) if str(key) in rules else "", explained.get(str(key), "")]
         note = "; ".join(word for word in words if word)
