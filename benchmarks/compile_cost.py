@@ -23,6 +23,7 @@ from torch import Tensor
 from mmlab.model.compiled_layers import CompiledLayers
 from mmlab.model.config import DiTConfig, KLAutoencoderConfig, LanguageModelConfig, UNetConfig
 from mmlab.runs.compiler import CACHE
+from mmlab.training.cpu_products import products, use_products
 
 PAIRS = 7
 ON_GPU = torch.cuda.is_available()
@@ -113,6 +114,7 @@ def timed(model: Any, loss: Callable[[], Tensor]) -> tuple[float, float, float]:
 
 def measure(case: str, pairs: int) -> dict[str, Any]:
     torch.manual_seed(0)
+    use_products(products("auto", "auto" if ON_GPU else "cpu"))  # of eager steps only, as in a run
     model, loss = CASES[case]()
     layers = CompiledLayers(model.train())
     with torch.autocast(DEVICE, torch.bfloat16, enabled=ON_GPU):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.runs.finished_runs import DONE
 from mmlab.runs.freed_memory import keep_freed_memory
-from mmlab.runs.ranks import FSDP, under_srun, world_size
+from mmlab.runs.ranks import FSDP, rank, under_srun, world_size
 from mmlab.runs.run import read_json
 from mmlab.training.checkpoint import Checkpoints
 from mmlab.training.checkpoint_folder import steps as checkpoint_steps
@@ -58,7 +59,14 @@ def build_trainer(
         steps: optimizer steps of the whole run; one Lightning epoch spans it.
     """
     quieten()
-    use_products(products(cfg.products, cfg.accelerator))
+    kind = products(cfg.products, cfg.accelerator)
+    use_products(kind)
+    if cfg.compile and kind == "onednn" and rank() == 0:
+        print(
+            "WARNING: with trainer.compile=true, layers compute their products by torch, which is slower on this CPU "
+            "than trainer.products=onednn without compilation; leave out trainer.compile.",
+            file=sys.stderr,
+        )
     options: dict[str, Any] = {}
     accumulation = data.accumulation(world_size(cfg))
     if cfg.overfit:
