@@ -62,13 +62,16 @@ def _mm(a_MK: Tensor, b_KN: Tensor) -> Tensor:
 
 def _addmm(bias: Tensor, a_MK: Tensor, b_KN: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if _large(a_MK, b_KN) and beta == alpha == 1 and bias.shape == b_KN.shape[1:] and bias.dtype == a_MK.dtype:
-        return torch.ops.mkldnn._linear_pointwise(a_MK, b_KN.t(), bias, "none", [], "")
+        # The kernel reads the bias as if its numbers lay one after another.
+        return torch.ops.mkldnn._linear_pointwise(a_MK, b_KN.t(), bias.contiguous(), "none", [], "")
     return torch.addmm(bias, a_MK, b_KN, beta=beta, alpha=alpha, out=a_MK.new_empty(0))
 
 
 def _large(a_MK: Tensor, b_KN: Tensor) -> bool:
-    fp32 = a_MK.dtype is torch.float32 and b_KN.dtype is torch.float32
-    return fp32 and a_MK.dim() == b_KN.dim() == 2 and math.prod(a_MK.shape) * b_KN.shape[1] >= LEAST
+    """Whether oneDNN computes a product; torch says what is wrong with one whose shapes do not fit."""
+    if not (a_MK.dtype is b_KN.dtype is torch.float32 and a_MK.dim() == b_KN.dim() == 2):
+        return False
+    return a_MK.shape[1] == b_KN.shape[0] and math.prod(a_MK.shape) * b_KN.shape[1] >= LEAST
 
 
 def _vendor() -> str:

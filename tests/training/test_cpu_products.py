@@ -75,6 +75,33 @@ def test_small_products_other_dtypes_and_factors_keep_torchs_bits(used):
     assert len(used) == 2  # the two with a factor and a table, which have to be told apart
 
 
+def test_strided_operands_and_biases_are_read_as_torch_reads_them(used):
+    table = torch.randn(1024, 1024)
+    spaced, rows, columns = torch.randn(1024)[::2], table[::2, ::2], table.t()[:512, 512:]
+
+    def compute() -> list[torch.Tensor]:
+        return [
+            torch.addmm(spaced, rows, columns),
+            torch.addmm(torch.ones(1).expand(512), rows.t(), columns),
+            rows @ torch.ones(1, 1).expand(512, 512),
+            torch.ones(512, 1).expand(512, 512) @ columns.t(),
+        ]
+
+    expected = compute()
+    use_products("onednn")
+    try:
+        for a, b in zip(compute(), expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6 * float(b.abs().max()), rtol=1e-5)
+    finally:
+        use_products("torch")
+    assert len(used) == 4
+
+
+def test_shapes_that_do_not_fit_are_said_as_torch_says_it(onednn):
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(512x513 and 512x512\)"):
+        torch.randn(512, 513) @ torch.randn(512, 512)
+
+
 def test_the_kernels_of_torch_come_back(onednn, used):
     a, b = torch.randn(512, 512), torch.randn(512, 512)
     assert LEAST <= 512**3
