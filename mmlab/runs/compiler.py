@@ -21,11 +21,10 @@ def prepare_compiler(trainer: DictConfig) -> None:
     Torch compiles C++ for a CPU; for a GPU, Triton compiles a launcher in C. Both include Python's header files.
 
     Raises:
-        ConfigError: a compiler or the header files are missing.
+        ConfigError: a compiler or the header files are missing, or there is no place for the kernels.
     """
     if not trainer.compile:
         return
-    os.environ.setdefault(CACHE, str(user_cache("compiled")))
     if trainer.accelerator in ("gpu", "cuda"):
         variable, language, names = "CC", "C", ("gcc", "clang")
     else:
@@ -42,4 +41,15 @@ def prepare_compiler(trainer: DictConfig) -> None:
         raise ConfigError(
             f"trainer.compile=true needs Python's header files, but there is no {header}; install them (python3-dev), "
             f"{remedy}."
+        )
+    cache = Path(os.environ.setdefault(CACHE, str(user_cache("compiled"))))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ConfigError(
+            f"trainer.compile=true keeps compiled kernels in {cache}, which cannot be written; set {CACHE} to a folder "
+            f"that can, {remedy}."
         )

@@ -70,6 +70,16 @@ def test_kernels_are_kept_in_the_users_cache(bare, monkeypatch):
     assert CACHE not in os.environ
     prepare()
     assert os.environ[CACHE] == str(bare / "cache" / "mmlab" / "compiled")
-    monkeypatch.setenv(CACHE, "elsewhere")
+    elsewhere = bare / "elsewhere"
+    monkeypatch.setenv(CACHE, str(elsewhere))
     prepare()
-    assert os.environ[CACHE] == "elsewhere"
+    assert os.environ[CACHE] == str(elsewhere) and elsewhere.is_dir()
+
+
+def test_a_cache_that_cannot_be_written_is_named(bare, monkeypatch):
+    add(bare, "g++")
+    monkeypatch.setenv(CACHE, str(bare / "g++" / "kernels"))
+    with pytest.raises(
+        ConfigError, match=r"g\+\+/kernels, which cannot be written; set TORCHINDUCTOR_CACHE_DIR to a fo"
+    ):
+        prepare()
