@@ -48,7 +48,7 @@ RULES = {
     ),
 }
 
-ADDED = {"trainer.compile": False}
+ADDED = {"trainer.compile": False, "trainer.products": "torch"}
 """Keys of `training` that the record of an earlier mmlab lacks, with the values that its steps had."""
 
 

@@ -81,3 +81,12 @@ def test_added_removed_and_reordered_training_sources_are_refused(train):
 def test_a_checkpoint_without_a_record_is_said():
     (text,) = compare(None, THEN, "step-5")
     assert "step-5 does not record what it depends on" in text
+
+
+def test_settings_that_an_earlier_mmlab_lacked_had_their_old_values():
+    then = {"training": {"trainer.precision": "32-true"}}
+    now = {"training": {**then["training"], "trainer.compile": False, "trainer.products": "torch"}}
+    assert compare(then, now, "step-3") == []
+    now["training"]["trainer.products"] = "onednn"
+    (warning,) = compare(then, now, "step-3")
+    assert "another trainer.products (torch, now onednn): steps before and after it are computed in diff" in warning
