@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.model.checkpoint_files import HALF, PICKLED, SAFETENSORS, find, read_json, split_gguf
+from mmlab.model.checkpoint_files import HALF, PICKLED, SAFETENSORS, find, read_file, read_json, split_gguf
 from mmlab.model.pretrained import on_meta
 
 INDEX, CONFIG = "model_index.json", "config.json"
@@ -70,7 +70,9 @@ class Place:
 
     def error(self, error: Exception) -> ConfigError:
         """Return a ConfigError with the reason of another error."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # torch names the model in the first line, and what does not fit in the second.
+        reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
         return ConfigError(f"{self.key}={self} is not {self.kind}: {reason}")
 
     def __str__(self) -> str:
@@ -87,10 +89,15 @@ def place_of(source: str, names: Sequence[str], part: str, kind: str) -> Place:
         kind: of model that it should be, with an article, likewise.
 
     Raises:
-        ConfigError: a pipeline without such a model.
+        ConfigError: a file, or a pipeline without such a model.
     """
     root, sub = _root(source)
     whole = Place(root, sub, f"model.{part}.source", kind)
+    if Path(root).is_file():
+        raise ConfigError(
+            f"{whole.key}={source} is a file, not a folder of diffusers; of a whole pipeline in one file, "
+            "StableDiffusionPipeline.from_single_file and save_pretrained write the folder."
+        )
     if sub or whole.find(CONFIG) is not None or (index := whole.find(INDEX)) is None:
         return whole
     entries = read_json(index) or {}
@@ -149,12 +156,17 @@ def fetch_text(place: Place) -> str:
 
 
 def tokenizer_folder(place: Place) -> str:
-    """Return the local folder of the tokenizer beside a text encoder, which on the hub is downloaded."""
+    """Return the local folder of the tokenizer beside a text encoder, which on the hub is downloaded.
+
+    Raises:
+        ConfigError: there is none.
+    """
     beside = replace(place, sub=f"{place.sub.rpartition('/')[0]}/tokenizer".lstrip("/"))
-    if Path(place.root).is_dir():
-        return str(beside)
-    paths = [beside.find(name) for name in TOKENIZER]
-    return next((str(path.parent) for path in paths if path is not None), str(beside))
+    paths = [path for name in TOKENIZER if (path := beside.find(name)) is not None]
+    if not paths:
+        part = place.key.removesuffix(".source")
+        raise ConfigError(f"{place.key}={place.root} has a text encoder and no tokenizer; set {part}.tokenizer.")
+    return str(paths[0].parent)
 
 
 def read_model(kind: Any, place: Place) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -175,11 +187,12 @@ def read_model(kind: Any, place: Place) -> tuple[nn.Module, Mapping[str, Any]]:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    variant = _variant(place)
     with readable(place), torch.device("cpu"):
         loaded: Any = kind.from_pretrained(
             place.root,
             subfolder=place.sub or None,
-            variant=_variant(place),
+            variant=variant,
             torch_dtype=torch.float32,
             **options,
         )
@@ -192,14 +205,20 @@ def read_model(kind: Any, place: Place) -> tuple[nn.Module, Mapping[str, Any]]:
 
 
 def _variant(place: Place) -> str | None:
-    """Return the first variant of a model's files that is there."""
+    """Return the first variant of a model's files that is there; raises ConfigError if there is none, or damaged."""
     if not Path(place.root).is_dir():
         return None  # nothing is downloaded to be looked at
     for variant in VARIANTS:
         end = f".{variant}" if variant else ""
         if any(place.find(f"{WEIGHTS}{name}") for name in (f"{end}.safetensors", f".safetensors.index{end}.json")):
+            with readable(place):
+                for path in Path(str(place)).glob(f"{WEIGHTS}*.safetensors"):
+                    if (".fp16" in path.name) == (variant is not None):
+                        read_file(path, ())
             return variant
-    return None
+    pickled = any(Path(str(place)).glob(f"{WEIGHTS}*.bin"))
+    hint = ", only a pickle (.bin), which is not read; load it by diffusers, and write it with save_pretrained"
+    raise place.error(ValueError(f"it has no {WEIGHTS}.safetensors{hint * pickled}."))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Parts start from pipelines of diffusers, and draw what these draw from the same noise."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmlab.config.errors import ConfigError
@@ -287,5 +289,36 @@ def test_what_a_source_lacks_is_said(stable_diffusion, dit, tmp_path):
     source = edited(stable_diffusion, tmp_path / "unet")
     denoiser = UNet(UNetConfig(source=source), 4, context_width=32)
     torch.save({}, tmp_path / "unet/diffusion_pytorch_model.bin")  # a pickle is not read
-    with pytest.raises(ConfigError, match=r"is not a UNet: .*diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(
+        ConfigError, match=r"it has no diffusion_pytorch_model\.safetensors, only a pickle \(\.bin\), which"
+    ):
         denoiser.load_pretrained()
+    with pytest.raises(ConfigError, match=r"model_index\.json is a file, not a folder of diffusers"):
+        UNet(UNetConfig(source=str(dit / "model_index.json")), 4)
+
+
+def test_weights_that_cannot_be_read_are_one_sentence(stable_diffusion, tmp_path):
+    path = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    denoiser = UNet(UNetConfig(source=edited(stable_diffusion, path.parent)), 4, context_width=32)
+    weights = load_file(stable_diffusion / "unet" / path.name)
+    save_file({**weights, "conv_in.weight": weights["conv_in.weight"][:8].contiguous()}, path)
+    with pytest.raises(ConfigError, match=r"is not a UNet: size mismatch for conv_in\.weight"):
+        denoiser.load_pretrained()
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ConfigError, match=r"is damaged or incomplete \(.*\); download it again"):
+        denoiser.load_pretrained()
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ConfigError, match="is a pointer of Git LFS"):
+        denoiser.load_pretrained()
+    save_file(weights, path)
+    path.with_name("diffusion_pytorch_model.fp16.safetensors").write_text("damaged")  # is not read
+    denoiser.load_pretrained()
+
+
+def test_a_pipeline_without_a_tokenizer_is_refused(stable_diffusion, tmp_path):
+    shutil.copytree(stable_diffusion / "text_encoder", tmp_path / "text_encoder")
+    shutil.copy(stable_diffusion / "model_index.json", tmp_path)
+    with pytest.raises(ConfigError, match=r"has a text encoder and no tokenizer; set model\.conditioner\.tokenizer"):
+        TextCondition(TextConditionConfig(source=str(tmp_path), max_length=tiny.LENGTH))
+    tokenizer = str(stable_diffusion / "tokenizer")
+    TextCondition(TextConditionConfig(source=str(tmp_path), tokenizer=tokenizer, max_length=tiny.LENGTH))
