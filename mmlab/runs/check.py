@@ -19,6 +19,8 @@ from mmlab.runs.shard_patterns import lacks_index, named_shards, set_name
 SAMPLER_OPTIONS = {"noise": "ddim", "codes": "codes"}
 """`draws_from` of a stage → an option of conf/sampler that fits it."""
 
+PIPELINE_PARTS = ("unet", "transformer", "denoiser", "vae", "vqvae", "text_encoder")
+"""Folders of models in pipelines of diffusers."""
 SHARDED_PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true")
 
 
@@ -292,8 +294,11 @@ def check_local_files(model: DictConfig) -> None:
 
 
 def looks_local(name: str) -> bool:
-    """Whether `name` looks like a path rather than a name on the Hugging Face Hub (`owner/model`)."""
+    """Whether `name` looks like a path rather than a name on the Hugging Face Hub (`owner/model`, or of a part of a
+    pipeline there, `owner/model/unet`)."""
     parts = Path(name).parts
+    if len(parts) == 3 and parts[2] in PIPELINE_PARTS:
+        parts = parts[:2]
     return name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
 
 

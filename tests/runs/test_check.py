@@ -196,8 +196,8 @@ def test_an_option_without_a_schema_is_checked_against_its_class(conf):
 def test_names_that_look_local(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    assert all(looks_local(name) for name in ("./x", "../x", "/x/y", "~/x", "a/b/c", "data/tokenizer"))
-    assert not any(looks_local(name) for name in ("gpt2", "openai/clip-vit-large-patch14"))
+    assert all(looks_local(name) for name in ("./x", "../x", "/x/y", "~/x", "a/b/c", "data/tokenizer", "data/sd/unet"))
+    assert not any(looks_local(name) for name in ("gpt2", "openai/clip-vit-large-patch14", "owner/sd/unet"))
 
 
 def test_architectures_are_not_searched_for_paths():
