@@ -147,7 +147,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for part in ("settings", "machine"):
         then, here = (dict(_leaves(record[part])) for record in (before, now))
         for key in sorted(then.keys() | here.keys()):
-            if then.get(key) != here.get(key):
+            if then.get(key) != here.get(key) and not key.endswith("._target_"):
                 changes.append(f"{key}={here.get(key)}, not {then.get(key)}")
     return changes
 

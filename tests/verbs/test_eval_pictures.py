@@ -100,7 +100,9 @@ def test_distances_in_the_features_of_several_networks(work, dino, monkeypatch, 
     assert evaluate(work, monkeypatch, capsys, "run=first_stage", f"features=[eye,{dino}]", "out=rfids")[0] == 0
     scores = json.loads((work / "rfids" / "scores.json").read_text())
     assert scores["rfid"] > 0 and scores["others"][0]["rfid"] > 0
-    assert "different ones" in evaluate(work, monkeypatch, capsys, *asked, "features=[eye,eye]")[2]
+    for wrong in ("[eye,eye]", "[]", "''", "5"):
+        code, _, err = evaluate(work, monkeypatch, capsys, *asked, f"features={wrong}")
+        assert code == 2 and "must be the name of a network, or a list of different ones" in err
 
 
 def test_scores_are_repeated_from_their_file(work, monkeypatch, capsys):
@@ -129,6 +131,8 @@ def test_scores_are_repeated_from_their_file(work, monkeypatch, capsys):
     assert "fid " in out.splitlines()[-1] and out.splitlines()[-1].endswith(
         "changed: guidance=1.0, not 2.0, seed=12, not 11"
     )
+    code, out, _ = repeat("sampler=euler", "out=euler")
+    assert code == 0 and "sampler.name=euler, not ddim" in out and "_target_" not in out.splitlines()[-1]
     # A set under another name is the same set.
     (work / "moved").symlink_to(work / "val")
     code, out, _ = repeat("data.path=moved", "out=moved_scores")

@@ -88,10 +88,12 @@ def feature_networks(names: Any, root: str | Path = "runs") -> list[FeatureNetwo
     Raises:
         ConfigError: as `feature_network`, or anything else in the setting.
     """
-    several = names if isinstance(names, Sequence) and not isinstance(names, str) else [names] if names else []
-    for n, name in enumerate(several):
-        if not isinstance(name, str) or name in several[:n]:
-            raise ConfigError(f"features={names} must be the name of a network, or a list of different ones.")
+    if names is None:
+        return []
+    several = names if isinstance(names, Sequence) and not isinstance(names, str) else [names]
+    names_only = all(isinstance(name, str) and name for name in several)
+    if not several or not names_only or len(set(several)) < len(several):
+        raise ConfigError(f"features={names} must be the name of a network, or a list of different ones.")
     return [feature_network(name, root) for name in several]
 
 
