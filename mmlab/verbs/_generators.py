@@ -1,6 +1,7 @@
 """From a finished run to the generator that draws its images, with settings from the command line."""
 
 import sys
+from math import ceil
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -152,7 +153,9 @@ def source_settings(cfg: DictConfig, sampler: Any) -> tuple[list[str], list[str]
         )
     steps = sampler.config.steps
     if not steps_from(steps, strength):
-        raise ConfigError(f"strength={strength:g} of {steps} steps is no step; raise it to {1 / steps:.2g} or more.")
+        raise ConfigError(
+            f"strength={strength:g} of {steps} steps is no step; raise it to {ceil(1000 / steps) / 1000:g} or more."
+        )
     return images, masks, strength
 
 
@@ -164,8 +167,9 @@ def _files(key: str, value: Any) -> list[str]:
     return [str(file) for file in files]
 
 
-def check_guidance(run: str, scale: float, conditioner: Any) -> None:
-    """Refuse guidance of an unconditional model, and warn where the unconditional model may be untrained.
+def check_guidance(run: str, scale: float, conditioner: Any, trained: DictConfig) -> None:
+    """Refuse guidance of an unconditional model, and warn where the unconditional model may be untrained: a published
+    denoiser knows the unconditional case.
 
     Raises:
         ConfigError: the model is unconditional.
@@ -174,7 +178,7 @@ def check_guidance(run: str, scale: float, conditioner: Any) -> None:
         return
     if conditioner.reads == "none":
         raise ConfigError(f"{run} is unconditional; guidance has no effect. Set guidance=1.")
-    if conditioner.dropout == 0:
+    if conditioner.dropout == 0 and OmegaConf.select(trained, "model.denoiser.source") is None:
         print(
             f"caution: {run} was trained with model.conditioner.dropout=0; unless it was initialized from a model that"
             f" had learned the unconditional case, guidance={scale:g} does not help.",

@@ -49,7 +49,7 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     inputs = picture_inputs(cfg, trained)
     origin = checked_provenance(cfg, folder, inputs, classifier)
     model = restore_for_pictures(cfg, folder, inputs)
-    check_guidance(cfg.run, about.get("guidance", 1), model.conditioner)
+    check_guidance(cfg.run, about.get("guidance", 1), model.conditioner, trained)
     network, *others = inputs.networks
     rejection = None
     if cfg.candidates > 1:

@@ -57,7 +57,7 @@ def sample(cfg: DictConfig) -> None:
     with torch.device("meta"):
         conditioner = build(trained.model.conditioner)
     requests = requested(cfg, conditioner)
-    check_guidance(cfg.run, about.get("guidance", 1), conditioner)
+    check_guidance(cfg.run, about.get("guidance", 1), conditioner, trained)
     spec = ImageSpec(cfg.size or trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
     if conditioner.reads == "map":
         conditions(conditioner, requests, len(requests), spec)

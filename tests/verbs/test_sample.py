@@ -246,8 +246,8 @@ def test_images_to_start_from_with_masks(work, monkeypatch, capsys):
         (["run=class", "strength=0.5"], "strength=0.5 needs an image to start from"),
         (["run=class", "image=x.png", "strength=1.5"], "'strength' must be at most 1, not 1.5"),
         (
-            ["run=class", "image=x.png", "strength=0.1", "steps=5"],
-            "strength=0.1 of 5 steps is no step; raise it to 0.2",
+            ["run=class", "image=x.png", "strength=0.33", "steps=3"],
+            "strength=0.33 of 3 steps is no step; raise it to 0.334 or more.",
         ),
         ([], "'run' has no value; give run="),
         (["run=clas"], "There is no run 'clas' in runs. Did you mean 'class'?"),
