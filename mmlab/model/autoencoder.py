@@ -235,7 +235,7 @@ def _compare(stored: Mapping[str, Any], here: Mapping[str, Any], source: str | P
     for name in sorted(stored.keys() | here.keys()):
         theirs, ours = (_listed(config.get(name)) for config in (stored, here))
         if theirs != ours:
-            raise ConfigError(f"{source} does not fit the model: its {name} is {theirs}, not {ours}.")
+            raise ConfigError(f"{source} does not fit the model: it has {name}={theirs}, not {ours}.")
 
 
 def _listed(value: Any) -> Any:

@@ -60,7 +60,7 @@ class Place:
             hub = "" if Path(self.root).exists() else ", or the hub cannot be reached"
             raise ConfigError(f"{self.key}={self} is not {self.kind}: it has no {CONFIG}{hub}.")
         if classes and (name := fields.get("_class_name", classes[0])) not in classes:
-            raise ConfigError(f"{self.key}={self} is not {self.kind}: it is a {name}.")
+            raise ConfigError(f"{self.key}={self} is not {self.kind}: its class is {name}.")
         return fields
 
     def folder(self) -> str:

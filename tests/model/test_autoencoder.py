@@ -98,9 +98,9 @@ def test_a_foreign_folder_s_scaling_is_read(tmp_path, stated, mean, std):
 
 def test_an_artifact_of_another_architecture_is_refused(tmp_path):
     tiny.kl().save(tmp_path)
-    with pytest.raises(ConfigError, match="its act_fn is silu, not relu"):
+    with pytest.raises(ConfigError, match="it has act_fn=silu, not relu"):
         tiny.kl(act_fn="relu").load(tmp_path)
-    with pytest.raises(ConfigError, match="its latent_channels is 3, not 5"):
+    with pytest.raises(ConfigError, match="it has latent_channels=3, not 5"):
         tiny.kl(latent_channels=5).load(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_vq_comes_back_exactly(tmp_path):
     assert torch.equal(again.quantizer.uses, stage.quantizer.uses)
     assert torch.equal(again.decode(again.encode(x).mean), stage.decode(stage.encode(x).mean))
     assert content_hash(again) == content_hash(stage) and describe(again) == describe(stage)
-    with pytest.raises(ConfigError, match="its normalize is True, not False"):
+    with pytest.raises(ConfigError, match="it has normalize=True, not False"):
         tiny.vq(normalize=False).load(tmp_path / "first_stage")
     with pytest.raises(ConfigError, match="is not a VQ autoencoder"):
         again.load(tmp_path)

@@ -178,7 +178,7 @@ def test_an_unconditional_pipeline_on_codes_draws_and_comes_back_as_it_is(tmp_pa
     options = {"batch_size": 2, "num_inference_steps": STEPS, "output_type": "np"}
     theirs = pipeline(generator=torch.Generator().manual_seed(7), **options).images
     same(drawn, torch.from_numpy(theirs).permute(0, 3, 1, 2))
-    with pytest.raises(ConfigError, match="its codes is 16, not 8"):
+    with pytest.raises(ConfigError, match="it has codes=16, not 8"):
         vq(str(folder), codes=8).load_pretrained()
     with pytest.raises(ConfigError, match="has no moving averages; set model/first_stage/quantizer=nearest"):
         vq(str(folder), ema=0.9).load_pretrained()
@@ -266,7 +266,7 @@ def edited(folder: Path, out: Path, **fields: Any) -> str:
         ({"class_embed_type": "timestep"}, 32, "is conditioned on a timestep"),
         ({}, 48, r"a context of width 32, but the conditioner's is 48; set model\.conditioner\.source="),
         ({}, None, r"but the conditioner has none; set model/conditioner=pretrained model\.conditioner\.source="),
-        ({"_class_name": "FluxTransformer2DModel"}, 32, "is not a UNet: it is a FluxTransformer2DModel"),
+        ({"_class_name": "FluxTransformer2DModel"}, 32, "is not a UNet: its class is FluxTransformer2DModel"),
         ({"_class_name": "UNet2DModel"}, 32, "attends to no context; set model/conditioner=none"),
     ],
 )

@@ -85,5 +85,5 @@ def test_an_autoencoder_around_it_saves_and_loads(tmp_path):
     x = tiny.pictures()
     assert torch.equal(other.codes(x), model.codes(x)) and not other.untrained
     torch.testing.assert_close(other.decode_codes(other.codes(x)), model.decode(model.encode(x).mean))
-    with pytest.raises(ConfigError, match="its quantizer is GumbelQuantizer, not None"):
+    with pytest.raises(ConfigError, match="it has quantizer=GumbelQuantizer, not None"):
         tiny.vq(codes=6, normalize=False).load(tmp_path)
