@@ -100,6 +100,8 @@ def test_what_is_not_masked_is_kept_and_each_image_depends_on_its_seed(name, lat
         # A latent of 2 x 2 pixels is drawn if one of them is white.
         area = torch.zeros_like(area)
         area[:, :, 2:6, 2:6] = True
+        source = draw.source(inputs)
+        assert source is not None and source.mask is not None and source.mask.unique().tolist() == [0, 1]
     assert not (changed & ~area).any() and changed[area].float().mean() > 0.8
     alone = draw({key: value[1:2] for key, value in inputs.items()}, [6])
     assert (alone[0].int() - made[1].int()).abs().max() <= 1
