@@ -124,5 +124,5 @@ def test_errors_are_one_sentence(work, capsys, monkeypatch, argv, code, message)
 
 
 def test_help(capsys):
-    code, out, _ = mmlab(capsys, "curate", "llava_instruct", "--help")
-    assert code == 0 and "examples" in out and "detail_description: 23000" in out
+    code, out, _ = mmlab(capsys, "curate", "llava_instruct", "--help", "keys")
+    assert code == 0 and "\nexamples:" in out and "detail_description: 23000" in out
