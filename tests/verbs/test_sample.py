@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from mmlab import cli
@@ -18,7 +20,7 @@ from mmlab.evaluate.pictures.generators import picture_generator
 from mmlab.runs.run import load_run_config
 from mmlab.stage.assembly import restore
 from mmlab.training.artifacts import save_parts
-from mmlab.verbs._generators import run_sampler
+from mmlab.verbs._generators import check_guidance, run_sampler
 from tests.evaluate.tiny_scores import CLASSES, contrastive_run, diffusion_run, first_stage_run
 from tests.stage.tiny_diffusion import NAMES
 
@@ -297,6 +299,13 @@ def test_without_a_condition_and_with_one_that_never_was_dropped(work, monkeypat
     code, _, err = sample(work, monkeypatch, capsys, "run=always_told", "count=1", "guidance=2")
     assert code == 0 and "conditioner.dropout=0" in err
     assert sample(work, monkeypatch, capsys, "run=always_told", "count=1")[2] == ""
+
+
+def test_a_published_denoiser_knows_the_unconditional_case(capsys):
+    conditioner = SimpleNamespace(reads="text", dropout=0)
+    for source in (None, "owner/name"):
+        check_guidance("run", 2, conditioner, OmegaConf.create({"model": {"denoiser": {"source": source}}}))
+        assert ("conditioner.dropout=0" in capsys.readouterr().err) == (source is None)
 
 
 def test_it_is_listed(capsys):
