@@ -94,6 +94,8 @@ def _shapes(add: Add) -> None:
     add("--min-objects", type=int, default=1, help="(%(default)s)")
     add("--max-objects", type=int, default=3, help="(%(default)s)")
     add("--types", nargs="+", default=QUESTIONS, metavar="TYPE", help=f"types of questions ({' '.join(QUESTIONS)})")
+    help_single = "types that are asked only about scenes with a single object (none)"
+    add("--single-types", nargs="+", default=(), metavar="TYPE", help=help_single)
     _add_samples(add)
 
 

@@ -30,6 +30,7 @@ def shapes(
     max_objects: int = 3,
     kinds: Sequence[str] = KINDS,
     types: Sequence[str] = TYPES,
+    single_types: Sequence[str] = (),
 ) -> Samples:
     """Draw `count` scenes. Scene i depends only on (seed, split, i) and the other options, never on `count`.
 
@@ -42,6 +43,7 @@ def shapes(
         max_objects: most objects in a scene, at most 4.
         kinds: the shapes that occur in scenes and questions.
         types: of questions; the others are left out, and the scenes stay as they are.
+        single_types: those that are asked only about scenes with a single object.
 
     Returns:
         A row for each scene; `objects`, `questions`.
@@ -51,18 +53,20 @@ def shapes(
     """
     if count < 1 or size < 16 or not 1 <= min_objects <= max_objects <= 4:
         raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
-    for name, chosen, options in (("kinds", kinds, KINDS), ("types", types, TYPES)):
-        if not chosen:
+    choices = {"kinds": (kinds, KINDS), "types": (types, TYPES), "single_types": (single_types, TYPES)}
+    for name, (chosen, options) in choices.items():
+        if not chosen and name != "single_types":
             raise ConfigError(f"{name} cannot be empty; options: {', '.join(options)}.")
         for one in chosen:
             if one not in options:
                 raise ConfigError(f"{name} can be {', '.join(options)}, not '{one}'.{nearest(one, options)}")
+    asked = types, [name for name in types if name not in single_types]
     tally = Tally("objects", "questions")
     for i in range(count):
         name = f"{split}-{i:07d}"
         with tally.row(name):
             members, scene, questions = _sample(
-                name, f"{seed}/{split}/{i}", size, (min_objects, max_objects), kinds, types
+                name, f"{seed}/{split}/{i}", size, (min_objects, max_objects), kinds, asked
             )
             tally.details.update(objects=len(scene), questions=len(questions))
             yield name, members
@@ -70,13 +74,19 @@ def shapes(
 
 
 def _sample(
-    name: str, seed: str, size: int, objects: tuple[int, int], kinds: Sequence[str], types: Sequence[str]
+    name: str,
+    seed: str,
+    size: int,
+    objects: tuple[int, int],
+    kinds: Sequence[str],
+    asked: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[Members, list[Shape], list[Question]]:
+    """A scene; `asked` are the types of questions about a single object, and about several."""
     rng = random.Random(seed)
     scene = place(rng, rng.randint(*objects), kinds)
     png = io.BytesIO()
     draw(scene, size, rng).save(png, "PNG")
-    questions = [question for question in ask(scene, rng, kinds) if question["type"] in types]
+    questions = [question for question in ask(scene, rng, kinds) if question["type"] in asked[len(scene) > 1]]
     record: dict[str, Any] = {
         "id": name,
         "caption": caption(scene),

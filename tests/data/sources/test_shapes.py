@@ -151,6 +151,15 @@ def test_only_questions_of_the_named_types_are_kept(scenes):
         next(shapes(1, types=["cuont"]))
 
 
+def test_some_types_are_asked_only_about_a_single_object(scenes):
+    chosen = draw(300, size=64, single_types=["color", "shape"])
+    for (record, _), (whole, _) in zip(chosen, scenes, strict=True):
+        types = {"count", "position", "yesno"} | ({"color", "shape"} if len(whole["boxes"]) == 1 else set())
+        assert record["questions"] == [entry for entry in whole["questions"] if entry["type"] in types]
+    with pytest.raises(ConfigError, match=r"single_types can be .*, not 'colour'\. Did you mean 'color'"):
+        next(shapes(1, single_types=["colour"]))
+
+
 @pytest.mark.parametrize(
     "options", [{"count": 0}, {"max_objects": 9}, {"min_objects": 4}, {"size": 4}, {"kinds": ()}, {"types": ()}]
 )
