@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,11 @@ def stable_diffusion(tmp_path_factory) -> Path:
     from tests.model.tiny_pipelines import stable_diffusion
 
     return stable_diffusion(tmp_path_factory.mktemp("pipelines") / "stable_diffusion")
+
+
+@pytest.fixture(autouse=True)
+def own_products() -> Iterator[None]:
+    """Matrix products are torch's again after a test that trained in this process."""
+    yield
+    if module := sys.modules.get("mmlab.training.cpu_products"):
+        module.use_products("torch")
