@@ -88,6 +88,8 @@ def _short(rate: float) -> str:
 
 def main() -> None:
     if sys.argv[1:] == ["--table"]:
+        if not (HERE / "results.json").exists():
+            sys.exit("There are no results yet: python benchmarks/all_contests.py measures them.")
         print(table(json.loads((HERE / "results.json").read_text())))
         return
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
