@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,6 +54,9 @@ def test_diffusers_loads_the_adapter(work):
     torch.testing.assert_close(pictures(work / "apart", work / "apart" / "adapter"), merged, rtol=0, atol=1e-4)
     names = {name.split(".")[0] for name in load_file(work / "apart/adapter/pytorch_lora_weights.safetensors")}
     assert names == {"unet", "text_encoder"}
+    with safe_open(work / "apart/adapter/pytorch_lora_weights.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert all("attn" in layer for layer in about["unet.target_modules"]), "whole names"
 
 
 def test_the_adapter_belongs_to_the_published_pipeline(work, stable_diffusion):
