@@ -186,8 +186,8 @@ class VQAutoencoderConfig(Settings):
     _target_: str = "mmlab.model.autoencoder.VQAutoencoder"
     architecture: dict[str, Any] = field(default_factory=dict)  # AutoencoderKL's fields for encoder and decoder
     quantizer: Any = section("model/first_stage/quantizer")
-    # Folder of a trained one, <run>/artifacts/first_stage, or hub name or folder of a diffusers VQModel, or of a pipeline
-    # with one; None: random weights.
+    # Folder of a trained one, <run>/artifacts/first_stage, or hub name or folder of a diffusers VQModel, or of a
+    # pipeline with one; None: random weights.
     source: str | None = None
 
 

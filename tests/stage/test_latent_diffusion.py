@@ -209,9 +209,7 @@ def test_a_published_denoiser_keeps_the_latents_that_it_has_learned(tmp_path, pi
 def test_the_scheduler_of_a_published_denoiser_is_compared(stable_diffusion):
     stage = diffusion_stage()
     stage.model.denoiser.settings = SimpleNamespace(source=str(stable_diffusion))
-    with pytest.raises(
-        ConfigError, match=r"schedule=scaled_linear, as its scheduler says, .* set process\.schedule"
-    ):
+    with pytest.raises(ConfigError, match=r"schedule=scaled_linear, as its scheduler says, .* set process\.schedule"):
         stage.on_filled({})
     stage.on_filled({"denoiser": stable_diffusion})
     stage.model.denoiser.settings.source += "/unet"
