@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 MMLAB := $(BIN)/mmlab
 DATA := data/shapes
-SCENES := --max-objects 1 --kinds circle square triangle --overwrite
+SCENES := --max-objects 2 --kinds circle square triangle --types color shape count yesno --single-types color shape
 
 .PHONY: setup train test check tests format bench clean
 .DELETE_ON_ERROR:
@@ -29,13 +29,13 @@ train: setup $(DATA)/train/index/manifest.json $(DATA)/val/index/manifest.json $
 	$(MMLAB) eval run=llava/finetune_tiny data.path=$(DATA)/test data.train_from=$(DATA)/train
 
 $(DATA)/train/index/manifest.json: | setup
-	$(MMLAB) shards build shapes $(DATA)/train --count 4000 $(SCENES) --overwrite
+	$(MMLAB) shards build shapes $(DATA)/train --count 12000 $(SCENES) --overwrite
 
 $(DATA)/val/index/manifest.json: | setup
 	$(MMLAB) shards build shapes $(DATA)/val --split val --count 200 $(SCENES) --overwrite
 
 $(DATA)/test/index/manifest.json: | setup
-	$(MMLAB) shards build shapes $(DATA)/test --split test --count 500 $(SCENES) --overwrite
+	$(MMLAB) shards build shapes $(DATA)/test --split test --count 630 $(SCENES) --overwrite
 
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/train/index/manifest.json
 	$(MMLAB) shards tokenizer $(DATA)/train --out $(DATA)/tokenizer

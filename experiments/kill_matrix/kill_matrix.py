@@ -49,7 +49,12 @@ COMMON = [
     "callbacks.checkpoint.every_n_steps=1",
     "+callbacks.batch_log._target_=mmlab.training.resume_proof.BatchLog",
 ]
-ONE_PROCESS = ["experiment=llava/vision_tiny", "data.global_batch=4", "model.vision.architecture.num_hidden_layers=1"]
+ONE_PROCESS = [
+    "experiment=llava/vision_tiny",
+    "model/vision=siglip_tiny",
+    "model.vision.architecture.num_hidden_layers=1",
+    "data.global_batch=4",
+]
 RANKS = [  # two micro-batches a step on two ranks, tied weights, clipping and averages
     "experiment=llava/language_tiny",
     "data.global_batch=8",

@@ -42,6 +42,7 @@ curate "${told[@]}" > again.txt # no questions left to send
 "$mmlab" shards tokenizer train/shards val/shards --out tokenizer
 for balance in type size; do
     "$mmlab" train experiment=llava/finetune_tiny run.name=$balance data.balance=$balance data.root=. \
+        model/vision=siglip_tiny optim.lr=1e-3 optim.weight_decay=0 'optim.betas=[0.9,0.999]' optim.warmup_ratio=0.03 \
         'data.train=[{path: train/shards}]' 'data.val=[{path: val/shards}]' 'stage.init_from=[]' data.max_length=512 \
         data.global_batch=12 data.micro_batch=12 trainer.max_steps=25 trainer.log_every_n_steps=1 trainer.accelerator=cpu
 done

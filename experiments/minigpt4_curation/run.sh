@@ -23,10 +23,10 @@ train captions_tiny captions "$web"
 train language_tiny dialogues 'data.train=[{path: books}]' stage.prompt.turns=conversations \
     'stage.init_from=[captions]' trainer.max_steps=400
 train captions_tiny language "$web" 'stage.init_from=[dialogues]' trainer.max_steps=40 optim.lr=3e-4
-train qformer_tiny qformer 'stage.init_from=[easy_vqa/vision]'
+train qformer_tiny qformer model/vision=siglip_tiny 'stage.init_from=[easy_vqa/vision]'
 # Train the linear layer on web-style captions.
 frozen=easy_vqa/vision,language,qformer
-train stage1_tiny stage1 "$web" "stage.init_from=[$frozen]" optim.lr=5e-3
+train stage1_tiny stage1 model/vision=siglip_tiny "$web" "stage.init_from=[$frozen]" optim.lr=5e-3
 
 describe() { # describe RUN: describe the held-out images with the prompts of stage 2
     "$mmlab" eval run=$1 template=minigpt4 data.path=$shards/test out=eval/$1 batch_size=100 max_new_tokens=96
@@ -50,7 +50,7 @@ until grep -qs http review.txt; do kill -0 $review; sleep 0.2; done
 kill $review && wait $review
 curate
 
-train stage2_tiny stage2 'data.train=[{path: ../../curated/shards}]' "stage.init_from=[$frozen,stage1]" \
+train stage2_tiny stage2 model/vision=siglip_tiny 'data.train=[{path: ../../curated/shards}]' "stage.init_from=[$frozen,stage1]" \
     trainer.max_steps=200 optim.lr=3e-3
 describe stage2
 

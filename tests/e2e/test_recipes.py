@@ -144,7 +144,7 @@ def earlier_runs(shapes):
     assert cli.main(["shards", "build", "instructions", str(shapes / "typed"), "--count", "6"]) == 0
     small = [f"data.root={shapes}", "data.global_batch=4", "data.micro_batch=4", "data.workers=0", "trainer=cpu"]
     small += ["trainer.max_steps=1", f"run.root={shapes / 'runs'}", "logger=none"]
-    more = {"features": [TINY_VISION, "data.max_length=400"]}
+    more = {"features": ["model/vision=siglip_tiny", TINY_VISION, "data.max_length=400"]}
     firsts = (
         ("first_stage", "ldm/first_stage_kl_tiny"),
         ("vq", "taming/vqgan_tiny"),

@@ -105,6 +105,6 @@ def diffusion_run(root: Path, name: str = "denoiser", conditioner: Sequence[str]
 def contrastive_run(root: Path, tokenizer: Path, name: str = "eye") -> Path:
     """A run of stage=contrastive with an encoder of width 32 for images of 16 px."""
     small = "{hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, image_size: 16}"
-    overrides = ["experiment=llava/vision_tiny", f"model.vision.architecture={small}"]
+    overrides = ["experiment=llava/vision_tiny", "model/vision=siglip_tiny", f"model.vision.architecture={small}"]
     learns = ["vision", "text", "vision_head", "text_head", "similarity"]
     return make_run(root, name, [*overrides, f"model.text.tokenizer={tokenizer}"], learns)

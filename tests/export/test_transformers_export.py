@@ -480,7 +480,8 @@ print(json.dumps([reply.choices[0].message.content, "".join(parts)]))
 
 def seer(tokenizer: Path) -> list[str]:
     small = "hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, num_attention_heads: 2"
-    model = [f"model.vision.architecture={{{small}, image_size: 16}}", f"model.language.architecture={{{small}}}"]
+    model = ["model/vision=siglip_tiny", f"model.vision.architecture={{{small}, image_size: 16}}"]
+    model += [f"model.language.architecture={{{small}}}"]
     return ["experiment=llava/finetune_tiny", *model, f"model.language.tokenizer={tokenizer}", "data.aspect=pad"]
 
 

@@ -27,7 +27,7 @@ def work(tmp_path_factory) -> Path:
     """A folder with images and a run that says something about them, if nothing sensible."""
     root = make_shapes(tmp_path_factory.mktemp("work"), train=5)
     tokenizer = root / "tokenizer"
-    small = [f"model.vision.architecture={{{TINY}, image_size: 16, patch_size: 8}}"]
+    small = ["model/vision=siglip_tiny", f"model.vision.architecture={{{TINY}, image_size: 16, patch_size: 8}}"]
     small += [f"model.language.architecture={{model_type: llama, {TINY}}}", f"model.language.tokenizer={tokenizer}"]
     overrides = ["experiment=llava/finetune_tiny", "stage.init_from=[]", f"data.root={root}", *small]
     make_run(root / "runs", "describer", overrides, ["vision", "connector", "language"])

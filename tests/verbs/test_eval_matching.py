@@ -90,7 +90,8 @@ def test_classes_can_be_digits(work, evaluate):
 
 def test_the_prompt_is_the_one_of_the_training(work, evaluate, tokenizer_folder):
     tiny = "{hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, image_size: 16}"
-    overrides = ["experiment=llava/vision_tiny", f"model.vision.architecture={tiny}", "stage.class_prompt='one {}'"]
+    overrides = ["experiment=llava/vision_tiny", "model/vision=siglip_tiny", f"model.vision.architecture={tiny}"]
+    overrides += ["stage.class_prompt='one {}'"]
     learns = ["vision", "text", "vision_head", "text_head", "similarity"]
     make_run(work / "runs", "prompted", [*overrides, f"model.text.tokenizer={tokenizer_folder}"], learns)
     assert evaluate("run=prompted", "data.path=val")[0] == 0
