@@ -103,7 +103,7 @@ def measure(contest: Contest, script: str, rounds: int) -> dict[str, Any]:
             figures["goal"] = contest.goals[side]
     _print(contest, sides)
     for side in others:
-        for step, (a, b) in enumerate(zip(readings[first][0].losses, readings[side][0].losses, strict=False)):
+        for step, (a, b) in enumerate(zip(readings[first][0].losses, readings[side][0].losses, strict=True)):
             if abs(a - b) > contest.tolerance:
                 raise ValueError(f"The losses of step {step} differ: {a:.6f} by {first}, {b:.6f} by {side}.")
     return {"title": contest.title, "unit": contest.unit, "baseline": first, "rounds": rounds, "sides": sides}

@@ -54,4 +54,5 @@ def test_the_caution_depends_on_the_width_of_features_and_has_the_size_of_the_bi
     assert f"unlimited samples would have {scores['fid_infinity']:.4g}" in sentence
     fewer = drawn(19, 10, 1)
     assert "very roughly" in str(caution(extrapolated(fewer, many) | {"fid": 1.0}, fewer, many))
-    assert "biased upwards: 49 images" in str(caution({}, few, many))
+    for unknown in ({}, scores | {"fid_bias": -1.0}):
+        assert "biased upwards: 49 images" in str(caution(unknown, few, many))

@@ -66,7 +66,7 @@ def caution(scores: dict[str, float], *sets: FeatureSet) -> str | None:
     if len(fewest) >= ENOUGH * width:
         return None
     size = ""
-    if "fid_bias" in scores:
+    if scores.get("fid_bias", 0) > 0:  # the estimate of a tiny set may be anything
         rough = "very roughly " if len(fewest) < 2 * width else ""
         # The estimate of a small bias may be negative.
         added, few = (max(0.0, scores[name]) for name in ("fid_bias", "fid_reference_bias"))
