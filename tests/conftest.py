@@ -48,6 +48,16 @@ def stable_diffusion(tmp_path_factory) -> Path:
     return stable_diffusion(tmp_path_factory.mktemp("pipelines") / "stable_diffusion")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def memory_that_is_returned() -> Iterator[None]:
+    """A training in this process does not let it keep freed memory: later tests measure that of forks."""
+    from mmlab.runs import freed_memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(freed_memory, "OPTIONS", ())
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_products() -> Iterator[None]:
     """Matrix products are torch's again after a test that trained in this process."""

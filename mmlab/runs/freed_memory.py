@@ -4,7 +4,8 @@ import ctypes
 
 # Of glibc's malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-NEVER, LARGEST = -1, 32 << 20
+OPTIONS = ((MMAP_THRESHOLD, 32 << 20), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
+"""The largest threshold that it takes, no block that is mapped by itself, and nothing that is returned."""
 
 
 def keep_freed_memory() -> None:
@@ -15,5 +16,5 @@ def keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
-        for option, value in ((MMAP_THRESHOLD, LARGEST), (MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER)):
+        for option, value in OPTIONS:
             libc.mallopt(option, value)

@@ -74,7 +74,7 @@ def test_parts_with_a_source_are_not_saved_again(work):
     identity = json.loads(Path("runs/second/identity.json").read_text())
     assert state["identity"]["frozen"].keys() == {"vision", "language"}
     settings = {name: state["identity"].pop(name) for name in ("settings", "training")}
-    assert settings["settings"]["optim.lr"] == 1e-3 and settings["training"]["trainer.precision"] == "32-true"
+    assert settings["settings"]["optim.lr"] == 3e-3 and settings["training"]["trainer.precision"] == "32-true"
     assert settings["training"]["trainer.products"] in ("onednn", "torch")  # not auto, which depends on the machine
     assert state["identity"] == {name: identity[name] for name in state["identity"]}
 
@@ -121,12 +121,12 @@ def test_other_validation_data_and_code_are_said(work, capsys, monkeypatch):
 
 def test_settings_are_compared_with_those_of_the_checkpoint(work, capsys):
     config = Path("runs/second/config.yaml")
-    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.01"))
+    config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.01"))
     before = contents(Path("runs/second"))
     assert cli.main([*SECOND.split(), "trainer.max_steps=3", "optim.lr=1e-2"]) == 1
-    assert "step-2 was saved with another optim.lr (0.001, now 0.01)" in capsys.readouterr().err
+    assert "step-2 was saved with another optim.lr (0.003, now 0.01)" in capsys.readouterr().err
     assert contents(Path("runs/second")) == before
-    config.write_text(config.read_text().replace("lr: 0.01", "lr: 0.001"))
+    config.write_text(config.read_text().replace("lr: 0.01", "lr: 0.003"))
     assert cli.main([*SECOND.split(), "trainer.max_steps=3", "trainer.gradient_clip_val=0.5"]) == 0
     assert "with another trainer.gradient_clip_val (1.0, now 0.5): steps before" in capsys.readouterr().err
 

@@ -37,7 +37,8 @@ def test_build_verify_stats_show_tokenizer(drawn, capsys):
 
 def test_show_samples_as_a_recipe_trains_on_them(drawn, capsys):
     assert main(["tokenizer", "drawn", "--out", "tok", "--vocab-size", "300"]) == 0
-    recipe = ["experiment=llava/finetune_tiny", "model.language.tokenizer=tok", "stage.prompt.turns=conversations"]
+    recipe = ["experiment=llava/finetune_tiny", "model/vision=siglip_tiny", "model.language.tokenizer=tok"]
+    recipe += ["stage.prompt.turns=conversations"]
     capsys.readouterr()
     assert main(["show", "drawn", *recipe, "--key", "train-0000003", "--out", "one.png"]) == 0
     printed = capsys.readouterr().out
