@@ -16,7 +16,14 @@ from mmlab.stage.largest_batch import largest_batch
 
 CPU = ("trainer.accelerator=cpu", "trainer.precision=32-true")
 DIT = ("experiment=diffusion/ddpm_tiny", "model/denoiser=dit_tiny", *CPU, "callbacks.ema=null")
-CHAT = ("experiment=llava/finetune_tiny", "model/vision=siglip_tiny", "stage.feature_cache_mb=0", "data.global_batch=8", "data.micro_batch=2", *CPU)
+CHAT = (
+    "experiment=llava/finetune_tiny",
+    "model/vision=siglip_tiny",
+    "stage.feature_cache_mb=0",
+    "data.global_batch=8",
+    "data.micro_batch=2",
+    *CPU,
+)
 CHAT = (*CHAT, "model.language.tokenizer=nowhere/at_all")
 LARGE = "++model.language.architecture.hidden_size=512"
 

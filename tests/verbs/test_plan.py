@@ -7,7 +7,13 @@ from mmlab.config.compose import compose
 from mmlab.config.folders import conf_dir
 from mmlab.verbs._plan_report import _steps
 
-RECIPE = ["plan", "experiment=llava/finetune_tiny", "model/vision=siglip_tiny", "trainer=cpu", "trainer.precision=32-true"]
+RECIPE = [
+    "plan",
+    "experiment=llava/finetune_tiny",
+    "model/vision=siglip_tiny",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+]
 
 
 def test_the_plan_of_a_recipe(capsys, tmp_path, monkeypatch):
