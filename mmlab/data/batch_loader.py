@@ -71,7 +71,8 @@ class LocalLoader:
                     raise batch
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: it died while it handed over a batch
-            if all(worker.is_alive() for worker in self._workers):
+            # Torch may know of a dead worker before its process counts as dead.
+            if "DataLoader worker (pid" not in str(error) and all(worker.is_alive() for worker in self._workers):
                 raise
             raise RunError(f"a data worker died ({error}); the usual cause is lack of memory.") from error
 
