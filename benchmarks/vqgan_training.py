@@ -187,7 +187,8 @@ def theirs(folder: Path) -> Outcome:
     return Outcome((STEPS - WARM) * SAMPLES, ends[-1] - ends[WARM - 1], losses)
 
 
-CONTEST = Contest("VQGAN", "samples", {"taming's step": theirs, "mmlab train": ours}, prepare)
+# taming's discriminator sees reconstructions of the updated autoencoder: its later losses differ by up to 0.002.
+CONTEST = Contest("VQGAN", "samples", {"taming's step": theirs, "mmlab train": ours}, prepare, tolerance=5e-3)
 
 if __name__ == "__main__":
     main(CONTEST)
