@@ -36,7 +36,7 @@ def attend(
     """An attention function of transformers: `[B, T, H, D]` of queries, keys and values `[B, heads, T, D]`."""
     if isinstance(attention_mask, BlockRows | VarlenRows):
         options.pop("is_causal", None)
-        return attention_mask.attend(module, query, key, value, **options), None
+        return attention_mask.attend(module, query, key, value, **options), None  # type: ignore[attr-defined]
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **options)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
