@@ -59,14 +59,7 @@ def build_trainer(
         steps: optimizer steps of the whole run; one Lightning epoch spans it.
     """
     quieten()
-    kind = products(cfg.products, cfg.accelerator)
-    use_products(kind)
-    if cfg.compile and kind == "onednn" and rank() == 0:
-        print(
-            "WARNING: with trainer.compile=true, layers compute their products by torch, which is slower on this CPU "
-            "than trainer.products=onednn without compilation; leave out trainer.compile.",
-            file=sys.stderr,
-        )
+    _use_products(cfg)
     options: dict[str, Any] = {}
     accumulation = data.accumulation(world_size(cfg))
     if cfg.overfit:
@@ -111,6 +104,18 @@ def build_trainer(
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+def _use_products(cfg: DictConfig) -> None:
+    """Choose what computes matrix products, and warn where compiled layers do not use it."""
+    kind = products(cfg.products, cfg.accelerator)
+    use_products(kind)
+    if cfg.compile and kind == "onednn" and rank() == 0:
+        print(
+            "WARNING: with trainer.compile=true, layers compute their products by torch, which is slower on this CPU "
+            "than trainer.products=onednn without compilation; leave out trainer.compile.",
+            file=sys.stderr,
+        )
 
 
 def build_strategy(cfg: DictConfig) -> Any:

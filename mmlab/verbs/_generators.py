@@ -168,8 +168,9 @@ def _files(key: str, value: Any) -> list[str]:
 
 
 def check_guidance(run: str, scale: float, conditioner: Any, trained: DictConfig) -> None:
-    """Refuse guidance of an unconditional model, and warn where the unconditional model may be untrained: a published
-    denoiser knows the unconditional case.
+    """Refuse guidance of an unconditional model, and warn where the unconditional case may be untrained.
+
+    A published denoiser is assumed to have learned that case.
 
     Raises:
         ConfigError: the model is unconditional.
