@@ -11,10 +11,10 @@ from typing import Any
 from mmlab.config.errors import DataError
 from mmlab.curate.client import Client, Message
 from mmlab.curate.config import CurateLLaVAInstructConfig, InstructDataConfig
+from mmlab.curate.curation_report import LOSSES, instruct_report
 from mmlab.curate.journal import REPORT, SHARDS, Row, Steps, by_key, exclusive, step_rows
 from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt, Questions, draw_questions
 from mmlab.curate.llava_instruct_steps import parse, request, sift
-from mmlab.curate.report import LOSSES, instruct_report
 from mmlab.data.building import Build, write_rows
 from mmlab.data.formats import IMAGE_EXTENSIONS, Members, parse_record
 from mmlab.data.index import ShardIndex

@@ -12,6 +12,7 @@ import numpy as np
 from mmlab.config.errors import ConfigError, DataError
 from mmlab.curate.client import Client
 from mmlab.curate.config import CurateMiniGPT4Config
+from mmlab.curate.curation_report import minigpt4_report
 from mmlab.curate.decisions import decided
 from mmlab.curate.journal import (
     REPORT,
@@ -26,7 +27,6 @@ from mmlab.curate.journal import (
     step_rows,
 )
 from mmlab.curate.minigpt4_steps import Describer, continue_short, describe, repair, sift
-from mmlab.curate.report import minigpt4_report
 from mmlab.data.formats import EXTENSIONS, IMAGE_EXTENSIONS, Members
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter

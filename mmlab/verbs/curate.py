@@ -37,8 +37,8 @@ def minigpt4(cfg: DictConfig) -> None:
     """
     from mmlab.config.build import build
     from mmlab.curate.client import Client
+    from mmlab.curate.curation_report import minigpt4_lines
     from mmlab.curate.minigpt4_pipeline import curate
-    from mmlab.curate.report import minigpt4_lines
     from mmlab.data.index import ShardIndex
     from mmlab.evaluate.answers import Answerer
     from mmlab.runs.run import find_run, load_run_config
@@ -76,9 +76,9 @@ def llava_instruct(cfg: DictConfig) -> None:
     """
     from mmlab.config.build import build
     from mmlab.curate.client import Client
+    from mmlab.curate.curation_report import instruct_lines
     from mmlab.curate.llava_instruct_pipeline import ENTRIES, curate, open_images
     from mmlab.curate.llava_instruct_prompts import load_prompts
-    from mmlab.curate.report import instruct_lines
 
     config: Any = OmegaConf.to_object(cfg)
     out = Path(config.out)

@@ -7,10 +7,10 @@ import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.curate.config import InstructDataConfig, InstructPromptsConfig, InstructSamplesConfig
+from mmlab.curate.curation_report import instruct_lines
 from mmlab.curate.journal import step_rows
 from mmlab.curate.llava_instruct_pipeline import ENTRIES, open_images
 from mmlab.curate.llava_instruct_prompts import Example, FewShotPrompt
-from mmlab.curate.report import instruct_lines
 from mmlab.curate.rules import RULES
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.index import ShardIndex

@@ -7,11 +7,11 @@ import pytest
 
 from mmlab.config.errors import ConfigError, DataError, RunError
 from mmlab.curate.client import Client
+from mmlab.curate.curation_report import minigpt4_lines
 from mmlab.curate.endpoint import Endpoint
 from mmlab.curate.journal import step_rows
 from mmlab.curate.minigpt4_pipeline import draw_images, reviewed_images
 from mmlab.curate.minigpt4_steps import repair
-from mmlab.curate.report import minigpt4_lines
 from mmlab.data.index import ShardIndex
 from mmlab.data.shard_files import ShardWriter
 from tests.curate.scripted_endpoint import ScriptedEndpoint, always
