@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
+from mmlab.diffusion.config import DiffusionConfig, EDMConfig, FlowMatchingConfig
+from mmlab.diffusion.edm import EDM
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
 from mmlab.keyed import normal, uniform
@@ -15,7 +16,8 @@ SEEDS = [5, 2**40 + 5, 2**62, 0, 17, 123456789]
 
 
 @pytest.mark.parametrize(
-    "process", [Diffusion(DiffusionConfig()), FlowMatching(FlowMatchingConfig(density="logit_normal"))]
+    "process",
+    [Diffusion(DiffusionConfig()), FlowMatching(FlowMatchingConfig(density="logit_normal")), EDM(EDMConfig())],
 )
 def test_a_draw_depends_only_on_its_seed(process):
     times, noise = process.draw(SEEDS, (3, 4))

@@ -26,14 +26,33 @@ class DiffusionConfig(Settings):
 class FlowMatchingConfig(Settings):
     _target_: str = "mmlab.diffusion.flow.FlowMatching"
     density: str = choice("uniform", "logit_normal")  # of the training times
+    # logit_normal: mean and standard deviation of ln(t / (1 - t)), before the shift; 0 and 1 in Stable Diffusion 3
+    # (arXiv 2403.03206, section 3.1); a higher mean trains more on noisy images
+    logit_mean: float = 0.0
+    logit_std: float = number(1.0, above=0)
     shift: float = number(1.0, above=0)  # t' = shift * t / (1 + (shift - 1) * t); above 1, more noise: for large images
     target: str = choice("v", "x0")  # epsilon does not determine the image at t = 1, where sampling starts
 
 
 @dataclass
+class EDMConfig(Settings):
+    _target_: str = "mmlab.diffusion.edm.EDM"
+    # standard deviation of the data: 1 for normalized latents, 0.5 in the paper, for pixels in -1 ... 1
+    sigma_data: float = number(1.0, above=0)
+    # mean and standard deviation of ln(sigma) in training. The paper has -1.2 and 1.2, EDM2 -0.4 and 1, both for
+    # sigma_data=0.5; the mean grows with ln(sigma_data), so -0.5 has the paper's signal-to-noise ratios
+    p_mean: float = -0.5
+    p_std: float = number(1.2, above=0)
+    sigma_min: float = number(0.002, above=0)  # noise levels that samplers visit: from sigma_max to sigma_min
+    sigma_max: float = number(80.0, above=0)
+    rho: float = number(7.0, above=0)  # the higher, the more of these levels are low ones
+
+
+@dataclass
 class GuidanceConfig(Settings):
     scale: float = number(1.0, at_least=0)  # w in null + w * (conditional - null); 1: conditional, 0: unconditional
-    # lowest and highest model time at which to guide (arXiv 2404.07724); null: everywhere
+    # lowest and highest model time at which to guide (arXiv 2404.07724): timesteps of a diffusion, 1000 t of a flow,
+    # 250 ln(sigma) of EDM; null: everywhere
     interval: list[float] | None = None
     # phi of arXiv 2305.08891: share of the guided output that is scaled back to the conditional output's standard
     # deviation per sample, against over-exposure at high scales

@@ -15,9 +15,14 @@ class FlowMatching(NoiseProcess):
 
     Args:
         config: settings.
+
+    Raises:
+        ConfigError: a mean or deviation of logits for uniform times.
     """
 
     def __init__(self, config: FlowMatchingConfig):
+        if config.density != "logit_normal" and (config.logit_mean, config.logit_std) != (0, 1):
+            raise ConfigError("logit_mean and logit_std apply only to density=logit_normal; set it, or leave them out.")
         self.config, self.target = config, config.target
 
     def level(self, t: Tensor) -> Level:
@@ -36,8 +41,10 @@ class FlowMatching(NoiseProcess):
         return [Level(t, 1 - t, t) for t in times]
 
     def times(self, uniform_B: Tensor) -> Tensor:
-        logit_normal = self.config.density == "logit_normal"
-        return self._shifted(torch.special.ndtri(uniform_B).sigmoid() if logit_normal else 1 - uniform_B)
+        config = self.config
+        if config.density != "logit_normal":
+            return self._shifted(1 - uniform_B)
+        return self._shifted((config.logit_mean + config.logit_std * torch.special.ndtri(uniform_B)).sigmoid())
 
     def model_time(self, t: Tensor) -> Tensor:
         return (1000 * t).float()

@@ -72,7 +72,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def model_time(self, t: Tensor) -> Tensor:
-        """The time that the denoiser receives: an integer timestep, or a float32 in 0 … 1000."""
+        """The time that the denoiser receives: an integer timestep, or a float32 of about that range."""
 
     @abstractmethod
     def velocity(self, level: Level) -> tuple[Any, Any]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
+from mmlab.diffusion.config import DiffusionConfig, EDMConfig, FlowMatchingConfig
+from mmlab.diffusion.edm import EDM
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion, Level, NoiseProcess
 
@@ -21,6 +22,10 @@ def diffusion(schedule: str = "linear", **settings) -> Diffusion:
 
 def flow_matching(**settings) -> FlowMatching:
     return FlowMatching(FlowMatchingConfig(**settings))
+
+
+def edm(**settings) -> EDM:
+    return EDM(EDMConfig(**settings))
 
 
 class GaussianDenoiser:

@@ -8,7 +8,7 @@ import torch
 from mmlab.config.errors import ConfigError
 from mmlab.diffusion.config import DiffusionConfig
 from mmlab.diffusion.process import Diffusion, Level, between
-from tests.diffusion.gaussian import choices, diffusion, flow_matching
+from tests.diffusion.gaussian import choices, diffusion, edm, flow_matching
 
 SCHEDULES = choices(DiffusionConfig, "schedule")
 PROCESSES = [
@@ -16,13 +16,15 @@ PROCESSES = [
     diffusion("scaled_linear", zero_terminal_snr=True, target="v"),
     flow_matching(),
     flow_matching(density="logit_normal", shift=3.0, target="x0"),
+    edm(),
+    edm(sigma_data=0.5),
 ]
 CHAINS = [process for process in PROCESSES if isinstance(process, Diffusion)]
 
 
 def name(process) -> str:
     snr = "-zero-snr" if getattr(process.config, "zero_terminal_snr", False) else ""
-    return f"{getattr(process.config, 'schedule', 'flow')}-{process.target}{snr}"
+    return f"{getattr(process.config, 'schedule', type(process).__name__)}-{process.target}{snr}"
 
 
 def samples(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
@@ -102,6 +104,7 @@ def test_posterior_is_ddpm_s_formula(process):
     [
         diffusion("linear", timesteps=50, beta_start=0.02, beta_end=0.3),
         flow_matching(),
+        edm(sigma_data=0.5, sigma_max=5.0),
     ],
     ids=name,
 )
@@ -168,6 +171,7 @@ def test_loss_is_the_weighted_mean_square_per_sample():
         diffusion(),
         diffusion("scaled_linear"),
         flow_matching(),
+        edm(),
     ],
     ids=name,
 )
@@ -206,12 +210,19 @@ def test_training_times_cover_the_process():
     shifted = flow_matching(density="logit_normal", shift=3.0).times(even[1:-1])
     torch.testing.assert_close(shifted, 3 * middle / (1 + 2 * middle))
     assert shifted.mean() > middle.mean() + 0.1
+    moved = flow_matching(density="logit_normal", logit_mean=0.5, logit_std=0.7).times(even[1:-1])
+    torch.testing.assert_close(moved.logit(), 0.5 + 0.7 * middle.logit())
+    levels = edm(p_mean=-1.2, p_std=0.9).times(even[1:-1]).log()
+    torch.testing.assert_close(levels, -1.2 + 0.9 * middle.logit())
+    assert edm().times(even[:1]) > 0
 
 
 def test_model_times_are_what_embeddings_take():
     assert diffusion().model_time(torch.tensor([7])).tolist() == [7]
     time = flow_matching().model_time(torch.tensor([0.25], dtype=torch.float64))
     assert (time.tolist(), time.dtype) == ([250.0], torch.float32)
+    time = edm().model_time(torch.tensor([math.exp(-1.2), 1.0], dtype=torch.float64))
+    torch.testing.assert_close(time, torch.tensor([-300.0, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -220,12 +231,61 @@ def test_model_times_are_what_embeddings_take():
         ({"density": "lognormal"}, "'density' cannot be 'lognormal'. Did you mean 'logit_normal'?"),
         ({"shift": 0.0}, "'shift' must be above 0, not 0.0"),
         ({"target": "epsilon"}, "'target' cannot be 'epsilon'. Options: v, x0"),
+        ({"logit_mean": 0.5}, "logit_mean and logit_std apply only to density=logit_normal"),
     ],
 )
 def test_a_wrong_argument_of_the_flow_is_named(arguments, says):
     with pytest.raises(ConfigError) as error:
         flow_matching(**arguments)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0])
+def test_edm_is_the_paper_s(deviation):
+    """The denoiser D of equation 7, the loss of equation 2 with λ of table 1, and the levels of equation 5."""
+    process = edm(sigma_data=deviation)
+    sigma = torch.tensor([0.002, 0.1, 0.8, 3.0, 80.0], dtype=torch.float64)
+    y, noise, column = deviation * samples(0, 5, 6), samples(1, 5, 6), sigma[:, None]
+
+    def network(scaled: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(scaled) + c_noise[:, None]
+
+    total = column**2 + deviation**2
+    c_skip, c_out = deviation**2 / total, column * deviation / total.sqrt()
+    c_in, c_noise = 1 / total.sqrt(), sigma.log() / 4
+    noised = y + column * noise
+    denoised = c_skip * noised + c_out * network(c_in * noised, c_noise)
+    weight = total / (column * deviation) ** 2
+    loss = (weight * (denoised - y) ** 2).mean(1)
+
+    x_t = process.add_noise(y, noise, sigma)
+    torch.testing.assert_close(x_t, c_in * noised)
+    torch.testing.assert_close(process.model_time(sigma), (1000 * c_noise).float())
+    prediction = network(x_t, c_noise)
+    torch.testing.assert_close(process.split(prediction, x_t, sigma)[0], denoised)
+    torch.testing.assert_close(process.loss(prediction, y, noise, sigma), loss.float(), rtol=1e-4, atol=1e-6)
+    levels = [(80 ** (1 / 7) + i / 9 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(10)]
+    assert [level.time for level in process.grid(10)] == pytest.approx([*levels, 0])
+    assert [level.time for level in process.grid(1)] == [pytest.approx(80), 0]
+
+
+def test_edm_sees_the_same_signal_at_any_deviation_of_the_data():
+    paper, ours = edm(sigma_data=0.5, p_mean=-0.5 - math.log(2)), edm()
+    even = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    # Data with half the deviation have a quarter of the variance.
+    torch.testing.assert_close(0.25 * paper.snr(paper.times(even)), ours.snr(ours.times(even)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spacing", "says"),
+    [
+        ({"sigma_min": 90.0}, "trailing", "sigma_min=90 must be below sigma_max=80"),
+        ({}, "leading", "EDM takes spacing=trailing"),
+    ],
+)
+def test_levels_that_edm_does_not_have_are_refused(arguments, spacing, says):
+    with pytest.raises(ConfigError, match=says):
+        edm(**arguments).grid(10, spacing)
 
 
 def test_an_unknown_conversion_is_refused():

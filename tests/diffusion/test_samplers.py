@@ -16,7 +16,7 @@ from mmlab.diffusion.process import Diffusion, Level, between
 from mmlab.diffusion.samplers import SAMPLERS, Sampler, ddim, ddpm, dpmpp_2m, euler, heun
 from mmlab.diffusion.walk import Source, Step, Trajectory
 from mmlab.keyed import normal
-from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, choices, diffusion, exact, flow_matching
+from tests.diffusion.gaussian import MEAN, SPREAD, GaussianDenoiser, choices, diffusion, edm, exact, flow_matching
 
 X = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ZERO_SNR = diffusion(zero_terminal_snr=True, target="v")
@@ -27,6 +27,8 @@ PROCESSES = [
     ZERO_SNR,
     flow_matching(),
     flow_matching(shift=3.0, target="x0"),
+    edm(),
+    edm(sigma_data=0.5, sigma_max=40.0),
 ]
 
 
@@ -112,7 +114,9 @@ def test_ancestral_samples_have_the_data_s_moments(process, sampler):
     assert samples.std().item() == pytest.approx(spread, abs=0.012)
 
 
-@pytest.mark.parametrize("process", [diffusion(timesteps=50, beta_start=0.01, beta_end=0.3), flow_matching(), ZERO_SNR])
+@pytest.mark.parametrize(
+    "process", [diffusion(timesteps=50, beta_start=0.01, beta_end=0.3), flow_matching(), ZERO_SNR, edm()]
+)
 def test_ddim_with_eta_1_is_ddpm(process):
     steps = 50
     model = GaussianDenoiser(process, steps)
@@ -160,7 +164,7 @@ def test_euler_is_ddim_without_noise():
         assert torch.equal(one, ddim(GaussianDenoiser(process, 20), process, X, 20))
 
 
-@pytest.mark.parametrize("process", [diffusion(), flow_matching()])
+@pytest.mark.parametrize("process", [diffusion(), flow_matching(), edm()])
 def test_euler_s_slope_is_that_of_the_ode(process):
     """One step by hand, in the variables that `NoiseProcess.ode` names."""
     states: list[Step] = []
@@ -199,7 +203,7 @@ def test_steps_draw_different_noise():
         assert all((noise - other).abs().mean() > 0.5 for other in drawn[:i])
 
 
-@pytest.mark.parametrize("process", [diffusion(), flow_matching()])
+@pytest.mark.parametrize("process", [diffusion(), flow_matching(), edm()])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_model_of_another_dtype_leaves_the_state_in_float32(process, name):
     exact_model = GaussianDenoiser(process, 20)
@@ -322,7 +326,7 @@ def test_noise_needs_a_key():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("process", [diffusion("scaled_linear", target="v"), flow_matching()])
+@pytest.mark.parametrize("process", [diffusion("scaled_linear", target="v"), flow_matching(), edm()])
 def test_samples_start_from_others_at_a_level_in_between(name, process):
     steps, skipped, others = 10, 6, MEAN + 0.1 * X.flip(0)
     denoiser, seen = GaussianDenoiser(process, steps), []
