@@ -188,7 +188,7 @@ def train_ours_cached(folder: Path, training: Training) -> Outcome:
 def trained(folder: Path, command: list[str], samples: int, warm: int) -> Outcome:
     """The outcome of `mmlab train` as the run `contest`."""
     from mmlab.cli import main
-    from mmlab.training.csv_log import read_table
+    from mmlab.runs.metrics_table import read_table
 
     Clock.ends.clear()
     if code := main(["train", *command]):

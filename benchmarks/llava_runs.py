@@ -171,7 +171,7 @@ def outcome(training: Training, ends: list[float], losses: list[float]) -> Outco
 def train_ours(folder: Path, training: Training) -> Outcome:
     """`mmlab train`, with packed rows."""
     from mmlab.cli import main
-    from mmlab.training.csv_log import read_table
+    from mmlab.runs.metrics_table import read_table
 
     Clock.ends.clear()
     if code := main(["train", *overrides(folder, training)]):

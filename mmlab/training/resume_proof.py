@@ -12,8 +12,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from mmlab.runs.disk import to_json
+from mmlab.runs.metrics_table import FILE_NAME, read_table
 from mmlab.training.config import BatchLogConfig
-from mmlab.training.csv_log import FILE_NAME, read_table
 
 # What a run depends on is recorded, not a result: two runs have their own ids, and a commit may come in between …
 NOT_COMPARED = (".identity",)

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmlab import cli
-from mmlab.training.csv_log import read_table
+from mmlab.runs.metrics_table import read_table
 from mmlab.training.wandb_files import find_segments
 from tests.tiny_shapes import make_shapes
 from tests.tiny_wandb import history

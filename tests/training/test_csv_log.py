@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from mmlab.runs.metrics_table import read_table
 from mmlab.training.config import CSVLogConfig
-from mmlab.training.csv_log import CSVLog, read_table
+from mmlab.training.csv_log import CSVLog
 
 
 def lines(folder) -> list[str]:

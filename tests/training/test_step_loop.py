@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mmlab.data.module import ShardDataModule
+from mmlab.runs.metrics_table import read_table
 from mmlab.training import checkpoint_folder, checkpoint_io
 from mmlab.training.config import AdamWConfig, CSVLogConfig
-from mmlab.training.csv_log import CSVLog, read_table
+from mmlab.training.csv_log import CSVLog
 from mmlab.training.optim import AdamW
 from mmlab.training.resume_proof import difference
 from tests.tiny_shards import make_shards, settings, sources
