@@ -52,6 +52,20 @@ def claim(path: Path, doing: str) -> TextIO:
     return file
 
 
+def locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file, which may not exist; the lock is not taken."""
+    try:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def no_file(folder: Path) -> Path:
     """Return an output folder, existing or not.
 

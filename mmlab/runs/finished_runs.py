@@ -8,6 +8,7 @@ from pathlib import Path
 from mmlab.runs.ranks import rank
 
 DONE = "done.json"
+FAILED = "failed.json"
 OVERRIDES = "overrides.txt"
 
 

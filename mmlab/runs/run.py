@@ -22,7 +22,7 @@ from mmlab.config.locations import refuse_address
 from mmlab.config.schemas import attach, schemas, targets
 from mmlab.runs.code import code_state
 from mmlab.runs.disk import claim, write_json, write_text
-from mmlab.runs.finished_runs import DONE, OVERRIDES, only_run_of
+from mmlab.runs.finished_runs import DONE, FAILED, OVERRIDES, only_run_of
 from mmlab.runs.identity import differing
 from mmlab.runs.naming import is_execution, stage_of
 from mmlab.runs.ranks import rank
@@ -56,6 +56,7 @@ class Start:
         fresh: the run starts over, whatever its folder contains: later ranks may look before the first one renames it.
         settings: key → value of what the config must have at all starts.
         training: key → value of what it may change, with which further steps are computed in another way.
+        recorded: the start trains, and the folder says so.
     """
 
     folder: Path
@@ -67,7 +68,7 @@ class Start:
     _config: dict[str, Any]
     _overrides: list[str]
     _time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    _recorded: bool = False
+    recorded: bool = False
 
     def open(self) -> None:
         """Create the folder of a new run and record it; an existing run is recorded when it trains again.
@@ -95,19 +96,20 @@ class Start:
     def record(self, identity: Mapping[str, Any]) -> None:
         """Record what trains from now on: config, overrides, code, and what the run depends on. Only rank 0 writes.
 
-        The run is no longer complete, if it was. Values that ran until now are kept in `identity.json` and `code.json`.
-        Secrets are redacted.
+        The run is no longer complete or failed, if it was. Values that ran until now are kept in `identity.json` and
+        `code.json`. Secrets are redacted.
 
         Args:
             identity: the record of `mmlab.runs.identity`.
         """
         if rank() > 0:
             return
-        (self.folder / DONE).unlink(missing_ok=True)
+        for ended in (DONE, FAILED):
+            (self.folder / ended).unlink(missing_ok=True)
         self._write(IDENTITY, self._identity(identity))
-        if self._recorded:
+        if self.recorded:
             return
-        self._recorded = True
+        self.recorded = True
         self._write("code.json", self._code())
         write_text(self.folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
         write_text(self.folder / OVERRIDES, "".join(f"{redact_text(override)}\n" for override in self._overrides))
@@ -116,7 +118,7 @@ class Start:
         """The record, with the values that it replaces and those of the config under `earlier`."""
         before = read_json(self.folder / IDENTITY) or {}
         replaced = {name: before[name] for name in differing(before, identity) if name in before}
-        if not self._recorded and (config := _changed(self.folder, self._config)):
+        if not self.recorded and (config := _changed(self.folder, self._config)):
             replaced["config"] = config
         earlier = [*before.get("earlier", []), *([{"until": self._time, **replaced}] if replaced else [])]
         return {**before, **identity, "earlier": earlier}

@@ -48,6 +48,7 @@ def train(cfg: DictConfig) -> None:
 
     from mmlab.config.build import build
     from mmlab.runs.run import finish
+    from mmlab.runs.run_status import noting_failure
     from mmlab.stage.assembly import build_data, build_stage
     from mmlab.training.artifacts import describe, describe_frozen, save_parts
     from mmlab.training.gathering import gather
@@ -69,7 +70,7 @@ def train(cfg: DictConfig) -> None:
     callbacks.insert(0, RunIdentity(start, identity_of(start, cfg, stage, data, frozen)))
     start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
-    with connected_ranks():
+    with noting_failure(start), connected_ranks():
         metrics = fit(trainer, stage, data, start.fresh)
         names = [*saved, *stage.completed]
         gather(stage.model, names, stage.bases, folder)
