@@ -10,8 +10,8 @@ from mmlab.diffusion.config import EDMConfig, SamplerConfig
 from mmlab.diffusion.process import Level, NoiseProcess
 
 TIME_SCALE = 1000
-"""From c_noise to the denoiser's time, as in OpenAI's consistency models: sinusoidal embeddings are made for times
-0 … 1000, and c_noise spans less than 3."""
+"""From c_noise to the denoiser's time, as in consistency models (diffusers' `CMStochasticIterativeScheduler`):
+sinusoidal embeddings are made for times 0 … 1000, and c_noise spans less than 3."""
 
 
 class EDM(NoiseProcess):

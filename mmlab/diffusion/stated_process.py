@@ -4,12 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.edm import EDM, TIME_SCALE
+from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.schedule import BETAS
 
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 TARGETS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
-FLOW = "FlowMatchEulerDiscreteScheduler"
+OTHERS = {
+    "FlowMatchEulerDiscreteScheduler": (FlowMatching, "flow"),
+    "EDMEulerScheduler": (EDM, "edm"),
+    "EDMDPMSolverMultistepScheduler": (EDM, "edm"),
+}
+"""Schedulers of other processes than `Diffusion`: the process, and its option."""
 
 
 def check_process(process: NoiseProcess, fields: Mapping[str, Any], source: str) -> None:
@@ -17,7 +24,7 @@ def check_process(process: NoiseProcess, fields: Mapping[str, Any], source: str)
 
     Args:
         process: of the run.
-        fields: of the pipeline's scheduler; empty: nothing is compared.
+        fields: of the pipeline's scheduler, see `scheduler_of`; empty: nothing is compared.
         source: the pipeline, for messages.
 
     Raises:
@@ -25,9 +32,11 @@ def check_process(process: NoiseProcess, fields: Mapping[str, Any], source: str)
     """
     if not fields:
         return
-    if isinstance(process, Diffusion) != (fields.get("_class_name") != FLOW):
-        wanted = "process=flow" if isinstance(process, Diffusion) else "process=stable_diffusion"
-        raise _differs(source, f"{fields.get('_class_name')}", type(process).__name__, wanted)
+    kind, option = OTHERS.get(str(fields.get("_class_name")), (Diffusion, "stable_diffusion"))
+    if not isinstance(process, kind):
+        raise _differs(source, f"{fields.get('_class_name')}", type(process).__name__, f"process={option}")
+    if isinstance(process, EDM):
+        _check_edm(process, fields, source)
     for key, stated in stated_settings(fields).items() if isinstance(process, Diffusion) else ():
         here = getattr(process.config, key)
         if here is None:  # the schedule's own
@@ -35,6 +44,18 @@ def check_process(process: NoiseProcess, fields: Mapping[str, Any], source: str)
         if here != stated:
             value = str(stated).lower() if isinstance(stated, bool) else stated
             raise _differs(source, f"{key}={value}", f"process.{key}={here}", f"process.{key}={value}")
+
+
+def _check_edm(process: EDM, fields: Mapping[str, Any], source: str) -> None:
+    deviation = fields.get("sigma_data", 0.5)
+    if deviation != process.config.sigma_data:
+        key = "process.sigma_data"
+        raise _differs(source, f"sigma_data={deviation}", f"{key}={process.config.sigma_data}", f"{key}={deviation}")
+    if fields.get("time_scale", 1) != TIME_SCALE or fields.get("prediction_type", "epsilon") != "epsilon":
+        raise ConfigError(
+            f"model.denoiser.source={source} has another time or target than {TIME_SCALE} c_noise and F of process=edm,"
+            " as its pipeline says; name the denoiser's own folder in it as the source, to train it for these."
+        )
 
 
 def stated_settings(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.edm import EDM, TIME_SCALE
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.export.diffusers_modules import DIT_NULL, autoencoder, transformer, unet
@@ -168,6 +169,7 @@ def _export_ours(
         latents_mean=first_stage.latent_mean.tolist() if raw else None,
         latents_std=first_stage.latent_std.tolist() if raw else None,
         defaults=call_arguments(sampler),
+        time_scale=TIME_SCALE if isinstance(process, EDM) else 1,
     )
     pipeline.save_pretrained(out)
     _edit_index(out, _class_name=["pipeline", type(pipeline).__name__])

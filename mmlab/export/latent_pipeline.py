@@ -15,6 +15,8 @@ import torch
 from diffusers import (
     DDIMScheduler,  # pyright: ignore[reportPrivateImportUsage]
     DiffusionPipeline,  # pyright: ignore[reportPrivateImportUsage]
+    EDMDPMSolverMultistepScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    EDMEulerScheduler,  # pyright: ignore[reportPrivateImportUsage]
     FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
     ImagePipelineOutput,  # pyright: ignore[reportPrivateImportUsage]
     UNet2DConditionModel,  # pyright: ignore[reportPrivateImportUsage]
@@ -30,12 +32,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     Args:
         denoiser: UNet2DModel, UNet2DConditionModel (a class is a one-hot row as its context) or DiTTransformer2DModel.
-        scheduler: DDIMScheduler, FlowMatchEulerDiscreteScheduler, or others of diffusers.
+        scheduler: DDIMScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler, or others of diffusers.
         vae: AutoencoderKL or VQModel; None for pixels.
         classes: names of the classes, in the order of their numbers; none for an unconditional model.
         null_class: the number for no class.
         latents_mean, latents_std: per channel, of raw latents; None if the vae takes normalized ones.
         defaults: of the arguments of a call.
+        time_scale: from the scheduler's times to the denoiser's.
     """
 
     _optional_components = ["vae"]
@@ -51,6 +54,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         latents_mean=None,
         latents_std=None,
         defaults=None,
+        time_scale=1,
     ):
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae)
@@ -60,6 +64,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             latents_mean=latents_mean,
             latents_std=latents_std,
             defaults=defaults,
+            time_scale=time_scale,
         )
 
     @torch.no_grad()
@@ -89,7 +94,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             output_type: `pil`, `np` or `pt` (in 0 … 1).
             return_dict: False returns a tuple.
             guidance_rescale: share of the guided prediction that gets the conditional one's deviation.
-            guidance_interval: lowest and highest time at which to guide.
+            guidance_interval: lowest and highest time of the denoiser at which to guide.
             eta: of DDIM: 0 adds no noise, 1 as much as DDPM.
         """
         given = {
@@ -113,8 +118,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             options = {"use_clipped_model_output": True, "eta": settings["eta"], "generator": generator}
         bar: Any = self.progress_bar
         step: Any = self.scheduler.step
-        for t in bar(self._timesteps(settings["num_inference_steps"], latents.device)):
-            prediction = self._guided(latents, t, labels, settings)
+        timesteps = self._timesteps(settings["num_inference_steps"], latents.device)
+        # The states of these schedulers have the noise's deviation; the denoiser's input is scaled.
+        scaled = isinstance(self.scheduler, EDMEulerScheduler | EDMDPMSolverMultistepScheduler)
+        latents = latents * self.scheduler.init_noise_sigma if scaled else latents
+        for t in bar(timesteps):
+            x = self.scheduler.scale_model_input(latents, t) if scaled else latents
+            prediction = self._guided(x, t * self.config["time_scale"], labels, settings)
             latents = step(prediction, t, latents, **options).prev_sample
         images = self._decode(latents).cpu()
         if output_type != "pt":

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mmlab.config.errors import ConfigError
+from mmlab.diffusion.edm import EDM
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
@@ -18,9 +19,9 @@ def scheduler(process: NoiseProcess, sampler: Sampler) -> Any:
     """Return the scheduler with which diffusers takes the steps that the sampler takes.
 
     `ddim`, `euler` (which equals DDIM without noise) and `ddpm` (DDIM with eta=1) become a `DDIMScheduler`, `dpmpp_2m`
-    a `DPMSolverMultistepScheduler`, and Euler's steps of flow matching a `FlowMatchEulerDiscreteScheduler`. With a
-    clip, DDIM's steps equal ours if `step` gets `use_clipped_model_output=True`: our noise is made consistent with the
-    clipped x_0.
+    a `DPMSolverMultistepScheduler`, and Euler's steps of flow matching a `FlowMatchEulerDiscreteScheduler`. Those of
+    EDM are an `EDMEulerScheduler` or an `EDMDPMSolverMultistepScheduler`. With a clip, DDIM's steps equal ours if
+    `step` gets `use_clipped_model_output=True`: our noise is made consistent with the clipped x_0.
 
     Args:
         process: of the trained model.
@@ -36,8 +37,12 @@ def scheduler(process: NoiseProcess, sampler: Sampler) -> Any:
         return _dpm_solver(process, sampler) if sampler.config.name == "dpmpp_2m" else _ddim(process, sampler)
     if isinstance(process, FlowMatching) and process.target == "v":
         return _flow(process, sampler)
+    if isinstance(process, EDM):
+        return _edm(process, sampler)
     kind = f"{type(process).__name__} with target={process.target}"
-    raise ConfigError(f"diffusers has no scheduler for {kind}, only for Diffusion and for FlowMatching with target=v.")
+    raise ConfigError(
+        f"diffusers has no scheduler for {kind}, only for Diffusion, EDM, and FlowMatching with target=v."
+    )
 
 
 def eta_of(sampler: Sampler) -> float:
@@ -72,6 +77,21 @@ def _flow(process: FlowMatching, sampler: Sampler) -> Any:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(shift=process.config.shift)
+
+
+def _edm(process: EDM, sampler: Sampler) -> Any:
+    config = process.config
+    name = "dpmpp_2m" if sampler.config.name == "dpmpp_2m" else "euler"
+    if sampler.config.name not in ("ddim", "euler", "dpmpp_2m") or eta_of(sampler) or sampler.clip is not None:
+        raise ConfigError(
+            f"diffusers has EDM's schedulers for Euler and DPM-Solver++ without noise and clip; export with"
+            f" sampler={name} sampler.clip=null."
+        )
+    from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+
+    kind = EDMDPMSolverMultistepScheduler if name == "dpmpp_2m" else EDMEulerScheduler
+    return kind(sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data, rho=config.rho)
 
 
 def _ddim(process: Diffusion, sampler: Sampler) -> Any:

@@ -124,10 +124,15 @@ def pipeline_of(source: str) -> Place | None:
 
 
 def scheduler_of(source: str) -> dict[str, Any]:
-    """Return the scheduler's config of the pipeline that a source is; empty for anything else."""
+    """Return the scheduler's config of the pipeline that a source is; empty for anything else.
+
+    `time_scale`, from the scheduler's times to the denoiser's, is 1 but for pipelines that `mmlab export` writes.
+    """
     pipeline = pipeline_of(source)
-    path = None if pipeline is None else pipeline.find(SCHEDULER)
-    return (path and read_json(path)) or {}
+    if pipeline is None:
+        return {}
+    scheduler, index = ((path and read_json(path)) or {} for path in (pipeline.find(SCHEDULER), pipeline.find(INDEX)))
+    return {**scheduler, "time_scale": index.get("time_scale", 1)} if scheduler else {}
 
 
 def text_place(source: str, part: str) -> Place | None:

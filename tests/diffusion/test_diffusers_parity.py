@@ -9,6 +9,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -19,7 +21,7 @@ from mmlab.diffusion.config import ClipConfig
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.samplers import ddim, ddpm, dpmpp_2m, euler, heun
-from tests.diffusion.gaussian import diffusion, flow_matching
+from tests.diffusion.gaussian import diffusion, edm, flow_matching
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
@@ -209,3 +211,17 @@ def test_flow_matching(shift, steps):
     for t in scheduler.timesteps:
         x = scheduler.step(model(x, t.expand(len(x))), t, x).prev_sample
     close(euler(model, flow_matching(shift=shift), X, steps), x, 1e-4)
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0])
+@pytest.mark.parametrize(("kind", "ours"), [(EDMEulerScheduler, euler), (EDMDPMSolverMultistepScheduler, dpmpp_2m)])
+def test_edm(deviation, kind, ours):
+    """Their state is x_0 + σ·ε, of which our x is the denoiser's input; they start from √(σ² + 1)·noise."""
+    levels = {"sigma_data": deviation, "sigma_min": 0.01, "sigma_max": 30.0, "rho": 5.0}
+    scheduler = kind(**levels)
+    scheduler.set_timesteps(20)
+    x = X.float() * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        x = scheduler.step(model(seen, 1000 * t.expand(len(x))), t, x).prev_sample
+    close(ours(model, edm(**levels), X, 20), x, 1e-3)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
+from mmlab.diffusion.config import DiffusionConfig, EDMConfig, FlowMatchingConfig
+from mmlab.diffusion.edm import EDM
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
 from mmlab.diffusion.stated_process import check_process
@@ -61,3 +62,21 @@ def test_flow_matching_is_no_diffusion():
     check_process(process, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "here")
     with pytest.raises(ConfigError, match=r"PNDMScheduler.* not FlowMatching; set process=stable_diffusion"):
         check_process(process, SD15, "here")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (SD15, r"PNDMScheduler.* not EDM; set process=stable_diffusion"),
+        ({"sigma_data": 0.5, "time_scale": 1000}, r"sigma_data=0.5, .* not process.sigma_data=1.0; set process.sigma"),
+        ({"sigma_data": 1.0}, "another time or target than 1000 c_noise and F"),
+        ({"sigma_data": 1.0, "time_scale": 1000, "prediction_type": "v_prediction"}, "another time or target"),
+    ],
+)
+def test_edm_has_a_deviation_and_a_time_of_its_own(fields, says):
+    exported = {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "time_scale": 1000}
+    check_process(EDM(EDMConfig()), exported, "here")
+    with pytest.raises(ConfigError, match=says):
+        check_process(EDM(EDMConfig()), {"_class_name": "EDMEulerScheduler", **fields}, "here")
+    with pytest.raises(ConfigError, match=r"EDMEulerScheduler.* not Diffusion; set process=edm"):
+        check_process(Diffusion(DiffusionConfig()), exported, "here")

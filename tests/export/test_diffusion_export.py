@@ -18,11 +18,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError
-from mmlab.diffusion.config import ClipConfig, DiffusionConfig, FlowMatchingConfig, GuidanceConfig, SamplerConfig
+from mmlab.diffusion.config import (
+    ClipConfig,
+    DiffusionConfig,
+    EDMConfig,
+    FlowMatchingConfig,
+    GuidanceConfig,
+    SamplerConfig,
+)
+from mmlab.diffusion.edm import EDM
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.guidance import Clip
 from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
+from mmlab.diffusion.stated_process import check_process
 from mmlab.evaluate.pictures.generators import picture_generator
 from mmlab.evaluate.pictures.source_images import IMAGE, MASK
 from mmlab.export.diffusion_export import export_first_stage, export_pipeline
@@ -39,6 +48,7 @@ from mmlab.model.config import (
     VQAutoencoderConfig,
 )
 from mmlab.model.denoiser import DiffusionModel, UNet
+from mmlab.model.diffusers_source import scheduler_of
 from mmlab.model.dit import DiT
 from mmlab.model.first_stage import FirstStage, Identity
 from mmlab.model.quantizer import VectorQuantizer
@@ -57,6 +67,10 @@ def diffusion(**settings: Any) -> Diffusion:
 
 def flow(**settings: Any) -> FlowMatching:
     return FlowMatching(FlowMatchingConfig(**settings))
+
+
+def edm(**settings: Any) -> EDM:
+    return EDM(EDMConfig(**settings))
 
 
 def clipping(**settings: Any) -> Clip:
@@ -262,6 +276,7 @@ OURS = {
     "codes on the sphere": (partial(vq, True), classes, "unet", LDM),
     "flow": (kl, classes, "unet", partial(flow, shift=2.0)),
     "flow with a transformer": (kl, classes, "dit", flow),
+    "edm": (kl, classes, "unet", partial(edm, sigma_max=20.0)),
 }
 
 
@@ -285,6 +300,7 @@ def test_classes_go_with_our_pipeline(tmp_path, case):
     none = pictures(built, process, built.conditioner.null(2, "cpu"), 1.0, 2)
     same(pipeline(count=2, generator=torch.Generator().manual_seed(7), **options).images, none)
     assert (none - ours).abs().amax((1, 2, 3)).min() > 1e-3
+    check_process(process, scheduler_of(str(tmp_path)), "the export, to train it further")
     with pytest.raises(ValueError, match="no class 'fox'; the classes are cat, dog, red fox"):
         pipeline(["fox"])
 
@@ -360,6 +376,7 @@ def test_what_no_pipeline_takes_is_one_sentence(tokenizer_folder, tmp_path):
     refused(model(kl(), bert(tokenizer_folder, hide_padding=True)), LDM(), "hide_padding=true")
     refused(model(Identity(), bert(tokenizer_folder)), LDM(), "needs a UNet and a KL first stage")
     refused(model(kl(), bert(tokenizer_folder)), flow(), "no pipeline for UNet with TextCondition and FlowM")
+    refused(model(kl(), bert(tokenizer_folder)), edm(), "no pipeline for UNet with TextCondition and EDM")
     refused(model(kl(), classes()), flow(target="x0"), "no scheduler for FlowMatching with")
     refused(model(kl(), NoCondition(), "dit"), LDM(), "up to 1000 classes as its only condition")
     for clip, built, process, says in (
@@ -400,6 +417,8 @@ RUNS = {
     "dpmpp_2m": (LDM, {"name": "dpmpp_2m", "steps": 7, "guidance": GuidanceConfig(2.0)}),
     "dpmpp_2m, x0": (partial(diffusion, target="x0"), {"name": "dpmpp_2m"}),
     "flow in an interval": (partial(flow, shift=3.0), {"guidance": GuidanceConfig(2.0, interval=[100, 800])}),
+    "edm in an interval": (edm, {"guidance": GuidanceConfig(2.0, interval=[-300, 300]), "name": "euler"}),
+    "edm, dpmpp_2m": (partial(edm, sigma_data=0.5), {"name": "dpmpp_2m", "steps": 7}),
 }
 
 
@@ -455,6 +474,8 @@ def test_a_transformer_whose_classes_are_numbers_is_not_dit(tmp_path):
         (diffusion, {"name": "dpmpp_2m", "clip": clipping()}, r"cannot clip to a fixed range"),
         (flow, {"name": "heun"}, r"the sampler is heun; export with sampler=euler"),
         (flow, {"eta": 1.0}, r"the sampler is ddim with eta=1"),
+        (edm, {"name": "heun"}, r"without noise and clip; export with sampler=euler sampler.clip=null"),
+        (edm, {"name": "dpmpp_2m", "clip": clipping(percentile=0.9)}, r"export with sampler=dpmpp_2m"),
         (partial(diffusion, schedule="cosine", timesteps=20), {"steps": 50}, r"steps=50 must lie in 1 … 20"),
     ],
 )
