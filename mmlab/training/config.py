@@ -135,6 +135,16 @@ class EMAConfig(Settings):
 
 
 @dataclass
+class PostHocEMAConfig(Settings):
+    """Snapshots of averages with power-function profiles, of which any width is made later (EDM2, arXiv 2312.02696)."""
+
+    _target_: str = "mmlab.training.posthoc_ema.PostHocEMA"
+    widths: list[float] = field(default_factory=lambda: [0.05, 0.1])  # of the averages, as shares of the training
+    snapshots: int = number(20, above=0)  # of each average, evenly over the run and at its end
+    dtype: str = choice("float16", "float32")  # of the snapshots; the averages themselves are float32
+
+
+@dataclass
 class ProgressConfig(Settings):
     _target_: str = "mmlab.training.progress.Progress"
     lines: int = number(20, above=0)  # lines printed over a run when the output is not a terminal

@@ -1,6 +1,6 @@
 """An exponential moving average of the weights: the model that is validated, sampled and saved as an artifact."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -58,28 +58,16 @@ class EMA(StepCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: Any = pl_module.model
-        weights = self._trained(model)
-        stored = weights if self._loaded is None else self._loaded
-        for name in sorted(stored.keys() | weights.keys()):
-            if name not in stored or name not in weights or stored[name].shape != weights[name].shape:
-                raise RunError(
-                    f"The checkpoint averages other weights than this run, such as {name}; start a new run, or leave "
-                    "out callbacks.ema."
-                )
-        self.average = {name: like(weight, stored[name]).float() for name, weight in weights.items()}
-        if not minimum_over_ranks(trainer, all_finite(list(self.average.values())).long()):
-            raise RunError(
-                f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to resume from an "
-                "earlier one."
-            )
-        self._weights, self._loaded, self._depth = weights, None, 0
+        self._weights = self._trained(model)
+        stored = self._weights if self._loaded is None else self._loaded
+        self.average = average_from(stored, self._weights, trainer, "callbacks.ema")
+        self._loaded, self._depth = None, 0
         _AVERAGES[model] = self
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         self.updates += 1
         decay = min(self.config.decay, (1 + self.updates) / (WARM_UP + self.updates))
-        weights = [local(weight.detach()).float() for weight in self._weights.values()]
-        torch._foreach_lerp_([local(average) for average in self.average.values()], weights, 1 - decay)  # type: ignore[attr-defined]
+        move(self.average, local_values(self._weights), 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -116,7 +104,7 @@ class EMA(StepCallback):
             local(weight.data).copy_(local(self.average[name]))
 
     def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        weights = learning(model)
         parts = self.config.parts
         if parts is None:
             return weights
@@ -126,6 +114,50 @@ class EMA(StepCallback):
                 hint = nearest(part, names) or f" Trained parts: {', '.join(names)}."
                 raise ConfigError(f"callbacks.ema.parts names '{part}', which is not trained.{hint}")
         return {name: weight for name, weight in weights.items() if name.split(".")[0] in parts}
+
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name → weight of what learns."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def average_from(
+    stored: Mapping[str, Any], weights: Mapping[str, nn.Parameter], trainer: Trainer, key: str
+) -> dict[str, Tensor]:
+    """The average that a run goes on with, in float32, sharded as the weights are.
+
+    Args:
+        stored: the average in a checkpoint, or the weights themselves.
+        weights: that are averaged, by name.
+        trainer: of the run.
+        key: of the callback, for messages.
+
+    Raises:
+        RunError: the average of other weights, or one that is not finite.
+    """
+    for name in sorted(stored.keys() | weights.keys()):
+        if name not in stored or name not in weights or stored[name].shape != weights[name].shape:
+            raise RunError(
+                f"The checkpoint averages other weights than this run, such as {name}; start a new run, or leave out "
+                f"{key}."
+            )
+    average = {name: like(weight, stored[name]).float() for name, weight in weights.items()}
+    if not minimum_over_ranks(trainer, all_finite(list(average.values())).long()):
+        raise RunError(
+            f"Checkpoint {trainer.ckpt_path} has NaN or infinity in the average; remove it to resume from an earlier "
+            "one."
+        )
+    return average
+
+
+def local_values(weights: Mapping[str, nn.Parameter]) -> list[Tensor]:
+    """This rank's shares of weights, in float32."""
+    return [local(weight.detach()).float() for weight in weights.values()]
+
+
+def move(average: Mapping[str, Tensor], towards: list[Tensor], share: float) -> None:
+    """Move this rank's share of an average towards weights of the same order, by a share of the difference."""
+    torch._foreach_lerp_([local(tensor) for tensor in average.values()], towards, share)  # type: ignore[attr-defined]
 
 
 _AVERAGES: WeakKeyDictionary[nn.Module, EMA] = WeakKeyDictionary()

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmlab.runs.disk import writing
+from mmlab.training.sharded_checkpoint import bytes_of
 from mmlab.training.trainable import parts_of
 from mmlab.weights import is_sharded
 
@@ -83,7 +84,7 @@ def _append(file: BinaryIO, tensor: Tensor) -> int:
     """Write the values of a tensor; returns their place."""
     file.write(bytes(-file.tell() % ALIGNED))
     place = file.tell()
-    file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    file.write(bytes_of(tensor))
     return place
 
 

@@ -6,7 +6,8 @@ safetensors files of the ranks that have any; `rows` in a file's header has the 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,19 +151,27 @@ def write_rows(tensors: Mapping[str, Tensor], file: Writable) -> None:
     shares = {name: local(tensor).detach() for name, tensor in tensors.items()}
     # Wider dtypes first, as the library does: every tensor is then aligned to its dtype.
     names = sorted((name for name, share in shares.items() if share.numel()), key=lambda name: -shares[name].itemsize)
-    header: dict[str, Any] = {
-        "__metadata__": {"format": "pt", "rows": to_json({name: _first_row(tensors[name]) for name in names})}
-    }
-    end = 0
+    rows = to_json({name: _first_row(tensors[name]) for name in names})
+    file.write(header_of({name: (shares[name].dtype, shares[name].shape) for name in names}, {"rows": rows}))
     for name in names:
-        share = shares[name]
-        begin, end = end, end + share.nbytes
-        header[name] = {"dtype": _CODES[share.dtype], "shape": list(share.shape), "data_offsets": [begin, end]}
+        file.write(bytes_of(shares[name]))
+
+
+def header_of(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """The beginning of a safetensors file, after which the `bytes_of` its tensors follow in their order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = to_json(header).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        file.write(shares[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The values of a tensor, on the CPU and in order."""
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 # Reading

@@ -2,6 +2,7 @@
 
 import sys
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,8 @@ from mmlab.diffusion.samplers import Sampler
 from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator, steps_from
 from mmlab.model.config import CodeSamplerConfig
 from mmlab.runs.check import SAMPLER_OPTIONS
+from mmlab.stage.assembly import restore
+from mmlab.training.ema_snapshots import PostHocAverage, average_of_run
 
 SAMPLERS = {"noise": SamplerConfig, "codes": CodeSamplerConfig}
 MODELS = {"noise": "diffusion model", "codes": "code prior"}
@@ -106,6 +109,19 @@ def generator_settings(cfg: DictConfig, trained: DictConfig) -> tuple[Any, Any, 
     if process is not None and isinstance(sampler, Sampler):
         sampler.check(process, latents=not str(trained.model.first_stage._target_).endswith(".Identity"))
     return process, sampler, about
+
+
+def chosen_average(cfg: DictConfig, folder: Path) -> PostHocAverage | None:
+    """The averages of a run's weights that `ema` asks for, as `average_of_run`; None without it."""
+    return None if cfg.ema is None else average_of_run(folder, cfg.ema)
+
+
+def restore_with(average: PostHocAverage | None, folder: Path, merge: bool = True) -> Any:
+    """The model of a run, see `restore`, with averages in place of its weights."""
+    model, _ = restore(folder, merge=merge)
+    if average is not None:
+        average.put_in(model)
+    return model
 
 
 def generator_of(

@@ -18,10 +18,16 @@ from mmlab.evaluate.pictures.rejection import ClassProbe, Rejection
 from mmlab.evaluate.pictures.sample_scores import score_samples
 from mmlab.evaluate.scores.score_table import write_scores
 from mmlab.runs.disk import replacing, to_json
-from mmlab.stage.assembly import restore
 from mmlab.training.config import HardwareConfig
+from mmlab.training.ema_snapshots import PostHocAverage
 from mmlab.training.trainer import place
-from mmlab.verbs._generators import check_guidance, generator_of, generator_settings
+from mmlab.verbs._generators import (
+    check_guidance,
+    chosen_average,
+    generator_of,
+    generator_settings,
+    restore_with,
+)
 from mmlab.verbs._repetition import check_inputs, comparison, provenance
 
 
@@ -47,8 +53,9 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     check_rejection(cfg, trained)
     classifier = None if cfg.classifier is None else feature_network(cfg.classifier, cfg.root)
     inputs = picture_inputs(cfg, trained)
-    origin = checked_provenance(cfg, folder, inputs, classifier)
-    model = restore_for_pictures(cfg, folder, inputs)
+    average = chosen_average(cfg, folder)
+    origin = checked_provenance(cfg, folder, inputs, classifier, average)
+    model = restore_for_pictures(cfg, folder, inputs, average)
     check_guidance(cfg.run, about.get("guidance", 1), model.conditioner, trained)
     network, *others = inputs.networks
     rejection = None
@@ -64,8 +71,8 @@ def score_generator(cfg: DictConfig, folder: Path, trained: DictConfig, out: Pat
     own = getattr(sampler, "config", None)
     about |= {"sampler_settings": None if own is None else asdict(own), "seed": cfg.seed}
     # The artifacts of a run with an average hold the average.
-    average = trained.callbacks.get("ema")
-    about |= {"ema": None if average is None else OmegaConf.to_container(average)}
+    kept = trained.callbacks.get("ema")
+    about |= {"ema": average.describe() if average else None if kept is None else OmegaConf.to_container(kept)}
     scores = {"run": folder.name, **scores, **about, **origin}
     report(scores, sheets, out, inputs.pictures.bad, inputs.train_bad, cfg.scores)
 
@@ -108,7 +115,11 @@ def picture_inputs(cfg: DictConfig, trained: DictConfig) -> PictureInputs:
 
 
 def checked_provenance(
-    cfg: DictConfig, folder: Path, inputs: PictureInputs, classifier: FeatureNetwork | None = None
+    cfg: DictConfig,
+    folder: Path,
+    inputs: PictureInputs,
+    classifier: FeatureNetwork | None = None,
+    average: PostHocAverage | None = None,
 ) -> dict[str, Any]:
     """Return what `provenance` does; raises RunError if scores are to be repeated from other inputs."""
     used = {"data.path": inputs.pictures.index.hash}
@@ -118,15 +129,20 @@ def checked_provenance(
         used["features"] = " ".join(network.describe()["hash"] for network in inputs.networks)
     if classifier is not None:
         used["classifier"] = classifier.describe()["hash"]
+    if average is not None:
+        used["ema"] = average.describe()["hash"]
     origin = provenance(cfg, folder, used)
     if cfg.scores is not None:
         check_inputs(cfg, origin)
     return origin
 
 
-def restore_for_pictures(cfg: DictConfig, folder: Path, inputs: PictureInputs) -> Any:
+def restore_for_pictures(
+    cfg: DictConfig, folder: Path, inputs: PictureInputs, average: PostHocAverage | None = None
+) -> Any:
     """Restore the model in float32, so that its scores do not depend on the machine, and the network on its device."""
-    model = place(restore(folder)[0], HardwareConfig(accelerator=cfg.trainer.accelerator, precision="32-true"))
+    hardware = HardwareConfig(accelerator=cfg.trainer.accelerator, precision="32-true")
+    model = place(restore_with(average, folder), hardware)
     for network in inputs.networks:
         network.to(model.first_stage.latent_mean.device)
     return model

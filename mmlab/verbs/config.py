@@ -71,6 +71,8 @@ class DrawConfig(Settings):
     temperature: float | None = number(None, at_least=0)  # of a code prior, as the next two
     top_k: int | None = number(None, above=0)
     top_p: float | None = number(None, above=0, at_most=1)
+    # Width of the averages of weights to draw with, of a run with callbacks.posthoc_ema; None: the run's artifacts.
+    ema: float | None = number(None, above=0)
 
     @staticmethod
     def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:

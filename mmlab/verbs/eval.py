@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.compose import hydra_verb
 
-DRAWING = ("sampler", "steps", "guidance", "temperature", "top_k", "top_p", "classifier")
+DRAWING = ("sampler", "steps", "guidance", "temperature", "top_k", "top_p", "ema", "classifier")
 """Keys that apply only to models that draw pictures."""
 
 
@@ -34,6 +34,7 @@ def evaluate(cfg: DictConfig) -> None:
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     A model that draws images: FID, KID. data.train_from is training data in which to look for copies. candidates=4
     also scores the best quarter of four times as many samples according to a classifier, and unrestricted samples.
+    ema=0.05 uses averaged weights, of a run with callbacks.posthoc_ema; -m ema=0.03,0.05,0.1 compares several.
     Scores of images are repeated from their file, which holds all settings.
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
       mmlab eval scores=runs/emoji-class/eval/val/scores.json
@@ -47,7 +48,8 @@ def evaluate(cfg: DictConfig) -> None:
     trained = load_run_config(folder)
     kind = what_to_score(cfg, kind_of(trained))
     refuse_other_keys(cfg, kind)
-    standard = Path(cfg.scores).parent / "repeated" if cfg.scores else folder / "eval" / Path(cfg.data.path).name
+    name = Path(cfg.data.path).name + (f"-ema{cfg.ema:g}" if cfg.ema is not None else "")
+    standard = Path(cfg.scores).parent / "repeated" if cfg.scores else folder / "eval" / name
     SCORINGS[kind](cfg, folder, trained, no_file(Path(cfg.out or standard)))
 
 

@@ -40,6 +40,7 @@ def export(cfg: DictConfig) -> None:
 
     mmlab export run=llava/finetune_tiny out=finetune_tiny
     mmlab export run=ldm/class_tiny to=diffusers out=class_tiny
+    mmlab export run=ldm/class_tiny ema=0.05                    # averaged weights, of a run with callbacks.posthoc_ema
     mmlab export run=ldm/class_tiny sampler=ddim sampler.spacing=trailing steps=50 guidance=3
     """
     from mmlab.runs.disk import no_file, replacing
@@ -58,6 +59,8 @@ def export(cfg: DictConfig) -> None:
         raise ConfigError(f"{folder} cannot be exported to {cfg.to}; set to={library}.")
     if not cfg.merge and kind == "reconstructs":
         raise ConfigError(f"merge=false applies only to runs with an adapter; {folder} trained an autoencoder.")
+    if cfg.ema is not None and kind != "draws":
+        raise ConfigError(f"ema applies only to models that draw images, and {folder} does not; leave it out.")
     out = no_file(Path(cfg.out or folder / "export" / library))
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another out, or remove that folder.")
@@ -82,8 +85,7 @@ def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[s
     from mmlab.export.prior_export import export_prior
     from mmlab.export.schedulers import scheduler
     from mmlab.runs.run import load_run_config
-    from mmlab.stage.assembly import restore
-    from mmlab.verbs._generators import generator_settings
+    from mmlab.verbs._generators import chosen_average, generator_settings, restore_with
 
     trained = load_run_config(folder)
     process, sampler, _ = generator_settings(cfg, trained)
@@ -92,7 +94,7 @@ def _generator(cfg: DictConfig, folder: Path, kind: str, draft: Path) -> tuple[s
     adapters = {} if cfg.merge else _adapters(folder)
     if adapters and process is None:
         raise ConfigError(f"{folder} is a code prior, whose adapter has no form of its own; leave merge=false out.")
-    model, _ = restore(folder, merge=cfg.merge)
+    model = restore_with(chosen_average(cfg, folder), folder, merge=cfg.merge)
     if process is None:
         return export_prior(model, sampler, trained.data.size, draft), []
     line = export_pipeline(model, process, trained.data.size, draft, sampler)

@@ -25,6 +25,7 @@ def sample(cfg: DictConfig) -> None:
     mmlab sample run=emoji/class label=nature
     mmlab sample run=emoji/class label=[nature,people] sampler=dpmpp_2m steps=20 guidance=3
     mmlab sample run=emoji/text "prompt='red heart, love'" count=4 seed=100
+    mmlab sample run=emoji/class label=nature ema=0.05          # averaged weights, of a run with callbacks.posthoc_ema
     mmlab sample run=emoji/prior label=food guidance=2 top_k=100 top_p=0.95 temperature=0.9
     mmlab sample run=emoji/text "prompt='red heart'" image=heart.png strength=0.6         # image to image
     mmlab sample run=emoji/text "prompt='red heart'" image=heart.png mask=mask.png        # redraws what is white
@@ -39,9 +40,17 @@ def sample(cfg: DictConfig) -> None:
     from mmlab.evaluate.pictures.source_images import source_images
     from mmlab.runs.disk import write_json
     from mmlab.runs.run import find_run, load_run_config
-    from mmlab.stage.assembly import kind_of, restore
+    from mmlab.stage.assembly import kind_of
     from mmlab.training.trainer import place
-    from mmlab.verbs._generators import check_guidance, check_size, generator_of, generator_settings, source_settings
+    from mmlab.verbs._generators import (
+        check_guidance,
+        check_size,
+        chosen_average,
+        generator_of,
+        generator_settings,
+        restore_with,
+        source_settings,
+    )
 
     folder = find_run(cfg.run, cfg.root)
     trained = load_run_config(folder)
@@ -65,7 +74,9 @@ def sample(cfg: DictConfig) -> None:
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     out = out_folder(cfg.out, folder / "samples", settings)
 
-    model, _ = restore(folder)
+    average = chosen_average(cfg, folder)
+    about |= {} if average is None else {"ema": average.width}
+    model = restore_with(average, folder)
     generator = generator_of(place(model, cfg.trainer), trained, process, sampler, cfg.size, strength)
     inputs, words = conditions(generator.model.conditioner, requests, cfg.count, spec)
     inputs |= sources
