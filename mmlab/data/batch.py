@@ -71,6 +71,7 @@ class LatentBatch(ConditionedBatch):
 
     mean: Tensor  # float32 [B, C, h, w]; raw latents, not normalized
     logvar: NotRequired[Tensor]  # float32 [B, C, h, w]; absent for a deterministic first stage
+    pixel_values: NotRequired[Tensor]  # uint8 [B, 3, H, W], mirrored as the latents; for an alignment
 
 
 class CodeBatch(ConditionedBatch):

@@ -17,13 +17,14 @@ AGAIN = "encode the images again with `mmlab shards encode`"
 
 
 class CacheCollate:
-    """Tensors that `mmlab shards encode` made, with their conditioning; no image is read.
+    """Tensors that `mmlab shards encode` made, with their conditioning.
 
     Args:
         config: settings; `flip` and the conditioning are drawn as by `ImageCollate`.
         made_by: fields of the record with the hashes of the first stages that the cache must come from.
         shape: of each tensor: `[C, h, w]` of latents, `[h, w]` of codes.
         conditioning: reads class or caption.
+        images: also read the image that was kept beside the tensors.
 
     Attributes:
         kind: `latents` or `codes`.
@@ -35,13 +36,19 @@ class CacheCollate:
     names: tuple[str, ...]
     optional: tuple[str, ...] = ()
     dtype: torch.dtype
-    image: ImageSpec | None = None
+    image: ImageSpec | None
 
     def __init__(
-        self, config: ImageDataConfig, made_by: dict[str, str], shape: tuple[int, ...], conditioning: Conditioning
+        self,
+        config: ImageDataConfig,
+        made_by: dict[str, str],
+        shape: tuple[int, ...],
+        conditioning: Conditioning,
+        images: bool = False,
     ):
         self.flip = config.flip
         spec = ImageSpec(config.size, config.aspect, reduce_jpegs=config.reduce_jpegs)
+        self.image = spec if images else None
         self.made_by = {**made_by, ENCODED_AS: spec.form}
         self.shape = shape
         self.conditioning = conditioning
@@ -52,7 +59,8 @@ class CacheCollate:
 
         Raises:
             SampleError: `latents` for a damaged member, or for a cache of another kind, first stage, image size, aspect
-                or shape, or without mirrored images; and what `Conditioning` raises.
+                or shape, or without mirrored images; `no-picture` if the image was not kept; and what `Conditioning`
+                raises.
         """
         where = f"source '{sample.source}'"
         self._check_record(sample, where)
@@ -62,8 +70,14 @@ class CacheCollate:
             raise SampleError(
                 "latents", f"{where} holds {held}, not {self.kind}; encode the images with --as {self.kind}."
             )
-        suffix = "_flipped" if self.flip and mirrored(sample.seed) else ""
+        mirror = self.flip and mirrored(sample.seed)
+        suffix = "_flipped" if mirror else ""
         values: dict[str, Tensor] = {}
+        if self.image is not None:
+            if sample.image is None:
+                missing = f"{where} holds no images beside its {self.kind}"
+                raise SampleError("no-picture", f"{missing}; encode with --keep-images, or set data.latents=false.")
+            values["pixel_values"] = sample.image.flip(-1) if mirror else sample.image
         for name in (*self.names, *(name for name in self.optional if name in stored)):
             if name not in stored:
                 raise SampleError("latents", f"It has no {name}.")
@@ -110,9 +124,14 @@ class LatentCollate(CacheCollate):
     kind, names, optional, dtype = "latents", ("mean",), ("logvar",), torch.float32
 
     def __init__(
-        self, config: ImageDataConfig, first_stage: str, shape: tuple[int, int, int], conditioning: Conditioning
+        self,
+        config: ImageDataConfig,
+        first_stage: str,
+        shape: tuple[int, int, int],
+        conditioning: Conditioning,
+        images: bool = False,
     ):
-        super().__init__(config, {FIRST_STAGE: first_stage}, shape, conditioning)
+        super().__init__(config, {FIRST_STAGE: first_stage}, shape, conditioning, images)
 
 
 class CodeCollate(CacheCollate):

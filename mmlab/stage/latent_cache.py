@@ -1,6 +1,6 @@
 """Shards of latents or codes: images are encoded once, not at every step. Legend: B images, C/h/w sizes of latents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def latents(
     flip: bool = False,
     batch_size: int = 64,
     missing_budget: float = 0.0,
+    keep_images: bool = False,
 ) -> Samples:
     """Encode every image of a set of shards as the mean and log variance of its posterior; see `_encoded`.
 
@@ -93,6 +94,7 @@ def latents(
         flip: encode the mirror images too, as `mean_flipped` and `logvar_flipped`.
         batch_size: images that are encoded at a time.
         missing_budget: share of the samples whose image may be missing or unreadable.
+        keep_images: copy the images, too: an alignment reads them beside the latents.
 
     Returns:
         A row for each sample; left out: `unreadable`.
@@ -112,7 +114,8 @@ def latents(
                 raise RunError(f"The first stage returned a {name} that is not finite in {dtype}.{hint}")
         return stored
 
-    return _encoded({FIRST_STAGE: first_stage}, encode, index, spec, flip, batch_size, missing_budget)
+    kept = (*KEPT, *IMAGE_EXTENSIONS) if keep_images else KEPT
+    return _encoded({FIRST_STAGE: first_stage}, encode, index, spec, flip, batch_size, missing_budget, kept)
 
 
 def codes(
@@ -164,15 +167,17 @@ def _encoded(
     flip: bool,
     batch_size: int,
     missing_budget: float,
+    kept: Sequence[str] = KEPT,
 ) -> Samples:
     """Encode every image of a set of shards, in its order.
 
     A sample keeps its text, its class and its record, to which the hashes of the stages and the decoding of the
-    image are added; `safetensors` with the encoder's tensors replaces the image.
+    image are added; `safetensors` with the encoder's tensors replaces the image, unless that is kept.
 
     Args:
         stages: record's field → first stage, of the images and, if there is a second one, of their maps.
         encode: encodes a batch; the rest as for `latents`.
+        kept: members that are copied.
     """
     made_by = {field: content_hash(stage) for field, stage in stages.items()}
     keep_freed_memory()
@@ -187,7 +192,7 @@ def _encoded(
                     made = encode(field, stage, pixels.flip(-1) if ending else pixels)
                 tensors |= {name + ending: value for name, value in made.items()}
         for n, (key, members, _) in enumerate(rows):
-            own: dict[str, Any] = {name: members[name] for name in KEPT if name in members}
+            own: dict[str, Any] = {name: members[name] for name in kept if name in members}
             record = {**parse_record(members), **made_by, ENCODED_AS: spec.form}
             data = save({name: value[n].contiguous() for name, value in tensors.items()})
             yield key, {**own, "json": record, LATENTS: data}

@@ -285,6 +285,8 @@ def add_encode(commands) -> None:
     help_map = "a run that trained a first stage of maps: encode each image's map.png as well"
     encode.add_argument("--map-run", metavar="RUN", help=help_map)
     encode.add_argument("--flip", action="store_true", help="also encode the mirror images, for data.flip=true")
+    help_keep = "copy the images beside their latents, for model/alignment"
+    encode.add_argument("--keep-images", action="store_true", help=help_keep)
     encode.add_argument("--batch-size", type=positive, default=64, help="images at a time (%(default)s)")
     _add_budget(encode.add_argument)
     _add_destination(encode.add_argument)
@@ -303,11 +305,13 @@ def _encode(args: argparse.Namespace) -> None:
         raise ConfigError("--map-run applies only to codes, and this encodes latents; leave it out.")
     if kind == "codes" and args.dtype is not None:
         raise ConfigError(f"--dtype={args.dtype} applies only to latents, and this encodes codes; leave it out.")
+    if kind == "codes" and args.keep_images:
+        raise ConfigError("--keep-images applies only to latents, and this encodes codes; leave it out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     first_stage, spec = first_stage_of(folder, measured=kind == "latents")
     options = args.flip, args.batch_size, args.missing_budget
     if kind == "latents":
-        samples = latents(first_stage.to(device), index, spec, args.dtype or "float32", *options)
+        samples = latents(first_stage.to(device), index, spec, args.dtype or "float32", *options, args.keep_images)
     else:
         maps = args.map_run and first_stage_of(find_run(args.map_run, args.runs), measured=False)[0].to(device)
         samples = codes(first_stage.to(device), index, spec, *options, maps)
