@@ -276,13 +276,27 @@ class DiTConfig(Settings):
 
 
 @dataclass
+class AlignmentConfig(Settings):
+    _target_: str = "mmlab.model.alignment.Alignment"
+    _partial_: bool = True  # the model gives both widths
+    # Blocks of a DiT before the hidden tokens that are aligned; None: two sevenths of them, the paper's 8 of 28. Those
+    # of a UNet are its middle block's, without a choice.
+    depth: int | None = number(None, above=0)
+    width: int = number(2048, above=0)  # of the projector's hidden layers
+
+
+@dataclass
 class DiffusionModelConfig(Settings):
     kind: ClassVar[str] = "draws"
-    parts: ClassVar[tuple[str, ...]] = ("first_stage", "conditioner", "denoiser")
+    parts: ClassVar[tuple[str, ...]] = ("first_stage", "conditioner", "denoiser", "alignment")
+    # Parts that only training uses, so that nothing else builds and reads them.
+    training_only: ClassVar[tuple[str, ...]] = ("vision", "alignment")
     _target_: str = "mmlab.model.denoiser.DiffusionModel"
     first_stage: Any = section("model/first_stage")
     conditioner: Any = section("model/conditioner")
     denoiser: Any = section("model/denoiser")
+    vision: Any = section("model/vision", default=None)  # whose features the denoiser's are aligned with
+    alignment: Any = section("model/alignment", default=None)  # None: trained without alignment
 
 
 @dataclass

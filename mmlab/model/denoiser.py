@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmlab.config.errors import ConfigError, nearest
+from mmlab.model.alignment import Alignment
 from mmlab.model.conditioner import Condition, Conditioner
 from mmlab.model.config import UNetConfig
 from mmlab.model.diffusers_source import reads_config
@@ -72,6 +73,23 @@ class UNet(nn.Module):
             options["encoder_attention_mask"] = condition.get("mask")
         return self.unet(x_BCHW.to(self.unet.dtype), time_B, **options).sample
 
+    def aligned_layer(self, depth: int | None) -> tuple[nn.Module, int]:
+        """The middle block, whose output is aligned with a vision encoder's features, and its channels.
+
+        U-REPA (arXiv 2503.18414) finds the middle of a UNet to be the best place.
+
+        Args:
+            depth: of `AlignmentConfig`; None.
+
+        Raises:
+            ConfigError: a depth, or a UNet without a middle block.
+        """
+        if depth is not None:
+            raise ConfigError(f"model.alignment.depth={depth}: a UNet is aligned at its middle block; leave it out.")
+        if self.unet.mid_block is None:
+            raise ConfigError("model.alignment takes the output of a UNet's middle block, and this UNet has none.")
+        return self.unet.mid_block, self.unet.config.block_out_channels[-1]
+
     def load_pretrained(self) -> None:
         """Fill the UNet from the source of the settings, if any; raises ConfigError when it does not fit."""
         if self.settings.source is not None:
@@ -129,12 +147,21 @@ class DiffusionModel(nn.Module):
         first_stage: between pixels and latents.
         conditioner: embeds classes or texts.
         denoiser: builds the denoiser from `channels`, `vector_width` and `context_width`.
+        vision: a frozen `ImageEncoder` for the alignment; None where there is none.
+        alignment: builds the alignment from `denoiser` and `vision`; None: there is none.
 
     Raises:
-        ConfigError: a conditioner that reads maps.
+        ConfigError: a conditioner that reads maps; an encoder without an alignment, or one that `Alignment` refuses.
     """
 
-    def __init__(self, first_stage: FirstStage, conditioner: Conditioner, denoiser: Callable[..., nn.Module]):
+    def __init__(
+        self,
+        first_stage: FirstStage,
+        conditioner: Conditioner,
+        denoiser: Callable[..., nn.Module],
+        vision: nn.Module | None = None,
+        alignment: Callable[..., Alignment] | None = None,
+    ):
         super().__init__()
         if conditioner.reads == "map":
             raise ConfigError("model.conditioner=map is only for model=code_prior; a denoiser takes a class or a text.")
@@ -145,6 +172,10 @@ class DiffusionModel(nn.Module):
             vector_width=conditioner.vector_width,
             context_width=conditioner.context_width,
         )
+        if vision is not None and alignment is None:
+            raise ConfigError("model.vision is of no use without an alignment; choose model/alignment=repa.")
+        self.vision = vision
+        self.alignment = None if alignment is None else alignment(denoiser=self.denoiser, vision=vision)
 
     def forward(self, x_BChw: Tensor, time_B: Tensor, condition: Condition) -> Tensor:
         """Predict the process's target `[B, C, h, w]` for noised, normalized latents.

@@ -79,6 +79,21 @@ class DiT(nn.Module):
             x_BND = block(x_BND, cond_BD, context, condition.get("mask"))
         return pixels(self.final(x_BND, cond_BD), h, w, self.patch)
 
+    def aligned_layer(self, depth: int | None) -> tuple[nn.Module, int]:
+        """The block whose output is aligned with a vision encoder's features, and D.
+
+        Args:
+            depth: of `AlignmentConfig`. By default 8 of 28 blocks, rounded up (REPA, arXiv 2410.06940, for DiT-XL).
+
+        Raises:
+            ConfigError: more blocks than there are.
+        """
+        count = len(self.blocks)
+        chosen = -(-2 * count // 7) if depth is None else depth
+        if chosen > count:
+            raise ConfigError(f"model.alignment.depth={depth}, but the denoiser has {count} blocks.")
+        return self.blocks[chosen - 1], self.width
+
     def load_pretrained(self) -> None:
         """Fill the DiT from the source of the settings, if any; raises ConfigError when it does not fit."""
         if self.settings.source is None:

@@ -99,8 +99,8 @@ def pixels_of(settings: dict[str, Any]) -> int | None:
 
 
 def resized(pixels_N3HW: Tensor, size: int) -> Tensor:
-    """Square uint8 images, resized by bicubic interpolation with antialiasing."""
-    if pixels_N3HW.shape[-1] == size:
+    """uint8 images as squares, resized by bicubic interpolation with antialiasing."""
+    if pixels_N3HW.shape[-2:] == (size, size):
         return pixels_N3HW
     scaled = interpolate(pixels_N3HW.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return scaled.round().clamp(0, 255).to(torch.uint8)

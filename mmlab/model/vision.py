@@ -112,6 +112,8 @@ class VisionEncoder(ExactBuffers):
         ConfigError: a tower that gives neither tokens nor a feature map of an image, or has no such feature layer.
     """
 
+    forward_methods = ("patches",)
+
     mean: Tensor
     std: Tensor
 
@@ -191,6 +193,12 @@ class VisionEncoder(ExactBuffers):
         pixels = self.normalize(pixels_N3HW)
         hidden = tokens_of(self.tower, self._read_at, inputs_of(self.tower, pixels), len(pixels))
         return torch.cat([hidden[:, :1], hidden[:, self.prefix :]], 1) if self.keep_class else hidden[:, self.prefix :]
+
+    def patches(self, pixels_N3HW: Tensor) -> Tensor:
+        """As `forward`, but without class token, and if the last layer is read, after the tower's norm behind it."""
+        pixels = self.normalize(pixels_N3HW)
+        layer = self._read_at if self.unused_layers else None
+        return tokens_of(self.tower, layer, inputs_of(self.tower, pixels), len(pixels))[:, self.prefix :]
 
     def normalize(self, pixels_N3HW: Tensor) -> Tensor:
         """Return what the tower reads of uint8 pixels, in its dtype."""

@@ -122,7 +122,7 @@ def build_data(cfg: DictConfig, stage: Any) -> ShardDataModule:
 
 
 def restore(folder: Path, quantized: bool = True, merge: bool = True) -> tuple[Any, DictConfig]:
-    """Return (the trained model in eval mode, the run's config).
+    """Return (the trained model in eval mode, the run's config), without the parts that only training uses.
 
     Its parts are filled from the runs that this one started from, then from its own artifacts. What the config refers
     to is found from any working folder, see `mmlab.runs.references`.
@@ -136,9 +136,11 @@ def restore(folder: Path, quantized: bool = True, merge: bool = True) -> tuple[A
         RunError: its tokenizer was replaced.
     """
     cfg = load_run_config(folder)
+    left_out = getattr(schema_of(cfg.model._target_), "training_only", ())
+    cfg.model.update(dict.fromkeys(left_out))
     locate_files(cfg, folder)
     model = build(cfg.model)
-    fill_parts(model, [*starting_runs(cfg, folder), folder], quantized, merge)
+    fill_parts(model, [*starting_runs(cfg, folder), folder], quantized, merge, left_out)
     check_tokenizers(model, folder)
     return model.eval(), cfg
 

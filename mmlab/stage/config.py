@@ -114,6 +114,20 @@ class LatentDiffusionConfig(StageConfig):
     reads: ClassVar[type | None] = ImageDataConfig
     _target_: str = "mmlab.stage.latent_diffusion.LatentDiffusion"
     loss: str = choice(*DISTANCES, default="l2")  # l1: latent diffusion's LSUN-Churches model
+    # With model.alignment: weight of the similarity between hidden tokens and a vision encoder's features (REPA's 0.5).
+    alignment_weight: float = number(0.5, above=0)
+    # Optimizer steps after which it is left out and the encoder no longer run; None: never. In long runs alignment
+    # comes to hurt (HASTE, arXiv 2505.16792).
+    alignment_stop: int | None = number(None, above=0)
+
+    @staticmethod
+    def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
+        """Train the alignment, if the model has one."""
+        model: Any = node._get_parent().get("model")
+        if not OmegaConf.is_dict(model) or model.get("alignment") is None or OmegaConf.is_missing(node, "trainable"):
+            return
+        if "alignment" not in node.trainable:
+            node.trainable = [*node.trainable, "alignment"]
 
 
 @dataclass

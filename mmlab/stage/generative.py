@@ -63,12 +63,14 @@ class GenerativeStage(Stage):
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> dict[str, Any]:
         return with_seeds_on_host(batch)
 
-    def mean(self, losses_B: Tensor) -> Tensor:
-        """Return the mean of a micro-batch's losses, and count them for the log."""
-        self.train_means.add({"loss": losses_B.sum()}, len(losses_B))
+    def mean(self, losses_B: Tensor, **others_B: Tensor) -> Tensor:
+        """Return the mean of a micro-batch's losses, and count them and other values of its samples for the log."""
+        logged = {"loss": losses_B, **others_B}
+        self.train_means.add({name: values.sum() for name, values in logged.items()}, len(losses_B))
         return losses_B.mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        loss = self.train_means.finish(self.trainer.world_size)[0]["loss"]
-        self.log("train/loss", loss, prog_bar=True)
+        means = self.train_means.finish(self.trainer.world_size)[0]
+        self.log("train/loss", means.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
         super().on_before_optimizer_step(optimizer)

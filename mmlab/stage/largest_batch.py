@@ -82,9 +82,10 @@ def _images(stage: Any, data: ImageDataConfig) -> dict[str, Any]:
         latents = torch.zeros(rows, model.first_stage.channels, side, side)
         batch |= {"codes": codes, "map_codes": codes} if isinstance(stage, CodePrior) else {"mean": latents}
         batch |= {} if isinstance(stage, CodePrior) else {"logvar": latents.clone()}
-    else:
+    if not data.latents or getattr(model, "alignment", None) is not None:
         batch |= _pixels(rows, data.size)
-        batch |= {"map_pixels": batch["pixel_values"].clone()} if getattr(model, "map_stage", None) is not None else {}
+    if not data.latents and getattr(model, "map_stage", None) is not None:
+        batch["map_pixels"] = batch["pixel_values"].clone()
     reads = getattr(getattr(model, "conditioner", None), "reads", "none")
     if reads == "class":
         batch["labels"] = torch.zeros(rows, dtype=torch.int64)

@@ -16,6 +16,7 @@ from mmlab.diffusion.process import Diffusion, NoiseProcess
 from mmlab.diffusion.samplers import Sampler
 from mmlab.diffusion.stated_process import check_process
 from mmlab.keyed import uniform
+from mmlab.model.alignment import features_of
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.diffusers_source import scheduler_of
 from mmlab.model.first_stage import STATISTICS, Posterior, to_signed
@@ -41,8 +42,11 @@ class LatentDiffusion(GenerativeStage):
         sampler: of the run's samples; DDIM with 50 steps where it is None.
 
     Raises:
-        ConfigError: unknown parts, a first stage to train, a loss that the process does not weight, or another process
-            than that of the pipeline from which the denoiser starts.
+        ConfigError: unknown parts, a first stage or a vision encoder to train, an alignment not to train, a loss that
+            the process does not weight, or another process than that of the pipeline from which the denoiser starts.
+
+    With an alignment, the similarity of hidden tokens and a frozen vision encoder's features of the clean images is
+    subtracted from the loss (REPA, arXiv 2410.06940), in training steps up to `alignment_stop`.
 
     The statistics of latents that no earlier run has measured are measured from training images before the first step,
     unless the denoiser starts from a published model, which takes the latents as they are; checkpoints hold them, and
@@ -51,6 +55,7 @@ class LatentDiffusion(GenerativeStage):
 
     model: DiffusionModel
     learner = "denoiser"
+    full_step = 0  # the alignment may stop
 
     def __init__(
         self,
@@ -63,6 +68,8 @@ class LatentDiffusion(GenerativeStage):
         if config.loss == "l1" and isinstance(process, Diffusion) and process.config.min_snr_gamma is not None:
             raise ConfigError("process.min_snr_gamma weights squared errors; leave it out, or set stage.loss=l2.")
         super().__init__(config, model, optim)
+        if model.alignment is not None and ("vision" not in self.frozen or "alignment" in self.frozen):
+            raise ConfigError("stage.trainable must name alignment, and not vision, to which the denoiser is aligned.")
         self.process = process
         self.sampler = sampler or Sampler(SamplerConfig())
 
@@ -74,6 +81,11 @@ class LatentDiffusion(GenerativeStage):
                 "The first stage is untrained, so its latents are meaningless: name the run that trained it in"
                 " stage.init_from, or set model.first_stage.source"
                 f"{' with model.first_stage.init=pretrained' if random else ''}."
+            )
+        if "vision" in self.kept:
+            raise ConfigError(
+                "The vision encoder of model.alignment has random weights: name the run that trained it in"
+                " stage.init_from, or set model.vision.source."
             )
         first_stage, settings = self.model.first_stage, getattr(self.model.denoiser, "settings", None)
         source = None if "denoiser" in artifacts else getattr(settings, "source", None)
@@ -105,7 +117,8 @@ class LatentDiffusion(GenerativeStage):
                     " data.latents=false, or name in stage.init_from the run that encoded the latents."
                 )
             shape = (first_stage.channels, side, side)
-            return LatentCollate(data, content_hash(first_stage), shape, self.conditioning())
+            aligned = self.model.alignment is not None
+            return LatentCollate(data, content_hash(first_stage), shape, self.conditioning(), images=aligned)
         return ImageCollate(data, self.conditioning())
 
     def on_fit_start(self) -> None:
@@ -158,8 +171,37 @@ class LatentDiffusion(GenerativeStage):
         prediction = self.model(x_t, self.process.model_time(t), condition)
         return self.process.loss(prediction, x_0, noise, t, self.config.loss)
 
+    @property
+    def aligning(self) -> bool:
+        """Whether hidden tokens are aligned at this step."""
+        stop = self.config.alignment_stop
+        return self.model.alignment is not None and (stop is None or self.trainer.global_step < stop)
+
+    def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
+        return *super().batch_shape(batch), int(self.aligning)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        return self.mean(self.loss(batch, self.model.conditioner.dropout))
+        alignment: Any = self.model.alignment
+        dropout = self.model.conditioner.dropout
+        if not self.aligning:
+            loss = self.mean(self.loss(batch, dropout))
+            return loss if alignment is None else loss + self.without(alignment)
+        with alignment.hidden_of(self.model.denoiser) as hidden:
+            losses = self.loss(batch, dropout)
+        similarity = alignment(hidden[0], *self.features(batch["pixel_values"]))
+        return self.mean(losses, alignment=similarity) - self.config.alignment_weight * similarity.mean()
+
+    def features(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return (the vision encoder's features of uint8 images, rows and columns of the denoiser's hidden tokens)."""
+        per_token = self.model.first_stage.factor * self.model.denoiser.reduction  # pixels along a side
+        height, width = pixels_B3HW.shape[-2:]
+        return features_of(self.model.vision, pixels_B3HW), (height // per_token, width // per_token)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.model.alignment is not None and not self.aligning:
+            for weight in self.model.alignment.parameters():
+                weight.grad = None
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the loss with all conditions; each validation draws the same noise for the same samples."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from mmlab.model.blocks import blocks
 from mmlab.model.compiled_layers import CompiledLayers
@@ -15,6 +15,7 @@ from mmlab.stage.token_loss import rescale_gradients
 from mmlab.training.optim import AdamW, gradients_of, log_optimizer, total_norm
 from mmlab.training.sharding import ShardedStrategy
 from mmlab.training.trainable import parts_of, set_modes, set_trainable
+from mmlab.weights import is_sharded
 
 
 class Stage(LightningModule):
@@ -32,6 +33,7 @@ class Stage(LightningModule):
         sources: the artifact that each part was filled from; set when the parts are filled, as `kept`.
         kept: names of the parts with random frozen weights, which checkpoints and artifacts hold, too.
         bases: what each part with an adapter was before it had one; only the adapter is in checkpoints and artifacts.
+        full_step: number of optimizer steps after which a step does everything that steps ever do, for estimates.
         completed: names of the frozen parts that the stage measures something of; artifacts hold them, too.
         compiled: the layers that run compiled in training steps, if any do.
 
@@ -40,6 +42,7 @@ class Stage(LightningModule):
     """
 
     model: Any
+    full_step = 10**9
 
     def __init__(self, config: StageConfig, model: nn.Module, optim: AdamW):
         super().__init__()
@@ -89,6 +92,16 @@ class Stage(LightningModule):
     def batch_shape(self, batch: Mapping[str, Any]) -> tuple[int, ...]:
         """Numbers that the FLOPs of a batch depend on, see `BatchFlops`."""
         return tuple(size for value in batch.values() if isinstance(value, torch.Tensor) for size in value.shape)
+
+    def without(self, part: nn.Module) -> Tensor | float:
+        """Zero, for a loss to which a trained part does not contribute: DDP needs a gradient of every weight.
+
+        The stage removes these zeros before the optimizer step.
+        """
+        weights = [weight for weight in part.parameters() if not is_sharded(weight)]
+        if self.trainer.world_size == 1 or not weights:
+            return 0.0
+        return 0 * torch.stack([weight.sum() for weight in weights]).sum()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.compiled is not None:

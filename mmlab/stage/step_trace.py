@@ -55,9 +55,12 @@ class StepTrace:
             self.strategy.precision_plugin = SimpleNamespace(precision=chosen)
             self.strategy.model = stage
         self.hold = self.strategy is not None and self.strategy.config.hold_reduction and micro > 1
-        late = 10**9  # when everything runs that begins at some step, such as a discriminator
         stage.trainer = SimpleNamespace(
-            strategy=self.strategy, precision=chosen, world_size=1, global_step=late, accumulate_grad_batches=micro
+            strategy=self.strategy,
+            precision=chosen,
+            world_size=1,
+            global_step=stage.full_step,
+            accumulate_grad_batches=micro,
         )
         stage.log = stage.log_dict = lambda *args, **options: None
 

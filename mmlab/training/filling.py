@@ -33,7 +33,11 @@ class Dequantizable(Protocol):
 
 
 def fill_parts(
-    model: nn.Module, runs: Sequence[str | Path], quantized: bool = True, merge: bool = True
+    model: nn.Module,
+    runs: Sequence[str | Path],
+    quantized: bool = True,
+    merge: bool = True,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Fill the model's parts: from the artifacts of earlier runs, of which a later one wins, or else with the
     pretrained weights that their settings name. Then adapters among the artifacts are merged into the parts, in the
@@ -46,6 +50,7 @@ def fill_parts(
         quantized: keep 4-bit weights as they are, with their adapters beside them; otherwise they become plain ones of
             the same values, into which adapters are merged.
         merge: with the adapters of the last run.
+        left_out: names of parts without which the model was built; runs may have no others.
 
     Returns:
         The artifact that each part was filled from; the last one, if it has adapters.
@@ -62,7 +67,7 @@ def fill_parts(
         artifacts = artifacts_of(Path(run))
         _warn_of_extension(Path(run), artifacts)
         fitting = {name: path for name, path in artifacts.items() if name in parts}
-        if not fitting:
+        if not fitting and not artifacts.keys() & set(left_out):
             none = "it has no artifacts; the same `mmlab train` command completes it."
             has = f"it has {', '.join(artifacts)}." if artifacts else none
             raise ConfigError(f"{run} holds no artifact for {', '.join(parts)}: {has}")

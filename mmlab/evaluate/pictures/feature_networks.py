@@ -123,7 +123,7 @@ class RunFeatures:
 
     def __init__(self, folder: Path):
         cfg = load_run_config(folder)
-        if "vision" not in cfg.model:
+        if cfg.model.get("vision") is None:
             raise ConfigError(
                 f"{folder} has no vision encoder; set features to a run of stage=contrastive, to a pretrained vision "
                 "encoder, or to inception."
