@@ -8,6 +8,7 @@ appendix C).
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class Profile(NamedTuple):
     width: float
 
 
+@cache
 def exponent(width: float) -> float:
     """The γ ≥ 0 with width² = (γ + 1) / ((γ + 2)² (γ + 3)), which decreases with γ.
 
@@ -78,9 +80,14 @@ def fit(profiles: Sequence[Profile], target: Profile) -> tuple[list[float], floa
 
 def reachable(profiles: Sequence[Profile], step: int) -> tuple[float, float]:
     """The narrowest and the widest profile after `step` that `profiles`, some of that step, fit within `TOLERANCE`."""
-    widths = [n / 1000 for n in range(1, int(WIDEST * 1000) + 1)] + [each.width for each in profiles]
-    fitting = [width for width in widths if fit(profiles, Profile(step, width))[1] <= TOLERANCE]
-    return min(fitting), max(fitting)
+    widths, ends = [profile.width for profile in profiles if profile.step == step], []
+    for inside, outside in ((min(widths), 0.0), (max(widths), WIDEST)):
+        while abs(outside - inside) > 1e-4:
+            middle = (inside + outside) / 2
+            fits = fit(profiles, Profile(step, middle))[1] <= TOLERANCE
+            inside, outside = (middle, outside) if fits else (inside, middle)
+        ends.append(inside)
+    return math.ceil(ends[0] * 1000) / 1000, math.floor(ends[1] * 1000) / 1000
 
 
 def _products(steps_N: Tensor, gammas_N: Tensor) -> Tensor:

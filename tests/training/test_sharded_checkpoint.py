@@ -23,8 +23,9 @@ from mmlab.config.errors import RunError
 from mmlab.data.module import ShardDataModule
 from mmlab.training import checkpoint_folder
 from mmlab.training import checkpoint_io as io
-from mmlab.training.config import BatchLogConfig, EMAConfig, FSDPConfig
+from mmlab.training.config import BatchLogConfig, EMAConfig, FSDPConfig, PostHocEMAConfig
 from mmlab.training.ema import EMA
+from mmlab.training.posthoc_ema import PostHocEMA
 from mmlab.training.resume_proof import BatchLog, difference, read_batches
 from mmlab.training.sharded_checkpoint import like, restore_module, restore_optimizer
 from mmlab.training.sharding import ShardedStrategy
@@ -302,11 +303,15 @@ class Line(L.LightningModule):
 def train(shards: Path, folder: Path, end: int | None = None, sharded: bool = False) -> None:
     """Resume the run in `folder`, or start it, and kill it at a micro-batch of a rank."""
     folder.mkdir(exist_ok=True)
-    callbacks = [EMA(EMAConfig()), BatchLog(BatchLogConfig(folder=str(folder)))]
-    options: dict[str, Any] = {}
+    callbacks = [
+        EMA(EMAConfig()),
+        PostHocEMA(PostHocEMAConfig(snapshots=6)),
+        BatchLog(BatchLogConfig(folder=str(folder))),
+    ]
+    options: dict[str, Any] = {"default_root_dir": folder}
     if sharded:
         strategy = ShardedStrategy(FSDPConfig())
-        options = {"devices": torch.distributed.get_world_size(), "strategy": strategy}
+        options |= {"devices": torch.distributed.get_world_size(), "strategy": strategy}
     data = ShardDataModule(settings(train=sources(shards), micro_batch=2), Keys())
     kill = [] if end is None else [KillAt("start", end)]
     with nullcontext() if end is None else pytest.raises(Kill):
@@ -341,6 +346,11 @@ def test_a_run_goes_on_under_another_strategy_with_another_number_of_ranks(tmp_p
         state = io.read(tmp_path / name / last)
         for key in ("state_dict", "optimizer_states", "callbacks"):
             torch.testing.assert_close(state[key], expected[key], rtol=1e-5, atol=1e-6)
+        snapshots = [
+            {path.name: load_file(path) for path in (tmp_path / run / "ema").iterdir()} for run in (name, "straight")
+        ]
+        torch.testing.assert_close(*snapshots, rtol=1e-3, atol=1e-4)
+        assert "step-2.safetensors" in snapshots[0], "written by two ranks in the last of the runs"
         again = read_batches(tmp_path / name)[0]
         assert {step: set(keys) for step, keys in again.items()} == {step: set(keys) for step, keys in batches.items()}
 
