@@ -91,7 +91,11 @@ class NoiseProcess(ABC):
 
     def draw(self, seeds: Seeds, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Training times `[B]` and float32 noise `[B, *shape]` on the CPU; each row depends on its seed only."""
-        return self.times(uniform(seeds, "timestep")), normal(seeds, shape, "noise")
+        return self.draw_times(seeds), normal(seeds, shape, "noise")
+
+    def draw_times(self, seeds: Seeds) -> Tensor:
+        """The times of `draw`."""
+        return self.times(uniform(seeds, "timestep"))
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0), in float32 or more."""

@@ -286,17 +286,25 @@ class AlignmentConfig(Settings):
 
 
 @dataclass
+class NoiseUncertaintyConfig(Settings):
+    _target_: str = "mmlab.model.uncertainty.NoiseUncertainty"
+    features: int = number(128, above=0)  # of the noise level; EDM2's 128
+
+
+@dataclass
 class DiffusionModelConfig(Settings):
     kind: ClassVar[str] = "draws"
-    parts: ClassVar[tuple[str, ...]] = ("first_stage", "conditioner", "denoiser", "alignment")
+    parts: ClassVar[tuple[str, ...]] = ("first_stage", "conditioner", "denoiser", "alignment", "uncertainty")
     # Parts that only training uses, so that nothing else builds and reads them.
-    training_only: ClassVar[tuple[str, ...]] = ("vision", "alignment")
+    training_only: ClassVar[tuple[str, ...]] = ("vision", "alignment", "uncertainty")
     _target_: str = "mmlab.model.denoiser.DiffusionModel"
     first_stage: Any = section("model/first_stage")
     conditioner: Any = section("model/conditioner")
     denoiser: Any = section("model/denoiser")
     vision: Any = section("model/vision", default=None)  # whose features the denoiser's are aligned with
     alignment: Any = section("model/alignment", default=None)  # None: trained without alignment
+    # weighs the loss of each noise level in training; None: as the process does
+    uncertainty: Any = section("model/uncertainty", default=None)
 
 
 @dataclass

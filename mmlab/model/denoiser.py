@@ -149,6 +149,7 @@ class DiffusionModel(nn.Module):
         denoiser: builds the denoiser from `channels`, `vector_width` and `context_width`.
         vision: a frozen `ImageEncoder` for the alignment; None where there is none.
         alignment: builds the alignment from `denoiser` and `vision`; None: there is none.
+        uncertainty: of the loss at each noise level, a `NoiseUncertainty`; None: there is none.
 
     Raises:
         ConfigError: a conditioner that reads maps; an encoder without an alignment, or one that `Alignment` refuses.
@@ -161,6 +162,7 @@ class DiffusionModel(nn.Module):
         denoiser: Callable[..., nn.Module],
         vision: nn.Module | None = None,
         alignment: Callable[..., Alignment] | None = None,
+        uncertainty: nn.Module | None = None,
     ):
         super().__init__()
         if conditioner.reads == "map":
@@ -176,6 +178,7 @@ class DiffusionModel(nn.Module):
             raise ConfigError("model.vision is of no use without an alignment; choose model/alignment=repa.")
         self.vision = vision
         self.alignment = None if alignment is None else alignment(denoiser=self.denoiser, vision=vision)
+        self.uncertainty = uncertainty
 
     def forward(self, x_BChw: Tensor, time_B: Tensor, condition: Condition) -> Tensor:
         """Predict the process's target `[B, C, h, w]` for noised, normalized latents.

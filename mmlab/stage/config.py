@@ -122,12 +122,13 @@ class LatentDiffusionConfig(StageConfig):
 
     @staticmethod
     def apply_command_line(node: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
-        """Train the alignment, if the model has one."""
+        """Train the alignment and the uncertainty, if the model has them."""
         model: Any = node._get_parent().get("model")
-        if not OmegaConf.is_dict(model) or model.get("alignment") is None or OmegaConf.is_missing(node, "trainable"):
+        if not OmegaConf.is_dict(model) or OmegaConf.is_missing(node, "trainable"):
             return
-        if "alignment" not in node.trainable:
-            node.trainable = [*node.trainable, "alignment"]
+        for part in ("alignment", "uncertainty"):
+            if model.get(part) is not None and part not in node.trainable:
+                node.trainable = [*node.trainable, part]
 
 
 @dataclass

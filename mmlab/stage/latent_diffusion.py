@@ -42,11 +42,15 @@ class LatentDiffusion(GenerativeStage):
         sampler: of the run's samples; DDIM with 50 steps where it is None.
 
     Raises:
-        ConfigError: unknown parts, a first stage or a vision encoder to train, an alignment not to train, a loss that
-            the process does not weight, or another process than that of the pipeline from which the denoiser starts.
+        ConfigError: unknown parts, a first stage or a vision encoder to train, an alignment or uncertainty not to
+            train, a loss that the process does not weight, weights that an uncertainty undoes, or another process than
+            that of the pipeline from which the denoiser starts.
 
     With an alignment, the similarity of hidden tokens and a frozen vision encoder's features of the clean images is
     subtracted from the loss (REPA, arXiv 2410.06940), in training steps up to `alignment_stop`.
+
+    With an uncertainty, training steps weight the loss of each noise level by it (EDM2, arXiv 2312.02696); validation
+    does not.
 
     The statistics of latents that no earlier run has measured are measured from training images before the first step,
     unless the denoiser starts from a published model, which takes the latents as they are; checkpoints hold them, and
@@ -67,9 +71,16 @@ class LatentDiffusion(GenerativeStage):
     ):
         if config.loss == "l1" and isinstance(process, Diffusion) and process.config.min_snr_gamma is not None:
             raise ConfigError("process.min_snr_gamma weights squared errors; leave it out, or set stage.loss=l2.")
+        if model.uncertainty is not None and getattr(process.config, "min_snr_gamma", None) is not None:
+            raise ConfigError(
+                "model.uncertainty divides the loss of each noise level by its mean, and so by the weight of"
+                " process.min_snr_gamma, too, which would have no effect; leave out one of them."
+            )
         super().__init__(config, model, optim)
         if model.alignment is not None and ("vision" not in self.frozen or "alignment" in self.frozen):
             raise ConfigError("stage.trainable must name alignment, and not vision, to which the denoiser is aligned.")
+        if "uncertainty" in self.frozen:
+            raise ConfigError("stage.trainable must name uncertainty, which is learned; or set model.uncertainty=null.")
         self.process = process
         self.sampler = sampler or Sampler(SamplerConfig())
 
@@ -184,16 +195,31 @@ class LatentDiffusion(GenerativeStage):
         alignment: Any = self.model.alignment
         dropout = self.model.conditioner.dropout
         if not self.aligning:
-            loss = self.mean(self.loss(batch, dropout))
+            loss = self.weighted_mean(self.loss(batch, dropout), batch)
             return loss if alignment is None else loss + self.without(alignment)
         with alignment.hidden_of(self.model.denoiser) as hidden:
             losses = self.loss(batch, dropout)
         similarity = alignment(hidden[0], *self.features(batch["pixel_values"]))
-        return self.mean(losses, alignment=similarity) - self.config.alignment_weight * similarity.mean()
+        loss = self.weighted_mean(losses, batch, alignment=similarity)
+        return loss - self.config.alignment_weight * similarity.mean()
+
+    def weighted_mean(self, losses_B: Tensor, batch: Mapping[str, Any], **others_B: Tensor) -> Tensor:
+        """Return the mean of a micro-batch's losses, weighted by their uncertainty if the model has one.
+
+        Both are logged, `train/loss` without these weights, so that it is comparable.
+        """
+        uncertainty: Any = self.model.uncertainty
+        if uncertainty is None:
+            return self.mean(losses_B, **others_B)
+        times = self.process.draw_times(batch["seeds"]).to(losses_B.device)
+        weighted_B = uncertainty(losses_B, self.process.snr(times))
+        self.mean(losses_B, weighted_loss=weighted_B, **others_B)
+        return weighted_B.mean()
 
     def features(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return (the vision encoder's features of uint8 images, rows and columns of the denoiser's hidden tokens)."""
-        per_token = self.model.first_stage.factor * self.model.denoiser.reduction  # pixels along a side
+        denoiser: Any = self.model.denoiser
+        per_token = self.model.first_stage.factor * denoiser.reduction  # pixels along a side
         height, width = pixels_B3HW.shape[-2:]
         return features_of(self.model.vision, pixels_B3HW), (height // per_token, width // per_token)
 
