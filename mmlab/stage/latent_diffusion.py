@@ -227,6 +227,9 @@ class LatentDiffusion(GenerativeStage):
         if self.model.alignment is not None and not self.aligning:
             for weight in self.model.alignment.parameters():
                 weight.grad = None
+            last: Any = self.trainer._results.get("on_before_optimizer_step.train/alignment")  # type: ignore[union-attr]
+            if last is not None:
+                last.reset()  # Lightning would log this value at every later step
         super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

@@ -44,7 +44,7 @@ def literal(made: Alignment, hidden: torch.Tensor, features: torch.Tensor) -> li
         total = 0.0
         for token, y in zip(tokens, patches, strict=True):
             x = third(nn.functional.silu(second(nn.functional.silu(first(token)))))
-            total += float(sum(x * y) / (sum(x * x).sqrt() * sum(y * y).sqrt()))
+            total += float(x @ y / ((x @ x).sqrt() * (y @ y).sqrt()))
         means.append(total / len(tokens))
     return means
 

@@ -20,6 +20,8 @@ from mmlab.model.dit import DiT
 from mmlab.stage.assembly import build_stage, restore
 from mmlab.training import checkpoint_io
 from mmlab.training.artifacts import save_parts
+from mmlab.training.config import CSVLogConfig
+from mmlab.training.csv_log import CSVLog
 from mmlab.training.resume_proof import difference
 from tests.model import tiny
 from tests.stage.tiny_diffusion import (
@@ -109,12 +111,14 @@ def test_it_learns_to_align_and_the_encoder_stays(pictures):
     assert {name.split(".")[1] for name in checkpoint["state_dict"]} == set(PARTS)
 
 
-def test_after_the_stop_the_encoder_is_not_run_and_the_projector_stays(pictures):
+def test_after_the_stop_the_encoder_is_not_run_and_the_projector_stays(pictures, tmp_path):
     stage, states = aligned_stage(alignment_stop=2), []
     calls = watched(stage)
     stage.on_train_batch_end = lambda *_: states.append(stage.model.alignment.projector[0].weight.detach().clone())
-    fit(stage, image_data(stage, pictures), 4)
+    log = CSVLog(CSVLogConfig(save_dir=str(tmp_path)))
+    fit(stage, image_data(stage, pictures), 4, logger=log, log_every_n_steps=1)
     assert calls == [(0, 8), (1, 8)]
+    assert [step for step, row in log.rows.items() if "train/alignment" in row] == [1, 2] and len(log.rows) == 4
     assert not states[0].equal(states[1]) and states[1].equal(states[2]) and states[2].equal(states[3])
     plain = diffusion_stage(aligned_model(), trainable=PARTS)
     batch = first_batch(plain, pictures)
