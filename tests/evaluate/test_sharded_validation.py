@@ -28,10 +28,11 @@ from mmlab.evaluate.config import (
 )
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.conditioner import ClassCondition
-from mmlab.model.config import ClassConditionConfig, CodeSamplerConfig, DiTConfig
+from mmlab.model.config import ClassConditionConfig, CodeSamplerConfig, DiTConfig, NoiseUncertaintyConfig
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.dit import DiT
 from mmlab.model.language import LanguageModel, LanguageOnly
+from mmlab.model.uncertainty import NoiseUncertainty
 from mmlab.stage.config import CodePriorConfig, EndToEndFinetuningConfig, LatentDiffusionConfig
 from mmlab.training.config import EMAConfig, FSDPConfig
 from mmlab.training.ema import EMA
@@ -64,13 +65,14 @@ def answering(root: Path) -> Run:
 
 
 def denoising(root: Path) -> Run:
-    """With a first stage whose latents are measured when training starts."""
+    """With a first stage whose latents are measured when training starts, and learned weights of the noise levels."""
     torch.manual_seed(0)
     classes = ClassCondition(ClassConditionConfig(classes=NAMES, width=32, dropout=0.5))
     denoiser = partial(DiT, DiTConfig(depth=2, width=32, heads=4, patch=2))
-    model = DiffusionModel(TinyFirstStage(measured=False), classes, denoiser)
+    uncertainty = NoiseUncertainty(NoiseUncertaintyConfig())
+    model = DiffusionModel(TinyFirstStage(measured=False), classes, denoiser, uncertainty=uncertainty)
     sampler = Sampler(SamplerConfig(name="ddpm", steps=3, guidance=GuidanceConfig(2.0)))
-    config = LatentDiffusionConfig(trainable=["denoiser", "conditioner"])
+    config = LatentDiffusionConfig(trainable=["denoiser", "conditioner", "uncertainty"])
     stage = make_stage(config, model, process=Diffusion(DiffusionConfig()), sampler=sampler)
     return stage, image_data(stage, ShardIndex.open(root / "maps"), micro_batch=4), drawing(root)
 
