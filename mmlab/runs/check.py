@@ -31,6 +31,7 @@ def check(cfg: DictConfig) -> None:
         ConfigError: the first error found, with a remedy.
     """
     check_names(cfg.run)
+    check_settings(cfg.stage)
     check_trainable(cfg)
     check_bitsandbytes(cfg.model)
     check_quantized(cfg)
@@ -54,6 +55,15 @@ def check_names(run: DictConfig) -> None:
     for key in ("name", "root", "dir", "sweep"):
         if run[key] and hide_known(run[key]) != run[key]:
             raise ConfigError(f"run.{key} contains a secret, such as the value of a variable; give another name.")
+
+
+def check_settings(stage: DictConfig) -> None:
+    """Check that the page of a user's own stage takes the settings of a stage of ours."""
+    if OmegaConf.get_type(stage) is dict:
+        raise ConfigError(
+            f"The stage {stage.get('_target_')} has no settings: its page must begin with those of its base, as in "
+            "`defaults: [/schema/ContrastivePretrainingConfig@_here_, _self_]`."
+        )
 
 
 def check_trainable(cfg: DictConfig) -> None:

@@ -116,6 +116,13 @@ def test_what_cannot_be_sharded_is_refused(conf, override, expected):
     assert expected in sentence(conf, "trainer.strategy=fsdp", override)
 
 
+def test_a_stage_of_ones_own_needs_settings(conf):
+    cfg = compose("train", [RECIPE], conf)
+    cfg.stage = OmegaConf.create({"_target_": "mylab.stages.Mine", "trainable": ["connector"]})
+    with pytest.raises(ConfigError, match="has no settings: its page must begin with those of its base"):
+        check(cfg)
+
+
 def test_no_learning_rate_rises_to_min_lr(conf):
     part = "+optim.part_lr.connector=1e-4"
     assert "optim.min_lr=0.001 is above optim.part_lr.connector=0.0001" in sentence(conf, part, "optim.min_lr=1e-3")
