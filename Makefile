@@ -9,7 +9,7 @@ MMLAB := $(BIN)/mmlab
 DATA := data/shapes
 SCENES := --max-objects 2 --kinds circle square triangle --types color shape count yesno --single-types color shape
 
-.PHONY: setup train test check tests format bench clean
+.PHONY: setup train test check tests docs format bench clean
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -54,6 +54,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation as a site in site/; fails on a broken link or anchor, and on a page that needs a network.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -62,4 +66,4 @@ bench: setup
 	$(BIN)/python benchmarks/all_contests.py
 
 clean:
-	rm -rf .venv data/shapes runs
+	rm -rf .venv data/shapes runs site
