@@ -20,6 +20,8 @@ BASELINES = ("blind", "question_only", "constant")
 and one reply to all questions of a type."""
 UNTYPED = "(none)"
 """The row of questions without a type, where others have one."""
+MAIN = {"captions": "cider_d", "pope": "f1", "mme": "score", "perplexity": "perplexity"}
+"""Metric → the main number of its rows, where that is not accuracy."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ def table(scores: dict[str, Any], main: str = "accuracy") -> str:
     widths = [10, *(max(10, len(name) + 2) for name in rows[0][2:])]
     numbers = ["".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True)) for row in rows]
     return "\n".join(f"{row[0]:<{first}}{line}" for row, line in zip(rows, numbers, strict=True))
+
+
+def main_of(scores: Mapping[str, Any]) -> str:
+    """The name of the main number of scores that were written with their `metric`."""
+    return MAIN.get(str(scores.get("metric")), "accuracy")
 
 
 def _signed(main: str, gain: float | None) -> str:

@@ -5,8 +5,11 @@ import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from mmlab.config.errors import ConfigError
 
 # Columns of every table, after the swept keys.
 FIXED = ("run", "status", "steps")
@@ -161,6 +164,32 @@ class SweepTable:
     def _beginning(self, setting: Setting) -> list[Any]:
         """The first cells of a setting: its overrides and its number of runs."""
         return [*(setting.swept.get(key, "") for key in self._keys), len(setting.values.get(self.metric, []))]
+
+
+def read_sweep(file: Path, maximize: bool) -> SweepTable:
+    """Read a table back that `SweepTable.csv` wrote as `<sweep>/table.csv`.
+
+    Raises:
+        ConfigError: it is no such table.
+    """
+    header, *lines = [*csv.reader(io.StringIO(file.read_text(encoding="utf-8")))] or [[]]
+    if not set(FIXED) < set(header) or any(len(line) != len(header) for line in lines):
+        raise ConfigError(f"{file} is not the table of a sweep; the sweep's command writes it again.")
+    first = header.index(FIXED[0])
+    keys, metrics = header[:first], header[first + len(FIXED) :]
+    rows = []
+    for line in lines:
+        cells = dict(zip(header, line, strict=True))
+        numbers = {name: _read(cells[name]) for name in ("steps", *metrics) if cells[name]}
+        rows.append(Row({key: cells[key] for key in keys if cells[key]}, cells["run"], cells["status"], numbers))
+    return SweepTable(file.parent.name, metrics[0], maximize, rows)
+
+
+def _read(cell: str) -> Any:
+    try:
+        return float(cell) if "." in cell or "e" in cell or not cell.lstrip("-").isdigit() else int(cell)
+    except ValueError:
+        return cell
 
 
 def aligned(lines: list[list[str]]) -> str:

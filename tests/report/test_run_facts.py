@@ -1,0 +1,70 @@
+"""What a report collects from folders of runs."""
+
+import numpy as np
+import pytest
+
+from mmlab.config.errors import ConfigError
+from mmlab.report.charts import smooth, thin
+from mmlab.report.run_facts import differing, read_run, thinned
+from mmlab.runs.sweep.sweep_table import read_sweep
+from mmlab.verbs.report import _tabulate
+from tests.report.tiny_runs import add_scores, make_run, make_sweep
+
+
+def test_a_run_is_collected(tmp_path):
+    folder = make_run(tmp_path, "a", steps=40, sheets=3)
+    add_scores(folder, "color", questions=40)
+    run = read_run(folder)
+    assert (run.status, run.recipe) == ("finished", "llava/align_tiny")
+    assert run.overrides == ["optim.lr=0.001", "data.root=plain"]
+    assert (run.steps, run.end, run.commit, run.starts) == (40, "40 steps", "0123456789", ["2026-01-02T03:04:05+0000"])
+    steps, values = run.curves["val/loss"]
+    assert steps.tolist() == [20, 40] and values[-1] == pytest.approx(run.last["val/loss"], abs=1e-5)
+    assert list(run.sheets) == [10, 20, 30] and list(thinned(run.sheets, 2)) == [10, 30]
+    (scores,) = run.evaluations(_tabulate)
+    assert scores.table[1][:3] == ["all", "40", "50.00%"]
+    assert (scores.main["score"], scores.main["blind"], scores.main["gain"]) == ("50.00%", "25.00%", "25.00%")
+    assert len(scores.examples) == 12 and scores.left_out == 28
+    assert [row["right"] for row in scores.examples] == ["no"] * 6 + ["yes"] * 6
+
+
+def test_differences_leave_out_names_and_places(tmp_path):
+    runs = [read_run(make_run(tmp_path, name, rate=rate)) for name, rate in (("a", 1e-3), ("b", 1e-2))]
+    assert differing(runs) == {"optim.lr": ["0.001", "0.01"]}
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    folder = make_run(tmp_path, "a", failed={"error": "The loss is NaN."})
+    for name in ("code.json", "data_report.json", "config.yaml"):
+        (folder / name).write_text("{")
+    (folder / "done.json").unlink()
+    (folder / "metrics.csv").write_text("step,train/loss\n1,2.0\n2,oops\n3,nan\n4,1")
+    run = read_run(folder)
+    assert (run.status, run.error, run.steps, run.commit) == ("failed", "The loss is NaN.", 3, "")
+    assert thin(run.curves["train/loss"], 10)[0].tolist() == [1]
+    assert [any(name in fault for fault in run.faults) for name in ("code.json", "data_report.json", "config.yaml")]
+    assert any("1 of 3 rows" in fault for fault in run.faults)
+
+
+def test_thinning_keeps_peaks_and_smoothing_keeps_lines():
+    steps, values = np.arange(10_000, dtype=np.int32), np.zeros(10_000, np.float32)
+    values[1234], values[8765] = 7, -3
+    few = thin((steps, values), 100)
+    assert (
+        len(few[0]) <= 100
+        and {1234: 7.0, 8765: -3.0}.items() <= dict(zip(*map(np.ndarray.tolist, few), strict=True)).items()
+    )
+    line = np.linspace(0, 1, 500, dtype=np.float32)
+    assert np.allclose(smooth((steps[:500], line))[1], line, atol=1e-6)
+    assert smooth((steps, values))[1].max() < 0.1
+
+
+def test_a_sweep_is_read_back(tmp_path):
+    file = make_sweep(tmp_path, 5) / "table.csv"
+    table = read_sweep(file, maximize=False)
+    assert table.csv() == file.read_text()
+    assert [row.status for row in table.rows] == ["complete"] * 4 + ["failed"]
+    assert table.swept == ["optim.lr", "model/connector", "seed"] and table.value(table.rows[0]) is not None
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="is not the table of a sweep"):
+        read_sweep(file, maximize=False)
