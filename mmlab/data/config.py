@@ -10,6 +10,7 @@ from omegaconf import II, MISSING
 from mmlab.config.errors import ConfigError
 from mmlab.config.fields import Settings, choice, number, section
 from mmlab.config.locations import Location, Url, location, user_cache
+from mmlab.data.aspects import Shape, bucket_shapes
 from mmlab.data.clock import DATE, moment_of
 
 FLOOR = 10
@@ -159,6 +160,11 @@ class ShardsConfig(Settings):
             )
 
     @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes of aspect buckets; none where all images have one shape."""
+        return ()
+
+    @property
     def streamed(self) -> bool:
         """Whether training reads shards without an index."""
         return isinstance(self.loader, StreamLoaderConfig) and self.loader._target_ is not None
@@ -196,11 +202,54 @@ class ImageTextDataConfig(ShardsConfig):
 
 
 @dataclass
+class AspectBucketsConfig(Settings):
+    """Shapes of about `size`² pixels, so that images keep theirs; each batch has one of them."""
+
+    # Longer side over shorter side, such as 2; images beyond it are cropped more. null: all images are squares.
+    max_aspect: float | None = number(None, above=1)
+    # All sides in pixels are multiples of it, and it is one of the first stage's factor times the denoiser's. 64 fits
+    # Stable Diffusion (NovelAI's buckets). Smaller steps give more buckets, of which less is cropped.
+    step: int = number(64, above=0)
+
+
+@dataclass
 class ImageDataConfig(ShardsConfig):
     """Images to generate, or their cached latents or codes."""
 
     _target_: str = "mmlab.data.module.ImageData"
     size: int = number(MISSING, above=0)  # side of the square images in pixels
+    buckets: AspectBucketsConfig = field(default_factory=AspectBucketsConfig)  # shapes of images that are no squares
     aspect: str = choice(*ASPECTS, default="crop")
     flip: bool = False  # mirror half of the images; wrong for captions that say left and right
     latents: bool = False  # the shards hold latents or codes (mmlab shards encode), not images
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes of the buckets, if any; raises ConfigError if `size` and `buckets` do not fit together."""
+        if self.buckets.max_aspect is None:
+            return ()
+        return bucket_shapes(self.size, self.buckets.max_aspect, self.buckets.step)
+
+    def check_mixture(self) -> None:
+        """Raise ConfigError also for what aspect buckets do not go with."""
+        super().check_mixture()
+        if not self.shapes:
+            return
+        if self.aspect != "crop":
+            raise ConfigError(f"data.buckets crops images to their buckets; data.aspect={self.aspect} does not apply.")
+        if self.latents:
+            raise ConfigError("data.latents=true has cached squares; set data.latents=false to train in data.buckets.")
+        if self.streamed:
+            raise ConfigError(
+                "data.buckets needs the sizes of images, which an index has; leave out data/loader=stream."
+            )
+        if self.balance == "type":
+            raise ConfigError("data.buckets does not go with data.balance=type; give the sources weights instead.")
+
+    def check_step(self, divisor: int) -> None:
+        """Raise ConfigError unless the model, which divides sides by `divisor`, takes all buckets."""
+        if self.shapes and self.buckets.step % divisor:
+            raise ConfigError(
+                f"data.buckets.step={self.buckets.step} must be a multiple of {divisor}, by which the model divides "
+                "the sides of images."
+            )

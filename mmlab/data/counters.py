@@ -6,6 +6,8 @@ from typing import Any
 
 from mmlab.config.errors import DataError
 
+CROPPED = "cropped_millionths"
+"""Counter, by bucket, of the area that it cuts off, in millionths of each image's, so that sums are exact."""
 _LISTED = 1000  # bad samples that are listed; further ones are only counted
 
 
@@ -59,17 +61,28 @@ class DataReport:
         return {"stats": stats, "bad": list(self.bad), "bad_left_out": self.bad_left_out}
 
     def summary(self) -> dict[str, Any]:
-        """Counters per source and response type; `share` is of all samples, `loss_share` of the source's tokens."""
+        """Counters per source, response type and aspect bucket, by height x width.
+
+        `share` is of all samples, `loss_share` of the source's tokens, and `cropped` the mean share of an image's area
+        that its bucket cuts off.
+        """
         total = sum(counts["seen"] for counts in self.counters.values())
         sources = {}
-        types: Counter[str] = Counter()
+        types, buckets, cut = Counter[str](), Counter[str](), Counter[str]()
         for source, counts in sorted(self.counters.items()):
-            row: dict[str, Any] = {name: counts[name] for name in sorted(counts)}
+            row: dict[str, Any] = {name: counts[name] for name in sorted(counts) if not name.startswith(f"{CROPPED}/")}
             row["share"] = counts["seen"] / total if total else 0.0
             row["replaced_share"] = counts["replaced"] / counts["seen"] if counts["seen"] else 0.0
             if counts["tokens"]:
                 row["loss_share"] = counts["tokens_with_loss"] / counts["tokens"]
             sources[source] = row
-            types.update({name.removeprefix("type/"): n for name, n in counts.items() if name.startswith("type/")})
+            for kind, into in (("type", types), ("bucket", buckets), (CROPPED, cut)):
+                into.update({name.split("/", 1)[1]: n for name, n in counts.items() if name.startswith(f"{kind}/")})
         shares = {name: {"seen": n, "share": n / total} for name, n in sorted(types.items())}
-        return {"seen": total, "sources": sources, "types": shares, "bad": self.bad, "bad_left_out": self.bad_left_out}
+        shapes = {
+            name: {"seen": n, "share": n / total, "cropped": round(cut[name] / n / 1e6, 6)}
+            for name, n in sorted(buckets.items(), key=lambda item: [int(side) for side in item[0].split("x")])
+        }
+        summary: dict[str, Any] = {"seen": total, "sources": sources, "types": shares}
+        summary |= {"buckets": shapes} if shapes else {}
+        return summary | {"bad": self.bad, "bad_left_out": self.bad_left_out}

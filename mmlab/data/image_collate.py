@@ -22,7 +22,7 @@ def mirrored(seed: int) -> bool:
 
 
 class ImageCollate:
-    """Square images with their conditioning, see `ImageBatch`.
+    """Images, squares or all in one bucket, with their conditioning, see `ImageBatch`.
 
     Args:
         config: settings.
@@ -31,7 +31,9 @@ class ImageCollate:
     """
 
     def __init__(self, config: ImageDataConfig, conditioning: Conditioning, maps: bool = False):
-        self.image: ImageSpec | None = ImageSpec(config.size, config.aspect, reduce_jpegs=config.reduce_jpegs)
+        self.image: ImageSpec | None = ImageSpec(
+            config.size, config.aspect, reduce_jpegs=config.reduce_jpegs, buckets=config.shapes
+        )
         self.flip = config.flip
         self.maps = maps
         self.conditioning = conditioning

@@ -17,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from mmlab.config.fields import check_value
 from mmlab.data.anyres import best_grid, fitted_size, places_of
+from mmlab.data.aspects import bucket_of, covering
 from mmlab.data.config import ANYRES, ASPECTS
 from mmlab.data.formats import PIXEL_CAP, SIDE_CAP, image_kind, pictures_among
 from mmlab.data.jpeg import TURNED, jpeg_pixels
@@ -34,10 +35,10 @@ def decode_image(data: bytes, spec: ImageSpec) -> "Tensor":
 
     Args:
         data: the file's bytes.
-        spec: side of the square, and how the image becomes square.
+        spec: side of the square, and how the image becomes square; or the buckets.
 
     Returns:
-        uint8 `[3, S, S]`, RGB, contiguous.
+        uint8 `[3, S, S]`, or of the bucket's shape, RGB, contiguous.
 
     Raises:
         SampleError: `pixels` for a header beyond the cap (nothing is decoded), `decode` for anything
@@ -106,17 +107,17 @@ def decoding(data: bytes) -> Iterator[None]:
 
 
 def resize(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
-    """Resize an image to a square, bicubic with antialiasing, in uint8 throughout.
+    """Resize an image to a square, or to the nearest bucket, bicubic with antialiasing, in uint8 throughout.
 
     Padding resizes before it pads, and cropping crops before it resizes: the work is bounded by the number of
     pixels, however long and thin the image is.
 
     Args:
         image_3HW: uint8 `[3, H, W]` with any strides.
-        spec: side of the square, and how the image becomes square.
+        spec: side of the square, and how the image becomes square; or the buckets.
 
     Returns:
-        uint8 `[3, S, S]`, contiguous.
+        uint8 `[3, S, S]`, or of the bucket's shape, contiguous.
 
     Raises:
         ConfigError: `spec.aspect` is unknown.
@@ -126,6 +127,10 @@ def resize(image_3HW: "Tensor", spec: ImageSpec) -> "Tensor":
     check_value("aspect", spec.aspect, {"choices": ASPECTS})
     height, width = image_3HW.shape[1:]
     size = spec.size
+    if spec.buckets:
+        shape = spec.buckets[bucket_of(width, height, spec.buckets)]
+        left, top, crop_width, crop_height = covering(width, height, shape)
+        return _scale(image_3HW[:, top : top + crop_height, left : left + crop_width], *shape)
     if spec.aspect == "stretch":
         return _scale(image_3HW, size, size)
     if spec.aspect == "crop":

@@ -11,6 +11,7 @@ from PIL import ExifTags
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mmlab.data.anyres import best_grid, fitted_size
+from mmlab.data.aspects import bucket_of, covering
 from mmlab.data.config import ANYRES
 from mmlab.data.sample_types import ImageSpec
 
@@ -84,10 +85,15 @@ def reduction(width: int, height: int, spec: ImageSpec) -> int:
     """
     if not spec.reduce_jpegs:
         return 1
-    size, start = spec.size, 0
-    if spec.aspect == "crop":
+    size, whole = spec.size, [width, height]
+    if spec.buckets:
+        shape = spec.buckets[bucket_of(width, height, spec.buckets)]
+        crop = covering(width, height, shape)
+        share = max(shape[1] / crop[2], shape[0] / crop[3])
+        whole += crop
+    elif spec.aspect == "crop":
         share = size / min(width, height)
-        start = abs(height - width) // 2
+        whole.append(abs(height - width) // 2)
     elif spec.aspect == "pad":
         share = size / max(width, height)
     else:
@@ -95,7 +101,7 @@ def reduction(width: int, height: int, spec: ImageSpec) -> int:
     if spec.aspect == ANYRES:
         rows, columns = best_grid(width, height, spec)
         share = max(share, fitted_size(width, height, columns * size, rows * size)[0] / width)
-    fits = (by for by in REDUCTIONS if by * share * SPARE <= 1 and not (width % by or height % by or start % by))
+    fits = (by for by in REDUCTIONS if by * share * SPARE <= 1 and not any(number % by for number in whole))
     return next(fits, 1)
 
 

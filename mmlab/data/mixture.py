@@ -15,8 +15,10 @@ from math import lcm
 import numpy as np
 
 from mmlab.config.errors import ConfigError, DataError
+from mmlab.config.locations import Url
 from mmlab.data.config import ShardsConfig, SourceConfig
 from mmlab.data.index import ShardIndex
+from mmlab.data.set_buckets import Bucket
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Mixture:
         self.sizes = [int(size) for size in sizes]
         if not self.sizes or min(self.sizes) < 1:
             raise ConfigError(f"every source of a mixture needs samples; the sizes are {self.sizes}.")
-        self.weights = _integers(self.sizes if weights is None else weights)
+        self.weights = integers(self.sizes if weights is None else weights)
         if len(self.weights) != len(self.sizes):
             raise ConfigError(f"{len(self.weights)} weights for {len(self.sizes)} sources.")
         self._nodes: dict[tuple[int, int], _Node] = {}
@@ -114,7 +116,7 @@ def _middle(first: int, last: int) -> int:
     return (first + last + 1) // 2
 
 
-def _integers(weights: Sequence[float]) -> list[int]:
+def integers(weights: Sequence[float]) -> list[int]:
     """The weights as integers in the same proportions, so that rounding never accumulates."""
     fractions = []
     for weight in weights:
@@ -128,20 +130,31 @@ def _integers(weights: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class Source:
-    """An open source; with a `type`, only the samples of that response type."""
+    """An open source; with a `type`, only the samples of that response type, with a `bucket`, its images."""
 
     name: str
     index: ShardIndex
     weight: float | None = None
     type: str | None = None
     caption: str | None = None
+    bucket: Bucket | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    @property
+    def stream(self) -> str:
+        """The name that keys what is drawn for its samples: buckets of one source draw different numbers."""
+        return self.name if self.bucket is None else f"{self.name}/{self.bucket.name}"
+
+    @property
+    def fetched(self) -> bool:
+        """Whether shards in a store are fetched as a whole for it."""
+        return isinstance(self.index.root, Url) and not (self.bucket is not None and self.bucket.sparse)
+
     @cached_property
     def shards(self) -> np.ndarray:
-        """int64 `[S]`: the shards that hold a sample of the source."""
+        """int64 `[S]`: the shards that hold a sample of the source; of a bucket all, so that buckets keep together."""
         return np.flatnonzero(self._counts) if self.type is not None else np.arange(len(self.index.shards))
 
     @cached_property
@@ -151,11 +164,13 @@ class Source:
 
     def number(self, i: int) -> int:
         """The number in the index of the source's i-th sample."""
-        if self.type is None:
+        if self.type is None and self.bucket is None:
             return i
         s = int(np.searchsorted(self._ends, i, side="right"))
         shard, rank = int(self.shards[s]), i - int(self._ends[s] - self.samples_per_shard[s])
-        return self.index.first(shard) + int(self.index.of_type(shard, self.type)[rank])
+        if self.bucket is not None:
+            return self.index.first(shard) + int(self.bucket.samples(shard)[rank])
+        return self.index.first(shard) + int(self.index.of_type(shard, self.type or "")[rank])
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -164,6 +179,8 @@ class Source:
     @cached_property
     def _counts(self) -> np.ndarray:
         """int64: the source's samples in each shard of the index."""
+        if self.bucket is not None:
+            return self.bucket.counts
         if self.type is None:
             return self.index.samples_per_shard
         return np.array([(entry.types or {}).get(self.type, 0) for entry in self.index.manifest.entries], np.int64)

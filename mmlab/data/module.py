@@ -11,9 +11,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from mmlab.config.errors import ConfigError, RunError
 from mmlab.data.batch_loader import LocalLoader
+from mmlab.data.bucket_mixture import bucket_sizes, by_bucket, small_buckets
 from mmlab.data.config import ShardsConfig
 from mmlab.data.mixture import Source, by_type, open_sources
-from mmlab.data.reader import Collate, GlobalBatches, LocalBatches, OnePass
+from mmlab.data.reader import BucketPass, Collate, GlobalBatches, LocalBatches, OnePass
 from mmlab.data.stream_loader import StreamLoader, say_promises
 from mmlab.data.walked_shards import open_or_walk
 from mmlab.runs.identity import compare
@@ -53,16 +54,19 @@ class ShardDataModule(L.LightningDataModule):
 
     @cached_property
     def train_sources(self) -> list[Source]:
-        """The open training sources, or their parts by type; raises what `open_sources` and `by_type` raise."""
+        """The open training sources, or their parts by bucket or type; raises what `open_sources`, `by_type` raise."""
         sources = open_sources(self.config, self.config.train)
+        if self.config.shapes:
+            return by_bucket(sources, self.config.shapes)
         return by_type(sources) if self.config.balance == "type" else sources
 
     @cached_property
     def val_sources(self) -> list[Source]:
-        """The open validation sources; raises what `open_sources` or `open_or_walk` raises."""
+        """The open validation sources, or their parts by bucket; raises what `open_sources`, `open_or_walk` raise."""
         if self.stream and self.config.val:
             return open_or_walk(self.config, self.config.val)
-        return open_sources(self.config, self.config.val)
+        sources = open_sources(self.config, self.config.val)
+        return by_bucket(sources, self.config.shapes) if self.config.shapes else sources
 
     @property
     def samples(self) -> int:
@@ -122,13 +126,13 @@ class ShardDataModule(L.LightningDataModule):
         """Continue from a checkpoint's position; only training does.
 
         Raises:
-            ConfigError: seed, global batch, block size or balance are not the checkpoint's.
+            ConfigError: seed, global batch, block size, balance or buckets are not the checkpoint's.
             RunError: a source was added, removed, reweighted, reordered or rebuilt with other contents.
         """
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return
         for name, now in self._fixed().items():
-            then = state_dict[name]
+            then = state_dict.get(name, [])
             if then != now:
                 raise ConfigError(
                     f"the checkpoint was made with data.{name}={then}, this run has {now}:"
@@ -157,6 +161,8 @@ class ShardDataModule(L.LightningDataModule):
             say_promises(self.stream.config)
             stop = steps * micro_per_step
             return self._kept(self.stream.load(self.config, self.collate, cut, stop, self._begin, self._on_cuda))
+        if self.config.shapes and (small := small_buckets(self.train_sources, self.config.global_batch)):
+            rank_zero_warn(small)
         return self._loader(self.train_sources, cut, steps * micro_per_step, self._begin)
 
     def val_dataloader(self) -> LocalLoader | list[LocalLoader]:
@@ -176,14 +182,18 @@ class ShardDataModule(L.LightningDataModule):
         return self._pass(sources, max(1, sum(map(len, sources)) // count))
 
     def _pass(self, sources: list[Source], every: int = 1) -> LocalLoader:
-        world, rank = self._place()
-        cut = OnePass(sum(map(len, sources)) // every, self.config.micro_batch, world, rank, every)
+        place = self.config.micro_batch, *self._place(), every
+        if self.config.shapes:
+            cut = BucketPass(tuple(bucket_sizes(sources).values()), *place)
+        else:
+            cut = OnePass(sum(map(len, sources)) // every, *place)
         if len(cut) == 0:
-            raise ConfigError(f"{cut.samples} validation samples are fewer than the {world} processes.")
+            raise ConfigError(f"{cut.samples} validation samples are fewer than the {cut.world} processes.")
         if cut.dropped:
+            divided = f"{cut.samples} is" if isinstance(cut, OnePass) else "the buckets' numbers of images are"
             rank_zero_warn(
-                f"validation leaves out the last {cut.dropped} of {cut.samples} samples, because {cut.samples} is"
-                f" not divisible by {world} processes."
+                f"validation leaves out the last {cut.dropped} of {cut.samples} samples, because {divided}"
+                f" not divisible by {cut.world} processes."
             )
         return self._loader(sources, cut, len(cut))
 
@@ -193,7 +203,11 @@ class ShardDataModule(L.LightningDataModule):
         self._loaders.clear()
 
     def _loader(
-        self, sources: list[Source], cut: GlobalBatches | OnePass, stop: int, start: Callable[[], int] = lambda: 0
+        self,
+        sources: list[Source],
+        cut: GlobalBatches | OnePass | BucketPass,
+        stop: int,
+        start: Callable[[], int] = lambda: 0,
     ) -> LocalLoader:
         dataset = LocalBatches(sources, self.collate, cut, self.config)
         return self._kept(LocalLoader(dataset, stop, start, self.config.workers, pin_memory=self._on_cuda))
@@ -237,7 +251,8 @@ class ShardDataModule(L.LightningDataModule):
         return total.processed
 
     def _fixed(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in FIXED}
+        fixed: dict[str, Any] = {name: getattr(self.config, name) for name in FIXED}
+        return fixed | {"buckets": [list(shape) for shape in self.config.shapes]}
 
     def _check_trainer(self, micro_per_step: int) -> None:
         """Lightning must step when a global batch is full; with manual optimization the stage does."""

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset, get_worker_info
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 from mmlab.config.errors import DataError
 from mmlab.config.locations import Url
 from mmlab.data.bad_samples import sample_errors
+from mmlab.data.bucket_mixture import BucketMixture
 from mmlab.data.config import FLOOR, ShardsConfig
 from mmlab.data.counters import DataReport
 from mmlab.data.formats import parse_record
@@ -92,18 +94,61 @@ class OnePass:
         return range(first * self.every, (first + size) * self.every, self.every)
 
 
+@dataclass(frozen=True)
+class BucketPass:
+    """This rank's batches of one pass over samples that lie bucket after bucket: a `OnePass` over each bucket.
+
+    What does not divide by the ranks is dropped in each bucket.
+    """
+
+    sizes: tuple[int, ...]
+    micro_batch: int
+    world: int = 1
+    rank: int = 0
+    every: int = 1
+
+    def __len__(self) -> int:
+        return sum(map(len, self._passes))
+
+    @property
+    def samples(self) -> int:
+        return sum(each.samples for each in self._passes)
+
+    @property
+    def dropped(self) -> int:
+        return sum(each.dropped for each in self._passes)
+
+    def positions(self, m: int) -> range:
+        start = 0
+        for size, each in zip(self.sizes, self._passes, strict=True):
+            if m < len(each):
+                own = each.positions(m)
+                return range(start + own.start, start + own.stop, own.step)
+            m -= len(each)
+            start += size
+        raise IndexError("a pass has fewer batches")
+
+    @cached_property
+    def _passes(self) -> list[OnePass]:
+        # At least one of each bucket: a pass over few samples has all shapes.
+        counts = (max(1, size // self.every) for size in self.sizes)
+        return [OnePass(count, self.micro_batch, self.world, self.rank, self.every) for count in counts]
+
+
 class LocalBatches(Dataset):
     """Map-style dataset whose item m is this rank's m-th collated batch.
 
     Items are functions of m: any worker may make any of them, so the number of workers, fork or spawn change nothing.
     A batch is what the collate returns, with `keys` (list of str), `stats` (source → counter → int: `seen`,
-    `replaced`, `replaced/<reason>`, `type/<response type>` and the collate's own), `bad` (list of {source, key, reason,
-    message}) and, with remote sources, `waited` (seconds that reading it has waited for shards to arrive).
+    `replaced`, `replaced/<reason>`, `type/<response type>`, those of `Bucket.counters` and the collate's own), `bad`
+    (list of {source, key, reason, message}) and, with remote sources, `waited` (seconds that reading it has waited for
+    shards to arrive).
 
     Args:
-        sources: open sources.
+        sources: open sources; or the parts of `by_bucket`, and then each batch is of one bucket.
         collate: prepares samples and makes batches of them.
-        cut: the positions of each item; `OnePass` reads each sample once, in order, `GlobalBatches` never ends.
+        cut: the positions of each item; `OnePass` reads each sample once, in order, as does `BucketPass` of parts by
+            bucket; `GlobalBatches` never ends.
         config: settings of the order and of the budget.
 
     Raises:
@@ -114,7 +159,7 @@ class LocalBatches(Dataset):
         self,
         sources: Sequence[Source],
         collate: Collate,
-        cut: GlobalBatches | OnePass,
+        cut: GlobalBatches | OnePass | BucketPass,
         config: ShardsConfig,
     ):
         self.sources = list(sources)
@@ -122,9 +167,7 @@ class LocalBatches(Dataset):
         self.cut = cut
         self.seed = config.seed
         endless = isinstance(cut, GlobalBatches)
-        sizes = [len(source) for source in self.sources]
-        weights = [source.weight for source in self.sources if source.weight is not None]
-        self.stream = Mixture(sizes, weights or None) if endless else Sequential(sizes)
+        self.stream = _stream(self.sources, cut)
         self.orders = [
             EpochOrder(s.samples_per_shard, source_seed(self.seed, s.name), config.block_shards, shuffle=endless)
             for s in self.sources
@@ -169,7 +212,7 @@ class LocalBatches(Dataset):
         epoch, place = divmod(cursor, size)
         if self._upcoming is not None:
             self._upcoming.enter(which, epoch, place)
-        seed = sample_seed(self.seed, epoch, place, source.name)
+        seed = sample_seed(self.seed, epoch, place, source.stream)
         tried: list[int] = []
         i = self.orders[which].sample(epoch, place)
         counts = counters[source.name]
@@ -182,13 +225,15 @@ class LocalBatches(Dataset):
                     prepared = self.collate.prepare(self._read(source, number, key, seed))
                 if kind := source.index.type_of(number):
                     counts[f"type/{kind}"] += 1
+                if source.bucket is not None:
+                    counts.update(source.bucket.counters(number))
                 counts.update(prepared.counters)
                 return key, prepared.content
             except SampleError as error:
                 bad.append({"source": source.name, "key": key, "reason": error.reason, "message": str(error)})
                 counts.update(("replaced", f"replaced/{error.reason}"))
             tried.append(i)
-            i = replacement(self.seed, epoch, place, source.name, len(tried), size)
+            i = replacement(self.seed, epoch, place, source.stream, len(tried), size)
             while i in tried and len(tried) < size:
                 i = (i + 1) % size
         raise DataError(
@@ -199,7 +244,24 @@ class LocalBatches(Dataset):
     def _read(self, source: Source, i: int, key: str, seed: int) -> Sample:
         names = members_read(source.index.extensions(i), self.collate)
         members = source.index.read(i, names)
-        return decoded(Sample(key, source.name, {}, [], seed, members, source.index.hash), self.collate, source.caption)
+        stored = Sample(key, source.name, {}, [], seed, members, source.index.hash)
+        if source.bucket is None or self.collate.image is None:
+            return decoded(stored, self.collate, source.caption)
+        spec = replace(self.collate.image, buckets=(source.bucket.shape,))
+        return decoded(stored, self.collate, source.caption, spec)
+
+
+def _stream(
+    sources: Sequence[Source], cut: GlobalBatches | OnePass | BucketPass
+) -> Mixture | BucketMixture | Sequential:
+    """Which source serves each position."""
+    sizes = [len(source) for source in sources]
+    if not isinstance(cut, GlobalBatches):
+        return Sequential(sizes)
+    if any(source.bucket is not None for source in sources):
+        return BucketMixture(sources, cut.global_batch)
+    weights = [source.weight for source in sources if source.weight is not None]
+    return Mixture(sizes, weights or None)
 
 
 def members_read(extensions: Iterable[str], collate: Collate) -> tuple[str, ...]:
@@ -207,18 +269,19 @@ def members_read(extensions: Iterable[str], collate: Collate) -> tuple[str, ...]
     return (*pictures_read(extensions, collate.image), "json", "txt", *collate.members)
 
 
-def decoded(stored: Sample, collate: Collate, caption: str | None = None) -> Sample:
+def decoded(stored: Sample, collate: Collate, caption: str | None = None, image: ImageSpec | None = None) -> Sample:
     """A sample with its record and pictures, made of its members; those that the collate reads itself remain.
 
     Args:
         stored: with all members that are read.
         collate: names them.
         caption: in place of the record's own; None keeps these.
+        image: how images are decoded, in place of the collate's.
 
     Raises:
         SampleError: see `parse_record` and `decode_picture`.
     """
-    spec, members = collate.image, stored.members
+    spec, members = image or collate.image, stored.members
     record = parse_record(members)
     if caption is not None:
         record = {**record, "caption": caption, "captions": []}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
+from mmlab.data.aspects import Shape
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,6 +39,7 @@ class ImageSpec:
             first of a sample's pictures.
         grids: rows and columns of the tiles that `anyres` chooses from.
         reduce_jpegs: decode large JPEGs smaller, see `mmlab.data.jpeg.reduction`.
+        buckets: in place of a square, the shapes of which an image takes the nearest, as `bucket_shapes` orders them.
     """
 
     size: int
@@ -44,6 +47,7 @@ class ImageSpec:
     tokens: int = 0
     grids: tuple[tuple[int, int], ...] = ()
     reduce_jpegs: bool = False
+    buckets: tuple[Shape, ...] = ()
 
     @property
     def most_tokens(self) -> int:
@@ -70,7 +74,8 @@ class Picture:
     """A picture as the vision encoder reads it, and the places that it takes in the sequence.
 
     Attributes:
-        tiles: uint8 `[K, 3, S, S]`; one square, or with `anyres` a base view and then a grid of tiles.
+        tiles: uint8 `[K, 3, S, S]`; one square, or with `anyres` a base view and then a grid of tiles. In an aspect
+            bucket `[1, 3, H, W]`.
         places: int64 `[M]`; for each place, in order, which of the `K * P` features it takes, or `NEWLINE`.
         columns: tiles beside each other in the grid.
     """
@@ -108,7 +113,7 @@ class Sample:
 
     @property
     def image(self) -> "Tensor | None":
-        """The first picture as one square, uint8 `[3, S, S]`."""
+        """The first picture as one square, or in its bucket's shape, uint8 `[3, H, W]`."""
         return self.pictures[0].tiles[0] if self.pictures else None
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from mmlab.data.anyres import tiles_and_places
-from mmlab.data.formats import EXTENSIONS, PIXEL_CAP
+from mmlab.data.aspects import Shape, bucket_of, cropped, shape_name
+from mmlab.data.formats import EXTENSIONS, PIXEL_CAP, SIDE_CAP
 from mmlab.data.index import ShardIndex
 from mmlab.data.sample_types import ImageSpec
 
-_TOTALS = ("members", "pictures", "pictures_unreadable", "pictures_beyond_cap", "samples_without_text")
-_SPREADS = ("pictures_per_sample", "width", "height", "tiles", "image_tokens", "text_characters")
+_TOTALS = ("members", "pictures", "pictures_unreadable", "pictures_beyond_cap", "samples_without_text", "buckets")
+_SPREADS = ("pictures_per_sample", "width", "height", "tiles", "image_tokens", "cropped", "text_characters")
 _PARTS = 64  # counts of so many shards are joined at a time
 
 
@@ -21,7 +22,8 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None, shards: Sequence[int
 
     Args:
         index: open shards.
-        spec: of a vision-language model, whose tiles and tokens per picture are counted; None: of none.
+        spec: of a vision-language model, whose tiles and tokens per picture are counted, or of an image model with
+            aspect buckets, whose pictures are counted, with the mean share of their area that they cut off.
         shards: numbers of those whose tables are read; None: all.
 
     Returns:
@@ -47,7 +49,7 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None, shards: Sequence[int
         "estimated": [],
     }
     if len(shards) < len(index.shards):
-        for name in _TOTALS:
+        for name in filter(summary.__contains__, _TOTALS):
             summary[name] = _scaled(summary[name], scale)
         summary["estimated"] = [name for name in summary if name in _TOTALS + _SPREADS]
     return summary
@@ -56,14 +58,15 @@ def stats(index: ShardIndex, spec: ImageSpec | None = None, shards: Sequence[int
 def _contents(index: ShardIndex, spec: ImageSpec | None, shards: Sequence[int]) -> dict[str, Any]:
     """What the tables of some shards state."""
     members = np.zeros(len(EXTENSIONS), np.int64)
-    pictures, lengths, sizes = _Counts(), _Counts(), _Counts()
+    pictures, lengths, sizes, first = _Counts(), _Counts(), _Counts(), _Counts()
     for table in index.tables(shards):
         members += np.bincount(table.extension, minlength=len(EXTENSIONS))
         pictures.add(table.pictures)
         lengths.add(table.text_lengths)
-        for both in (table.image_sizes, table.further_sizes):
-            sizes.add(both[both[:, 0] > 0].astype(np.int64) @ (1 << 32, 1))
-    width, height = sizes.values >> 32, sizes.values & 0xFFFF_FFFF
+        for some, counts in ((table.image_sizes, (sizes, first)), (table.further_sizes, (sizes,))):
+            for each in counts:
+                each.add(some[some[:, 0] > 0].astype(np.int64) @ (1 << 32, 1))
+    width, height = _sides(sizes)
     count = int((pictures.values * pictures.counts).sum())
     return {
         "members": {name: int(count) for name, count in zip(EXTENSIONS, members, strict=True) if count},
@@ -73,7 +76,8 @@ def _contents(index: ShardIndex, spec: ImageSpec | None, shards: Sequence[int]) 
         "pictures_beyond_cap": int(sizes.counts[width * height > PIXEL_CAP].sum()),
         "width": _spread(width, sizes.counts),
         "height": _spread(height, sizes.counts),
-        **({} if spec is None else _model_view(width, height, sizes.counts, spec)),
+        **({} if spec is None or spec.buckets else _model_view(width, height, sizes.counts, spec)),
+        **({} if spec is None or not spec.buckets else _bucket_view(*_sides(first), first.counts, spec.buckets)),
         "text_characters": _spread(lengths.values, lengths.counts),
         "samples_without_text": int(lengths.counts[lengths.values == 0].sum()),
     }
@@ -115,6 +119,26 @@ def _model_view(width: np.ndarray, height: np.ndarray, counts: np.ndarray, spec:
     pairs = zip(width.tolist(), height.tolist(), strict=True)
     each = np.array([tiles_and_places(*pair, spec) for pair in pairs], np.int64).reshape(-1, 2)
     return {name: _spread(each[:, n], counts, 95) for n, name in enumerate(("tiles", "image_tokens"))}
+
+
+def _sides(sizes: _Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height of each size."""
+    return sizes.values >> 32, sizes.values & 0xFFFF_FFFF
+
+
+def _bucket_view(width: np.ndarray, height: np.ndarray, counts: np.ndarray, shapes: Sequence[Shape]) -> dict[str, Any]:
+    """The pictures of each aspect bucket, and the mean share of their area that it cuts off."""
+    numbers = bucket_of(width.clip(max=SIDE_CAP), height.clip(max=SIDE_CAP), shapes)
+    totals, cut = np.zeros(len(shapes), np.int64), np.zeros(len(shapes))
+    rows = zip(width.tolist(), height.tolist(), counts.tolist(), numbers.tolist(), strict=True)
+    for across, down, count, number in rows:
+        totals[number] += count
+        cut[number] += count * cropped(across, down, shapes[number])
+    there = [(shape_name(shape), int(n), cut[b]) for b, (shape, n) in enumerate(zip(shapes, totals, strict=True)) if n]
+    return {
+        "buckets": {name: n for name, n, _ in there},
+        "cropped": {name: round(float(share) / n, 4) for name, n, share in there},
+    }
 
 
 def _type_counts(index: ShardIndex) -> dict[str, int] | None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.errors import ConfigError
 from mmlab.config.locations import Url
+from mmlab.data.bucket_mixture import BucketMixture, by_bucket
 from mmlab.data.config import ShardsConfig
 from mmlab.data.mixture import Mixture, Sequential, Source, by_type, open_sources
 from mmlab.data.order import EpochOrder
@@ -38,11 +39,11 @@ class Upcoming:
         self,
         sources: Sequence[Source],
         orders: Sequence[EpochOrder],
-        stream: Mixture | Sequential,
+        stream: Mixture | BucketMixture | Sequential,
         config: ShardsConfig,
     ):
         self.sources, self.orders, self.stream, self.config = sources, orders, stream, config
-        self._remote = [isinstance(source.index.root, Url) for source in sources]
+        self._remote = [source.fetched for source in sources]
         self._blocks: list[Block] = []
         self._told: tuple[int, list[Block], list[Block]] | None = None  # process, present blocks, first of the next
         self._waited = 0.0
@@ -62,7 +63,7 @@ class Upcoming:
         """A sample of a source is read now."""
         if not self._remote[which] or (block := (which, *self.orders[which].block(epoch, place))) in self._blocks:
             return
-        others = [each for each in self._blocks if each[0] != which] if isinstance(self.stream, Mixture) else []
+        others = [] if isinstance(self.stream, Sequential) else [each for each in self._blocks if each[0] != which]
         self._blocks = sorted([*others, block])
         self._tell(self._blocks, [])
 
@@ -124,7 +125,7 @@ class Upcoming:
 
     def _close_tables(self, present: list[Block]) -> None:
         """Close the tables of shards that are not of the present blocks: their copies may be evicted."""
-        remote = [source for source, is_remote in zip(self.sources, self._remote, strict=True) if is_remote]
+        remote = [source for source in self.sources if isinstance(source.index.root, Url)]
         kept: dict[int, set[int]] = {id(source.index): set() for source in remote}
         for which, epoch, first in present:
             source = self.sources[which]
@@ -154,7 +155,10 @@ def check_addresses(cfg: DictConfig) -> None:
     if train or val:
         sources = open_sources(config, train)
         parts = by_type(sources) if config.balance == "type" else sources
-        check_room(config, parts, open_sources(config, val), world_size(cfg.trainer))
+        listed = parts, open_sources(config, val)
+        if config.shapes:
+            listed = (by_bucket(listed[0], config.shapes), by_bucket(listed[1], config.shapes))
+        check_room(config, *listed, world_size(cfg.trainer))
 
 
 def check_room(config: ShardsConfig, train: Sequence[Source], val: Sequence[Source], world: int) -> None:
@@ -173,7 +177,10 @@ def check_room(config: ShardsConfig, train: Sequence[Source], val: Sequence[Sour
     weights = [len(source) if source.weight is None else source.weight for source in train]
     blocks = []
     for source, weight in zip(train, weights, strict=True):
-        blocks.append(_most_bytes(source, 2 * config.block_shards, samples * weight / sum(weights)))
+        if source.bucket is None:
+            blocks.append(_most_bytes(source, 2 * config.block_shards, samples * weight / sum(weights)))
+        elif not source.bucket.sparse:  # of which all samples of a batch may be
+            blocks.append(_most_bytes(source, 2 * config.block_shards, samples))
     blocks.append(max((_most_bytes(source, 2, samples) for source in val), default=0))
     sets = {source.index.root: _most_bytes(source, len(source.index.shards), 0) for source in train}
     needed = min(sum(blocks), sum(sets.values()) + blocks[-1])

@@ -88,6 +88,8 @@ class AutoencoderTraining(Stage):
         if data.latents:
             raise ConfigError("stage=autoencoder learns from images; data.latents=true does not apply.")
         self.model.first_stage.side(size)
+        data.check_step(self.model.first_stage.factor)
+        size = min((size, *(min(shape) for shape in data.shapes)))
         discriminator: Any = self.model.discriminator
         smallest = 0 if discriminator is None else discriminator.smallest
         if self.config.adversarial_weight and size < smallest:

@@ -66,6 +66,8 @@ class CodePrior(GenerativeStage):
         Raises:
             ConfigError: a size with another number of codes than the prior has.
         """
+        if data.shapes:
+            raise ConfigError("stage=code_prior learns images of one shape; set data.buckets.max_aspect=null.")
         model = self.model
         side, trained = model.first_stage.side(data.size), model.prior.side
         if side != trained:

@@ -1,5 +1,6 @@
 """The largest micro-batch that a config allows, as shapes: what a run may need, without reading its data."""
 
+import math
 from typing import Any
 
 import torch
@@ -83,7 +84,8 @@ def _images(stage: Any, data: ImageDataConfig) -> dict[str, Any]:
         batch |= {"codes": codes, "map_codes": codes} if isinstance(stage, CodePrior) else {"mean": latents}
         batch |= {} if isinstance(stage, CodePrior) else {"logvar": latents.clone()}
     if not data.latents or getattr(model, "alignment", None) is not None:
-        batch |= _pixels(rows, data.size)
+        largest = max(data.shapes, key=math.prod, default=(data.size, data.size))
+        batch |= _pixels(rows, *largest)
     if not data.latents and getattr(model, "map_stage", None) is not None:
         batch["map_pixels"] = batch["pixel_values"].clone()
     reads = getattr(getattr(model, "conditioner", None), "reads", "none")
@@ -95,5 +97,5 @@ def _images(stage: Any, data: ImageDataConfig) -> dict[str, Any]:
     return batch
 
 
-def _pixels(count: int, side: int) -> dict[str, Tensor]:
-    return {"pixel_values": torch.zeros(count, 3, side, side, dtype=torch.uint8)}
+def _pixels(count: int, height: int, width: int | None = None) -> dict[str, Tensor]:
+    return {"pixel_values": torch.zeros(count, 3, height, width or height, dtype=torch.uint8)}

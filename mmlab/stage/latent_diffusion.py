@@ -121,6 +121,9 @@ class LatentDiffusion(GenerativeStage):
                 f"data.size={data.size} makes latents of {side} x {side}, which the denoiser cannot divide by"
                 f" {reduction}; take a multiple of {first_stage.factor * reduction}."
             )
+        data.check_step(first_stage.factor * reduction)
+        if data.shapes and self.model.alignment is not None:
+            raise ConfigError("model.alignment compares features of squares; set data.buckets.max_aspect=null.")
         if data.latents:
             if not first_stage.measured:
                 raise ConfigError(

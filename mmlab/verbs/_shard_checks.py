@@ -26,7 +26,7 @@ def add_checks(commands) -> None:
     _add_choice(verify, f"all of a folder, {VERIFIED_SHARDS} of an address", "a new one each time")
     stats = add(commands, "stats", _stats, "sizes, members, images and text lengths")
     stats.add_argument("root", type=existing, help="folder or address of a set of shards")
-    help_recipe = "a vision-language recipe and changes to it, to count the tokens of its pictures: experiment=…"
+    help_recipe = "a recipe and changes to it, to count the tokens of its pictures, or its data.buckets: experiment=…"
     stats.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=help_recipe)
     stats.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     _add_choice(stats, f"{STATS_SHARDS} of an address or of more than {STATS_SAMPLES:,} samples, else all", "0")

@@ -62,7 +62,7 @@ def find_key(index: Any, key: str) -> int | None:
 
 
 def spec_of(overrides: Sequence[str]) -> Any:
-    """The `ImageSpec` of a vision-language recipe.
+    """The `ImageSpec` of a vision-language recipe, or of an image recipe with aspect buckets.
 
     Raises:
         ConfigError: another recipe.
@@ -70,10 +70,10 @@ def spec_of(overrides: Sequence[str]) -> Any:
     from mmlab.config.compose import compose
 
     spec = _collate(compose("train", list(overrides))).image
-    if spec is None or not spec.tokens:
+    if spec is None or not (spec.tokens or spec.buckets):
         raise ConfigError(
-            "this recipe gives pictures no tokens to count; name a vision-language one, such as "
-            "experiment=llava/finetune_tiny."
+            "this recipe gives pictures neither tokens nor buckets to count; name a vision-language one, such as "
+            "experiment=llava/finetune_tiny, or set data.buckets.max_aspect of an image recipe."
         )
     return spec
 

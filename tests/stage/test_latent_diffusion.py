@@ -1,5 +1,6 @@
 """The diffusion stage learns the same from pictures and cached latents, on any ranks, and refuses what it must."""
 
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -8,11 +9,15 @@ import pytest
 import torch
 
 from mmlab.config.errors import ConfigError, DataError
-from mmlab.data.config import ImageDataConfig
+from mmlab.data.config import AspectBucketsConfig, ImageDataConfig
+from mmlab.data.shard_files import ShardWriter
 from mmlab.diffusion.config import DiffusionConfig, FlowMatchingConfig
 from mmlab.diffusion.flow import FlowMatching
 from mmlab.diffusion.process import Diffusion
-from mmlab.model.conditioner import NoCondition
+from mmlab.model.conditioner import ClassCondition, NoCondition
+from mmlab.model.config import ClassConditionConfig, DiTConfig, UNetConfig
+from mmlab.model.denoiser import DiffusionModel, UNet
+from mmlab.model.dit import DiT
 from mmlab.model.first_stage import Identity
 from tests.stage.tiny_diffusion import (
     NAMES,
@@ -25,6 +30,7 @@ from tests.stage.tiny_diffusion import (
     make_pictures,
 )
 from tests.stage.tiny_stage import fit
+from tests.tiny_files import png
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +282,27 @@ def test_pixels_need_no_first_stage(pictures):
     assert torch.equal(stage.latents(batch), batch["pixel_values"].float() / 127.5 - 1)
     watch = fit(stage, image_data(stage, pictures), 12)
     assert sum(watch.losses[-4:]) < sum(watch.losses[:4])
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_buckets_of_images_are_learned_on_any_micro_batches(tmp_path, kind):
+    def model() -> DiffusionModel:
+        torch.manual_seed(0)
+        unet = partial(UNet, UNetConfig(architecture={"block_out_channels": [8, 8], "norm_num_groups": 4}))
+        dit = partial(DiT, DiTConfig(depth=1, width=8, heads=2, patch=2))
+        classes = ClassCondition(ClassConditionConfig(classes=NAMES, width=8))
+        return DiffusionModel(TinyFirstStage(), classes, unet if kind == "unet" else dit)
+
+    with ShardWriter(tmp_path / "s", 6, quiet=True) as writer:
+        for i, sides in enumerate([(20, 10), (12, 12), (10, 18)] * 6):
+            writer.write(f"s{i}", {"png": png(*sides, color=f"hsl({9 * i},90%,40%)"), "json": {"class": NAMES[i % 3]}})
+    buckets, losses = AspectBucketsConfig(max_aspect=3, step=4), []
+    for micro_batch in (4, 2):
+        stage = diffusion_stage(model())
+        watch = fit(stage, image_data(stage, writer.index, global_batch=4, micro_batch=micro_batch, buckets=buckets), 3)
+        losses.append(watch.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(set(losses[0])) == 3
+    shapes = {tuple(batch["pixel_values"].shape[2:]) for batch in batches(stage, writer.index, 9, buckets=buckets)}
+    assert shapes == {(8, 8), (4, 12), (12, 4)}
+    with pytest.raises(ConfigError, match=r"step=2 must be a multiple of 4, by which the model divides"):
+        image_data(stage, writer.index, buckets=AspectBucketsConfig(max_aspect=3, step=2))

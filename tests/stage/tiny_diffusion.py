@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmlab.data.config import ImageDataConfig, SourceConfig
+from mmlab.data.config import AspectBucketsConfig, ImageDataConfig, SourceConfig
 from mmlab.data.index import ShardIndex
 from mmlab.data.module import ShardDataModule
 from mmlab.data.sample_types import ImageSpec
@@ -101,11 +101,18 @@ def image_data(
     micro_batch: int = 8,
     aspect: str = "crop",
     size: int = SIZE,
+    buckets: AspectBucketsConfig | None = None,
 ) -> ShardDataModule:
     """Training data of a stage; a source of pictures and one of their cache share a name, hence seeds and order."""
     sources = [SourceConfig(path=str(index.root), name="s")]
     batch = {"global_batch": global_batch, "micro_batch": micro_batch, "seed": 0}
-    images = {"size": size, "aspect": aspect, "flip": flip, "latents": latents}
+    images = {
+        "size": size,
+        "aspect": aspect,
+        "flip": flip,
+        "latents": latents,
+        "buckets": buckets or AspectBucketsConfig(),
+    }
     data = ImageDataConfig(train=sources, val=sources, **batch, **images)
     return ShardDataModule(data, stage.collate(data))
 

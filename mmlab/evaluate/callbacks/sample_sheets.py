@@ -163,7 +163,7 @@ def spread(data: ShardDataModule, count: int, read: Callable[[int, ShardIndex, i
         count: number of samples, or as many as there are.
         read: (number of the sample on the sheet, index, place in the index) → what to return of it.
     """
-    indexes = [source.index for source in data.val_sources]
+    indexes = list({id(source.index): source.index for source in data.val_sources}.values())  # buckets share theirs
     sizes = [len(index) for index in indexes]
     order = Sequential(sizes)
     values: list[T | None] = []
@@ -285,8 +285,10 @@ class ReconstructedSamples(ValidationSamples):
 
     def make_cards(self, data: ShardDataModule, module: Any, chosen: Any) -> list[Card]:
         keys, pictures = zip(*chosen, strict=True)
-        originals = torch.stack(pictures)
-        back = reconstruct(module.model.first_stage, originals)
-        decibels = psnr(to_signed(originals), to_signed(back)).tolist()
-        rows = zip(torch.cat([originals, back], -1), keys, decibels, strict=True)
-        return [Card(pair, {"key": key, "psnr": f"{value:.2f}"}, f"{value:.1f} dB") for pair, key, value in rows]
+        cards = []
+        for key, picture in zip(keys, pictures, strict=True):  # one by one: buckets have different shapes
+            back = reconstruct(module.model.first_stage, picture[None])
+            decibels = f"{psnr(to_signed(picture[None]), to_signed(back)).item():.2f}"
+            pair = torch.cat([picture, back[0]], -1)
+            cards.append(Card(pair, {"key": key, "psnr": decibels}, f"{float(decibels):.1f} dB"))
+        return cards
