@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlab.config.build import build
 from mmlab.config.errors import ConfigError
 from mmlab.config.schemas import schema_of
+from mmlab.data.aspects import Shape, bucket_of, bucket_shapes, shape_name
 from mmlab.diffusion.config import SamplerConfig
 from mmlab.diffusion.samplers import Sampler
 from mmlab.evaluate.pictures.generators import PictureGenerator, picture_generator, steps_from
@@ -125,28 +126,53 @@ def restore_with(average: PostHocAverage | None, folder: Path, merge: bool = Tru
 
 
 def generator_of(
-    model: Any, trained: DictConfig, process: Any, sampler: Any, size: int | None, strength: float = 1.0
+    model: Any, trained: DictConfig, process: Any, sampler: Any, shape: Shape | None, strength: float = 1.0
 ) -> PictureGenerator:
-    """The generator of a restored model; `size` None: images of the trained size."""
-    return picture_generator(model, sampler, process, size=size or trained.data.size, strength=strength)
+    """The generator of a restored model; `shape` None: squares of the trained size."""
+    return picture_generator(model, sampler, process, size=shape or trained.data.size, strength=strength)
 
 
-def check_size(size: int | None, trained: DictConfig) -> None:
-    """Refuse a size that the model cannot draw: a diffusion model has one, a prior draws it or larger ones.
+def shape_of(size: Any, trained: DictConfig) -> Shape:
+    """The height and width that `size`, a side or [height, width], asks for; None asks for a square as trained.
+
+    A diffusion model draws squares of its size and, if it was trained with them, its buckets; a prior draws squares of
+    its size and larger ones.
 
     Raises:
-        ConfigError: that size.
+        ConfigError: a size that the model cannot draw, or no size.
     """
     own, name = trained.data.size, trained.run.name
-    if size is None or size == own:
-        return
+    sides = [own] if size is None else list(size) if OmegaConf.is_list(size) else [size]
+    if len(sides) not in (1, 2) or not all(type(side) is int and side > 0 for side in sides):
+        raise ConfigError(f"size={size} must be a side in pixels, or [height, width].")
+    shape = (sides[0], sides[-1])
+    if shape == (own, own):
+        return shape
     if trained.process is not None:
-        raise ConfigError(f"{name} draws images of {own} px, the size it was trained on; leave out size.")
+        buckets = buckets_of(trained)
+        if shape in buckets:
+            return shape
+        if not buckets:
+            raise ConfigError(f"{name} draws images of {own} px, the size it was trained on; leave out size.")
+        nearby = buckets[bucket_of(shape[1], shape[0], buckets)]
+        raise ConfigError(
+            f"{name} was not trained on images of {shape_name(shape)} px; its nearest bucket is size={list(nearby)}."
+        )
+    if shape[0] != shape[1]:
+        raise ConfigError(f"{name} is a code prior, which draws squares; give size one side.")
+    size = shape[0]
     factor = own // trained.model.prior.side
     if size < own or size % factor:
         raise ConfigError(
             f"{name} was trained on images of {own} px; size={size} must be a multiple of {factor} ≥ {own}."
         )
+    return shape
+
+
+def buckets_of(trained: DictConfig) -> tuple[Shape, ...]:
+    """The shapes that a run was trained on; none if it has no buckets."""
+    max_aspect = OmegaConf.select(trained, "data.buckets.max_aspect")
+    return () if max_aspect is None else bucket_shapes(trained.data.size, max_aspect, trained.data.buckets.step)
 
 
 def source_settings(cfg: DictConfig, sampler: Any) -> tuple[list[str], list[str], float]:

@@ -22,6 +22,7 @@ from mmlab.training.config import HardwareConfig
 from mmlab.training.ema_snapshots import PostHocAverage
 from mmlab.training.trainer import place
 from mmlab.verbs._generators import (
+    buckets_of,
     check_guidance,
     chosen_average,
     generator_of,
@@ -108,6 +109,8 @@ class PictureInputs(NamedTuple):
 def picture_inputs(cfg: DictConfig, trained: DictConfig) -> PictureInputs:
     """Open shards and network, before the model is loaded: a wrong name then costs no time."""
     spec = ImageSpec(trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
+    if buckets_of(trained):
+        print(f"scores are of squares of {spec.size} px; the other shapes of data.buckets are not scored")
     budget, train_from = cfg.data.bad_budget, cfg.data.train_from
     pictures = PictureSet(cfg.data.path, spec, cfg.limit, budget)
     train = None if train_from is None else PictureSet(train_from, spec, budget=budget)

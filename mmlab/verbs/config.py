@@ -197,7 +197,9 @@ class SampleConfig(DrawConfig):
     strength: float | None = number(None, above=0, at_most=1)
     count: int = number(16, above=0)  # number of images; labels, prompts and maps are used in turn
     batch_size: int = number(16, above=0)
-    size: int | None = number(None, above=0)  # pixels, only for code priors; None: as trained
+    # Pixels: the side for code priors, [height, width] of a bucket for denoisers that were trained with data.buckets.
+    # None: squares, as trained.
+    size: Any = None
     seed: int = number(0, at_least=0)  # of the first image; the following ones count up
     strip: int = number(4, at_least=0)  # number of images whose denoising steps are shown
     out: str | None = None  # None: the first unused of <run>/samples/1, 2, …

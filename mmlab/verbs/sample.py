@@ -27,6 +27,7 @@ def sample(cfg: DictConfig) -> None:
     mmlab sample run=emoji/text "prompt='red heart, love'" count=4 seed=100
     mmlab sample run=emoji/class label=nature ema=0.05          # averaged weights, of a run with callbacks.posthoc_ema
     mmlab sample run=emoji/prior label=food guidance=2 top_k=100 top_p=0.95 temperature=0.9
+    mmlab sample run=emoji/class label=nature size=[48,24]                    # height, width: one of its buckets
     mmlab sample run=emoji/text "prompt='red heart'" image=heart.png strength=0.6         # image to image
     mmlab sample run=emoji/text "prompt='red heart'" image=heart.png mask=mask.png        # redraws what is white
     """
@@ -44,11 +45,11 @@ def sample(cfg: DictConfig) -> None:
     from mmlab.training.trainer import place
     from mmlab.verbs._generators import (
         check_guidance,
-        check_size,
         chosen_average,
         generator_of,
         generator_settings,
         restore_with,
+        shape_of,
         source_settings,
     )
 
@@ -60,14 +61,19 @@ def sample(cfg: DictConfig) -> None:
         )
     # Everything that can be wrong is reported before weights are loaded.
     process, sampler, about = generator_settings(cfg, trained)
-    check_size(cfg.size, trained)
+    shape = shape_of(cfg.size, trained)
     images, masks, strength = source_settings(cfg, sampler)
     about |= {"strength": strength} if images else {}
     with torch.device("meta"):
         conditioner = build(trained.model.conditioner)
     requests = requested(cfg, conditioner)
     check_guidance(cfg.run, about.get("guidance", 1), conditioner, trained)
-    spec = ImageSpec(cfg.size or trained.data.size, trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs)
+    spec = ImageSpec(
+        shape[0],
+        trained.data.aspect,
+        reduce_jpegs=trained.data.reduce_jpegs,
+        buckets=(shape,) if shape[0] != shape[1] else (),
+    )
     if conditioner.reads == "map":
         conditions(conditioner, requests, len(requests), spec)
     sources = source_images(images, masks, cfg.count, spec)
@@ -77,7 +83,7 @@ def sample(cfg: DictConfig) -> None:
     average = chosen_average(cfg, folder)
     about |= {} if average is None else {"ema": average.width}
     model = restore_with(average, folder)
-    generator = generator_of(place(model, cfg.trainer), trained, process, sampler, cfg.size, strength)
+    generator = generator_of(place(model, cfg.trainer), trained, process, sampler, shape, strength)
     inputs, words = conditions(generator.model.conditioner, requests, cfg.count, spec)
     inputs |= sources
     cut = warn_of_cuts(generator.model.conditioner, words)

@@ -313,3 +313,21 @@ def test_it_is_listed(capsys):
     assert "sample       Draw images with a trained generative model." in capsys.readouterr().out
     assert cli.main(["sample", "--help", "keys"]) == 0
     assert "\nlabel: null" in capsys.readouterr().out
+
+
+def test_a_model_that_learned_buckets_draws_their_sizes(work, monkeypatch, capsys):
+    learnt(diffusion_run(work / "runs", "shaped", [*CLASSES, "data.buckets={max_aspect: 3, step: 4}"]))
+    Image.new("RGB", (30, 10), "red").save(work / "wide.png")
+    asked = ["run=shaped", "count=3", "label=star"]
+    for out, *options in (["wide", "size=[4,12]"], ["tall", "size=[12,4]"], ["kept", "size=[4,12]", "image=wide.png"]):
+        pictures = drawn(work, monkeypatch, capsys, f"shaped_{out}", *asked, *options)
+        assert {picture.shape for picture in pictures.values()} == {(12, 4, 3) if out == "tall" else (4, 12, 3)}
+    assert {picture.shape for picture in drawn(work, monkeypatch, capsys, "squares", *asked).values()} == {(8, 8, 3)}
+    for run, size, message in (
+        ("shaped", "[4,8]", r"shaped was not trained on images of 4x8 px; its nearest bucket is size=[4, 12]."),
+        ("shaped", "wide", "size=wide must be a side in pixels, or [height, width]."),
+        ("shaped", "[8,8,8]", "size=[8, 8, 8] must be a side in pixels"),
+        ("class", "[4,12]", "class draws images of 8 px, the size it was trained on; leave out size."),
+    ):
+        code, _, err = sample(work, monkeypatch, capsys, f"run={run}", f"size={size}")
+        assert code == 2 and message in err

@@ -1,6 +1,6 @@
 """Images from generative models: diffusion models and code priors.
 
-Legend: B images, C/h/w latents or rows and columns of codes, S side in pixels.
+Legend: B images, C/h/w latents or rows and columns of codes, H/W pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmlab.data.aspects import Shape
 from mmlab.data.sample_types import ImageSpec
 from mmlab.diffusion.process import NoiseProcess
 from mmlab.diffusion.samplers import Sampler
@@ -34,12 +35,12 @@ class PictureGenerator(ABC):
 
     Attributes:
         model: in eval mode, on its device.
-        size: side of the images in pixels.
+        shape: of the images.
     """
 
     model: Any
     sampler: Any
-    size: int
+    shape: Shape
     start_label: ClassVar[str]
     strip_title: ClassVar[str]
 
@@ -70,7 +71,7 @@ class PictureGenerator(ABC):
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Tensor], seeds: list[int], on_step: OnStep | None = None) -> Tensor:
-        """uint8 images `[B, 3, S, S]`; image b depends only on the model, row b of the inputs and seed b.
+        """uint8 images `[B, 3, H, W]`; image b depends only on the model, row b of the inputs and seed b.
 
         Args:
             inputs: of the model's conditioner, see `conditions`; of a diffusion model also those of `source_images`.
@@ -96,7 +97,7 @@ class DiffusionGenerator(PictureGenerator):
     model: DiffusionModel
     process: NoiseProcess
     sampler: Sampler
-    size: int
+    shape: Shape
     strength: float = 1.0
 
     start_label: ClassVar[str] = "x_T: noise"
@@ -108,8 +109,8 @@ class DiffusionGenerator(PictureGenerator):
 
     def noise(self, seeds: list[int]) -> Tensor:
         first_stage = self.model.first_stage
-        side = first_stage.side(self.size)
-        return normal(seeds, (first_stage.channels, side, side), "start").to(self.device)
+        sides = map(first_stage.side, self.shape)
+        return normal(seeds, (first_stage.channels, *sides), "start").to(self.device)
 
     @torch.no_grad()
     def start(self, inputs: dict[str, Tensor], seeds: list[int]) -> Tensor:
@@ -145,21 +146,21 @@ class DiffusionGenerator(PictureGenerator):
 
 @dataclass(frozen=True)
 class CodeGenerator(PictureGenerator):
-    """Draws images from a prior over codes; states are codes, int64 `[B, h, w]`.
+    """Draws square images from a prior over codes; states are codes, int64 `[B, h, w]`.
 
     Images larger than the trained ones are drawn through a sliding window. `on_step` is called after each row.
     """
 
     model: CodePriorModel
     sampler: CodeSampler
-    size: int
+    shape: Shape
 
     start_label: ClassVar[str] = "random codes"
     strip_title: ClassVar[str] = "drawn row by row, over random codes"
 
     @property
     def steps(self) -> int:
-        return self.model.first_stage.side(self.size)
+        return self.model.first_stage.side(self.shape[0])
 
     def noise(self, seeds: list[int]) -> Tensor:
         """Uniformly distributed codes, on the CPU: the baseline without a prior."""
@@ -190,7 +191,7 @@ def steps_from(steps: int, strength: float) -> int:
 
 
 def picture_generator(
-    model: Any, sampler: Any, process: NoiseProcess | None = None, *, size: int, strength: float = 1.0
+    model: Any, sampler: Any, process: NoiseProcess | None = None, *, size: int | Shape, strength: float = 1.0
 ) -> PictureGenerator:
     """The generator of a trained model.
 
@@ -198,12 +199,13 @@ def picture_generator(
         model: a diffusion model or a prior over codes, in eval mode, on its device.
         sampler: `Sampler` or `CodeSampler`.
         process: the one that a diffusion model was trained with; None for a prior.
-        size: side of the images in pixels.
+        size: side of square images in pixels, or of a diffusion model height and width.
         strength: of a diffusion model, see `DiffusionGenerator`.
     """
+    shape = (size, size) if isinstance(size, int) else size
     if process is None:
-        return CodeGenerator(model, sampler, size)
-    return DiffusionGenerator(model, process, sampler, size, strength)
+        return CodeGenerator(model, sampler, shape)
+    return DiffusionGenerator(model, process, sampler, shape, strength)
 
 
 GENERATIVE = (DiffusionModel, CodePriorModel)

@@ -76,14 +76,14 @@ def draw_files(
     across = -(-(4 if len(shown) <= 16 else 8) // parts)
     legend = {1: "", 2: "input, result; ", 3: "input, mask, result; "}[parts]
     with replacing(out / "grid.png") as draft:
-        sheet(shown, labels[:GRID], numbers[:GRID], across, f"{legend}{title}", generator.size, parts).save(draft)
+        sheet(shown, labels[:GRID], numbers[:GRID], across, f"{legend}{title}", max(generator.shape), parts).save(draft)
     if rows:
         first = [f"{number}\n{label}".strip() for number, label in zip(numbers, labels, strict=True)]
         texts = [text if n == 0 else "" for text, row in zip(first, rows, strict=False) for n in range(len(row))]
         title = f"{title}: {generator.strip_title}"
         flat = [picture for row in rows for picture in row]
         with replacing(out / "strip.png") as draft:
-            sheet(flat, texts, columns * len(rows), len(columns), title, generator.size).save(draft)
+            sheet(flat, texts, columns * len(rows), len(columns), title, max(generator.shape)).save(draft)
     return names
 
 
