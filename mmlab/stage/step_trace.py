@@ -109,13 +109,15 @@ class StepTrace:
             [local(weight.detach()).float() for weight in self.stage.model.parameters() if weight.requires_grad]
 
     def _average(self) -> list[Tensor]:
-        ema = next((n for n in self.cfg.callbacks.values() if n is not None and str(n._target_).endswith(".EMA")), None)
-        if ema is None:
-            return []
-        named = self.stage.model.named_parameters()
-        parts = ema.get("parts")
-        chosen = [w for n, w in named if w.requires_grad and (parts is None or n.split(".")[0] in parts)]
-        return [torch.empty_like(local(w.detach()), dtype=torch.float32) for w in chosen]
+        """The averages that callbacks keep."""
+        learning = [(name, w) for name, w in self.stage.model.named_parameters() if w.requires_grad]
+        averaged: list[Tensor] = []
+        for node in filter(None, self.cfg.callbacks.values()):
+            if str(node._target_).endswith(".EMA"):
+                averaged += [w for name, w in learning if node.parts is None or name.split(".")[0] in node.parts]
+            elif str(node._target_).endswith(".PostHocEMA"):
+                averaged += [w for _, w in learning] * len(node.widths)
+        return [torch.empty_like(local(w.detach()), dtype=torch.float32) for w in averaged]
 
     def passes(self, batch: dict[str, Any] | None, micro: int) -> dict[str, Any]:
         """Run a micro-batch forward and backward: bytes at the peak, see `Estimate`."""

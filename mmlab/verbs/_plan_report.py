@@ -87,6 +87,11 @@ def step_lines(cfg: DictConfig, expected: Estimate, gpu: GPU) -> Iterator[str]:
     whole = expected.checkpoint * (expected.world if cfg.trainer.strategy == FSDP else 1)
     shares = f", {expected.checkpoint / GIB:.2f} on each device" if cfg.trainer.strategy == FSDP else ""
     yield f"checkpoint: {whole / GIB:.2f} GiB{shares}"
+    if (posthoc := cfg.callbacks.get("posthoc_ema")) is not None:
+        trained = sum(count["trainable"] for count in expected.counts.values())
+        size = trained * len(posthoc.widths) * {"float16": 2, "float32": 4}[posthoc.dtype]
+        count = posthoc.snapshots
+        yield f"snapshots of averages: {count * size / GIB:.2f} GiB, {count} of {size / GIB:.2f} GiB"
 
 
 def remedies(cfg: DictConfig, expected: Estimate) -> Iterator[str]:

@@ -5,16 +5,17 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.compose import hydra_verb
+from mmlab.verbs._score_sweep import sweep
 
 DRAWING = ("sampler", "steps", "guidance", "temperature", "top_k", "top_p", "ema", "classifier")
 """Keys that apply only to models that draw pictures."""
 
 
 def main(argv: list[str]) -> int:
-    return hydra_verb("eval", evaluate, argv)
+    return hydra_verb("eval", evaluate, argv, sweep)
 
 
-def evaluate(cfg: DictConfig) -> None:
+def evaluate(cfg: DictConfig) -> Path:
     """Write scores.json and images to `<run>/eval/<name of data.path>`. What is scored depends on the run's model.
 
     A model that answers questions: exact match per type, or metric=vqa, gqa, pope, mme, scienceqa, facts.
@@ -34,7 +35,8 @@ def evaluate(cfg: DictConfig) -> None:
       mmlab eval run=emoji/first_stage data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
     A model that draws images: FID, KID. data.train_from is training data in which to look for copies. candidates=4
     also scores the best quarter of four times as many samples according to a classifier, and unrestricted samples.
-    ema=0.05 uses averaged weights, of a run with callbacks.posthoc_ema; -m ema=0.03,0.05,0.1 compares several.
+    ema=0.05 draws with averaged weights, of a run with callbacks.posthoc_ema. -m also writes a table and curves of FID.
+      mmlab eval -m run=emoji/class data.path=data/emoji/val features=emoji/features ema=0.03,0.05,0.1
     Scores of images are repeated from their file, which holds all settings.
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
       mmlab eval scores=runs/emoji-class/eval/val/scores.json
@@ -50,7 +52,9 @@ def evaluate(cfg: DictConfig) -> None:
     refuse_other_keys(cfg, kind)
     name = Path(cfg.data.path).name + (f"-ema{cfg.ema:g}" if cfg.ema is not None else "")
     standard = Path(cfg.scores).parent / "repeated" if cfg.scores else folder / "eval" / name
-    SCORINGS[kind](cfg, folder, trained, no_file(Path(cfg.out or standard)))
+    out = no_file(Path(cfg.out or standard))
+    SCORINGS[kind](cfg, folder, trained, out)
+    return out
 
 
 def what_to_score(cfg: DictConfig, kind: str) -> str:

@@ -111,6 +111,8 @@ def test_half_precision_halves_the_states():
 def test_averages_and_caches_count():
     kept = estimated(*DIT[:-1])
     assert kept.average == kept.gradients
+    three = estimated(*DIT[:-1], "callbacks=diffusion_posthoc")
+    assert three.average == 3 * kept.average and three.checkpoint == kept.checkpoint + 2 * kept.average
     assert estimated(*CHAT, "stage.feature_cache_mb=64").cache == 64 * 2**20
 
 

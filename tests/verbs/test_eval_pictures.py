@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from mmlab import cli
+from mmlab.training.ema_snapshots import average_of_run
+from mmlab.verbs._generators import restore_with
 from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run, make_noise
 from tests.model import tiny
 from tests.verbs.test_shards_encode import latents_of
@@ -228,6 +231,53 @@ def test_a_run_knows_the_score_of_its_average(work, monkeypatch, capsys):
     scores = json.loads((work / "scored" / "scores.json").read_text())
     assert done["val/fid"] == pytest.approx(scores["fid"], rel=1e-4)
     assert done["val/kid"] == pytest.approx(scores["kid"], rel=1e-4, abs=1e-4)
+
+
+def test_averages_of_a_width_that_is_chosen_after_training(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    own = [*(word for word in PIXELS if not word.startswith(("callbacks", "trainer.max", "trainer.val")))]
+    keeps = ["callbacks=diffusion_posthoc", "callbacks.samples=null", "callbacks.posthoc_ema.dtype=float32"]
+    assert cli.main([*own, *keeps, "run.name=averaged", "trainer.max_steps=12", "optim.lr=0.1"]) == 0
+    assert "runs/averaged/ema: 12 snapshots of averages, 0.949 MiB in all" in capsys.readouterr().out
+    asked = ["run=averaged", "features=eye", "samples=9"]
+    code, out, err = evaluate(work, monkeypatch, capsys, "-m", *asked, "ema=0.07,0.1")
+    assert code == 0, err
+    folders = [work / "runs" / "averaged" / "eval" / f"val-ema{width}" for width in ("0.07", "0.1")]
+    first, second = (json.loads((folder / "scores.json").read_text()) for folder in folders)
+    assert first["settings"]["ema"] == first["ema"]["width"] == 0.07 and first["ema"]["step"] == 12
+    assert first["fid"] != second["fid"] and first["inputs"]["ema"] == first["ema"]["hash"] != second["ema"]["hash"]
+    table = (work / "runs" / "sweeps" / "eval-averaged-val-ema" / "table.csv").read_text().splitlines()
+    assert table[0].startswith("ema,run,status,steps,fid,kid") and len(table) == 3
+    assert {line.split(",")[0]: float(line.split(",")[4]) for line in table[1:]} == {
+        "0.07": first["fid"],
+        "0.1": second["fid"],
+    }
+    assert "sweeps/eval-averaged-val-ema/table.png" in out
+
+    stored = load_file(work / "runs" / "averaged" / "ema" / "step-12.safetensors")
+    model = restore_with(average_of_run(Path("runs/averaged"), 0.1), Path("runs/averaged"))
+    for name, weight in model.denoiser.named_parameters():
+        torch.testing.assert_close(weight, stored[f"0.1/denoiser.{name}"], rtol=1e-5, atol=1e-7)
+    assert cli.main(["export", "run=averaged", "ema=0.1", "sampler=ddim", "out=exported"]) == 0
+    exported = load_file(work / "exported" / "denoiser" / "diffusion_pytorch_model.safetensors")
+    own_weights = {tuple(weight.shape): weight for weight in model.denoiser.parameters()}
+    assert any(torch.equal(value, own_weights[tuple(value.shape)]) for value in exported.values() if value.dim() == 2)
+    assert cli.main(["sample", "run=averaged", "label=circle", "count=1", "strip=0", "out=drawn", "ema=0.1"]) == 0
+    assert json.loads((work / "drawn" / "samples.json").read_text())["ema"] == 0.1
+
+    capsys.readouterr()
+    file = folders[0] / "scores.json"
+    assert cli.main(["eval", f"scores={file}"]) == 0
+    assert "numbers equal those of" in capsys.readouterr().out
+    (work / "runs" / "averaged" / "ema" / "step-11.safetensors").unlink()
+    assert cli.main(["eval", f"scores={file}"]) == 1
+    assert "ema=0.07 has hash" in capsys.readouterr().err
+    code, _, err = evaluate(work, monkeypatch, capsys, *asked, "ema=0.002")
+    assert code == 2 and "ema=0.002 cannot be made from the 11 snapshot(s)" in err and err.count("\n") == 1
+    code, _, err = evaluate(work, monkeypatch, capsys, "run=denoiser", "features=eye", "ema=0.05")
+    assert code == 2 and "keeps none; train it with callbacks=diffusion_posthoc" in err
+    code, _, err = evaluate(work, monkeypatch, capsys, "run=first_stage", "ema=0.05")
+    assert code == 2 and "ema applies only to models that draw images" in err
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,15 @@ def test_the_plan_of_a_recipe(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_disk_that_snapshots_of_averages_take(capsys):
+    recipe = ["plan", "experiment=diffusion/ddpm_tiny", "model/denoiser=dit_tiny", "callbacks=diffusion_posthoc"]
+    assert cli.main([*recipe, "callbacks.posthoc_ema.snapshots=1000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    trained = next(int(line.split()[1].replace(",", "")) for line in lines if line.startswith("all "))
+    (line,) = (line for line in lines if line.startswith("snapshots of averages: "))
+    assert line == f"snapshots of averages: {4000 * trained / 2**30:.2f} GiB, 1000 of {4 * trained / 2**30:.2f} GiB"
+
+
 def test_settings_with_which_a_run_fits(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     big = ["data.max_length=4096", "data.global_batch=256", "data.micro_batch=256", "model.language.loss=logits"]
