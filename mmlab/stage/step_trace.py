@@ -114,7 +114,8 @@ class StepTrace:
         averaged: list[Tensor] = []
         for node in filter(None, self.cfg.callbacks.values()):
             if str(node._target_).endswith(".EMA"):
-                averaged += [w for name, w in learning if node.parts is None or name.split(".")[0] in node.parts]
+                parts = node.get("parts")
+                averaged += [w for name, w in learning if parts is None or name.split(".")[0] in parts]
             elif str(node._target_).endswith(".PostHocEMA"):
                 averaged += [w for _, w in learning] * len(node.widths)
         return [torch.empty_like(local(w.detach()), dtype=torch.float32) for w in averaged]
