@@ -61,10 +61,12 @@ def curve_charts(runs: Sequence[RunFacts], colors: Sequence[str]) -> tuple[list[
     Returns:
         (title, metric, JSON) of each chart, and a sentence about what the curves leave out.
     """
-    names = sorted({name for run in runs for name in run.curves}, key=_place)
+    # Of a single value there is no curve; the table of the runs has it.
+    names = sorted({name for run in runs for name, curve in run.curves.items() if len(curve[0]) > 1}, key=_place)
     count = sum(len(run.curves) for run in runs)
     most = min(_MOST, max(_FEWEST, _POINTS // max(1, count)))
     longest = max((len(steps) for run in runs for steps, _ in run.curves.values()), default=0)
+    noisy = {name for run in runs for name in names if name in run.curves and _is_noisy(name, run.curves[name])}
     charts = []
     for name in names:
         figure = _figure(hovermode="x unified" if len(runs) <= _FEW else "closest")
@@ -72,10 +74,10 @@ def curve_charts(runs: Sequence[RunFacts], colors: Sequence[str]) -> tuple[list[
         figure.update_yaxes(type="linear", exponentformat="power")
         for n, (run, color) in enumerate(zip(runs, colors, strict=True)):
             if name in run.curves:
-                figure.add_traces(_lines(name, run.curves[name], plain(run.name), color, n, most, len(runs)))
+                figure.add_traces(_lines(run.curves[name], name in noisy, plain(run.name), color, n, most, len(runs)))
         charts.append((_title(name), name, _json(figure)))
     sentences = []
-    if any(_is_noisy(name, run.curves[name]) for run in runs for name in run.curves):
+    if noisy:
         means = f"Curves of training metrics are means over 1/{_SPAN} of their points"
         sentences.append(f"{means}{', with the values behind them' if len(runs) <= _FEW else ''}.")
     if longest > most:
@@ -84,16 +86,16 @@ def curve_charts(runs: Sequence[RunFacts], colors: Sequence[str]) -> tuple[list[
 
 
 def _title(name: str) -> str:
-    group, _, rest = name.rpartition("/")
-    words = {"train": "training ", "val": "validation "}.get(group, "") + rest.replace("_", " ")
-    return TITLES.get(name, words)
+    group, _, rest = name.partition("/")
+    words = {"train": "training ", "val": "validation "}.get(group, "") + (rest or name)
+    return TITLES.get(name, words.replace("_", " ").replace("/", " "))
 
 
-def _lines(name: str, curve: Curve, label: str, color: str, n: int, most: int, runs: int) -> list[go.Scatter]:
+def _lines(curve: Curve, noisy: bool, label: str, color: str, n: int, most: int, runs: int) -> list[go.Scatter]:
     common: dict[str, Any] = {"meta": n, "name": label, "hovertemplate": "%{y:.5g}"}
     if runs > _FEW:
         common["hovertemplate"] = "step %{x}: %{y:.5g}"
-    if not _is_noisy(name, curve):
+    if not noisy:
         mode = "lines+markers" if len(curve[0]) < _NOISY and runs <= _FEW else "lines"
         style = {"line": {"color": color, "width": 1.6}, "marker": {"size": 4}}
         return [_scatter(thin(curve, most), mode=mode, **style, **common)]

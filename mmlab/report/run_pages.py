@@ -4,6 +4,7 @@ All texts are escaped by the templates; those of charts by `mmlab.report.charts`
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ REPORT = "report.html"
 INDEX = "index.html"
 _FILMS = 4  # runs whose validation samples are shown
 _DETAILED = 12  # runs whose details are shown
-_COLUMNS = 6  # metrics in a table of runs
+_COLUMNS = 8  # metrics in a table of runs
+_INDEXED = 3  # metrics in the index
 _SHEETS = 8  # pictures of evaluations of a page
 
 
@@ -55,7 +57,7 @@ def runs_page(runs: Sequence[RunFacts], tabulate: Tabulate, sweep: SweepTable | 
         links={run.name: f"#run-{n}" for n, run in enumerate(detailed)},
         key_charts=key_charts(sweep, colors_by_run) if sweep else [],
         parallel=parallel_chart(sweep) if sweep else None,
-        last=_last(runs),
+        last=_last(runs, _COLUMNS),
         differing=differing(runs),
         scores=[(n, one.name, one.main) for n, some in enumerate(evaluations) for one in some if one.main],
         charts=charts,
@@ -87,7 +89,7 @@ def index_page(root: Path, runs: Sequence[RunFacts], sweeps: Sequence[SweepTable
             {"table": table, "link": _link(root, page), "best": table.value(table.rows[0]) if table.rows else None}
             for table, page in folders
         ],
-        last=_last(runs),
+        last=_last(runs, _INDEXED),
     )
 
 
@@ -107,10 +109,10 @@ def _link(root: Path, page: str) -> str:
     return quote(page) if (root / page).is_file() else ""
 
 
-def _last(runs: Sequence[RunFacts]) -> list[str]:
-    """The names of the last metrics of any of the runs, the losses first."""
-    names = {name for run in runs for name in run.last}
-    return sorted(names, key=lambda name: (not name.endswith("/loss"), name))[:_COLUMNS]
+def _last(runs: Sequence[RunFacts], count: int) -> list[str]:
+    """The names of the last metrics that most of the runs have, the losses first."""
+    names = Counter(name for run in runs for name in run.last)
+    return sorted(names, key=lambda name: (not name.endswith("/loss"), -names[name], name))[:count]
 
 
 def _sources_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -95,6 +95,7 @@ def _tabulate(scores: dict[str, Any]) -> tuple[list[list[str]], dict[str, str]]:
     from mmlab.evaluate.scores.score_table import BASELINES, cells_of, main_of, show
 
     main = main_of(scores)
+    scores = {name: value for name, value in scores.items() if name != "samples_without_question"}
     numbers = {"questions": f"{scores['questions']:,}", "score": show(main, scores.get(main))}
     for name in BASELINES:
         numbers[name.replace("_", " ")] = show(main, (scores.get(name) or {}).get(main))

@@ -60,7 +60,7 @@ def test_curves_samples_and_texts_of_runs(browser, root, capsys):
     assert named[:20] in label and "b" in label, "the names of both runs, as they are"
     assert tab.js("document.querySelectorAll('.hoverlayer b, .hoverlayer script').length") == 0
     lines = "document.querySelectorAll('#curve-1 .scatterlayer .trace').length"
-    assert tab.js(lines) == 3, "the noisy curve lies behind its mean"
+    assert tab.js(lines) == 4, "noisy curves lie behind their means"
     tab.click('[data-run="1"]')
     tab.wait(f"{lines} === 2")
     tab.click('[data-log="curve-1"]')
