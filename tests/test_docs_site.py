@@ -25,6 +25,11 @@ def test_blocks_are_separated_as_github_reads_them(hook):
     assert hook("github_markdown").separate_blocks(text) == expected
 
 
+def test_a_bar_in_the_code_of_a_table_is_not_escaped(hook):
+    row = "| `str \\| None` | a \\| b |\n"
+    assert hook("github_markdown").separate_blocks(row) == "| `str | None` | a \\| b |\n"
+
+
 def test_every_key_of_every_settings_class_is_in_the_reference(hook):
     page = hook("config_keys").page()
     for name, kind in schemas().items():
@@ -41,7 +46,7 @@ def test_the_reference_states_defaults_bounds_options_and_comments(hook):
     assert "| `direction` | `minimize` | `minimize`, `maximize` |" in page
     assert "`model/vision=clip_tiny`" in page and "`model/vision=clip_vit_l14_336`" in page  # from another option
     assert "[`VisionEncoder`][mmlab.model.vision.VisionEncoder]" in page
-    assert "name → {\\_target\\_: …}" in page
+    assert "name → \\{\\_target\\_: …}" in page
 
 
 @pytest.mark.parametrize(

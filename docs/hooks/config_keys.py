@@ -79,7 +79,7 @@ def _section(kind: type, options: list[str]) -> Iterator[str]:
 
 
 def _row(kind: type, field: dataclasses.Field) -> str:
-    comment = re.sub(r"([_*<\[])", r"\\\1", field_comments(kind).get(field.name, ""))  # a text, not Markdown
+    comment = re.sub(r"([_*<{\[])", r"\\\1", field_comments(kind).get(field.name, ""))  # a text, not Markdown
     cells = [f"`{field.name}`", _default(field), _accepts(field), comment]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 

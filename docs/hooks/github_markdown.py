@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+CODE = re.compile(r"`[^`]*`")
 FENCE = re.compile(r"`{3,}|~{3,}")
 ITEM = re.compile(r"([-*+]|\d+\.) ")
 
@@ -10,7 +11,7 @@ ITEM = re.compile(r"([-*+]|\d+\.) ")
 def separate_blocks(text: str) -> str:
     """Return Markdown with a blank line around each code block and table, and before each list.
 
-    What is indented, such as code in a list, stays as it is.
+    What is indented, such as code in a list, stays as it is. A bar in a table's code is escaped on GitHub only.
     """
     lines: list[str] = []
     before = ""
@@ -18,7 +19,7 @@ def separate_blocks(text: str) -> str:
         apart = kind not in ("item", "text") or before not in ("item", "text") or (before, kind) == ("text", "item")
         if before and kind and kind != before and apart:
             lines.append("")
-        lines.append(line)
+        lines.append(CODE.sub(lambda code: code[0].replace("\\|", "|"), line) if kind == "table" else line)
         before = kind
     return "\n".join(lines) + "\n"
 
