@@ -12,6 +12,8 @@ from mmlab.config.errors import ConfigError
 
 Shape = tuple[int, int]
 """Height and width in pixels."""
+MOST = 255
+"""Buckets, whose numbers are bytes."""
 
 
 def bucket_shapes(size: int, max_aspect: float, step: int) -> tuple[Shape, ...]:
@@ -21,7 +23,7 @@ def bucket_shapes(size: int, max_aspect: float, step: int) -> tuple[Shape, ...]:
     `size`², as long as the longer one is at most `max_aspect` times as long.
 
     Raises:
-        ConfigError: `size` is no multiple of `step`, or `max_aspect` leaves only the square.
+        ConfigError: `size` is no multiple of `step`, `max_aspect` leaves only the square, or there are over `MOST`.
     """
     if size % step:
         raise ConfigError(f"data.size={size} must be a multiple of data.buckets.step={step}, as all sides are.")
@@ -35,6 +37,11 @@ def bucket_shapes(size: int, max_aspect: float, step: int) -> tuple[Shape, ...]:
         raise ConfigError(
             f"data.buckets.max_aspect={max_aspect:g} and data.buckets.step={step} leave only the square of "
             f"data.size={size}; raise the one, lower the other, or set data.buckets.max_aspect=null."
+        )
+    if (total := 2 * len(wide) + 1) > MOST:
+        raise ConfigError(
+            f"data.buckets.max_aspect={max_aspect:g} and data.buckets.step={step} make {total} buckets, of which "
+            f"there may be {MOST}; raise the step."
         )
     return (*((longer, shorter) for shorter, longer in reversed(wide)), (size, size), *wide)
 

@@ -206,7 +206,7 @@ class AspectBucketsConfig(Settings):
     """Shapes of about `size`² pixels, so that images keep theirs; each batch has one of them."""
 
     # Longer side over shorter side, such as 2; images beyond it are cropped more. null: all images are squares.
-    max_aspect: float | None = number(None, above=1)
+    max_aspect: float | None = number(None, above=1, at_most=16)
     # All sides in pixels are multiples of it, and it is one of the first stage's factor times the denoiser's. 64 fits
     # Stable Diffusion (NovelAI's buckets). Smaller steps give more buckets, of which less is cropped.
     step: int = number(64, above=0)

@@ -95,5 +95,9 @@ def test_what_does_not_go_with_buckets_is_refused():
             data(**options)
     with pytest.raises(ConfigError, match=r"step=8 must be a multiple of 16, by which the model divides"):
         data().check_step(16)
+    with pytest.raises(ConfigError, match=r"step=1 make 425 buckets, of which there may be 255; raise the step"):
+        bucket_shapes(512, 2, 1)
+    with pytest.raises(ConfigError, match="'max_aspect' must be at most 16, not inf"):
+        AspectBucketsConfig(float("inf"))
     with pytest.raises(ConfigError, match="'max_aspect' must be above 1"):
         AspectBucketsConfig(1.0)
