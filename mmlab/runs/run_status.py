@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mmlab.config.errors import RunError
+from mmlab.config.errors import RunError, UserError
 from mmlab.runs.disk import locked, write_json
 from mmlab.runs.finished_runs import FAILED, finished
 from mmlab.runs.ranks import rank
@@ -38,8 +38,7 @@ def noting_failure(start: Start) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Greater codes are those of signals.
-        if start.recorded and rank() == 0 and getattr(error, "exit_code", 1) == 1:
+        if start.recorded and rank() == 0 and getattr(error, "exit_code", 1) < 128:  # above are those of signals
             with suppress(RunError):
                 write_json(start.folder / FAILED, redact(_about(error)))
         raise
@@ -47,5 +46,5 @@ def noting_failure(start: Start) -> Iterator[None]:
 
 def _about(error: Exception) -> dict[str, Any]:
     text = " ".join(str(error).split())
-    text = text if isinstance(error, RunError) else f"{type(error).__name__}: {text}"
+    text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
     return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "error": text}

@@ -70,11 +70,13 @@ def train(cfg: DictConfig) -> None:
     callbacks.insert(0, RunIdentity(start, identity_of(start, cfg, stage, data, frozen)))
     start.open()
     trainer = build_trainer(cfg.trainer, folder, build(cfg.logger), callbacks, data, steps)
-    with noting_failure(start), connected_ranks():
-        metrics = fit(trainer, stage, data, start.fresh)
-        names = [*saved, *stage.completed]
-        gather(stage.model, names, stage.bases, folder)
-    if trainer.is_global_zero:
+    with noting_failure(start):
+        with connected_ranks():
+            metrics = fit(trainer, stage, data, start.fresh)
+            names = [*saved, *stage.completed]
+            gather(stage.model, names, stage.bases, folder)
+        if not trainer.is_global_zero:
+            return
         card = {"run": cfg.run.name, "steps": steps}
         against = {**frozen, **{name: describe(parts_of(stage.model)[name], trained=True) for name in stage.completed}}
         written = save_parts(stage.model, names, folder / "artifacts", card, against, stage.bases)

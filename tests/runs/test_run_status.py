@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmlab.config.errors import RunError, UserError
+from mmlab.config.errors import ConfigError, RunError, UserError
 from mmlab.runs.disk import claim
 from mmlab.runs.finished_runs import DONE, FAILED
 from mmlab.runs.run import LOCK
@@ -31,6 +31,8 @@ def test_an_error_is_noted(tmp_path):
     assert status_of(tmp_path) == "failed"
     fail(tmp_path, RunError("The loss is NaN at step 7."))
     assert json.loads((tmp_path / FAILED).read_text())["error"] == "The loss is NaN at step 7."
+    fail(tmp_path, ConfigError("max_length is too short."))
+    assert json.loads((tmp_path / FAILED).read_text())["error"] == "max_length is too short."
     (tmp_path / DONE).write_text("{}")
     assert status_of(tmp_path) == "finished"
 
