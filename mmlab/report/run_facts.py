@@ -106,8 +106,7 @@ class RunFacts:
     @property
     def end(self) -> str:
         """The length that the config asks for, such as `1,400 steps`."""
-        trainer = self.config.get("trainer") or {}
-        steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+        steps, epochs = (self.settings.get(f"trainer.{name}") for name in ("max_steps", "max_epochs"))
         return f"{steps:,} steps" if isinstance(steps, int) and steps > 0 else f"{epochs} epochs" if epochs else ""
 
     @property
@@ -120,7 +119,7 @@ class RunFacts:
     @property
     def starts(self) -> list[str]:
         """The times of its starts."""
-        return [str(time) for state in self.code for time in state.get("starts", [])]
+        return [str(time) for state in self.code for time in state.get("starts") or []]
 
     @property
     def changed(self) -> str:
@@ -162,23 +161,22 @@ class RunFacts:
         return [
             _evaluation(path.parent, scores, tabulate, self.faults)
             for path in sorted(self.folder.glob("eval/**/scores.json"))
-            if isinstance(scores := _json(path, self.faults), dict)
+            if (scores := _json(path, self.faults, dict))
         ]
 
 
 def read_run(folder: Path) -> RunFacts:
     """Read a run's folder; any of its files may be missing."""
     faults: list[str] = []
-    code = _json(folder / "code.json", faults) or []
     return RunFacts(
         folder,
         status_of(folder),
-        (_json(folder / FAILED, faults) or {}).get("error"),
+        _json(folder / FAILED, faults, dict).get("error"),
         _config(folder / "config.yaml", faults),
         [line for line in _lines(folder / OVERRIDES) if not line.lstrip("+").startswith("experiment=")],
-        _json(folder / DONE, faults) or {},
-        code if isinstance(code, list) else [code],
-        _json(folder / "data_report.json", faults) or {},
+        _json(folder / DONE, faults, dict),
+        [state for state in _json(folder / "code.json", faults, list) if isinstance(state, dict)],
+        _json(folder / "data_report.json", faults, dict),
         faults,
     )
 
@@ -190,8 +188,10 @@ def differing(runs: Sequence[RunFacts]) -> dict[str, list[str]]:
     found = {}
     for key in keys:
         values = [str(leaves.get(key, "–")) for leaves in settings]
-        own = all(run.name in value for run, value in zip(runs, values, strict=True))
-        if len(set(values)) > 1 and not own:
+        pairs = list(zip(runs, values, strict=True))
+        places = all(value.startswith(str(run.settings.get("run.dir", run.folder))) for run, value in pairs)
+        names = key.endswith(".name") and all(value == run.name for run, value in pairs)
+        if len(set(values)) > 1 and not places and not names:
             found[key] = values
     return found
 
@@ -207,7 +207,7 @@ def _evaluation(folder: Path, scores: dict[str, Any], tabulate: Tabulate, faults
     if "types" in scores and "questions" in scores:
         try:
             table, main = tabulate(scores)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             faults.append(f"{folder / 'scores.json'} has another layout than this version writes")
     rows = []
     for line in _lines(folder / "predictions.jsonl"):
@@ -245,23 +245,29 @@ def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield where, node
 
 
-def _json(path: Path, faults: list[str]) -> Any:
+def _json(path: Path, faults: list[str], kind: type) -> Any:
+    """A dict or list from a file of JSON; an empty one without the file, or if the file is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds no {kind.__name__}")
     except FileNotFoundError:
-        return None
+        return kind()
     except (OSError, ValueError) as error:
         faults.append(f"{path} cannot be read: {error}")
-        return None
+        return kind()
+    return content
 
 
 def _config(path: Path, faults: list[str]) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         faults.append(f"{path} cannot be read: {' '.join(str(error).split())}")
         return {}
-    return config if isinstance(config, dict) else {}
+    return config
 
 
 def _lines(path: Path) -> list[str]:

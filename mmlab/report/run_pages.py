@@ -90,6 +90,7 @@ def index_page(root: Path, runs: Sequence[RunFacts], sweeps: Sequence[SweepTable
             for table, page in folders
         ],
         last=_last(runs, _INDEXED),
+        faults=[fault for run in runs for fault in run.faults],
     )
 
 
@@ -116,8 +117,9 @@ def _last(runs: Sequence[RunFacts], count: int) -> list[str]:
 
 
 def _sources_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Counters of sources or types as a table."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row if not name.startswith("type/")))
+    """Counters of sources, types or buckets as a table."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    names = [name for name in names if not name.startswith(("type/", "bucket/"))]  # they have tables of their own
     names.sort(key=lambda name: (not name.startswith(("seen", "share")), name))
     cells = [[name, *(_count(row.get(column)) for column in names)] for name, row in rows.items()]
     return [["", *(name.replace("_", " ") for name in names)], *cells]

@@ -9,6 +9,7 @@ from PIL import Image
 from mmlab.report.run_facts import RunFacts, thinned
 
 WIDEST = 1200  # pixels; the texts on a sheet stay legible
+_TALLEST = 16_383  # pixels of a WebP file
 _QUALITY = 72
 _BUDGET = 7_000_000  # bytes of all sheets of a page
 _SHEETS, _FEWEST = 24, 4  # sheets of all runs together, and of each
@@ -18,14 +19,13 @@ Film = dict[int, str]
 
 
 def thumbnail(path: Path) -> str:
-    """The data URL of a picture, not wider than `WIDEST`; empty if it cannot be read."""
+    """The data URL of a picture, not wider than `WIDEST` or higher than `_TALLEST`; empty if it cannot be read."""
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
-    if small.width > WIDEST:
-        small = small.resize((WIDEST, max(1, round(small.height * WIDEST / small.width))), Image.Resampling.LANCZOS)
+    small.thumbnail((WIDEST, _TALLEST), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "WEBP", quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

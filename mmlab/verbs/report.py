@@ -1,11 +1,13 @@
 """Write a page of HTML about runs: curves, samples, scores, settings; or about a sweep, or all runs."""
 
 import argparse
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmlab.config.errors import ConfigError
+from mmlab.config.locations import refuse_address
 from mmlab.runs.run import find_run
 
 
@@ -30,6 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", default="runs", help="folder of the runs (default: runs)")
     parser.add_argument("--out", type=Path, help="the page (default: report.html or index.html in what it is about)")
     args = parser.parse_args(argv)
+    if args.out is not None:
+        refuse_address(args.out)
     if find_spec("plotly") is None or find_spec("jinja2") is None:
         raise ConfigError("mmlab report needs packages: pip install 'mmlab[report]'.")
     out, page = _page(args.run or [args.root], Path(args.root))
@@ -77,17 +81,13 @@ def _sweep_table(name: str, root: Path) -> Path | None:
 
 def _sweep(table: Path) -> Any:
     """The table of a sweep; the direction stands in the config of its runs."""
-    import yaml
-
+    from mmlab.report.run_facts import read_run
     from mmlab.runs.sweep.sweep_table import read_sweep
 
     sweep = read_sweep(table, False)
-    for row in sweep.points:
-        config = table.parent.parent.parent / row.run / "config.yaml"
-        if config.is_file():
-            direction = yaml.safe_load(config.read_text(encoding="utf-8")).get("sweep", {}).get("direction")
-            return read_sweep(table, direction == "maximize")
-    return sweep
+    folders = (table.parent.parent.parent / row.run for row in sweep.points)
+    directions = (read_run(folder).settings.get("sweep.direction") for folder in folders if folder.is_dir())
+    return replace(sweep, maximize=next(filter(None, directions), None) == "maximize")
 
 
 def _tabulate(scores: dict[str, Any]) -> tuple[list[list[str]], dict[str, str]]:

@@ -112,6 +112,9 @@ def test_the_index_has_all_runs_with_their_status(root, capsys):
     assert "There is no run 'b' in runs." in capsys.readouterr().err
     assert cli.main(["report", "rates", "point0"]) == 2
     assert "rates is a sweep, which has a page of its own" in capsys.readouterr().err
+    assert cli.main(["report", "point0", "--out", "s3://bucket/page.html"]) == 2
+    assert "s3://bucket/page.html is an address; give a local" in capsys.readouterr().err
+    (root / "point1" / "data_report.json").write_text("{")
     assert cli.main(["report", "point0"]) == 0
     assert cli.main(["report", "runs/"]) == 0
     page = (root / "index.html").read_text()
@@ -119,6 +122,7 @@ def test_the_index_has_all_runs_with_their_status(root, capsys):
     assert '<a href="point0/report.html">point0</a>' in page and '<a href="point1' not in page
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "plotly" not in page.lower()
+    assert "point1/data_report.json cannot be read" in page
 
 
 def test_missing_packages_are_named(root, monkeypatch, capsys):

@@ -1,13 +1,18 @@
 """What a report collects from folders of runs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmlab.config.errors import ConfigError
 from mmlab.report.charts import smooth, thin
 from mmlab.report.run_facts import differing, read_run, thinned
+from mmlab.report.run_pages import runs_page
+from mmlab.report.thumbnails import thumbnail
 from mmlab.runs.sweep.sweep_table import read_sweep
-from mmlab.verbs.report import _tabulate
+from mmlab.verbs.report import _sweep, _tabulate
 from tests.report.tiny_runs import add_scores, make_run, make_sweep
 
 
@@ -31,6 +36,38 @@ def test_a_run_is_collected(tmp_path):
 def test_differences_leave_out_names_and_places(tmp_path):
     runs = [read_run(make_run(tmp_path, name, rate=rate)) for name, rate in (("a", 1e-3), ("b", 1e-2))]
     assert differing(runs) == {"optim.lr": ["0.001", "0.01"]}
+    for run in runs:
+        place = {"dirpath": f"{run.folder}/checkpoints", "name": run.name}
+        run.config.update(callbacks=place, optim={}, trainer={"precision": f"{run.name}16", "backend": run.name})
+    names = {"trainer.precision": ["a16", "b16"], "trainer.backend": ["a", "b"]}
+    assert differing(runs) == names, "only places in the runs and names of the runs are left out"
+
+
+def test_files_of_another_kind_are_named_and_long_sheets_shrink(tmp_path):
+    folder = make_run(tmp_path, "a", failed=["x"], code={"commit": "0"}, data_report=[1])
+    (folder / "done.json").write_text("[1]")
+    (folder / "config.yaml").write_text("- a\n")
+    add_scores(folder)
+    scores = folder / "eval" / "plain" / "scores.json"
+    scores.write_text('{"types": {}, "questions": "many", "metric": "exact"}')
+    run = read_run(folder)
+    assert (run.error, run.config, run.done, run.code, run.data, run.end) == (None, {}, {}, [], {}, "")
+    assert [Path(fault.split()[0]).name for fault in run.faults] == [
+        *("failed.json", "config.yaml", "done.json", "code.json", "data_report.json")
+    ]
+    assert "holds no dict" in run.faults[0] and run.evaluations(_tabulate)[0].main == {}
+    assert "another layout" in run.faults[-1]
+    Image.new("RGB", (10, 20_000)).save(folder / "sheet.png")
+    assert thumbnail(folder / "sheet.png").startswith("data:image/webp;base64,") and thumbnail(scores) == ""
+
+
+def test_the_data_report_has_a_table_of_buckets(tmp_path):
+    row = {"seen": 8, "share": 1.0}
+    source = {**row, "bucket/64x96": 6, "bucket/96x64": 2}
+    buckets = {"64x96": {"seen": 6, "share": 0.75, "cropped": 0.125}, "96x64": {"seen": 2, "share": 0.25}}
+    report = {"train": {"seen": 8, "sources": {"a": source}, "types": {}, "buckets": buckets, "bad": []}}
+    page = runs_page([read_run(make_run(tmp_path, "a", steps=1, data_report=report))], _tabulate)
+    assert "bucket/" not in page and page.count("64x96") == 1 and "12.50%" in page
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
@@ -65,6 +102,19 @@ def test_a_sweep_is_read_back(tmp_path):
     assert table.csv() == file.read_text()
     assert [row.status for row in table.rows] == ["complete"] * 4 + ["failed"]
     assert table.swept == ["optim.lr", "model/connector", "seed"] and table.value(table.rows[0]) is not None
-    file.write_text("a,b\n1,2\n")
-    with pytest.raises(ConfigError, match="is not the table of a sweep"):
+    for text in ("a,b\n1,2\n", "seed,run,status,steps\n1,a,complete,3\n", "", "\0"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="is not the table of a sweep"):
+            read_sweep(file, maximize=False)
+    file.write_text("run,status,steps,loss\na,gone,3,1\n")
+    with pytest.raises(ConfigError, match="has the status 'gone'"):
         read_sweep(file, maximize=False)
+
+
+def test_the_direction_of_a_sweep_stands_in_a_config_that_can_be_read(tmp_path):
+    file = make_sweep(tmp_path, 5) / "table.csv"
+    (tmp_path / "point0" / "config.yaml").write_text("- a\n")
+    assert not _sweep(file).maximize
+    for n in (1, 2, 3):
+        (tmp_path / f"point{n}" / "config.yaml").write_text("sweep: {direction: maximize}")
+    assert _sweep(file).maximize

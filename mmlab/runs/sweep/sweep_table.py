@@ -172,14 +172,16 @@ def read_sweep(file: Path, maximize: bool) -> SweepTable:
     Raises:
         ConfigError: it is no such table.
     """
-    header, *lines = [*csv.reader(io.StringIO(file.read_text(encoding="utf-8")))] or [[]]
-    if not set(FIXED) < set(header) or any(len(line) != len(header) for line in lines):
-        raise ConfigError(f"{file} is not the table of a sweep; the sweep's command writes it again.")
-    first = header.index(FIXED[0])
+    header, *lines = [*csv.reader(io.StringIO(file.read_text(encoding="utf-8", errors="replace")))] or [[]]
+    first = header.index(FIXED[0]) if FIXED[0] in header else 0
     keys, metrics = header[:first], header[first + len(FIXED) :]
+    whole = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
+    if not metrics or header != [*keys, *FIXED, *metrics] or len(whole) < len(lines):
+        raise ConfigError(f"{file} is not the table of a sweep; the sweep's command writes it again.")
+    if unknown := {cells["status"] for cells in whole} - {*STATUS}:
+        raise ConfigError(f"{file} has the status '{min(unknown)}'; the sweep's command writes it again.")
     rows = []
-    for line in lines:
-        cells = dict(zip(header, line, strict=True))
+    for cells in whole:
         numbers = {name: _read(cells[name]) for name in ("steps", *metrics) if cells[name]}
         rows.append(Row({key: cells[key] for key in keys if cells[key]}, cells["run"], cells["status"], numbers))
     return SweepTable(file.parent.name, metrics[0], maximize, rows)
