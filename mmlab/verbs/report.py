@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
     out = args.out or out
     if out.is_dir():
         raise ConfigError(f"--out={out} is a folder; give the name of a page, such as {out / 'report.html'}.")
+    if file := next(filter(Path.is_file, out.parents), None):
+        raise ConfigError(f"{file} is a file, so that {out} cannot be in it; give another --out=.")
     from mmlab.runs.disk import write_text
 
     write_text(out, page)

@@ -114,6 +114,8 @@ def test_the_index_has_all_runs_with_their_status(root, capsys):
     assert "rates is a sweep, which has a page of its own" in capsys.readouterr().err
     assert cli.main(["report", "point0", "--out", "s3://bucket/page.html"]) == 2
     assert "s3://bucket/page.html is an address; give a local" in capsys.readouterr().err
+    assert cli.main(["report", "point0", "--out", "runs/point0/metrics.csv/page.html"]) == 2
+    assert "metrics.csv is a file" in capsys.readouterr().err
     (root / "point1" / "data_report.json").write_text("{")
     assert cli.main(["report", "point0"]) == 0
     assert cli.main(["report", "runs/"]) == 0
