@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmlab.config.errors import ConfigError
+from mmlab.config.schemas import schema_of
 from mmlab.runs.finished_runs import finished
 from mmlab.runs.ranks import rank
 from mmlab.training.artifacts import WEIGHTS, SavesItself, artifacts_of, describe
@@ -96,6 +97,10 @@ def fill_parts(
         for path in paths:
             _merge(parts[name], name, path)
             sources[name] = path
+    # Parts that only training uses may be others in a later run, such as the encoder of an alignment.
+    settings = schema_of(f"{type(model).__module__}.{type(model).__name__}")
+    for name in getattr(settings, "training_only", ()):
+        parts.pop(name, None)
     _refuse_strangers(sources, parts)
     return sources
 

@@ -26,9 +26,16 @@ from mmlab.evaluate.config import (
     ReconstructedSamplesConfig,
     SampleQualityConfig,
 )
+from mmlab.model.alignment import Alignment
 from mmlab.model.code_sampling import CodeSampler
 from mmlab.model.conditioner import ClassCondition
-from mmlab.model.config import ClassConditionConfig, CodeSamplerConfig, DiTConfig, NoiseUncertaintyConfig
+from mmlab.model.config import (
+    AlignmentConfig,
+    ClassConditionConfig,
+    CodeSamplerConfig,
+    DiTConfig,
+    NoiseUncertaintyConfig,
+)
 from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.dit import DiT
 from mmlab.model.language import LanguageModel, LanguageOnly
@@ -65,14 +72,17 @@ def answering(root: Path) -> Run:
 
 
 def denoising(root: Path) -> Run:
-    """With a first stage whose latents are measured when training starts, and learned weights of the noise levels."""
+    """With a first stage whose latents are measured when training starts, learned weights of the noise levels, and an
+    alignment that stops."""
     torch.manual_seed(0)
     classes = ClassCondition(ClassConditionConfig(classes=NAMES, width=32, dropout=0.5))
     denoiser = partial(DiT, DiTConfig(depth=2, width=32, heads=4, patch=2))
+    vision, alignment = tiny.vision("dinov2", feature_layer=-1), partial(Alignment, AlignmentConfig(width=6))
     uncertainty = NoiseUncertainty(NoiseUncertaintyConfig())
-    model = DiffusionModel(TinyFirstStage(measured=False), classes, denoiser, uncertainty=uncertainty)
+    model = DiffusionModel(TinyFirstStage(measured=False), classes, denoiser, vision, alignment, uncertainty)
     sampler = Sampler(SamplerConfig(name="ddpm", steps=3, guidance=GuidanceConfig(2.0)))
-    config = LatentDiffusionConfig(trainable=["denoiser", "conditioner", "uncertainty"])
+    parts = ["denoiser", "conditioner", "alignment", "uncertainty"]
+    config = LatentDiffusionConfig(trainable=parts, alignment_stop=STEPS // 2)
     stage = make_stage(config, model, process=Diffusion(DiffusionConfig()), sampler=sampler)
     return stage, image_data(stage, ShardIndex.open(root / "maps"), micro_batch=4), drawing(root)
 

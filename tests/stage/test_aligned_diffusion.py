@@ -19,9 +19,10 @@ from mmlab.model.denoiser import DiffusionModel
 from mmlab.model.dit import DiT
 from mmlab.stage.assembly import build_stage, restore
 from mmlab.training import checkpoint_io
-from mmlab.training.artifacts import save_parts
+from mmlab.training.artifacts import describe, describe_frozen, save_parts
 from mmlab.training.config import CSVLogConfig
 from mmlab.training.csv_log import CSVLog
+from mmlab.training.filling import fill_parts
 from mmlab.training.resume_proof import difference
 from tests.model import tiny
 from tests.stage.tiny_diffusion import (
@@ -175,7 +176,8 @@ def save_run(folder: Path, **parts: torch.nn.Module) -> None:
 
 
 def test_a_run_is_composed_and_restored_without_what_only_training_uses(tmp_path):
-    cfg = composed(f"run.root={tmp_path}", f"stage.init_from=[{tmp_path / 'first'}, {tmp_path / 'eye'}]")
+    runs = [f"run.root={tmp_path}", f"stage.init_from=[{tmp_path / 'first'}, {tmp_path / 'eye'}]"]
+    cfg = composed(*runs, "model/denoiser=dit_tiny", "model.denoiser.depth=1")
     assert cfg.stage.trainable == PARTS and cfg.stage.alignment_weight == 0.5
     first_stage = build(cfg.model.first_stage)
     first_stage.set_statistics(torch.zeros(first_stage.channels), torch.ones(first_stage.channels))
@@ -192,8 +194,17 @@ def test_a_run_is_composed_and_restored_without_what_only_training_uses(tmp_path
     OmegaConf.save(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), folder / "config.yaml", True)
     model, _ = restore(folder)
     assert model.vision is None and model.alignment is None
-    assert model.denoiser.state_dict().keys() == stage.model.denoiser.state_dict().keys()
-    assert model.denoiser.embed.weight.equal(stage.model.denoiser.embed.weight)
+    trained, restored = stage.model.denoiser.state_dict(), model.denoiser.state_dict()
+    assert restored.keys() == trained.keys() and all(value.equal(trained[name]) for name, value in restored.items())
+
+
+def test_a_run_may_go_on_with_another_encoder(tmp_path):
+    earlier, model = aligned_model(), aligned_model()
+    torch.nn.init.ones_(next(model.vision.parameters()))  # type: ignore[union-attr]
+    against = describe_frozen(earlier, [*PARTS, "first_stage"])
+    save_parts(earlier, PARTS, tmp_path / "artifacts", {}, against)
+    assert describe(model.vision)["content_hash"] != against["vision"]["content_hash"]  # type: ignore[arg-type]
+    assert fill_parts(model, [tmp_path]).keys() == set(PARTS)
 
 
 def random_encoder() -> Any:
