@@ -33,7 +33,9 @@ class EDM(NoiseProcess):
 
     def __init__(self, config: EDMConfig):
         if config.sigma_min >= config.sigma_max:
-            raise ConfigError(f"sigma_min={config.sigma_min:g} must be below sigma_max={config.sigma_max:g}.")
+            raise ConfigError(
+                f"process.sigma_min={config.sigma_min:g} must be below process.sigma_max={config.sigma_max:g}."
+            )
         self.config = config
 
     def level(self, t: Tensor) -> Level:

@@ -22,7 +22,10 @@ class FlowMatching(NoiseProcess):
 
     def __init__(self, config: FlowMatchingConfig):
         if config.density != "logit_normal" and (config.logit_mean, config.logit_std) != (0, 1):
-            raise ConfigError("logit_mean and logit_std apply only to density=logit_normal; set it, or leave them out.")
+            raise ConfigError(
+                "process.logit_mean and process.logit_std apply only to process.density=logit_normal; set it, or leave "
+                "them out."
+            )
         self.config, self.target = config, config.target
 
     def level(self, t: Tensor) -> Level:

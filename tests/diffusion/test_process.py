@@ -231,7 +231,7 @@ def test_model_times_are_what_embeddings_take():
         ({"density": "lognormal"}, "'density' cannot be 'lognormal'. Did you mean 'logit_normal'?"),
         ({"shift": 0.0}, "'shift' must be above 0, not 0.0"),
         ({"target": "epsilon"}, "'target' cannot be 'epsilon'. Options: v, x0"),
-        ({"logit_mean": 0.5}, "logit_mean and logit_std apply only to density=logit_normal"),
+        ({"logit_mean": 0.5}, "process.logit_std apply only to process.density=logit_normal"),
     ],
 )
 def test_a_wrong_argument_of_the_flow_is_named(arguments, says):
@@ -279,7 +279,7 @@ def test_edm_sees_the_same_signal_at_any_deviation_of_the_data():
 @pytest.mark.parametrize(
     ("arguments", "spacing", "says"),
     [
-        ({"sigma_min": 90.0}, "trailing", "sigma_min=90 must be below sigma_max=80"),
+        ({"sigma_min": 90.0}, "trailing", "process.sigma_min=90 must be below process.sigma_max=80"),
         ({}, "leading", "EDM takes spacing=trailing"),
     ],
 )
