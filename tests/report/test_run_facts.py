@@ -1,15 +1,17 @@
 """What a report collects from folders of runs."""
 
+import json
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmlab.config.errors import ConfigError
-from mmlab.report.charts import smooth, thin
+from mmlab.report.charts import parallel_chart, smooth, thin
 from mmlab.report.run_facts import differing, read_run, thinned
-from mmlab.report.run_pages import runs_page
+from mmlab.report.run_pages import index_page, runs_page
 from mmlab.report.thumbnails import thumbnail
 from mmlab.runs.sweep.sweep_table import read_sweep
 from mmlab.verbs.report import _sweep, _tabulate
@@ -109,6 +111,21 @@ def test_a_sweep_is_read_back(tmp_path):
     file.write_text("run,status,steps,loss\na,gone,3,1\n")
     with pytest.raises(ConfigError, match="has the status 'gone'"):
         read_sweep(file, maximize=False)
+
+
+def test_a_chart_cannot_end_the_element_that_it_stands_in(tmp_path):
+    chart = parallel_chart(read_sweep(make_sweep(tmp_path, 5, kind="</script><b>") / "table.csv", maximize=False)) or ""
+    assert not set("<>&") & set(chart) and "</script><b>" in str(json.loads(chart))
+
+
+def test_a_link_in_the_index_is_an_address_in_its_folder(tmp_path):
+    for name in ("javascript:alert(1)", '" onclick="a'):
+        (make_run(tmp_path, name, steps=1) / "report.html").write_text("")
+        run = read_run(tmp_path / name)
+        page = index_page(tmp_path, [run], [])
+        assert f'<a href="{quote(name)}/report.html">' in page and 'href="javascript:' not in page
+        (tmp_path / name / "report.html").unlink()
+        assert "<a " not in index_page(tmp_path, [run], [])
 
 
 def test_the_direction_of_a_sweep_stands_in_a_config_that_can_be_read(tmp_path):
