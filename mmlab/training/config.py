@@ -7,6 +7,9 @@ from typing import Any
 
 from mmlab.config.fields import Settings, choice, number
 
+STORED_DTYPES = ("float16", "float32")
+"""Of numbers that are kept on disk beside a run's weights."""
+
 
 @dataclass
 class AdamWConfig(Settings):
@@ -141,7 +144,7 @@ class PostHocEMAConfig(Settings):
     _target_: str = "mmlab.training.posthoc_ema.PostHocEMA"
     widths: list[float] = field(default_factory=lambda: [0.05, 0.1])  # of the averages, as shares of the training
     snapshots: int = number(20, above=0)  # of each average, evenly over the run and at its end
-    dtype: str = choice("float16", "float32")  # of the snapshots; the averages themselves are float32
+    dtype: str = choice(*STORED_DTYPES)  # of the snapshots; the averages themselves are float32
 
 
 @dataclass

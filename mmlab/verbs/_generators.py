@@ -117,9 +117,9 @@ def chosen_average(cfg: DictConfig, folder: Path) -> PostHocAverage | None:
     return None if cfg.ema is None else average_of_run(folder, cfg.ema)
 
 
-def restore_with(average: PostHocAverage | None, folder: Path, merge: bool = True) -> Any:
-    """The model of a run, see `restore`, with averages in place of its weights."""
-    model, _ = restore(folder, merge=merge)
+def restore_with(average: PostHocAverage | None, folder: Path, **options: bool) -> Any:
+    """The model of a run, with averages in place of its weights; `options` as for `restore`."""
+    model, _ = restore(folder, **options)
     if average is not None:
         average.put_in(model)
     return model

@@ -15,6 +15,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.runs.disk import to_json
+from mmlab.training.config import STORED_DTYPES
 from mmlab.verbs._shard_arguments import add, existing, file, folder, held_out, mapping, positive, share
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
@@ -281,7 +282,7 @@ def add_encode(commands) -> None:
     help_kind = "what to store; by default codes, for stage=code_prior, if the first stage has a codebook"
     encode.add_argument("--as", dest="kind", choices=("codes", "latents"), help=help_kind)
     help_dtype = "of latents; float16 takes half the space (float32)"
-    encode.add_argument("--dtype", choices=("float32", "float16"), help=help_dtype)
+    encode.add_argument("--dtype", choices=STORED_DTYPES, help=help_dtype)
     help_map = "a run that trained a first stage of maps: encode each image's map.png as well"
     encode.add_argument("--map-run", metavar="RUN", help=help_map)
     encode.add_argument("--flip", action="store_true", help="also encode the mirror images, for data.flip=true")
