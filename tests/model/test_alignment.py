@@ -56,8 +56,11 @@ def test_the_similarity_is_that_of_each_token_and_its_patch():
     assert similarity.shape == (3,) and similarity.tolist() == pytest.approx(literal(made, hidden, features), abs=1e-6)
     as_map = hidden.transpose(1, 2).unflatten(2, (2, 2))
     torch.testing.assert_close(made(as_map, features, (2, 2)), similarity)
-    half = made(hidden, (1000 * features).half(), (2, 2))  # its squares overflow
-    torch.testing.assert_close(half, similarity, rtol=0, atol=1e-3)
+    with torch.no_grad():
+        for value in made.projector[-1].parameters():
+            value *= 1000
+    half = made.half()(hidden.half(), (1000 * features).half(), (2, 2))  # the squares of both overflow
+    torch.testing.assert_close(half, similarity, rtol=0, atol=5e-3)
 
 
 def triangle(side: int, count: int) -> torch.Tensor:

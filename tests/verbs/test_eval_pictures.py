@@ -237,8 +237,9 @@ def test_averages_of_a_width_that_is_chosen_after_training(work, monkeypatch, ca
     monkeypatch.chdir(work)
     own = [*(word for word in PIXELS if not word.startswith(("callbacks", "trainer.max", "trainer.val")))]
     keeps = ["callbacks=diffusion_posthoc", "callbacks.samples=null", "callbacks.posthoc_ema.dtype=float32"]
+    keeps += ["model/uncertainty=edm2"]  # of which samples need nothing
     assert cli.main([*own, *keeps, "run.name=averaged", "trainer.max_steps=12", "optim.lr=0.1"]) == 0
-    assert "runs/averaged/ema: 12 snapshots of averages, 0.949 MiB in all" in capsys.readouterr().out
+    assert "runs/averaged/ema: 12 snapshots of averages, 0.961 MiB in all" in capsys.readouterr().out
     asked = ["run=averaged", "features=eye", "samples=9"]
     code, out, err = evaluate(work, monkeypatch, capsys, "-m", *asked, "ema=0.07,0.1")
     assert code == 0, err
@@ -252,6 +253,9 @@ def test_averages_of_a_width_that_is_chosen_after_training(work, monkeypatch, ca
         "0.07": first["fid"],
         "0.1": second["fid"],
     }
+    best = min((first, second), key=lambda scores: scores["fid"])["ema"]["width"]
+    printed = out[out.index("ema ") :].splitlines()
+    assert printed[1].startswith(f"{best:g} "), "the smallest FID is first"
     assert "sweeps/eval-averaged-val-ema/table.png" in out
 
     stored = load_file(work / "runs" / "averaged" / "ema" / "step-12.safetensors")
