@@ -11,14 +11,14 @@ timed() { # timed STEP COMMAND …: run it, and add a line with its seconds to m
     echo "$1 $((SECONDS - began))" >> minutes.txt
 }
 build() {
-    "$mmlab" shards build shapes data/shapes/crowded --count 10000 --min-objects 4 --max-objects 4 --types shape --size 32 --overwrite
-    "$mmlab" shards build shapes data/shapes/train --count 20000 --max-objects 1 --types shape --size 32 --overwrite
-    "$mmlab" shards build shapes data/shapes/val --split val --count 500 --max-objects 1 --types shape --size 32 --overwrite
-    "$mmlab" shards tokenizer data/shapes/train --out data/shapes/tokenizer
+    "$mmlab" shards build shapes data/shapes_images/crowded --count 10000 --min-objects 4 --max-objects 4 --types shape --size 32 --overwrite
+    "$mmlab" shards build shapes data/shapes_images/train --count 20000 --max-objects 1 --types shape --size 32 --overwrite
+    "$mmlab" shards build shapes data/shapes_images/val --split val --count 500 --max-objects 1 --types shape --size 32 --overwrite
+    "$mmlab" shards tokenizer data/shapes_images/train --out data/shapes_images/tokenizer
 }
 encode() { # encode RUN FOLDER: latents or codes of all scenes
     for split in train val; do
-        "$mmlab" shards encode "$1" data/shapes/$split data/shapes/$2/$split --overwrite
+        "$mmlab" shards encode "$1" data/shapes_images/$split data/shapes_images/$2/$split --overwrite
     done
 }
 train() { # train RECIPE FOLDER …: from latents or codes
