@@ -79,9 +79,10 @@ def test_a_step_has_the_same_images_of_one_bucket_for_any_ranks_and_micro_batche
     data = module(root)
     whole = batches(data, GlobalBatches(8, 8))
     spawned = pickle.loads(pickle.dumps(whole))
-    shapes = set()
+    shapes, seeds = set(), set()
     for step in range(20):
         expected = whole[step]
+        seeds |= set(expected["seeds"].tolist())
         shapes.add(expected["pixel_values"].shape[2:])
         assert spawned[step]["keys"] == expected["keys"]
         for world, micro in ((1, 2), (2, 4), (4, 2)) if step in (3, 17) else ():
@@ -94,6 +95,7 @@ def test_a_step_has_the_same_images_of_one_bucket_for_any_ranks_and_micro_batche
             for name in ("pixel_values", "seeds"):
                 assert torch.equal(torch.cat([part[name] for part in parts]), expected[name])
     assert shapes == {torch.Size(shape) for shape in bucket_sizes(data.train_sources)} and len(shapes) > 3
+    assert len(seeds) == 20 * 8, "no two buckets draw the same numbers"
 
 
 def test_every_image_is_seen_once_before_any_of_its_bucket_is_seen_again(root):
