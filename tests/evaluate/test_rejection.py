@@ -152,9 +152,10 @@ def test_a_classifier_with_the_network_of_the_distances_gets_a_caution(sets):
 
 def test_top_k_and_nucleus_sampling_are_removed():
     def generator(**settings: Any) -> CodeGenerator:
-        return CodeGenerator(prior_model("class"), CodeSampler(CodeSamplerConfig(temperature=0.9, **settings)), 16)
+        sampler = CodeSampler(CodeSamplerConfig(temperature=0.9, **settings))
+        return CodeGenerator(prior_model("class"), sampler, (16, 16))
 
     whole = of_all_codes(generator(top_k=5, top_p=0.8, guidance=2))
     assert whole is not None and whole.sampler.config == CodeSamplerConfig(temperature=0.9, guidance=2)
-    assert whole.size == 16
+    assert whole.shape == (16, 16)
     assert of_all_codes(generator()) is None and of_all_codes(Careless()) is None  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def test_files_and_their_record(work, monkeypatch, capsys):
     assert [picture["condition"] for picture in written["pictures"]] == [*NAMES, *NAMES[:2]], "all classes in turn"
     model, _ = restore(work / "runs" / "class")
     sampler = CodeSampler(CodeSamplerConfig(temperature=0.9, top_k=9, top_p=0.95, guidance=2))
-    expected = CodeGenerator(model, sampler, 16)({"labels": torch.tensor([2])}, [9])[0].permute(1, 2, 0).numpy()
+    expected = CodeGenerator(model, sampler, (16, 16))({"labels": torch.tensor([2])}, [9])[0].permute(1, 2, 0).numpy()
     assert apart(np.array(Image.open(work / "files" / "0009.png")), expected) <= 1
 
 
@@ -131,7 +131,7 @@ def test_a_strip_is_written_row_by_row(work, monkeypatch, capsys):
     pictures, labels = sheets[5]
     assert labels == ["random codes", *(f"step {row} of 4" for row in range(1, 5))] * 2
     model, _ = restore(work / "runs" / "class")
-    generator = CodeGenerator(model, CodeSampler(CodeSamplerConfig()), 16)
+    generator = CodeGenerator(model, CodeSampler(CodeSamplerConfig()), (16, 16))
     for row in range(2):
         assert apart(pictures[5 * row].numpy(), generator.decode(generator.noise([row]))[0].numpy()) <= 1
         file = np.array(Image.open(work / "strip" / f"{row:04d}.png")).transpose(2, 0, 1)

@@ -49,7 +49,7 @@ def test_show_samples_as_a_recipe_trains_on_them(drawn, capsys):
     assert main(["stats", "drawn", *anyres]) == 0
     assert re.search(r"image tokens +min 136  median 136  95 % 136  max 136", capsys.readouterr().out)
     for command, message in {
-        "stats drawn experiment=llava/language_tiny model.language.tokenizer=tok": "gives pictures no tokens to count",
+        "stats drawn experiment=llava/language_tiny model.language.tokenizer=tok": "neither tokens nor buckets",
         "show drawn --key x": "--key shows a sample as a recipe trains on it",
         "show drawn experiment=llava/finetne_tiny": "Did you mean 'llava/finetune_tiny'?",
         "show drawn experiment=llava/finetune_tiny": "tokenizer of model.language is not on this machine",
