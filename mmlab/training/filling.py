@@ -83,13 +83,8 @@ def fill_parts(
     for name, part in parts.items():
         if name in sources:
             _load(part, sources[name])
-            continue
-        for module in part.modules():
-            if isinstance(module, StartsPretrained):
-                source = getattr(getattr(module, "settings", None), "source", None)
-                if source is not None:
-                    verify_files(Path(source).expanduser())  # it may be an artifact, too
-                _load_pretrained(module, name)
+        else:
+            _start_pretrained(part, name)
     for part in parts.values() if not quantized else ():
         if isinstance(part, Dequantizable):
             part.dequantize()
@@ -99,10 +94,19 @@ def fill_parts(
             sources[name] = path
     # Parts that only training uses may be others in a later run, such as the encoder of an alignment.
     settings = schema_of(f"{type(model).__module__}.{type(model).__name__}")
-    for name in getattr(settings, "training_only", ()):
-        parts.pop(name, None)
-    _refuse_strangers(sources, parts)
+    training_only = getattr(settings, "training_only", ())
+    _refuse_strangers(sources, {name: part for name, part in parts.items() if name not in training_only})
     return sources
+
+
+def _start_pretrained(part: nn.Module, name: str) -> None:
+    """Fill the modules of a part that start pretrained."""
+    for module in part.modules():
+        if isinstance(module, StartsPretrained):
+            source = getattr(getattr(module, "settings", None), "source", None)
+            if source is not None:
+                verify_files(Path(source).expanduser())  # it may be an artifact, too
+            _load_pretrained(module, name)
 
 
 def random_parts(model: nn.Module, sources: Mapping[str, Path]) -> list[str]:

@@ -68,12 +68,8 @@ def sample(cfg: DictConfig) -> None:
         conditioner = build(trained.model.conditioner)
     requests = requested(cfg, conditioner)
     check_guidance(cfg.run, about.get("guidance", 1), conditioner, trained)
-    spec = ImageSpec(
-        shape[0],
-        trained.data.aspect,
-        reduce_jpegs=trained.data.reduce_jpegs,
-        buckets=(shape,) if shape[0] != shape[1] else (),
-    )
+    buckets = (shape,) if shape[0] != shape[1] else ()
+    spec = ImageSpec(shape[0], trained.data.aspect, reduce_jpegs=trained.data.reduce_jpegs, buckets=buckets)
     if conditioner.reads == "map":
         conditions(conditioner, requests, len(requests), spec)
     sources = source_images(images, masks, cfg.count, spec)
@@ -89,15 +85,30 @@ def sample(cfg: DictConfig) -> None:
     cut = warn_of_cuts(generator.model.conditioner, words)
     title = f"{cfg.run}: {', '.join(f'{name} {value}' for name, value in about.items() if value is not None)}"
     files = draw_files(generator, inputs, words, cfg.seed, out, cfg.batch_size, cfg.strip, title)
-    sourced = [(key, names) for key, names in (("image", images), ("mask", masks)) if names]
-    pictures = []
-    for n, (file, text) in enumerate(zip(files, words, strict=True)):
-        picture = {"file": file, "seed": cfg.seed + n, "condition": text}
-        pictures.append(picture | {key: names[n % len(names)] for key, names in sourced})
-        pictures[-1] |= {"cut": cut[text]} if cut else {}
+    pictures = described(files, cfg.seed, words, cut, {"image": images, "mask": masks})
     record = {"run": folder.name, **about, "settings": settings, "pictures": pictures}
     write_json(out / "samples.json", record, indent=2, ascii=False)
     print(f"pictures: {out / 'grid.png'}{f', {out}/strip.png' if cfg.strip else ''}")
+
+
+def described(
+    files: list[str], seed: int, words: list[str], cut: dict[str, str], sources: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """What samples.json says of each picture.
+
+    Args:
+        files: of the pictures.
+        seed: of the first one.
+        words: the condition of each.
+        cut: of `warn_of_cuts`.
+        sources: key → files that the pictures were drawn from in turn; empty if they were not.
+    """
+    pictures: list[dict[str, Any]] = []
+    for n, (file, text) in enumerate(zip(files, words, strict=True)):
+        picture = {"file": file, "seed": seed + n, "condition": text}
+        picture |= {key: names[n % len(names)] for key, names in sources.items() if names}
+        pictures.append(picture | ({"cut": cut[text]} if cut else {}))
+    return pictures
 
 
 def warn_of_cuts(conditioner: Any, words: list[str]) -> dict[str, str]:
