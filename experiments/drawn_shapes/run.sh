@@ -11,7 +11,7 @@ timed() { # timed STEP COMMAND …: run it, and add a line with its seconds to m
     echo "$1 $((SECONDS - began))" >> minutes.txt
 }
 build() {
-    "$mmlab" shards build shapes data/shapes_images/crowded --count 10000 --min-objects 4 --max-objects 4 --types shape --size 32 --overwrite
+    "$mmlab" shards build shapes data/shapes_images/crowded --count 12000 --min-objects 4 --max-objects 4 --types shape --size 32 --overwrite
     "$mmlab" shards build shapes data/shapes_images/train --count 20000 --max-objects 1 --types shape --size 32 --overwrite
     "$mmlab" shards build shapes data/shapes_images/val --split val --count 500 --max-objects 1 --types shape --size 32 --overwrite
     "$mmlab" shards tokenizer data/shapes_images/train --out data/shapes_images/tokenizer
