@@ -10,10 +10,27 @@ from omegaconf import DictConfig
 from mmlab.config.multirun import Multirun, run_in_turn
 
 SHOWN = ("fid", "kid", "precision", "recall")
+NAMED = ("run", "root", "data.path", "ema", "scores", "out")
+"""Keys on which the folder of scores depends in any case."""
+
+
+def scores_folder(cfg: DictConfig, run: Path) -> Path:
+    """Return the folder of a run's scores: `out`, or one named after the data.
+
+    Raises:
+        ConfigError: it is a file.
+    """
+    from mmlab.runs.disk import no_file
+
+    name = Path(cfg.data.path).name + (f"-ema{cfg.ema:g}" if cfg.ema is not None else "")
+    standard = Path(cfg.scores).parent / "repeated" if cfg.scores else run / "eval" / name
+    return no_file(Path(cfg.out or standard))
 
 
 def sweep(multirun: Multirun, task: Callable[[DictConfig], Path]) -> None:
-    """Score each point in turn, then write `table.csv` and `table.png`, and print the table, the smallest FID first.
+    """Score each point in turn, in a folder of its own, then write `table.csv` and `table.png`, and print the table.
+
+    The smallest FID is first.
 
     Args:
         multirun: the command line.
@@ -23,6 +40,8 @@ def sweep(multirun: Multirun, task: Callable[[DictConfig], Path]) -> None:
         ConfigError: a point's config is invalid; all are checked before the first is scored.
         RunError: some points failed; the others were scored.
     """
+    from mmlab.runs.run import find_run
+
     points = iter([multirun.own(point) for batch in multirun.grid() for point in batch])
     rows: list[tuple[dict[str, str], str, dict[str, Any] | None]] = []
     places: list[DictConfig] = []
@@ -31,6 +50,9 @@ def sweep(multirun: Multirun, task: Callable[[DictConfig], Path]) -> None:
         swept = {key: value for key, _, value in (override.partition("=") for override in next(points))}
         rows.append((swept, str(cfg.run), None))
         places.append(cfg)
+        if own := [f"{key}{value}" for key, value in swept.items() if key not in NAMED]:
+            folder = scores_folder(cfg, find_run(cfg.run, cfg.root))
+            cfg.out = str(folder.with_name("-".join([folder.name, *own]).replace("/", "-")))
         folder = task(cfg)
         rows[-1] = swept, str(cfg.run), json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mmlab.config.compose import hydra_verb
-from mmlab.verbs._score_sweep import sweep
+from mmlab.verbs._score_sweep import scores_folder, sweep
 
 DRAWING = ("sampler", "steps", "guidance", "temperature", "top_k", "top_p", "ema", "classifier")
 """Keys that apply only to models that draw pictures."""
@@ -41,7 +41,6 @@ def evaluate(cfg: DictConfig) -> Path:
       mmlab eval run=emoji/class data.path=data/emoji/val data.train_from=data/emoji/train features=emoji/features
       mmlab eval scores=runs/emoji-class/eval/val/scores.json
     """
-    from mmlab.runs.disk import no_file
     from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import kind_of
     from mmlab.verbs._scorings import SCORINGS
@@ -50,9 +49,7 @@ def evaluate(cfg: DictConfig) -> Path:
     trained = load_run_config(folder)
     kind = what_to_score(cfg, kind_of(trained))
     refuse_other_keys(cfg, kind)
-    name = Path(cfg.data.path).name + (f"-ema{cfg.ema:g}" if cfg.ema is not None else "")
-    standard = Path(cfg.scores).parent / "repeated" if cfg.scores else folder / "eval" / name
-    out = no_file(Path(cfg.out or standard))
+    out = scores_folder(cfg, folder)
     SCORINGS[kind](cfg, folder, trained, out)
     return out
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mmlab import cli
 from mmlab.training.ema_snapshots import average_of_run
 from mmlab.verbs._generators import restore_with
+from mmlab.verbs._scorings import SCORINGS
 from tests.evaluate.tiny_scores import contrastive_run, diffusion_run, first_stage_run, make_noise
 from tests.model import tiny
 from tests.verbs.test_shards_encode import latents_of
@@ -231,6 +232,20 @@ def test_a_run_knows_the_score_of_its_average(work, monkeypatch, capsys):
     scores = json.loads((work / "scored" / "scores.json").read_text())
     assert done["val/fid"] == pytest.approx(scores["fid"], rel=1e-4)
     assert done["val/kid"] == pytest.approx(scores["kid"], rel=1e-4, abs=1e-4)
+
+
+def test_each_point_of_a_sweep_has_its_own_folder(work, monkeypatch, capsys):
+    def score(cfg, folder, trained, out):
+        out.mkdir(parents=True)
+        (out / "scores.json").write_text(json.dumps({"fid": cfg.guidance}))
+
+    monkeypatch.setitem(SCORINGS, "draws", score)
+    code, _, err = evaluate(work, monkeypatch, capsys, "-m", "run=diffusion", "guidance=1,2", "sampler=ddim,euler")
+    assert code == 0, err
+    folders = (work / "runs" / "diffusion" / "eval").glob("val-*")
+    assert sorted(folder.name for folder in folders) == [
+        f"val-guidance{scale}-sampler{sampler}" for scale in (1, 2) for sampler in ("ddim", "euler")
+    ]
 
 
 def test_averages_of_a_width_that_is_chosen_after_training(work, monkeypatch, capsys):
