@@ -159,7 +159,7 @@ def test_a_run_that_cannot_start_reports_its_error(tmp_path, monkeypatch, capsys
         assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kills", ["4", "4 fsdp:2"])
+@pytest.mark.parametrize("kills", ["2", "4 fsdp:2"])
 def test_a_short_kill_matrix(tmp_path, kills):
     """experiments/kill_matrix/run.sh is the long version; on two ranks one is killed, or all, also in a save."""
     command = [sys.executable, str(MATRIX), str(tmp_path / "out"), *kills.split()]
