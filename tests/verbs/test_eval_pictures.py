@@ -240,9 +240,9 @@ def test_each_point_of_a_sweep_has_its_own_folder(work, monkeypatch, capsys):
         (out / "scores.json").write_text(json.dumps({"fid": cfg.guidance}))
 
     monkeypatch.setitem(SCORINGS, "draws", score)
-    code, _, err = evaluate(work, monkeypatch, capsys, "-m", "run=diffusion", "guidance=1,2", "sampler=ddim,euler")
+    code, _, err = evaluate(work, monkeypatch, capsys, "-m", "run=denoiser", "guidance=1,2", "sampler=ddim,euler")
     assert code == 0, err
-    folders = (work / "runs" / "diffusion" / "eval").glob("val-*")
+    folders = (work / "runs" / "denoiser" / "eval").glob("val-*")
     assert sorted(folder.name for folder in folders) == [
         f"val-guidance{scale}-sampler{sampler}" for scale in (1, 2) for sampler in ("ddim", "euler")
     ]
