@@ -7,3 +7,7 @@ mkdir -p "$2" && cd "$2"
 bin=$here/../../.venv/bin
 mmlab=$([ -x "$bin/mmlab" ] && echo "$bin/mmlab" || command -v mmlab)
 python=$([ -x "$bin/python" ] && echo "$bin/python" || command -v python3)
+
+step() { # step NAME COMMAND …: run a command; its time and memory go to steps.jsonl
+    "$python" "$here/../measured.py" "$@"
+}

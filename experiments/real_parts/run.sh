@@ -8,9 +8,6 @@ source "$(dirname "$0")/../begin.sh"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" MMLAB_ALLOW_TARGETS=lite_encoder
 rm -f steps.jsonl
 
-step() { # step NAME COMMAND…: run a command; its time and memory go to steps.jsonl
-    "$python" "$here/measured.py" "$@"
-}
 shards() { # shards NAME IMAGES: json/NAME.json becomes data/NAME
     "$mmlab" shards build llava_json "json/$1.json" "$2" "data/$1" --separate --overwrite
 }
