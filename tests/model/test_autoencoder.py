@@ -200,7 +200,7 @@ COUNTS = {
 }  # fmt: skip
 SHAPES = {
     "identity": (3, 1),
-    "kl_f2_tiny": (2, 2), "kl_tiny": (4, 4), "kl_f8_tiny": (8, 8), "vq_tiny": (4, 4),
+    "kl_f2_tiny": (2, 2), "kl_tiny": (4, 4), "kl_f8_tiny": (8, 8), "kl_f8_small": (8, 8), "vq_tiny": (4, 4),
     "kl_f4": (3, 4), "kl_f8": (4, 8), "kl_f16": (16, 16),
     "vq_f4": (3, 4), "vq_f8": (4, 8), "vq_f16": (8, 16), "vqgan_f16": (256, 16),
     "vqgan_f16_16384": (256, 16), "vqgan_f8_gumbel": (256, 8),
