@@ -16,7 +16,7 @@ ROOT = Path(mmlab.__file__).parent
 
 BOTTOM = {"config", "runs", "keyed", "weights", "class_names"}
 MIDDLE = {"data", "model", "diffusion", "training"}
-TOP = {"stage", "evaluate", "report", "curate", "export"}
+TOP = {"stage", "evaluate", "report", "curate", "export", "demo"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "keyed": set(),
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(MIDDLE, BOTTOM),
     **dict.fromkeys(TOP, MIDDLE | BOTTOM),
     "evaluate": MIDDLE | BOTTOM | {"report"},
+    "demo": MIDDLE | BOTTOM | {"evaluate"},
     "verbs": TOP | MIDDLE | BOTTOM,
     # Only dispatches; a verb is imported by name.
     "cli": BOTTOM,

@@ -81,8 +81,10 @@ class Answerer:
         check_vocabulary(prompt.input_ids, self.model.language.vocabulary, self.tokenizer)
         return prompt
 
-    def complete(self, prompts: Sequence[Segment], pictures: Sequence[Pictures]) -> list[tuple[str, bool]]:
-        """As `replies`, to prompts that are tokens."""
+    def complete(
+        self, prompts: Sequence[Segment], pictures: Sequence[Pictures], **options: Any
+    ) -> list[tuple[str, bool]]:
+        """As `replies`, to prompts that are tokens; `options` are further ones of transformers' `generate`."""
         # Padded on the left, because generation continues at the right edge of every row.
         rows = [torch.tensor(one.input_ids, dtype=torch.int64) for one in prompts]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad_id(self.tokenizer), padding_side="left")
@@ -96,10 +98,11 @@ class Answerer:
         placed = place_pictures(shown, tokens, size)
         inputs = (ids, mask, placed["pixel_values"], placed["image_positions"], placed["image_features"])
         device = next(self.model.parameters()).device
-        new = self.model.generate(*(tensor.to(device) for tensor in inputs), **self.options)
-        return [(self._text(row), self._ended(row)) for row in new]
+        new = self.model.generate(*(tensor.to(device) for tensor in inputs), **self.options, **options)
+        return [(self.text(row), self._ended(row)) for row in new]
 
-    def _text(self, ids: Tensor) -> str:
+    def text(self, ids: Tensor | list[int]) -> str:
+        """The answer that the new tokens of one row say, up to the prompt's stop."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=self.stop == self.tokenizer.eos_token))
         text = text.split(self.stop)[0]
         for token in (self.tokenizer.pad_token, self.tokenizer.eos_token):

@@ -220,6 +220,21 @@ class ChatConfig(Settings):
 
 
 @dataclass
+class DemoConfig(Settings):
+    """A page to try a trained run on."""
+
+    run: str = MISSING  # name or folder of a trained run that answers or draws
+    compare: str | None = None  # another one of the same kind, beside it
+    root: str = "runs"  # folder of all runs
+    host: str = "127.0.0.1"  # address to serve at; 0.0.0.0: this machine's addresses, for anybody who can reach it
+    port: int = number(7860, at_least=0, at_most=65535)  # 0: any free one
+    template: str | None = None  # chat template of runs that answer; None: the one of training
+    max_new_tokens: int = number(ANSWER_TOKENS, above=0)  # of an answer, until the page changes it
+    # With precision=auto, images are drawn in float32, as by mmlab sample.
+    trainer: HardwareConfig = field(default_factory=HardwareConfig)
+
+
+@dataclass
 class ExportConfig(DrawConfig):
     run: str = MISSING  # name or folder of a trained run
     root: str = "runs"  # folder of all runs

@@ -1,5 +1,6 @@
 """Drawn images as files, with a grid of them and a strip of their intermediate states."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def draw_files(
     batch_size: int = 16,
     strip: int = 4,
     title: str = "",
+    on_step: Callable[[], None] | None = None,
 ) -> list[str]:
     """Draw images, each to `<seed>.png`, with `grid.png` of the first ones and `strip.png` of intermediate states.
 
@@ -40,6 +42,7 @@ def draw_files(
         batch_size: images at a time.
         strip: rows of the strip; 0 for none.
         title: of grid and strip.
+        on_step: called after each step of each batch; what it raises ends the drawing.
 
     Returns:
         The names of the images' files.
@@ -56,13 +59,15 @@ def draw_files(
     for start, stop in batches:
         trajectory = Trajectory(FRAMES if start < strip else 0)
 
-        def on_step(step: Step, trajectory: Trajectory = trajectory) -> None:
+        def note(step: Step, trajectory: Trajectory = trajectory) -> None:
             trajectory(step)
             next(bar, None)
+            if on_step is not None:
+                on_step()
 
         seeds = list(range(seed + start, seed + stop))
         rows_of = {name: values[start:stop] for name, values in inputs.items()}
-        pictures = generator(rows_of, seeds, on_step)
+        pictures = generator(rows_of, seeds, note)
         for name, picture in zip(names[start:stop], pictures, strict=True):
             with replacing(out / name, sync=False) as draft:
                 as_picture(picture).save(draft)
