@@ -90,6 +90,18 @@ class TensorBoardLogConfig(Settings):
 
 
 @dataclass
+class MLflowLogConfig(Settings):
+    """MLflow, with `metrics.csv` beside it. User and password of a server stay in the environment."""
+
+    _target_: str = "mmlab.training.mlflow_log.MLflowLog"
+    save_dir: str = "${run.dir}"
+    experiment: str = "mmlab"
+    name: str = "${run.name}"
+    # None: MLFLOW_TRACKING_URI, or mlruns/mlflow.db in the folder of all runs.
+    tracking_uri: str | None = None
+
+
+@dataclass
 class WandbLogConfig(Settings):
     """wandb, with `metrics.csv` beside it. The key stays in the environment: it has no place in a config."""
 

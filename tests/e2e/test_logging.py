@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmlab import cli
 from mmlab.runs.metrics_table import read_table
+from mmlab.training import mlflow_log
 from mmlab.training.wandb_files import find_segments
 from tests.tiny_shapes import make_shapes
 from tests.tiny_wandb import history
@@ -155,6 +157,22 @@ def test_tensorboard_has_the_table_and_the_sheets(work, monkeypatch):
     for step, data in sheets.items():
         sheet = Image.open(folder / "samples" / f"step-{step}.png")
         assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == sheet.convert("RGB").tobytes()
+
+
+def test_mlflow_has_the_table_and_the_sheets(work, monkeypatch):
+    monkeypatch.setattr(mlflow_log, "URI", None)
+    folder = train(work, monkeypatch, "logger=mlflow", "run.name=flow")
+    client = mlflow.MlflowClient(f"sqlite:///{work}/runs/mlruns/mlflow.db")
+    flow = client.get_run((folder / "mlflow_id").read_text().strip())
+    assert flow.info.run_name == "flow" and flow.info.status == "FINISHED" and "optim/lr" in flow.data.params
+    table = read_table(folder / "metrics.csv")
+    for name in METRICS:
+        column = [(step, float(row[name])) for step, row in table.items() if name in row]
+        assert [(one.step, one.value) for one in client.get_metric_history(flow.info.run_id, name)] == column, name
+    logged = work / "runs" / "mlruns" / flow.info.run_id / "artifacts"
+    assert sorted(path.name for path in logged.glob("val/samples/*")) == ["step-2.json", "step-4.json"]
+    (sheet,) = logged.glob("images/val~samples_sheet+step+4+*.png")
+    assert Image.open(sheet).size == Image.open(folder / "samples" / "step-4.png").size
 
 
 def test_without_any_logger(work, monkeypatch):
