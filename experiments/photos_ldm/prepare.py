@@ -1,9 +1,11 @@
-"""Write the tables of the Grocery Store photos for `mmlab shards build images`: prepare.py DATASET.
+"""What the commands of run.sh need to know about photos: prepare.py tables DATASET | classes FOLDER.
 
-The working folder gets tables/train.csv and tables/val.csv, with the photos and coarse classes of the published splits.
+`tables` writes tables/train.csv and tables/val.csv, with the photos and coarse classes of Grocery Store's published
+splits. `classes` prints the subfolders of a folder of one's own as a list.
 """
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real_parts"))
 import groceries
 
 
-def write_tables(dataset: Path, out: Path) -> None:
+def tables(dataset: Path) -> None:
+    out = Path("tables")
     out.mkdir(exist_ok=True)
     for split in ("train", "val"):
         with (out / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -21,5 +24,9 @@ def write_tables(dataset: Path, out: Path) -> None:
             table.writerows((photo.path, photo.coarse) for photo in groceries.read_photos(dataset, split))
 
 
+def classes(folder: Path) -> None:
+    print(json.dumps(sorted(path.name for path in folder.iterdir() if path.is_dir()), ensure_ascii=False))
+
+
 if __name__ == "__main__":
-    write_tables(Path(sys.argv[1]), Path("tables"))
+    {"tables": tables, "classes": classes}[sys.argv[1]](Path(sys.argv[2]))

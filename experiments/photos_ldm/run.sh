@@ -9,7 +9,7 @@ export OMP_NUM_THREADS=1
 
 build() { # the published splits, or a tenth of the photos held out
     if [ -f "$data/dataset/classes.csv" ]; then
-        "$python" "$here/prepare.py" "$data/dataset"
+        "$python" "$here/prepare.py" tables "$data/dataset"
         for split in train val; do
             "$mmlab" shards build images "$data/dataset" data/photos/$split --labels tables/$split.csv --overwrite
         done
@@ -33,17 +33,17 @@ score() { # score RUN KEY=VALUE …: compare with held-out and with training pho
 
 rm -f steps.jsonl
 classes=()
-[ -f "$data/dataset/classes.csv" ] ||
-    classes=("model.conditioner.classes=[$(cd "$data" && printf '%s\n' */ | sed "s|/\$||;s|.*|'&'|" | paste -sd,)]")
+[ -f "$data/dataset/classes.csv" ] || classes=("model.conditioner.classes=$("$python" "$here/prepare.py" classes "$data")")
 step parts "$python" "$here/../real_parts/prepare.py" encoder
 build
 train features & features=$!
 train first_stage
 wait $features
-score first_stage
+score first_stage & scored=$!
 encode
 train class "${classes[@]}"
-score class samples=588
+wait $scored
+score class samples=392
 "$mmlab" sample run=photos/class count=102 out=samples/classes
 
 "$python" "$here/figures.py" eval $((SECONDS - start))
