@@ -27,12 +27,13 @@ class FormHandlers:
 
     Args:
         drawers: the runs.
+        form: of all of them.
         names: keys of `mmlab sample` that the form's fields give, in order.
         root: the folder of the visitors' folders.
     """
 
-    def __init__(self, drawers: Sequence[Drawer], names: Sequence[str], root: Path):
-        self.drawers, self.names = drawers, names
+    def __init__(self, drawers: Sequence[Drawer], form: Form, names: Sequence[str], root: Path):
+        self.drawers, self.form, self.names = drawers, form, names
         self.visits = Visits(root, Visit)
 
     def draw(self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> Iterator[list[Any]]:
@@ -47,6 +48,8 @@ class FormHandlers:
         visit.stop.clear()
         visit.forget()
         settings = dict(zip(self.names, values, strict=True))
+        if "size" in settings:
+            settings["size"] = self.form.sizes[settings["size"]]
         shown: list[Any] = [value for _ in self.drawers for value in ([], None)]
         for n, drawer in enumerate(self.drawers):
 
@@ -79,10 +82,7 @@ class FormHandlers:
 
 
 def _values(drawn: Drawn) -> list[Any]:
-    return [
-        [(str(file), text) for file, text in zip(drawn.files, drawn.captions, strict=True)],
-        str(drawn.strip),
-    ]
+    return [[(str(file), text) for file, text in zip(drawn.files, drawn.captions, strict=True)], str(drawn.strip)]
 
 
 def form_page(drawers: Sequence[Drawer], root: Path) -> gr.Blocks:
@@ -107,7 +107,7 @@ def form_page(drawers: Sequence[Drawer], root: Path) -> gr.Blocks:
             for drawer in drawers:
                 with gr.Column(scale=3 if len(drawers) == 1 else 2):
                     shown += _outputs(drawer.name)
-        handlers = FormHandlers(drawers, list(fields), root)
+        handlers = FormHandlers(drawers, form, list(fields), root)
         start.click(handlers.draw, list(fields.values()), shown, **GENERATES)
         stop.click(handlers.stop, **AT_ONCE)
         page.unload(handlers.leave)
@@ -149,6 +149,5 @@ def _fields(form: Form) -> dict[str, Any]:
             )
     if len(form.sizes) > 1:
         names = [" × ".join(map(str, size if isinstance(size, list) else [size, size])) for size in form.sizes]
-        choices: Any = list(zip(names, map(str, form.sizes), strict=True))
-        fields["size"] = gr.Dropdown(choices, value=choices[0][1], label="Size", info="Height × width in pixels")
+        fields["size"] = gr.Dropdown(names, value=names[0], type="index", label="Size", info="Height × width in pixels")
     return fields

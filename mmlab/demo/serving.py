@@ -21,11 +21,10 @@ LARGEST_UPLOAD = "64mb"
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 """Content-Security-Policy: the page loads nothing from elsewhere, and no other page frames it."""
 STYLE = """
-.pictures img, .strip img {image-rendering: pixelated}
+.pictures img {image-rendering: pixelated}
 .pictures, .pictures .grid-wrap {height: auto !important; max-height: none !important; overflow: visible !important}
 [aria-label=Share] {display: none !important} /* it would send a picture to a public host */
 """
-LOCAL = ("127.0.0.1", "localhost", "::1")
 KEPT = 3600
 """Seconds after which an upload that was never sent is deleted."""
 
@@ -92,8 +91,9 @@ def server(page: "Blocks", host: str) -> "uvicorn.Server":
     )
     # Gradio's `launch` sets this; without it, paths that a client sends are not compared with the uploads.
     page.has_launched = True
-    if host in LOCAL:  # a page elsewhere whose name was pointed here cannot use the browser to reach it
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    local = ["127.0.0.1", "localhost"]
+    if host in local:  # a page elsewhere whose name was pointed here cannot use the browser to reach it
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=local)
 
     async def with_policy(scope, receive, send):
         async def sent(message):

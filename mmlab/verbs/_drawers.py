@@ -1,5 +1,6 @@
 """Trained generative runs for the page of `mmlab demo`."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ class RunDrawer:
         generator = generator_of(self.model, self.trained, process, sampler, shape)
         inputs, words = conditions(conditioner, requests, cfg.count)
         cut = warn_of_cuts(conditioner, words)
-        batches = -(-cfg.count // cfg.batch_size)
-        done = iter(range(1, batches * generator.steps + 1))
+        steps, done = -(-cfg.count // cfg.batch_size) * generator.steps, count(1)
         files = draw_files(
             generator,
             inputs,
@@ -68,7 +68,7 @@ class RunDrawer:
             cfg.batch_size,
             cfg.strip,
             self.name,
-            lambda: on_step(next(done), batches * generator.steps),
+            lambda: on_step(next(done), steps),
         )
         captions = [f"seed {cfg.seed + n}{f': {word}' if word else ''}" for n, word in enumerate(words)]
         return Drawn([out / file for file in files], captions, out / "strip.png", "".join(cut.values()))

@@ -59,27 +59,28 @@ def kind_of_page(runs: list[str], root: str) -> str:
     return str(kinds[0])
 
 
-def chat(cfg: DictConfig, runs: list[str], folder: Path) -> Any:
+def chat(cfg: DictConfig, runs: list[str], uploads: Path) -> Any:
     """The page of runs that answer."""
     from mmlab.demo.chat_page import chat_page
     from mmlab.demo.talks import Speaker
-    from mmlab.runs.run import find_run
+    from mmlab.runs.run import find_run, load_run_config
     from mmlab.stage.assembly import restore, run_prompt
     from mmlab.training.trainer import place
 
+    folders = [find_run(run, cfg.root) for run in runs]
+    prompts = [run_prompt(load_run_config(folder), cfg.template) for folder in folders]
     speakers = []
-    for run in runs:
-        model, trained = restore(find_run(run, cfg.root))
-        prompt = run_prompt(trained, cfg.template)
+    for run, folder, prompt in zip(runs, folders, prompts, strict=True):
+        model, trained = restore(folder)
         speakers.append(Speaker(run, place(model, cfg.trainer), prompt, trained.data))
-    return chat_page(speakers, folder, cfg.max_new_tokens)
+    return chat_page(speakers, uploads, cfg.max_new_tokens)
 
 
-def form(cfg: DictConfig, runs: list[str], folder: Path) -> Any:
+def form(cfg: DictConfig, runs: list[str], uploads: Path) -> Any:
     """The page of runs that draw."""
     from mmlab.demo.form_page import form_page
     from mmlab.verbs._drawers import RunDrawer
 
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = SampleConfig().trainer.precision  # the same image of a seed as mmlab sample
-    return form_page([RunDrawer(run, cfg.root, cfg.trainer) for run in runs], folder)
+    return form_page([RunDrawer(run, cfg.root, cfg.trainer) for run in runs], uploads)
