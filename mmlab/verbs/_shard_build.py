@@ -19,6 +19,7 @@ from mmlab.training.config import STORED_DTYPES
 from mmlab.verbs._shard_arguments import add, existing, file, folder, held_out, mapping, positive, share
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
+SIZES = ("small", "large")
 QUESTIONS = ("color", "shape", "count", "position", "yesno")
 Add = Callable[..., Any]
 """`ArgumentParser.add_argument`."""
@@ -98,6 +99,7 @@ def _shapes(add: Add) -> None:
     help_single = "types that are asked only about scenes with a single object (none)"
     add("--single-types", nargs="+", default=(), metavar="TYPE", help=help_single)
     _add_samples(add)
+    add("--sizes", nargs="+", default=SIZES, metavar="SIZE", help=f"of the objects ({' '.join(SIZES)})")
 
 
 @source(

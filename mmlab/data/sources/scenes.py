@@ -18,6 +18,7 @@ COLORS = {
     "black": (25, 25, 25),
 }
 KINDS = ("circle", "square", "triangle", "diamond", "star", "cross")
+SIZES = ("small", "large")
 _RADII = {"small": (0.09, 0.11), "large": (0.16, 0.19)}
 _SUPERSAMPLING = 4
 _CLEAR = 0.03  # least distance between two objects, and from the edge
@@ -81,12 +82,12 @@ class Shape:
         return min(xs), min(ys), max(xs), max(ys)
 
 
-def place(rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[Shape]:
+def place(rng: random.Random, count: int, kinds: Sequence[str] = KINDS, sizes: Sequence[str] = SIZES) -> list[Shape]:
     """Draw `count` objects that do not overlap and differ in color or kind, sorted from left to right."""
     while True:
         scene: list[Shape] = []
         for _ in range(50 * count):
-            size = rng.choice(("small", "large"))
+            size = rng.choice(sizes)
             radius = rng.uniform(*_RADII[size])
             low, high = 1.1 * radius + _CLEAR, 1 - 1.1 * radius - _CLEAR
             x, y = rng.uniform(low, high), rng.uniform(low, high)

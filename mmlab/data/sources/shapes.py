@@ -13,7 +13,7 @@ from typing import Any
 from mmlab.config.errors import ConfigError, nearest
 from mmlab.data.formats import Members
 from mmlab.data.shard_files import Samples
-from mmlab.data.sources.scenes import COLORS, KINDS, Shape, draw, place
+from mmlab.data.sources.scenes import COLORS, KINDS, SIZES, Shape, draw, place
 from mmlab.data.tally import Tally
 
 Question = dict[str, str]
@@ -29,6 +29,7 @@ def shapes(
     min_objects: int = 1,
     max_objects: int = 3,
     kinds: Sequence[str] = KINDS,
+    sizes: Sequence[str] = SIZES,
     types: Sequence[str] = TYPES,
     single_types: Sequence[str] = (),
 ) -> Samples:
@@ -42,6 +43,7 @@ def shapes(
         min_objects: fewest objects in a scene.
         max_objects: most objects in a scene, at most 4.
         kinds: the shapes that occur in scenes and questions.
+        sizes: of the objects: `small`, `large` or both.
         types: of questions; the others are left out, and the scenes stay as they are.
         single_types: those that are asked only about scenes with a single object.
 
@@ -53,7 +55,12 @@ def shapes(
     """
     if count < 1 or size < 16 or not 1 <= min_objects <= max_objects <= 4:
         raise ConfigError("shapes need count >= 1, size >= 16 and 1 <= min_objects <= max_objects <= 4.")
-    choices = {"kinds": (kinds, KINDS), "types": (types, TYPES), "single_types": (single_types, TYPES)}
+    choices = {
+        "kinds": (kinds, KINDS),
+        "sizes": (sizes, SIZES),
+        "types": (types, TYPES),
+        "single_types": (single_types, TYPES),
+    }
     for name, (chosen, options) in choices.items():
         if not chosen and name != "single_types":
             raise ConfigError(f"{name} cannot be empty; options: {', '.join(options)}.")
@@ -65,9 +72,9 @@ def shapes(
     for i in range(count):
         name = f"{split}-{i:07d}"
         with tally.row(name):
-            members, scene, questions = _sample(
-                name, f"{seed}/{split}/{i}", size, (min_objects, max_objects), kinds, asked
-            )
+            rng = random.Random(f"{seed}/{split}/{i}")
+            scene = place(rng, rng.randint(min_objects, max_objects), kinds, sizes)
+            members, questions = _sample(name, rng, scene, size, kinds, asked)
             tally.details.update(objects=len(scene), questions=len(questions))
             yield name, members
     return tally
@@ -75,15 +82,13 @@ def shapes(
 
 def _sample(
     name: str,
-    seed: str,
+    rng: random.Random,
+    scene: list[Shape],
     size: int,
-    objects: tuple[int, int],
     kinds: Sequence[str],
     asked: tuple[Sequence[str], Sequence[str]],
-) -> tuple[Members, list[Shape], list[Question]]:
-    """A scene; `asked` are the types of questions about a single object, and about several."""
-    rng = random.Random(seed)
-    scene = place(rng, rng.randint(*objects), kinds)
+) -> tuple[Members, list[Question]]:
+    """A drawn scene; `asked` are the types of questions about a single object, and about several."""
     png = io.BytesIO()
     draw(scene, size, rng).save(png, "PNG")
     questions = [question for question in ask(scene, rng, kinds) if question["type"] in asked[len(scene) > 1]]
@@ -95,7 +100,7 @@ def _sample(
     }
     if questions:
         record |= {"questions": questions, "conversations": dialogue(questions, rng)}
-    return {"png": png.getvalue(), "json": record}, scene, questions
+    return {"png": png.getvalue(), "json": record}, questions
 
 
 def caption(scene: list[Shape]) -> str:

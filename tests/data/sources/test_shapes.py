@@ -137,6 +137,15 @@ def test_only_the_named_kinds_occur_and_are_asked_for():
         next(shapes(1, kinds=["star", "cirle"]))
 
 
+def test_only_the_named_sizes_occur():
+    for size, edges in (("large", (0.3, 0.4)), ("small", (0.17, 0.24))):
+        for record, _ in draw(20, max_objects=1, kinds=["circle"], sizes=[size]):
+            x1, _, x2, _ = record["boxes"][0]["box"]
+            assert edges[0] < x2 - x1 < edges[1] and ("small" in record["caption"]) == (size == "small")
+    with pytest.raises(ConfigError, match=r"sizes can be small, large, not 'big'"):
+        next(shapes(1, sizes=["big"]))
+
+
 def test_only_questions_of_the_named_types_are_kept(scenes):
     chosen = draw(300, size=64, types=("count", "position"))
     for (record, image), (whole, same) in zip(chosen, scenes, strict=True):
