@@ -56,6 +56,7 @@ class MLflowLog(MLFlowLogger):
                 tracking_uri=uri or f"sqlite:///{local}/mlflow.db",
                 artifact_location=None if uri else local.as_uri(),
             )
+            self._run_id = self._known_run()  # Lightning's setup creates one without an id
         except Exception as error:
             raise _not_started(error) from error
         self._logged: dict[str, int] = {}  # name of a metric → the last step that MLflow has of it
@@ -146,7 +147,6 @@ class MLflowLog(MLFlowLogger):
     def _start(self) -> None:
         """Continue the MLflow run of the folder, or create it with the config."""
         self.csv.open()
-        self._run_id, self._initialized = self._known_run(), False
         client, run_id = self.experiment, str(self.run_id)
         write_text(self._id_file, f"{run_id}\n")
         client.update_run(run_id, "RUNNING")

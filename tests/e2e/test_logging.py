@@ -165,6 +165,7 @@ def test_mlflow_has_the_table_and_the_sheets(work, monkeypatch):
     client = mlflow.MlflowClient(f"sqlite:///{work}/runs/mlruns/mlflow.db")
     flow = client.get_run((folder / "mlflow_id").read_text().strip())
     assert flow.info.run_name == "flow" and flow.info.status == "FINISHED" and "optim/lr" in flow.data.params
+    assert len(client.search_runs([flow.info.experiment_id])) == 1
     table = read_table(folder / "metrics.csv")
     for name in METRICS:
         column = [(step, float(row[name])) for step, row in table.items() if name in row]
