@@ -14,12 +14,10 @@ SCENES := --max-objects 2 --kinds circle square triangle --types color shape cou
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt requirements-demo.txt requirements-mlflow.txt
+.venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is required; set PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --requirement requirements-demo.txt \
-		--requirement requirements-mlflow.txt
 	touch $@
 
 # Shards → small backbones → alignment → finetuning → answers. Completed steps are skipped.
