@@ -27,11 +27,11 @@ class Scenes:
 
 
 def real_scenes(count: int, name: str) -> Scenes:
-    """Draw `count` scenes; each name gives others."""
+    """Draw `count` scenes of one large object; each name gives others."""
     pixels, shapes = [], []
     for n in range(count):
         rng = random.Random(f"{name}/{n}")
-        scene = place(rng, 1)
+        scene = place(rng, 1, sizes=("large",))
         pixels.append(np.asarray(draw(scene, SIDE, rng)))
         shapes += scene
     kinds = np.array([KINDS.index(shape.kind) for shape in shapes])

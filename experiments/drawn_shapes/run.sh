@@ -12,8 +12,8 @@ timed() { # timed STEP COMMAND …: run it, and add a line with its seconds to m
 }
 build() {
     "$mmlab" shards build shapes data/shapes_images/crowded --count 12000 --min-objects 4 --max-objects 4 --types shape --size 32 --overwrite
-    "$mmlab" shards build shapes data/shapes_images/train --count 20000 --max-objects 1 --types shape --size 32 --overwrite
-    "$mmlab" shards build shapes data/shapes_images/val --split val --count 500 --max-objects 1 --types shape --size 32 --overwrite
+    "$mmlab" shards build shapes data/shapes_images/train --count 20000 --max-objects 1 --sizes large --types shape --size 32 --overwrite
+    "$mmlab" shards build shapes data/shapes_images/val --split val --count 500 --max-objects 1 --sizes large --types shape --size 32 --overwrite
     "$mmlab" shards tokenizer data/shapes_images/train --out data/shapes_images/tokenizer
 }
 encode() { # encode RUN FOLDER: latents or codes of all scenes
@@ -30,8 +30,7 @@ draw() { # draw RUN FOLDER …: 576 samples
 }
 prompts=$("$python" -c 'from mmlab.data.sources.scenes import COLORS, KINDS
 from mmlab.data.sources.shapes import article
-names = [f"{size}{color} {kind}" for kind in KINDS for color in COLORS for size in ("", "small ")]
-print(",".join(map(article, names)))')
+print(",".join(article(f"{color} {kind}") for kind in KINDS for color in COLORS))')
 
 rm -f minutes.txt
 timed shards build
