@@ -43,7 +43,7 @@ score first_stage & scored=$!
 encode
 train class "${classes[@]}"
 wait $scored
-score class samples=392
-"$mmlab" sample run=photos/class count=102 out=samples/classes
+score class samples=392                                        # two for each of the 196 held-out photos
+"$mmlab" sample run=photos/class count=102 out=samples/classes # three of each of the 34 classes
 
 "$python" "$here/figures.py" eval $((SECONDS - start))
