@@ -9,7 +9,7 @@ import gradio as gr
 
 from mmlab.config.errors import UserError
 from mmlab.data.sample_types import SampleError
-from mmlab.demo.serving import KEPT, take_upload
+from mmlab.demo.serving import KEPT, take_uploads
 from mmlab.demo.talks import Speaker, Talk, TalkVisit
 from mmlab.demo.visits import Visits
 from mmlab.evaluate.answers import Answerer
@@ -39,9 +39,8 @@ class ChatHandlers:
     ) -> Iterator[list[Any]]:
         """Ask a question about the pictures that come with it and those before."""
         visit, answerers = self._start(request, temperature, max_new_tokens)
-        files = [(Path(file).name, take_upload(file)) for file in message["files"]]
         try:
-            visit.ask(answerers, message["text"].strip(), files)
+            visit.ask(answerers, message["text"].strip(), take_uploads(message["files"]))
         except SampleError as error:
             warn(f"The question cannot be asked: {error}")
             yield [{"text": message["text"], "files": []}, *self._skipped()]
@@ -75,8 +74,7 @@ class ChatHandlers:
         return self.visits.of(str(request.session_hash))
 
     def _start(self, request: gr.Request, temperature: float, max_new_tokens: int) -> tuple[TalkVisit, list[Answerer]]:
-        visit = self._visit(request)
-        visit.stop.clear()
+        visit = self.visits.start(str(request.session_hash))
         return visit, [speaker.answerer(max_new_tokens, temperature) for speaker in self.speakers]
 
     def _skipped(self) -> list[Any]:
@@ -100,8 +98,8 @@ def warn(sentence: str) -> None:
     gr.Warning(html.escape(" ".join(sentence.split())), duration=30)
 
 
-def chat_page(speakers: Sequence[Speaker], root: Path, max_new_tokens: int) -> gr.Blocks:
-    """The page of a chat with some runs.
+def chat_page(speakers: Sequence[Speaker], root: Path, max_new_tokens: int) -> tuple[gr.Blocks, Visits]:
+    """The page of a chat with some runs, and its visitors.
 
     Args:
         speakers: the runs.
@@ -144,4 +142,4 @@ def chat_page(speakers: Sequence[Speaker], root: Path, max_new_tokens: int) -> g
         cleared = gr.on([clear.click, *(chat.clear for chat in chats)], handlers.stop, **AT_ONCE)
         cleared.then(handlers.clear, None, shown, show_progress="hidden", **GENERATES)
         page.unload(handlers.leave)
-    return page
+    return page, handlers.visits

@@ -44,8 +44,7 @@ class FormHandlers:
             progress: shown on the page; Gradio knows it by the default.
             *values: of the fields.
         """
-        visit = self.visits.of(str(request.session_hash))
-        visit.stop.clear()
+        visit = self.visits.start(str(request.session_hash))
         visit.forget()
         settings = dict(zip(self.names, values, strict=True))
         if "size" in settings:
@@ -70,6 +69,8 @@ class FormHandlers:
                 warn(f"The text encoder of {drawer.name} does not read {drawn.unread!r}, the end of the prompt.")
             shown[2 * n : 2 * n + 2] = _values(drawn)
             yield shown
+        if visit.left:  # images may have been written since
+            visit.forget()
         yield shown
 
     def stop(self, request: gr.Request) -> None:
@@ -85,8 +86,8 @@ def _values(drawn: Drawn) -> list[Any]:
     return [[(str(file), text) for file, text in zip(drawn.files, drawn.captions, strict=True)], str(drawn.strip)]
 
 
-def form_page(drawers: Sequence[Drawer], root: Path) -> gr.Blocks:
-    """The page of some runs with the same form.
+def form_page(drawers: Sequence[Drawer], root: Path) -> tuple[gr.Blocks, Visits]:
+    """The page of some runs with the same form, and its visitors.
 
     Args:
         drawers: the runs.
@@ -111,7 +112,7 @@ def form_page(drawers: Sequence[Drawer], root: Path) -> gr.Blocks:
         start.click(handlers.draw, list(fields.values()), shown, **GENERATES)
         stop.click(handlers.stop, **AT_ONCE)
         page.unload(handlers.leave)
-    return page
+    return page, handlers.visits
 
 
 def _outputs(run: str) -> list[Any]:

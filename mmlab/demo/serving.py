@@ -5,12 +5,14 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmlab.config.errors import ConfigError
+from mmlab.data.sample_types import SampleError
+from mmlab.demo.visits import Visits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -55,16 +57,28 @@ def upload_folder() -> Iterator[Path]:
         signal.signal(signal.SIGTERM, before)
 
 
-def take_upload(path: str) -> bytes:
-    """Return an uploaded file's bytes and delete it."""
-    file = Path(path)
-    data = file.read_bytes()
-    file.unlink()
-    return data
+def take_uploads(paths: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Return names and bytes of uploaded files, and delete them.
+
+    Gradio names a file after its contents, so a file that was uploaded twice is there once.
+
+    Raises:
+        SampleError: a file is gone: it waited too long, or another visitor has sent the same one.
+    """
+    files = {path: Path(path) for path in paths}
+    try:
+        data = {path: file.read_bytes() for path, file in files.items()}
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise SampleError("pictures", f"{name} is no longer on the server; add it again.") from None
+    finally:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+    return [(files[path].name, data[path]) for path in paths]
 
 
-def server(page: "Blocks", host: str) -> "uvicorn.Server":
-    """A server of a page; `run(sockets=[…])` ends with Ctrl-C."""
+def server(page: "Blocks", visits: Visits, host: str) -> "uvicorn.Server":
+    """A server of a page; `run(sockets=[…])` ends with Ctrl-C, and with it what is computed for the visitors."""
     import uvicorn
     from fastapi import FastAPI
     from gradio import mount_gradio_app
@@ -89,6 +103,7 @@ def server(page: "Blocks", host: str) -> "uvicorn.Server":
         theme=theme,
         css=STYLE,
     )
+    mounted: Any = app.routes[-1]
     # Gradio's `launch` sets this; without it, paths that a client sends are not compared with the uploads.
     page.has_launched = True
     local = ["127.0.0.1", "localhost"]
@@ -103,5 +118,10 @@ def server(page: "Blocks", host: str) -> "uvicorn.Server":
 
         await app(scope, receive, sent)
 
-    config = uvicorn.Config(with_policy, log_level="warning", timeout_graceful_shutdown=1)
-    return uvicorn.Server(config)
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            visits.close()
+            mounted.app.stop_event.set()  # ends the connections of open pages
+            await super().shutdown(sockets)
+
+    return Server(uvicorn.Config(with_policy, log_level="warning", timeout_graceful_shutdown=1))

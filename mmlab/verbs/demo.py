@@ -32,10 +32,10 @@ def demo(cfg: DictConfig) -> None:
     runs = [cfg.run] if cfg.compare is None else [cfg.run, cfg.compare]
     kind = kind_of_page(runs, cfg.root)
     with listen(cfg.host, cfg.port) as port, upload_folder() as folder:
-        page = chat(cfg, runs, folder) if kind == "chat" else form(cfg, runs, folder)
+        page, visits = chat(cfg, runs, folder) if kind == "chat" else form(cfg, runs, folder)
         host, number = port.getsockname()[:2]
         print(f"open http://{f'[{host}]' if ':' in host else host}:{number} (Ctrl-C ends it)", flush=True)
-        server(page, cfg.host).run(sockets=[port])
+        server(page, visits, cfg.host).run(sockets=[port])
 
 
 def kind_of_page(runs: list[str], root: str) -> str:
@@ -59,8 +59,8 @@ def kind_of_page(runs: list[str], root: str) -> str:
     return str(kinds[0])
 
 
-def chat(cfg: DictConfig, runs: list[str], uploads: Path) -> Any:
-    """The page of runs that answer."""
+def chat(cfg: DictConfig, runs: list[str], uploads: Path) -> tuple[Any, Any]:
+    """The page of runs that answer, and its visitors."""
     from mmlab.demo.chat_page import chat_page
     from mmlab.demo.talks import Speaker
     from mmlab.runs.run import find_run, load_run_config
@@ -76,11 +76,13 @@ def chat(cfg: DictConfig, runs: list[str], uploads: Path) -> Any:
     return chat_page(speakers, uploads, cfg.max_new_tokens)
 
 
-def form(cfg: DictConfig, runs: list[str], uploads: Path) -> Any:
-    """The page of runs that draw."""
+def form(cfg: DictConfig, runs: list[str], uploads: Path) -> tuple[Any, Any]:
+    """The page of runs that draw, and its visitors."""
     from mmlab.demo.form_page import form_page
     from mmlab.verbs._drawers import RunDrawer
 
+    if cfg.template is not None:
+        raise ConfigError(f"{cfg.run} draws images, without a chat template; leave out template.")
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = SampleConfig().trainer.precision  # the same image of a seed as mmlab sample
     return form_page([RunDrawer(run, cfg.root, cfg.trainer) for run in runs], uploads)

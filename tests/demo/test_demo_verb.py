@@ -45,6 +45,7 @@ def mistake(capsys, *argv: str) -> str:
         ),
         (["run=before", "port=70000"], "'port' must be at most 65535, not 70000."),
         (["run=before", "host=192.0.2.1"], "Port 7860 of 192.0.2.1 cannot be opened (Cannot assign requested address)"),
+        (["run=class", "template=v1"], "class draws images, without a chat template; leave out template."),
         (["run=before", "share=true"], "There is no key or config group 'share'."),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 
 from mmlab.config.errors import RunError
 from mmlab.data.sample_types import SampleError
+from mmlab.demo.serving import take_uploads
 from mmlab.demo.talks import Speaker, Talk, TalkVisit
 from mmlab.demo.visits import Visit, Visits
 from mmlab.evaluate.streamed_answer import streamed_answer
@@ -126,6 +127,25 @@ def test_a_visit_that_ends_is_stopped_and_deleted(tmp_path):
     visits.end("nobody")
     assert one.stop.is_set() and not one.folder.exists()
     assert not other.stop.is_set() and len(list(other.folder.iterdir())) == 1
+
+
+def test_nothing_is_computed_once_the_server_has_ended(tmp_path):
+    visits = Visits(tmp_path, Visit)
+    one = visits.start("a")
+    one.stop.set()
+    assert not visits.start("a").stop.is_set(), "the next question is answered"
+    visits.close()
+    assert one.stop.is_set() and visits.start("a").stop.is_set() and visits.start("b").stop.is_set()
+
+
+def test_a_file_that_was_uploaded_twice_is_read_once(tmp_path):
+    one, gone = tmp_path / "a.png", tmp_path / "b.png"
+    one.write_bytes(b"picture")
+    assert take_uploads([str(one), str(one)]) == [("a.png", b"picture")] * 2 and not one.exists()
+    one.write_bytes(b"picture")
+    with pytest.raises(SampleError, match=r"b\.png is no longer on the server; add it again\."):
+        take_uploads([str(one), str(gone)])
+    assert not one.exists()
 
 
 def test_temperature_changes_an_answer(speakers, visit):

@@ -19,7 +19,7 @@ def served(runs: Path, *overrides: str) -> Iterator[tuple[str, Path]]:
     names = [cfg.run] if cfg.compare is None else [cfg.run, cfg.compare]
     make = demo.chat if demo.kind_of_page(names, cfg.root) == "chat" else demo.form
     with listen(cfg.host, cfg.port) as port, upload_folder() as folder:
-        running = server(make(cfg, names, folder), cfg.host)
+        running = server(*make(cfg, names, folder), cfg.host)
         thread = Thread(target=running.run, kwargs={"sockets": [port]})
         thread.start()
         yield f"http://127.0.0.1:{port.getsockname()[1]}/", folder
