@@ -20,7 +20,7 @@ from mmlab.training.csv_log import CSVLog, values_of
 
 ID_FILE = "mlflow_id"
 URI = os.environ.get("MLFLOW_TRACKING_URI")  # read once: mlflow sets the variable
-PATIENCE = 3  # failures of MLflow after which a run continues without it
+PATIENCE = 3  # failures of MLflow after which a run continues without it until it ends
 
 
 class MLflowLog(MLFlowLogger):
@@ -42,6 +42,8 @@ class MLflowLog(MLFlowLogger):
             raise ConfigError("logger=mlflow needs a package: pip install 'mmlab[mlflow]'.")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # a new database is no news
+        # Training waits for MLflow: about half a minute for a server that refuses, not four minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
         from mlflow.tracking.context.registry import resolve_tags
 
         self.csv = CSVLog(CSVLogConfig(save_dir=config.save_dir))
@@ -80,14 +82,23 @@ class MLflowLog(MLFlowLogger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's config is logged as a whole."""
 
-    @rank_zero_only
-    def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Start or continue the MLflow run: Lightning calls this when training is about to begin."""
-        self.csv.log_graph(model)
+    @property
+    def experiment(self) -> Any:
+        """MLflow's client, with the run there; Lightning's setup asks for it before training.
+
+        Raises:
+            ConfigError: the server cannot be used.
+        """
         try:
-            self._start()
+            return super().experiment
         except Exception as error:
             raise _not_started(error) from error
+
+    @rank_zero_only
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Log the config, and what an earlier start could not: Lightning calls this when training is about to begin."""
+        self.csv.log_graph(model)
+        self._attempt(lambda: self._log_rows({}))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -126,6 +137,7 @@ class MLflowLog(MLFlowLogger):
     def finalize(self, status: str = "success") -> None:
         """End the MLflow run, which another start may continue."""
         if self._initialized:
+            self._failures = min(self._failures, PATIENCE - 1)  # one more attempt: the server may be back
             self._attempt(lambda: self._log_rows({}))
             self._attempt(lambda: super(MLflowLog, self).finalize(status))
 
@@ -141,7 +153,7 @@ class MLflowLog(MLFlowLogger):
         except Exception as error:  # of the server, the network or the database
             self._lost = True
             self._failures += 1
-            what = "is tried again" if self._failures < PATIENCE else "is not used any more"
+            what = "is tried again" if self._failures < PATIENCE else "is left until the run ends"
             print(f"MLflow failed ({_line(error)}) and {what}; {self.csv.path} has every step", file=sys.stderr)
 
     def _start(self) -> None:

@@ -126,6 +126,19 @@ def test_a_run_continues_while_mlflow_fails(run, monkeypatch, capsys):
     assert capsys.readouterr().err.count("MLflow failed (division by zero) and is tried again") == 2
 
 
+def test_the_end_of_a_run_logs_what_a_server_that_was_away_lacks(run, monkeypatch, capsys):
+    log = logger(run)
+    log_steps(log, range(1))
+    with monkeypatch.context() as away:
+        away.setattr(log.experiment, "log_batch", lambda *args, **kwargs: 1 / 0)
+        log_steps(log, range(1, 6))
+    assert capsys.readouterr().err.count("MLflow failed") == mlflow_log.PATIENCE
+    log_steps(log, range(6, 7))
+    assert [step for step, _ in history(run)] == [1]
+    log.finalize("success")
+    assert [step for step, _ in history(run)] == [*range(1, 8)]
+
+
 def test_no_password_of_a_git_remote_is_written(run, monkeypatch):
     tags = {"mlflow.source.git.repoURL": "https://me:hunter2hunter2@host.org/lab.git"}
     monkeypatch.setattr("mlflow.tracking.context.registry.resolve_tags", lambda own=None: {**tags, **(own or {})})
@@ -136,6 +149,13 @@ def test_no_password_of_a_git_remote_is_written(run, monkeypatch):
 def test_an_unusable_address_is_one_sentence(run):
     with pytest.raises(ConfigError, match=r"MLflow does not start: .*; check logger.tracking_uri or MLFLOW_TRACKING"):
         logger(run, tracking_uri="file:mlruns")
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    log = logger(run, tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"MLflow does not start: .*; check logger.tracking_uri or MLFLOW_TRACKING"):
+        hasattr(log, "experiment")  # as Lightning's setup does
 
 
 def test_without_the_package_it_says_how_to_install_it(tmp_path, monkeypatch):
