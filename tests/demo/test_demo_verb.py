@@ -12,7 +12,7 @@ import pytest
 
 from mmlab import cli
 from mmlab.config.errors import ConfigError
-from mmlab.demo.forms import Form, common_form
+from mmlab.demo.forms import Drawn, Form, common_form
 from mmlab.demo.serving import upload_folder
 from mmlab.verbs import demo
 
@@ -69,6 +69,9 @@ def test_without_gradio(monkeypatch, capsys):
 class Drawer:
     def __init__(self, name: str, form: Form):
         self.name, self.form = name, form
+
+    def __call__(self, *settings) -> Drawn:
+        raise AssertionError("its form alone is needed")
 
 
 def test_a_form_for_two_runs_has_what_both_have():
