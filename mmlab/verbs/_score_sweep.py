@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from mmlab.config.multirun import Multirun, run_in_turn
 
 SHOWN = ("fid", "kid", "precision", "recall")
-NAMED = ("run", "root", "data.path", "ema", "scores", "out")
-"""Keys on which the folder of scores depends in any case."""
+NAMED = ("run", "root", "ema", "scores")
+"""Keys on which the folder of scores depends in any case, unless `out` is given; of data it has only the last name."""
 
 
 def scores_folder(cfg: DictConfig, run: Path) -> Path:
@@ -50,7 +50,8 @@ def sweep(multirun: Multirun, task: Callable[[DictConfig], Path]) -> None:
         swept = {key: value for key, _, value in (override.partition("=") for override in next(points))}
         rows.append((swept, str(cfg.run), None))
         places.append(cfg)
-        if own := [f"{key}{value}" for key, value in swept.items() if key not in NAMED]:
+        named = ("out",) if cfg.out else NAMED
+        if own := [f"{key}{value}" for key, value in swept.items() if key not in named]:
             folder = scores_folder(cfg, find_run(cfg.run, cfg.root))
             cfg.out = str(folder.with_name("-".join([folder.name, *own]).replace("/", "-")))
         folder = task(cfg)

@@ -246,6 +246,8 @@ def test_each_point_of_a_sweep_has_its_own_folder(work, monkeypatch, capsys):
     assert sorted(folder.name for folder in folders) == [
         f"val-guidance{scale}-sampler{sampler}" for scale in (1, 2) for sampler in ("ddim", "euler")
     ]
+    evaluate(work, monkeypatch, capsys, "-m", "guidance=1", "out=scores", "run=denoiser,./runs/denoiser")
+    assert len(list(work.glob("scores-run*/scores.json"))) == 2
 
 
 def test_averages_of_a_width_that_is_chosen_after_training(work, monkeypatch, capsys):
