@@ -1,6 +1,5 @@
 """The page of vision-language runs: a chat about pictures, with one run or two side by side."""
 
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,16 @@ import gradio as gr
 
 from mmlab.config.errors import UserError
 from mmlab.data.sample_types import SampleError
-from mmlab.demo.serving import KEPT, take_uploads
+from mmlab.demo.page import AT_ONCE, GENERATES, Handlers, blocks, warn
+from mmlab.demo.serving import take_uploads
 from mmlab.demo.talks import Speaker, Talk, TalkVisit
 from mmlab.demo.visits import Visits
 from mmlab.evaluate.answers import Answerer
 
 PICTURES = [".jpg", ".jpeg", ".png", ".webp"]
-GENERATES: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-"""Of events that use a model: one at a time."""
-AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 
 
-class ChatHandlers:
+class ChatHandlers(Handlers[TalkVisit]):
     """What happens when a visitor sends, stops, regenerates or clears.
 
     Each answer to the page has the value of the question's box, the messages of each run, and the prompt of each.
@@ -31,8 +28,8 @@ class ChatHandlers:
     """
 
     def __init__(self, speakers: Sequence[Speaker], root: Path):
+        super().__init__(Visits(root, lambda folder: TalkVisit(folder, talks=[Talk() for _ in speakers])))
         self.speakers = speakers
-        self.visits = Visits(root, lambda folder: TalkVisit(folder, talks=[Talk() for _ in speakers]))
 
     def send(
         self, message: dict[str, Any], temperature: float, max_new_tokens: int, request: gr.Request
@@ -57,21 +54,10 @@ class ChatHandlers:
         visit.retract()
         yield from self._answer(visit, answerers)
 
-    def stop(self, request: gr.Request) -> None:
-        """End the answers where they are."""
-        self._visit(request).stop.set()
-
     def clear(self, request: gr.Request) -> list[Any]:
         """Forget the chat."""
-        self._visit(request).clear()
+        self.visits.of(str(request.session_hash)).clear()
         return [None, *([] for _ in self.speakers), *("" for _ in self.speakers)]
-
-    def leave(self, request: gr.Request) -> None:
-        """Delete what is kept of a visitor who closed the page."""
-        self.visits.end(str(request.session_hash))
-
-    def _visit(self, request: gr.Request) -> TalkVisit:
-        return self.visits.of(str(request.session_hash))
 
     def _start(self, request: gr.Request, temperature: float, max_new_tokens: int) -> tuple[TalkVisit, list[Answerer]]:
         visit = self.visits.start(str(request.session_hash))
@@ -93,11 +79,6 @@ class ChatHandlers:
             warn(str(error))
 
 
-def warn(sentence: str) -> None:
-    """Show a sentence on the page."""
-    gr.Warning(html.escape(" ".join(sentence.split())), duration=30)
-
-
 def chat_page(speakers: Sequence[Speaker], root: Path, max_new_tokens: int) -> tuple[gr.Blocks, Visits]:
     """The page of a chat with some runs, and its visitors.
 
@@ -107,9 +88,8 @@ def chat_page(speakers: Sequence[Speaker], root: Path, max_new_tokens: int) -> t
         max_new_tokens: of an answer, at first.
     """
     handlers = ChatHandlers(speakers, root)
-    title = " and ".join(speaker.name for speaker in speakers)
     sees = any(speaker.sees for speaker in speakers)
-    with gr.Blocks(title=f"{title} · mmlab demo", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
+    with blocks([speaker.name for speaker in speakers]) as page:
         with gr.Row():
             chats = [
                 gr.Chatbot(label=speaker.name, height=420, render_markdown=False, buttons=[]) for speaker in speakers

@@ -8,9 +8,8 @@ from typing import Any
 import gradio as gr
 
 from mmlab.config.errors import UserError
-from mmlab.demo.chat_page import AT_ONCE, GENERATES, warn
 from mmlab.demo.forms import Drawer, Drawn, Form, common_form
-from mmlab.demo.serving import KEPT
+from mmlab.demo.page import AT_ONCE, GENERATES, Handlers, blocks, warn
 from mmlab.demo.visits import Visit, Visits
 
 MOST = 64
@@ -22,7 +21,7 @@ class _Stopped(Exception):
     """Ends a drawing that was stopped."""
 
 
-class FormHandlers:
+class FormHandlers(Handlers[Visit]):
     """What happens when a visitor draws or stops.
 
     Args:
@@ -33,8 +32,8 @@ class FormHandlers:
     """
 
     def __init__(self, drawers: Sequence[Drawer], form: Form, names: Sequence[str], root: Path):
+        super().__init__(Visits(root, Visit))
         self.drawers, self.form, self.names = drawers, form, names
-        self.visits = Visits(root, Visit)
 
     def draw(self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> Iterator[list[Any]]:
         """Draw with each run in turn; yields images and strip of each.
@@ -73,14 +72,6 @@ class FormHandlers:
             visit.forget()
         yield shown
 
-    def stop(self, request: gr.Request) -> None:
-        """End the drawing."""
-        self.visits.of(str(request.session_hash)).stop.set()
-
-    def leave(self, request: gr.Request) -> None:
-        """Delete what is kept of a visitor who closed the page."""
-        self.visits.end(str(request.session_hash))
-
 
 def _values(drawn: Drawn) -> list[Any]:
     return [[(str(file), text) for file, text in zip(drawn.files, drawn.captions, strict=True)], str(drawn.strip)]
@@ -97,8 +88,7 @@ def form_page(drawers: Sequence[Drawer], root: Path) -> tuple[gr.Blocks, Visits]
         ConfigError: runs without a common form.
     """
     form = common_form(drawers)
-    title = " and ".join(drawer.name for drawer in drawers)
-    with gr.Blocks(title=f"{title} · mmlab demo", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
+    with blocks([drawer.name for drawer in drawers]) as page:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 fields = _fields(form)
