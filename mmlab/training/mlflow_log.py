@@ -62,7 +62,6 @@ class MLflowLog(MLFlowLogger):
         except Exception as error:
             raise _not_started(error) from error
         self._logged: dict[str, int] = {}  # name of a metric → the last step that MLflow has of it
-        self._behind = True  # whether rows of the table may be missing there
         self._lost = True  # not started, or MLflow has failed
         self._failures = 0
 
@@ -98,7 +97,7 @@ class MLflowLog(MLFlowLogger):
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Log the config, and what an earlier start could not: Lightning calls this when training is about to begin."""
         self.csv.log_graph(model)
-        self._attempt(lambda: self._log_rows({}))
+        self._attempt()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -138,11 +137,10 @@ class MLflowLog(MLFlowLogger):
         """End the MLflow run, which another start may continue."""
         if self._initialized:
             self._failures = min(self._failures, PATIENCE - 1)  # one more attempt: the server may be back
-            self._attempt(lambda: self._log_rows({}))
             self._attempt(lambda: super(MLflowLog, self).finalize(status))
 
-    def _attempt(self, log: Callable[[], None]) -> None:
-        """Log something. If MLflow fails, the next attempt repeats the rows of the table."""
+    def _attempt(self, log: Callable[[], None] = lambda: None) -> None:
+        """Log something, and before it what MLflow lacks of the table, after a start or a failure."""
         if self._failures >= PATIENCE:
             return
         try:
@@ -157,7 +155,7 @@ class MLflowLog(MLFlowLogger):
             print(f"MLflow failed ({_line(error)}) and {what}; {self.csv.path} has every step", file=sys.stderr)
 
     def _start(self) -> None:
-        """Continue the MLflow run of the folder, or create it with the config."""
+        """Continue the MLflow run of the folder, or create it with the config; log what it lacks of the table."""
         self.csv.open()
         client, run_id = self.experiment, str(self.run_id)
         write_text(self._id_file, f"{run_id}\n")
@@ -168,7 +166,8 @@ class MLflowLog(MLFlowLogger):
             super().log_hyperparams(config)
             client.log_dict(run_id, config, file.name)
         self._logged = {name: max(one.step for one in client.get_metric_history(run_id, name)) for name in data.metrics}
-        self._lost, self._behind = False, True
+        self._log_rows(self.csv.rows)
+        self._lost = False
 
     def _known_run(self) -> str | None:
         """The id of the MLflow run of an earlier start, unless it was deleted."""
@@ -184,12 +183,11 @@ class MLflowLog(MLFlowLogger):
         return run_id if active else None
 
     def _log_rows(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
-        """Log values by step, or all that MLflow lacks of the table."""
-        for step, row in (self.csv.rows if self._behind else rows).items():
+        """Log the values by step that MLflow does not have yet."""
+        for step, row in rows.items():
             if new := {name: value for name, value in values_of(row).items() if step > self._logged.get(name, 0)}:
                 super().log_metrics(new, step)
                 self._logged |= dict.fromkeys(new, step)  # a checkpoint logs its step once more
-        self._behind = False
 
     def _has(self, folder: str, start: str) -> bool:
         """Whether an earlier start has logged a file with this beginning of its name."""

@@ -115,12 +115,17 @@ def test_a_run_that_was_deleted_is_logged_as_a_whole(run):
     assert run_id(run) != first and [step for step, _ in history(run)] == [1, 2, 3, 4]
 
 
+def log_steps_in_vain(log: mlflow_log.MLflowLog, steps: range, monkeypatch) -> None:
+    """Log steps while the server is away."""
+    with monkeypatch.context() as away:
+        away.setattr(log.experiment, "log_batch", lambda *args, **kwargs: 1 / 0)
+        log_steps(log, steps)
+
+
 def test_a_run_continues_while_mlflow_fails(run, monkeypatch, capsys):
     log = logger(run)
     log_steps(log, range(1))
-    with monkeypatch.context() as away:
-        away.setattr(log.experiment, "log_batch", lambda *args, **kwargs: 1 / 0)
-        log_steps(log, range(1, 3))
+    log_steps_in_vain(log, range(1, 3), monkeypatch)
     log_steps(log, range(3, 4))
     assert [step for step, _ in history(run)] == [1, 2, 3, 4]
     assert capsys.readouterr().err.count("MLflow failed (division by zero) and is tried again") == 2
@@ -129,9 +134,7 @@ def test_a_run_continues_while_mlflow_fails(run, monkeypatch, capsys):
 def test_the_end_of_a_run_logs_what_a_server_that_was_away_lacks(run, monkeypatch, capsys):
     log = logger(run)
     log_steps(log, range(1))
-    with monkeypatch.context() as away:
-        away.setattr(log.experiment, "log_batch", lambda *args, **kwargs: 1 / 0)
-        log_steps(log, range(1, 6))
+    log_steps_in_vain(log, range(1, 6), monkeypatch)
     assert capsys.readouterr().err.count("MLflow failed") == mlflow_log.PATIENCE
     log_steps(log, range(6, 7))
     assert [step for step, _ in history(run)] == [1]
