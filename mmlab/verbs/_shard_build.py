@@ -14,12 +14,11 @@ from typing import Any
 
 from mmlab.config.errors import ConfigError
 from mmlab.data.formats import RESPONSE_TYPES
+from mmlab.data.sources.scenes import KINDS, SIZES
 from mmlab.runs.disk import to_json
 from mmlab.training.config import STORED_DTYPES
 from mmlab.verbs._shard_arguments import add, existing, file, folder, held_out, mapping, positive, share
 
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
-SIZES = ("small", "large")
 QUESTIONS = ("color", "shape", "count", "position", "yesno")
 Add = Callable[..., Any]
 """`ArgumentParser.add_argument`."""
@@ -34,7 +33,7 @@ def add_drawing(add: Add) -> None:
     """Add the arguments of everything that draws shapes."""
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--size", type=positive, default=64, help="side of the images in pixels (%(default)s)")
-    add("--kinds", nargs="+", default=SHAPES, metavar="SHAPE", help=f"({' '.join(SHAPES)})")
+    add("--kinds", nargs="+", default=KINDS, metavar="SHAPE", help=f"({' '.join(KINDS)})")
 
 
 def _add_samples(add: Add) -> None:
