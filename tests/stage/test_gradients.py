@@ -43,25 +43,23 @@ def root(tmp_path_factory):
 
 def vision_language(kind: str, root: Path) -> Any:
     tokenizer = root / "tokenizer"
-    vlm, minigpt4 = tiny.vlm(tokenizer), tiny.minigpt4(tokenizer)
     every = ["vision", "connector", "language"]
-    config, model = {
-        "contrastive": (ContrastivePretrainingConfig(trainable=TOWERS), dual_encoder(tokenizer)),
-        "align": (ProjectorAlignmentConfig(trainable=["connector"], prompt=CAPTIONS), vlm),
-        "finetune": (EndToEndFinetuningConfig(trainable=every[1:], prompt=QUESTIONS), vlm),
-        "vision": (EndToEndFinetuningConfig(trainable=every, prompt=QUESTIONS), vlm),
-        "qformer": (EndToEndFinetuningConfig(trainable=[*every, "qformer"], prompt=QUESTIONS), minigpt4),
-        "qformer_align": (QFormerAlignmentConfig(trainable=["connector"], prompt=QUESTIONS), minigpt4),
-        "qformer_pretraining": (
-            QFormerPretrainingConfig(trainable=["qformer", "words", "contrast", "match"]),
-            tiny.image_text_qformer(tokenizer),
-        ),
-        "language": (
-            LanguagePretrainingConfig(trainable=["language"], prompt=QUESTIONS),
-            LanguageOnly(tiny.language(tokenizer)),
-        ),
+    qformer_parts = ["qformer", "words", "contrast", "match"]
+    config, build = {
+        "contrastive": (ContrastivePretrainingConfig(trainable=TOWERS), dual_encoder),
+        "align": (ProjectorAlignmentConfig(trainable=["connector"], prompt=CAPTIONS), tiny.vlm),
+        "finetune": (EndToEndFinetuningConfig(trainable=every[1:], prompt=QUESTIONS), tiny.vlm),
+        "vision": (EndToEndFinetuningConfig(trainable=every, prompt=QUESTIONS), tiny.vlm),
+        "qformer": (EndToEndFinetuningConfig(trainable=[*every, "qformer"], prompt=QUESTIONS), tiny.minigpt4),
+        "qformer_align": (QFormerAlignmentConfig(trainable=["connector"], prompt=QUESTIONS), tiny.minigpt4),
+        "qformer_pretraining": (QFormerPretrainingConfig(trainable=qformer_parts), tiny.image_text_qformer),
+        "language": (LanguagePretrainingConfig(trainable=["language"], prompt=QUESTIONS), language_alone),
     }[kind]
-    return make_stage(config, model)
+    return make_stage(config, build(tokenizer))
+
+
+def language_alone(tokenizer: Path) -> LanguageOnly:
+    return LanguageOnly(tiny.language(tokenizer))
 
 
 def diffusion(kind: str, root: Path) -> Any:
