@@ -88,7 +88,7 @@ def chat_page(speakers: Sequence[Speaker], root: Path, max_new_tokens: int) -> t
         max_new_tokens: of an answer, at first.
     """
     handlers = ChatHandlers(speakers, root)
-    sees = any(speaker.sees for speaker in speakers)
+    sees = all(speaker.sees for speaker in speakers)  # the others would answer without the picture
     with blocks([speaker.name for speaker in speakers]) as page:
         with gr.Row():
             chats = [

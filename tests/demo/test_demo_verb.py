@@ -8,12 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gradio
 import pytest
+from starlette.testclient import TestClient
 
 from mmlab import cli
 from mmlab.config.errors import ConfigError
 from mmlab.demo.forms import Drawn, Form, common_form
-from mmlab.demo.serving import upload_folder
+from mmlab.demo.serving import server, upload_folder
+from mmlab.demo.visits import Visit, Visits
 from mmlab.verbs import demo
 
 
@@ -100,3 +103,20 @@ def test_uploads_are_deleted_with_the_process():
     with upload_folder() as inner:
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before and not inner.exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:7860", 200),
+        ("localhost", "localhost:7860", 200),
+        ("127.0.0.1", "elsewhere.example", 400),
+        ("::1", "[::1]:7860", 200),
+        ("::1", "elsewhere.example", 400),
+        ("0.0.0.0", "elsewhere.example", 200),
+    ],
+)
+def test_a_local_page_answers_to_local_names_alone(tmp_path, host, asked, status):
+    visits = Visits(tmp_path, Visit)
+    app = server(gradio.Blocks(), visits, host).config.app
+    assert TestClient(app).get("/", headers={"Host": asked}).status_code == status
