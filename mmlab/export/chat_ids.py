@@ -44,7 +44,7 @@ def exact_template(prompt: Prompt, tokenizer: Any, picture: str, spec: ImageSpec
         ConfigError: the ids of a single question differ.
     """
     best: tuple[str, list[str]] | None = None
-    for join in _joins(tokenizer):
+    for join in _joins(tokenizer, spec is not None):
         text = jinja_template(prompt, tokenizer, picture, join)
         wrong = different_ids(prompt, tokenizer, tokenizer, text, spec)
         if best is None or len(wrong) < len(best[1]):
@@ -73,10 +73,13 @@ def different_ids(prompt: Prompt, tokenizer: Any, theirs: Any, template: str, sp
     return [name for name, dialogue in probes if not _equal(dialogue, template, prompt, tokenizer, theirs, spec)]
 
 
-def _joins(tokenizer: Any) -> Iterator[Join]:
+def _joins(tokenizer: Any, pictures: bool) -> Iterator[Join]:
     starts = ["", " "]
     if bos := leading_bos(tokenizer, ""):
-        starts = [tokenizer.bos_token, tokenizer.bos_token + " ", ""]
+        starts = [tokenizer.bos_token, tokenizer.bos_token + " "]
+        # A processor adds the token to the text that its template has written, so a template that writes it, too, gives
+        # two of them; a tokenizer alone does not add it.
+        starts.insert(0 if pictures else 2, "")
         assert bos == [tokenizer.bos_token_id]
     for front, (behind, always) in product(starts, (("", True), (" ", True), (" ", False))):
         yield Join(front, behind, always)

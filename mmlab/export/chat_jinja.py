@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mmlab.data.chat_template import ChatTemplate
 from mmlab.data.clock import fix_clock
 from mmlab.data.config import Prompt
+from mmlab.data.conversation import leading_bos
 from mmlab.data.templates import Template, template_named
 from mmlab.runs.disk import to_json
 
@@ -108,6 +109,7 @@ _OWN = """{%- macro own(messages, add_generation_prompt) -%}{{ '' }}@OWN@{%- end
 {%- else -%}
 {%- set text = own(chat.turns, false) -%}
 {%- endif -%}
+{%- if @BOS@ and text.startswith(@BOS@) -%}{%- set text = text[@BOS@ | length:] -%}{%- endif -%}
 @DROPS@
 {{- @FRONT@ + text -}}
 """
@@ -148,15 +150,16 @@ def jinja_template(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", picture
         template.stop(tokenizer)  # refuses a tokenizer without a usable chat template
         own = fix_clock(str(tokenizer.get_chat_template()), prompt.date).removesuffix("\n")  # type: ignore[attr-defined]
         drops = _NO_SYSTEM.replace("@LOST@", "chat.system and chat.system not in text") if prompt.system is None else ""
-        fields = {"OWN": own, "SYSTEM": _own_system(prompt), "MARK": _text(_MARK), "DROPS": drops}
+        bos = tokenizer.bos_token if picture and leading_bos(tokenizer, "") else ""  # a processor adds it
+        fields = {"OWN": own, "SYSTEM": _own_system(prompt), "MARK": _text(_MARK), "DROPS": drops, "BOS": _text(bos)}
         return _fill(read + _OWN, join, picture, fields)
-    bos = tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else ""
+    later = template.later.replace("{bos}", tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else "")
     fields = {
         "SYSTEM": _system(template, prompt),
         "ANSWER": _text(template.answer),
         "END": _text(template.close + template.stop(tokenizer)),
         "TAIL": _text(template.tail),
-        "LATER": _text(template.later.replace("{bos}", bos)),
+        "LATER": _text(later),
         "BEFORE": _text(template.before),
         "PIECE": _piece(template),
         "SPEAK": _text(template.speak),

@@ -38,7 +38,8 @@ def _dialogues() -> list[list[Turn]]:
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "wordpiece"])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_prompt_has_the_same_ids(name, template, tokenizers):
-    """With the processor of transformers, for each system message, and for whole dialogues as in training."""
+    """With the processor of transformers, for each system message, and for whole dialogues as in training; also in two
+    steps, as harnesses do: the text, and its ids."""
     images = image_processor(ImageSpec(16, "stretch"), [0.5] * 3, [0.5] * 3)
     picture, compared = photo(16, 16), 0
     captions = [[Turn("human", IMAGE * count, images=count)] for count in (1, 2)]
@@ -66,6 +67,9 @@ def test_a_prompt_has_the_same_ids(name, template, tokenizers):
             for start in one.image_starts:
                 ours[start : start + 4] = [image_id] * 4
             assert theirs[0] == ours, (system, dialogue)
+            written = processor.apply_chat_template(asked, add_generation_prompt=True)
+            shown = [picture] * len(one.image_starts) or None
+            assert processor(images=shown, text=written)["input_ids"][0] == ours, (system, dialogue)
             compared += 1
     assert compared >= (2 if template == "plain" else 9)
 
