@@ -87,6 +87,8 @@ class TalkVisit(Visit):
         asked = []
         for answerer, talk in zip(answerers, self.talks, strict=True):
             pictures = answerer.decode([data for _, data in files])
+            if len(pictures) < len(files):
+                raise SampleError("pictures", "a run that reads no pictures would answer without them.")
             # Pictures of a later question open it, as those of a first one do.
             turns = [*talk.dialogue, *answerer.ask(question, len(pictures))]
             asked.append(Talk(turns, [*talk.pictures, *pictures]))

@@ -60,6 +60,15 @@ def exact_template(prompt: Prompt, tokenizer: Any, picture: str, spec: ImageSpec
     return best
 
 
+def writes_bos(template: str, tokenizer: Any) -> bool:
+    """Whether a template writes the first token, although the tokenizer adds it to each text.
+
+    A text that the template has written then gets it twice, unless `apply_chat_template` tokenizes it, too.
+    """
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, tokenize=False)
+    return bool(leading_bos(tokenizer, "")) and text.startswith(tokenizer.bos_token)
+
+
 def different_ids(prompt: Prompt, tokenizer: Any, theirs: Any, template: str, spec: ImageSpec | None) -> list[str]:
     """Return the dialogues, of one for each form that a prompt can have, for which transformers gives other ids.
 

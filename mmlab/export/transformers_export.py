@@ -20,7 +20,7 @@ from mmlab.data.sample_types import ImageSpec, Picture
 from mmlab.data.templates import template_named
 from mmlab.data.turns import IMAGE, tokenizer_name
 from mmlab.export.adapters import write_adapters
-from mmlab.export.chat_ids import INEXACT, LATER, SEVERAL, different_ids, exact_template
+from mmlab.export.chat_ids import INEXACT, LATER, SEVERAL, different_ids, exact_template, writes_bos
 from mmlab.export.processors import image_processor, llava_processor
 from mmlab.export.transformers_modules import add_image_token, blip2, llava
 from mmlab.model.config import ANSWER_TOKENS
@@ -124,6 +124,8 @@ def export_vision_language(
     again.tokenizer.chat_template = again.chat_template
     _check_tokenizer(tokenizer, again.tokenizer, prompt, spec)
     notes += _notes(inexact)
+    if writes_bos(template, tokenizer):
+        notes.append("the chat template writes the first token, so its texts have to be tokenized without another one.")
     mean_color = tuple(int(mean * 255) for mean in vision.image_mean)
     if spec.aspect == "pad" and mean_color != PAD_COLOR:
         notes.append(f"pictures that are not square are padded with the color {mean_color}, not {PAD_COLOR}.")

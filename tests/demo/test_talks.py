@@ -2,6 +2,7 @@
 
 import html
 import threading
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -13,6 +14,7 @@ from mmlab.demo.serving import take_uploads
 from mmlab.demo.talks import Speaker, Talk, TalkVisit
 from mmlab.demo.visits import Visit, Visits
 from mmlab.evaluate.streamed_answer import streamed_answer
+from mmlab.model.language import LanguageOnly
 from mmlab.stage.assembly import restore, run_prompt
 from tests.demo.tiny_demo import MARKUP
 from tests.tiny_files import bomb, png
@@ -32,6 +34,17 @@ def visit(speakers, tmp_path):
 def asked(answerer, question="what color?"):
     dialogue = answerer.ask(question, 0)
     return answerer.tokens(dialogue, []), answerer([dialogue], [[]])[0]
+
+
+def test_no_run_answers_without_the_picture(speakers, tmp_path):
+    seeing = speakers[0]
+    words = replace(seeing, model=LanguageOnly(seeing.model.language))
+    visit = TalkVisit(tmp_path / "visit", talks=[Talk(), Talk()])
+    answerers = [speaker.answerer(4, 0) for speaker in (seeing, words)]
+    with pytest.raises(SampleError, match="a run that reads no pictures would answer without them"):
+        visit.ask(answerers, "what color?", [("a.png", png(16, 16))])
+    visit.ask(answerers, "what color?", [])
+    assert len(visit.asked) == 1
 
 
 def test_a_streamed_answer_grows_to_the_whole_one(speakers):

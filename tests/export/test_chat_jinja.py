@@ -11,7 +11,7 @@ from mmlab.data.conversation import chat_prompt
 from mmlab.data.sample_types import ImageSpec, SampleError
 from mmlab.data.templates import TEMPLATES
 from mmlab.data.turns import IMAGE, Turn
-from mmlab.export.chat_ids import exact_template
+from mmlab.export.chat_ids import exact_template, writes_bos
 from mmlab.export.processors import image_processor, llava_processor
 from mmlab.export.transformers_modules import add_image_token
 from tests.export.tiny_chats import photo, showing
@@ -89,6 +89,20 @@ def test_a_tokenizers_own_template_keeps_the_runs_date_and_opens_answers_as_in_t
     written = tokenizer.apply_chat_template(asked, **options)
     assert written == "17 May 2023<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "writes"),
+    [("metaspace", "v1", False), ("metaspace", "tokenizer", True), ("gpt_2", "v1", False)],
+)
+def test_a_template_that_has_to_write_the_first_token(tokenizers, name, template, writes):
+    """Without it, this tokenizer puts a space before the text."""
+    model = tiny.vlm(tokenizers[name])
+    tokenizer = model.language.tokenizer
+    tokenizer.chat_template = "{{ bos_token }}" + str(tokenizer.chat_template)
+    add_image_token(tokenizer, model.language.causal)
+    text, wrong = exact_template(Prompt(template), tokenizer, IMAGE, ImageSpec(16, "crop", 4))
+    assert (writes_bos(text, tokenizer), wrong) == (writes, [])
 
 
 def test_a_chat_that_training_has_no_form_for_is_refused(tokenizers):

@@ -48,7 +48,7 @@ def log_steps(log: WandbLog, steps: range, scale: float = 1.0) -> None:
 
 
 def test_everything_is_in_the_files(run, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openai", ModuleType("openai"))  # wandb advertises Weave when it is imported
+    monkeypatch.setitem(sys.modules, "openai", ModuleType("openai"))  # then wandb advertises Weave
     log = logger(run, group="sweep-1", job_type="align", tags=["tiny"], project="mine")
     log.log_graph(None)  # type: ignore[arg-type]
     (segment,) = find_segments(run)
