@@ -150,7 +150,7 @@ def jinja_template(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", picture
         template.stop(tokenizer)  # refuses a tokenizer without a usable chat template
         own = fix_clock(str(tokenizer.get_chat_template()), prompt.date).removesuffix("\n")  # type: ignore[attr-defined]
         drops = _NO_SYSTEM.replace("@LOST@", "chat.system and chat.system not in text") if prompt.system is None else ""
-        bos = tokenizer.bos_token if picture and leading_bos(tokenizer, "") else ""  # a processor adds it
+        bos = str(tokenizer.bos_token) if picture and leading_bos(tokenizer, "") else ""  # a processor adds it
         fields = {"OWN": own, "SYSTEM": _own_system(prompt), "MARK": _text(_MARK), "DROPS": drops, "BOS": _text(bos)}
         return _fill(read + _OWN, join, picture, fields)
     later = template.later.replace("{bos}", tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else "")
