@@ -22,7 +22,8 @@ LARGEST_UPLOAD = "64mb"
 """A JPEG of the most pixels that are decoded takes less."""
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 """Content-Security-Policy: the page loads nothing from elsewhere, and no other page frames it."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+"""This machine, as requests name it in their Host."""
 STYLE = """
 .pictures img {image-rendering: pixelated}
 .pictures, .pictures .grid-wrap {height: auto !important; max-height: none !important; overflow: visible !important}
@@ -107,8 +108,9 @@ def server(page: "Blocks", visits: Visits, host: str) -> "uvicorn.Server":
     mounted: Any = app.routes[-1]
     # Gradio's `launch` sets this; without it, paths that a client sends are not compared with the uploads.
     page.has_launched = True
-    if host in LOCAL:  # a page elsewhere whose name was pointed here cannot use the browser to reach it
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"])
+    # A page elsewhere whose name was pointed here cannot use the browser to reach it.
+    if host in LOCAL or f"[{host}]" in LOCAL:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
 
     async def with_policy(scope, receive, send):
         async def sent(message):

@@ -61,9 +61,9 @@ def exact_template(prompt: Prompt, tokenizer: Any, picture: str, spec: ImageSpec
 
 
 def writes_bos(template: str, tokenizer: Any) -> bool:
-    """Whether a template writes the first token, although the tokenizer adds it to each text.
+    """Whether a template writes the BOS token that the tokenizer also adds.
 
-    A text that the template has written then gets it twice, unless `apply_chat_template` tokenizes it, too.
+    Tokenizing the rendered text then gives two of them; `apply_chat_template(tokenize=True)` avoids that.
     """
     text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, tokenize=False)
     return bool(leading_bos(tokenizer, "")) and text.startswith(tokenizer.bos_token)
@@ -86,8 +86,7 @@ def _joins(tokenizer: Any, pictures: bool) -> Iterator[Join]:
     starts = ["", " "]
     if bos := leading_bos(tokenizer, ""):
         starts = [tokenizer.bos_token, tokenizer.bos_token + " "]
-        # A processor adds the token to the text that its template has written, so a template that writes it, too, gives
-        # two of them; a tokenizer alone does not add it.
+        # A processor adds the token when it tokenizes the rendered text; a tokenizer's `apply_chat_template` does not.
         starts.insert(0 if pictures else 2, "")
         assert bos == [tokenizer.bos_token_id]
     for front, (behind, always) in product(starts, (("", True), (" ", True), (" ", False))):

@@ -109,7 +109,7 @@ _OWN = """{%- macro own(messages, add_generation_prompt) -%}{{ '' }}@OWN@{%- end
 {%- else -%}
 {%- set text = own(chat.turns, false) -%}
 {%- endif -%}
-{%- if @BOS@ and text.startswith(@BOS@) -%}{%- set text = text[@BOS@ | length:] -%}{%- endif -%}
+{%- if text.startswith(@CUT@) -%}{%- set text = text[@CUT@ | length:] -%}{%- endif -%}
 @DROPS@
 {{- @FRONT@ + text -}}
 """
@@ -144,22 +144,22 @@ def jinja_template(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", picture
         ConfigError: the tokenizer lacks a token or chat template that the prompt's template needs.
     """
     template = template_named(prompt.template)
+    bos = tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else ""
     refusal = "Only the user can show pictures." if picture else "The model reads no pictures."
     read = _READ.replace("@READS@", str(bool(picture)).lower()).replace("@PICTURES@", refusal)
     if isinstance(template, ChatTemplate):
         template.stop(tokenizer)  # refuses a tokenizer without a usable chat template
         own = fix_clock(str(tokenizer.get_chat_template()), prompt.date).removesuffix("\n")  # type: ignore[attr-defined]
         drops = _NO_SYSTEM.replace("@LOST@", "chat.system and chat.system not in text") if prompt.system is None else ""
-        bos = str(tokenizer.bos_token) if picture and leading_bos(tokenizer, "") else ""  # a processor adds it
-        fields = {"OWN": own, "SYSTEM": _own_system(prompt), "MARK": _text(_MARK), "DROPS": drops, "BOS": _text(bos)}
+        cut = bos if picture and leading_bos(tokenizer, "") else ""  # the processor adds it
+        fields = {"OWN": own, "SYSTEM": _own_system(prompt), "MARK": _text(_MARK), "DROPS": drops, "CUT": _text(cut)}
         return _fill(read + _OWN, join, picture, fields)
-    later = template.later.replace("{bos}", tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else "")
     fields = {
         "SYSTEM": _system(template, prompt),
         "ANSWER": _text(template.answer),
         "END": _text(template.close + template.stop(tokenizer)),
         "TAIL": _text(template.tail),
-        "LATER": _text(later),
+        "LATER": _text(template.later.replace("{bos}", bos)),
         "BEFORE": _text(template.before),
         "PIECE": _piece(template),
         "SPEAK": _text(template.speak),

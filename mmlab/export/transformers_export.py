@@ -123,12 +123,7 @@ def export_vision_language(
     again = AutoProcessor.from_pretrained(out, **NO_CODE)
     again.tokenizer.chat_template = again.chat_template
     _check_tokenizer(tokenizer, again.tokenizer, prompt, spec)
-    notes += _notes(inexact)
-    if writes_bos(template, tokenizer):
-        notes.append("the chat template writes the first token, so its texts have to be tokenized without another one.")
-    mean_color = tuple(int(mean * 255) for mean in vision.image_mean)
-    if spec.aspect == "pad" and mean_color != PAD_COLOR:
-        notes.append(f"pictures that are not square are padded with the color {mean_color}, not {PAD_COLOR}.")
+    notes += _notes(inexact) + _processor_notes(template, tokenizer, vision, spec)
     load = f'{type(exported).__name__}.from_pretrained("{out}")'
     if adapters:
         load = _write_adapters(adapters, model, exported, out, load)
@@ -227,6 +222,17 @@ def end_tokens(tokenizer: Any, prompt: Prompt) -> tuple[set[int], list[str]]:
     for number in sorted(last - ends):
         notes.append(f"answers also end at the token {texts[number]!r}, the last one of {stop!r}.")
     return ends | last, notes
+
+
+def _processor_notes(template: str, tokenizer: Any, vision: Any, spec: ImageSpec) -> list[str]:
+    """What a user of the processor has to know."""
+    notes = []
+    if writes_bos(template, tokenizer):
+        notes.append("the chat template writes the BOS token: tokenize its text with add_special_tokens=False.")
+    mean_color = tuple(int(mean * 255) for mean in vision.image_mean)
+    if spec.aspect == "pad" and mean_color != PAD_COLOR:
+        notes.append(f"pictures that are not square are padded with the color {mean_color}, not {PAD_COLOR}.")
+    return notes
 
 
 def _notes(inexact: list[str]) -> list[str]:

@@ -168,7 +168,7 @@ class WandbLog(Logger):
             # Otherwise the config of a killed run never reaches its file.
             x_transaction_log_flush_interval=FLUSH_S,
         )
-        wandb.setup(settings=wandb.Settings(silent=True))  # `init` alone lets it advertise Weave
+        wandb.setup(settings=settings)  # `silent` given to `init` alone lets it advertise Weave
         id = self.arguments["id"] or run_id(Path(self.save_dir), self.arguments["name"] or "run")
         run = wandb.init(
             **{**self.arguments, "id": id},

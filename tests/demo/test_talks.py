@@ -7,9 +7,11 @@ from threading import Event
 
 import pytest
 import torch
+from gradio import MultimodalTextbox
 
 from mmlab.config.errors import RunError
 from mmlab.data.sample_types import SampleError
+from mmlab.demo.chat_page import chat_page
 from mmlab.demo.serving import take_uploads
 from mmlab.demo.talks import Speaker, Talk, TalkVisit
 from mmlab.demo.visits import Visit, Visits
@@ -45,6 +47,10 @@ def test_no_run_answers_without_the_picture(speakers, tmp_path):
         visit.ask(answerers, "what color?", [("a.png", png(16, 16))])
     visit.ask(answerers, "what color?", [])
     assert len(visit.asked) == 1
+    for shown, sources in (([seeing], ["upload"]), ([seeing, words], [])):
+        page, _ = chat_page(shown, tmp_path, 4)
+        (box,) = (block for block in page.blocks.values() if isinstance(block, MultimodalTextbox))
+        assert box.sources == sources
 
 
 def test_a_streamed_answer_grows_to_the_whole_one(speakers):

@@ -95,7 +95,7 @@ def test_a_tokenizers_own_template_keeps_the_runs_date_and_opens_answers_as_in_t
     ("name", "template", "writes"),
     [("metaspace", "v1", False), ("metaspace", "tokenizer", True), ("gpt_2", "v1", False)],
 )
-def test_a_template_that_has_to_write_the_first_token(tokenizers, name, template, writes):
+def test_a_template_that_has_to_write_the_bos_token(tokenizers, name, template, writes):
     """Without it, this tokenizer puts a space before the text."""
     model = tiny.vlm(tokenizers[name])
     tokenizer = model.language.tokenizer

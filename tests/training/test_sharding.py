@@ -21,7 +21,8 @@ BY_RANK = ("qformer_pretraining", "kl", "vq", "vq_ema")
 """Kinds whose negatives, revived codes or batch norms depend on the number of ranks."""
 EXACT = [name for name, case in CASES.items() if case.precision == "32-true"]
 ALONE = [name for name in EXACT if CASES[name].kind not in BY_RANK and not CASES[name].chunked]
-"""Cases that are compared with one process, which logs other losses; others with two that have a model each."""
+"""Cases that are compared with one process, which logs the loss of its last micro-batch only. The others, and that with
+the chunked loss, are compared with a model on each rank."""
 
 
 @pytest.fixture(scope="module")
