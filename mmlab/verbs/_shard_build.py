@@ -1,4 +1,4 @@
-"""`mmlab shards build` and `encode`: what makes shards.
+"""`mmlab shards build`: shards of data in a foreign format, or drawn.
 
 A foreign format is one function in `mmlab/data/sources`, which yields samples, and one `@source` here.
 """
@@ -16,7 +16,6 @@ from mmlab.config.errors import ConfigError
 from mmlab.data.formats import RESPONSE_TYPES
 from mmlab.data.sources.scenes import KINDS, SIZES
 from mmlab.runs.disk import to_json
-from mmlab.training.config import STORED_DTYPES
 from mmlab.verbs._shard_arguments import add, existing, file, folder, held_out, mapping, positive, share
 
 QUESTIONS = ("color", "shape", "count", "position", "yesno")
@@ -45,10 +44,11 @@ def _add_samples(add: Add) -> None:
 def _add_fields(add: Add) -> None:
     add("--image-field", help="the table's column of image paths")
     add("--class-field", help="the table's column of classes")
-    _add_budget(add)
+    add_budget(add)
 
 
-def _add_budget(add: Add, default: float = 0.0) -> None:
+def add_budget(add: Add, default: float = 0.0) -> None:
+    """Add the share of images that may be left out."""
     help_budget = "share of images that may be missing or unsupported (%(default)s)"
     add("--missing-budget", type=share, default=default, metavar="SHARE", help=help_budget)
 
@@ -65,7 +65,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         add("--seed", type=int, default=0, help="another draw of the splits (%(default)s)")
 
 
-def _add_destination(add: Add) -> None:
+def add_destination(add: Add) -> None:
+    """Add where shards are written, and how."""
     add("out", help="folder to create, or the address of one: s3://bucket/mine")
     add("--shard-samples", type=int, default=1000, help="samples per shard (%(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier set of shards")
@@ -149,7 +150,7 @@ def _add_chats(add: Add) -> None:
     help_type = "a type of records that are captions, beside those named caption or description (may be repeated)"
     add("--caption-type", dest="caption_types", action="append", default=[], metavar="TYPE", help=help_type)
     add("--separate", action="store_true", help="make a sample of each record, with its own copy of the image")
-    _add_budget(add)
+    add_budget(add)
 
 
 @source("mmlab.data.sources.coco.coco", "images with COCO's captions and boxes")
@@ -158,7 +159,7 @@ def _coco(add: Add) -> None:
     add("--captions", type=file, metavar="JSON", help="such as captions_train2017.json")
     add("--instances", type=file, metavar="JSON", help="such as instances_train2017.json")
     add("--table", type=file, metavar="JSONL", help="captions and boxes of one image per line, instead of both")
-    _add_budget(add)
+    add_budget(add)
 
 
 @source("mmlab.data.sources.boxes.voc", "images with boxes in Pascal VOC's XML files")
@@ -167,7 +168,7 @@ def _voc(add: Add) -> None:
     add("annotations", type=folder, help="folder of XML files, such as Annotations")
     help_list = "names of annotations to read, such as ImageSets/Main/train.txt"
     add("--list", dest="listed", type=file, metavar="TXT", help=help_list)
-    _add_budget(add)
+    add_budget(add)
 
 
 @source("mmlab.data.sources.boxes.yolo", "images with boxes in YOLO's text files")
@@ -175,7 +176,7 @@ def _yolo(add: Add) -> None:
     add("images", type=folder, help="image folder, such as images/train")
     add("--names", type=file, required=True, metavar="FILE", help="data.yaml, or a text file with a class per line")
     add("--labels", type=folder, metavar="DIR", help="folder of text files (labels in place of images in the path)")
-    _add_budget(add)
+    add_budget(add)
 
 
 @source("mmlab.data.sources.tars.tars", "tars of webdataset with other names of members, also compressed")
@@ -193,7 +194,7 @@ def _scienceqa(add: Add) -> None:
     forms = ("QCM-LEA", "QCM-ALE")
     add("--form", default=forms[0], choices=forms, help="reasoning first, or answer first: QCM-ALE")
     add("--captions", type=file, metavar="JSON", help="captions of the images, for the context")
-    _add_budget(add, 1.0)  # a problem whose image is missing is kept as text
+    add_budget(add, 1.0)  # a problem whose image is missing is kept as text
 
 
 @source("mmlab.data.sources.captions.captions", "images with captions in .txt files next to them, or in a table")
@@ -225,7 +226,7 @@ def add_build(commands) -> None:
         arguments(parser.add_argument)
         if name not in DRAWN:
             _add_build(parser)
-        _add_destination(parser.add_argument)
+        add_destination(parser.add_argument)
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -233,7 +234,7 @@ def _build(args: argparse.Namespace) -> None:
     function = getattr(importlib.import_module(module), name)
     values = {parameter: getattr(args, parameter) for parameter in inspect.signature(function).parameters}
     if not hasattr(args, "workers"):
-        _write(args, function(**values), getattr(args, "count", None))
+        write(args, function(**values), getattr(args, "count", None))
         return
     from mmlab.data.building import Build, write_rows
 
@@ -256,7 +257,8 @@ def _stamp(path: str) -> tuple[int, int] | None:
     return (place.stat().st_size, place.stat().st_mtime_ns) if os.path.exists(place) else None
 
 
-def _write(args: argparse.Namespace, samples: Any, total: int | None) -> None:
+def write(args: argparse.Namespace, samples: Any, total: int | None) -> None:
+    """Write samples as shards to the destination, and print how many there are."""
     from mmlab.data.shard_files import write_shards
 
     start = time.monotonic()
@@ -272,49 +274,3 @@ def _print_counts(indexes: list[Any], tally: Any, seconds: float) -> None:
     print(f"rows {tally.rows} = written {tally.written} + left out {tally.left_out.total()}")
     for line in tally.lines():
         print(f"left out: {line}")
-
-
-def add_encode(commands) -> None:
-    """Add `encode`."""
-    encode = add(commands, "encode", _encode, "encode images with a trained first stage: cache its latents or codes")
-    encode.add_argument("run_name", metavar="RUN", help="name or folder of a run that trained or started from it")
-    encode.add_argument("source", metavar="SRC", type=existing, help="folder of shards with images")
-    encode.add_argument("--runs", default="runs", metavar="DIR", help="folder of runs (%(default)s)")
-    help_kind = "what to store; by default codes, for stage=code_prior, if the first stage has a codebook"
-    encode.add_argument("--as", dest="kind", choices=("codes", "latents"), help=help_kind)
-    help_dtype = "of latents; float16 takes half the space (float32)"
-    encode.add_argument("--dtype", choices=STORED_DTYPES, help=help_dtype)
-    help_map = "a run that trained a first stage of maps: encode each image's map.png as well"
-    encode.add_argument("--map-run", metavar="RUN", help=help_map)
-    encode.add_argument("--flip", action="store_true", help="also encode the mirror images, for data.flip=true")
-    help_keep = "copy the images beside their latents, for model/alignment"
-    encode.add_argument("--keep-images", action="store_true", help=help_keep)
-    encode.add_argument("--batch-size", type=positive, default=64, help="images at a time (%(default)s)")
-    _add_budget(encode.add_argument)
-    _add_destination(encode.add_argument)
-
-
-def _encode(args: argparse.Namespace) -> None:
-    import torch
-
-    from mmlab.data.index import ShardIndex
-    from mmlab.runs.run import find_run
-    from mmlab.stage.latent_cache import codes, encoding_of, first_stage_of, latents
-
-    index, folder = ShardIndex.open(args.source), find_run(args.run_name, args.runs)
-    kind = encoding_of(folder, args.kind)
-    if kind == "latents" and args.map_run is not None:
-        raise ConfigError("--map-run applies only to codes, and this encodes latents; leave it out.")
-    if kind == "codes" and args.dtype is not None:
-        raise ConfigError(f"--dtype={args.dtype} applies only to latents, and this encodes codes; leave it out.")
-    if kind == "codes" and args.keep_images:
-        raise ConfigError("--keep-images applies only to latents, and this encodes codes; leave it out.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    first_stage, spec = first_stage_of(folder, measured=kind == "latents")
-    options = args.flip, args.batch_size, args.missing_budget
-    if kind == "latents":
-        samples = latents(first_stage.to(device), index, spec, args.dtype or "float32", *options, args.keep_images)
-    else:
-        maps = args.map_run and first_stage_of(find_run(args.map_run, args.runs), measured=False)[0].to(device)
-        samples = codes(first_stage.to(device), index, spec, *options, maps)
-    _write(args, samples, len(index))

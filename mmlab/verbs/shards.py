@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mmlab.config.errors import ConfigError, UserError, nearest
 from mmlab.verbs._shard_arguments import Parser, add, existing, part_of, positive
-from mmlab.verbs._shard_build import add_build, add_drawing, add_encode
+from mmlab.verbs._shard_build import add_build, add_drawing
 from mmlab.verbs._shard_checks import add_checks
+from mmlab.verbs._shard_encode import add_encode
 
 # torch, Pillow and transformers are imported by the commands that need them, so that `--help` is fast.
 

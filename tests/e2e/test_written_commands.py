@@ -14,7 +14,7 @@ from mmlab import cli
 from mmlab.config.compose import conf_dir, hydra_verb
 from mmlab.config.multirun import Multirun
 from mmlab.data.survey import Survey
-from mmlab.verbs import _repetition, _shard_build, _shard_checks, shards
+from mmlab.verbs import _repetition, _shard_build, _shard_checks, _shard_encode, shards
 from mmlab.verbs._recipe_pages import Recipe, pages
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,7 @@ def give(monkeypatch, command: str) -> int:
         (shards, "existing"),
         (_shard_build, "existing"),
         (_shard_checks, "existing"),
+        (_shard_encode, "existing"),
         (_shard_build, "file"),
         (_shard_build, "folder"),
     ):
